@@ -1,0 +1,39 @@
+"""lsmix: mixed-image data sets made in the latent space of a Glow normalising flow.
+
+Names are imported when they are first used, so that ``import lsmix`` costs nothing and reading a pool needs no flow.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lsmix.data.errors import LsmixError
+    from lsmix.data.loader import PoolLoader
+    from lsmix.data.pool import open_pool
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.glow.mixing import mix_latents
+    from lsmix.pipeline.api import run, verify
+
+__all__ = ["LsmixError", "PoolLoader", "__version__", "load_flow", "mix_latents", "open_pool", "run", "verify"]
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "LsmixError": "lsmix.data.errors",
+    "PoolLoader": "lsmix.data.loader",
+    "load_flow": "lsmix.glow.checkpoint",
+    "mix_latents": "lsmix.glow.mixing",
+    "open_pool": "lsmix.data.pool",
+    "run": "lsmix.pipeline.api",
+    "verify": "lsmix.pipeline.api",
+}
+
+
+def __getattr__(name: str) -> Any:  # PEP 562: the type of a lazily imported name is not known here
+    if name not in _HOME:
+        raise AttributeError(f"module 'lsmix' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,57 @@
+"""Writing files so that a crash never leaves a half-written one: write beside, flush to disk, rename.
+
+The one rule: what a reader may look at appears under its final name only when all of its bytes are on the disk.
+"""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["fsync_folder", "fsync_tree", "sha256_file", "write_durably"]
+
+_BLOCK_BYTES = 1 << 20
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write ``content`` to ``path`` at once: beside it, flushed, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads; ours are for sharing
+            os.fsync(file.fileno())
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def fsync_tree(folder: Path) -> None:
+    """Flush every file and folder below ``folder``, and itself, to disk."""
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            with (Path(root) / name).open("rb") as file:
+                os.fsync(file.fileno())
+        fsync_folder(Path(root))
+
+
+def sha256_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()

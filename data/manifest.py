@@ -1,0 +1,192 @@
+"""The manifest of an artifact: what it is, what it was made from, and a checksum of every file in it.
+
+The one rule: ``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
+one is unfinished work and is never read.
+"""
+
+import hashlib
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+
+from lsmix.data.durable import fsync_tree, sha256_file, write_durably
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MANIFEST_NAME",
+    "WORK_FOLDER",
+    "FileRecord",
+    "InputRecord",
+    "Manifest",
+    "check_sizes",
+    "read_manifest",
+    "record_files",
+    "root_digest",
+    "verify_files",
+    "write_manifest",
+]
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an artifact."""
+
+    path: str  # relative to the artifact's folder, with forward slashes
+    bytes: int  # size
+    sha256: str  # hex
+    payload: bool  # whether the next stage reads it, so that it counts in the root digest
+
+
+class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of an artifact."""
+
+    role: str  # what the stage calls it: "dataset", "flow", "latents", ...
+    key: str  # key of the input artifact, 12 hex digits; "" for source files
+    root: str  # root digest of its payload
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a complete artifact."""
+
+    format_version: int = FORMAT_VERSION
+    stage: str
+    stage_version: int
+    name: str
+    key: str  # 12 hex digits, see pipeline/keys.py
+    root: str  # digest over the payload files
+    config: dict[str, Any]  # full configuration of the stage
+    inputs: list[InputRecord]
+    files: list[FileRecord]
+    counts: dict[str, Any] = {}  # facts such as the number of images, of corrupted ones, of shards
+    seconds: float = 0.0  # time of work, all sessions together
+    environment: dict[str, Any] = {}  # versions, device, determinism flags
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def root_digest(files: list[FileRecord]) -> str:
+    """Return the SHA-256 over path and checksum of all payload files, in order of their paths."""
+    lines = [f"{file.sha256} {file.path}\n" for file in files if file.payload]
+    return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
+
+
+def record_files(
+    folder: Path, payload: set[str] | None = None, known: dict[str, str] | None = None
+) -> list[FileRecord]:
+    """List the files below ``folder`` with size and checksum, without the manifest and the work folder.
+
+    ``payload`` names the payload: paths, or first parts of paths such as "pool.zarr"; None takes every file.
+    ``known`` gives checksums that were taken while writing, by path, so that big shards are not read again.
+    """
+    records = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        first = relative.split("/", 1)[0]
+        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER:
+            continue
+        records.append(
+            FileRecord(
+                path=relative,
+                bytes=path.stat().st_size,
+                sha256=(known or {}).get(relative) or sha256_file(path),
+                payload=payload is None or first in payload or relative in payload,
+            )
+        )
+    return records
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete."""
+    fsync_tree(folder)
+    content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
+    write_durably(folder / MANIFEST_NAME, content + b"\n")
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Return the manifest of the artifact in ``folder``.
+
+    Raises:
+        MissingError: there is no such folder, or it is unfinished.
+        FormatError: the manifest is of a version that this lsmix does not read.
+        CorruptError: the manifest is not what a manifest must be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingError(f"no artifact at {str(folder)!r}: there is no such folder.")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise MissingError(
+            f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
+            "Run its recipe again to finish it."
+        )
+    content = path.read_bytes()
+    try:
+        version = msgspec.json.decode(content, type=_Version).format_version
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"artifact {str(folder)!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
+                "Use a newer lsmix, or make the artifact again."
+            )
+        manifest = msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make the artifact again.") from error
+    for file in manifest.files:
+        _check_relative(path, file.path)
+    return manifest
+
+
+def _check_relative(manifest_path: Path, relative: str) -> None:
+    parts = PurePosixPath(relative)
+    if parts.is_absolute() or not parts.parts or ".." in parts.parts or "\\" in relative or "\0" in relative:
+        raise CorruptError(
+            f"{str(manifest_path)!r} names the file {relative!r}, which lies outside its folder. Do not use this artifact."
+        )
+
+
+def check_sizes(folder: Path | str, manifest: Manifest) -> None:
+    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded."""
+    for file in manifest.files:
+        path = Path(folder) / file.path
+        if path.is_symlink() or not path.is_file():
+            raise CorruptError(
+                f"{str(path)!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
+            )
+        size = path.stat().st_size
+        if size != file.bytes:
+            raise CorruptError(
+                f"{str(path)!r} is damaged: expected {file.bytes} bytes, got {size}. Fetch or make the artifact again."
+            )
+
+
+def verify_files(folder: Path | str, manifest: Manifest) -> int:
+    """Check every byte of every file against the manifest; return the number of bytes read.
+
+    Raises:
+        CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
+    """
+    folder = Path(folder)
+    check_sizes(folder, manifest)
+    if manifest.root != root_digest(manifest.files):
+        raise CorruptError(
+            f"{str(folder / MANIFEST_NAME)!r} was altered: its root digest does not fit its list of files."
+        )
+    for file in manifest.files:
+        digest = sha256_file(folder / file.path)
+        if digest != file.sha256:
+            raise CorruptError(
+                f"{str(folder / file.path)!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
+                "Fetch or make the artifact again."
+            )
+    listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        if not path.is_dir() and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
+            raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
+    return sum(file.bytes for file in manifest.files)

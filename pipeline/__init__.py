@@ -1,0 +1,1 @@
+"""Recipe, artifacts and their keys, stages, executors, report. Knows nothing of click."""
