@@ -1,0 +1,46 @@
+# make demo | test | test-all | check | bench | lock | clean; each sets up .venv from the lock file if need be.
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed-from-lock
+
+.PHONY: demo test test-all check bench lock clean setup
+
+demo: $(STAMP)
+	$(BIN)/lsmix demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+bench: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m benchmarks
+
+setup: $(STAMP)
+
+$(STAMP): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("lsmix needs Python 3.11 or newer, got " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+# Writes requirements.lock anew from pyproject.toml. torch stays at the version that is named here.
+lock:
+	rm -rf .venv-lock
+	$(PYTHON) -m venv .venv-lock
+	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" setuptools ".[dev]"
+	( echo "# Every package of 'pip install .[dev]' with its version. Written by 'make lock'."; \
+	  .venv-lock/bin/python -m pip freeze --all --exclude lsmix --exclude pip | sed -E 's/\+cpu$$//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > requirements.lock
+	rm -rf .venv-lock
+
+clean:
+	rm -rf .venv .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov

@@ -1,0 +1,332 @@
+"""The command line: each command parses, makes one library call, prints.
+
+The one rule: nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
+Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lsmix.data.errors import LsmixError, StaleError
+
+if TYPE_CHECKING:
+    from lsmix.pipeline.api import RunResult
+    from lsmix.pipeline.garbage import Garbage
+    from lsmix.pipeline.status import NodeStatus
+
+__all__ = ["main"]
+
+_INTERRUPTED = 130
+
+_EPILOG = """\b
+Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
+5 corrupt, 6 partly done, 130 interrupted (run again to go on).
+"""
+
+
+class _Bars:
+    """Progress on stderr: bars on a terminal, plain lines elsewhere."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+        self._bar: Any = None
+
+    def say(self, message: str) -> None:
+        """Print a line, unless quiet."""
+        if not self._quiet:
+            click.echo(message, err=True)
+
+    def warn(self, message: str) -> None:
+        """Print a warning, even when quiet."""
+        click.echo(f"warning: {message}", err=True)
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Draw a bar."""
+        if self._quiet:
+            return
+        if not sys.stderr.isatty():
+            click.echo(f"{label}: {total - done} of {total} {unit}s to do", err=True)
+            return
+        from tqdm import tqdm
+
+        self._bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False)
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(units)
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="lsmix")
+def cli() -> None:
+    r"""Make, check and use mixed-image data sets (LS-Mix).
+
+    \b
+    Begin with:  lsmix demo
+    or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
+    """
+
+
+def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        [
+            click.argument("recipe", type=click.Path(path_type=Path)),
+            click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts."),
+            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field."),
+            click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in reversed(
+        [
+            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+            click.option(
+                "--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."
+            ),
+            click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
+            click.option("--dry-run", is_flag=True, help="Only show what would run, and why."),
+            click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+@cli.command(epilog="Example: lsmix init cifar10-small > my.toml")
+@click.argument("name", required=False)
+def init(name: str | None) -> None:
+    """Print a commented recipe to start from; without NAME, list them."""
+    from lsmix.pipeline.builtin import builtin_recipes, recipe_text
+
+    click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
+
+
+def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+    force = stage if options.pop("force", False) else ""
+    if dry_run:
+        nodes = _statuses(recipe, options["workspace"], stage, options["overrides"])
+        _print_json("status", nodes) if as_json else _print_status(nodes)
+        return
+    from lsmix.pipeline.api import run as run_recipe
+
+    result = run_recipe(recipe, stage=stage, force=force, progress=_Bars(quiet), **options)
+    _print_json("run", _run_facts(result)) if as_json else _print_run(result)
+
+
+@cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
+@_recipe_options
+@_run_options
+def run(recipe: Path, **options: Any) -> None:
+    """Bring everything in RECIPE up to date, from ingest to report."""
+    _run("", recipe, **options)
+
+
+def _stage_command(stage: str, text: str, example: str) -> None:
+    @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
+    @_recipe_options
+    @_run_options
+    @click.option("--force", is_flag=True, help="Make this stage again although it is up to date.")
+    def command(recipe: Path, **options: Any) -> None:
+        _run(stage, recipe, **options)
+
+
+for _stage, _text, _example in (
+    ("ingest", "Read the published data set of RECIPE into dataset.h5.", " --set data.heldout=500"),
+    ("train-glow", "Train the flow of RECIPE, and whatever it needs.", " --device cuda"),
+    ("encode", "Encode the training images of RECIPE to latents.", " --workers 2"),
+    ("mix", "Make the pools of RECIPE.", " --set pools.lsmix.alpha=0.2"),
+    ("train", "Train the classifiers of RECIPE.", " --set classifier.epochs=5"),
+    ("report", "Write the report of RECIPE.", ""),
+):
+    _stage_command(_stage, _text, _example)
+
+
+@cli.command(epilog="Example: lsmix status my.toml --check")
+@_recipe_options
+@click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
+def status(recipe: Path, workspace: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
+    """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
+    nodes = _statuses(recipe, workspace, "", overrides)
+    _print_json("status", nodes) if as_json else _print_status(nodes)
+    stale = [node for node in nodes if node.state != "cached"]
+    if check and stale:
+        raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. 'lsmix run {recipe}' makes them.")
+
+
+@cli.command(epilog="Example: lsmix demo")
+@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@_run_options
+def demo(workspace: str, **options: Any) -> None:
+    """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
+    from lsmix.pipeline.builtin import recipe_path
+
+    _run("", recipe_path("demo"), workspace=workspace, overrides=(), as_json=False, **options)
+
+
+@cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --sheet sheet.png")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--sheet", type=click.Path(path_type=Path), help="Write the sheet of samples to this PNG.")
+@click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Rows of the sheet.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def show(artifact: Path, sheet: Path | None, rows: int, as_json: bool) -> None:
+    """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2."""
+    from lsmix.pipeline.show import artifact_facts, write_sheet
+
+    facts = artifact_facts(artifact)
+    target = sheet or Path(f"{artifact.resolve().name}.png")
+    drawn = write_sheet(artifact, target, rows=rows)
+    if as_json:
+        _print_json("show", {**facts, "sheet": str(target) if drawn else None})
+        return
+    for name, value in facts.items():
+        click.echo(f"{name:<12} {value}")
+    click.echo(f"{'sheet':<12} {target} ({drawn})" if drawn else "no pictures to draw in an artifact of this stage")
+
+
+@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def verify(artifact: Path, as_json: bool) -> None:
+    """Check every byte of ARTIFACT against its checksums; exit code 5 on the first damage."""
+    from lsmix.pipeline.api import verify as verify_artifact
+
+    facts = verify_artifact(artifact)
+    if as_json:
+        _print_json("verify", facts)
+    else:
+        click.echo(
+            f"{artifact}: {facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
+        )
+
+
+@cli.command(epilog="Example: lsmix gc my.toml --delete")
+@click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
+@click.option("--delete", is_flag=True, help="Remove what is listed.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
+    """List artifacts and unfinished work that none of RECIPES wants; remove them with --delete."""
+    from lsmix.pipeline.api import plan
+    from lsmix.pipeline.garbage import collect_garbage
+
+    place, nodes = None, []
+    for recipe in recipes:
+        _, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
+        nodes += wanted
+    found = collect_garbage(nodes, place, delete=delete) if place else []
+    _print_json("gc", found) if as_json else _print_garbage(found, delete)
+
+
+def _print_garbage(found: "Sequence[Garbage]", delete: bool) -> None:
+    for item in found:
+        click.echo(
+            f"{_size(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
+        )
+    total = _size(sum(item.bytes for item in found))
+    click.echo(f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}")
+
+
+def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str]) -> "list[NodeStatus]":
+    from lsmix.pipeline.api import plan
+    from lsmix.pipeline.status import recipe_status
+
+    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides)
+    return recipe_status(nodes, place)
+
+
+def _print_status(nodes: "Sequence[NodeStatus]") -> None:
+    for node in nodes:
+        size = "" if node.bytes is None else ("" if node.state == "cached" else "~") + _size(node.bytes)
+        seconds = "" if node.seconds is None else ("" if node.state == "cached" else "~") + f"{node.seconds:.0f} s"
+        click.echo(f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>8}  {node.why}")
+
+
+def _print_run(result: "RunResult") -> None:
+    made = [item for item in result.built if not item.cached]
+    click.echo(f"{len(made)} of {len(result.built)} artifacts made, the others were up to date")
+    for row in result.error_rates:
+        click.echo(f"error rate  {row.label:<20} {row.text} %  ({len(row.errors)} seeds)")
+    if result.report:
+        click.echo(f"report      {result.report}")
+    elif result.built:
+        click.echo(f"last        {result.built[-1].folder}")
+
+
+def _run_facts(result: "RunResult") -> dict[str, Any]:
+    return {
+        "artifacts": [
+            {
+                "stage": item.stage,
+                "name": item.name,
+                "key": item.key,
+                "folder": str(item.folder),
+                "root": item.manifest.root,
+                "cached": item.cached,
+                "seconds": round(item.seconds, 3),
+                "counts": item.manifest.counts,
+            }
+            for item in result.built
+        ],
+        "error_rates": [
+            {"run": row.label, "errors": row.errors, "mean": row.mean, "std": row.std} for row in result.error_rates
+        ],
+        "report": str(result.report) if result.report else None,
+    }
+
+
+def _print_json(kind: str, content: Any) -> None:
+    import msgspec
+
+    document = {"schema": f"lsmix/{kind}/1", "content": content}
+    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
+
+
+def _size(count: int) -> str:
+    amount = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1000
+    return f"{amount:.1f} TB"
+
+
+def main() -> None:
+    """Run the command line and exit with its code."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except LsmixError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo(f"interrupted; what is done is kept. Go on with: {_command_line()}", err=True)
+        sys.exit(_INTERRUPTED)
+    except BrokenPipeError:  # the reader of our output, such as 'head', went away
+        sys.stderr.close()
+        sys.exit(0)
+
+
+def _command_line() -> str:
+    import shlex
+
+    return shlex.join(["lsmix", *sys.argv[1:]])

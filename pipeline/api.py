@@ -1,0 +1,120 @@
+"""What the command line and the root package both call: run a recipe, verify an artifact."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lsmix.data.manifest import Manifest, read_manifest, verify_files
+from lsmix.pipeline.error_rates import RunSummary, summarise_runs
+from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
+from lsmix.pipeline.graph import Node, build_graph, upto
+from lsmix.pipeline.interruption import graceful_signals
+from lsmix.pipeline.progress import Progress, SilentProgress
+from lsmix.pipeline.recipe import Recipe, read_recipe
+from lsmix.pipeline.runner import Built, bring_up_to_date
+from lsmix.pipeline.workspace import Workspace
+
+__all__ = ["RunResult", "plan", "run", "verify"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run brought up to date."""
+
+    recipe: Recipe
+    built: list[Built]
+
+    def __getitem__(self, name: str) -> Built:
+        """Return an artifact by "stage" (where there is one) or "stage/name", such as "mix/lsmix"."""
+        fits = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
+        if len(fits) != 1:
+            known = ", ".join(f"{item.stage}/{item.name}" for item in self.built)
+            raise KeyError(f"{name!r} names {len(fits)} artifacts of this run; it has {known}")
+        return fits[0]
+
+    @property
+    def error_rates(self) -> list[RunSummary]:
+        """The error rates of all classifier runs, in the recipe's order."""
+        runs: dict[str, list[Manifest]] = {}
+        for item in self.built:
+            if item.stage == "train":
+                runs.setdefault(item.name.rpartition("-seed")[0], []).append(item.manifest)
+        return summarise_runs(runs)
+
+    @property
+    def report(self) -> Path | None:
+        """The report's HTML page, where the run went as far as the report."""
+        pages = [item.folder / "report.html" for item in self.built if item.stage == "report"]
+        return pages[0] if pages else None
+
+
+def plan(
+    recipe: Path | str, *, workspace: Path | str = "runs", stage: str = "", overrides: Sequence[str] = ()
+) -> tuple[Recipe, list[Node], Workspace]:
+    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
+    content = read_recipe(recipe, overrides)
+    place = Workspace(workspace)
+    nodes = build_graph(content, place)
+    return content, upto(nodes, stage) if stage else nodes, place
+
+
+def run(
+    recipe: Path | str,
+    *,
+    workspace: Path | str = "runs",
+    stage: str = "",
+    overrides: Sequence[str] = (),
+    workers: int = 0,
+    scheduler: str = "",
+    device: str = "auto",
+    force: str = "",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Bring a recipe up to date: what ``lsmix run`` does.
+
+    Args:
+        recipe: the TOML file.
+        workspace: folder of the artifacts; made if need be.
+        stage: go no further than this stage; "" for all.
+        overrides: "section.key=value" each, over what the recipe says.
+        workers: make shards in this many Dask workers on this machine; 0 in this process.
+        scheduler: make shards on the Dask cluster at this address.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        force: name of a stage to make again although it is up to date.
+        progress: is told what happens; None tells nobody.
+
+    Raises:
+        LsmixError: with one sentence on what is wrong, where, and what to do.
+    """
+    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides)
+    progress = progress or SilentProgress()
+    executor: Executor = InProcessExecutor()
+    if workers or scheduler:
+        executor = DaskExecutor(workers=workers, scheduler=scheduler, say=progress.say)
+    with graceful_signals(), executor:
+        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device, force=force)
+    return RunResult(recipe=content, built=built)
+
+
+def verify(artifact: Path | str) -> dict[str, Any]:
+    """Check every byte of an artifact against its manifest, and return the facts.
+
+    Raises:
+        MissingError: there is no artifact, or it is unfinished.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: on the first damage, with the file's name.
+    """
+    folder = Path(artifact)
+    manifest = read_manifest(folder)
+    size = verify_files(folder, manifest)
+    return {
+        "folder": str(folder),
+        "stage": manifest.stage,
+        "name": manifest.name,
+        "key": manifest.key,
+        "root": manifest.root,
+        "files": len(manifest.files),
+        "bytes": size,
+        "counts": manifest.counts,
+    }

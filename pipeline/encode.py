@@ -1,0 +1,139 @@
+"""The encode stage: data set + flow → ``latents.zarr``, the latent vector of every training image.
+
+The latents are only worth something if they decode back to the very images, so the stage checks that for all of them
+unless told not to, and puts the count into the manifest.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+from msgspec import Meta
+
+from lsmix.data.dataset import open_dataset
+from lsmix.data.latents import create_latents, latent_store, write_latent_shard
+from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.sharded import run_sharded
+from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+
+if TYPE_CHECKING:
+    from lsmix.glow.flow import Flow
+
+__all__ = ["ENCODE", "EncodeConfig"]
+
+
+class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How images become latents."""
+
+    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
+    order: Literal["morton", "raster"] = "morton"  # of the latent components
+    batch_size: Annotated[int, Meta(ge=1)] = 64  # images a pass; part of the key, since it changes last bits
+    seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
+    shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
+    check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
+
+
+class _Loaded(NamedTuple):
+    first: int  # row of the first image
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+
+
+class EncodeWorker:
+    """Encodes the shards of one artifact."""
+
+    def __init__(self, folder: Path, config: EncodeConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
+        self._folder = folder
+        self._config = config
+        self._train = open_dataset(inputs["dataset"].folder / DATASET_FILE).train
+        self._flow = _open_flow(inputs["flow"].folder, device)
+        self._store = latent_store(folder)
+
+    def load(self, shard: int) -> _Loaded:
+        """Read the images of a shard."""
+        rows = self._store.shard_range(shard)
+        part = slice(rows.start, rows.stop)
+        return _Loaded(rows.start, np.array(self._train.images[part]), np.array(self._train.labels[part]))
+
+    def compute(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
+        """Encode the images of a shard, and check that they come back."""
+        config = self._config
+        z, log_prob = self._flow.encode_scored(
+            loaded.images,
+            dequantise=config.dequantise,
+            order=config.order,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            first_index=loaded.first,
+        )
+        columns: dict[str, npt.NDArray[Any]] = {
+            "z": z,
+            "label": loaded.labels,
+            "log_prob": log_prob,
+            "bits_per_dim": self._flow.bits_per_dim(log_prob).astype(np.float32),
+        }
+        if config.check_round_trip:
+            back = self._flow.decode(z, order=config.order, batch_size=config.batch_size)
+            columns["exact"] = (back == loaded.images).all(axis=(1, 2, 3))
+        return columns
+
+    def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Write a shard of latents."""
+        exact = computed.pop("exact", None)
+        digests = write_latent_shard(self._folder, shard, computed)
+        counts: dict[str, Any] = {"images": len(computed["z"]), "log_prob_sum": float(computed["log_prob"].sum())}
+        if exact is not None:
+            counts["exact_round_trips"] = int(exact.sum())
+        return digests, counts
+
+
+def _open_flow(folder: Path, device: str) -> "Flow":
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.pipeline.environment import prepare_device
+
+    prepare_device(device)
+    return load_flow(folder, device=device)
+
+
+def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, InputArtifact], device: str) -> EncodeWorker:
+    """Open what encodes the shards of an unfinished artifact."""
+    return EncodeWorker(folder, msgspec.convert(config, EncodeConfig), inputs, device)
+
+
+def run(task: StageTask) -> Outcome:
+    """Encode the training images."""
+    config: EncodeConfig = task.config
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    flow = _open_flow(task.inputs["flow"].folder, "cpu")
+    rows = len(dataset.train)
+    attributes = {
+        "order": config.order,
+        "dequantise": config.dequantise,
+        "image_shape": list(dataset.image_shape),
+        "bits": flow.config.bits,
+        "class_names": list(dataset.class_names),
+    }
+    store = create_latents(
+        task.folder, rows=rows, dim=flow.dim, shard_rows=config.shard_rows or None, attributes=attributes
+    )
+    counts, digests = run_sharded(task, module=__name__, store=store)
+    log_prob = counts.pop("log_prob_sum") / rows
+    counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
+    counts["image_shape"] = list(dataset.image_shape)
+    if counts.get("exact_round_trips", rows) < rows:
+        task.progress.warn(
+            f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "
+            "mixes at λ = 0 will differ from their sources there."
+        )
+    return Outcome(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
+
+
+def _estimate_bytes(config: EncodeConfig, inputs: Mapping[str, InputArtifact]) -> int:
+    facts = inputs["dataset"].manifest.counts
+    return int(facts["train"]) * (4 * int(np.prod(facts["image_shape"])) + 20)
+
+
+ENCODE = Stage(name="encode", version=1, run=run, estimate_bytes=_estimate_bytes)

@@ -1,0 +1,80 @@
+"""What a stage ran on: versions, processor, device and determinism flags, for the manifest; and how to ask for a device.
+
+None of it is part of a key: the same recipe is the same artifact wherever it was made.
+"""
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+from lsmix.data.errors import RecipeError
+
+__all__ = ["describe_environment", "prepare_device", "resolve_device"]
+
+_PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow", "scikit-learn")
+
+
+def resolve_device(device: str) -> str:
+    """Return "cpu", "cuda" or "cuda:N" for what the user asked for; "auto" takes CUDA where there is one.
+
+    Raises:
+        RecipeError: there is no such device.
+    """
+    if device == "cpu":
+        return device
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if not device.startswith("cuda"):
+        raise RecipeError(f"device {device!r} is unknown: expected 'auto', 'cpu', 'cuda' or 'cuda:N'.")
+    if not torch.cuda.is_available():
+        raise RecipeError(f"device {device!r} was asked for, but this machine has no CUDA device. Use '--device cpu'.")
+    index = device.partition(":")[2] or "0"
+    if not index.isdigit() or int(index) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA device(s)."
+        )
+    return device
+
+
+def prepare_device(device: str) -> None:
+    """Set torch to give the same bytes each time on this device."""
+    # cuBLAS reads this when its first handle is made; without it torch refuses deterministic matrix products on CUDA.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    import torch
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device.startswith("cuda"):
+        torch.backends.cudnn.benchmark = False
+        torch.backends.cudnn.deterministic = True
+
+
+def describe_environment(device: str = "") -> dict[str, Any]:
+    """Return versions, platform and, for stages that compute with torch, the device by name."""
+    facts: dict[str, Any] = {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "versions": {name: metadata.version(name) for name in _PACKAGES},
+    }
+    if device:
+        import torch
+
+        facts["device"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+        facts["device_kind"] = device.partition(":")[0]
+        facts["threads"] = torch.get_num_threads()
+        facts["deterministic_algorithms"] = torch.are_deterministic_algorithms_enabled()
+    return facts
+
+
+def _processor() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no path object for a kernel's file
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

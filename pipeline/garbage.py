@@ -1,0 +1,54 @@
+"""What a recipe no longer wants: artifacts of other settings, and unfinished work that nobody goes on with."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from lsmix.data.errors import LockedError
+from lsmix.data.manifest import MANIFEST_NAME
+from lsmix.pipeline.graph import Node
+from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.runner import Resolver
+from lsmix.pipeline.workspace import STAGES, Workspace
+
+__all__ = ["Garbage", "collect_garbage"]
+
+
+class Garbage(msgspec.Struct, frozen=True, kw_only=True):
+    """A folder that no recipe wants."""
+
+    folder: str
+    bytes: int
+    removed: bool  # False where it was only listed, or another run works on it
+
+
+def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool) -> list[Garbage]:
+    """List the folders that none of ``nodes`` wants; remove them if ``delete``, but none that is being worked on.
+
+    Unfinished work of wanted artifacts is kept, so that it can go on.
+    """
+    resolver = Resolver(workspace)
+    wanted = {resolver.key(node) for node in nodes}
+    outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
+    found = []
+    for stage in STAGES:
+        for folder in workspace.folders(stage):
+            key = folder.name.rpartition("-")[2]
+            if key in wanted or folder.resolve() in outside:
+                continue
+            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+            removed = delete and _remove_unlocked(workspace, folder, key)
+            found.append(Garbage(folder=str(folder), bytes=size, removed=removed))
+    return found
+
+
+def _remove_unlocked(workspace: Workspace, folder: Path, key: str) -> bool:
+    try:
+        with artifact_lock(workspace.root, key, folder.name):
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first, so that what is half removed is never read
+            shutil.rmtree(folder)
+    except LockedError:
+        return False
+    return True

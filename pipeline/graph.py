@@ -1,0 +1,132 @@
+"""The graph of a recipe: which artifacts it wants, from which inputs, in an order in which they can be made.
+
+Pure planning: nothing is read or written but the manifests of a finished flow that a recipe names.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.manifest import MANIFEST_NAME
+from lsmix.pipeline.encode import ENCODE
+from lsmix.pipeline.ingest import INGEST
+from lsmix.pipeline.mix import MIX
+from lsmix.pipeline.recipe import Recipe
+from lsmix.pipeline.report import REPORT
+from lsmix.pipeline.stage import Stage
+from lsmix.pipeline.train import TRAIN
+from lsmix.pipeline.train_glow import TRAIN_GLOW, FlowRecipe
+from lsmix.pipeline.workspace import Workspace
+
+__all__ = ["Node", "build_graph", "upto"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One artifact that a recipe wants."""
+
+    stage: Stage
+    name: str
+    config: Any  # the stage's configuration model
+    inputs: dict[str, "Node | Path"] = field(default_factory=dict)  # by role; a path is a finished artifact elsewhere
+
+    @property
+    def label(self) -> str:
+        """How to call it to a user."""
+        return f"{self.stage.name} {self.name}"
+
+
+def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
+    """Return all nodes of a recipe, inputs before what is made from them.
+
+    Raises:
+        MissingError: the recipe names a flow that is not there.
+    """
+    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
+    nodes = [dataset]
+    encoded: dict[str, tuple[Node | Path, Node]] = {}
+
+    def latents_of(flow_name: str) -> tuple[Node | Path, Node]:
+        if flow_name not in encoded:
+            flow: Node | Path
+            if flow_name:
+                flow = _find_flow(flow_name, workspace)
+            else:
+                flow = Node(
+                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(recipe), inputs={"dataset": dataset}
+                )
+                nodes.append(flow)
+            name = recipe.name if flow_name == recipe.flow.path else f"{recipe.name}.{len(encoded)}"
+            latents = Node(stage=ENCODE, name=name, config=recipe.latents, inputs={"dataset": dataset, "flow": flow})
+            nodes.append(latents)
+            encoded[flow_name] = (flow, latents)
+        return encoded[flow_name]
+
+    flow, latents = latents_of(recipe.flow.path)
+    pools = {}
+    for name, config in recipe.pools.items():
+        pool_flow, pool_latents = latents_of(config.flow or recipe.flow.path)
+        pools[name] = Node(stage=MIX, name=name, config=config, inputs={"latents": pool_latents, "flow": pool_flow})
+        nodes.append(pools[name])
+    runs = _train_nodes(recipe, dataset, pools)
+    nodes += runs.values()
+    everything: dict[str, Node | Path] = {"dataset": dataset, "flow": flow, "latents": latents}
+    everything |= {f"pool:{name}": node for name, node in pools.items()}
+    everything |= {f"run:{name}": node for name, node in runs.items()}
+    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report, inputs=everything))
+    return nodes
+
+
+def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[str, Node]:
+    nodes = {}
+    for name, run in recipe.runs.items():
+        for seed in run.seeds:
+            inputs: dict[str, Node | Path] = {"dataset": dataset}
+            if run.pool:
+                inputs["pool"] = pools[run.pool]
+            config = recipe.run_config(name, seed)
+            nodes[f"{name}/{seed}"] = Node(stage=TRAIN, name=f"{name}-seed{seed}", config=config, inputs=inputs)
+    return nodes
+
+
+def _training_part(recipe: Recipe) -> FlowRecipe:
+    return FlowRecipe(**{name: getattr(recipe.flow, name) for name in FlowRecipe.__struct_fields__})
+
+
+def _find_flow(name: str, workspace: Workspace) -> Path:
+    """Return the folder of a finished flow that is named by its folder, or by name or key in the workspace."""
+    path = Path(name)
+    if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
+        return path
+    fits = []
+    known = []
+    for folder, manifest in workspace.manifests(TRAIN_GLOW.name):
+        known.append(folder.name)
+        if name in (manifest.name, manifest.key, folder.name):
+            fits.append(folder)
+    if len(fits) > 1:
+        raise RecipeError(f"flow {name!r} could be {' or '.join(folder.name for folder in fits)}: name it by its key.")
+    if not fits:
+        there = ", ".join(known) or "none"
+        raise MissingError(
+            f"no flow {name!r}: neither a folder of a finished flow nor one of {str(workspace.root)!r} ({there})."
+        )
+    return fits[0]
+
+
+def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
+    """Return the nodes of one stage and all that they need, in order."""
+    wanted: set[int] = set()
+
+    def want(node: Node) -> None:
+        wanted.add(id(node))
+        for source in node.inputs.values():
+            if isinstance(source, Node):
+                want(source)
+
+    for node in nodes:
+        if node.stage.name == stage:
+            want(node)
+    return [node for node in nodes if id(node) in wanted]

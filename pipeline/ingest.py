@@ -1,0 +1,73 @@
+"""The ingest stage: published files → ``dataset.h5`` with a train, a held-out and a test split.
+
+Later stages that make pools read the train split alone, so no test image can get into one.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+from msgspec import Meta
+
+from lsmix.data.sources import SourceConfig, read_source
+from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+
+__all__ = ["INGEST", "DataConfig"]
+
+DATASET_FILE = "dataset.h5"
+
+
+class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
+
+    limit: Annotated[int, Meta(ge=0)] = 0  # images kept of the published training split, class by class; 0 keeps all
+    heldout: Annotated[int, Meta(ge=0)] = 0  # images taken off the training split to watch the flow's likelihood
+    test: Annotated[int, Meta(ge=0)] = 0  # images in the test split; 0 keeps all of a published one
+    seed: Annotated[int, Meta(ge=0)] = 0  # of the choice of rows
+
+
+def run(task: StageTask) -> Outcome:
+    """Read the source and write the data set."""
+    from lsmix.data.dataset import open_dataset, write_dataset
+
+    config: DataConfig = task.config
+    task.progress.start(task.label, 1, "data set")
+    path = task.folder / DATASET_FILE
+    write_dataset(
+        path,
+        read_source(config),
+        heldout=config.heldout,
+        test=config.test,
+        limit=config.limit or None,
+        seed=config.seed,
+    )
+    dataset = open_dataset(path)
+    task.progress.advance()
+    task.progress.finish()
+    counts = {
+        "train": len(dataset.train.images),
+        "heldout": len(dataset.heldout.images),
+        "test": len(dataset.test.images),
+        "classes": len(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+    }
+    return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
+
+
+def _estimate_bytes(config: DataConfig, inputs: Mapping[str, InputArtifact]) -> int:
+    """Estimate by the size of the source: it is stored uncompressed, and archives of small photographs gain little."""
+    path = Path(config.path)
+    if not config.path or not path.exists():
+        return 0
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return 2 * sum(file.stat().st_size for file in files)
+
+
+INGEST = Stage(
+    name="ingest",
+    version=1,
+    run=run,
+    estimate_bytes=_estimate_bytes,
+    not_in_key=frozenset({"path", "format"}),  # contents count, not where they lie or how they were packed
+    uses_torch=False,
+)

@@ -1,0 +1,50 @@
+"""The report stage: every artifact of a recipe → ``report.html``, ``report.md`` and the pictures of both.
+
+Numbers come from manifests and logs; only the sheets and the likelihood of the mixes are computed here.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+
+__all__ = ["REPORT", "ReportConfig"]
+
+_FIGURES = "figures"
+_ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
+
+
+class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the report shows."""
+
+    title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
+    pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
+    bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
+
+
+def run(task: StageTask) -> Outcome:
+    """Write the report."""
+    from lsmix.data.durable import write_durably
+    from lsmix.pipeline.report_content import build_page
+    from lsmix.pipeline.report_page import render_html, render_markdown
+
+    task.progress.start(task.label, 1, "page")
+    page = build_page(task)
+    for figure in page.figures:
+        write_durably(task.folder / _FIGURES / figure.file_name, figure.data)
+    write_durably(task.folder / "report.md", render_markdown(page, figure_folder=_FIGURES).encode())
+    write_durably(task.folder / "report.html", render_html(page).encode())
+    task.progress.advance()
+    task.progress.finish()
+    # The pages tell how long things took, so only the pictures are the same each time.
+    return Outcome(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
+
+
+def _estimate_bytes(config: ReportConfig, inputs: Mapping[str, InputArtifact]) -> int:
+    return _ESTIMATED_BYTES
+
+
+REPORT = Stage(name="report", version=1, run=run, estimate_bytes=_estimate_bytes)

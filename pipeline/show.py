@@ -1,0 +1,121 @@
+"""What ``lsmix show`` tells of one artifact: its facts, and a sheet of its pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import LsmixError
+from lsmix.data.manifest import Manifest, check_sizes, read_manifest
+from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.workspace import Workspace
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["artifact_facts", "write_sheet"]
+
+_SHEET_COLUMNS = 12
+
+
+def artifact_facts(folder: Path) -> dict[str, Any]:
+    """Return the facts of an artifact, in the order in which a reader wants them.
+
+    Raises:
+        MissingError, FormatError, CorruptError: it is not there, unfinished, of another version, or damaged.
+    """
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    facts: dict[str, Any] = {
+        "artifact": f"{manifest.stage} {manifest.name}",
+        "key": manifest.key,
+        "root": manifest.root,
+        "files": len(manifest.files),
+        "bytes": sum(file.bytes for file in manifest.files),
+        "seconds": manifest.seconds,
+        "made with": ", ".join(f"{name} {value}" for name, value in manifest.environment.get("versions", {}).items()),
+        "device": manifest.environment.get("device", "none"),
+        "inputs": ", ".join(f"{record.role} {record.key or record.root[:12]}" for record in manifest.inputs),
+    }
+    facts |= {name: _short(value) for name, value in manifest.counts.items()}
+    facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}
+    return facts
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, list) and len(value) > 8:
+        return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
+    return value
+
+
+def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
+    """Write a PNG of the pictures in an artifact; return what it shows, or "" where the stage has none.
+
+    A pool is shown as x₁ | mixes at growing λ | x₂ where its latents and flow are in the same workspace, else as its
+    own images in order of λ.
+    """
+    from lsmix.pipeline.sheets import png_bytes
+
+    manifest = read_manifest(folder)
+    draw = {"mix": _pool_sheet, "ingest": _dataset_sheet, "train-glow": _flow_sheet}.get(manifest.stage)
+    if draw is None:
+        return ""
+    picture, what = draw(folder, manifest, rows)
+    write_durably(target, png_bytes(picture))
+    return what
+
+
+def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+    from lsmix.data.pool import open_pool
+    from lsmix.pipeline.sheets import sheet
+
+    pool = open_pool(folder)
+    inputs = _inputs(folder, manifest)
+    if inputs is None:
+        order = np.argsort(pool.share_b[: rows * _SHEET_COLUMNS], kind="stable")
+        images = pool.image[: len(order)][order]
+        grid = [list(images[start : start + _SHEET_COLUMNS]) for start in range(0, len(images), _SHEET_COLUMNS)]
+        return sheet(grid), "images of the pool by growing share of the second; its latents are not in this workspace"
+    from lsmix.data.latents import open_latents
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.pipeline.sweeps import FIG4_RATES, choose_pairs, mix_sweep
+
+    latents, flow = open_latents(inputs["latents"]), load_flow(inputs["flow"])
+    sweep = mix_sweep(flow, latents, choose_pairs(pool, rows), method=pool.method)
+    titles = ["x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂"]
+    return sheet(sweep, column_titles=titles), "x₁ | mixes at growing λ | x₂"
+
+
+def _inputs(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
+    """Return the folders of a pool's latents and flow, where its own workspace has them."""
+    workspace = Workspace(folder.resolve().parent.parent)
+    stages = {"latents": "encode", "flow": "train-glow"}
+    found = {}
+    for record in manifest.inputs:
+        try:
+            there = workspace.find(stages.get(record.role, record.role), record.key)
+        except LsmixError:
+            return None
+        if there is None or there.manifest.root != record.root:
+            return None
+        found[record.role] = there.folder
+    return found
+
+
+def _dataset_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+    from lsmix.data.dataset import open_dataset
+    from lsmix.pipeline.sheets import thumbnails
+
+    train = open_dataset(folder / DATASET_FILE).train
+    return thumbnails(train.images[: rows * _SHEET_COLUMNS], columns=_SHEET_COLUMNS), "the first training images"
+
+
+def _flow_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.glow.training import sample
+    from lsmix.pipeline.sheets import thumbnails
+
+    temperature = float(manifest.config["temperature"])
+    images = sample(load_flow(folder), rows * _SHEET_COLUMNS, temperature=temperature)
+    return thumbnails(images, columns=_SHEET_COLUMNS), f"samples at temperature {temperature}"

@@ -1,0 +1,142 @@
+"""What is cached, what would run, and why: the very field or input that differs from what is there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from lsmix.data.errors import CorruptError
+from lsmix.data.manifest import InputRecord, Manifest
+from lsmix.pipeline.graph import Node
+from lsmix.pipeline.runner import Resolver
+from lsmix.pipeline.shards import finished_shards
+from lsmix.pipeline.workspace import Workspace
+
+__all__ = ["NodeStatus", "recipe_status"]
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to say of one artifact of a recipe."""
+
+    stage: str
+    name: str
+    state: Literal["cached", "unfinished", "to-run", "waits", "damaged"]
+    key: str  # "" while an input isn't there yet
+    folder: str  # where it is or will be; "" while the key is not known
+    why: str
+    bytes: int | None  # on the disk, or estimated; None where it can't be known yet
+    seconds: float | None  # it took, or one like it took; None where none was made yet
+
+
+def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
+    """Return the state of every node, in order. Reads manifests only."""
+    resolver = Resolver(workspace)
+    return [_node_status(node, resolver) for node in nodes]
+
+
+def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
+    workspace = resolver.workspace
+    try:
+        records = resolver.records(node)
+        if records is None:
+            return _status(node, "waits", why=_waits_for(node, resolver), seconds=_usual_seconds(node, workspace))
+        key = resolver.key(node) or ""
+        there = workspace.find(node.stage.name, key)
+    except CorruptError as error:
+        return _status(node, "damaged", why=str(error))
+    if there:
+        size = sum(file.bytes for file in there.manifest.files)
+        manifest = there.manifest
+        return _status(node, "cached", key, there.folder, "up to date", size, manifest.seconds)
+    folder = workspace.folder(node.stage.name, node.name, key)
+    inputs = resolver.inputs(node) or {}
+    expected = node.stage.estimate_bytes(node.config, inputs)
+    seconds = _usual_seconds(node, workspace)
+    if folder.is_dir():
+        done = len(finished_shards(folder))
+        progress = f"{done} shards done" if done else "goes on from its checkpoint, if it left one"
+        return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", expected, seconds)
+    why = _why(node, resolver.fields(node), records, workspace)
+    return _status(node, "to-run", key, folder, why, expected, seconds)
+
+
+def _status(
+    node: Node,
+    state: Literal["cached", "unfinished", "to-run", "waits", "damaged"],
+    key: str = "",
+    folder: Path | None = None,
+    why: str = "",
+    size: int | None = None,
+    seconds: float | None = None,
+) -> NodeStatus:
+    return NodeStatus(
+        stage=node.stage.name,
+        name=node.name,
+        state=state,
+        key=key,
+        folder=str(folder) if folder else "",
+        why=why,
+        bytes=size,
+        seconds=seconds,
+    )
+
+
+def _waits_for(node: Node, resolver: Resolver) -> str:
+    missing = [
+        source.label
+        for source in node.inputs.values()
+        if isinstance(source, Node) and resolver.artifact(source) is None
+    ]
+    return f"waits for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+
+
+def _usual_seconds(node: Node, workspace: Workspace) -> float | None:
+    taken = [manifest.seconds for _, manifest in workspace.manifests(node.stage.name)]
+    return taken[-1] if taken else None
+
+
+def _why(node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], workspace: Workspace) -> str:
+    """Name what differs from the artifact of this name that is most like the wanted one."""
+    best: list[str] | None = None
+    for _, manifest in workspace.manifests(node.stage.name):
+        if manifest.name == node.name:
+            differences = _differences(node, fields, records, manifest)
+            if best is None or len(differences) < len(best):
+                best = differences
+    if best is None:
+        return "was never made"
+    return "; ".join(best) or "the artifact that was there is gone"
+
+
+def _differences(
+    node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], manifest: Manifest
+) -> list[str]:
+    found = []
+    if manifest.stage_version != node.stage.version:
+        found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
+    before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
+    found += _field_differences(before, dict(fields), "")
+    roots = {record.role: record.root for record in manifest.inputs}
+    for record in records:
+        old = roots.get(record.role)
+        if old != record.root:
+            found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
+    found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
+    return found
+
+
+def _field_differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _field_differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {_short(old)} → {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,0 +1,136 @@
+"""The train stage: a pool, or the data set itself → a classifier, its error rate after every epoch, its weights.
+
+Every arm of a comparison sees as many images and updates: an epoch is one pass over as many images as the training
+split has; a run on a pool takes the pool's next copy in each epoch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from lsmix.classifiers.config import ClassifierTraining
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import DivergedError
+from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.interruption import stop_point
+from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+
+if TYPE_CHECKING:
+    from lsmix.classifiers.training import ClassifierTrainer
+    from lsmix.data.batch import BatchSource
+
+__all__ = ["METRICS_FILE", "TRAIN", "EpochMetrics", "RunConfig", "read_metrics"]
+
+METRICS_FILE = "metrics.json"
+_WEIGHTS_FILE = "classifier.safetensors"
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training of one classifier; its fields are those of ``ClassifierTraining`` and the seed."""
+
+    seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
+
+
+class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known after an epoch."""
+
+    epoch: int  # epochs done
+    loss: float  # mean over the epoch's batches, nats
+    test_error: float  # error rate on the test split, %
+    images: int  # seen so far
+    updates: int  # done so far
+
+
+def run(task: StageTask) -> Outcome:
+    """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
+    config: RunConfig = task.config
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    trainer, metrics = _restore(task, dataset)
+    source = _open_source(task, dataset)
+    task.progress.start(task.label, config.epochs, "epoch", done=trainer.epoch)
+    while trainer.epoch < config.epochs:
+        stop_point()
+        try:
+            facts = trainer.run_epoch(source)
+        except DivergedError as error:
+            raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
+        metrics.append(
+            EpochMetrics(
+                epoch=trainer.epoch,
+                loss=facts.loss,
+                test_error=trainer.evaluate(dataset.test.images, dataset.test.labels),
+                images=facts.images + (metrics[-1].images if metrics else 0),
+                updates=facts.updates + (metrics[-1].updates if metrics else 0),
+            )
+        )
+        save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"metrics": msgspec.to_builtins(metrics)})
+        task.progress.advance(note=f"error {metrics[-1].test_error:.2f}%")
+    task.progress.finish()
+    return _publish(task, trainer, metrics)
+
+
+def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", list[EpochMetrics]]:
+    from lsmix.classifiers.training import ClassifierTrainer
+
+    trainer = ClassifierTrainer(
+        task.config,
+        classes=len(dataset.class_names),
+        image_shape=dataset.image_shape,
+        seed=task.config.seed,
+        device=task.device,
+    )
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    if checkpoint is None:
+        return trainer, []
+    tensors, facts = checkpoint
+    trainer.load_state_dict(tensors)
+    return trainer, msgspec.convert(facts["metrics"], list[EpochMetrics])
+
+
+def _open_source(task: StageTask, dataset: DataSet) -> "BatchSource":
+    from lsmix.data.array_loader import ArrayLoader
+    from lsmix.data.loader import PoolLoader
+    from lsmix.data.pool import open_pool
+
+    config: RunConfig = task.config
+    if "pool" in task.inputs:
+        pool = open_pool(task.inputs["pool"].folder)
+        return PoolLoader(pool, config.batch_size, seed=config.seed, copies="cycle")
+    return ArrayLoader(dataset.train.images, dataset.train.labels, config.batch_size, seed=config.seed)
+
+
+def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics]) -> Outcome:
+    from safetensors.torch import save
+
+    weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
+    write_durably(task.folder / _WEIGHTS_FILE, save(weights))
+    write_durably(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
+    last = metrics[-1]
+    counts = {
+        "epochs": last.epoch,
+        "images": last.images,
+        "updates": last.updates,
+        "parameters": sum(int(np.prod(tensor.shape)) for tensor in trainer.model.parameters()),
+        "test_error": last.test_error,
+    }
+    return Outcome(payload=frozenset({METRICS_FILE, _WEIGHTS_FILE}), counts=counts)
+
+
+def read_metrics(folder: Path) -> list[EpochMetrics]:
+    """Return the metrics of a train artifact, epoch by epoch."""
+    return msgspec.json.decode((folder / METRICS_FILE).read_bytes(), type=list[EpochMetrics])
+
+
+def _estimate_bytes(config: RunConfig, inputs: Mapping[str, InputArtifact]) -> int:
+    """Estimate CNN-13's weights, and three times as much for the checkpoint with its two Adam moments."""
+    return 4 * 4 * int(3_130_000 * (config.width / 128) ** 2)
+
+
+TRAIN = Stage(name="train", version=1, run=run, estimate_bytes=_estimate_bytes)

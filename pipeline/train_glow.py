@@ -1,0 +1,170 @@
+"""The train-glow stage: data set → ``glow.safetensors`` and ``glow.json``, with a log and a sheet of samples.
+
+Interrupted training goes on from its last checkpoint and ends with the same bytes as if it had not been interrupted.
+"""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import DivergedError
+from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
+from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.interruption import stop_point
+from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+
+if TYPE_CHECKING:
+    from lsmix.glow.training import FlowTrainer
+
+__all__ = ["TRAIN_GLOW", "FlowRecipe"]
+
+_CHECKPOINT = "checkpoint.safetensors"
+_LOG_FILE = "log.jsonl"
+_SAMPLE_COUNT = 64
+
+
+class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The flow of a recipe: its shape (fields of ``FlowShape``), its training, and when to look at it."""
+
+    training: FlowTraining = msgspec.field(default_factory=FlowTraining)
+    evaluate_every: Annotated[int, Meta(ge=1)] = 500  # iterations between measures of held-out bits per dimension
+    evaluate_images: Annotated[int, Meta(ge=1)] = 512  # images of each split in such a measure, at most
+    checkpoint_every: Annotated[int, Meta(ge=1)] = 200  # iterations between checkpoints
+    temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the training log."""
+
+    iteration: int  # iterations done
+    loss_bits_per_dim: float | None = None  # of the batch
+    grad_norm: float | None = None  # before clipping
+    train_bits_per_dim: float | None = None  # measured without augmentation
+    heldout_bits_per_dim: float | None = None
+    seconds: float | None = None  # since this session began
+
+
+def run(task: StageTask) -> Outcome:
+    """Train the flow to its last iteration, going on from a checkpoint if there is one."""
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    trainer, log = _restore(task, dataset)
+    _train(task, trainer, dataset, log)
+    return _publish(task, trainer, dataset, log)
+
+
+def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
+    from lsmix.glow.flow import Flow
+    from lsmix.glow.training import FlowTrainer
+
+    config: FlowRecipe = task.config
+    height, width, channels = dataset.image_shape
+    shape = {name: getattr(config, name) for name in FlowShape.__struct_fields__}
+    flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
+    flow = Flow(flow_config, seed=config.training.seed).to(task.device)
+    trainer = FlowTrainer(flow, config.training, dataset.train.images)
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    if checkpoint is None:
+        return trainer, []
+    tensors, facts = checkpoint
+    trainer.load_state_dict(tensors)
+    return trainer, msgspec.convert(facts["log"], list[LogLine])
+
+
+def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> None:
+    config: FlowRecipe = task.config
+    iterations = config.training.iterations
+    task.progress.start(task.label, iterations, "iteration", done=trainer.iteration)
+    begun = time.monotonic()
+    while trainer.iteration < iterations:
+        stop_point()
+        try:
+            facts = trainer.step()
+        except DivergedError as error:
+            raise DivergedError(
+                f"{task.label}: {error} The last good checkpoint, at iteration "
+                f"{_last_checkpoint(trainer.iteration, config.checkpoint_every)}, is kept in {str(task.work)!r}. "
+                "Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
+            ) from error
+        last = trainer.iteration == iterations
+        look = last or trainer.iteration % config.evaluate_every == 0
+        measures = _evaluate(trainer, dataset, config.evaluate_images) if look else {}
+        log.append(
+            LogLine(
+                iteration=trainer.iteration,
+                loss_bits_per_dim=facts.loss_bits_per_dim,
+                grad_norm=facts.grad_norm,
+                seconds=round(time.monotonic() - begun, 3),
+                **measures,
+            )
+        )
+        if last or trainer.iteration % config.checkpoint_every == 0:
+            save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
+        task.progress.advance(note=f"{facts.loss_bits_per_dim:.3f} bits/dim")
+    task.progress.finish()
+
+
+def _last_checkpoint(iteration: int, every: int) -> int:
+    return iteration - iteration % every
+
+
+def _evaluate(trainer: "FlowTrainer", dataset: DataSet, images: int) -> dict[str, Any]:
+    measures = {"train_bits_per_dim": trainer.evaluate(dataset.train.images[:images])}
+    if len(dataset.heldout.images):
+        measures["heldout_bits_per_dim"] = trainer.evaluate(dataset.heldout.images[:images])
+    return measures
+
+
+def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> Outcome:
+    from lsmix.glow.checkpoint import save_flow
+    from lsmix.glow.training import sample
+    from lsmix.pipeline.sheets import png_bytes, sheet
+
+    config: FlowRecipe = task.config
+    last = log[-1]
+    flow = trainer.flow.eval()
+    save_flow(task.folder, flow, {"iterations": trainer.iteration, "class_names": list(dataset.class_names)})
+    write_durably(task.folder / _LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
+    samples = sample(flow, _SAMPLE_COUNT, temperature=config.temperature, seed=config.training.seed)
+    rows = [list(samples[start : start + 8]) for start in range(0, _SAMPLE_COUNT, 8)]
+    write_durably(task.folder / "samples.png", png_bytes(sheet(rows)))
+    counts = {
+        "iterations": trainer.iteration,
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "train_bits_per_dim": last.train_bits_per_dim,
+        "heldout_bits_per_dim": last.heldout_bits_per_dim,
+    }
+    return Outcome(payload=frozenset({"glow.safetensors", "glow.json"}), counts=counts)
+
+
+def read_log(folder: Path) -> list[LogLine]:
+    """Return the training log of a flow artifact."""
+    lines = (folder / _LOG_FILE).read_bytes().splitlines()
+    return [msgspec.json.decode(line, type=LogLine) for line in lines]
+
+
+def _estimate_bytes(config: FlowRecipe, inputs: Mapping[str, InputArtifact]) -> int:
+    """Estimate the weights, and three times as much for the checkpoint under work with its two Adam moments."""
+    channels = inputs["dataset"].manifest.counts["image_shape"][2]
+    parameters = 0
+    for _ in range(config.levels):
+        channels *= 4
+        network = 9 * channels // 2 * config.hidden + config.hidden**2 + 9 * config.hidden * channels
+        parameters += config.steps * (network + 2 * channels**2)
+        channels //= 2
+    return 4 * 4 * parameters
+
+
+TRAIN_GLOW = Stage(
+    name="train-glow",
+    version=1,
+    run=run,
+    estimate_bytes=_estimate_bytes,
+    not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
+)

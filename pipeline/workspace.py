@@ -1,0 +1,61 @@
+"""The workspace: a folder of artifacts, ``<workspace>/<stage>/<name>-<key>/``.
+
+What an artifact is called by is its key; the name is for people. So an artifact that another recipe made of the same
+contents is found and used, whatever it is named.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from lsmix.data.errors import LsmixError
+from lsmix.data.manifest import MANIFEST_NAME, Manifest, check_sizes, read_manifest
+from lsmix.pipeline.keys import SourceDigests
+from lsmix.pipeline.stage import InputArtifact
+
+__all__ = ["STAGES", "Workspace"]
+
+STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
+
+
+class Workspace:
+    """The artifacts below a folder; the folder is made when something is first written."""
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    @property
+    def sources(self) -> SourceDigests:
+        """The remembered checksums of source files."""
+        return SourceDigests(self.root / ".sources.json")
+
+    def folder(self, stage: str, name: str, key: str) -> Path:
+        """Return the folder of an artifact: the one that is there under this key, else a new one with this name."""
+        there = sorted((self.root / stage).glob(f"*-{key}"))
+        return there[0] if there else self.root / stage / f"{name}-{key}"
+
+    def find(self, stage: str, key: str) -> InputArtifact | None:
+        """Return the complete artifact of a stage with this key, or None.
+
+        Raises:
+            CorruptError: it is there, but a file is missing or has another size.
+        """
+        for folder in sorted((self.root / stage).glob(f"*-{key}")):
+            if (folder / MANIFEST_NAME).is_file():
+                manifest = read_manifest(folder)
+                check_sizes(folder, manifest)
+                return InputArtifact(folder=folder, manifest=manifest)
+        return None
+
+    def folders(self, stage: str) -> Iterator[Path]:
+        """Go through all folders of a stage, complete or not, oldest first."""
+        below = [path for path in (self.root / stage).glob("*-*") if path.is_dir()]
+        yield from sorted(below, key=lambda path: (path.stat().st_mtime_ns, path.name))
+
+    def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+        """Go through the complete artifacts of a stage, oldest first; unreadable ones are passed over."""
+        for folder in self.folders(stage):
+            if (folder / MANIFEST_NAME).is_file():
+                try:
+                    yield folder, read_manifest(folder)
+                except LsmixError:
+                    continue
