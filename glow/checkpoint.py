@@ -1,0 +1,157 @@
+"""Checkpoints of a flow: ``glow.safetensors`` for the numbers, ``glow.json`` for the architecture and the facts.
+
+The one rule: a checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
+shapes of all tensors and the checksum agree, and nothing in it is ever executed.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.glow.config import FlowConfig
+from lsmix.glow.flow import Flow
+
+__all__ = ["CONFIG_NAME", "FORMAT_VERSION", "WEIGHTS_NAME", "load_flow", "read_facts", "save_flow"]
+
+FORMAT_VERSION = 1
+CONFIG_NAME = "glow.json"
+WEIGHTS_NAME = "glow.safetensors"
+
+_JSON_BYTES_CAP = 1 << 24
+_DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
+
+
+class _Head(msgspec.Struct):
+    kind: str
+    format_version: int
+
+
+class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: str = "lsmix-glow"
+    format_version: int = FORMAT_VERSION
+    config: FlowConfig
+    weights_sha256: str
+    facts: dict[str, Any]  # what the trainer wants to tell: iterations, bits per dimension, ...
+
+
+def save_flow(folder: Path, flow: Flow, facts: dict[str, Any]) -> None:
+    """Write a flow into ``folder``: weights first, then the JSON that makes them readable; the same flow, the same bytes.
+
+    ``facts`` is anything that JSON can hold.
+    """
+    tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
+    weights = save_tensors(tensors)
+    checkpoint = _Checkpoint(config=flow.config, weights_sha256=hashlib.sha256(weights).hexdigest(), facts=facts)
+    content = msgspec.json.format(msgspec.json.encode(checkpoint, order="sorted"), indent=1)
+    write_durably(folder / WEIGHTS_NAME, weights)
+    write_durably(folder / CONFIG_NAME, content + b"\n")
+
+
+def read_facts(path: Path | str) -> dict[str, Any]:
+    """Return the facts that were saved with the flow in the folder ``path``, without reading the weights.
+
+    Raises:
+        MissingError, FormatError, CorruptError: as ``load_flow`` does.
+    """
+    return _read_checkpoint(Path(path)).facts
+
+
+def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
+    """Load the flow from an artifact's folder, or from any folder with its two files, ready to encode and decode.
+
+    Raises:
+        MissingError: there is no such folder or file.
+        FormatError: the checkpoint is of another kind or version, or its architecture is none that we accept.
+        CorruptError: bytes are damaged, or the tensors are not those of the architecture.
+    """
+    folder = Path(path)
+    checkpoint = _read_checkpoint(folder)
+    weights_path = folder / WEIGHTS_NAME
+    if not weights_path.is_file():
+        raise MissingError(
+            f"{str(weights_path)!r} is missing: {CONFIG_NAME} stands there without its weights. Fetch both."
+        )
+    with torch.device("meta"):
+        blank = Flow(checkpoint.config, seed=None)
+    _check_header(weights_path, blank)
+    weights = weights_path.read_bytes()
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != checkpoint.weights_sha256:
+        raise CorruptError(
+            f"{str(weights_path)!r} is damaged: expected sha256 {checkpoint.weights_sha256[:12]}…, got {digest[:12]}…. "
+            "Fetch or train the flow again."
+        )
+    tensors = load_tensors(weights)
+    _check_values(weights_path, tensors)
+    flow = blank.to_empty(device="cpu")  # keeps the channels-last strides, unlike assigning the loaded tensors
+    flow.load_state_dict(tensors)
+    return flow.to(device).eval()
+
+
+def _read_checkpoint(folder: Path) -> _Checkpoint:
+    if not folder.is_dir():
+        raise MissingError(f"no flow at {str(folder)!r}: there is no such folder.")
+    if (folder / MANIFEST_NAME).is_file():
+        check_sizes(folder, read_manifest(folder))
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise MissingError(
+            f"no flow at {str(folder)!r}: expected {CONFIG_NAME} in it. Name the folder that train-glow made."
+        )
+    with path.open("rb") as file:
+        content = file.read(_JSON_BYTES_CAP + 1)
+    if len(content) > _JSON_BYTES_CAP:
+        raise FormatError(f"{str(path)!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
+    try:
+        head = msgspec.json.decode(content, type=_Head)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
+    if (head.kind, head.format_version) != ("lsmix-glow", FORMAT_VERSION):
+        raise FormatError(
+            f"{str(path)!r} is of kind {head.kind!r}, format {head.format_version}; this version of lsmix reads "
+            f"'lsmix-glow', format {FORMAT_VERSION}. Use the lsmix that wrote it, or train the flow again."
+        )
+    try:
+        return msgspec.json.decode(content, type=_Checkpoint)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"{str(path)!r} describes no flow that we accept: {error}.") from error
+
+
+def _check_header(path: Path, blank: Flow) -> None:
+    """Compare names, types and shapes in the file with those of the architecture, before any tensor is read."""
+    expected = {name: (_DTYPES[value.dtype], list(value.shape)) for name, value in blank.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+            found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise CorruptError(
+                f"{str(path)!r} does not fit its {CONFIG_NAME}: tensor {name!r} should be {expected.get(name, 'absent')}, "
+                f"is {found.get(name, 'absent')}. Fetch or train the flow again."
+            )
+
+
+def _check_values(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse numbers that no training leaves behind: they would index out of bounds, or decode to nothing."""
+    for name, value in tensors.items():
+        good = bool(torch.isfinite(value).all())
+        if name.endswith(".permutation"):
+            good = bool((value.sort().values == torch.arange(len(value))).all())
+        elif name.endswith(".sign"):
+            good = bool((value.abs() == 1.0).all())
+        if not good:
+            raise CorruptError(
+                f"{str(path)!r} holds impossible numbers in {name!r}. Do not use this flow; train it again."
+            )

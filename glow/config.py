@@ -1,0 +1,48 @@
+"""What a flow is and how it is trained, as a recipe says it. Imports no torch, so that recipes are read at once."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+__all__ = ["Dequantise", "FlowConfig", "FlowShape", "FlowTraining", "LatentOrder", "Pad", "Scale"]
+
+Scale = Literal["sigmoid", "tanh"]  # form of the coupling's scale
+Pad = Literal["reflect", "refuse"]  # what becomes of sides that the squeezes don't divide
+Dequantise = Literal["low-bits", "uniform", "center"]  # what stands below the flow's bits
+LatentOrder = Literal["morton", "raster"]  # of the latent's components
+
+
+class FlowShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The architecture of a flow, but for the images' shape. The caps keep a stranger's checkpoint from asking for the world."""
+
+    levels: Annotated[int, msgspec.Meta(ge=1, le=8)] = 3  # L of the paper: how often half the channels is factored out
+    steps: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32  # K of the paper: steps in each level
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 128  # channels inside the coupling networks
+    bits: Annotated[int, msgspec.Meta(ge=1, le=8)] = 5  # bits per value of the images that the flow models
+    scale: Scale = "tanh"  # form of the coupling's scale: exp(½·tanh 2r), or "sigmoid" for ½ + ½·sigmoid(r + 2)
+    pad: Pad = "reflect"  # sides that are no multiple of 2**levels: "reflect" fills them up, "refuse" is an error
+
+
+class FlowConfig(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The architecture of a flow for images of one shape."""
+
+    height: Annotated[int, msgspec.Meta(ge=1, le=1024)]  # of the images, pixels
+    width: Annotated[int, msgspec.Meta(ge=1, le=1024)]  # of the images, pixels
+    channels: Annotated[int, msgspec.Meta(ge=1, le=16)]  # of the images
+
+
+class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a flow is trained. The defaults are the paper's for 32×32 images with flips [P B.3]."""
+
+    iterations: Annotated[int, msgspec.Meta(ge=0)] = 8200  # steps in all
+    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 256  # images in a step
+    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4  # of Adam, constant after the warm-up
+    warmup: Annotated[int, msgspec.Meta(ge=0)] = 0  # steps in which the learning rate grows from zero, linearly
+    grad_clip: Annotated[float, msgspec.Meta(gt=0)] | None = 50.0  # largest norm of the gradient, nats/dim; None: any
+    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = (
+        0.0  # factor of ½‖v‖² over all parameters; the reference has 1e-5
+    )
+    flip: bool = True  # mirror half of the images left to right; wrong for digits
+    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in each direction, pixels, zeros moved in
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0  # of order, augmentation and noise
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of the coupling networks; encoding is always float32

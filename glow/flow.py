@@ -1,0 +1,319 @@
+"""The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
+
+The one rule: batches have one fixed size, tails are filled up to it, and both directions compute in the same
+precision; so the same images give the same bytes however they are split, and decode(encode(x)) is x.
+
+Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from lsmix.data.errors import RecipeError
+from lsmix.data.seeds import generator
+from lsmix.glow import pixels
+from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
+from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
+from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
+from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.step import FlowStep
+
+__all__ = ["Flow", "exact_arithmetic"]
+
+_LOG_2PI = math.log(2.0 * math.pi)
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Compute in full float32 with deterministic kernels, and without gradients; then put everything back."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
+    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "ieee"
+        cudnn.deterministic, cudnn.benchmark = True, False
+        with torch.no_grad():
+            yield
+    finally:
+        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
+
+
+class Flow(nn.Module):
+    """A Glow: L levels of squeeze, K steps and factoring out half of the channels, also after the last level.
+
+    ``forward`` and ``inverse`` work on tensors of padded size; ``encode``, ``decode`` and ``log_prob`` on NumPy arrays.
+    ``seed`` draws the starting values; None leaves the linear identity that a checkpoint is loaded over.
+
+    Example:
+        >>> import numpy as np
+        >>> from lsmix.glow.config import FlowConfig
+        >>> from lsmix.glow.flow import Flow
+        >>> flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8))
+        >>> images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+        >>> z = flow.encode(images)
+        >>> z.shape, bool((flow.decode(z) == images).all())
+        ((3, 64), True)
+    """
+
+    initialised: torch.Tensor  # bool, no axes: whether ActNorm has seen its first batch
+
+    def __init__(self, config: FlowConfig, *, seed: int | None = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.pads = padding(config.height, config.width, config.levels, config.pad)
+        top, bottom, left, right = self.pads
+        self.padded_height, self.padded_width = config.height + top + bottom, config.width + left + right
+        self.part_shapes = part_shapes(self.padded_height, self.padded_width, config.channels, config.levels)
+        self.dim = self.padded_height * self.padded_width * config.channels  # D, of the padded image
+        self.levels = nn.ModuleList()
+        for level in range(config.levels):
+            channels = 4 * config.channels << level
+            self.levels.append(
+                nn.ModuleList(FlowStep(channels, hidden=config.hidden, scale=config.scale) for _ in range(config.steps))
+            )
+        self.register_buffer("initialised", torch.tensor(False))
+        if seed is not None:
+            for level, steps in enumerate(self._steps()):
+                for i, step in enumerate(steps):
+                    step.reset(generator(seed, "glow", "start", level, i))
+
+    def _steps(self) -> list[list[FlowStep]]:
+        return [[cast(FlowStep, step) for step in cast(nn.ModuleList, steps)] for steps in self.levels]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.initialised.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters, and of all activations."""
+        return next(self.parameters()).dtype
+
+    # The maths, on tensors of padded size.
+
+    def forward(self, y_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Map y, padded, to the L + 1 parts of its latent [P A.1, Eq. 2-4] and the log-determinant (B,), float64."""
+        h_BCHW = y_BCHW
+        log_det_B = torch.zeros(len(y_BCHW), dtype=torch.float64, device=y_BCHW.device)
+        parts = []
+        for steps in self._steps():
+            h_BCHW = space_to_depth(h_BCHW)
+            for step in steps:
+                h_BCHW, step_log_det_B = step(h_BCHW)
+                log_det_B = log_det_B + step_log_det_B
+            part_BCHW, h_BCHW = h_BCHW.chunk(2, dim=1)
+            parts.append(part_BCHW)
+        return [*parts, h_BCHW], log_det_B
+
+    def inverse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Map the parts of a latent to y, padded: undo ``forward``."""
+        *factored_out, h_BCHW = parts
+        for part_BCHW, steps in zip(reversed(factored_out), reversed(self._steps()), strict=True):
+            h_BCHW = torch.cat((part_BCHW, h_BCHW), dim=1).contiguous(memory_format=torch.channels_last)
+            for step in reversed(steps):
+                h_BCHW = step.inverse(h_BCHW) if torch.is_grad_enabled() else step.inverse_(h_BCHW)
+            h_BCHW = depth_to_space(h_BCHW)
+        return h_BCHW
+
+    def log_prob_y(self, y_BCHW: torch.Tensor) -> torch.Tensor:
+        """Return the log-density of y, padded, under the prior N(0, I) on every part: nats, float64 (B,)."""
+        parts, log_det_B = self.forward(y_BCHW)
+        return self._log_prior(parts) + log_det_B
+
+    def _log_prior(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
+        squares = [part.square().sum(dim=(1, 2, 3)).double() for part in parts]
+        return -0.5 * (torch.stack(squares).sum(dim=0) + self.dim * _LOG_2PI)
+
+    @torch.no_grad()
+    def initialise(self, y_BCHW: torch.Tensor) -> None:
+        """Set every ActNorm from this batch of y, padded, layer after layer; remember it in the state."""
+        h_BCHW = y_BCHW
+        for steps in self._steps():
+            h_BCHW = space_to_depth(h_BCHW)
+            for step in steps:
+                h_BCHW = step.initialise(h_BCHW)
+            h_BCHW = h_BCHW.chunk(2, dim=1)[1]
+        self.initialised.fill_(True)
+
+    def set_network_dtype(self, dtype: torch.dtype | None) -> None:
+        """Compute the coupling networks in another type, such as bfloat16; None is that of the parameters."""
+        for steps in self._steps():
+            for step in steps:
+                step.coupling.network_dtype = dtype
+
+    # Latent vectors, on tensors.
+
+    def encode_batch(self, y_BCHW: torch.Tensor, order: LatentOrder = "morton") -> tuple[torch.Tensor, torch.Tensor]:
+        """Map y, float (B, C, height, width), to z (B, D) and the log-probability of the n-bit image: nats (B,).
+
+        Pads by reflection where that is needed. The last bits depend on the batch's size: keep it fixed.
+        """
+        with exact_arithmetic():
+            parts, log_det_B = self.forward(self._pad(y_BCHW.to(self.device, self.dtype)))
+            log_prob_B = self._log_prior(parts) + log_det_B - self.dim * self.config.bits * math.log(2.0)
+            return join_parts(parts, order), log_prob_B
+
+    def decode_batch(self, z_BD: torch.Tensor, order: LatentOrder = "morton") -> torch.Tensor:
+        """Map z (B, D) to y, float (B, C, height, width), cropped; not clipped, and not always finite."""
+        with exact_arithmetic():
+            y_BCHW = self.inverse(split_parts(z_BD.to(self.device, self.dtype), self.part_shapes, order))
+            top, _, left, _ = self.pads
+            return y_BCHW[:, :, top : top + self.config.height, left : left + self.config.width]
+
+    def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
+        if y_BCHW.shape[2:] == (self.padded_height, self.padded_width):
+            return y_BCHW
+        top, bottom, left, right = self.pads
+        rows = torch.from_numpy(reflected_index(self.config.height, top, bottom)).to(y_BCHW.device)
+        columns = torch.from_numpy(reflected_index(self.config.width, left, right)).to(y_BCHW.device)
+        return y_BCHW[:, :, rows[:, None], columns]
+
+    # The public face, on NumPy arrays.
+
+    def encode(
+        self,
+        images: np.ndarray,
+        *,
+        dequantise: Dequantise = "low-bits",
+        order: LatentOrder = "morton",
+        batch_size: int = 64,
+        seed: int = 0,
+        first_index: int = 0,
+    ) -> np.ndarray:
+        """Map uint8 images (N, height, width, channels) to latent vectors, float32 (N, D).
+
+        "uniform" noise is drawn per image from ``seed`` and its index, which starts at ``first_index``.
+
+        Raises:
+            RecipeError: the images are not of this flow's shape or type, or an option is unknown.
+        """
+        z, _ = self.encode_scored(
+            images, dequantise=dequantise, order=order, batch_size=batch_size, seed=seed, first_index=first_index
+        )
+        return z
+
+    def encode_scored(
+        self,
+        images: np.ndarray,
+        *,
+        dequantise: Dequantise = "low-bits",
+        order: LatentOrder = "morton",
+        batch_size: int = 64,
+        seed: int = 0,
+        first_index: int = 0,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,)."""
+        self.check_images(images)
+        z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
+        for rows in _batches(len(images), batch_size):
+            indices = range(first_index + rows.start, first_index + rows.stop)
+            y_BCHW = self._batch(images[rows], batch_size, dequantise, seed, indices)
+            z_BD, log_prob_B = self.encode_batch(y_BCHW, order)
+            count = rows.stop - rows.start
+            z[rows], log_prob[rows] = z_BD[:count].cpu().numpy(), log_prob_B[:count].cpu().numpy()
+        return z, log_prob
+
+    def log_prob(
+        self, images: np.ndarray, *, dequantise: Dequantise = "low-bits", batch_size: int = 64, seed: int = 0
+    ) -> np.ndarray:
+        """Return the log-probability of uint8 images (N, height, width, channels): nats, float64 (N,).
+
+        It is that of the image of ``config.bits`` bits, discretisation constant included; of the padded one, if this
+        flow pads.
+        """
+        return self.encode_scored(images, dequantise=dequantise, batch_size=batch_size, seed=seed)[1]
+
+    def bits_per_dim(self, log_prob: np.ndarray) -> np.ndarray:
+        """Turn nats per image into bits per dimension, D being that of the padded image."""
+        return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
+
+    def decode(
+        self, z: np.ndarray, *, order: LatentOrder = "morton", output: str = "8bit", batch_size: int = 64
+    ) -> np.ndarray:
+        """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
+
+        ``output`` "8bit" gives back the very bytes that were encoded; "5bit" is the paper's floor to 5 bits.
+
+        Raises:
+            RecipeError: the vectors are not of this flow's length, or an option is unknown.
+        """
+        return self.decode_judged(z, _no_judge, order=order, output=output, batch_size=batch_size)[0]
+
+    def decode_judged(
+        self,
+        z: np.ndarray,
+        judge: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        order: LatentOrder = "morton",
+        output: str = "8bit",
+        batch_size: int = 64,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Do ``decode``; return also what ``judge`` says of each image before it is rounded: bool (N,).
+
+        ``judge`` gets y as ``decode_batch`` gives it, float (B, C, height, width), and returns bool (B,).
+        """
+        bits = output_bits(output)
+        z = np.asarray(z)
+        if z.ndim != 2 or z.shape[1] != self.dim or z.dtype.kind != "f":
+            raise RecipeError(f"cannot decode: expected floats (N, {self.dim}), got {z.dtype} {z.shape}.")
+        config = self.config
+        images = np.empty((len(z), config.height, config.width, config.channels), np.uint8)
+        judged = np.empty(len(z), bool)
+        for rows in _batches(len(z), batch_size):
+            z_BD = torch.from_numpy(_filled(z[rows].astype(np.float32), batch_size))
+            y_BCHW = self.decode_batch(z_BD, order)
+            count = rows.stop - rows.start
+            images[rows] = quantise(y_BCHW, bits)[:count].cpu().numpy()
+            judged[rows] = judge(y_BCHW)[:count].cpu().numpy()
+        return images, judged
+
+    def _batch(
+        self, images: np.ndarray, batch_size: int, mode: Dequantise, seed: int, indices: Sequence[int]
+    ) -> torch.Tensor:
+        """Pad and dequantise up to ``batch_size`` images: y, padded (batch_size, C, H, W), on the flow's device."""
+        padded = _filled(pad_images(images, self.pads), batch_size)
+        noise = None
+        if mode == "uniform":
+            draws = [draw_noise(generator(seed, "dequantise", index), padded.shape[1:]) for index in indices]
+            noise = torch.from_numpy(_filled(np.stack(draws), batch_size)).to(self.device)
+        return pixels.dequantise(
+            torch.from_numpy(padded).to(self.device), mode, bits=self.config.bits, noise_BHWC=noise
+        )
+
+    def check_images(self, images: np.ndarray) -> None:
+        """Raise RecipeError unless the images are uint8 of this flow's shape."""
+        expected = (self.config.height, self.config.width, self.config.channels)
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
+            raise RecipeError(
+                f"images do not fit this flow: expected uint8 (N, {', '.join(map(str, expected))}), "
+                f"got {images.dtype} {images.shape}. Encode with a flow that was trained on images of this shape."
+            )
+
+    def extra_repr(self) -> str:
+        """Say the architecture."""
+        return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__struct_fields__)
+
+
+def _no_judge(y_BCHW: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(y_BCHW), dtype=torch.bool)
+
+
+def _batches(count: int, batch_size: int) -> Iterator[slice]:
+    if batch_size < 1:
+        raise RecipeError(f"batch_size must be at least 1, got {batch_size}.")
+    for start in range(0, count, batch_size):
+        yield slice(start, min(start + batch_size, count))
+
+
+def _filled(rows: np.ndarray, batch_size: int) -> np.ndarray:
+    """Fill a tail up with zeros to the fixed batch size, and own the memory, which torch may ask for."""
+    filled = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
+    filled[: len(rows)] = rows
+    return filled

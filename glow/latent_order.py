@@ -1,0 +1,96 @@
+"""The order of the components in a latent vector [P §2, Fig. 2].
+
+The one rule: every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
+first), and the cells follow each other in Morton order; so consecutive components belong to a connected region.
+
+Axes: B batch, C channels, H height, W width, D components of the latent vector.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+
+from lsmix.data.errors import RecipeError
+from lsmix.glow.config import LatentOrder
+from lsmix.glow.squeeze import depth_to_space, space_to_depth
+
+__all__ = ["cell_order", "join_parts", "part_shapes", "split_parts"]
+
+
+def part_shapes(height: int, width: int, channels: int, levels: int) -> list[tuple[int, int, int]]:
+    """Return the (C, H, W) of each of the ``levels`` + 1 parts of a latent [P A.1].
+
+    Height and width must be multiples of 2**levels.
+
+    Example:
+        >>> from lsmix.glow.latent_order import part_shapes
+        >>> part_shapes(32, 32, 3, 3)
+        [(6, 16, 16), (12, 8, 8), (24, 4, 4), (24, 4, 4)]
+    """
+    shapes = [(channels << i, height >> i, width >> i) for i in range(1, levels + 1)]
+    return [*shapes, (channels << levels, height >> levels, width >> levels)]
+
+
+def _morton_code(row: int, column: int) -> int:
+    code = 0
+    for bit in range(max(row.bit_length(), column.bit_length())):
+        code |= (row >> bit & 1) << (2 * bit + 1) | (column >> bit & 1) << (2 * bit)
+    return code
+
+
+def cell_order(height: int, width: int, order: LatentOrder = "morton") -> list[int]:
+    """Return the grid's cells, numbered row by row, in the order in which they stand in a latent vector.
+
+    Morton order is that of squeezing the grid on to 1×1; a grid that is no square power of two uses the same
+    bit-interleaved order over the cells that exist.
+
+    Raises:
+        RecipeError: ``order`` is none that we know.
+    """
+    cells = range(height * width)
+    if order == "raster":
+        return list(cells)
+    if order == "morton":
+        return sorted(cells, key=lambda cell: _morton_code(cell // width, cell % width))
+    raise RecipeError(f"unknown latent order {order!r}: expected 'morton' or 'raster'.")
+
+
+@lru_cache(maxsize=16)
+def _orders(height: int, width: int, order: LatentOrder) -> tuple[torch.Tensor, torch.Tensor]:
+    forward = torch.tensor(cell_order(height, width, order))
+    return forward, torch.argsort(forward)
+
+
+def join_parts(parts: Sequence[torch.Tensor], order: LatentOrder = "morton") -> torch.Tensor:
+    """Lay the parts of a latent, each (B, C_i, H_i, W_i), out as the vectors z (B, D).
+
+    The last part stands on the coarsest grid; each other one on a grid of a power of two times its size.
+    """
+    B, _, H, W = parts[-1].shape
+    on_grid = []
+    for part in parts:
+        while part.shape[2] > H:
+            part = space_to_depth(part)
+        on_grid.append(part.permute(0, 2, 3, 1).reshape(B, H * W, -1))
+    cells = torch.cat(on_grid, dim=2)
+    forward, _ = _orders(H, W, order)
+    return cells.index_select(1, forward.to(cells.device)).reshape(B, -1)
+
+
+def split_parts(
+    z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]], order: LatentOrder = "morton"
+) -> list[torch.Tensor]:
+    """Take the vectors z (B, D) apart into parts of the given (C, H, W); undo ``join_parts``."""
+    B = z_BD.shape[0]
+    _, H, W = shapes[-1]
+    _, backward = _orders(H, W, order)
+    cells = z_BD.reshape(B, H * W, -1).index_select(1, backward.to(z_BD.device))
+    widths = [C * h * w // (H * W) for C, h, w in shapes]
+    parts = []
+    for (_, h, _), part in zip(shapes, torch.split(cells, widths, dim=2), strict=True):
+        part = part.reshape(B, H, W, -1).permute(0, 3, 1, 2)
+        while part.shape[2] < h:
+            part = depth_to_space(part)
+        parts.append(part)
+    return parts

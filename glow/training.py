@@ -1,0 +1,204 @@
+"""Training a flow, one step at a time, so that whoever drives it can log, save and stop between any two [P B.3].
+
+The one rule: what step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
+that was stopped and resumed gives the very bytes of one that never was.
+
+Axes: B batch, C channels, H height, W width.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import msgspec
+import numpy as np
+import torch
+
+from lsmix.data.errors import DivergedError, FormatError, RecipeError
+from lsmix.data.seeds import generator
+from lsmix.glow.config import FlowTraining
+from lsmix.glow.flow import Flow
+from lsmix.glow.pixels import dequantise, draw_noise, pad_images
+
+__all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
+
+_BETAS = (0.9, 0.999)  # [P B.3]
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
+
+
+class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What one step tells."""
+
+    iteration: int  # number of the step, from 0
+    loss_bits_per_dim: float  # of its batch, before its update
+    grad_norm: float  # nats/dim, before clipping
+
+
+def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, flip: bool) -> np.ndarray:
+    """Shift uint8 images (B, H, W, C) by up to ``translate`` pixels, zeros moved in, and mirror half of them."""
+    B, H, W, _ = images.shape
+    down, right = rng.integers(0, 2 * translate + 1, size=(2, B))
+    mirrored = (rng.random((B,)) < 0.5) & flip
+    columns = np.where(mirrored[:, None], np.arange(W)[::-1], np.arange(W)) + right[:, None]
+    rows = np.arange(H) + down[:, None]
+    t = translate
+    framed = np.pad(images, ((0, 0), (t, t), (t, t), (0, 0)))
+    return np.asarray(framed[np.arange(B)[:, None, None], rows[:, :, None], columns[:, None, :]])
+
+
+@contextmanager
+def _precision(flow: Flow, precision: str) -> Iterator[None]:
+    """Let the coupling networks compute in this precision; the 1×1 matrices stay in float32 (see conv1x1.py)."""
+    matmul = torch.backends.cuda.matmul
+    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        matmul.fp32_precision = "ieee"
+        flow.set_network_dtype(torch.bfloat16 if precision == "bf16" else None)
+        yield
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+        flow.set_network_dtype(None)
+
+
+class FlowTrainer:
+    """Train ``flow``, in place and where it lives, on uint8 images (N, H, W, C).
+
+    Example:
+        >>> import numpy as np
+        >>> from lsmix.glow.config import FlowConfig, FlowTraining
+        >>> from lsmix.glow.flow import Flow
+        >>> from lsmix.glow.training import FlowTrainer
+        >>> flow = Flow(FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4))
+        >>> images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), dtype=np.uint8)
+        >>> trainer = FlowTrainer(flow, FlowTraining(batch_size=4, translate=0), images)
+        >>> trainer.step().iteration, trainer.iteration
+        (0, 1)
+    """
+
+    def __init__(self, flow: Flow, config: FlowTraining, images: np.ndarray) -> None:
+        flow.check_images(images)
+        if not len(images):
+            raise RecipeError("cannot train a flow on no images at all: the train split is empty.")
+        self.flow = flow
+        self.config = config
+        self.iteration = 0  # number of steps done
+        self._images = images
+        self._epoch_order: tuple[int, np.ndarray] | None = None
+        # "fused" is one kernel for all parameters, on the CPU as on a GPU.
+        self._adam = torch.optim.Adam(
+            flow.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay, fused=True
+        )
+
+    def step(self) -> StepFacts:
+        """Do one update, and tell of it. The very first step initialises ActNorm from its batch before that.
+
+        Raises:
+            DivergedError: loss or gradient is not finite; the update was not applied.
+        """
+        config, flow = self.config, self.flow
+        if not flow.training:  # it walks through all layers
+            flow.train()
+        y_BCHW = self._batch(self.iteration)
+        with _precision(flow, config.precision):
+            if self.iteration == 0 and not bool(flow.initialised):
+                flow.initialise(y_BCHW)
+            self._adam.zero_grad(set_to_none=True)
+            loss = -flow.log_prob_y(y_BCHW).mean() / flow.dim
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        grad_norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), config.grad_clip or math.inf)
+        loss_nats, norm = torch.stack((loss.detach(), grad_norm.double())).tolist()  # the step's only wait for a GPU
+        if not (math.isfinite(loss_nats) and math.isfinite(norm)):
+            self._adam.zero_grad(set_to_none=True)
+            raise DivergedError(
+                f"training diverged at iteration {self.iteration}: loss {loss_nats} nats/dim, gradient norm {norm}; "
+                "expected finite numbers. The update was not applied. Lower learning_rate, or use warmup and grad_clip."
+            )
+        for group in self._adam.param_groups:
+            group["lr"] = config.learning_rate * min(1.0, (self.iteration + 1) / max(config.warmup, 1))
+        self._adam.step()
+        facts = StepFacts(
+            iteration=self.iteration,
+            loss_bits_per_dim=loss_nats / math.log(2.0) + flow.config.bits,
+            grad_norm=norm,
+        )
+        self.iteration += 1
+        return facts
+
+    def _batch(self, iteration: int) -> torch.Tensor:
+        """Return the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""
+        config = self.config
+        rng = generator(config.seed, "train-glow", "batch", iteration)
+        images = self._images[np.sort(self._rows(iteration))]  # sorted: a mapped file is read in one direction
+        images = augment(images, rng, translate=config.translate, flip=config.flip)
+        images = np.ascontiguousarray(pad_images(images, self.flow.pads))
+        noise = torch.from_numpy(draw_noise(rng, images.shape)).to(self.flow.device)
+        pixels = torch.from_numpy(images).to(self.flow.device)
+        y_BCHW = dequantise(pixels, "uniform", bits=self.flow.config.bits, noise_BHWC=noise)
+        return y_BCHW.to(self.flow.dtype)
+
+    def _rows(self, iteration: int) -> np.ndarray:
+        """Return the rows of a step's batch: a seeded permutation for each pass over the images, end to end."""
+        count, start = len(self._images), iteration * self.config.batch_size
+        stop = start + self.config.batch_size
+        pieces = []
+        for epoch in range(start // count, (stop - 1) // count + 1):
+            if self._epoch_order is None or self._epoch_order[0] != epoch:
+                order = generator(self.config.seed, "train-glow", "order", epoch).permutation(count)
+                self._epoch_order = (epoch, order)
+            first = epoch * count
+            pieces.append(self._epoch_order[1][max(start - first, 0) : max(stop - first, 0)])
+        return np.concatenate(pieces)
+
+    def evaluate(self, images: np.ndarray, *, batch_size: int = 64) -> float:
+        """Return the mean bits per dimension of uint8 images (N, H, W, C), with seeded uniform noise."""
+        self.flow.eval()  # step goes back to training mode by itself
+        log_prob = self.flow.log_prob(images, dequantise="uniform", batch_size=batch_size, seed=self.config.seed)
+        return float(self.flow.bits_per_dim(log_prob).mean())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        """Return all that a later trainer needs to go on: weights, Adam's moments, the iteration. Names are flat."""
+        state = {f"flow.{name}": value.detach().clone() for name, value in self.flow.state_dict().items()}
+        for name, parameter in self.flow.named_parameters():
+            for moment in _MOMENTS:
+                if parameter in self._adam.state:
+                    state[f"adam.{moment}.{name}"] = self._adam.state[parameter][moment].detach().clone()
+        state["iteration"] = torch.tensor(self.iteration)
+        return {name: value.contiguous() for name, value in state.items()}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        """Go on from what ``state_dict`` returned, to the bit.
+
+        Raises:
+            FormatError: the state is not one of a trainer of this flow.
+        """
+        weights = {name.removeprefix("flow."): value for name, value in state.items() if name.startswith("flow.")}
+        started = any(name.startswith("adam.") for name in state)
+        try:
+            self.flow.load_state_dict(weights)
+            self.iteration = int(state["iteration"])
+            self._adam.state.clear()
+            for name, parameter in self.flow.named_parameters() if started else ():
+                first, second, step = (state[f"adam.{moment}.{name}"] for moment in _MOMENTS)
+                self._adam.state[parameter] = {
+                    # Copied over zeros of the parameter's own strides: fused kernels read both in one order.
+                    "exp_avg": torch.zeros_like(parameter, requires_grad=False).copy_(first),
+                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False).copy_(second),
+                    "step": step.to(parameter.device, copy=True),
+                }
+        except (KeyError, RuntimeError) as error:
+            raise FormatError(
+                f"the training state does not fit this flow: {error}. It is from another architecture or version; "
+                "remove it and train from the start."
+            ) from error
+
+
+def sample(flow: Flow, n: int, *, temperature: float = 1.0, seed: int = 0, batch_size: int = 64) -> np.ndarray:
+    """Draw ``n`` images from the flow: uint8 (n, H, W, C), of the flow's bits.
+
+    Image i depends on (seed, i) alone. A ``temperature`` below 1 draws closer to the mean: fewer oddities, less variety.
+    """
+    draws = [generator(seed, "sample", i).standard_normal(flow.dim, dtype=np.float32) for i in range(n)]
+    z = np.reshape(draws, (n, flow.dim)).astype(np.float32) * np.float32(temperature)
+    return flow.decode(z, output=f"{flow.config.bits}bit", batch_size=batch_size)

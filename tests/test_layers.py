@@ -1,0 +1,177 @@
+"""The laws of every layer: the inverse undoes it, and its log-determinant is the Jacobian's."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsmix.glow.actnorm import ActNorm
+from lsmix.glow.config import FlowConfig
+from lsmix.glow.conv1x1 import Conv1x1
+from lsmix.glow.coupling import AffineCoupling
+from lsmix.glow.flow import Flow
+from lsmix.glow.step import FlowStep
+
+CHANNELS, SIDE = 4, 3
+
+
+def _shaken(layer: nn.Module) -> nn.Module:
+    """Move all parameters off their start, where half of a layer would be the identity."""
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=numbers).to(parameter.dtype)
+    return layer
+
+
+def _conv() -> nn.Module:
+    layer = Conv1x1(CHANNELS)
+    layer.reset(np.random.default_rng(0))
+    return _shaken(layer)
+
+
+def _step() -> nn.Module:
+    layer = FlowStep(CHANNELS, hidden=8, scale="sigmoid")
+    layer.reset(np.random.default_rng(0))
+    return _shaken(layer)
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "actnorm": lambda: _shaken(ActNorm(CHANNELS)),
+    "conv1x1": _conv,
+    "coupling-sigmoid": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="sigmoid")),
+    "coupling-tanh": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="tanh")),
+    "step": _step,
+}
+EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
+
+
+def _x(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+@EACH_LAYER
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_inverse_undoes_forward(name: str, dtype: torch.dtype, tolerance: float, gradients: bool) -> None:
+    layer, x = LAYERS[name]().to(dtype), _x().to(dtype)
+    kept = x.clone()
+    with torch.set_grad_enabled(gradients):
+        y, _ = layer(x)
+        kept_y = y.clone()
+        back = layer.inverse(y)
+    # Some ten roundings of values near 1: 1e-7 each in float32, 1e-16 in float64, with room for the small matrices.
+    assert torch.allclose(back, x, atol=tolerance, rtol=0)
+    assert torch.equal(x, kept), "forward wrote into its input"
+    assert torch.equal(y, kept_y), "inverse wrote into its input"
+
+
+@EACH_LAYER
+def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
+    layer, x = LAYERS[name]().double(), _x(1).double()
+    jacobian = torch.autograd.functional.jacobian(lambda flat: layer(flat.reshape(x.shape))[0].flatten(), x.flatten())
+    _, log_det = layer(x)
+    assert log_det.dtype == torch.float64
+    assert log_det.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
+def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale: str) -> None:
+    flow = Flow(FlowConfig(height=8, width=4, channels=1, levels=2, steps=2, hidden=4, scale=scale))  # type: ignore[arg-type]
+    _shaken(flow.double())
+    y = torch.rand(1, 1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) - 0.5
+
+    def flat_latent(flat: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.flatten() for part in flow(flat.reshape(y.shape))[0]])
+
+    jacobian = torch.autograd.functional.jacobian(flat_latent, y.flatten())
+    _, log_det = flow(y)
+    assert log_det.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-10)
+    z = flat_latent(y.flatten())
+    log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+    assert flow.log_prob_y(y).item() == pytest.approx((log_prior + log_det).item(), abs=1e-10)
+
+
+def test_the_folded_step_is_the_step() -> None:
+    step, x = _step().double(), _x().double()
+    y, log_det = step(x)
+    with torch.no_grad():
+        folded_y, folded_log_det = step(x)
+        folded_back = step.inverse(y)
+    # Float64: the same map, added up in another order.
+    assert torch.allclose(folded_y, y, atol=1e-13)
+    assert torch.allclose(folded_log_det, log_det, atol=1e-12)
+    assert torch.allclose(folded_back, x, atol=1e-13)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_folded_step_follows_every_change_of_its_parameters(training: bool) -> None:
+    step, x = _step().double(), _x().double()
+
+    def folded_is_the_step() -> bool:
+        with torch.no_grad():
+            return torch.allclose(step(x)[0], layers(x), atol=1e-12)
+
+    def layers(x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            return step(x)[0].detach()
+
+    step.train(training)
+    assert folded_is_the_step()
+    with torch.no_grad():
+        step.actnorm.shift.add_(1.0)
+    assert folded_is_the_step(), "after a write in place"
+    step.load_state_dict({name: value + 0 for name, value in _step().state_dict().items()})
+    assert folded_is_the_step(), "after loading"
+    step.train()
+    step(x)[0].square().sum().backward()
+    torch.optim.Adam(step.parameters(), lr=0.1, fused=True).step()  # writes without raising the version
+    assert folded_is_the_step(), "after a fused optimiser, still in training"
+    step.eval()
+    assert folded_is_the_step(), "after a fused optimiser, then in evaluation"
+    step, x = step.float(), x.float()
+    with torch.no_grad():
+        assert step(x)[0].dtype == torch.float32
+
+
+def test_actnorm_gives_its_first_batch_mean_zero_and_variance_one() -> None:
+    layer, x = ActNorm(CHANNELS), 3.0 * _x(16) + 5.0
+    layer.initialise(x)
+    y, _ = layer(x)
+    # Parameters and output are float32: a few units of 6e-8 on values of up to 5·exp(log_scale).
+    assert torch.allclose(y.mean((0, 2, 3)), torch.zeros(CHANNELS), atol=2e-6)
+    assert torch.allclose(y.var((0, 2, 3), correction=0), torch.ones(CHANNELS), atol=2e-6)
+
+
+def test_actnorm_stays_finite_on_a_channel_that_never_changes() -> None:
+    layer, x = ActNorm(CHANNELS), torch.ones(2, CHANNELS, SIDE, SIDE)
+    layer.initialise(x)
+    assert torch.isfinite(layer(x)[0]).all()
+
+
+def test_1x1_convolution_starts_as_a_rotation() -> None:
+    layer = Conv1x1(12).double()
+    layer.reset(np.random.default_rng(0))
+    weight = layer.weight()
+    assert torch.allclose(weight @ weight.T, torch.eye(12, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(weight @ layer.inverse_weight(), torch.eye(12, dtype=torch.float64), atol=1e-12)
+
+
+def test_coupling_never_scales_by_less_than_a_half() -> None:
+    raw = torch.tensor([-1e30, -5.0, 0.0, 5.0, 1e30])
+    for scale in ("sigmoid", "tanh"):
+        layer = AffineCoupling(CHANNELS, hidden=8, scale=scale)  # type: ignore[arg-type]  # a plain string
+        factors = layer._log_scale(raw).exp()
+        assert factors.min() >= 0.5
+        assert factors.max() <= 1.65  # exp(½)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    flow = _shaken(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=4)))
+    assert isinstance(flow, Flow)
+    flow.log_prob_y(torch.rand(2, 1, 8, 8) - 0.5).sum().backward()
+    for name, parameter in flow.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
