@@ -1,0 +1,311 @@
+"""Columns of rows on disk: arrays with the same number of rows, all cut into the same shards, as a Zarr v3 group.
+
+The one rule: one task writes exactly one whole shard of every column. Anything finer was seen to lose data silently
+when tasks run side by side, so nothing here can write less than a shard.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.shard import encode_shard, shard_bytes
+
+__all__ = ["METADATA_NAME", "Column", "ColumnStore", "Dtype", "open_store", "rows_per_chunk", "rows_per_shard"]
+
+METADATA_NAME = "zarr.json"
+_CHUNK_BYTES = 800_000  # the best measured sizes for 3 KiB rows: chunks of 256 rows in shards of 8,192
+_CHUNKS_A_SHARD = 32
+
+Dtype = Literal["uint8", "int64", "float32", "float64"]
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+_Model = TypeVar("_Model", bound=msgspec.Struct)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One array of a column store: ``rows`` rows of the same shape."""
+
+    name: str  # a word of lower-case letters, digits and underscores
+    dtype: Dtype
+    row_shape: tuple[int, ...] = ()  # shape of one row; () for one number
+    chunk_rows: int  # rows in an inner chunk, a divisor of the store's rows per shard
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row."""
+        return math.prod(self.row_shape) * np.dtype(self.dtype).itemsize
+
+    @property
+    def chunk_bytes(self) -> int:
+        """Size of one inner chunk without its checksum."""
+        return self.chunk_rows * self.row_bytes
+
+    def shard_name(self, shard: int) -> str:
+        """Return the path of a shard's file, relative to the store's folder."""
+        return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColumnStore:
+    """Where and how a group of columns lies on disk; it holds no state, so any process may write any shard."""
+
+    folder: Path  # the Zarr group
+    columns: tuple[Column, ...]
+    rows: int  # rows of every column, at least 1
+    shard_rows: int  # rows in every shard but the last
+
+    @property
+    def shards(self) -> int:
+        """Number of shards of each column."""
+        return -(-self.rows // self.shard_rows)
+
+    def shard_range(self, shard: int) -> range:
+        """Return the rows that a shard holds.
+
+        Raises:
+            IndexError: there is no such shard.
+        """
+        if not 0 <= shard < self.shards:
+            raise IndexError(f"shard {shard} is outside of 0 to {self.shards - 1}, the shards of {str(self.folder)!r}.")
+        return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
+
+    def create(self, attributes: Mapping[str, Any]) -> None:
+        """Write the metadata, which makes the group readable by any Zarr v3 library once its shards are there."""
+        for column in self.columns:
+            _check_column(column, self.shard_rows)
+            _write_json(self.folder / column.name / METADATA_NAME, _array_metadata(self, column))
+        _write_json(self.folder / METADATA_NAME, _Group(attributes=dict(attributes)))
+
+    def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+        """Write one whole shard of every column; writing it again is harmless.
+
+        Args:
+            shard: which one.
+            arrays: the shard's rows by column, (n, *row_shape) in the column's dtype.
+
+        Returns:
+            The SHA-256 of each file written, by its path relative to the store's folder.
+
+        Raises:
+            ValueError: a column is left out or unknown, or its array has another shape or dtype.
+        """
+        count = len(self.shard_range(shard))
+        if set(arrays) != {column.name for column in self.columns}:
+            raise ValueError(
+                f"a shard of {str(self.folder)!r} takes {sorted(c.name for c in self.columns)}, got {sorted(arrays)}."
+            )
+        for column in self.columns:
+            rows, shape = arrays[column.name], (count, *column.row_shape)
+            if rows.shape != shape or rows.dtype != np.dtype(column.dtype):
+                raise ValueError(
+                    f"shard {shard} of column {column.name!r} takes {column.dtype} {shape}, got {rows.dtype} {rows.shape}."
+                )
+        digests = {}
+        for column in self.columns:
+            content = encode_shard(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
+            write_durably(self.folder / column.shard_name(shard), memoryview(content))
+            digests[column.shard_name(shard)] = hashlib.sha256(content).hexdigest()
+        return digests
+
+    def is_written(self, shard: int) -> bool:
+        """Tell whether every column has this shard on disk, in full length."""
+        count = len(self.shard_range(shard))
+        for column in self.columns:
+            path = self.folder / column.shard_name(shard)
+            expected = shard_bytes(
+                count, row_bytes=column.row_bytes, chunk_rows=column.chunk_rows, shard_rows=self.shard_rows
+            )
+            if not path.is_file() or path.stat().st_size != expected:
+                return False
+        return True
+
+
+def rows_per_chunk(row_bytes: int, shard_rows: int) -> int:
+    """Return the rows in an inner chunk: about 0.8 MB, and a divisor of ``shard_rows``.
+
+    Example:
+        >>> from lsmix.data.columns import rows_per_chunk
+        >>> rows_per_chunk(3072, 8192)
+        256
+    """
+    fewest = -(-shard_rows // max(_CHUNK_BYTES // row_bytes, 1))
+    return next(shard_rows // chunks for chunks in range(fewest, shard_rows + 1) if shard_rows % chunks == 0)
+
+
+def rows_per_shard(row_bytes: int, rows: int | None = None) -> int:
+    """Return the rows in a shard: a power of two with about 25 MB.
+
+    With ``rows``, the rows of the whole column, a small column gets one shard that is no longer than it must be.
+
+    Example:
+        >>> from lsmix.data.columns import rows_per_shard
+        >>> rows_per_shard(3072), rows_per_shard(3072, rows=1000)
+        (8192, 1024)
+    """
+    whole = _power_of_two(_CHUNK_BYTES // row_bytes) * _CHUNKS_A_SHARD
+    return whole if rows is None else min(whole, 1 << (max(rows, 1) - 1).bit_length())
+
+
+def open_store(folder: Path) -> tuple[ColumnStore, dict[str, Any]]:
+    """Return the layout and the attributes of the store in ``folder``, whether or not its shards are written.
+
+    Raises:
+        MissingError: there is no store.
+        FormatError: it is a Zarr group, but not laid out as lsmix lays columns out.
+        CorruptError: its metadata is damaged.
+    """
+    if not (folder / METADATA_NAME).is_file():
+        raise MissingError(f"no columns at {str(folder)!r}: {METADATA_NAME} is not there. Make or fetch them again.")
+    group = _read_json(folder / METADATA_NAME, _Group)
+    found = {path.parent.name: _read_json(path, _Array) for path in sorted(folder.glob(f"*/{METADATA_NAME}"))}
+    if not found:
+        raise CorruptError(f"{str(folder)!r} has no columns at all. Make or fetch it again.")
+    columns = {name: _column(folder, name, array) for name, array in found.items()}
+    extents = {(array.shape[0], array.chunk_grid.configuration.chunk_shape[0]) for array in found.values()}
+    if len(extents) > 1:
+        _refuse(folder, f"its columns have different (rows, rows per shard): {sorted(extents)}")
+    rows, shard_rows = extents.pop()
+    for column in columns.values():
+        if shard_rows % column.chunk_rows:
+            _refuse(folder, f"chunks of {column.chunk_rows} rows do not fill a shard of {shard_rows}")
+    return ColumnStore(
+        folder=folder, columns=tuple(columns.values()), rows=rows, shard_rows=shard_rows
+    ), group.attributes
+
+
+def _power_of_two(most: int) -> int:
+    return 1 << (max(most, 1).bit_length() - 1)
+
+
+def _check_column(column: Column, shard_rows: int) -> None:
+    if not re.fullmatch("[a-z][a-z0-9_]*", column.name):
+        raise ValueError(f"{column.name!r} is no name for a column: use lower-case letters, digits and underscores.")
+    if column.chunk_rows < 1 or shard_rows % column.chunk_rows or column.row_bytes < 1:
+        raise ValueError(
+            f"column {column.name!r}: chunks of {column.chunk_rows} rows do not fill shards of {shard_rows}."
+        )
+
+
+# The metadata, written and read through the same models, so that what is not as we write it is refused by name.
+# Written here and not by zarr-python: its bytes count in an artifact's root digest, and must not change with a version.
+
+
+class _Json(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Base of all parts of the metadata."""
+
+
+class _Endian(_Json, frozen=True, omit_defaults=False):
+    endian: Literal["little"] = "little"
+
+
+class _BytesCodec(_Json, frozen=True, tag_field="name", tag="bytes"):
+    configuration: _Endian | msgspec.UnsetType = msgspec.UNSET  # zarr-python leaves it out for single bytes
+
+
+class _Crc32cCodec(_Json, frozen=True, tag_field="name", tag="crc32c"):
+    configuration: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _ShardingConfiguration(_Json, frozen=True, omit_defaults=False):
+    chunk_shape: list[_Size]
+    codecs: tuple[_BytesCodec, _Crc32cCodec]
+    index_codecs: tuple[_BytesCodec, _Crc32cCodec]
+    index_location: Literal["end"] = "end"
+
+
+class _ShardingCodec(_Json, frozen=True, tag_field="name", tag="sharding_indexed"):
+    configuration: _ShardingConfiguration
+
+
+class _GridConfiguration(_Json, frozen=True):
+    chunk_shape: list[_Size]
+
+
+class _RegularGrid(_Json, frozen=True, tag_field="name", tag="regular"):
+    configuration: _GridConfiguration
+
+
+class _Separator(_Json, frozen=True, omit_defaults=False):
+    separator: Literal["/"] = "/"
+
+
+class _DefaultKeys(_Json, frozen=True, tag_field="name", tag="default", omit_defaults=False):
+    configuration: _Separator = _Separator()
+
+
+class _Array(_Json, frozen=True, kw_only=True, omit_defaults=False):
+    zarr_format: Literal[3] = 3
+    node_type: Literal["array"] = "array"
+    shape: list[_Size]
+    data_type: Dtype
+    chunk_grid: _RegularGrid
+    chunk_key_encoding: _DefaultKeys = _DefaultKeys()
+    fill_value: float = 0
+    codecs: tuple[_ShardingCodec]
+    attributes: dict[str, Any] = {}
+    dimension_names: list[str | None] | msgspec.UnsetType | None = msgspec.UNSET
+    storage_transformers: tuple[()] | msgspec.UnsetType = msgspec.UNSET
+
+
+class _Group(_Json, frozen=True, kw_only=True, omit_defaults=False):
+    zarr_format: Literal[3] = 3
+    node_type: Literal["group"] = "group"
+    attributes: dict[str, Any] = {}
+
+
+def _array_metadata(store: ColumnStore, column: Column) -> _Array:
+    little = _BytesCodec(configuration=_Endian())
+    sharding = _ShardingConfiguration(
+        chunk_shape=[column.chunk_rows, *column.row_shape],
+        codecs=(little if np.dtype(column.dtype).itemsize > 1 else _BytesCodec(), _Crc32cCodec()),
+        index_codecs=(little, _Crc32cCodec()),
+    )
+    grid = _GridConfiguration(chunk_shape=[store.shard_rows, *column.row_shape])
+    return _Array(
+        shape=[store.rows, *column.row_shape],
+        data_type=column.dtype,
+        chunk_grid=_RegularGrid(configuration=grid),
+        fill_value=0.0 if column.dtype.startswith("float") else 0,
+        codecs=(_ShardingCodec(configuration=sharding),),
+    )
+
+
+def _column(folder: Path, name: str, array: _Array) -> Column:
+    sharding = array.codecs[0].configuration
+    row_shape = array.shape[1:]
+    if not sharding.chunk_shape[1:] == array.chunk_grid.configuration.chunk_shape[1:] == row_shape:
+        _refuse(folder / name, "its chunks do not hold whole rows")
+    if array.data_type != "uint8" and sharding.codecs[0].configuration is msgspec.UNSET:
+        _refuse(folder / name, "its bytes have no stated order")
+    if math.prod(row_shape) * 8 > 2**48:
+        _refuse(folder / name, f"rows of shape {row_shape} are beyond all reason")
+    return Column(name=name, dtype=array.data_type, row_shape=tuple(row_shape), chunk_rows=sharding.chunk_shape[0])
+
+
+def _refuse(path: Path, reason: str) -> NoReturn:
+    raise FormatError(
+        f"{str(path)!r} is not laid out as lsmix lays columns out: {reason}. Read it with a Zarr library, or make it again."
+    )
+
+
+def _write_json(path: Path, content: msgspec.Struct) -> None:
+    write_durably(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+
+
+def _read_json(path: Path, kind: type[_Model]) -> _Model:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except msgspec.ValidationError as error:
+        _refuse(path, str(error))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make or fetch it again.") from error

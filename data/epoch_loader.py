@@ -1,0 +1,184 @@
+"""What all loaders share: epochs, ranks, workers, reading ahead, and going on in the middle of an epoch.
+
+The one rule: a loader's position counts samples over all ranks, so that a state fits every rank, and another number of
+ranks or another batch size goes on with exactly the samples that are left.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import IterableDataset, get_worker_info
+
+from lsmix.data.batch import Batch
+from lsmix.data.errors import RecipeError
+from lsmix.data.order import BatchPlan, EpochOrder
+from lsmix.data.read_ahead import read_ahead
+
+__all__ = ["EpochLoader", "LoaderState", "to_batch"]
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a loader stands; everything that decides the order is in it."""
+
+    format_version: Literal[1] = 1
+    epoch: _Count  # which pass
+    position: _Count  # samples of this epoch that were handed out, over all ranks
+    total: _Count  # samples in the epoch
+    seed: int
+    order: dict[str, Any]  # what else the order depends on
+
+
+class EpochLoader(IterableDataset[Any], ABC):
+    """Base of the loaders: goes over one epoch at a time, in batches.
+
+    ``for batch in loader`` goes over epoch ``loader.epoch``, and does so again until ``set_epoch`` is called.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        rank: int,
+        world_size: int,
+        drop_last: bool,
+        read_ahead_bytes: int,
+    ) -> None:
+        if batch_size < 1 or epoch < 0 or read_ahead_bytes < 0 or not 0 <= rank < world_size:
+            raise RecipeError(
+                "a loader needs batch_size ≥ 1, epoch ≥ 0, read_ahead_bytes ≥ 0 and 0 ≤ rank < world_size; got "
+                f"batch_size={batch_size}, epoch={epoch}, read_ahead_bytes={read_ahead_bytes}, rank={rank}, "
+                f"world_size={world_size}."
+            )
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.drop_last = drop_last
+        self.read_ahead_bytes = read_ahead_bytes
+        self._start = 0  # where the next pass begins
+        self._position = 0  # where the present pass stands
+        if not len(self):
+            raise RecipeError(
+                f"no batch would ever come: {self._total()} images over {world_size} ranks in batches of {batch_size} "
+                f"with drop_last={drop_last}. Take smaller batches."
+            )
+
+    @abstractmethod
+    def _total(self) -> int:
+        """Return the number of samples in an epoch."""
+
+    @abstractmethod
+    def _order(self) -> EpochOrder:
+        """Return the order of the present epoch."""
+
+    @abstractmethod
+    def _order_facts(self) -> dict[str, Any]:
+        """Return what the order depends on besides seed and epoch; plain numbers and strings."""
+
+    @abstractmethod
+    def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
+        """Return the function from rows to a batch, for the present epoch and process."""
+
+    def __len__(self) -> int:
+        """Return the number of batches that this rank gets in a whole epoch."""
+        return len(self._plan(0))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass; the epoch that a loaded state is in goes on from there."""
+        if epoch < 0:
+            raise RecipeError(f"an epoch is 0 or more, got {epoch}.")
+        if epoch != self.epoch:
+            self.epoch, self._start, self._position = epoch, 0, 0
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go over the present epoch, or over what a loaded state has left of it."""
+        start, self._start = self._start, 0
+        self._position = start
+        return self._run(self._plan(start), self._order(), self._reader())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this loader stands: after the batch that it gave last.
+
+        Inside a ``DataLoader`` with workers, the loader of the main process gives no batches itself: use
+        ``state_after`` there.
+        """
+        return self._state(self._position)
+
+    def state_after(self, batches: int) -> dict[str, Any]:
+        """Return the state in which this rank has had so many batches of the present epoch, counted from its start."""
+        return self._state(self._plan(0).position_after(batches))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from ``state`` with the very next batch; batch size, rank and world size may have changed.
+
+        Raises:
+            RecipeError: the state belongs to another order: other data, another seed or another way to shuffle.
+        """
+        try:
+            loaded = msgspec.convert(state, LoaderState)
+        except msgspec.ValidationError as error:
+            raise RecipeError(f"this is no state of a loader: {error}.") from error
+        before, self.epoch = self.epoch, loaded.epoch
+        own = msgspec.convert(self._state(loaded.position), LoaderState)
+        if own != loaded or loaded.position > loaded.total:
+            self.epoch = before
+            raise RecipeError(
+                f"the state of this loader belongs to another order of samples: expected {own}, got {loaded}. "
+                "Make the loader with the settings that the state was taken with."
+            )
+        self._start = self._position = loaded.position
+
+    def _state(self, position: int) -> dict[str, Any]:
+        state = LoaderState(
+            epoch=self.epoch, position=position, total=self._total(), seed=self.seed, order=self._order_facts()
+        )
+        built: dict[str, Any] = msgspec.to_builtins(state)
+        return built
+
+    def _plan(self, position: int) -> BatchPlan:
+        return BatchPlan(
+            total=self._total(),
+            position=position,
+            batch_size=self.batch_size,
+            rank=self.rank,
+            world_size=self.world_size,
+            drop_last=self.drop_last,
+        )
+
+    def _run(self, plan: BatchPlan, order: EpochOrder, read: Callable[[NDArray[np.int64]], Any]) -> Iterator[Any]:
+        worker = get_worker_info()
+        # Worker w of n gives batches w, w + n, …: a DataLoader asks its workers in turn, so the order is kept.
+        mine = range(worker.id, len(plan), worker.num_workers) if worker else range(len(plan))
+        batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
+        if self.read_ahead_bytes:
+            batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
+        for batch, content in zip(mine, batches, strict=True):
+            self._position = plan.position_after(batch + 1)
+            yield content
+        self._position = plan.total
+
+
+def to_batch(
+    images: NDArray[np.uint8], label_a: NDArray[np.int64], label_b: NDArray[np.int64], share_b: NDArray[np.float32]
+) -> Batch:
+    """Wrap arrays as tensors without a copy; images (B, H, W, C) become (B, C, H, W), channels-last in memory."""
+    return Batch(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        torch.from_numpy(label_a),
+        torch.from_numpy(label_b),
+        torch.from_numpy(share_b),
+    )
+
+
+def _batch_bytes(batch: tuple[torch.Tensor, ...]) -> int:
+    return sum(tensor.nbytes for tensor in batch)

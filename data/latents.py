@@ -1,0 +1,163 @@
+"""The latent store: a flow's latent vector of every image, with the image's label and log-likelihood.
+
+The one rule: rows are in the order of the data set's train split, so row i belongs to image i.
+"""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.artifact_columns import open_artifact_columns
+from lsmix.data.column_reader import ColumnArray, ColumnReader
+from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.errors import FormatError
+from lsmix.data.manifest import Manifest
+
+__all__ = [
+    "LATENTS_FORMAT",
+    "LATENTS_NAME",
+    "Latents",
+    "create_latents",
+    "latent_store",
+    "open_latents",
+    "write_latent_shard",
+]
+
+LATENTS_NAME: Final = "latents.zarr"
+LATENTS_FORMAT: Final = 1
+_DTYPES: Final[dict[str, Dtype]] = {"z": "float32", "label": "int64", "log_prob": "float64", "bits_per_dim": "float32"}
+
+
+class Latents:
+    """A complete latent store, opened for reading; use ``open_latents``."""
+
+    def __init__(self, path: Path, manifest: Manifest, columns: ColumnReader) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.columns = columns
+
+    @property
+    def z(self) -> ColumnArray:
+        """Latent vectors, float32 (N, D), in latent order."""
+        return self.columns["z"]
+
+    @property
+    def label(self) -> ColumnArray:
+        """Class of each image, int64 (N,)."""
+        return self.columns["label"]
+
+    @property
+    def log_prob(self) -> ColumnArray:
+        """Log-likelihood of each n-bit image in nats, float64 (N,)."""
+        return self.columns["log_prob"]
+
+    @property
+    def bits_per_dim(self) -> ColumnArray:
+        """The same in bits per dimension, float32 (N,)."""
+        return self.columns["bits_per_dim"]
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What was said of the latents when they were made: order, image shape, dequantisation and so on."""
+        return self.columns.attributes
+
+    @property
+    def dim(self) -> int:
+        """Length D of a latent vector."""
+        return self.z.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.z)
+
+    def __repr__(self) -> str:
+        return f"Latents({str(self.path)!r}, {len(self)} vectors of length {self.dim})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A map of a file belongs to one process; another opens its own.
+        return functools.partial(open_latents, check_crc=self.columns.check_crc), (self.path,)
+
+
+def create_latents(
+    folder: Path,
+    *,
+    rows: int,
+    dim: int,
+    shard_rows: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> ColumnStore:
+    """Write the metadata of a latent store in an artifact's folder, and return its layout.
+
+    Args:
+        folder: the artifact; the store becomes "latents.zarr" in it.
+        rows: number of images, at least 1.
+        dim: length of a latent vector, at least 1.
+        shard_rows: images in a shard; None takes about 25 MB.
+        attributes: facts to keep with the latents, ready for JSON.
+    """
+    shard_rows = shard_rows or rows_per_shard(dim * 4, rows)
+    chunk_rows = rows_per_chunk(dim * 4, shard_rows)
+    columns = [Column(name="z", dtype="float32", row_shape=(dim,), chunk_rows=chunk_rows)]
+    for name, dtype in _DTYPES.items():
+        if name != "z":
+            columns.append(Column(name=name, dtype=dtype, chunk_rows=shard_rows))
+    store = ColumnStore(folder=folder / LATENTS_NAME, columns=tuple(columns), rows=rows, shard_rows=shard_rows)
+    store.create({**(attributes or {}), "format_version": LATENTS_FORMAT})
+    return store
+
+
+def latent_store(folder: Path) -> ColumnStore:
+    """Return the layout of the latent store in an artifact's folder, finished or not."""
+    return open_store(folder / LATENTS_NAME)[0]
+
+
+def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Write one shard of the latent store in an artifact's folder.
+
+    Args:
+        folder: the artifact.
+        shard: which one; its rows are ``latent_store(folder).shard_range(shard)``.
+        arrays: ``z`` float32 (n, D), ``label`` int64 (n,), ``log_prob`` float64 (n,), ``bits_per_dim`` float32 (n,).
+
+    Returns:
+        The SHA-256 of each file written, by its path relative to ``folder``.
+
+    Raises:
+        ValueError: a column is left out or of another shape or dtype, or a number is not finite.
+    """
+    for name in ("z", "log_prob", "bits_per_dim"):
+        if name in arrays and not np.isfinite(arrays[name]).all():
+            raise ValueError(f"shard {shard} of latents {str(folder)!r}: {name!r} is not finite everywhere.")
+    written = latent_store(folder).write_shard(shard, arrays)
+    return {f"{LATENTS_NAME}/{path}": digest for path, digest in written.items()}
+
+
+def open_latents(path: Path | str, *, check_crc: bool = True) -> Latents:
+    """Open the latent store in an artifact's folder.
+
+    Args:
+        path: the artifact's folder, or "latents.zarr" in it.
+        check_crc: False skips the checksums of chunks.
+
+    Raises:
+        MissingError: there are no latents, or they are not finished.
+        FormatError: they are of a format that this version does not read.
+        CorruptError: a file is missing, altered in size, or damaged.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == LATENTS_NAME else folder
+    manifest, columns = open_artifact_columns(folder, LATENTS_NAME, check_crc=check_crc)
+    version = columns.attributes.get("format_version")
+    if version != LATENTS_FORMAT:
+        raise FormatError(
+            f"latents {str(folder)!r} have format {version!r}; this version of lsmix reads format {LATENTS_FORMAT}. "
+            "Use a newer lsmix, or make the latents again."
+        )
+    found = {name: column.dtype.name for name, column in columns.items()}
+    ranks = {name: len(column.shape) for name, column in columns.items()}
+    if found != _DTYPES or any(rank != (2 if name == "z" else 1) for name, rank in ranks.items()):
+        raise FormatError(f"{str(folder)!r} holds no latents: expected the columns {_DTYPES}, got {found}.")
+    return Latents(folder, manifest, columns)

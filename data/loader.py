@@ -1,0 +1,152 @@
+"""The streamer: batches of a pool, shuffled, in an order that depends on (seed, epoch) alone.
+
+The one rule: a batch's images come straight from the mapped shards, from a few chunks at a time; there is no copy of the
+pool in memory, only its labels (20 bytes an image) and the batches that wait to be taken.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import get_worker_info
+
+from lsmix.data.batch import Batch
+from lsmix.data.epoch_loader import EpochLoader, to_batch
+from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.order import EpochOrder
+from lsmix.data.pool import Pool, open_pool
+
+__all__ = ["PoolLoader"]
+
+
+class PoolLoader(EpochLoader):
+    """Goes over a pool in batches, one epoch at a time.
+
+    Each sample comes once per epoch. Ranks get disjoint, equally many batches; with more than one rank, the up to
+    ``world_size`` − 1 samples that would be left over are dropped. Inside ``torch.utils.data.DataLoader`` pass
+    ``batch_size=None``; its workers share the batches, and the order stays the same. Call ``set_epoch`` before each
+    pass; with ``persistent_workers=True`` it does not reach the workers.
+
+    Args:
+        pool: an open pool.
+        batch_size: images in a batch of one rank.
+        seed: names the order, together with the epoch.
+        epoch: which pass comes first.
+        rank: which of ``world_size`` equal parts of each step to take.
+        world_size: number of parts.
+        drop_last: leave out a last batch that is not full.
+        shuffle: False keeps the pool's order.
+        buffer_chunks: inner chunks whose images are mixed with one another. More shuffle better; as they are mapped,
+            not copied, they cost no memory of the process.
+        read_ahead_bytes: size of the batches that a background thread may have ready; 0 for no thread.
+        labels: "pair" gives ``Batch``; "soft" gives (images, target float32 (B, classes)); "kornia" gives
+            (images, float32 (B, 3)) with label_a, label_b and share_b, as kornia's mixing layers do.
+        copies: "all" takes every copy in each epoch; "cycle" takes copy ``epoch % pool.copies``.
+        check_crc: False skips the checksums of chunks, which are otherwise compared when first touched.
+
+    Images are uint8 (B, C, H, W), channels-last in memory, and belong to the caller.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        drop_last: bool = False,
+        shuffle: bool = True,
+        buffer_chunks: int = 8,
+        read_ahead_bytes: int = 64 << 20,
+        labels: Literal["pair", "soft", "kornia"] = "pair",
+        copies: Literal["all", "cycle"] = "all",
+        check_crc: bool = True,
+    ) -> None:
+        if labels not in _LABELS or copies not in ("all", "cycle") or buffer_chunks < 1:
+            raise RecipeError(
+                "a pool loader takes labels 'pair', 'soft' or 'kornia', copies 'all' or 'cycle', and buffer_chunks ≥ 1; "
+                f"got labels={labels!r}, copies={copies!r}, buffer_chunks={buffer_chunks}."
+            )
+        self.pool = pool if check_crc else open_pool(pool.path, check_crc=False)
+        self.shuffle = shuffle
+        self.buffer_chunks = buffer_chunks
+        self.labels = labels
+        self.copies = copies
+        super().__init__(
+            batch_size,
+            seed=seed,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            drop_last=drop_last,
+            read_ahead_bytes=read_ahead_bytes,
+        )
+
+    def _total(self) -> int:
+        return len(self.pool) if self.copies == "all" else self.pool.images_per_copy
+
+    def _rows(self) -> range:
+        first = 0 if self.copies == "all" else self.epoch % self.pool.copies * self.pool.images_per_copy
+        return range(first, first + self._total())
+
+    def _order(self) -> EpochOrder:
+        return EpochOrder(
+            self._rows(),
+            chunk_rows=self.pool.image.chunk_rows,
+            buffer_chunks=self.buffer_chunks,
+            seed=self.seed,
+            epoch=self.epoch,
+            shuffle=self.shuffle,
+        )
+
+    def _order_facts(self) -> dict[str, Any]:
+        return {
+            "pool": self.pool.manifest.root,
+            "copies": self.copies,
+            "shuffle": self.shuffle,
+            "buffer_chunks": self.buffer_chunks,
+        }
+
+    def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
+        # A worker opens the pool anew: locks that another thread held while the process was forked would stay shut.
+        pool = open_pool(self.pool.path, check_crc=self.pool.columns.check_crc) if get_worker_info() else self.pool
+        rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
+        label_a, label_b = pool.label_a[rows.start : rows.stop], pool.label_b[rows.start : rows.stop]
+        share_b = pool.share_b[rows.start : rows.stop]
+        if not _in_range(label_a, classes - 1) or not _in_range(label_b, classes - 1) or not _in_range(share_b, 1):
+            raise CorruptError(
+                f"pool {str(pool.path)!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. "
+                "Make it again."
+            )
+
+        def read(index: NDArray[np.int64]) -> Any:
+            own = index - rows.start
+            return form(to_batch(pool.image.gather(index), label_a[own], label_b[own], share_b[own]), classes)
+
+        return read
+
+
+def _in_range(values: NDArray[Any], most: float) -> bool:
+    return bool(((values >= 0) & (values <= most)).all())
+
+
+def _pair(batch: Batch, _classes: int) -> Batch:
+    return batch
+
+
+def _soft(batch: Batch, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    target = torch.zeros(len(batch.images), classes)
+    target.scatter_(1, batch.label_a[:, None], 1 - batch.share_b[:, None])
+    target.scatter_add_(1, batch.label_b[:, None], batch.share_b[:, None])
+    return batch.images, target
+
+
+def _kornia(batch: Batch, _classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch.images, torch.stack([batch.label_a.float(), batch.label_b.float(), batch.share_b], dim=1)
+
+
+_LABELS: dict[str, Callable[[Batch, int], Any]] = {"pair": _pair, "soft": _soft, "kornia": _kornia}

@@ -1,0 +1,297 @@
+"""A pool: mixed images with their two labels, the second label's share, and where each image comes from.
+
+The one rule: row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair, so that copies lie one behind the other.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, NamedTuple, SupportsIndex
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.artifact_columns import open_artifact_columns
+from lsmix.data.column_reader import ColumnArray, ColumnReader
+from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.manifest import Manifest
+
+__all__ = [
+    "POOL_FORMAT",
+    "POOL_NAME",
+    "STATES",
+    "Pool",
+    "Sample",
+    "create_pool",
+    "open_pool",
+    "pool_store",
+    "write_pool_shard",
+]
+
+POOL_NAME: Final = "pool.zarr"
+POOL_FORMAT: Final = 1
+STATES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``state`` mean
+
+_NUMBERS: Final[dict[str, Dtype]] = {
+    "source_a": "int64",
+    "source_b": "int64",
+    "label_a": "int64",
+    "label_b": "int64",
+    "lam": "float32",
+    "share_b": "float32",
+    "state": "uint8",
+}
+
+
+class _Attributes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pool's group says of it."""
+
+    format_version: int  # of the pool, see POOL_FORMAT
+    class_names: Annotated[list[str], msgspec.Meta(min_length=1)]  # by label
+    images_per_copy: Annotated[int, msgspec.Meta(ge=1)]  # pairs in one copy
+    copies: Annotated[int, msgspec.Meta(ge=1)]  # times that each source image was mixed
+    method: str  # "ls-mix", "mixup", ...
+
+
+class Sample(NamedTuple):
+    """One mixed image and all that is known of it."""
+
+    image: NDArray[np.uint8]  # (H, W, C)
+    label_a: int  # class of the first source image
+    label_b: int  # class of the second
+    share_b: float  # the second label's effective share, 0 to 1
+    lam: float  # λ as drawn, 0 to 1
+    source_a: int  # row of the first source image in the train split
+    source_b: int  # row of the second
+    state: str  # one of STATES
+
+
+class Pool:
+    """A complete pool, opened for reading; use ``open_pool``.
+
+    Its columns read like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C).
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, columns: ColumnReader, attributes: _Attributes) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.columns = columns
+        self.class_names = tuple(attributes.class_names)
+        self.copies = attributes.copies
+        self.images_per_copy = attributes.images_per_copy
+        self.method = attributes.method
+
+    @property
+    def image(self) -> ColumnArray:
+        """Mixed images, uint8 (M, H, W, C)."""
+        return self.columns["image"]
+
+    @property
+    def source_a(self) -> ColumnArray:
+        """Row of each first source image in the train split, int64 (M,)."""
+        return self.columns["source_a"]
+
+    @property
+    def source_b(self) -> ColumnArray:
+        """Row of each second source image in the train split, int64 (M,)."""
+        return self.columns["source_b"]
+
+    @property
+    def label_a(self) -> ColumnArray:
+        """Class of each first source image, int64 (M,)."""
+        return self.columns["label_a"]
+
+    @property
+    def label_b(self) -> ColumnArray:
+        """Class of each second source image, int64 (M,)."""
+        return self.columns["label_b"]
+
+    @property
+    def lam(self) -> ColumnArray:
+        """λ as drawn, float32 (M,) in 0 to 1."""
+        return self.columns["lam"]
+
+    @property
+    def share_b(self) -> ColumnArray:
+        """Effective share of the second label, float32 (M,) in 0 to 1."""
+        return self.columns["share_b"]
+
+    @property
+    def state(self) -> ColumnArray:
+        """0, 1 or 2 for ok, redrawn or replaced, uint8 (M,)."""
+        return self.columns["state"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        _, height, width, channels = self.image.shape
+        return height, width, channels
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Facts about the pool, from its manifest and its metadata; ready for JSON."""
+        return {
+            "path": str(self.path),
+            "name": self.manifest.name,
+            "key": self.manifest.key,
+            "root": self.manifest.root,
+            "method": self.method,
+            "images": len(self),
+            "copies": self.copies,
+            "images_per_copy": self.images_per_copy,
+            "image_shape": list(self.image_shape),
+            "class_names": list(self.class_names),
+            "counts": dict(self.manifest.counts),
+            "config": dict(self.manifest.config),
+            "attributes": dict(self.columns.attributes),
+        }
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        row = index.__index__()
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"sample {row} is outside of pool {str(self.path)!r}, which has {len(self)} images.")
+        numbers = {name: self.columns[name][row].item() for name in _NUMBERS}
+        state = numbers.pop("state")
+        if state >= len(STATES):
+            raise CorruptError(f"pool {str(self.path)!r}: sample {row} has the unknown state {state}. Do not use it.")
+        return Sample(image=self.image[row], state=STATES[state], **numbers)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[row] for row in range(len(self)))
+
+    def __repr__(self) -> str:
+        height, width, channels = self.image_shape
+        return f"Pool({str(self.path)!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A map of a file belongs to one process; another opens its own.
+        return functools.partial(open_pool, check_crc=self.columns.check_crc), (self.path,)
+
+
+def create_pool(
+    folder: Path,
+    *,
+    images_per_copy: int,
+    copies: int,
+    image_shape: tuple[int, int, int],
+    class_names: tuple[str, ...],
+    method: str,
+    shard_rows: int | None = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> ColumnStore:
+    """Write the metadata of a pool in an artifact's folder, and return its layout.
+
+    Args:
+        folder: the artifact; the pool becomes "pool.zarr" in it.
+        images_per_copy: number of pairs in each copy, at least 1.
+        copies: at least 1.
+        image_shape: height, width, channels.
+        class_names: by label.
+        method: what mixed the images.
+        shard_rows: images in a shard; None takes about 25 MB.
+        attributes: more facts to keep with the pool, ready for JSON.
+
+    Raises:
+        ValueError: the pool would have no images or no classes.
+    """
+    if images_per_copy < 1 or copies < 1 or not class_names:
+        raise ValueError(
+            f"a pool needs images, copies and classes; got {copies} copies of {images_per_copy} images "
+            f"in {len(class_names)} classes."
+        )
+    rows, row_bytes = images_per_copy * copies, int(np.prod(image_shape))
+    shard_rows = shard_rows or rows_per_shard(row_bytes, rows)
+    chunk_rows = rows_per_chunk(row_bytes, shard_rows)
+    columns = [Column(name="image", dtype="uint8", row_shape=tuple(image_shape), chunk_rows=chunk_rows)]
+    for name, dtype in _NUMBERS.items():
+        columns.append(Column(name=name, dtype=dtype, chunk_rows=shard_rows))
+    store = ColumnStore(folder=folder / POOL_NAME, columns=tuple(columns), rows=rows, shard_rows=shard_rows)
+    known = _Attributes(
+        format_version=POOL_FORMAT,
+        class_names=list(class_names),
+        images_per_copy=images_per_copy,
+        copies=copies,
+        method=method,
+    )
+    store.create({**(attributes or {}), **msgspec.to_builtins(known)})
+    return store
+
+
+def pool_store(folder: Path) -> ColumnStore:
+    """Return the layout of the pool in an artifact's folder, finished or not."""
+    return open_store(folder / POOL_NAME)[0]
+
+
+def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
+    """Write one shard of the pool in an artifact's folder.
+
+    Args:
+        folder: the artifact.
+        shard: which one; its rows are ``pool_store(folder).shard_range(shard)``.
+        arrays: by column, in the column's dtype: ``image`` (n, H, W, C), the others (n,).
+
+    Returns:
+        The SHA-256 of each file written, by its path relative to ``folder``.
+
+    Raises:
+        ValueError: a column is left out, or its values are of another shape, dtype or range.
+    """
+    store, attributes = open_store(folder / POOL_NAME)
+    most_label = len(_read_attributes(folder, attributes).class_names) - 1
+    limits = {"label_a": most_label, "label_b": most_label, "lam": 1, "share_b": 1, "state": len(STATES) - 1}
+    for name in _NUMBERS.keys() & arrays.keys():
+        least, most = arrays[name].min(initial=0), arrays[name].max(initial=0)
+        if not (least >= 0 and most <= limits.get(name, most)):  # not "or": NaN is on neither side
+            bounds = f"lie in 0 to {limits[name]}" if name in limits else "be 0 or more"
+            raise ValueError(f"shard {shard} of pool {str(folder)!r}: {name!r} must {bounds}, got {least} to {most}.")
+    return {f"{POOL_NAME}/{path}": digest for path, digest in store.write_shard(shard, arrays).items()}
+
+
+def open_pool(path: Path | str, *, check_crc: bool = True) -> Pool:
+    """Open the pool in an artifact's folder.
+
+    Sizes of all files are checked at once, each chunk's CRC32C when it is first touched; ``lsmix verify`` checks
+    every byte against the manifest.
+
+    Args:
+        path: the artifact's folder, or "pool.zarr" in it.
+        check_crc: False skips the checksums of chunks.
+
+    Raises:
+        MissingError: there is no pool, or it is not finished.
+        FormatError: it is of a format that this version does not read.
+        CorruptError: a file is missing, altered in size, or damaged.
+    """
+    folder = Path(path)
+    folder = folder.parent if folder.name == POOL_NAME else folder
+    manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
+    attributes = _read_attributes(folder, columns.attributes)
+    expected = {"image": "uint8", **_NUMBERS}
+    found = {name: column.dtype.name for name, column in columns.items()}
+    ranks = {name: len(column.shape) for name, column in columns.items()}
+    if found != expected or any(rank != (4 if name == "image" else 1) for name, rank in ranks.items()):
+        raise FormatError(f"{str(folder)!r} is no pool: expected the columns {expected}, got {found}.")
+    if attributes.images_per_copy * attributes.copies != columns.store.rows:
+        raise CorruptError(
+            f"pool {str(folder)!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
+            f"do not make {columns.store.rows} rows. Fetch or make it again."
+        )
+    return Pool(folder, manifest, columns, attributes)
+
+
+def _read_attributes(folder: Path, attributes: dict[str, Any]) -> _Attributes:
+    version = attributes.get("format_version")
+    if version != POOL_FORMAT:
+        raise FormatError(
+            f"pool {str(folder)!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
+            "Use a newer lsmix, or make the pool again."
+        )
+    try:
+        return msgspec.convert(attributes, _Attributes)
+    except msgspec.ValidationError as error:
+        raise CorruptError(f"pool {str(folder)!r} is damaged: its attributes are wrong: {error}.") from error
