@@ -1,0 +1,394 @@
+"""The data-set store ``dataset.h5``: train, held-out and test images, laid out so that they can be memory-mapped.
+
+The one rule: every row of a published split goes to one of our splits at most; test images can never get into train.
+
+Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
+(N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's
+attribute ``published_split`` names. Attributes of the file: ``format_version``, ``class_names`` (a JSON list),
+``licence``, ``citation``. Texts are UTF-8 of fixed length.
+"""
+
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import h5py
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.durable import fsync_folder
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError, SourceError
+from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.source_images import PublishedData
+from lsmix.data.strata import choose_rows
+
+__all__ = [
+    "DATASET_NAME",
+    "FORMAT_VERSION",
+    "SPLIT_NAMES",
+    "DataSet",
+    "Rows",
+    "SplitArrays",
+    "open_dataset",
+    "plan_splits",
+    "write_dataset",
+]
+
+DATASET_NAME = "dataset.h5"
+FORMAT_VERSION = 1
+SPLIT_NAMES = ("train", "heldout", "test")
+
+_BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing needs little memory beyond the source's
+_MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
+    """Which rows of which published split make up one of ours."""
+
+    published_split: str  # "train" or "test"
+    index: npt.NDArray[np.int64]  # (N,), ascending
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class SplitArrays:
+    """One split of an open data set; all arrays are read-only, the images lie on the disk until they are touched."""
+
+    images: npt.NDArray[np.uint8]  # (N, H, W, C), memory-mapped
+    labels: npt.NDArray[np.int64]  # (N,)
+    source_index: npt.NDArray[np.int64]  # (N,), row in the published split
+    published_split: str  # "train" or "test"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a split is never pickled, since that would copy all of its images; pass the path instead")
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class DataSet:
+    """An open data set. It holds no file handle; the maps last as long as the arrays."""
+
+    path: Path
+    splits: Mapping[str, SplitArrays]  # "train", "heldout", "test"
+    class_names: tuple[str, ...]  # by label
+    licence: str  # "" where it is unknown
+    citation: str  # "" where it is unknown
+
+    @property
+    def train(self) -> SplitArrays:
+        """What flows and classifiers learn from."""
+        return self.splits["train"]
+
+    @property
+    def heldout(self) -> SplitArrays:
+        """Published training images kept back to watch the training; perhaps none."""
+        return self.splits["heldout"]
+
+    @property
+    def test(self) -> SplitArrays:
+        """What error rates are taken on."""
+        return self.splits["test"]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of every image."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+def plan_splits(published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int) -> dict[str, Rows]:
+    """Choose the rows of each split; every choice keeps each class at its share.
+
+    Args:
+        published: the data set as published.
+        heldout: images to keep back from train; 0 for none.
+        test: images of the test split. Of a published one, 0 means all; without one, they are taken from train.
+        limit: published training images to use at all, before held-out and test ones are taken off; None for all.
+        seed: of the choices.
+
+    Raises:
+        RecipeError: the numbers don't add up, or would leave no train or no test image.
+    """
+    rows = len(published.splits["train"])
+    published_test = len(published.splits["test"]) if "test" in published.splits else 0
+    carved_test = 0 if published_test else test
+    kept_count = rows if limit is None else limit
+    _check_counts(rows, published_test, heldout=heldout, test=test, kept=kept_count)
+
+    kept = _choose(published, "train", np.arange(rows), kept_count, seed, "limit")
+    held = _choose(published, "train", kept, heldout, seed, "heldout")
+    rest = np.setdiff1d(kept, held, assume_unique=True)
+    if published_test:
+        chosen = _choose(published, "test", np.arange(published_test), test or published_test, seed, "test")
+        tested = Rows("test", chosen)
+    else:
+        tested = Rows("train", _choose(published, "train", rest, carved_test, seed, "test"))
+        rest = np.setdiff1d(rest, tested.index, assume_unique=True)
+    return {"train": Rows("train", rest), "heldout": Rows("train", held), "test": tested}
+
+
+def _choose(
+    published: PublishedData, split: str, among: npt.NDArray[np.int64], count: int, seed: int, word: str
+) -> npt.NDArray[np.int64]:
+    if count == len(among):
+        return among
+    chosen = choose_rows(published.splits[split].labels[among], count, seed=seed, words=("split", word))
+    return among[chosen]
+
+
+def _check_counts(rows: int, published_test: int, *, heldout: int, test: int, kept: int) -> None:
+    if heldout < 0 or test < 0:
+        raise RecipeError(
+            f"heldout and test are numbers of images, at least 0; got heldout = {heldout}, test = {test}."
+        )
+    if not 1 <= kept <= rows:
+        raise RecipeError(f"limit is {kept}, but there are {rows} published training images; choose 1 to {rows}.")
+    if published_test:
+        if test > published_test:
+            raise RecipeError(
+                f"test is {test}, but there are {published_test} published test images; choose 1 to {published_test}, "
+                "or 0 for all."
+            )
+        test = 0  # nothing is taken from train
+    elif test == 0:
+        raise RecipeError(
+            "this data set has no published test split and test is 0, which would leave no test images; "
+            "say how many to take from train, for example test = 1000."
+        )
+    if kept - heldout - test < 1:
+        raise RecipeError(
+            f"{kept} training images − {heldout} held-out − {test} test = {kept - heldout - test} left for train; "
+            "at least 1 must be left. Lower heldout or test, or raise limit."
+        )
+
+
+def write_dataset(
+    path: Path, published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int
+) -> dict[str, int]:
+    """Split ``published`` as ``plan_splits`` says and write it to ``path``, durably; return the images in each split.
+
+    The same arguments give the same bytes.
+
+    Raises:
+        RecipeError: the splits are impossible.
+        SourceError: the class names, or another text, are too long to be stored.
+    """
+    plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        _write_file(beside, published, plan)
+        with beside.open("rb") as file:
+            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads; ours are for sharing
+            os.fsync(file.fileno())
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+    fsync_folder(path.parent)
+    return {split: len(rows.index) for split, rows in plan.items()}
+
+
+def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) -> None:
+    # The oldest layout of headers holds no times, so that the bytes depend on the content only.
+    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
+        file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+        _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
+        _write_text(file, "licence", published.licence)
+        _write_text(file, "citation", published.citation)
+        for name, rows in plan.items():
+            source = published.splits[rows.published_split]
+            group = file.create_group(name)
+            _write_text(group, "published_split", rows.published_split)
+            shape = (len(rows.index), *source.images.shape[1:])
+            images = group.create_dataset("images", shape, "|u1", track_times=False)
+            block = max(1, _BLOCK_BYTES // math.prod(shape[1:]))
+            for start in range(0, len(rows.index), block):
+                images[start : start + block] = source.images[rows.index[start : start + block]]
+            group.create_dataset("labels", data=source.labels[rows.index].astype("<i8"), track_times=False)
+            group.create_dataset("source_index", data=rows.index.astype("<i8"), track_times=False)
+
+
+def _write_text(item: Any, name: str, text: str) -> None:
+    # Of fixed length: HDF5 2.0.0 was seen to loop without end on a damaged heap, where texts of free length lie.
+    content = text.encode()
+    if len(content) > _MAX_TEXT_BYTES:
+        raise SourceError(
+            f"the data set's {name} has {len(content)} bytes; at most {_MAX_TEXT_BYTES} fit. Shorten the names."
+        )
+    item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))
+
+
+def open_dataset(path: Path | str) -> DataSet:
+    """Open a data set: the file ``dataset.h5``, or the folder (artifact) that holds it.
+
+    Raises:
+        MissingError: there is no such file or folder.
+        FormatError: it is no data set of a version that this lsmix reads, or not laid out as one.
+        CorruptError: it is damaged or cut short.
+
+    Example:
+        >>> import tempfile
+        >>> from lsmix.data.digits import read_digits
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder) / "dataset.h5"
+        ...     counts = write_dataset(path, read_digits(), heldout=100, test=0, limit=None, seed=0)
+        ...     open_dataset(path).train.images.shape
+        (1400, 8, 8, 1)
+    """
+    path = Path(path)
+    if path.is_dir():
+        if (path / MANIFEST_NAME).exists():
+            check_sizes(path, read_manifest(path))
+        path = path / DATASET_NAME
+    if not path.is_file():
+        raise MissingError(f"no data set at {str(path)!r}: there is no such file. Make it with 'lsmix ingest'.")
+    with path.open("rb") as raw:
+        if raw.read(len(_SIGNATURE)) != _SIGNATURE:
+            raise FormatError(f"{str(path)!r} is no HDF5 file: it does not start as one. Make it with 'lsmix ingest'.")
+    try:
+        return _read_file(path)
+    except LsmixError:
+        raise
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py raises on damaged files
+        raise CorruptError(
+            f"{str(path)!r} is damaged: {error}. Fetch it again or make it with 'lsmix ingest'."
+        ) from error
+
+
+def _read_file(path: Path) -> DataSet:
+    # Locking is off, since a file that is complete is never written again and read-only mounts refuse locks.
+    with h5py.File(path, "r", locking=False) as file:
+        version = _attribute(file, "format_version", h5py.h5t.TypeIntegerID)
+        if version is None:
+            raise FormatError(
+                f"{str(path)!r} is no lsmix data set: it has no format_version. See 'lsmix ingest --help'."
+            )
+        if version != FORMAT_VERSION:
+            raise FormatError(
+                f"data set {str(path)!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
+                "Use a newer lsmix, or make the data set again with 'lsmix ingest'."
+            )
+        try:
+            class_names = msgspec.json.decode(_text(path, file, "class_names"), type=tuple[str, ...])
+        except msgspec.DecodeError as error:
+            raise CorruptError(f"{str(path)!r} is damaged: class_names is no JSON list of names ({error}).") from error
+        data_set = DataSet(
+            path=path,
+            splits={name: _read_split(path, file, name) for name in SPLIT_NAMES},
+            class_names=class_names,
+            licence=_text(path, file, "licence"),
+            citation=_text(path, file, "citation"),
+        )
+    _check_whole(data_set)
+    return data_set
+
+
+def _attribute(item: Any, name: str, kind: Any) -> Any:
+    """Return a small scalar attribute, or None if there is none of this HDF5 type."""
+    if name not in item.attrs:
+        return None
+    attribute = item.attrs.get_id(name)
+    stored = attribute.get_type()
+    free_length = isinstance(stored, h5py.h5t.TypeStringID) and stored.is_variable_str()
+    if not isinstance(stored, kind) or free_length or attribute.shape != () or stored.get_size() > _MAX_TEXT_BYTES:
+        return None
+    return item.attrs[name]
+
+
+def _text(path: Path, item: Any, name: str) -> str:
+    value = _attribute(item, name, h5py.h5t.TypeStringID)
+    if not isinstance(value, bytes):
+        raise FormatError(f"{str(path)!r} is no lsmix data set: {item.name!r} has no text {name!r}.")
+    return value.decode()
+
+
+def _own_link(path: Path, parent: Any, name: str, kind: type) -> Any:
+    link = parent.get(name, getlink=True)
+    if link is None:
+        raise FormatError(f"{str(path)!r} is no lsmix data set: {parent.name!r} has no {name!r}.")
+    if not isinstance(link, h5py.HardLink):
+        raise FormatError(
+            f"{str(path)!r} links {name!r} to another place; data sets hold their own data. Do not use this file."
+        )
+    item = parent[name]
+    if not isinstance(item, kind):
+        raise FormatError(f"{str(path)!r} is no lsmix data set: {item.name!r} is of another kind than expected.")
+    return item
+
+
+def _read_split(path: Path, file: Any, name: str) -> SplitArrays:
+    group = _own_link(path, file, name, h5py.Group)
+    published_split = _text(path, group, "published_split")
+    images, labels, source_index = (_map_column(path, group, column) for column in _COLUMNS)
+    if not len(images) == len(labels) == len(source_index):
+        raise FormatError(
+            f"split {name!r} of {str(path)!r} has {len(images)} images, {len(labels)} labels and "
+            f"{len(source_index)} source rows; expected as many of each. Do not use this file."
+        )
+    return SplitArrays(images, labels, source_index, published_split)
+
+
+def _map_column(path: Path, group: Any, name: str) -> npt.NDArray[Any]:
+    """Memory-map one HDF5 dataset after refusing every way in which its bytes could lie elsewhere."""
+    item = _own_link(path, group, name, h5py.Dataset)
+    dtype, dimensions = _COLUMNS[name]
+    wanted = h5py.h5t.STD_U8LE if dtype == "|u1" else h5py.h5t.STD_I64LE
+    if not item.id.get_type().equal(wanted) or item.ndim != dimensions:
+        raise FormatError(
+            f"{item.name!r} of {str(path)!r} must be {np.dtype(dtype)} with {dimensions} dimensions; "
+            f"got {item.dtype} of shape {item.shape}. Do not use this file."
+        )
+    plist = item.id.get_create_plist()
+    if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
+        raise FormatError(
+            f"{item.name!r} of {str(path)!r} is not stored as one plain block of this file (external, virtual, chunked "
+            "or filtered storage). Make the data set again with 'lsmix ingest'."
+        )
+    size = math.prod(map(int, item.shape)) * np.dtype(dtype).itemsize
+    offset = item.id.get_offset()
+    if size == 0:
+        mapped = np.empty(item.shape, dtype)
+    elif offset is None or offset + size > path.stat().st_size:
+        raise CorruptError(
+            f"{str(path)!r} is cut short: {item.name!r} needs {size} bytes at offset {offset}, the file has "
+            f"{path.stat().st_size}. Fetch it again or make it with 'lsmix ingest'."
+        )
+    else:
+        mapped = np.memmap(path, dtype, "r", offset, item.shape)
+    plain: npt.NDArray[Any] = mapped.view(np.ndarray)
+    plain.flags.writeable = False
+    return plain
+
+
+def _check_whole(data_set: DataSet) -> None:
+    path, classes = str(data_set.path), len(data_set.class_names)
+    train = data_set.train
+    if not len(train) or 0 in train.images.shape:
+        raise FormatError(f"{path!r} holds no training images. Make it again with 'lsmix ingest'.")
+    for name, split in data_set.splits.items():
+        if split.images.shape[1:] != train.images.shape[1:]:
+            raise FormatError(f"{path!r} holds images of several shapes: {name!r} has {split.images.shape[1:]}.")
+        if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes:
+            raise CorruptError(
+                f"{path!r} is damaged: labels of {name!r} lie in {split.labels.min()}..{split.labels.max()}, "
+                f"expected 0..{classes - 1}. Make it again with 'lsmix ingest'."
+            )
+    for published in {split.published_split for split in data_set.splits.values()}:
+        rows = np.concatenate([s.source_index for s in data_set.splits.values() if s.published_split == published])
+        if len(np.unique(rows)) != len(rows):
+            raise CorruptError(
+                f"{path!r} holds the same published {published!r} image twice, so its splits are not apart. "
+                "Make it again with 'lsmix ingest'."
+            )

@@ -1,0 +1,87 @@
+"""What every reader of a published data set hands over: images, labels, class names, and how a format is described.
+
+The one rule: these types check themselves when they are made, so nothing after a reader asks again whether an image is
+uint8 or a label has a class.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.errors import SourceError
+
+__all__ = ["PublishedData", "SourceFormat", "Split"]
+
+_SPLIT_NAMES = ("train", "test")
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Split:
+    """Images of one published split, in their published order.
+
+    Raises:
+        SourceError: the arrays are not what is said here.
+    """
+
+    images: npt.NDArray[np.uint8]  # (N, H, W, C), N and C at least 1
+    labels: npt.NDArray[np.int64]  # (N,), at least 0
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != np.uint8 or self.images.ndim != 4 or 0 in self.images.shape:
+            raise SourceError(
+                "images must be uint8 of shape (images, height, width, channels) with none of them 0; "
+                f"got {self.images.dtype} of shape {self.images.shape}."
+            )
+        if self.labels.dtype != np.int64 or self.labels.shape != self.images.shape[:1]:
+            raise SourceError(
+                f"labels must be int64 of shape ({len(self.images)},), one an image; "
+                f"got {self.labels.dtype} of shape {self.labels.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class PublishedData:
+    """A published data set, as its authors split it.
+
+    Raises:
+        SourceError: "train" is not there, image shapes differ, or a label has no class.
+    """
+
+    splits: Mapping[str, Split]  # "train" always, "test" where one was published
+    class_names: tuple[str, ...]  # by label
+    licence: str = ""  # as published; "" where it is unknown
+    citation: str = ""  # whom to cite; "" where it is unknown
+
+    def __post_init__(self) -> None:
+        if "train" not in self.splits or not set(self.splits) <= set(_SPLIT_NAMES):
+            raise SourceError(f"a data set has the split 'train' and perhaps 'test'; got {sorted(self.splits)}.")
+        train = self.splits["train"]
+        for name, split in self.splits.items():
+            if split.images.shape[1:] != train.images.shape[1:]:
+                raise SourceError(
+                    f"images of {name!r} have shape {split.images.shape[1:]}, those of 'train' "
+                    f"{train.images.shape[1:]}: all must have one (height, width, channels)."
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= len(self.class_names):
+                raise SourceError(
+                    f"labels of {name!r} lie in {low}..{high}, but there are {len(self.class_names)} class names, "
+                    f"for 0..{len(self.class_names) - 1}."
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceFormat:
+    """One format that data sets are published in: how to know it, which files count, how to read it."""
+
+    name: str  # as in a recipe: format = "..."
+    looks_for: str  # what makes a path one of these, for messages
+    recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
+    files: Callable[[Path], list[Path]]  # the files whose content counts
+    read: Callable[[Path], PublishedData]
