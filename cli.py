@@ -4,7 +4,9 @@ The one rule: nothing heavy is imported before a command's body needs it, so tha
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
+import io
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_SECONDS_BETWEEN_LINES = 30.0
+_LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
@@ -29,11 +33,12 @@ Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
 
 
 class _Bars:
-    """Progress on stderr: bars on a terminal, plain lines elsewhere."""
+    """Progress on stderr: bars on a terminal, a line every half minute elsewhere."""
 
     def __init__(self, quiet: bool) -> None:
         self._quiet = quiet
         self._bar: Any = None
+        self._line_at = 0.0  # when the last line was printed, where there is no terminal
 
     def say(self, message: str) -> None:
         """Print a line, unless quiet."""
@@ -45,28 +50,44 @@ class _Bars:
         click.echo(f"warning: {message}", err=True)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Draw a bar."""
+        """Begin a bar."""
         if self._quiet:
-            return
-        if not sys.stderr.isatty():
-            click.echo(f"{label}: {total - done} of {total} {unit}s to do", err=True)
             return
         from tqdm import tqdm
 
-        self._bar = tqdm(total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=True, leave=False)
+        terminal = sys.stderr.isatty()
+        if not terminal:
+            click.echo(f"{label}: {total - done} of {total} {unit}s to do", err=True)
+        target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
+        self._line_at = time.monotonic()
+        self._bar = tqdm(
+            total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=terminal, leave=False, file=target
+        )
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Move the bar."""
-        if self._bar is not None:
-            if note:
-                self._bar.set_postfix_str(note, refresh=False)
-            self._bar.update(units)
+        if self._bar is None:
+            return
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(units)
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self._line_at > _SECONDS_BETWEEN_LINES and self._bar.n < self._bar.total:
+            self._line_at = now
+            click.echo(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}), err=True)
 
     def finish(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _pace(facts: dict[str, Any]) -> dict[str, str]:
+    rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
+    left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
+    note = f", {facts['postfix']}" if facts["postfix"] else ""
+    return {"pace": f"{rate:.1f}{facts['unit']}s/s", "left": f"{left:.0f} min left", "note": note}
 
 
 @click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -121,12 +142,16 @@ def init(name: str | None) -> None:
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
     if dry_run:
-        nodes = _statuses(recipe, options["workspace"], stage, options["overrides"])
+        nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"]), force)
         _print_json("status", nodes) if as_json else _print_status(nodes)
         return
     from lsmix.pipeline.api import run as run_recipe
 
-    result = run_recipe(recipe, stage=stage, force=force, progress=_Bars(quiet), **options)
+    bars = _Bars(quiet)
+    try:
+        result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
+    finally:
+        bars.finish()  # so that an error does not stand behind half a bar
     _print_json("run", _run_facts(result)) if as_json else _print_run(result)
 
 
@@ -136,6 +161,18 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, **
 def run(recipe: Path, **options: Any) -> None:
     """Bring everything in RECIPE up to date, from ingest to report."""
     _run("", recipe, **options)
+
+
+def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
+    import msgspec
+
+    made = {"cached", "damaged"}
+    return [
+        msgspec.structs.replace(node, state="to-run", why="--force")
+        if node.stage == stage and node.state in made
+        else node
+        for node in nodes
+    ]
 
 
 def _stage_command(stage: str, text: str, example: str) -> None:
@@ -321,9 +358,16 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; what is done is kept. Go on with: {_command_line()}", err=True)
         sys.exit(_INTERRUPTED)
+    except MemoryError as error:
+        click.echo(f"error: this needs more memory than there is{': ' if str(error) else ''}{error}.", err=True)
+        sys.exit(LsmixError.exit_code)
     except BrokenPipeError:  # the reader of our output, such as 'head', went away
         sys.stderr.close()
         sys.exit(0)
+    except OSError as error:
+        where = f": {error.filename!r}" if error.filename else ""
+        click.echo(f"error: {error.strerror or error}{where}. What is done is kept.", err=True)
+        sys.exit(LsmixError.exit_code)
 
 
 def _command_line() -> str:

@@ -8,15 +8,16 @@ import os
 import tempfile
 from pathlib import Path
 
-__all__ = ["fsync_folder", "fsync_tree", "sha256_file", "write_durably"]
+__all__ = ["fsync_folder", "fsync_tree", "sha256_file", "sweep_parts", "write_durably"]
 
 _BLOCK_BYTES = 1 << 20
+_PART = ".part"  # ends the name of a file being written
 
 
 def write_durably(path: Path, content: bytes | memoryview) -> None:
     """Write ``content`` to ``path`` at once: beside it, flushed, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -28,6 +29,12 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         Path(beside).unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def sweep_parts(folder: Path) -> None:
+    """Remove what writers that were killed left beside their files, anywhere below ``folder``."""
+    for path in folder.rglob(f".*{_PART}"):
+        path.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

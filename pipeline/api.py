@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lsmix.data.errors import RecipeError
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
@@ -16,6 +17,8 @@ from lsmix.pipeline.runner import Built, bring_up_to_date
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["RunResult", "plan", "run", "verify"]
+
+_SECTIONS = {"mix": "[pools.NAME]", "train": "[runs.NAME]"}  # which a recipe may do without, unless asked for the stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +59,10 @@ def plan(
     content = read_recipe(recipe, overrides)
     place = Workspace(workspace)
     nodes = build_graph(content, place)
-    return content, upto(nodes, stage) if stage else nodes, place
+    wanted = upto(nodes, stage) if stage else nodes
+    if not wanted and stage in _SECTIONS:
+        raise RecipeError(f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {stage}. Add one.")
+    return content, wanted, place
 
 
 def run(

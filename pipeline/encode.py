@@ -17,7 +17,7 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.sharded import run_sharded
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
     from lsmix.glow.flow import Flow
@@ -30,7 +30,7 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
     order: Literal["morton", "raster"] = "morton"  # of the latent components
-    batch_size: Annotated[int, Meta(ge=1)] = 64  # images a pass; part of the key, since it changes last bits
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
     shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
@@ -116,9 +116,8 @@ def run(task: StageTask) -> Outcome:
         "bits": flow.config.bits,
         "class_names": list(dataset.class_names),
     }
-    store = create_latents(
-        task.folder, rows=rows, dim=flow.dim, shard_rows=config.shard_rows or None, attributes=attributes
-    )
+    shard_rows = min(config.shard_rows, rows) or None  # one longer than the latents would be padded on the disk
+    store = create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
     counts, digests = run_sharded(task, module=__name__, store=store)
     log_prob = counts.pop("log_prob_sum") / rows
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
@@ -131,9 +130,11 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
 
 
-def _estimate_bytes(config: EncodeConfig, inputs: Mapping[str, InputArtifact]) -> int:
-    facts = inputs["dataset"].manifest.counts
-    return int(facts["train"]) * (4 * int(np.prod(facts["image_shape"])) + 20)
+def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
+    passes = 2 if config.check_round_trip else 1
+    return Estimate(
+        bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops
+    )
 
 
-ENCODE = Stage(name="encode", version=1, run=run, estimate_bytes=_estimate_bytes)
+ENCODE = Stage(name="encode", version=1, run=run, estimate=_estimate)

@@ -5,13 +5,13 @@ function in its workers, each of which opens the model once.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
-from lsmix.data.errors import PartialError, RecipeError
+from lsmix.data.errors import LsmixError, PartialError, RecipeError
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.shards import ShardRecord, open_worker, run_shard, store_shard
 
@@ -37,6 +37,41 @@ class Executor(Protocol):
         """
 
 
+class _Failures:
+    """Shards that failed, set aside until all others are done."""
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self._folder = folder
+        self._shards = shards
+        self._errors: dict[int, BaseException] = {}
+
+    def add(self, shard: int, error: BaseException) -> None:
+        """Set a shard aside."""
+        self._errors[shard] = error
+
+    @contextmanager
+    def of(self, shard: int) -> Iterator[None]:
+        """Set the shard aside if anything in the block fails, but for the system's errors, which the next would meet too."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+            self.add(shard, error)
+
+    def tell(self) -> None:
+        """Raise what there is to say of shards that failed: the first of our own errors if there are no others."""
+        if not self._errors:
+            return
+        shard, error = min(self._errors.items())
+        if all(isinstance(other, LsmixError) for other in self._errors.values()):
+            raise error
+        raise PartialError(
+            f"{len(self._errors)} of {self._shards} shards of {str(self._folder)!r} failed; the first is shard {shard}: "
+            f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
+        ) from error
+
+
 class InProcessExecutor:
     """Makes shards one after another; a thread reads one shard ahead, another writes the shard before."""
 
@@ -51,24 +86,31 @@ class InProcessExecutor:
         if not shards:
             return
         worker = open_worker(folder)
+        failures = _Failures(folder, len(shards))
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
             ahead: Future[Any] = loading.submit(worker.load, shards[0])
-            stored: Future[ShardRecord] | None = None
+            stored: tuple[int, Future[ShardRecord]] | None = None
             try:
                 for position, shard in enumerate(shards):
                     stop_point()
                     begun = time.monotonic()
-                    loaded = ahead.result()
+                    loaded, computed = ahead, None
                     if position + 1 < len(shards):
                         ahead = loading.submit(worker.load, shards[position + 1])
-                    computed = worker.compute(loaded)
-                    if stored:
-                        report(stored.result())  # at most one shard waits to be written, so memory stays bounded
-                    stored = storing.submit(store_shard, folder, worker, shard, computed, begun)
+                    with failures.of(shard):
+                        computed = worker.compute(loaded.result())
+                    before, stored = stored, None
+                    if before:  # at most one shard waits to be written, so memory stays bounded
+                        with failures.of(before[0]):
+                            report(before[1].result())
+                    if computed is not None:
+                        stored = shard, storing.submit(store_shard, folder, worker, shard, computed, begun)
             finally:
                 ahead.cancel()
                 if stored:
-                    report(stored.result())
+                    with failures.of(stored[0]):
+                        report(stored[1].result())
+        failures.tell()
 
 
 class DaskExecutor:
@@ -111,22 +153,17 @@ class DaskExecutor:
         folder = folder.resolve()  # workers have current folders of their own
         # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
         tasks = {client.submit(run_shard, folder, shard, pure=False, retries=2): shard for shard in shards}
-        failed: dict[int, str] = {}
+        failures = _Failures(folder, len(shards))
         try:
             for task in as_completed(tasks):
                 stop_point()
                 if task.status == "finished":
                     report(task.result())
                 else:
-                    failed[tasks[task]] = str(task.exception())
+                    failures.add(tasks[task], task.exception())
         finally:
             client.cancel(list(tasks))
-        if failed:
-            shard, reason = min(failed.items())
-            raise PartialError(
-                f"{len(failed)} of {len(shards)} shards of {str(folder)!r} failed; the first is shard {shard}: {reason}. "
-                "All others are done and kept; run the same command again to make the rest."
-            )
+        failures.tell()
 
     def _connected(self) -> Any:
         if self._client is None:

@@ -1,5 +1,6 @@
 """What a recipe no longer wants: artifacts of other settings, and unfinished work that nobody goes on with."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,8 +10,9 @@ import msgspec
 from lsmix.data.errors import LockedError
 from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.pipeline.graph import Node
+from lsmix.pipeline.keys import KEY_DIGITS
 from lsmix.pipeline.locks import artifact_lock
-from lsmix.pipeline.runner import Resolver
+from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.workspace import STAGES, Workspace
 
 __all__ = ["Garbage", "collect_garbage"]
@@ -31,12 +33,16 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     """
     resolver = Resolver(workspace)
     wanted = {resolver.key(node) for node in nodes}
+    # What an artifact is made from may be gone or on its way: then its key is unknown, and its name decides.
+    unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
     outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
     found = []
     for stage in STAGES:
         for folder in workspace.folders(stage):
-            key = folder.name.rpartition("-")[2]
-            if key in wanted or folder.resolve() in outside:
+            name, _, key = folder.name.rpartition("-")
+            if folder.is_symlink() or not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):
+                continue  # not made by lsmix
+            if key in wanted or (stage, name) in unknown or folder.resolve() in outside:
                 continue
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             removed = delete and _remove_unlocked(workspace, folder, key)

@@ -3,14 +3,13 @@
 Later stages that make pools read the train split alone, so no test image can get into one.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 from msgspec import Meta
 
 from lsmix.data.sources import SourceConfig, read_source
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
 __all__ = ["INGEST", "DataConfig"]
 
@@ -54,20 +53,20 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
-def _estimate_bytes(config: DataConfig, inputs: Mapping[str, InputArtifact]) -> int:
-    """Estimate by the size of the source: it is stored uncompressed, and archives of small photographs gain little."""
+def _estimate(config: DataConfig, size: WorkSize) -> Estimate:
+    """Estimate by the source's size: images are stored uncompressed, and small photographs hardly compress."""
     path = Path(config.path)
     if not config.path or not path.exists():
-        return 0
+        return Estimate(bytes=0)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return 2 * sum(file.stat().st_size for file in files)
+    return Estimate(bytes=2 * sum(file.stat().st_size for file in files))
 
 
 INGEST = Stage(
     name="ingest",
     version=1,
     run=run,
-    estimate_bytes=_estimate_bytes,
+    estimate=_estimate,
     not_in_key=frozenset({"path", "format"}),  # contents count, not where they lie or how they were packed
     uses_torch=False,
 )

@@ -52,18 +52,20 @@ class SourceDigests:
         if memory.is_file():
             try:
                 self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
-            except msgspec.MsgspecError:
+            except (msgspec.MsgspecError, UnicodeDecodeError):
                 self._known = {}
 
-    def digest(self, files: Sequence[Path], root: Path) -> str:
+    def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
         """Return one digest over the names (relative to ``root``) and contents of ``files``.
+
+        With ``remember`` unset nothing is written, for commands that only look.
 
         Raises:
             MissingError: a file is not there.
         """
-        known_before = len(self._known)
+        known_before = dict(self._known)
         lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
-        if len(self._known) != known_before:
+        if remember and self._known != known_before:
             write_durably(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
@@ -78,6 +80,5 @@ class SourceDigests:
         if remembered and remembered[1:] == stamp:
             return str(remembered[0])
         digest = sha256_file(file)
-        self._known.pop(name, None)
         self._known[name] = [digest, *stamp]
         return digest

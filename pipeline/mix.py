@@ -18,7 +18,7 @@ from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATES, create_pool, pool_store, write_pool_shard
 from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import run_sharded
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder, or its name or key in the workspace
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
-    batch_size: Annotated[int, Meta(ge=1)] = 64  # images a pass; part of the key, since it changes last bits
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
     on_corrupt: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # draws for a corrupted image before x₁ takes its place
@@ -188,7 +188,7 @@ def run(task: StageTask) -> Outcome:
         image_shape=(height, width, channels),
         class_names=tuple(facts["class_names"]),
         method=config.method,
-        shard_rows=config.shard_rows or None,
+        shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
     )
     counts, digests = run_sharded(task, module=__name__, store=store)
     write_durably(task.folder / _PLAN_FILE, _plan_text(task))
@@ -213,9 +213,9 @@ def _plan_text(task: StageTask) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
 
 
-def _estimate_bytes(config: PoolConfig, inputs: Mapping[str, InputArtifact]) -> int:
-    facts = inputs["latents"].manifest.counts
-    return int(facts["images"]) * config.copies_made * (int(np.prod(facts["image_shape"])) + 41)
+def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
+    images = size.images * config.copies_made
+    return Estimate(bytes=images * (size.image_bytes + 41), flops=float(images) * size.flow_flops)
 
 
-MIX = Stage(name="mix", version=1, run=run, estimate_bytes=_estimate_bytes, not_in_key=frozenset({"flow"}))
+MIX = Stage(name="mix", version=1, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lsmix.pipeline.error_rates import RunSummary
 
@@ -135,6 +135,8 @@ def curves(
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.01)
+        if all(float(value).is_integer() for one in series for value in one.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if y_log:
             axes.set_yscale("log", nonpositive="mask")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))

@@ -5,6 +5,7 @@ with the nearest known one.
 """
 
 import difflib
+import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -24,9 +25,12 @@ from lsmix.pipeline.train_glow import FlowRecipe
 
 __all__ = ["FlowSection", "Recipe", "RunSection", "read_recipe"]
 
+_FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
+_MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB of "a.a.a…" were seen to fill 60 GB
+_MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
 
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -46,7 +50,7 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that ``lsmix run`` brings up to date."""
 
-    format: Annotated[int, Meta(ge=1, le=1)] = 1  # of the recipe file
+    format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
     name: Name  # of the artifacts
     data: DataConfig
     flow: FlowSection = msgspec.field(default_factory=FlowSection)
@@ -84,25 +88,41 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init NAME > my.toml' writes one to start from.")
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"recipe {str(path)!r} has {path.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
+    where = f"recipe {str(path)!r}"
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise RecipeError(f"recipe {str(path)!r} is no valid TOML: {error}.") from error
+        table = _parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+        raise RecipeError(f"{where} is no valid TOML: {error}.") from error
     _anchor_paths(table, path.resolve().parent)
     for override in overrides:
         _apply_override(table, override)
-    recipe: Recipe = _convert(table, Recipe, f"recipe {str(path)!r}")
+    _check_format(table, where)
+    _check_values(table, "", where)
+    recipe: Recipe = _convert(table, Recipe, where)
     _check_references(recipe)
     return recipe
 
 
+def _parse_toml(text: str) -> dict[str, Any]:
+    if text.count(".") > _MAX_DOTS:
+        raise ValueError(f"it has more than {_MAX_DOTS} dots, so it is no recipe")
+    try:
+        return tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, where a section has one; a flow may also be called by name, so only real paths are."""
-    for section in ("data", "flow"):
-        part = table.get(section)
-        value = part.get("path") if isinstance(part, dict) else None
-        if isinstance(value, str) and value and (section == "data" or (folder / value).exists()):
-            cast("dict[str, Any]", part)["path"] = str(folder / value)
+    parts = [(table.get("data"), "path"), (table.get("flow"), "path")]
+    pools = table.get("pools")
+    parts += [(pool, "flow") for pool in pools.values()] if isinstance(pools, dict) else []
+    for part, key in parts:
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, str) and value and "\0" not in value:
+            path = folder / Path(value).expanduser()
+            if (key == "path" and part is table.get("data")) or path.exists():
+                cast("dict[str, Any]", part)[key] = str(path)
 
 
 def _apply_override(table: dict[str, Any], override: str) -> None:
@@ -112,17 +132,42 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         raise RecipeError(f"'--set {override}' is no 'section.key=value', such as 'pools.lsmix.alpha=0.2'.")
     value: Any
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = _parse_toml(f"value = {text}")["value"]
+    except ValueError:
         value = text  # a bare word: strings may go without quotes on the command line
-    part: Any = table
+    changed: dict[str, Any] = {}
+    part, beside = table, changed
     for key in keys[:-1]:
-        part = part.setdefault(key, {})
+        part, beside = part.setdefault(key, {}), beside.setdefault(key, {})
         if not isinstance(part, dict):
             raise RecipeError(f"'--set {override}': {key!r} is a value, not a section.")
-    part[keys[-1]] = value
-    if keys[0] in ("data", "flow"):
-        _anchor_paths(table, Path.cwd())
+    beside[keys[-1]] = value
+    _anchor_paths(changed, Path.cwd())  # apart from the table, whose other paths start elsewhere
+    part[keys[-1]] = beside[keys[-1]]
+
+
+def _check_format(table: Mapping[str, Any], where: str) -> None:
+    version = table.get("format", _FORMAT)
+    if isinstance(version, int) and version > _FORMAT:
+        raise RecipeError(
+            f"{where} has format {version}; this version of lsmix reads format {_FORMAT}. Use a newer lsmix."
+        )
+
+
+def _check_values(value: Any, dotted: str, where: str) -> None:
+    """Refuse what a key, a manifest or a path cannot hold: JSON knows no infinity, integers have 64 bits, paths no NUL."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_values(part, f"{dotted}.{name}" if dotted else name, where)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _check_values(part, f"{dotted}[{index}]", where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: {dotted}: expected a finite number, got {value}.")
+    elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise RecipeError(f"{where}: {dotted}: expected an integer of at most {_MAX_INTEGER}, got a larger one.")
+    elif isinstance(value, str) and "\0" in value:
+        raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
 
 
 def _convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
@@ -135,10 +180,13 @@ def _convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
 def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
     """Turn a validation message into one that names the dotted key, and the nearest known one for an unknown."""
     text, _, path = message.partition(" - at `$")
+    if key_of := re.search(r" - at `?key`? in `\$\.?([^`]*)`", message):
+        return f"{key_of.group(1)}: a name in it has letters, digits, '.', '_' and '-' only, 64 at most."
     dotted = path.rstrip("`").lstrip(".")
+    known = _known_fields(kind, dotted)
+    dotted = _with_name(dotted, table, kind)
     if unknown := re.search(r"unknown field `([^`]*)`", text):
         key = unknown.group(1)
-        known = _known_fields(kind, dotted)
         full = f"{dotted}.{key}" if dotted else key
         return f"unknown key {full!r}.{_nearest(key, known)} Known keys here: {', '.join(known)}."
     if missing := re.search(r"missing required field `([^`]*)`", text):
@@ -146,7 +194,22 @@ def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
         return f"the key {full!r} is missing."
     value = _value_at(table, dotted)
     got = "" if value is None else f", got {value!r}"
-    return f"{dotted or 'the recipe'}: {text[0].lower()}{text[1:].replace('`', '')}{got}."
+    text = text.replace("`", "").replace("object", "a section")
+    return f"{dotted or 'the recipe'}: {text[0].lower()}{text[1:]}{'' if ', got ' in text else got}."
+
+
+def _with_name(dotted: str, table: Mapping[str, Any], kind: type[Any]) -> str:
+    """Put the name of a pool or a run where msgspec says only ``[...]``: the first that cannot be converted."""
+    section, found, rest = dotted.partition("[...]")
+    if not found:
+        return dotted
+    model = next(field.type for field in msgspec.structs.fields(kind) if field.name == section).__args__[-1]
+    for name, part in table[section].items():
+        try:
+            msgspec.convert(part, model)
+        except msgspec.ValidationError:
+            return f"{section}.{name}{rest}"
+    return dotted
 
 
 def _known_fields(kind: type[Any], dotted: str) -> list[str]:
@@ -165,10 +228,13 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
 
 def _value_at(table: Mapping[str, Any], dotted: str) -> Any:
     value: Any = table
-    for part in dotted.split("."):
-        if not isinstance(value, Mapping) or part not in value:
+    for part in re.findall(r"[^.\[\]]+", dotted):
+        if isinstance(value, Mapping) and part in value:
+            value = value[part]
+        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
             return None
-        value = value[part]
     return value
 
 
@@ -178,6 +244,8 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _check_references(recipe: Recipe) -> None:
+    if recipe.classifier.seed:
+        raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
     for name, run in recipe.runs.items():
         if run.pool and run.pool not in recipe.pools:
             known = ", ".join(recipe.pools) or "none"
@@ -186,4 +254,6 @@ def _check_references(recipe: Recipe) -> None:
             )
         if len(set(run.seeds)) < len(run.seeds):
             raise RecipeError(f"runs.{name}.seeds: each seed counts once, got {list(run.seeds)}.")
+        if "seed" in run.classifier:
+            raise RecipeError(f"runs.{name}.classifier.seed: say it as 'runs.{name}.seeds'.")
         recipe.run_config(name, run.seeds[0])

@@ -3,13 +3,12 @@
 Numbers come from manifests and logs; only the sheets and the likelihood of the mixes are computed here.
 """
 
-from collections.abc import Mapping
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
 __all__ = ["REPORT", "ReportConfig"]
 
@@ -43,8 +42,8 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
 
 
-def _estimate_bytes(config: ReportConfig, inputs: Mapping[str, InputArtifact]) -> int:
-    return _ESTIMATED_BYTES
+def _estimate(config: ReportConfig, size: WorkSize) -> Estimate:
+    return Estimate(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
 
 
-REPORT = Stage(name="report", version=1, run=run, estimate_bytes=_estimate_bytes)
+REPORT = Stage(name="report", version=1, run=run, estimate=_estimate)

@@ -35,7 +35,7 @@ from lsmix.pipeline.train_glow import read_log
 
 __all__ = ["build_page"]
 
-_SHEET_WIDTH = 900  # pixels that a sheet should about have
+_SHEET_WIDTH = 830  # pixels that a sheet should about have
 _DENSITY = 2  # pixels of a sheet to one of the page, so that its letters are sharp
 _SMOOTHED_POINTS = 200  # of the loss curve: a mean over equal stretches shows the course and not the noise
 
@@ -130,9 +130,7 @@ def _facts(material: _Material) -> Iterator[Fact]:
     latents = material.inputs["latents"].manifest.counts
     if "exact_round_trips" in latents:
         exact, images = latents["exact_round_trips"], latents["images"]
-        yield Fact(
-            label="exact round trips", value=f"{exact:,} of {images:,}", note="decode(encode(x)) = x, bit for bit"
-        )
+        yield Fact(label="exact round trips", value=f"{exact:,} of {images:,}", note="decode(encode(x)) = x")
     pools = [item.manifest.counts for item in material.named("pool").values()]
     if pools:
         images, corrupted = (sum(counts[name] for counts in pools) for name in ("images", "corrupted"))
@@ -158,13 +156,7 @@ def _results(material: _Material) -> Section:
     if not runs:
         return Section(title="Error rates")
     budget = ", ".join(f"{run.label}: {run.images:,} images in {run.updates:,} updates" for run in runs)
-    series_error, series_loss = [], []
-    for name, item in material.named("run").items():
-        metrics = read_metrics(item.folder)
-        label, _, seed = name.partition("/")
-        epochs = [entry.epoch for entry in metrics]
-        series_error.append(Series(label=f"{label}, seed {seed}", x=epochs, y=[entry.test_error for entry in metrics]))
-        series_loss.append(Series(label=f"{label}, seed {seed}", x=epochs, y=[entry.loss for entry in metrics]))
+    errors, losses = _by_epoch(material, "test_error"), _by_epoch(material, "loss")
     return Section(
         title="Error rates",
         text="Error of the last epoch on the test split, for every run over its seeds.",
@@ -173,17 +165,27 @@ def _results(material: _Material) -> Section:
             _plot("error-rates", error_rate_plot(runs), "Error rates of all runs with their standard deviations."),
             _plot(
                 "error-curves",
-                curves("Test error", series_error, "epoch", "error rate, %", y_log=True),
+                curves("Test error", errors, "epoch", "error rate, %", y_log=True),
                 "Test error by epoch.",
             ),
             _plot(
                 "loss-curves",
-                curves("Training loss", series_loss, "epoch", "nats"),
-                "Training loss by epoch.",
+                curves("Training loss", losses, "epoch", "nats"),
+                "Training loss by epoch, mean over seeds.",
                 "On mixed images the loss cannot reach zero, so it does not compare across runs.",
             ),
         ),
     )
+
+
+def _by_epoch(material: _Material, field: str) -> list[Series]:
+    """Return a line for each run: a metric's mean over its seeds, by epoch."""
+    seeds: dict[str, list[list[float]]] = {}
+    for name, item in material.named("run").items():
+        values = [float(getattr(entry, field)) for entry in read_metrics(item.folder)]
+        seeds.setdefault(name.partition("/")[0], []).append(values)
+    means = {run: np.mean(lines, axis=0) for run, lines in seeds.items()}
+    return [Series(label=run, x=range(1, len(mean) + 1), y=mean) for run, mean in means.items()]
 
 
 def _mixes(material: _Material) -> Section:
@@ -295,9 +297,10 @@ def _flow(material: _Material) -> Section:
     samples = item.folder / "samples.png"
     if samples.is_file():
         alt = "Images drawn from the flow."
+        caption = f"Images drawn from the flow at temperature {item.manifest.config['temperature']}."
         figures.append(
             ReportFigure(
-                name="samples", data=samples.read_bytes(), media="image/png", alt=alt, caption=alt, pixelated=True
+                name="samples", data=samples.read_bytes(), media="image/png", alt=alt, caption=caption, pixelated=True
             )
         )
     return Section(title="Flow", tables=(table,), figures=tuple(figures))

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsmix.data.manifest import Manifest
+from lsmix.glow.config import FlowShape
 from lsmix.pipeline.progress import Progress
 
 if TYPE_CHECKING:
     from lsmix.pipeline.executors import Executor
 
-__all__ = ["InputArtifact", "Outcome", "Stage", "StageTask"]
+__all__ = ["Estimate", "InputArtifact", "Outcome", "Stage", "StageTask", "WorkSize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,55 @@ class StageTask:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WorkSize:
+    """How big the work is: what an estimate depends on besides the stage's own configuration."""
+
+    images: int = 0  # in the training split
+    test_images: int = 0
+    height: int = 0  # pixels
+    width: int = 0  # pixels
+    channels: int = 0
+    flow: FlowShape = field(default_factory=FlowShape)
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image."""
+        return self.height * self.width * self.channels
+
+    @property
+    def flow_flops(self) -> int:
+        """Operations of one pass of one image through the flow, in either direction."""
+        cells, channels, total = self.height * self.width, self.channels, 0
+        for _ in range(self.flow.levels):
+            cells, channels = cells // 4, channels * 4
+            total += cells * self.flow.steps * (_network_weights(channels, self.flow.hidden) + channels**2)
+            channels //= 2
+        return 2 * total
+
+    @property
+    def flow_parameters(self) -> int:
+        """Number of weights of the flow."""
+        channels, total = self.channels, 0
+        for _ in range(self.flow.levels):
+            channels *= 4
+            total += self.flow.steps * (_network_weights(channels, self.flow.hidden) + 2 * channels**2)
+            channels //= 2
+        return total
+
+
+def _network_weights(channels: int, hidden: int) -> int:
+    return 9 * (channels // 2) * hidden + hidden**2 + 9 * hidden * channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an artifact will cost."""
+
+    bytes: int  # on the disk, with what lies under work
+    flops: float = 0.0  # floating-point operations
+
+
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What a stage says of its work when it is done."""
 
@@ -65,6 +115,6 @@ class Stage:
     name: str
     version: int  # raised whenever the same inputs would give other bytes
     run: Callable[[StageTask], Outcome]
-    estimate_bytes: Callable[[Any, Mapping[str, InputArtifact]], int]  # size of the result, before it is made
+    estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True

@@ -8,8 +8,9 @@ import msgspec
 
 from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import InputRecord, Manifest
+from lsmix.pipeline.estimates import estimate, estimate_seconds
 from lsmix.pipeline.graph import Node
-from lsmix.pipeline.runner import Resolver
+from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.shards import finished_shards
 from lsmix.pipeline.workspace import Workspace
 
@@ -38,27 +39,26 @@ def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatu
 def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     workspace = resolver.workspace
     try:
+        cost = estimate(node, resolver)
+        size, seconds = cost.bytes if cost else None, estimate_seconds(node, cost, workspace)
         records = resolver.records(node)
         if records is None:
-            return _status(node, "waits", why=_waits_for(node, resolver), seconds=_usual_seconds(node, workspace))
+            return _status(node, "waits", why=_waits_for(node, resolver), size=size, seconds=seconds)
         key = resolver.key(node) or ""
         there = workspace.find(node.stage.name, key)
     except CorruptError as error:
         return _status(node, "damaged", why=str(error))
     if there:
-        size = sum(file.bytes for file in there.manifest.files)
         manifest = there.manifest
-        return _status(node, "cached", key, there.folder, "up to date", size, manifest.seconds)
+        there_bytes = sum(file.bytes for file in manifest.files)
+        return _status(node, "cached", key, there.folder, "up to date", there_bytes, manifest.seconds)
     folder = workspace.folder(node.stage.name, node.name, key)
-    inputs = resolver.inputs(node) or {}
-    expected = node.stage.estimate_bytes(node.config, inputs)
-    seconds = _usual_seconds(node, workspace)
     if folder.is_dir():
         done = len(finished_shards(folder))
         progress = f"{done} shards done" if done else "goes on from its checkpoint, if it left one"
-        return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", expected, seconds)
+        return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
     why = _why(node, resolver.fields(node), records, workspace)
-    return _status(node, "to-run", key, folder, why, expected, seconds)
+    return _status(node, "to-run", key, folder, why, size, seconds)
 
 
 def _status(
@@ -89,11 +89,6 @@ def _waits_for(node: Node, resolver: Resolver) -> str:
         if isinstance(source, Node) and resolver.artifact(source) is None
     ]
     return f"waits for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-
-
-def _usual_seconds(node: Node, workspace: Workspace) -> float | None:
-    taken = [manifest.seconds for _, manifest in workspace.manifests(node.stage.name)]
-    return taken[-1] if taken else None
 
 
 def _why(node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], workspace: Workspace) -> str:

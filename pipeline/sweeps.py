@@ -1,6 +1,6 @@
 """Sweeps for the eye: one pair mixed at growing λ [P Fig. 4], one image whose latent is filled with zeros [P Fig. 3]."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING
 
@@ -18,8 +18,9 @@ __all__ = ["FIG3_RATES", "FIG4_RATES", "choose_pairs", "mix_sweep", "zero_sweep"
 
 Image = npt.NDArray[np.uint8]
 
-FIG4_RATES = tuple(Fraction(n, 16) for n in (2, 5, 7, 9, 11, 14))  # λ of the columns of [P Fig. 4]
-FIG3_RATES = tuple(Fraction(n, 12) for n in range(1, 12))  # share of the latent set to zero in [P Fig. 3]
+# By their titles, unreduced as in the paper: λ of the columns of [P Fig. 4], share of zeros in those of [P Fig. 3].
+FIG4_RATES = {f"{n}/16": Fraction(n, 16) for n in (2, 5, 7, 9, 11, 14)}
+FIG3_RATES = {f"{n}/12": Fraction(n, 12) for n in range(1, 12)}
 
 
 def choose_pairs(pool: "Pool", count: int) -> list[tuple[int, int]]:
@@ -36,7 +37,7 @@ def mix_sweep(
     pairs: Sequence[tuple[int, int]],
     *,
     method: str = "ls-mix",
-    rates: Sequence[Fraction] = FIG4_RATES,
+    rates: Iterable[Fraction] = FIG4_RATES.values(),
 ) -> list[list[Image]]:
     """Return a row for each pair of source rows: x₁, the mixes at growing λ, x₂; all decoded from latents."""
     from lsmix.glow.mixing import mix_latents
@@ -53,7 +54,7 @@ def mix_sweep(
 
 
 def zero_sweep(
-    flow: "Flow", latents: "Latents", rows: Sequence[int], *, rates: Sequence[Fraction] = FIG3_RATES
+    flow: "Flow", latents: "Latents", rows: Sequence[int], *, rates: Iterable[Fraction] = FIG3_RATES.values()
 ) -> list[list[Image]]:
     """Return a row for each source row: x, then with a growing share of its last latent components set to zero."""
     from lsmix.glow.mixing import zero_fill

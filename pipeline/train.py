@@ -4,7 +4,6 @@ Every arm of a comparison sees as many images and updates: an epoch is one pass 
 split has; a run on a pool takes the pool's next copy in each epoch.
 """
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +18,7 @@ from lsmix.data.errors import DivergedError
 from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
     from lsmix.classifiers.training import ClassifierTrainer
@@ -128,9 +127,15 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
     return msgspec.json.decode((folder / METRICS_FILE).read_bytes(), type=list[EpochMetrics])
 
 
-def _estimate_bytes(config: RunConfig, inputs: Mapping[str, InputArtifact]) -> int:
-    """Estimate CNN-13's weights, and three times as much for the checkpoint with its two Adam moments."""
-    return 4 * 4 * int(3_130_000 * (config.width / 128) ** 2)
+def _estimate(config: RunConfig, size: WorkSize) -> Estimate:
+    """Estimate CNN-13: its weights, three times as much for the checkpoint with its Adam moments, and its products."""
+    full = (config.width / 128) ** 2
+    cells = size.height * size.width
+    # Multiply-adds a pixel at width 128, [P Table 5]: 2 convolutions 128→128, then a quarter of the pixels with
+    # 128→256 and 2 of 256→256, then a sixteenth with 256→512, 512→256 and 256→128.
+    products = 2 * 9 * 128**2 + 9 * (128 * 256 + 2 * 256**2) / 4 + (9 * 256 * 512 + 512 * 256 + 256 * 128) / 16
+    images = config.epochs * (3 * size.images + size.test_images)
+    return Estimate(bytes=int(4 * 4 * 3_130_000 * full), flops=2.0 * products * full * cells * images)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate_bytes=_estimate_bytes)
+TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate)

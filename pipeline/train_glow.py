@@ -4,7 +4,6 @@ Interrupted training goes on from its last checkpoint and ends with the same byt
 """
 
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.stage import InputArtifact, Outcome, Stage, StageTask
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
@@ -83,7 +82,11 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
     task.progress.start(task.label, iterations, "iteration", done=trainer.iteration)
     begun = time.monotonic()
     while trainer.iteration < iterations:
-        stop_point()
+        try:
+            stop_point()
+        except KeyboardInterrupt:
+            _save(task, trainer, log)
+            raise
         try:
             facts = trainer.step()
         except DivergedError as error:
@@ -105,9 +108,13 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             )
         )
         if last or trainer.iteration % config.checkpoint_every == 0:
-            save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
+            _save(task, trainer, log)
         task.progress.advance(note=f"{facts.loss_bits_per_dim:.3f} bits/dim")
     task.progress.finish()
+
+
+def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
+    save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
 
 
 def _last_checkpoint(iteration: int, every: int) -> int:
@@ -127,7 +134,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
     from lsmix.pipeline.sheets import png_bytes, sheet
 
     config: FlowRecipe = task.config
-    last = log[-1]
+    last = log[-1] if log else LogLine(iteration=0)
     flow = trainer.flow.eval()
     save_flow(task.folder, flow, {"iterations": trainer.iteration, "class_names": list(dataset.class_names)})
     write_durably(task.folder / _LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
@@ -149,22 +156,16 @@ def read_log(folder: Path) -> list[LogLine]:
     return [msgspec.json.decode(line, type=LogLine) for line in lines]
 
 
-def _estimate_bytes(config: FlowRecipe, inputs: Mapping[str, InputArtifact]) -> int:
-    """Estimate the weights, and three times as much for the checkpoint under work with its two Adam moments."""
-    channels = inputs["dataset"].manifest.counts["image_shape"][2]
-    parameters = 0
-    for _ in range(config.levels):
-        channels *= 4
-        network = 9 * channels // 2 * config.hidden + config.hidden**2 + 9 * config.hidden * channels
-        parameters += config.steps * (network + 2 * channels**2)
-        channels //= 2
-    return 4 * 4 * parameters
+def _estimate(config: FlowRecipe, size: WorkSize) -> Estimate:
+    """Estimate the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
+    images = config.training.iterations * config.training.batch_size
+    return Estimate(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 
 
 TRAIN_GLOW = Stage(
     name="train-glow",
     version=1,
     run=run,
-    estimate_bytes=_estimate_bytes,
+    estimate=_estimate,
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

@@ -7,7 +7,7 @@ contents is found and used, whatever it is named.
 from collections.abc import Iterator
 from pathlib import Path
 
-from lsmix.data.errors import LsmixError
+from lsmix.data.errors import CorruptError, LsmixError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, check_sizes, read_manifest
 from lsmix.pipeline.keys import SourceDigests
 from lsmix.pipeline.stage import InputArtifact
@@ -37,11 +37,16 @@ class Workspace:
         """Return the complete artifact of a stage with this key, or None.
 
         Raises:
-            CorruptError: it is there, but a file is missing or has another size.
+            CorruptError: it is there, but a file is missing or has another size, or its manifest is another artifact's.
         """
         for folder in sorted((self.root / stage).glob(f"*-{key}")):
             if (folder / MANIFEST_NAME).is_file():
                 manifest = read_manifest(folder)
+                if (manifest.stage, manifest.key) != (stage, key):
+                    raise CorruptError(
+                        f"{str(folder)!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+                        "Give it its own name again, or remove it."
+                    )
                 check_sizes(folder, manifest)
                 return InputArtifact(folder=folder, manifest=manifest)
         return None

@@ -1,0 +1,84 @@
+"""What an artifact will cost before it is made: bytes on the disk, floating-point operations, and so the time.
+
+Operations are counted for convolutions and matrix products, a multiply-add as two. Time follows from what earlier
+artifacts of the stage took per operation; where there is none, from a round guess that the user is told to be one.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from lsmix.data.errors import LsmixError
+from lsmix.data.manifest import read_manifest
+from lsmix.glow.config import FlowShape
+from lsmix.pipeline.graph import Node
+from lsmix.pipeline.resolver import Resolver
+from lsmix.pipeline.stage import Estimate, WorkSize
+from lsmix.pipeline.workspace import Workspace
+
+__all__ = ["estimate", "estimate_seconds"]
+
+_GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+_STARTING_SECONDS = 1.0  # of importing and opening, which small artifacts mostly are
+
+
+def estimate(node: Node, resolver: Resolver) -> Estimate | None:
+    """Return what a node will cost; None while its data set was not read yet."""
+    dataset = _find(node, "ingest")
+    if dataset is None or dataset is node:
+        return node.stage.estimate(node.config, WorkSize())
+    there = resolver.artifact(dataset)
+    if there is None:
+        return None
+    counts = there.manifest.counts
+    height, width, channels = counts["image_shape"]
+    size = WorkSize(
+        images=counts["train"],
+        test_images=counts["test"],
+        height=height,
+        width=width,
+        channels=channels,
+        flow=_flow_shape(node),
+    )
+    return node.stage.estimate(node.config, size)
+
+
+def estimate_seconds(node: Node, cost: Estimate | None, workspace: Workspace) -> float | None:
+    """Return the seconds that a node will take, by what the stage's earlier artifacts took, or by a round guess."""
+    if cost is None:
+        return None
+    rates = [
+        manifest.counts["gflop"] * 1e9 / manifest.seconds
+        for _, manifest in workspace.manifests(node.stage.name)
+        if manifest.seconds > _STARTING_SECONDS and manifest.counts.get("gflop")
+    ]
+    return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
+
+
+def _find(node: Node, stage: str) -> Node | None:
+    if node.stage.name == stage:
+        return node
+    for source in node.inputs.values():
+        found = _find(source, stage) if isinstance(source, Node) else None
+        if found:
+            return found
+    return None
+
+
+def _flow_shape(node: Node) -> FlowShape:
+    own = _find(node, "train-glow")
+    if own:
+        return _shape(msgspec.to_builtins(own.config))
+    for source in node.inputs.values():
+        if isinstance(source, Node):
+            return _flow_shape(source)
+        try:
+            return _shape(read_manifest(source).config)
+        except LsmixError:  # a flow that was only saved has no manifest; its cost is then guessed by the defaults
+            break
+    return FlowShape()
+
+
+def _shape(fields: Mapping[str, Any]) -> FlowShape:
+    return FlowShape(**{name: fields[name] for name in FlowShape.__struct_fields__ if name in fields})

@@ -1,0 +1,144 @@
+"""What all tests share: one thread for the numerics, the real images, GPU tests, and how Hypothesis searches.
+
+The one rule: threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
+have them too and tests without torch never load it.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+# Two test processes with two threads each on two cores take four times as long as with one thread each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Times mean nothing on a busy machine. On CI the examples are the same each time, so that a red run can be repeated.
+settings.register_profile(
+    "lsmix", deadline=None, derandomize="CI" in os.environ, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("lsmix")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests that are marked with ``gpu`` where there is no CUDA device."""
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if not marked:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in marked:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real images, or skip: they are no part of the repository."""
+    named = os.environ.get("LSMIX_SHARED_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {str(folder)!r}; name their folder in LSMIX_SHARED_DATA")
+    return folder
+
+
+# A whole pipeline in a few seconds, and the command line without a new process, for the tests of pipeline/ and cli.py.
+
+TINY_RECIPE = """\
+name = "tiny"
+[data]
+format = "digits"
+heldout = 30
+test = 80
+limit = 330
+[flow]
+levels = 2
+steps = 2
+hidden = 16
+checkpoint_every = 10
+evaluate_every = 20
+evaluate_images = 64
+[flow.training]
+iterations = 40
+batch_size = 32
+learning_rate = 1e-3
+warmup = 10
+flip = false
+translate = 1
+[latents]
+shard_rows = 64
+[pools.lsmix]
+alpha = 0.4
+copies = 2
+shard_rows = 128
+[pools.zero]
+lambdas = [0.0, 1.0]
+[classifier]
+width = 8
+epochs = 2
+batch_size = 64
+flip = false
+translate = 1
+[runs.baseline]
+seeds = [0, 1]
+[runs.lsmix]
+pool = "lsmix"
+[report]
+pairs = 2
+bits_images = 64
+"""
+
+
+class CommandResult(NamedTuple):
+    """How a command ended, and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a recipe that runs the whole pipeline on digits in a few seconds; never change the file."""
+    path = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    path.write_text(TINY_RECIPE, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def finished_workspace(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the workspace of the tiny recipe with everything up to date; never change what is in it."""
+    from lsmix.pipeline.api import run
+
+    workspace = tmp_path_factory.mktemp("finished") / "runs"
+    run(tiny_recipe, workspace=workspace, device="cpu")
+    return workspace
+
+
+@pytest.fixture
+def tiny_workspace(finished_workspace: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished workspace, to be changed at will."""
+    return Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
+    """Return a function that runs ``lsmix`` with some arguments in this process, as its entry point does."""
+
+    def call(*words: str | Path) -> CommandResult:
+        from lsmix.cli import main
+
+        monkeypatch.setattr("sys.argv", ["lsmix", *map(str, words)])
+        capsys.readouterr()
+        code = 0
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        printed = capsys.readouterr()
+        return CommandResult(code, printed.out, printed.err)
+
+    return call

@@ -1,0 +1,106 @@
+"""The plan of a pool is a function of (seed, copy, position) alone, however the work is split."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsmix.pipeline.plan import MixPlan
+
+rates = st.floats(0, 1)
+settings_of_a_plan = st.fixed_dictionaries(
+    {
+        "images": st.integers(1, 40),
+        "copies": st.integers(1, 5),
+        "alpha": st.floats(0.05, 5),
+        "lambdas": st.lists(rates, max_size=4).map(tuple),
+        "seed": st.integers(0, 2**63 - 1),
+    }
+)
+
+
+def whole(plan):
+    return plan.rows(0, len(plan))
+
+
+@given(settings_of_a_plan, st.data())
+def test_any_split_of_the_rows_in_any_order_gives_the_same_plan(settings, data):
+    expected = whole(MixPlan(**settings))
+    rows = len(expected.lam)
+    cuts = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=6))})
+    spans = data.draw(st.permutations(list(zip(cuts, cuts[1:], strict=False))))
+    shared = MixPlan(**settings)
+    for start, stop in spans:
+        for plan in (shared, MixPlan(**settings)):  # one worker for all shards, or a new one for each
+            for got, column in zip(plan.rows(start, stop), expected, strict=True):
+                np.testing.assert_array_equal(got, column[start:stop])
+
+
+@given(settings_of_a_plan)
+def test_in_every_copy_each_image_stands_once_as_first_and_once_as_second(settings):
+    plan = MixPlan(**settings)
+    draw, images = whole(plan), settings["images"]
+    assert len(draw.lam) == len(plan) == images * settings["copies"]
+    for copy in range(settings["copies"]):
+        part = slice(copy * images, (copy + 1) * images)
+        for column in (draw.source_a, draw.source_b):
+            assert column.dtype == np.int64
+            np.testing.assert_array_equal(np.sort(column[part]), np.arange(images))
+
+
+@given(settings_of_a_plan)
+def test_copies_take_the_given_lambdas_in_turn_and_drawn_ones_lie_between_0_and_1(settings):
+    lam, grid = whole(MixPlan(**settings)).lam, settings["lambdas"]
+    assert ((lam >= 0) & (lam <= 1)).all()
+    if grid:
+        per_copy = lam.reshape(settings["copies"], settings["images"])
+        for copy, row in enumerate(per_copy):
+            assert (row == grid[copy % len(grid)]).all()
+
+
+@given(settings_of_a_plan, st.data())
+def test_a_redraw_depends_on_copy_position_and_attempt_alone(settings, data):
+    row = data.draw(st.integers(0, settings["images"] * settings["copies"] - 1))
+    attempt = data.draw(st.integers(1, 5))
+    fresh, used = MixPlan(**settings), MixPlan(**settings)
+    used.rows(0, len(used))
+    used.again(row, attempt + 1)
+    assert fresh.again(row, attempt) == used.again(row, attempt)
+    source_b, lam = fresh.again(row, attempt)
+    assert 0 <= source_b < settings["images"]
+    assert 0 <= lam <= 1
+    # More copies change nothing of the copies before.
+    assert MixPlan(**{**settings, "copies": settings["copies"] + 1}).again(row, attempt) == (source_b, lam)
+
+
+@given(settings_of_a_plan)
+def test_more_copies_leave_the_first_ones_as_they_are(settings):
+    few = whole(MixPlan(**settings))
+    more = whole(MixPlan(**{**settings, "copies": settings["copies"] + 2}))
+    for before, after in zip(few, more, strict=True):
+        np.testing.assert_array_equal(after[: len(before)], before)
+
+
+def test_seeds_copies_and_attempts_differ():
+    # 64! orders of 64 images: two that agree by chance are out of the question.
+    plan = MixPlan(images=64, copies=2, alpha=0.4, lambdas=(), seed=0)
+    other = MixPlan(images=64, copies=2, alpha=0.4, lambdas=(), seed=1)
+    first, second = plan.rows(0, 64), plan.rows(64, 128)
+    for one, two in ((first, second), (first, other.rows(0, 64))):
+        assert all((a != b).any() for a, b in zip(one, two, strict=True))
+    assert (first.source_a != first.source_b).any()
+    assert len({plan.again(row, attempt) for row in (0, 1, 64) for attempt in (1, 2)}) == 6
+
+
+def test_drawn_lambdas_follow_beta():
+    # 50,000 draws of Beta(0.4, 0.4): mean ½ and variance 1/(4·(2α+1)) = 0.1389; four standard errors are 0.007 and 0.002.
+    lam = MixPlan(images=50_000, copies=1, alpha=0.4, lambdas=(), seed=3).rows(0, 50_000).lam
+    assert lam.mean() == pytest.approx(0.5, abs=0.007)
+    assert lam.var() == pytest.approx(1 / 7.2, abs=0.002)
+
+
+def test_a_plan_is_what_it_always_was():
+    # Written down from the first version: NumPy promises the same streams, so another plan means another seed rule.
+    draw = MixPlan(images=6, copies=1, alpha=0.4, lambdas=(), seed=0).rows(0, 6)
+    assert draw.source_a.tolist() == [0, 5, 1, 4, 3, 2]
+    assert draw.source_b.tolist() == [5, 2, 4, 0, 1, 3]
