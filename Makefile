@@ -33,13 +33,17 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
-# Writes requirements.lock anew from pyproject.toml. torch stays at the version that is named here.
+# Writes requirements.lock anew from pyproject.toml. torch stays at the version that is named here, whatever its build
+# (an index may serve it as +cpu or +cu…); its CUDA libraries are left out, since pip fetches those that the build wants.
 lock:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" setuptools ".[dev]"
+	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" setuptools wheel
+	.venv-lock/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	( echo "# Every package of 'pip install .[dev]' with its version. Written by 'make lock'."; \
-	  .venv-lock/bin/python -m pip freeze --all --exclude lsmix --exclude pip | sed -E 's/\+cpu$$//' | grep -v '^nvidia-\|^triton\|^cuda-' ) > requirements.lock
+	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip \
+	  | sed -E 's/^(torch==[^+]+)\+.*/\1/' | grep -Ev '^(nvidia-|triton|pytorch-triton|cuda-|#)' ) > requirements.lock.part
+	mv requirements.lock.part requirements.lock
 	rm -rf .venv-lock
 
 clean:
