@@ -35,14 +35,20 @@ Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
 class _Bars:
     """Progress on stderr: bars on a terminal, a line every half minute elsewhere."""
 
-    def __init__(self, quiet: bool) -> None:
+    def __init__(self, quiet: bool, verbose: bool) -> None:
         self._quiet = quiet
+        self._verbose = verbose
         self._bar: Any = None
         self._line_at = 0.0  # when the last line was printed, where there is no terminal
 
     def say(self, message: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
+            click.echo(message, err=True)
+
+    def detail(self, message: str) -> None:
+        """Print a line, if verbose."""
+        if self._verbose:
             click.echo(message, err=True)
 
     def warn(self, message: str) -> None:
@@ -90,15 +96,19 @@ def _pace(facts: dict[str, Any]) -> dict[str, str]:
     return {"pace": f"{rate:.1f}{facts['unit']}s/s", "left": f"{left:.0f} min left", "note": note}
 
 
-@click.group(epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+# Not a docstring, since click wants real backspaces in front of what it must not wrap.
+_HELP = """Make, check and use mixed-image data sets (LS-Mix).
+
+\b
+Begin with:  lsmix demo
+or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
+"""
+
+
+@click.group(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="lsmix")
 def cli() -> None:
-    r"""Make, check and use mixed-image data sets (LS-Mix).
-
-    \b
-    Begin with:  lsmix demo
-    or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
-    """
+    """Hold the commands."""
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -124,6 +134,7 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
             click.option("--dry-run", is_flag=True, help="Only show what would run, and why."),
             click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
+            click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
         ]
     ):
         command = option(command)
@@ -139,7 +150,7 @@ def init(name: str | None) -> None:
     click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
 
 
-def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, **options: Any) -> None:
+def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"]), force)
@@ -147,7 +158,7 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, **
         return
     from lsmix.pipeline.api import run as run_recipe
 
-    bars = _Bars(quiet)
+    bars = _Bars(quiet, verbose)
     try:
         result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
     finally:

@@ -4,6 +4,7 @@ In process, reading the next shard, computing this one and writing the last over
 function in its workers, each of which opens the model once.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -182,6 +183,7 @@ class DaskExecutor:
                     threads_per_worker=1,
                     host="127.0.0.1",
                     dashboard_address="127.0.0.1:0",  # loopback only: the dashboard has no password
+                    silence_logs=logging.CRITICAL,  # what fails is told once, at the end, and without a traceback
                 )
                 self._client = self._open.enter_context(Client(self._open.enter_context(cluster)))
                 self._client.run(_ignore_interrupts)  # Ctrl-C reaches the whole group; only this process acts on it

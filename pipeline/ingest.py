@@ -11,7 +11,7 @@ from msgspec import Meta
 from lsmix.data.sources import SourceConfig, read_source
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
-__all__ = ["INGEST", "DataConfig"]
+__all__ = ["DATASET_FILE", "INGEST", "DataConfig"]
 
 DATASET_FILE = "dataset.h5"
 

@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from lsmix.data.durable import sha256_file, write_durably
-from lsmix.data.errors import MissingError
+from lsmix.data.errors import MissingError, SourceError
 from lsmix.data.manifest import InputRecord
 
 __all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "key_fields"]
@@ -62,6 +62,7 @@ class SourceDigests:
 
         Raises:
             MissingError: a file is not there.
+            SourceError: a file is a folder.
         """
         known_before = dict(self._known)
         lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
@@ -79,6 +80,11 @@ class SourceDigests:
         remembered = self._known.get(name)
         if remembered and remembered[1:] == stamp:
             return str(remembered[0])
-        digest = sha256_file(file)
+        try:
+            digest = sha256_file(file)
+        except IsADirectoryError as error:
+            raise SourceError(
+                f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
+            ) from error
         self._known[name] = [digest, *stamp]
         return digest

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from lsmix.data.errors import LockedError
 
-__all__ = ["artifact_lock"]
+__all__ = ["artifact_lock", "working_owner"]
 
 
 @contextmanager
@@ -42,6 +42,31 @@ def artifact_lock(workspace: Path, key: str, label: str) -> Iterator[None]:
     finally:
         owner_file.unlink(missing_ok=True)
         lock.release()
+
+
+def working_owner(workspace: Path, key: str) -> str:
+    """Return who seems to work on the artifact with this key, or "" if nobody does; without touching the lock.
+
+    A process on another host cannot be asked, so it counts as working as long as its note lies there.
+    """
+    owner_file = workspace / ".locks" / f"{key}.owner.json"
+    try:
+        facts = msgspec.json.decode(owner_file.read_bytes(), type=dict[str, str | int])
+    except (OSError, msgspec.MsgspecError):
+        return ""
+    if facts.get("host") == socket.gethostname() and not _is_alive(int(facts.get("process", 0))):
+        return ""  # it was killed and could not take its note away
+    return _owner(owner_file)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)  # signal 0 only asks
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's, but there
+    return True
 
 
 def _owner(owner_file: Path) -> str:

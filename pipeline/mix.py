@@ -16,6 +16,7 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATES, create_pool, pool_store, write_pool_shard
+from lsmix.pipeline.keys import key_fields
 from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import run_sharded
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
@@ -206,7 +207,7 @@ def _plan_text(task: StageTask) -> bytes:
     plan = {
         "format_version": 1,
         "stage_version": MIX.version,
-        "pool": msgspec.to_builtins(task.config),
+        "pool": key_fields(task.config, MIX.not_in_key),
         "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
         "latents": task.inputs["latents"].manifest.config,
     }

@@ -11,6 +11,9 @@ class Progress(Protocol):
     def say(self, message: str) -> None:
         """Tell one line, such as that a stage is up to date."""
 
+    def detail(self, message: str) -> None:
+        """Tell one line that only the curious want, such as what an artifact is made from."""
+
     def warn(self, message: str) -> None:
         """Tell that something deserves a look, though the work goes on correctly."""
 
@@ -28,6 +31,9 @@ class SilentProgress:
     """Tells nothing."""
 
     def say(self, message: str) -> None:
+        """Tell nothing."""
+
+    def detail(self, message: str) -> None:
         """Tell nothing."""
 
     def warn(self, message: str) -> None:

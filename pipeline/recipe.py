@@ -244,6 +244,8 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _check_references(recipe: Recipe) -> None:
+    if not recipe.flow.training.iterations:
+        raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
         raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
     for name, run in recipe.runs.items():

@@ -214,8 +214,8 @@ def _mixes(material: _Material) -> Section:
             rows,
             zero_titles,
             "Images whose last latent components are set to zero.",
-            "The last part of the latent set to zero, as in Fig. 3 of the paper: grey, the flow's mean image, spreads "
-            "from the lower right.",
+            "The last part of the latent set to zero, as in Fig. 3 of the paper: the image of the zero latent spreads from "
+            "the lower right.",
         )
     )
     return Section(title="Mixed images", figures=tuple(figures))

@@ -134,6 +134,8 @@ def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress
             return finished
         _check_disk(node, resolver, folder)
         task_device = resolve_device(device) if node.stage.uses_torch else ""
+        made_from = ", ".join(f"{record.role} {record.root[:12]}" for record in records)
+        progress.detail(f"{node.label}: key {key} from {made_from}, on {task_device or 'no device'}, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         task = StageTask(
             stage=node.stage.name,

@@ -10,6 +10,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import InputRecord, Manifest
 from lsmix.pipeline.estimates import estimate, estimate_seconds
 from lsmix.pipeline.graph import Node
+from lsmix.pipeline.locks import working_owner
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.shards import finished_shards
 from lsmix.pipeline.workspace import Workspace
@@ -22,7 +23,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     stage: str
     name: str
-    state: Literal["cached", "unfinished", "to-run", "waits", "damaged"]
+    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"]
     key: str  # "" while an input isn't there yet
     folder: str  # where it is or will be; "" while the key is not known
     why: str
@@ -55,7 +56,10 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     folder = workspace.folder(node.stage.name, node.name, key)
     if folder.is_dir():
         done = len(finished_shards(folder))
-        progress = f"{done} shards done" if done else "goes on from its checkpoint, if it left one"
+        progress = f"{done} shards done" if done else "from its last checkpoint"
+        owner = working_owner(workspace.root, key)
+        if owner:
+            return _status(node, "under-way", key, folder, f"{progress}; {owner}", size, seconds)
         return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
     why = _why(node, resolver.fields(node), records, workspace)
     return _status(node, "to-run", key, folder, why, size, seconds)
@@ -63,7 +67,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
 
 def _status(
     node: Node,
-    state: Literal["cached", "unfinished", "to-run", "waits", "damaged"],
+    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"],
     key: str = "",
     folder: Path | None = None,
     why: str = "",

@@ -22,7 +22,7 @@ from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
 
-__all__ = ["TRAIN_GLOW", "FlowRecipe"]
+__all__ = ["TRAIN_GLOW", "FlowRecipe", "LogLine", "read_log"]
 
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG_FILE = "log.jsonl"
@@ -90,10 +90,10 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
         try:
             facts = trainer.step()
         except DivergedError as error:
+            kept = trainer.iteration - trainer.iteration % config.checkpoint_every
+            checkpoint = f"The checkpoint at iteration {kept} is kept in {str(task.work)!r}. " if kept else ""
             raise DivergedError(
-                f"{task.label}: {error} The last good checkpoint, at iteration "
-                f"{_last_checkpoint(trainer.iteration, config.checkpoint_every)}, is kept in {str(task.work)!r}. "
-                "Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
+                f"{task.label}: {error} {checkpoint}Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
             ) from error
         last = trainer.iteration == iterations
         look = last or trainer.iteration % config.evaluate_every == 0
@@ -115,10 +115,6 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
 
 def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
     save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
-
-
-def _last_checkpoint(iteration: int, every: int) -> int:
-    return iteration - iteration % every
 
 
 def _evaluate(trainer: "FlowTrainer", dataset: DataSet, images: int) -> dict[str, Any]:

@@ -182,7 +182,6 @@ def test_every_architecture_of_the_configuration_is_registered():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_run_repeats_itself_exactly():
     source = ListSource(*stripes(64), batch_size=16)
     facts = []

@@ -117,10 +117,16 @@ def test_every_command_has_help_an_example_and_its_place_in_the_reference(name):
     assert f"`lsmix {name}" in reference
     for parameter in command.params:
         if isinstance(parameter, click.Option):
-            assert parameter.opts[0] in reference, f"{name} {parameter.opts[0]}"
+            assert all(option in reference for option in parameter.opts), f"{name} {parameter.opts}"
             assert parameter.help
     arguments = shlex.split(str(command.epilog).removeprefix("Example: lsmix "))[1:]
     command.make_context(name, parsed(arguments))
+
+
+def test_help_is_laid_out_as_meant():
+    shown = CliRunner().invoke(cli, ["--help"]).output
+    assert "\\b" not in shown  # click's mark for lines to keep, which must not be in a raw string
+    assert "Exit codes: 0 done" in shown
 
 
 def test_every_exit_code_is_told():
@@ -130,6 +136,13 @@ def test_every_exit_code_is_told():
         if kind is not errors.LsmixError:
             assert f"`{kind.__name__}`" in table[str(kind.exit_code)][2]
     assert set(table) == {"0", "2", "130", *(str(kind.exit_code) for kind in kinds)}
+
+
+def test_every_state_is_told():
+    from lsmix.pipeline.status import NodeStatus
+
+    states = next(field.type for field in msgspec.structs.fields(NodeStatus) if field.name == "state").__args__
+    assert {f"`{state}`" for state in states} <= {row[0] for row in rows("docs/cli.md")}
 
 
 @pytest.mark.parametrize("prefix", SECTIONS)
