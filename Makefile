@@ -21,7 +21,7 @@ check: $(STAMP)
 	$(BIN)/python -m pytest --cov --cov-report=term
 
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
 
 setup: $(STAMP)

@@ -1,0 +1,365 @@
+"""A user's mistake ends in one sentence and the documented exit code, never in a traceback, and harms nothing."""
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.cli import cli
+
+STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def is_one_sentence(result, code=1):
+    """Tell whether a command ended as a mistake must: nothing on stdout, one line on stderr, its exit code."""
+    last = result.err.splitlines()[-1] if result.err else ""
+    return (result.code, result.out) == (code, "") and last.startswith("error: ") and "Traceback" not in result.err
+
+
+@pytest.fixture
+def recipe_of(tmp_path):
+    """Return a function that writes a recipe on a data set at some path."""
+
+    def write(path, more="", name="mine"):
+        recipe = tmp_path / "my.toml"
+        recipe.write_text(f'name = "{name}"\n[data]\npath = {json.dumps(str(path))}\n{more}')
+        return recipe
+
+    return write
+
+
+def batch(count=20, **more):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 3072), np.uint8)
+    return {b"data": images, b"labels": [int(i) % 10 for i in range(count)], **more}
+
+
+def cifar_folder(folder, **replaced):
+    folder.mkdir()
+    names = [*(f"data_batch_{number}" for number in range(1, 6)), "test_batch"]
+    for name in names:
+        content = replaced.get(name, pickle.dumps(batch(), protocol=2))
+        if content is not None:
+            (folder / name).write_bytes(content)
+    names_of_classes = [f"class{number}".encode() for number in range(10)]
+    (folder / "batches.meta").write_bytes(pickle.dumps({b"label_names": names_of_classes}, protocol=2))
+    return folder
+
+
+class Evil:
+    def __reduce__(self):
+        return (Path.write_text, (Path("evil-was-here"), "x"))
+
+
+BAD_BATCHES = {
+    "truncated": (pickle.dumps(batch(), protocol=2)[:-1000], "data_batch_3"),
+    "empty": (b"", "data_batch_3"),
+    "text": (b"<html>404 not found</html>", "data_batch_3"),
+    "other keys": (pickle.dumps({b"images": 1}, protocol=2), "data_batch_3"),
+    "other lengths": (pickle.dumps(batch(labels=[1]) | {b"labels": [1]}, protocol=2), "data_batch_3"),
+    "code": (pickle.dumps({b"data": Evil()}, protocol=2), "it was not run"),
+    "gone": (None, "data_batch_3"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_BATCHES)
+def test_a_wrong_batch_file_is_named_and_never_run(tmp_path, recipe_of, command, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    content, message = BAD_BATCHES[kind]
+    folder = cifar_folder(tmp_path / "cifar", data_batch_3=content)
+    recipe = recipe_of(folder, 'format = "cifar10-python"\nheldout = 10\n')
+    result = command("ingest", recipe, "--workspace", tmp_path / "runs")
+    assert is_one_sentence(result), result
+    assert message in result.err
+    assert "data_batch_3" in result.err
+    assert not list(tmp_path.glob("runs/ingest/*")), "nothing is left of a data set that could not be read"
+    assert not (tmp_path / "evil-was-here").exists()
+
+
+def test_a_whole_batch_folder_is_read(tmp_path, recipe_of, command):
+    recipe = recipe_of(cifar_folder(tmp_path / "cifar"), "heldout = 10\n")
+    assert command("ingest", recipe, "--workspace", tmp_path / "runs").code == 0
+
+
+def image_folder(folder, damage):
+    rng = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (folder / name).mkdir(parents=True)
+        for number in range(6):
+            side = 9 if damage == "mixed sizes" and (name, number) == ("dog", 3) else 8
+            Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)).save(folder / name / f"{number}.png")
+    if damage == "unreadable":
+        (folder / "dog" / "3.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    if damage == "truncated":
+        whole = (folder / "dog" / "3.png").read_bytes()
+        (folder / "dog" / "3.png").write_bytes(whole[: len(whole) // 2])
+    return folder
+
+
+@pytest.mark.parametrize("damage", ["mixed sizes", "unreadable", "truncated"])
+def test_a_bad_picture_is_named(tmp_path, recipe_of, command, damage):
+    recipe = recipe_of(image_folder(tmp_path / "pictures", damage), "heldout = 2\ntest = 2\n")
+    result = command("ingest", recipe, "--workspace", tmp_path / "runs")
+    assert is_one_sentence(result), result
+    assert "3.png" in result.err
+    assert not list(tmp_path.glob("runs/ingest/*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ('format = "npz"\n', "is a folder; the format of this source is a file"),
+        ('format = "cifar10-binary"\n', "error: "),
+        ("heldout = 100\ntest = 2\n", "12 training images − 100 held-out − 2 test"),
+        ("test = 12\n", "12 training images − 0 held-out − 12 test = 0 left for train"),
+        ("heldout = 1\n", "would leave no test images"),
+    ],
+)
+def test_a_split_or_format_that_cannot_be_is_refused(tmp_path, recipe_of, command, more, message):
+    recipe = recipe_of(image_folder(tmp_path / "pictures", ""), more)
+    result = command("ingest", recipe, "--workspace", tmp_path / "runs")
+    assert is_one_sentence(result), result
+    assert message in result.err
+    assert not list(tmp_path.glob("runs/ingest/*"))
+
+
+@pytest.mark.parametrize("command_name", ["run", "status", "gc", *STAGES])
+def test_a_missing_recipe_or_data_set_is_missed(tmp_path, recipe_of, command, command_name):
+    workspace = tmp_path / "runs"
+    assert is_one_sentence(command(command_name, tmp_path / "no.toml", "--workspace", workspace))
+    assert is_one_sentence(command(command_name, tmp_path, "--workspace", workspace))
+    recipe = recipe_of(tmp_path / "no-data", "[pools.a]\n[runs.a]\n")
+    result = command(command_name, recipe, "--workspace", workspace)
+    assert is_one_sentence(result), result
+    assert "no-data" in result.err
+    assert not workspace.exists()
+
+
+@pytest.mark.parametrize("command_name", ["verify", "show"])
+@pytest.mark.parametrize("path", ["nothing", "empty", "file", "binary\x01name"])
+def test_what_is_no_artifact_is_told_so(tmp_path, command, command_name, path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_bytes(b"x")
+    assert is_one_sentence(command(command_name, tmp_path / path))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "pools.lsmix.alpah=1",
+        "pools.lsmix.alpha=0",
+        "pools.lsmix.alpha=-1",
+        "pools.lsmix.alpha=nan",
+        "pools.zero.lambdas=[1.01]",
+        "pools.lsmix.flow=nobody",
+        "flow.path=nobody",
+        "runs.lsmix.pool=nobody",
+        "nothing",
+    ],
+)
+@pytest.mark.parametrize("command_name", ["run", "mix", "status", "gc"])
+def test_a_wrong_field_harms_no_earlier_artifact(tiny_recipe, tiny_workspace, command, command_name, override):
+    before = snapshot(tiny_workspace)
+    result = command(command_name, tiny_recipe, "--workspace", tiny_workspace, "--set", override)
+    assert is_one_sentence(result), result
+    assert result.err.count("\n") == 1
+    assert snapshot(tiny_workspace) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("run",),
+        ("nonsense",),
+        ("run", "a.toml", "--nonsense"),
+        ("run", "a.toml", "--workers", "-1"),
+        ("run", "a.toml", "--workers", "x"),
+        ("show", "x", "--rows", "0"),
+        ("gc",),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(command, words):
+    result = command(*words)
+    assert (result.code, result.out) == (2, "")
+    assert "Usage: " in result.err
+
+
+@pytest.mark.parametrize(("device", "message"), [("tpu", "device 'tpu' is unknown"), ("cuda:99", "device 'cuda:99'")])
+def test_a_device_that_is_not_there_is_refused_before_anything_is_made(
+    tiny_recipe, tiny_workspace, command, device, message
+):
+    shutil.rmtree(tiny_workspace / "encode")
+    result = command("encode", tiny_recipe, "--workspace", tiny_workspace, "--device", device)
+    assert is_one_sentence(result), result
+    assert message in result.err
+    assert not list(tiny_workspace.glob("encode/*"))
+
+
+def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, tmp_path, command, monkeypatch):
+    occupied = tmp_path / "occupied"
+    occupied.write_text("a file where the workspace should be")
+    result = command("ingest", tiny_recipe, "--workspace", occupied)
+    assert is_one_sentence(result), result
+    assert "occupied" in result.err
+    assert is_one_sentence(command("ingest", tiny_recipe, "--workspace", "/proc/nowhere"))
+
+    def denied(*words, **more):
+        raise PermissionError(13, "Permission denied", "runs/ingest")
+
+    shutil.rmtree(tiny_workspace / "ingest")
+    with monkeypatch.context() as closed:
+        closed.setattr(Path, "mkdir", denied)
+        result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
+    assert is_one_sentence(result)
+    assert "error: Permission denied: 'runs/ingest'" in result.err
+
+    def too_much(*words, **more):
+        raise MemoryError("Unable to allocate 1.00 TiB")
+
+    monkeypatch.setattr("lsmix.data.dataset.write_dataset", too_much)
+    result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
+    assert is_one_sentence(result)
+    assert "this needs more memory than there is: Unable to allocate 1.00 TiB" in result.err
+
+
+def test_a_flow_for_other_images_is_refused_in_one_sentence(tiny_workspace, recipe_of, tmp_path, command):
+    flow = next((tiny_workspace / "train-glow").iterdir())
+    pictures = image_folder(tmp_path / "pictures", "")
+    recipe = recipe_of(pictures, f'heldout = 2\ntest = 2\n[flow]\npath = "{flow}"\n')
+    result = command("encode", recipe, "--workspace", tmp_path / "other", "--device", "cpu")
+    assert is_one_sentence(result), result
+    assert "images do not fit this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
+
+
+def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, command):
+    np.savez(tmp_path / "a.npz", images=np.zeros((40, 8, 8, 1), np.uint8), labels=np.arange(40) % 4)
+    recipe = recipe_of(tmp_path / "a.npz", "heldout = 4\n[classifier]\nwidth = 4\nepochs = 1\n[runs.a]\n")
+    result = command("train", recipe, "--workspace", tmp_path / "runs", "--device", "cpu")
+    assert is_one_sentence(result), result
+
+
+@pytest.mark.parametrize(
+    ("words", "kind"),
+    [
+        (("status", "RECIPE"), "status"),
+        (("run", "RECIPE"), "run"),
+        (("run", "RECIPE", "--dry-run"), "status"),
+        (("mix", "RECIPE"), "run"),
+        (("gc", "RECIPE"), "gc"),
+        (("verify", "ARTIFACT"), "verify"),
+        (("show", "ARTIFACT", "--sheet", "SHEET"), "show"),
+    ],
+)
+def test_json_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_path, command, words, kind):
+    places = {"RECIPE": tiny_recipe, "ARTIFACT": next((tiny_workspace / "mix").iterdir()), "SHEET": tmp_path / "s.png"}
+    workspace = ("--workspace", tiny_workspace) if "RECIPE" in words else ()
+    result = command(*(places.get(word, word) for word in words), *workspace, "--json")
+    assert result.code == 0, result.err
+    document = json.loads(result.out)
+    assert document.keys() == {"schema", "content"}
+    assert document["schema"] == f"lsmix/{kind}/1"
+
+
+def test_json_of_a_run_tells_every_artifact(tiny_recipe, tiny_workspace, command):
+    content = json.loads(command("run", tiny_recipe, "--workspace", tiny_workspace, "--json", "-q").out)["content"]
+    assert [item["stage"] for item in content["artifacts"]] == [
+        "ingest", "train-glow", "encode", "mix", "mix", "train", "train", "train", "report",
+    ]  # fmt: skip
+    assert all(item["cached"] for item in content["artifacts"])
+    assert [row["run"] for row in content["error_rates"]] == ["baseline", "lsmix"]
+    assert Path(content["report"]).is_file()
+
+
+@pytest.mark.parametrize("command_name", ["run", *STAGES])
+def test_a_dry_run_changes_nothing(tiny_recipe, tiny_workspace, recipe_of, tmp_path, command, command_name):
+    before = snapshot(tiny_workspace)
+    words = (command_name, tiny_recipe, "--workspace", tiny_workspace, "--dry-run", "--set", "data.seed=7")
+    result = command(*words)
+    assert result.code == 0
+    assert "seed 0 → 7" in result.out
+    assert snapshot(tiny_workspace) == before
+    recipe = recipe_of(image_folder(tmp_path / "pictures", ""), "heldout = 2\ntest = 2\n[pools.a]\n[runs.a]\n")
+    for more in (("--dry-run",), ("--dry-run", "--json")):
+        assert command(command_name, recipe, "--workspace", tmp_path / "new", *more).code == 0
+    command("status", recipe, "--workspace", tmp_path / "new")
+    assert not (tmp_path / "new").exists(), "not even the memory of checksums"
+
+
+def test_a_dry_run_with_force_says_what_would_be_made_again(tiny_recipe, tiny_workspace, command):
+    result = command("mix", tiny_recipe, "--workspace", tiny_workspace, "--dry-run", "--force")
+    assert [line.split()[0] for line in result.out.splitlines()] == ["cached"] * 3 + ["to-run"] * 2
+
+
+def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_workspace, command):
+    words = ("status", tiny_recipe, "--workspace", tiny_workspace, "--check")
+    assert command(*words).code == 0
+    result = command(*words, "--set", "report.title=New")
+    assert result.code == 3
+    assert "error: 1 of 9 artifacts are not up to date" in result.err
+    shutil.rmtree(tiny_workspace / "encode")
+    assert command(*words).code == 3
+
+
+def test_status_says_what_an_artifact_waits_for(tiny_recipe, tmp_path, command):
+    lines = command("status", tiny_recipe, "--workspace", tmp_path / "runs").out.splitlines()
+    assert lines[0].split()[:3] == ["to-run", "ingest", "tiny"]
+    assert lines[0].endswith("was never made")
+    assert all(line.startswith("waits ") for line in lines[1:])
+
+
+def test_quiet_prints_no_progress(tiny_recipe, tiny_workspace, command):
+    assert command("run", tiny_recipe, "--workspace", tiny_workspace, "-q").err == ""
+
+
+@pytest.mark.parametrize(("stage", "section"), [("mix", "[pools.NAME]"), ("train", "[runs.NAME]")])
+def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, command, stage, section):
+    recipe = recipe_of(image_folder(tmp_path / "pictures", ""), "heldout = 2\ntest = 2\n")
+    result = command(stage, recipe, "--workspace", tmp_path / "runs")
+    assert is_one_sentence(result)
+    assert f"has no {section}, so there is nothing to {stage}" in result.err
+    assert command("status", recipe, "--workspace", tmp_path / "runs").code == 0
+
+
+def test_init_prints_a_recipe_and_lists_them(command):
+    names = command("init").out.split()
+    assert "demo" in names
+    assert command("init", "demo").out.startswith("#")
+    assert is_one_sentence(command("init", "dmeo"))
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help_with_an_example(command, name):
+    result = command(name, "--help")
+    assert result.code == 0
+    assert f"Example: lsmix {name}" in result.out
+
+
+def test_a_cached_run_imports_nothing_heavy(tiny_recipe, tiny_workspace):
+    script = (
+        "import sys; from lsmix.cli import main; main(); "
+        "print(sorted({'torch', 'sklearn', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
+    )
+    words = [sys.executable, "-c", script, "run", tiny_recipe, "--workspace", tiny_workspace]
+    done = subprocess.run(words, check=True, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
+    def code(*words):
+        done = subprocess.run([sys.executable, "-m", "lsmix", *words], check=False, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done.returncode
+
+    assert code("--version") == code("--help") == 0
+    assert code("run", str(tmp_path / "no.toml")) == 1
+    assert code("run") == 2
