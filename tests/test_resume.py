@@ -5,7 +5,7 @@ write or right after one.
 """
 
 import errno
-import multiprocessing
+import json
 import os
 import shutil
 import signal
@@ -20,8 +20,6 @@ from lsmix.pipeline.api import run
 from lsmix.pipeline.interruption import graceful_signals, stop_point
 from lsmix.pipeline.workspace import STAGES, Workspace
 
-pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
-
 
 def roots(workspace, stage):
     return {manifest.key: manifest.root for _, manifest in Workspace(workspace).manifests(stage)}
@@ -32,21 +30,31 @@ def remove_from(workspace, stage):
         shutil.rmtree(workspace / later)
 
 
-def die_at_flush(recipe, workspace, stage, countdown):
-    real = os.fsync
+# Runs a stage once for each countdown, in a child that dies by SIGKILL when it flushes for the countdown-th time. The
+# children are forks of a process that has imported everything and started no thread, so that none inherits a held lock.
+KILLED_CHILDREN = """
+import json, os, signal, sys
+import lsmix.classifiers.training, lsmix.glow.training, lsmix.pipeline.api
 
-    def fsync(handle):
-        nonlocal countdown
-        countdown -= 1
-        if countdown == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        real(handle)
-
-    os.fsync = fsync
-    try:
-        run(recipe, workspace=workspace, stage=stage, device="cpu")
-    finally:
-        os._exit(int(countdown <= 0))  # at once: what this process has to tidy up, such as Dask's, is not the child's
+recipe, workspace, stage, *countdowns = sys.argv[1:]
+codes = []
+for countdown in map(int, countdowns):
+    child = os.fork()
+    if child == 0:
+        real, left = os.fsync, [countdown]
+        def fsync(handle):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(handle)
+        os.fsync = fsync
+        try:
+            lsmix.pipeline.api.run(recipe, workspace=workspace, stage=stage, device="cpu")
+        finally:
+            os._exit(int(left[0] <= 0))
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+print(json.dumps(codes))
+"""
 
 
 @pytest.mark.parametrize(
@@ -63,16 +71,10 @@ def test_killed_at_many_places_it_ends_with_the_bytes_of_an_undisturbed_run(
     tiny_recipe, finished_workspace, tiny_workspace, stage, flushes
 ):
     remove_from(tiny_workspace, stage)
-    fork = multiprocessing.get_context("fork")
-    killed = 0
-    for countdown in flushes:
-        child = fork.Process(target=die_at_flush, args=(tiny_recipe, tiny_workspace, stage, countdown))
-        child.start()
-        deadline = time.monotonic() + 60
-        while child.exitcode is None and time.monotonic() < deadline:
-            time.sleep(0.01)  # join() was seen to wait for its whole timeout though the child was long dead
-        assert child.exitcode in (0, -signal.SIGKILL)
-        killed += child.exitcode == -signal.SIGKILL
+    words = [sys.executable, "-c", KILLED_CHILDREN, tiny_recipe, tiny_workspace, stage, *map(str, flushes)]
+    codes = json.loads(subprocess.run(words, check=True, capture_output=True, text=True, timeout=120).stdout)
+    assert set(codes) <= {0, -signal.SIGKILL}
+    killed = codes.count(-signal.SIGKILL)
     assert killed >= min(len(flushes), 3), "the places must lie within the work, or nothing is tested"
     run(tiny_recipe, workspace=tiny_workspace, stage=stage, device="cpu")
     assert roots(tiny_workspace, stage) == roots(finished_workspace, stage)
