@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmix.data.errors import LsmixError, StaleError
+from lsmix.pipeline.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
     from lsmix.pipeline.api import RunResult
@@ -286,9 +287,9 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 def _print_garbage(found: "Sequence[Garbage]", delete: bool) -> None:
     for item in found:
         click.echo(
-            f"{_size(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
+            f"{human_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
         )
-    total = _size(sum(item.bytes for item in found))
+    total = human_bytes(sum(item.bytes for item in found))
     click.echo(f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}")
 
 
@@ -302,14 +303,15 @@ def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str]
 
 def _print_status(nodes: "Sequence[NodeStatus]") -> None:
     for node in nodes:
-        size = "" if node.bytes is None else ("" if node.state == "cached" else "~") + _size(node.bytes)
-        seconds = "" if node.seconds is None else ("" if node.state == "cached" else "~") + f"{node.seconds:.0f} s"
-        click.echo(f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>8}  {node.why}")
+        size = "" if node.bytes is None else ("" if node.state == "cached" else "~") + human_bytes(node.bytes)
+        seconds = "" if node.seconds is None else ("" if node.state == "cached" else "~") + human_seconds(node.seconds)
+        click.echo(f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}")
 
 
 def _print_run(result: "RunResult") -> None:
-    made = [item for item in result.built if not item.cached]
-    click.echo(f"{len(made)} of {len(result.built)} artifacts made, the others were up to date")
+    made, wanted = sum(not item.cached for item in result.built), len(result.built)
+    rest = "" if made == wanted else f", {wanted - made} up to date already"
+    click.echo(f"{made} of {wanted} artifacts made{rest}")
     for row in result.error_rates:
         click.echo(f"error rate  {row.label:<20} {row.text} %  ({len(row.errors)} seeds)")
     if result.report:
@@ -345,15 +347,6 @@ def _print_json(kind: str, content: Any) -> None:
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
     click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
-
-
-def _size(count: int) -> str:
-    amount = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:
-            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1000
-    return f"{amount:.1f} TB"
 
 
 def main() -> None:

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 import jinja2
 
 from lsmix.pipeline.error_rates import RunSummary
+from lsmix.pipeline.units import human_bytes, human_seconds
 
 __all__ = [
     "Fact",
@@ -24,8 +25,6 @@ __all__ = [
     "Section",
     "Table",
     "error_table",
-    "human_bytes",
-    "human_seconds",
     "pool_table",
     "render_html",
     "render_markdown",
@@ -197,36 +196,6 @@ def pool_table(pools: Sequence[PoolFacts], *, title: str = "Pools", note: str = 
         note=note
         or "Redrawn: corrupted, then good with another draw. Replaced: never good, the first image stands in.",
     )
-
-
-def human_bytes(count: int) -> str:
-    """Return a number of bytes for reading.
-
-    Example:
-        >>> human_bytes(999), human_bytes(153_600_000)
-        ('999 B', '153.6 MB')
-    """
-    size = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 999.95:
-            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Return a time span for reading.
-
-    Example:
-        >>> human_seconds(0.42), human_seconds(75), human_seconds(7_260)
-        ('0.4 s', '1 min 15 s', '2 h 1 min')
-    """
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
 
 
 def render_html(page: ReportPage) -> str:

@@ -32,6 +32,7 @@ from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.stage import InputArtifact, StageTask
+from lsmix.pipeline.units import human_bytes
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["Built", "bring_up_to_date"]
@@ -213,10 +214,6 @@ def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
     free = shutil.disk_usage(place).free
     if expected - there > free:
         raise DiskSpaceError(
-            f"{node.label} needs about {_size(expected - there)} below {str(place)!r}, where {_size(free)} are free. "
+            f"{node.label} needs about {human_bytes(expected - there)} below {str(place)!r}, where {human_bytes(free)} are free. "
             "Free some space ('lsmix gc' helps), or choose another '--workspace'."
         )
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.3f} MB"

@@ -17,13 +17,12 @@ from lsmix.pipeline.report_page import (
     Section,
     Table,
     error_table,
-    human_bytes,
-    human_seconds,
     pool_table,
     render_html,
     render_markdown,
 )
 from lsmix.pipeline.sheets import png_bytes, sheet
+from lsmix.pipeline.units import human_bytes, human_seconds
 
 RUNS = [
     RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True),
