@@ -11,7 +11,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -19,6 +19,9 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from lsmix.data.columns import Column, ColumnStore, open_store
 from lsmix.data.errors import CorruptError
 from lsmix.data.shard import check_chunk, read_index, shard_bytes
+
+if TYPE_CHECKING:
+    import zarr
 
 __all__ = ["ColumnArray", "ColumnReader", "open_columns"]
 
@@ -210,6 +213,30 @@ class ColumnReader(Mapping[str, ColumnArray]):
 
     def __len__(self) -> int:
         return len(self._arrays)
+
+    def open_zarr(self) -> "zarr.Group":
+        """Return the same columns through zarr-python, for whatever speaks Zarr, such as ``dask.array.from_zarr``."""
+        import zarr
+
+        return zarr.open_group(self.store.folder, mode="r", zarr_format=3, use_consolidated=False)
+
+    def check_against_zarr(self) -> None:
+        """Compare the first and the last row of every shard with what zarr-python, the reference, reads there.
+
+        Raises:
+            CorruptError: the two differ.
+        """
+        group = self.open_zarr()
+        for name, column in self.items():
+            reference: Any = group[name]
+            for shard in range(self.store.shards):
+                rows = self.store.shard_range(shard)
+                for row in (rows[0], rows[-1]):
+                    if not np.array_equal(column[row], reference[row], equal_nan=column.dtype.kind == "f"):
+                        raise CorruptError(
+                            f"{str(self.store.folder)!r}: lsmix and zarr-python read row {row} of {name!r} differently. "
+                            "Do not use it; make the artifact again."
+                        )
 
     def shard_names(self) -> list[str]:
         """Return the paths of all shards' files, relative to the store's folder."""

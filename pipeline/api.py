@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
+from lsmix.data.pool import open_pool
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
 from lsmix.pipeline.graph import Node, build_graph, upto
@@ -106,6 +108,8 @@ def run(
 def verify(artifact: Path | str) -> dict[str, Any]:
     """Check every byte of an artifact against its manifest, and return the facts.
 
+    Of latents and pools it also opens the store, and compares it with what zarr-python reads.
+
     Raises:
         MissingError: there is no artifact, or it is unfinished.
         FormatError: it is of a version that this lsmix does not read.
@@ -114,6 +118,10 @@ def verify(artifact: Path | str) -> dict[str, Any]:
     folder = Path(artifact)
     manifest = read_manifest(folder)
     size = verify_files(folder, manifest)
+    if manifest.stage == "encode":
+        open_latents(folder).columns.check_against_zarr()
+    elif manifest.stage == "mix":
+        open_pool(folder).columns.check_against_zarr()
     return {
         "folder": str(folder),
         "stage": manifest.stage,

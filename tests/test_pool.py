@@ -127,6 +127,18 @@ def test_any_zarr_library_reads_a_pool(folder):
     assert group.attrs["class_names"] == list(CLASSES)
 
 
+def test_what_zarr_reads_otherwise_is_found(folder, monkeypatch):
+    pool = open_pool(folder)
+    pool.columns.check_against_zarr()
+    assert pool.columns.open_zarr()["label_a"].shape == (len(pool),)
+    row = pool_store(folder).shard_range(1)[0]
+    other = {name: np.array(column[:]) for name, column in pool.columns.items()}
+    other["label_b"][row] += 1
+    monkeypatch.setattr(type(pool.columns), "open_zarr", lambda self: other)
+    with pytest.raises(CorruptError, match=f"read row {row} of 'label_b' differently"):
+        pool.columns.check_against_zarr()
+
+
 def test_a_pool_travels_to_another_process(folder):
     pool = pickle.loads(pickle.dumps(open_pool(folder, check_crc=False)))
     assert not pool.columns.check_crc
