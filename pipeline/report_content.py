@@ -260,8 +260,9 @@ def _pools(material: _Material) -> Section:
             "bits",
             bits_histogram(originals, bits),
             "Bits per dimension of training images and of mixed images.",
-            "How likely the flow itself finds training images and mixes. Fewer bits are more likely, which is not the "
-            "same as more natural: grey and blurred images take fewer bits than photographs.",
+            "How likely the flow itself finds training images and mixes, both with their own low bits instead of noise, so "
+            "below the figures of the training. Fewer bits are more likely, which is not the same as more natural: grey "
+            "and blurred images take fewer bits than photographs.",
         )
     )
     return Section(title="Pools", tables=(pool_table(facts),), figures=tuple(figures))
