@@ -94,7 +94,8 @@ def _pace(facts: dict[str, Any]) -> dict[str, str]:
     rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
     left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
     note = f", {facts['postfix']}" if facts["postfix"] else ""
-    return {"pace": f"{rate:.1f}{facts['unit']}s/s", "left": f"{left:.0f} min left", "note": note}
+    pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
+    return {"pace": pace, "left": f"{left:.0f} min left", "note": note}
 
 
 # Not a docstring, since click wants real backspaces in front of what it must not wrap.

@@ -171,6 +171,15 @@ def test_an_interrupted_stage_keeps_what_is_done_and_goes_on(
     assert roots(tiny_workspace, stage) == roots(finished_workspace, stage)
 
 
+@pytest.fixture
+def python_s_own_handler():
+    """Let SIGINT raise KeyboardInterrupt, which it does not in processes that a shell started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("python_s_own_handler")
 def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not():
     with graceful_signals():
         os.kill(os.getpid(), signal.SIGINT)
