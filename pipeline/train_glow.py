@@ -67,6 +67,11 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     shape = {name: getattr(config, name) for name in FlowShape.__struct_fields__}
     flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
     flow = Flow(flow_config, seed=config.training.seed).to(task.device)
+    if any(flow.pads):
+        task.progress.warn(
+            f"{task.label}: images of {height}×{width} are filled up by reflection to "
+            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
+        )
     trainer = FlowTrainer(flow, config.training, dataset.train.images)
     checkpoint = load_checkpoint(task.work / _CHECKPOINT)
     if checkpoint is None:
@@ -140,6 +145,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
     counts = {
         "iterations": trainer.iteration,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "padding": list(flow.pads),  # pixels that are added at the top, bottom, left, right
         "train_bits_per_dim": last.train_bits_per_dim,
         "heldout_bits_per_dim": last.heldout_bits_per_dim,
     }
