@@ -106,12 +106,8 @@ def _summary(material: _Material) -> str:
     return (
         f"{len(dataset.train):,} training, {len(dataset.heldout):,} held-out and {len(dataset.test):,} test images of "
         f"{height}×{width}×{channels} in {len(dataset.class_names)} classes. Mixed in the latent space of a Glow flow "
-        f"with L={material.flow.config.levels}, K={_steps(material)} and width {material.flow.config.hidden}."
+        f"with L={material.flow.config.levels}, K={material.flow.config.steps} and width {material.flow.config.hidden}."
     )
-
-
-def _steps(material: _Material) -> int:
-    return material.flow.config.steps
 
 
 def _facts(material: _Material) -> Iterator[Fact]:
