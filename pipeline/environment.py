@@ -5,12 +5,14 @@ None of it is part of a key: the same recipe is the same artifact wherever it wa
 
 import os
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
 from lsmix.data.errors import RecipeError
 
-__all__ = ["describe_environment", "prepare_device", "resolve_device"]
+__all__ = ["cpu_threads", "describe_environment", "prepare_device", "resolve_device"]
 
 _PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow", "scikit-learn")
 
@@ -51,6 +53,23 @@ def prepare_device(device: str) -> None:
         torch.backends.cudnn.deterministic = True
 
 
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Let torch compute with ``count`` threads inside the block.
+
+    On a CPU the last bits of a gradient depend on the number of threads (seen with one against two), so a training has
+    its number in its configuration, and with it in its key.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def describe_environment(device: str = "") -> dict[str, Any]:
     """Return versions, platform and, for stages that compute with torch, the device by name."""
     facts: dict[str, Any] = {
@@ -64,7 +83,6 @@ def describe_environment(device: str = "") -> dict[str, Any]:
 
         facts["device"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
         facts["device_kind"] = device.partition(":")[0]
-        facts["threads"] = torch.get_num_threads()
         facts["deterministic_algorithms"] = torch.are_deterministic_algorithms_enabled()
     return facts
 

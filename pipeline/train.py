@@ -32,9 +32,10 @@ _CHECKPOINT = "checkpoint.safetensors"
 
 
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training of one classifier; its fields are those of ``ClassifierTraining`` and the seed."""
+    """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
 
     seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,9 +50,17 @@ class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
 def run(task: StageTask) -> Outcome:
     """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
-    config: RunConfig = task.config
+    from lsmix.pipeline.environment import cpu_threads
+
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    trainer, metrics = _restore(task, dataset)
+    with cpu_threads(task.config.threads):
+        trainer, metrics = _restore(task, dataset)
+        _train(task, trainer, dataset, metrics)
+        return _publish(task, trainer, metrics)
+
+
+def _train(task: StageTask, trainer: "ClassifierTrainer", dataset: DataSet, metrics: list[EpochMetrics]) -> None:
+    config: RunConfig = task.config
     source = _open_source(task, dataset)
     task.progress.start(task.label, config.epochs, "epoch", done=trainer.epoch)
     while trainer.epoch < config.epochs:
@@ -72,7 +81,6 @@ def run(task: StageTask) -> Outcome:
         save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"metrics": msgspec.to_builtins(metrics)})
         task.progress.advance(note=f"error {metrics[-1].test_error:.2f}%")
     task.progress.finish()
-    return _publish(task, trainer, metrics)
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", list[EpochMetrics]]:

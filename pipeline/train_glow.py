@@ -33,6 +33,7 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The flow of a recipe: its shape (fields of ``FlowShape``), its training, and when to look at it."""
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
     evaluate_every: Annotated[int, Meta(ge=1)] = 500  # iterations between measures of held-out bits per dimension
     evaluate_images: Annotated[int, Meta(ge=1)] = 512  # images of each split in such a measure, at most
     checkpoint_every: Annotated[int, Meta(ge=1)] = 200  # iterations between checkpoints
@@ -52,10 +53,13 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 def run(task: StageTask) -> Outcome:
     """Train the flow to its last iteration, going on from a checkpoint if there is one."""
+    from lsmix.pipeline.environment import cpu_threads
+
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    trainer, log = _restore(task, dataset)
-    _train(task, trainer, dataset, log)
-    return _publish(task, trainer, dataset, log)
+    with cpu_threads(task.config.threads):
+        trainer, log = _restore(task, dataset)
+        _train(task, trainer, dataset, log)
+        return _publish(task, trainer, dataset, log)
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:

@@ -58,6 +58,7 @@ limit = 330
 levels = 2
 steps = 2
 hidden = 16
+threads = 1
 checkpoint_every = 10
 evaluate_every = 20
 evaluate_images = 64
@@ -77,6 +78,7 @@ shard_rows = 128
 [pools.zero]
 lambdas = [0.0, 1.0]
 [classifier]
+threads = 1
 width = 8
 epochs = 2
 batch_size = 64

@@ -54,6 +54,7 @@ test = 20
 levels = 2
 steps = 1
 hidden = 4
+threads = 1
 evaluate_images = 8
 [flow.training]
 iterations = 2
@@ -62,6 +63,7 @@ flip = false
 [pools.lsmix]
 copies = 2
 [classifier]
+threads = 1
 width = 4
 epochs = 1
 batch_size = 32
