@@ -39,7 +39,6 @@ class EpochOrder:
         self, rows: range, *, chunk_rows: int, buffer_chunks: int, seed: int, epoch: int, shuffle: bool = True
     ) -> None:
         self._rows = rows
-        self._chunk_rows = chunk_rows
         self._buffer_chunks = buffer_chunks
         self._key = (seed, epoch)
         self._shuffle = shuffle

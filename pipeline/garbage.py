@@ -1,17 +1,14 @@
 """What a recipe no longer wants: artifacts of other settings, and unfinished work that nobody goes on with."""
 
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 
 from lsmix.data.errors import LockedError
-from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.keys import KEY_DIGITS
-from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.workspace import STAGES, Workspace
 
@@ -52,9 +49,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
 
 def _remove_unlocked(workspace: Workspace, folder: Path, key: str) -> bool:
     try:
-        with artifact_lock(workspace.root, key, folder.name):
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first, so that what is half removed is never read
-            shutil.rmtree(folder)
+        workspace.remove(folder, key, folder.name)
     except LockedError:
         return False
     return True

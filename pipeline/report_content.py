@@ -189,7 +189,7 @@ def _mixes(material: _Material) -> Section:
     count = material.config.pairs
     titles = ["x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂"]
     for name, pool in material.pools.items():
-        if pool.manifest.inputs and _made_by_this_flow(material, name):
+        if _made_by_this_flow(material, name):
             rows = mix_sweep(material.flow, material.latents, choose_pairs(pool, count), method=pool.method)
             figures.append(
                 _sheet(

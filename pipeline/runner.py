@@ -17,6 +17,7 @@ from lsmix.data.durable import sweep_parts, write_durably
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError
 from lsmix.data.manifest import (
     MANIFEST_NAME,
+    WORK_FOLDER,
     InputRecord,
     Manifest,
     record_files,
@@ -85,7 +86,9 @@ def bring_up_to_date(
             _remove_made(node, resolver)
         there = resolver.artifact(node)
         if there:
-            shutil.rmtree(there.folder / "work", ignore_errors=True)  # left by a kill between manifest and clean-up
+            shutil.rmtree(
+                there.folder / WORK_FOLDER, ignore_errors=True
+            )  # left by a kill between manifest and clean-up
             progress.say(f"{node.label}: up to date ({there.folder})")
             built.append(_built(node, there, cached=True, seconds=0.0))
             continue
@@ -103,9 +106,7 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
     if (folder / MANIFEST_NAME).is_file():
-        with artifact_lock(workspace.root, key, node.label):
-            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first, so that what is half removed is never read
-            shutil.rmtree(folder)
+        workspace.remove(folder, key, node.label)
     resolver.forget(node)
 
 
@@ -149,7 +150,7 @@ def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress
             progress=progress,
         )
         manifest = _run_stage(node, task, resolver, records, key)
-        shutil.rmtree(folder / "work", ignore_errors=True)
+        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
     progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({folder})")
     return InputArtifact(folder=folder, manifest=manifest)
 

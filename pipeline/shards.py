@@ -15,7 +15,7 @@ import msgspec
 
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError
-from lsmix.data.manifest import read_manifest
+from lsmix.data.manifest import WORK_FOLDER, read_manifest
 from lsmix.pipeline.stage import InputArtifact
 
 __all__ = [
@@ -68,7 +68,7 @@ class ShardWorker(Protocol):
 
 def write_spec(folder: Path, spec: ShardSpec) -> None:
     """Write the reference that workers open; folders may have moved since an earlier session, so always anew."""
-    write_durably(folder / "work" / _SPEC_FILE, msgspec.json.encode(spec))
+    write_durably(folder / WORK_FOLDER / _SPEC_FILE, msgspec.json.encode(spec))
 
 
 @functools.lru_cache(maxsize=2)
@@ -84,7 +84,7 @@ def _cached_worker(folder: Path, spec: bytes) -> ShardWorker:
 
 def open_worker(folder: Path) -> ShardWorker:
     """Return the worker of an unfinished artifact; it is opened once a process, with its model."""
-    return _cached_worker(folder, (folder / "work" / _SPEC_FILE).read_bytes())
+    return _cached_worker(folder, (folder / WORK_FOLDER / _SPEC_FILE).read_bytes())
 
 
 def run_shard(folder: Path, shard: int) -> ShardRecord:
@@ -112,7 +112,7 @@ def store_shard(folder: Path, worker: ShardWorker, shard: int, computed: Any, be
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     """Return the records of finished shards whose files are there in full; damaged records count as unfinished."""
     finished = {}
-    for path in sorted((folder / "work" / _LEDGER).glob("*.json")):
+    for path in sorted((folder / WORK_FOLDER / _LEDGER).glob("*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
         except msgspec.MsgspecError:
@@ -140,4 +140,4 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
 
 
 def _record_path(folder: Path, shard: int) -> Path:
-    return folder / "work" / _LEDGER / f"{shard:06d}.json"
+    return folder / WORK_FOLDER / _LEDGER / f"{shard:06d}.json"

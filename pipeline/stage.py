@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsmix.data.manifest import Manifest
+from lsmix.data.manifest import WORK_FOLDER, Manifest
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.progress import Progress
 
@@ -45,7 +45,7 @@ class StageTask:
     @property
     def work(self) -> Path:
         """The folder for unfinished work, made if need be."""
-        path = self.folder / "work"
+        path = self.folder / WORK_FOLDER
         path.mkdir(parents=True, exist_ok=True)
         return path
 

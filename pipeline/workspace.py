@@ -4,12 +4,14 @@ What an artifact is called by is its key; the name is for people. So an artifact
 contents is found and used, whatever it is named.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lsmix.data.errors import CorruptError, LsmixError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, check_sizes, read_manifest
 from lsmix.pipeline.keys import SourceDigests
+from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.stage import InputArtifact
 
 __all__ = ["STAGES", "Workspace"]
@@ -50,6 +52,16 @@ class Workspace:
                 check_sizes(folder, manifest)
                 return InputArtifact(folder=folder, manifest=manifest)
         return None
+
+    def remove(self, folder: Path, key: str, label: str) -> None:
+        """Remove an artifact or unfinished work, so that what is half removed is never read.
+
+        Raises:
+            LockedError: another run works on it.
+        """
+        with artifact_lock(self.root, key, label):
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest is no artifact
+            shutil.rmtree(folder)
 
     def folders(self, stage: str) -> Iterator[Path]:
         """Go through all folders of a stage, complete or not, oldest first."""
