@@ -63,7 +63,7 @@ def test_wrong_shapes_are_refused() -> None:
 
 
 def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(RecipeError, match="unknown mixing method 'lsmix': did you mean 'ls-mix'"):
+    with pytest.raises(RecipeError, match=r"unknown mixing method in latent space 'lsmix'\. Did you mean 'ls-mix'"):
         mix_latents("lsmix", np.zeros((2, 4)), np.zeros((2, 4)), 0.5)
 
 
