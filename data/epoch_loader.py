@@ -5,7 +5,7 @@ ranks or another batch size goes on with exactly the samples that are left.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -104,7 +104,14 @@ class EpochLoader(IterableDataset[Any], ABC):
         """Go over the present epoch, or over what a loaded state has left of it."""
         start, self._start = self._start, 0
         self._position = start
-        return self._run(self._plan(start), self._order(), self._reader())
+        plan = self._plan(start)
+        worker = get_worker_info()
+        # Worker w of n gives batches w, w + n, …: a DataLoader asks its workers in turn, so the order is kept.
+        return self._run(plan, range(worker.id, len(plan), worker.num_workers) if worker else range(len(plan)))
+
+    def pick(self, batches: Sequence[int]) -> Iterator[Any]:
+        """Go over some batches of the present epoch only, by their numbers, ascending; the others are not read."""
+        return self._run(self._plan(0), batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this loader stands: after the batch that it gave last.
@@ -155,13 +162,14 @@ class EpochLoader(IterableDataset[Any], ABC):
             drop_last=self.drop_last,
         )
 
-    def _run(self, plan: BatchPlan, order: EpochOrder, read: Callable[[NDArray[np.int64]], Any]) -> Iterator[Any]:
-        worker = get_worker_info()
-        # Worker w of n gives batches w, w + n, …: a DataLoader asks its workers in turn, so the order is kept.
-        mine = range(worker.id, len(plan), worker.num_workers) if worker else range(len(plan))
+    def _run(self, plan: BatchPlan, mine: Sequence[int]) -> Iterator[Any]:
+        order, read = self._order(), self._reader()
         batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
         if self.read_ahead_bytes:
             batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
+        return self._counted(plan, mine, batches)
+
+    def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
         for batch, content in zip(mine, batches, strict=True):
             self._position = plan.position_after(batch + 1)
             yield content
