@@ -42,7 +42,8 @@ class PoolLoader(EpochLoader):
             not copied, they cost no memory of the process.
         read_ahead_bytes: size of the batches that a background thread may have ready; 0 for no thread.
         labels: "pair" gives ``Batch``; "soft" gives (images, target float32 (B, classes)); "kornia" gives
-            (images, float32 (B, 3)) with label_a, label_b and share_b, as kornia's mixing layers do.
+            (images, float32 (B, 3)) with label_a, label_b and share_b, as kornia's mixing layers do. A pool that mixes
+            more than two sources fits "soft" only.
         copies: "all" takes every copy in each epoch; "cycle" takes copy ``epoch % pool.copies``.
         check_crc: False skips the checksums of chunks, which are otherwise compared when first touched.
 
@@ -70,6 +71,11 @@ class PoolLoader(EpochLoader):
             raise RecipeError(
                 "a pool loader takes labels 'pair', 'soft' or 'kornia', copies 'all' or 'cycle', and buffer_chunks ≥ 1; "
                 f"got labels={labels!r}, copies={copies!r}, buffer_chunks={buffer_chunks}."
+            )
+        if pool.sources > 2 and labels != "soft":
+            raise RecipeError(
+                f"pool {str(pool.path)!r} mixes {pool.sources} sources, which two labels cannot tell; got "
+                f"labels={labels!r}. Use labels='soft'."
             )
         self.pool = pool if check_crc else open_pool(pool.path, check_crc=False)
         self.shuffle = shuffle
@@ -115,9 +121,10 @@ class PoolLoader(EpochLoader):
         # A worker opens the pool anew: locks that another thread held while the process was forked would stay shut.
         pool = open_pool(self.pool.path, check_crc=self.pool.columns.check_crc) if get_worker_info() else self.pool
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
-        label_a, label_b = pool.label_a[rows.start : rows.stop], pool.label_b[rows.start : rows.stop]
-        share_b = pool.share_b[rows.start : rows.stop]
-        if not _in_range(label_a, classes - 1) or not _in_range(label_b, classes - 1) or not _in_range(share_b, 1):
+        names = ["label_a", "label_b", "share_b", *(("label_more", "share_more") if pool.sources > 2 else ())]
+        label_a, label_b, share_b, *more = (pool.columns[name][rows.start : rows.stop] for name in names)
+        labels, shares = [label_a, label_b, *more[:1]], [share_b, *more[1:]]
+        if not (all(_in_range(part, classes - 1) for part in labels) and all(_in_range(part, 1) for part in shares)):
             raise CorruptError(
                 f"pool {str(pool.path)!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. "
                 "Make it again."
@@ -125,7 +132,11 @@ class PoolLoader(EpochLoader):
 
         def read(index: NDArray[np.int64]) -> Any:
             own = index - rows.start
-            return form(to_batch(pool.image.gather(index), label_a[own], label_b[own], share_b[own]), classes)
+            batch = form(to_batch(pool.image.gather(index), label_a[own], label_b[own], share_b[own]), classes)
+            if more:
+                label_more, share_more = more
+                _add_more(batch[1], label_a[own], label_more[own], share_more[own])
+            return batch
 
         return read
 
@@ -143,6 +154,15 @@ def _soft(batch: Batch, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
     target.scatter_(1, batch.label_a[:, None], 1 - batch.share_b[:, None])
     target.scatter_add_(1, batch.label_b[:, None], batch.share_b[:, None])
     return batch.images, target
+
+
+def _add_more(
+    target: torch.Tensor, label_a: NDArray[np.int64], label_more: NDArray[np.int64], share_more: NDArray[np.float32]
+) -> None:
+    """Give the third source and those behind it their shares of a soft target (B, classes), off the first one's."""
+    shares = torch.from_numpy(share_more)
+    target.scatter_add_(1, torch.from_numpy(label_more), shares)
+    target.scatter_add_(1, torch.from_numpy(label_a)[:, None], -shares.sum(dim=1, keepdim=True))
 
 
 def _kornia(batch: Batch, _classes: int) -> tuple[torch.Tensor, torch.Tensor]:

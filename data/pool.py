@@ -1,6 +1,7 @@
 """A pool: mixed images with their two labels, the second label's share, and where each image comes from.
 
 The one rule: row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair, so that copies lie one behind the other.
+A pool may mix more than two sources, or begin at drawn corners; then it has columns more, and the others mean the same.
 """
 
 import functools
@@ -19,11 +20,13 @@ from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.manifest import Manifest
 
 __all__ = [
+    "CORNERS",
     "POOL_FORMAT",
     "POOL_NAME",
     "STATES",
     "Pool",
     "Sample",
+    "Source",
     "create_pool",
     "open_pool",
     "pool_store",
@@ -33,6 +36,7 @@ __all__ = [
 POOL_NAME: Final = "pool.zarr"
 POOL_FORMAT: Final = 1
 STATES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``state`` mean
+CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # … and in the column ``corner``
 
 _NUMBERS: Final[dict[str, Dtype]] = {
     "source_a": "int64",
@@ -43,6 +47,14 @@ _NUMBERS: Final[dict[str, Dtype]] = {
     "share_b": "float32",
     "state": "uint8",
 }
+# Of the third source and those behind it, (M, sources − 2); only in pools that mix more than two.
+_MORE: Final[dict[str, Dtype]] = {
+    "source_more": "int64",
+    "label_more": "int64",
+    "lam_more": "float32",
+    "share_more": "float32",
+}
+_CORNER: Final[dict[str, Dtype]] = {"corner": "uint8"}  # only in pools that begin at drawn corners
 
 
 class _Attributes(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +65,17 @@ class _Attributes(msgspec.Struct, frozen=True, kw_only=True):
     images_per_copy: Annotated[int, msgspec.Meta(ge=1)]  # pairs in one copy
     copies: Annotated[int, msgspec.Meta(ge=1)]  # times that each source image was mixed
     method: str  # "ls-mix", "mixup", ...
+    sources: Annotated[int, msgspec.Meta(ge=2, le=64)] = 2  # images in each mix
+    corners: bool = False  # whether each row began at a drawn corner
+
+
+class Source(NamedTuple):
+    """One image more in a mix, behind the first two."""
+
+    source: int  # its row in the train split
+    label: int  # its class
+    share: float  # effective, 0 to 1
+    lam: float  # as drawn, 0 to 1
 
 
 class Sample(NamedTuple):
@@ -66,6 +89,8 @@ class Sample(NamedTuple):
     source_a: int  # row of the first source image in the train split
     source_b: int  # row of the second
     state: str  # one of STATES
+    more: tuple[Source, ...] = ()  # the third image and those behind it
+    corner: str = CORNERS[0]  # where x₂ begins
 
 
 class Pool:
@@ -82,6 +107,7 @@ class Pool:
         self.copies = attributes.copies
         self.images_per_copy = attributes.images_per_copy
         self.method = attributes.method
+        self.sources = attributes.sources  # images in each mix, at least 2
 
     @property
     def image(self) -> ColumnArray:
@@ -159,10 +185,24 @@ class Pool:
         state = numbers.pop("state")
         if state >= len(STATES):
             raise CorruptError(f"pool {str(self.path)!r}: sample {row} has the unknown state {state}. Do not use it.")
-        return Sample(image=self.image[row], state=STATES[state], **numbers)
+        return Sample(
+            image=self.image[row], state=STATES[state], more=self._more(row), corner=self._corner(row), **numbers
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
+
+    def _more(self, row: int) -> tuple[Source, ...]:
+        if self.sources == 2:
+            return ()
+        sources, labels, rates, shares = (self.columns[name][row].tolist() for name in _MORE)
+        return tuple(Source(*facts) for facts in zip(sources, labels, shares, rates, strict=True))
+
+    def _corner(self, row: int) -> str:
+        corner = int(self.columns["corner"][row]) if "corner" in self.columns else 0
+        if corner >= len(CORNERS):
+            raise CorruptError(f"pool {str(self.path)!r}: sample {row} has the unknown corner {corner}. Do not use it.")
+        return CORNERS[corner]
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
@@ -182,6 +222,8 @@ def create_pool(
     class_names: tuple[str, ...],
     method: str,
     shard_rows: int | None = None,
+    sources: int = 2,
+    corners: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> ColumnStore:
     """Write the metadata of a pool in an artifact's folder, and return its layout.
@@ -194,6 +236,8 @@ def create_pool(
         class_names: by label.
         method: what mixed the images.
         shard_rows: images in a shard; None takes about 25 MB.
+        sources: images in each mix, at least 2.
+        corners: whether each row begins at a corner of its own.
         attributes: more facts to keep with the pool, ready for JSON.
 
     Raises:
@@ -208,8 +252,9 @@ def create_pool(
     shard_rows = shard_rows or rows_per_shard(row_bytes, rows)
     chunk_rows = rows_per_chunk(row_bytes, shard_rows)
     columns = [Column(name="image", dtype="uint8", row_shape=tuple(image_shape), chunk_rows=chunk_rows)]
-    for name, dtype in _NUMBERS.items():
-        columns.append(Column(name=name, dtype=dtype, chunk_rows=shard_rows))
+    for name, dtype in _narrow_columns(sources, corners).items():
+        row_shape = (sources - 2,) if name in _MORE else ()
+        columns.append(Column(name=name, dtype=dtype, row_shape=row_shape, chunk_rows=shard_rows))
     store = ColumnStore(folder=folder / POOL_NAME, columns=tuple(columns), rows=rows, shard_rows=shard_rows)
     known = _Attributes(
         format_version=POOL_FORMAT,
@@ -217,9 +262,16 @@ def create_pool(
         images_per_copy=images_per_copy,
         copies=copies,
         method=method,
+        sources=sources,
+        corners=corners,
     )
     store.create({**(attributes or {}), **msgspec.to_builtins(known)})
     return store
+
+
+def _narrow_columns(sources: int, corners: bool) -> dict[str, Dtype]:
+    """Return the dtype of every column but ``image``."""
+    return {**_NUMBERS, **(_MORE if sources > 2 else {}), **(_CORNER if corners else {})}
 
 
 def pool_store(folder: Path) -> ColumnStore:
@@ -243,8 +295,10 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     """
     store, attributes = open_store(folder / POOL_NAME)
     most_label = len(_read_attributes(folder, attributes).class_names) - 1
-    limits = {"label_a": most_label, "label_b": most_label, "lam": 1, "share_b": 1, "state": len(STATES) - 1}
-    for name in _NUMBERS.keys() & arrays.keys():
+    limits = {name: most_label for name in arrays if name.startswith("label_")}
+    limits |= {name: 1 for name in arrays if name.startswith(("lam", "share_"))}
+    limits |= {"state": len(STATES) - 1, "corner": len(CORNERS) - 1}
+    for name in arrays.keys() - {"image"}:
         least, most = arrays[name].min(initial=0), arrays[name].max(initial=0)
         if not (least >= 0 and most <= limits.get(name, most)):  # not "or": NaN is on neither side
             bounds = f"lie in 0 to {limits[name]}" if name in limits else "be 0 or more"
@@ -271,10 +325,11 @@ def open_pool(path: Path | str, *, check_crc: bool = True) -> Pool:
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
     attributes = _read_attributes(folder, columns.attributes)
-    expected = {"image": "uint8", **_NUMBERS}
+    expected = {"image": "uint8", **_narrow_columns(attributes.sources, attributes.corners)}
     found = {name: column.dtype.name for name, column in columns.items()}
-    ranks = {name: len(column.shape) for name, column in columns.items()}
-    if found != expected or any(rank != (4 if name == "image" else 1) for name, rank in ranks.items()):
+    tails = {name: column.shape[1:] for name, column in columns.items() if name != "image"}
+    fitting = {name: (attributes.sources - 2,) if name in _MORE else () for name in tails}
+    if found != expected or tails != fitting or len(columns["image"].shape) != 4:
         raise FormatError(f"{str(folder)!r} is no pool: expected the columns {expected}, got {found}.")
     if attributes.images_per_copy * attributes.copies != columns.store.rows:
         raise CorruptError(

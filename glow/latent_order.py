@@ -15,7 +15,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.glow.config import LatentOrder
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
 
-__all__ = ["cell_order", "join_parts", "part_shapes", "split_parts"]
+__all__ = ["cell_order", "corner_index", "join_parts", "part_shapes", "split_parts"]
 
 
 def part_shapes(height: int, width: int, channels: int, levels: int) -> list[tuple[int, int, int]]:
@@ -94,3 +94,22 @@ def split_parts(
             part = depth_to_space(part)
         parts.append(part)
     return parts
+
+
+def corner_index(
+    shapes: Sequence[tuple[int, int, int]], order: LatentOrder = "morton", *, bottom: bool, right: bool
+) -> torch.Tensor:
+    """Return where each component of a latent that begins at another corner stands in the usual one, int64 (D,).
+
+    ``z[:, corner_index(...)]`` is the latent order mirrored at one or both axes of the image, down to the last squeeze;
+    so its first components belong to a region that grows from that corner. ``shapes`` are those of ``split_parts``.
+
+    Example:
+        >>> from lsmix.glow.latent_order import corner_index
+        >>> corner_index([(1, 2, 2)], bottom=False, right=True).tolist()  # cells 0 1 / 2 3, mirrored left to right
+        [1, 0, 3, 2]
+    """
+    D = sum(C * H * W for C, H, W in shapes)
+    axes = [axis for axis, mirrored in ((2, bottom), (3, right)) if mirrored]
+    parts = split_parts(torch.arange(D)[None], shapes, order)
+    return join_parts([part.flip(axes) for part in parts], order)[0]

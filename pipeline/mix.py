@@ -1,46 +1,50 @@
 """The mix stage: latents + flow + plan → ``pool.zarr``, the mixed images with their labels, shares and sources.
 
-The plan says what is mixed with what; this module only applies it, and draws again what the flow cannot decode.
+A method in pixel space needs the data set alone. The plan says what is mixed with what; this module only applies it, and
+draws again what the flow cannot decode.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from lsmix.classifiers.methods import PIXEL_METHODS
+from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.methods import nearest
+from lsmix.data.pool import CORNERS, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.keys import key_fields
+from lsmix.pipeline.mixers import LatentMixer, Mixed, Mixer, PixelMixer, Sources
 from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import run_sharded
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
-if TYPE_CHECKING:
-    import torch
-
-    from lsmix.glow.flow import Flow
-
-__all__ = ["MIX", "PoolConfig"]
+__all__ = ["MIX", "MixWorker", "PoolConfig", "check_pool", "in_latent_space", "open_worker"]
 
 _PLAN_FILE = "plan.json"
 _OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
 
 Rate = Annotated[float, Meta(ge=0, le=1)]
+Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"]
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pool of mixed images."""
 
-    method: Literal["ls-mix"] = "ls-mix"  # how two latents are mixed
+    method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
     alpha: Annotated[float, Meta(gt=0)] = 0.4  # λ ~ Beta(α, α), the share of the second image
     lambdas: tuple[Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
     copies: Annotated[int, Meta(ge=0)] = 0  # times the training set is gone through; 0: one, or one for each of lambdas
+    sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
+    corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder, or its name or key in the workspace
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
@@ -57,67 +61,75 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self.copies or max(len(self.lambdas), 1)
 
 
+def in_latent_space(config: PoolConfig) -> bool:
+    """Tell whether a pool is mixed in latent space, so that it needs a flow."""
+    return config.method in LATENT_METHODS
+
+
+def check_pool(config: PoolConfig) -> None:
+    """Check what no single field can tell.
+
+    Raises:
+        RecipeError: the method is unknown, or cannot do what is asked; the message begins with the field's name.
+    """
+    if not in_latent_space(config) and config.method not in PIXEL_METHODS:
+        known = [*LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+        raise RecipeError(f"method: unknown mixing method {config.method!r}.{nearest(config.method, known)}")
+    if config.sources > 2 and config.method != "ls-mix":
+        raise RecipeError(f"sources: more than two are mixed by 'ls-mix' only, got {config.method!r}.")
+    if config.sources > 2 and config.lambdas:
+        raise RecipeError("lambdas: a fixed λ is the share of one of two sources; with more, leave lambdas empty.")
+    if config.corner != CORNERS[0] and not in_latent_space(config):
+        raise RecipeError(f"corner: only methods in latent space begin at a corner, got {config.method!r}.")
+    if config.flow and not in_latent_space(config):
+        raise RecipeError(f"flow: {config.method!r} mixes pixels and needs none. Remove it.")
+
+
 class _Loaded(NamedTuple):
-    first: int  # row of the first image
+    rows: npt.NDArray[np.int64]  # of the pool
     draw: Draw
-    z_a: npt.NDArray[np.float32]
-    z_b: npt.NDArray[np.float32]
+    first: Sources
+    others: list[Sources]
 
 
 class MixWorker:
-    """Mixes and decodes the shards of one pool."""
+    """Makes the shards of one pool."""
 
     def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
-        from lsmix.glow.checkpoint import load_flow
-        from lsmix.pipeline.environment import prepare_device
-
-        prepare_device(device)
         self._folder = folder
         self._config = config
-        self._latents = open_latents(inputs["latents"].folder)
-        self._labels = self._latents.label[:]
-        self._flow: Flow = load_flow(inputs["flow"].folder, device=device)
-        self._plan = make_plan(config, len(self._latents))
-        self._order = self._latents.attributes["order"]
+        self._mixer = _open_mixer(config, inputs, device)
+        self._plan = make_plan(config, len(self._mixer.labels))
         self._store = pool_store(folder)
 
     def load(self, shard: int) -> _Loaded:
-        """Read the latents that a shard mixes."""
+        """Read what a shard mixes."""
         rows = self._store.shard_range(shard)
         draw = self._plan.rows(rows.start, rows.stop)
-        z = self._latents.z
-        return _Loaded(rows.start, draw, z.gather(draw.source_a), z.gather(draw.source_b))
+        gather = self._mixer.gather
+        if self._config.corner not in (CORNERS[0], "random"):
+            draw = draw._replace(corner=np.full_like(draw.corner, CORNERS.index(self._config.corner)))
+        return _Loaded(np.asarray(rows), draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
 
     def compute(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
-        """Mix and decode a shard; draw corrupted images again."""
-        source_b, lam = loaded.draw.source_b.copy(), loaded.draw.lam.copy()
-        images, share, corrupted = self._mix(loaded.z_a, loaded.z_b, lam)
-        state = np.full(len(lam), _OK, np.uint8)
+        """Mix a shard; draw corrupted images again."""
+        draw = loaded.draw._replace(others=loaded.draw.others.copy(), lam=loaded.draw.lam.copy())
+        images, share, corrupted = self._mix(loaded, draw, slice(None), attempt=0)
+        state = np.full(len(images), _OK, np.uint8)
         bad = np.flatnonzero(corrupted)
         if self._config.on_corrupt == "redraw":
             for attempt in range(1, self._config.attempts + 1):
                 if not len(bad):
                     break
-                again = [self._plan.again(loaded.first + int(row), attempt) for row in bad]
-                source_b[bad], lam[bad] = (np.array(column) for column in zip(*again, strict=True))
-                z_b = self._latents.z.gather(source_b[bad])
-                images[bad], share[bad], still = self._mix(loaded.z_a[bad], z_b, lam[bad])
+                again = [self._plan.again(int(row), attempt) for row in loaded.rows[bad]]
+                draw.others[bad], draw.lam[bad] = (np.stack(column) for column in zip(*again, strict=True))
+                images[bad], share[bad], still = self._mix(loaded, draw, bad, attempt=attempt)
                 state[bad] = _REDRAWN
                 bad = bad[still]
             if len(bad):
-                images[bad] = self._decode(loaded.z_a[bad])[0]
+                images[bad] = self._mixer.plain(loaded.first[bad])
                 share[bad], state[bad] = 0, _REPLACED
-        return {
-            "image": images,
-            "source_a": loaded.draw.source_a,
-            "source_b": source_b,
-            "label_a": self._labels[loaded.draw.source_a],
-            "label_b": self._labels[source_b],
-            "lam": lam.astype(np.float32),
-            "share_b": share,
-            "state": state,
-            "corrupted": corrupted,
-        }
+        return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of the pool."""
@@ -135,24 +147,48 @@ class MixWorker:
         }
         return digests, counts
 
-    def _mix(
-        self, z_a: npt.NDArray[np.float32], z_b: npt.NDArray[np.float32], lam: npt.NDArray[np.float64]
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        from lsmix.glow.mixing import mix_latents
+    def _mix(self, loaded: _Loaded, draw: Draw, part: "slice | npt.NDArray[np.int64]", *, attempt: int) -> Mixed:
+        """Mix some rows of a shard; partners that were drawn again are read anew."""
+        others = loaded.others
+        if attempt:
+            others = [self._mixer.gather(source) for source in draw.others[part].T]
+        draws = self._plan.method_draws(loaded.rows[part], attempt)
+        return self._mixer.mix(loaded.first[part], others, draw.lam[part], draw.corner[part], draws)
 
-        z, share = mix_latents(self._config.method, z_a, z_b, lam, seed=self._config.seed)
-        images, corrupted = self._decode(z)
-        return images, share, corrupted
+    def _columns(self, draw: Draw, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        labels, lam = self._mixer.labels[draw.others], draw.lam.astype(np.float32)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "source_a": draw.source_a,
+            "source_b": draw.others[:, 0],
+            "label_a": self._mixer.labels[draw.source_a],
+            "label_b": labels[:, 0],
+            "lam": lam[:, 0],
+            "share_b": share[:, 0],
+        }
+        if self._config.sources > 2:
+            more: dict[str, npt.NDArray[Any]] = {"source": draw.others, "label": labels, "lam": lam, "share": share}
+            columns |= {f"{name}_more": values[:, 1:] for name, values in more.items()}
+        if self._config.corner != CORNERS[0]:
+            columns["corner"] = draw.corner
+        return columns
 
-    def _decode(self, z: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        from lsmix.glow.mixing import is_corrupted
 
-        config = self._config
+def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> Mixer:
+    from lsmix.pipeline.environment import prepare_device
 
-        def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-            return is_corrupted(y_BCHW, margin=config.margin, share=config.broken_share)
-
-        return self._flow.decode_judged(z, judge, order=self._order, output=config.output, batch_size=config.batch_size)
+    prepare_device(device)
+    if not in_latent_space(config):
+        return PixelMixer(inputs["dataset"].folder / DATASET_NAME, config.method)
+    return LatentMixer(
+        inputs["latents"].folder,
+        inputs["flow"].folder,
+        method=config.method,
+        device=device,
+        output=config.output,
+        batch_size=config.batch_size,
+        margin=config.margin,
+        broken_share=config.broken_share,
+    )
 
 
 def make_plan(config: PoolConfig, images: int) -> MixPlan:
@@ -163,6 +199,8 @@ def make_plan(config: PoolConfig, images: int) -> MixPlan:
         alpha=config.alpha,
         lambdas=config.lambdas,
         seed=config.seed,
+        sources=config.sources,
+        random_corner=config.corner == "random",
     )
 
 
@@ -174,22 +212,22 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
 def run(task: StageTask) -> Outcome:
     """Make the pool."""
     config: PoolConfig = task.config
-    latents = open_latents(task.inputs["latents"].folder)
-    if len(latents) < 2:
+    images, image_shape, class_names = _facts(task)
+    if images < config.sources:
         raise RecipeError(
-            f"{task.label}: mixing needs at least 2 training images, got {len(latents)}. Raise 'data.limit'."
+            f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
         )
-    plan = make_plan(config, len(latents))
-    facts = latents.attributes
-    height, width, channels = facts["image_shape"]
+    plan = make_plan(config, images)
     store = create_pool(
         task.folder,
         images_per_copy=plan.images,
         copies=plan.copies,
-        image_shape=(height, width, channels),
-        class_names=tuple(facts["class_names"]),
+        image_shape=image_shape,
+        class_names=class_names,
         method=config.method,
         shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
+        sources=config.sources,
+        corners=config.corner != CORNERS[0],
     )
     counts, digests = run_sharded(task, module=__name__, store=store)
     write_durably(task.folder / _PLAN_FILE, _plan_text(task))
@@ -202,6 +240,16 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({"pool.zarr", _PLAN_FILE}), counts=counts, digests=digests)
 
 
+def _facts(task: StageTask) -> tuple[int, tuple[int, int, int], tuple[str, ...]]:
+    """Return the number of training images, their shape, and the classes' names."""
+    if "dataset" in task.inputs:
+        dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
+        return len(dataset.train), dataset.image_shape, dataset.class_names
+    latents = open_latents(task.inputs["latents"].folder)
+    height, width, channels = latents.attributes["image_shape"]
+    return len(latents), (height, width, channels), tuple(latents.attributes["class_names"])
+
+
 def _plan_text(task: StageTask) -> bytes:
     """Return what is enough, with the inputs, to make every pixel again."""
     plan = {
@@ -209,14 +257,16 @@ def _plan_text(task: StageTask) -> bytes:
         "stage_version": MIX.version,
         "pool": key_fields(task.config, MIX.not_in_key),
         "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
-        "latents": task.inputs["latents"].manifest.config,
     }
+    if "latents" in task.inputs:
+        plan["latents"] = task.inputs["latents"].manifest.config
     return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
 
 
 def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
     images = size.images * config.copies_made
-    return Estimate(bytes=images * (size.image_bytes + 41), flops=float(images) * size.flow_flops)
+    flops = float(images) * size.flow_flops if in_latent_space(config) else 0.0
+    return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
 MIX = Stage(name="mix", version=1, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))

@@ -102,7 +102,7 @@ def test_keep_leaves_corrupted_images_as_they_are(finished_workspace: Path, pool
     made = worker.compute(loaded)
     assert made["corrupted"].any()
     assert (made["state"] == STATES.index("ok")).all()
-    np.testing.assert_array_equal(made["source_b"], loaded.draw.source_b)
+    np.testing.assert_array_equal(made["source_b"], loaded.draw.others[:, 0])
 
 
 def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace: Path) -> None:
