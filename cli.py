@@ -118,6 +118,9 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
         [
             click.argument("recipe", type=click.Path(path_type=Path)),
             click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts."),
+            click.option(
+                "--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."
+            ),
             click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field."),
             click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
         ]
@@ -155,7 +158,7 @@ def init(name: str | None) -> None:
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
     if dry_run:
-        nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"]), force)
+        nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
         _print_json("status", nodes) if as_json else _print_status(nodes)
         return
     from lsmix.pipeline.api import run as run_recipe
@@ -211,9 +214,9 @@ for _stage, _text, _example in (
 @cli.command(epilog="Example: lsmix status my.toml --check")
 @_recipe_options
 @click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
-def status(recipe: Path, workspace: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
+def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
     """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
-    nodes = _statuses(recipe, workspace, "", overrides)
+    nodes = _statuses(recipe, workspace, "", overrides, scale)
     _print_json("status", nodes) if as_json else _print_status(nodes)
     stale = [node for node in nodes if node.state != "cached"]
     if check and stale:
@@ -227,7 +230,7 @@ def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
     from lsmix.pipeline.builtin import recipe_path
 
-    _run("", recipe_path("demo"), workspace=workspace, overrides=(), as_json=False, **options)
+    _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
 
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --sheet sheet.png")
@@ -273,14 +276,16 @@ def verify(artifact: Path, as_json: bool) -> None:
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
-    """List artifacts and unfinished work that none of RECIPES wants; remove them with --delete."""
+    """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.garbage import collect_garbage
 
     place, nodes = None, []
     for recipe in recipes:
-        _, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
+        content, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
         nodes += wanted
+        for scale in content.scale:
+            nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print_json("gc", found) if as_json else _print_garbage(found, delete)
 
@@ -294,11 +299,11 @@ def _print_garbage(found: "Sequence[Garbage]", delete: bool) -> None:
     click.echo(f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}")
 
 
-def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str]) -> "list[NodeStatus]":
+def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.status import recipe_status
 
-    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides)
+    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     return recipe_status(nodes, place)
 
 

@@ -20,7 +20,8 @@ from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["RunResult", "plan", "run", "verify"]
 
-_SECTIONS = {"mix": "[pools.NAME]", "train": "[runs.NAME]"}  # which a recipe may do without, unless asked for the stage
+# What a recipe may do without, unless it is asked for the stage.
+_SECTIONS = {"train-glow": "[flow]", "encode": "[flow]", "mix": "[pools.NAME]", "train": "[runs.NAME]"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +56,15 @@ class RunResult:
 
 
 def plan(
-    recipe: Path | str, *, workspace: Path | str = "runs", stage: str = "", overrides: Sequence[str] = ()
+    recipe: Path | str,
+    *,
+    workspace: Path | str = "runs",
+    stage: str = "",
+    overrides: Sequence[str] = (),
+    scale: str = "",
 ) -> tuple[Recipe, list[Node], Workspace]:
     """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
-    content = read_recipe(recipe, overrides)
+    content = read_recipe(recipe, overrides, scale)
     place = Workspace(workspace)
     nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
@@ -73,6 +79,7 @@ def run(
     workspace: Path | str = "runs",
     stage: str = "",
     overrides: Sequence[str] = (),
+    scale: str = "",
     workers: int = 0,
     scheduler: str = "",
     device: str = "auto",
@@ -86,6 +93,7 @@ def run(
         workspace: folder of the artifacts; made if need be.
         stage: go no further than this stage; "" for all.
         overrides: "section.key=value" each, over what the recipe says.
+        scale: name of one of the recipe's sections ``[scale.NAME]``, whose fields go over the others; "" for none.
         workers: make shards in this many Dask workers on this machine; 0 in this process.
         scheduler: make shards on the Dask cluster at this address.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -95,7 +103,7 @@ def run(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides)
+    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     progress = progress or SilentProgress()
     executor: Executor = InProcessExecutor()
     if workers or scheduler:

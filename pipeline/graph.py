@@ -12,12 +12,13 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.pipeline.encode import ENCODE
 from lsmix.pipeline.ingest import INGEST
-from lsmix.pipeline.mix import MIX
-from lsmix.pipeline.recipe import Recipe
+from lsmix.pipeline.mix import MIX, in_latent_space
+from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart
 from lsmix.pipeline.report import REPORT
 from lsmix.pipeline.stage import Stage
-from lsmix.pipeline.train import TRAIN
+from lsmix.pipeline.train import TRAIN, TrainConfig
 from lsmix.pipeline.train_glow import TRAIN_GLOW, FlowRecipe
+from lsmix.pipeline.train_source import MixOnTheFly, TrainPart
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["Node", "build_graph", "upto"]
@@ -46,6 +47,7 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     """
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
     nodes = [dataset]
+    own_flow = recipe.flow or FlowSection()
     encoded: dict[str, tuple[Node | Path, Node]] = {}
 
     def latents_of(flow_name: str) -> tuple[Node | Path, Node]:
@@ -55,24 +57,28 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
                 flow = _find_flow(flow_name, workspace)
             else:
                 flow = Node(
-                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(recipe), inputs={"dataset": dataset}
+                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
                 )
                 nodes.append(flow)
-            name = recipe.name if flow_name == recipe.flow.path else f"{recipe.name}.{len(encoded)}"
+            name = recipe.name if flow_name == own_flow.path else f"{recipe.name}.{len(encoded)}"
             latents = Node(stage=ENCODE, name=name, config=recipe.latents, inputs={"dataset": dataset, "flow": flow})
             nodes.append(latents)
             encoded[flow_name] = (flow, latents)
         return encoded[flow_name]
 
-    flow, latents = latents_of(recipe.flow.path)
+    everything: dict[str, Node | Path] = {"dataset": dataset}
+    if recipe.wants_flow:
+        everything["flow"], everything["latents"] = latents_of(own_flow.path)
     pools = {}
     for name, config in recipe.pools.items():
-        pool_flow, pool_latents = latents_of(config.flow or recipe.flow.path)
-        pools[name] = Node(stage=MIX, name=name, config=config, inputs={"latents": pool_latents, "flow": pool_flow})
+        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        if in_latent_space(config):
+            pool_flow, pool_latents = latents_of(config.flow or own_flow.path)
+            inputs = {"latents": pool_latents, "flow": pool_flow}
+        pools[name] = Node(stage=MIX, name=name, config=config, inputs=inputs)
         nodes.append(pools[name])
     runs = _train_nodes(recipe, dataset, pools)
     nodes += runs.values()
-    everything: dict[str, Node | Path] = {"dataset": dataset, "flow": flow, "latents": latents}
     everything |= {f"pool:{name}": node for name, node in pools.items()}
     everything |= {f"run:{name}": node for name, node in runs.items()}
     nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report, inputs=everything))
@@ -82,17 +88,27 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
 def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[str, Node]:
     nodes = {}
     for name, run in recipe.runs.items():
+        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        parts = []
+        for part in run.mix or (RunPart(pool=run.pool),):
+            fields = {field: getattr(part, field) for field in MixOnTheFly.__struct_fields__}
+            if part.pool:
+                fields["input"] = f"pool-{len(inputs)}"
+                inputs[fields["input"]] = pools[part.pool]
+            parts.append(TrainPart(**fields))
         for seed in run.seeds:
-            inputs: dict[str, Node | Path] = {"dataset": dataset}
-            if run.pool:
-                inputs["pool"] = pools[run.pool]
-            config = recipe.run_config(name, seed)
+            shared = recipe.run_config(name, seed)
+            config = TrainConfig(
+                **{field: getattr(shared, field) for field in shared.__struct_fields__},
+                parts=tuple(parts),
+                combine=run.combine,
+            )
             nodes[f"{name}/{seed}"] = Node(stage=TRAIN, name=f"{name}-seed{seed}", config=config, inputs=inputs)
     return nodes
 
 
-def _training_part(recipe: Recipe) -> FlowRecipe:
-    return FlowRecipe(**{name: getattr(recipe.flow, name) for name in FlowRecipe.__struct_fields__})
+def _training_part(flow: FlowSection) -> FlowRecipe:
+    return FlowRecipe(**{name: getattr(flow, name) for name in FlowRecipe.__struct_fields__})
 
 
 def _find_flow(name: str, workspace: Workspace) -> Path:

@@ -1,13 +1,15 @@
 """The recipe: one TOML file that names the data set, the flow, the pools, the classifier runs and the report.
 
-Checked whole when it is read, so that nothing starts which would fail later on a typing error; unknown keys are refused
-with the nearest known one.
+Checked whole when it is read, with each of its scales, so that nothing starts which would fail later on a typing error;
+unknown keys are refused with the nearest known one.
 """
 
+import copy
 import difflib
 import math
 import re
 import tomllib
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -15,15 +17,18 @@ from typing import Annotated, Any, cast
 import msgspec
 from msgspec import Meta
 
+from lsmix.classifiers.methods import PIXEL_METHODS
 from lsmix.data.errors import MissingError, RecipeError
+from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
-from lsmix.pipeline.mix import PoolConfig
+from lsmix.pipeline.mix import PoolConfig, check_pool, in_latent_space
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
 from lsmix.pipeline.train_glow import FlowRecipe
+from lsmix.pipeline.train_source import Combine, MixOnTheFly
 
-__all__ = ["FlowSection", "Recipe", "RunSection", "read_recipe"]
+__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -39,10 +44,18 @@ class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=T
     path: str = ""  # folder of a finished flow, or its name or key in the workspace, to use instead of training one
 
 
+class RunPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the ways in which the batches of a run come about: a pool, or images mixed on the fly."""
+
+    pool: str = ""  # name of the pool that the batches come from; empty takes the training images
+
+
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One arm of a comparison: a classifier trained once for each seed."""
 
     pool: str = ""  # name of the pool to train on; empty trains on the data set itself
+    mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
+    combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
     seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
 
@@ -53,12 +66,20 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
     name: Name  # of the artifacts
     data: DataConfig
-    flow: FlowSection = msgspec.field(default_factory=FlowSection)
+    flow: FlowSection | None = None  # made from defaults where a pool needs one and nothing is said
     latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)
+    mix: PoolConfig = msgspec.field(default_factory=PoolConfig)  # what all pools share
     pools: dict[Name, PoolConfig] = {}
     classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
     runs: dict[Name, RunSection] = {}
     report: ReportConfig = msgspec.field(default_factory=ReportConfig)
+    scale: dict[Name, dict[str, Any]] = {}  # other sizes of the recipe: by name, the fields that differ
+
+    @property
+    def wants_flow(self) -> bool:
+        """Whether the recipe speaks of a flow, or one of its pools needs the recipe's own."""
+        pools = self.pools.values()
+        return self.flow is not None or any(in_latent_space(pool) and not pool.flow for pool in pools)
 
     def run_config(self, run: str, seed: int) -> RunConfig:
         """Return the configuration of one training: the shared fields, this run's own, and a seed.
@@ -72,12 +93,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return config
 
 
-def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = "") -> Recipe:
     """Read and check a recipe.
 
     Args:
         path: the TOML file; relative paths in it start at its own folder.
         overrides: "section.key=value" each, the value in TOML; relative paths in them start at the current folder.
+        scale: name of a section ``[scale.NAME]`` whose fields go over the recipe's, before the overrides; "" for none.
 
     Raises:
         MissingError: there is no such file.
@@ -93,14 +115,51 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         table = _parse_toml(path.read_text(encoding="utf-8"))
     except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
         raise RecipeError(f"{where} is no valid TOML: {error}.") from error
-    _anchor_paths(table, path.resolve().parent)
-    for override in overrides:
-        _apply_override(table, override)
     _check_format(table, where)
     _check_values(table, "", where)
-    recipe: Recipe = _convert(table, Recipe, where)
+    scales = table.get("scale", {})
+    scales = scales if isinstance(scales, dict) else {}
+    if scale and scale not in scales:
+        known = ", ".join(scales) or "none"
+        raise RecipeError(f"{where} has no scale {scale!r}; it has {known}.{_nearest(scale, list(scales))}")
+    for name in scales:
+        if name != scale:  # the one that is asked for is checked with its overrides
+            _to_recipe(table, name, (), path, f"{where}, scale {name!r}")
+    return _to_recipe(table, scale, overrides, path, where)
+
+
+def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], path: Path, where: str) -> Recipe:
+    """Return the recipe at one scale, checked."""
+    whole: dict[str, Any] = copy.deepcopy(dict(table))
+    if scale:
+        _check_type(whole["scale"][scale], f"{where}: scale.{scale}")
+        _lay_over(whole, whole["scale"][scale])
+    _anchor_paths(whole, path.resolve().parent)
+    for override in overrides:
+        _apply_override(whole, override)
+    _check_values(whole, "", where)
+    shared, pools = whole.get("mix"), whole.get("pools")
+    recipe: Recipe = _convert(whole, Recipe, where)
+    if isinstance(shared, dict) and isinstance(pools, dict):
+        whole["pools"] = {name: {**shared, **pool} for name, pool in pools.items()}
+        recipe = _convert(whole, Recipe, where)
     _check_references(recipe)
     return recipe
+
+
+def _check_type(section: Any, what: str) -> None:
+    if not isinstance(section, dict):
+        raise RecipeError(f"{what}: expected a section, got {section!r}.")
+
+
+def _lay_over(table: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put the fields of ``other`` over those of ``table``, section by section."""
+    for name, value in other.items():
+        below = table.get(name)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _lay_over(below, value)
+        else:
+            table[name] = value
 
 
 def _parse_toml(text: str) -> dict[str, Any]:
@@ -114,7 +173,7 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, where a section has one; a flow may also be called by name, so only real paths are."""
-    parts = [(table.get("data"), "path"), (table.get("flow"), "path")]
+    parts = [(table.get("data"), "path"), (table.get("flow"), "path"), (table.get("mix"), "flow")]
     pools = table.get("pools")
     parts += [(pool, "flow") for pool in pools.values()] if isinstance(pools, dict) else []
     for part, key in parts:
@@ -174,6 +233,9 @@ def _convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
+        if isinstance(error.__cause__, RecipeError):  # a model that says itself what is wrong
+            place = _with_name(str(error).partition(" - at `$")[2].rstrip("`").lstrip("."), table, kind)
+            raise RecipeError(f"{where}: {place}{': ' if place else ''}{error.__cause__}") from error
         raise RecipeError(f"{where}: {_explain(str(error), table, kind)}") from error
 
 
@@ -217,12 +279,14 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
     current: Any = kind
     for part in [part for part in re.split(r"\.|(\[[^\]]*\])", dotted) if part]:
         if part.startswith("["):
-            current = getattr(current, "__args__", (None, current))[-1]
+            current = [kind for kind in getattr(current, "__args__", (current,)) if kind is not Ellipsis][-1]
         else:
             fields = {field.name: field.type for field in msgspec.structs.fields(current)}
             current = fields.get(part, current)
         while hasattr(current, "__metadata__"):
             current = current.__origin__
+        if isinstance(current, types.UnionType):  # a section that may be left out
+            current = current.__args__[0]
     return list(current.__struct_fields__) if hasattr(current, "__struct_fields__") else []
 
 
@@ -244,18 +308,48 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _check_references(recipe: Recipe) -> None:
-    if not recipe.flow.training.iterations:
+    if recipe.flow and not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
         raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
+    for name, pool in recipe.pools.items():
+        try:
+            check_pool(pool)
+        except RecipeError as error:
+            raise RecipeError(f"pools.{name}.{error}") from error
     for name, run in recipe.runs.items():
-        if run.pool and run.pool not in recipe.pools:
-            known = ", ".join(recipe.pools) or "none"
-            raise RecipeError(
-                f"runs.{name}.pool: there is no pool {run.pool!r}; the recipe has {known}.{_nearest(run.pool, list(recipe.pools))}"
-            )
+        _check_mixing(recipe, name, run)
         if len(set(run.seeds)) < len(run.seeds):
             raise RecipeError(f"runs.{name}.seeds: each seed counts once, got {list(run.seeds)}.")
         if "seed" in run.classifier:
             raise RecipeError(f"runs.{name}.classifier.seed: say it as 'runs.{name}.seeds'.")
         recipe.run_config(name, run.seeds[0])
+
+
+def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
+    if run.pool and run.mix:
+        raise RecipeError(f"runs.{name}.mix: say the pool in 'mix' as well, and leave 'pool' out.")
+    named = [("pool", run.pool), *((f"mix[{place}].pool", part.pool) for place, part in enumerate(run.mix))]
+    for key, pool in named:
+        if pool and pool not in recipe.pools:
+            known = ", ".join(recipe.pools) or "none"
+            raise RecipeError(
+                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{_nearest(pool, list(recipe.pools))}"
+            )
+    for place, part in enumerate(run.mix):
+        where = f"runs.{name}.mix[{place}]"
+        if bool(part.pool) == bool(part.method):
+            raise RecipeError(
+                f"{where}: expected either a 'pool' or a 'method', got {part.pool!r} and {part.method!r}."
+            )
+        if part.method and part.method != "none":
+            if part.method in LATENT_METHODS:
+                raise RecipeError(
+                    f"{where}.method: {part.method!r} mixes in latent space, which is done beforehand: make a pool, and name it."
+                )
+            try:
+                PIXEL_METHODS.check(part.method)
+            except RecipeError as error:
+                raise RecipeError(f"{where}.method: {error}") from error
+        if run.combine == "sequential" and part.pool and place:
+            raise RecipeError(f"{where}.pool: in a sequence a pool comes first, since its images are mixed already.")

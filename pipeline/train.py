@@ -1,7 +1,8 @@
 """The train stage: a pool, or the data set itself → a classifier, its error rate after every epoch, its weights.
 
-Every arm of a comparison sees as many images and updates: an epoch is one pass over as many images as the training
-split has; a run on a pool takes the pool's next copy in each epoch.
+Every arm of a comparison sees as many images and updates, however it mixes: an epoch is one pass over as many images as
+the training split has. A run on a pool takes the pool's next copy in each epoch; where several ways of mixing come
+together, each batch comes from one of them, or they are applied one after another.
 """
 
 from pathlib import Path
@@ -20,12 +21,19 @@ from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.train_source import Combine, TrainPart, TrainSource
 
 if TYPE_CHECKING:
     from lsmix.classifiers.training import ClassifierTrainer
-    from lsmix.data.batch import BatchSource
 
-__all__ = ["METRICS_FILE", "TRAIN", "EpochMetrics", "RunConfig", "read_metrics"]
+__all__ = [
+    "METRICS_FILE",
+    "TRAIN",
+    "EpochMetrics",
+    "RunConfig",
+    "TrainConfig",
+    "read_metrics",
+]
 
 METRICS_FILE = "metrics.json"
 _WEIGHTS_FILE = "classifier.safetensors"
@@ -37,6 +45,13 @@ class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fi
 
     seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
+
+
+class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training with what it trains on."""
+
+    parts: Annotated[tuple[TrainPart, ...], Meta(min_length=1)] = (TrainPart(),)  # where its batches come from
+    combine: Combine = "per-batch"  # of several parts
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,20 +69,27 @@ def run(task: StageTask) -> Outcome:
     from lsmix.pipeline.environment import cpu_threads
 
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    with cpu_threads(task.config.threads):
-        trainer, metrics = _restore(task, dataset)
-        _train(task, trainer, dataset, metrics)
-        return _publish(task, trainer, metrics)
-
-
-def _train(task: StageTask, trainer: "ClassifierTrainer", dataset: DataSet, metrics: list[EpochMetrics]) -> None:
-    config: RunConfig = task.config
     source = _open_source(task, dataset)
+    with cpu_threads(task.config.threads):
+        trainer, metrics = _restore(task, dataset, source)
+        _train(task, trainer, dataset, source, metrics)
+        return _publish(task, trainer, metrics, source)
+
+
+def _train(
+    task: StageTask,
+    trainer: "ClassifierTrainer",
+    dataset: DataSet,
+    source: TrainSource,
+    metrics: list[EpochMetrics],
+) -> None:
+    config: TrainConfig = task.config
+    batches = source.open()
     task.progress.start(task.label, config.epochs, "epoch", done=trainer.epoch)
     while trainer.epoch < config.epochs:
         stop_point()
         try:
-            facts = trainer.run_epoch(source)
+            facts = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
         metrics.append(
@@ -84,7 +106,7 @@ def _train(task: StageTask, trainer: "ClassifierTrainer", dataset: DataSet, metr
     task.progress.finish()
 
 
-def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", list[EpochMetrics]]:
+def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["ClassifierTrainer", list[EpochMetrics]]:
     from lsmix.classifiers.normalise import channel_statistics
     from lsmix.classifiers.training import ClassifierTrainer
 
@@ -96,6 +118,7 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", li
         seed=task.config.seed,
         device=task.device,
         statistics=channel_statistics(dataset.train.images) if by_channel else None,
+        mixes=source.mixes,
     )
     checkpoint = load_checkpoint(task.work / _CHECKPOINT)
     if checkpoint is None:
@@ -105,19 +128,22 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", li
     return trainer, msgspec.convert(facts["metrics"], list[EpochMetrics])
 
 
-def _open_source(task: StageTask, dataset: DataSet) -> "BatchSource":
-    from lsmix.data.array_loader import ArrayLoader
-    from lsmix.data.loader import PoolLoader
-    from lsmix.data.pool import open_pool
+def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
+    config: TrainConfig = task.config
+    pools = {part.input: task.inputs[part.input].folder for part in config.parts if part.input}
+    return TrainSource(
+        parts=config.parts,
+        combine=config.combine,
+        train=dataset.train,
+        pools=pools,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
 
-    config: RunConfig = task.config
-    if "pool" in task.inputs:
-        pool = open_pool(task.inputs["pool"].folder)
-        return PoolLoader(pool, config.batch_size, seed=config.seed, copies="cycle")
-    return ArrayLoader(dataset.train.images, dataset.train.labels, config.batch_size, seed=config.seed)
 
-
-def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics]) -> Outcome:
+def _publish(
+    task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics], source: TrainSource
+) -> Outcome:
     from lsmix.classifiers.checkpoint import save_classifier
 
     save_classifier(task.folder / _WEIGHTS_FILE, trainer.model)
@@ -129,6 +155,7 @@ def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochM
         "updates": last.updates,
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in trainer.model.parameters()),
         "test_error": last.test_error,
+        "seen": msgspec.to_builtins(source.seen(task.config.epochs)),
     }
     return Outcome(payload=frozenset({METRICS_FILE, _WEIGHTS_FILE}), counts=counts)
 

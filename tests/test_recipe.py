@@ -176,3 +176,120 @@ def test_every_built_in_recipe_is_valid(name):
 def test_an_unknown_built_in_recipe_names_those_there_are():
     with pytest.raises(RecipeError, match=r"no built-in recipe 'dmeo'; there are .*\. Did you mean 'demo'\?"):
         recipe_path("dmeo")
+
+
+SIZED = """
+name = "sized"
+[data]
+format = "digits"
+[mix]
+copies = 9
+alpha = 0.3
+[pools.one]
+[pools.two]
+alpha = 0.7
+[runs.baseline]
+[scale.small.data]
+limit = 50
+[scale.small.mix]
+copies = 2
+[scale.small.pools.two]
+alpha = 0.8
+"""
+
+
+@pytest.fixture
+def sized(tmp_path):
+    path = tmp_path / "sized.toml"
+    path.write_text(SIZED, encoding="utf-8")
+    return path
+
+
+def test_pools_share_what_mix_says_and_keep_what_they_say_themselves(sized):
+    pools = read_recipe(sized).pools
+    assert [(pool.copies, pool.alpha) for pool in pools.values()] == [(9, 0.3), (9, 0.7)]
+    assert read_recipe(sized, ["mix.copies=4"]).pools["one"].copies == 4
+
+
+def test_a_scale_lays_its_fields_over_the_recipe_and_overrides_over_both(sized):
+    small = read_recipe(sized, scale="small")
+    assert small.data.limit == 50
+    assert [(pool.copies, pool.alpha) for pool in small.pools.values()] == [(2, 0.3), (2, 0.8)]
+    assert read_recipe(sized).data.limit == 0
+    assert read_recipe(sized, ["data.limit=60"], scale="small").data.limit == 60
+
+
+def test_an_unknown_scale_names_those_there_are(sized, tiny_recipe):
+    with pytest.raises(RecipeError, match=r"has no scale 'smal'; it has small\. Did you mean 'small'\?"):
+        read_recipe(sized, scale="smal")
+    with pytest.raises(RecipeError, match=r"has no scale 'small'; it has none"):
+        read_recipe(tiny_recipe, scale="small")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scale.small.data.limmit=3", r"scale 'small': unknown key 'data\.limmit'\. Did you mean 'limit'\?"),
+        ("scale.small=3", r"scale\.small: expected a section, got 3|scale\.small: expected a section"),
+        ("scale.small.data.limit=-1", r"scale 'small': data\.limit: expected int >= 0, got -1"),
+    ],
+)
+def test_a_wrong_scale_is_refused_even_when_it_is_not_asked_for(sized, override, message):
+    key, _, value = override.rpartition("=")
+    *section, name = key.split(".")
+    text = SIZED if name != "small" else SIZED.partition("[scale")[0]
+    header = f"[{'.'.join(section)}]"
+    text = (
+        text.replace(header, f"{header}\n{name} = {value}") if header in text else f"{text}{header}\n{name} = {value}\n"
+    )
+    sized.write_text(text.replace("limit = 50\n", "") if name == "limit" else text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(sized)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pools.lsmix.method=lsmix", r"pools\.lsmix\.method: unknown mixing method 'lsmix'\. Did you mean 'ls-mix'\?"),
+        ("pools.lsmix.sources=9", r"pools\.lsmix\.sources: expected int <= 8, got 9"),
+        ("pools.zero.sources=3", r"pools\.zero\.lambdas: a fixed λ is the share of one of two sources"),
+        ("pools.lsmix.corner=middle", r"pools\.lsmix\.corner: "),
+        ('pools.p={ method = "linear", sources = 3 }', r"pools\.p\.sources: more than two are mixed by 'ls-mix' only"),
+        ('pools.p={ method = "cutmix", corner = "random" }', r"pools\.p\.corner: only methods in latent space"),
+        ('pools.p={ method = "mixup", flow = "x" }', r"pools\.p\.flow: 'mixup' mixes pixels and needs none"),
+        ('runs.r={ mix = [{ method = "mixpu" }] }', r"runs\.r\.mix\[0\]\.method: .*Did you mean 'mixup'\?"),
+        ('runs.r={ mix = [{ method = "ls-mix" }] }', r"runs\.r\.mix\[0\]\.method: 'ls-mix' mixes in latent space"),
+        ('runs.r={ mix = [{ pool = "nope" }] }', r"runs\.r\.mix\[0\]\.pool: there is no pool 'nope'"),
+        ("runs.r={ mix = [{}] }", r"runs\.r\.mix\[0\]: expected either a 'pool' or a 'method'"),
+        ('runs.r={ mix = [{ method = "mixup", weight = 0 }] }', r"runs\.r\.mix\[0\]\.weight: expected float > 0"),
+        ('runs.lsmix.mix=[{ method = "mixup" }]', r"runs\.lsmix\.mix: say the pool in 'mix' as well"),
+        (
+            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], combine = "sequential" }',
+            r"runs\.r\.mix\[1\]\.pool: in a sequence a pool comes first",
+        ),
+    ],
+)
+def test_mixing_that_cannot_be_done_is_refused_with_its_place(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tiny_recipe, [override])
+
+
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if name.startswith(("table", "naturalness"))])
+def test_every_recipe_of_the_paper_has_a_small_scale_with_the_same_arms(name):
+    full, small = read_recipe(recipe_path(name)), read_recipe(recipe_path(name), scale="small")
+    assert list(small.runs) == list(full.runs)
+    assert list(small.pools) == list(full.pools)
+    assert small.data.limit <= 5000
+
+
+def test_a_recipe_without_latents_has_no_flow(tiny_recipe, tmp_path):
+    recipe = read_recipe(tiny_recipe)
+    assert "train-glow" in {node.stage.name for node in build_graph(recipe, Workspace(tmp_path))}
+    path = tmp_path / "pixels.toml"
+    path.write_text('name = "p"\n[data]\nformat = "digits"\n[pools.p]\nmethod = "mixup"\n[runs.r]\npool = "p"\n')
+    assert [node.stage.name for node in build_graph(read_recipe(path), Workspace(tmp_path))] == [
+        "ingest",
+        "mix",
+        "train",
+        "report",
+    ]

@@ -1,6 +1,7 @@
 """Which field re-runs what: a change re-runs exactly the stages that depend on it, and nothing re-runs without one."""
 
 import hashlib
+import types
 
 import msgspec
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lsmix.data.manifest import Manifest
 from lsmix.pipeline.api import run
 from lsmix.pipeline.graph import build_graph
+from lsmix.pipeline.mix import PoolConfig
 from lsmix.pipeline.recipe import Recipe, read_recipe
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.stage import InputArtifact
@@ -65,7 +67,10 @@ TABLE = {
     "latents.check_round_trip": (False, FROM_ENCODE),  # as far as can be planned; see the real run below
     "pools.lsmix.alpha": (0.5, FROM_POOL),
     "pools.lsmix.lambdas": ([0.5], FROM_POOL),
+    "pools.lsmix.method": ("linear", FROM_POOL),
     "pools.lsmix.copies": (3, FROM_POOL),
+    "pools.lsmix.sources": (3, FROM_POOL),
+    "pools.lsmix.corner": ("random", FROM_POOL),
     "pools.lsmix.seed": (1, FROM_POOL),
     "pools.lsmix.output": ("5bit", FROM_POOL),
     "pools.lsmix.batch_size": (32, FROM_POOL),
@@ -95,6 +100,7 @@ TABLE = {
     "classifier.grad_clip": (5.0, FROM_CLASSIFIER),
     "classifier.normalise": ("channel", FROM_CLASSIFIER),
     "runs.lsmix.pool": ("zero", FROM_RUN),
+    "runs.lsmix.combine": ("sequential", FROM_RUN),
     "runs.lsmix.seeds": ([5], FROM_RUN),
     "runs.lsmix.classifier": ({"epochs": 3}, FROM_RUN),
     "report.title": ("Another", FROM_REPORT),
@@ -107,10 +113,11 @@ NOT_IN_TABLE = {
     "data.path",
     "data.format",
     "flow.path",
-    "pools.lsmix.method",
     "pools.lsmix.flow",
     "classifier.architecture",
     "classifier.seed",
+    "runs.lsmix.mix",  # instead of a pool; see below
+    "scale",  # other sizes, by themselves
 }
 
 
@@ -146,6 +153,10 @@ def test_a_field_re_runs_exactly_what_depends_on_it(tiny_recipe, tmp_path, field
 def fields_of(model, prefix):
     for field in msgspec.structs.fields(model):
         kind, name = field.type, f"{prefix}{field.name}"
+        kind = kind.__args__[0] if isinstance(kind, types.UnionType) else kind
+        if name == "mix":  # what pools share: the fields of a pool
+            assert kind is PoolConfig
+            continue
         part = {"pools": "lsmix.", "runs": "lsmix."}.get(name)
         if part:
             yield from fields_of(kind.__args__[-1], f"{name}.{part}")
@@ -157,6 +168,24 @@ def fields_of(model, prefix):
 
 def test_the_table_has_every_field_of_a_recipe():
     assert set(fields_of(Recipe, "")) == (TABLE.keys() - {"pools.zero.lambdas"}) | NOT_IN_TABLE
+
+
+def test_what_a_run_mixes_on_the_fly_re_runs_that_run_alone(tiny_recipe, tmp_path):
+    ways = ['[{method="mixup"}]', '[{method="mixup", alpha=0.5}]', '[{method="cutmix"}]', '[{method="none"}]']
+    ways += ['[{method="mixup", rate="per-batch"}]', '[{pool="lsmix"}, {method="mixup"}]']
+    ways += ['[{pool="lsmix"}, {method="mixup", weight=2.0}]', '[{pool="zero"}, {method="mixup"}]']
+    keys = [dict(planned_keys(tiny_recipe, tmp_path, [f"runs.baseline.mix={way}"])) for way in ways]
+    keys.append(dict(planned_keys(tiny_recipe, tmp_path)))
+    for label in keys[0]:
+        alone = label in {*BASELINE, REPORT}
+        assert len({one[label] for one in keys}) == (len(keys) if alone else 1), label
+
+
+def test_what_all_pools_share_re_runs_the_pools_that_do_not_say_it_themselves(tiny_recipe, tmp_path):
+    before, after = (dict(planned_keys(tiny_recipe, tmp_path, o)) for o in ([], ["mix.seed=7"]))
+    assert {label for label in before if before[label] != after[label]} == {POOL, ZERO, *FROM_RUN}
+    after = dict(planned_keys(tiny_recipe, tmp_path, ["mix.copies=7"]))
+    assert {label for label in before if before[label] != after[label]} == FROM_ZERO  # the other has copies = 2
 
 
 def test_another_seed_of_a_run_leaves_the_others_as_they_are(tiny_recipe, tmp_path):
