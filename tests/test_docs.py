@@ -21,7 +21,7 @@ from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig
-from lsmix.pipeline.recipe import FlowSection, Recipe, RunSection, read_recipe
+from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart, RunSection, read_recipe
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
 
@@ -41,6 +41,7 @@ SECTIONS = {
     "pools.NAME.": PoolConfig,
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
+    "runs.NAME.mix[].": RunPart,
     "report.": ReportConfig,
 }
 TINY = """
@@ -167,6 +168,8 @@ def told_default(field: msgspec.structs.FieldInfo) -> str:
     if field.required:
         return "required"
     if field.default is msgspec.NODEFAULT and issubclass(field.default_factory, msgspec.Struct):
+        return "section"
+    if field.default is None:  # a section that may be left out
         return "section"
     value = field.default_factory() if field.default is msgspec.NODEFAULT else field.default
     return f"`{msgspec.json.encode(value).decode()}`"
