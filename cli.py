@@ -63,12 +63,23 @@ class _Bars:
         from tqdm import tqdm
 
         terminal = sys.stderr.isatty()
+        bytewise = unit == "byte"
         if not terminal:
-            click.echo(f"{label}: {total - done} of {total} {unit}s to do", err=True)
+            amounts = (
+                (human_bytes(total - done), human_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
+            )
+            click.echo(f"{label}: {amounts[0]} of {amounts[1]} to do", err=True)
         target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
         self._line_at = time.monotonic()
         self._bar = tqdm(
-            total=total, initial=done, desc=label, unit=f" {unit}", dynamic_ncols=terminal, leave=False, file=target
+            total=total,
+            initial=done,
+            desc=label,
+            unit="B" if bytewise else f" {unit}",
+            unit_scale=bytewise,
+            dynamic_ncols=terminal,
+            leave=False,
+            file=target,
         )
 
     def advance(self, units: int = 1, note: str = "") -> None:
@@ -90,10 +101,13 @@ class _Bars:
             self._bar = None
 
 
-def _pace(facts: dict[str, Any]) -> dict[str, str]:
+def _pace(facts: dict[str, Any]) -> dict[str, Any]:
     rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
     left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
     note = f", {facts['postfix']}" if facts["postfix"] else ""
+    if facts["unit_scale"]:
+        amounts = {"n": human_bytes(facts["n"]), "total": human_bytes(facts["total"])}
+        return {**amounts, "pace": f"{human_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
     pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
     return {"pace": pace, "left": f"{left:.0f} min left", "note": note}
 
@@ -146,6 +160,11 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+_download_option = click.option(
+    "--download", is_flag=True, help="Fetch what data.download names first, if it is not there."
+)
+
+
 @cli.command(epilog="Example: lsmix init cifar10-small > my.toml")
 @click.argument("name", required=False)
 def init(name: str | None) -> None:
@@ -174,6 +193,7 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
 @_recipe_options
 @_run_options
+@_download_option
 def run(recipe: Path, **options: Any) -> None:
     """Bring everything in RECIPE up to date, from ingest to report."""
     _run("", recipe, **options)
@@ -195,6 +215,7 @@ def _stage_command(stage: str, text: str, example: str) -> None:
     @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
     @_recipe_options
     @_run_options
+    @_download_option
     @click.option("--force", is_flag=True, help="Make this stage again although it is up to date.")
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)

@@ -4,6 +4,7 @@
     ├── RecipeError                 1   a recipe, an option or an argument is wrong        (ValueError)
     ├── MissingError                1   a path or an artifact is not there                 (FileNotFoundError)
     ├── SourceError                 1   a published data set cannot be read as such        (ValueError)
+    ├── DownloadError               1   a file cannot be fetched, or is not the wanted one (OSError)
     ├── FormatError                 1   an artifact is of a kind or version we don't read  (ValueError)
     ├── DiskSpaceError              1   the result would not fit on the disk               (OSError)
     ├── DivergedError               1   training left the finite numbers                   (ArithmeticError)
@@ -22,6 +23,7 @@ __all__ = [
     "CorruptError",
     "DiskSpaceError",
     "DivergedError",
+    "DownloadError",
     "FormatError",
     "LockedError",
     "LsmixError",
@@ -49,6 +51,10 @@ class MissingError(LsmixError, FileNotFoundError):
 
 class SourceError(LsmixError, ValueError):
     """A published data set cannot be read as what it claims to be."""
+
+
+class DownloadError(LsmixError, OSError):
+    """A file cannot be fetched, or what came is not the file that was wanted."""
 
 
 class FormatError(LsmixError, ValueError):

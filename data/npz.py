@@ -15,7 +15,8 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
-from lsmix.data.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.named_arrays import choose_names, to_split
+from lsmix.data.source_images import PublishedData, SourceFormat
 
 __all__ = ["NPZ"]
 
@@ -53,40 +54,13 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
             "many. If that is right, write it again uncompressed with numpy.savez."
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
-    found = [(train, test) for train, test in _LAYOUTS if set(train) <= keys]
-    if len(found) != 1:
-        raise SourceError(f"{str(path)!r} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(keys)[:20]}.")
-    train, test = found[0]
-    splits = {"train": _read_split(path, archive, train)}
-    if test and set(test) & keys:
-        if not set(test) <= keys:
-            raise SourceError(f"{str(path)!r} holds only one of {test[0]!r} and {test[1]!r}; add the other.")
-        splits["test"] = _read_split(path, archive, test)
+    splits = {}
+    for split, names in choose_names(repr(str(path)), keys, _LAYOUTS, _LOOKS_FOR).items():
+        images, labels = (_read_array(path, archive, name) for name in names)
+        splits[split] = to_split(repr(str(path)), names, images, labels)
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    names = _read_names(path, archive) if _NAMES in keys else tuple(map(str, range(classes)))
-    return PublishedData(splits=splits, class_names=names)
-
-
-def _read_split(path: Path, archive: zipfile.ZipFile, keys: tuple[str, str]) -> Split:
-    images, labels = (_read_array(path, archive, key) for key in keys)
-    if images.dtype != np.uint8:
-        raise SourceError(
-            f"{keys[0]!r} of {str(path)!r} must be uint8, 0 to 255; got {images.dtype}. If it lies in [0, 1], save "
-            "(255 * x).round().astype('uint8')."
-        )
-    if images.ndim == 3:  # grey images without an axis for their one channel
-        images = images[..., None]
-    if images.ndim != 4 or images.shape[3] not in (1, 3):
-        raise SourceError(
-            f"{keys[0]!r} of {str(path)!r} must have the shape (images, height, width) or (images, height, width, "
-            f"channels) with 1 or 3 channels last; got {images.shape}. Transpose it."
-        )
-    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
-        raise SourceError(
-            f"{keys[1]!r} of {str(path)!r} must be integers of shape ({len(images)},), one an image; got "
-            f"{labels.dtype} of shape {labels.shape}."
-        )
-    return Split(np.ascontiguousarray(images), labels.ravel().astype(np.int64))
+    class_names = _read_names(path, archive) if _NAMES in keys else tuple(map(str, range(classes)))
+    return PublishedData(splits=splits, class_names=class_names)
 
 
 def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:

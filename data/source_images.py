@@ -5,7 +5,7 @@ uint8 or a label has a class.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -85,3 +85,6 @@ class SourceFormat:
     recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
     files: Callable[[Path], list[Path]]  # the files whose content counts
     read: Callable[[Path], PublishedData]
+    variants: Mapping[str, "SourceFormat"] = field(
+        default_factory=dict
+    )  # other readings, by what asks: "coarse", "extra"

@@ -8,25 +8,50 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from lsmix.data.cifar import CIFAR10_BINARY, CIFAR10_PYTHON
+from lsmix.data.cifar import CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON
 from lsmix.data.digits import DIGITS, DIGITS_SHA256
 from lsmix.data.errors import MissingError, RecipeError, SourceError
+from lsmix.data.hdf5 import HDF5
 from lsmix.data.image_folder import IMAGE_FOLDER
 from lsmix.data.npz import NPZ
+from lsmix.data.published_sets import ARCHIVE_ENDINGS, check_download
 from lsmix.data.source_images import PublishedData, SourceFormat
+from lsmix.data.svhn import SVHN
+from lsmix.data.tiny_imagenet import TINY_IMAGENET
 
 __all__ = ["FormatName", "SourceConfig", "read_source", "source_files", "source_version"]
 
-FormatName = Literal["auto", "digits", "cifar10-python", "cifar10-binary", "npz", "image-folder"]
+FormatName = Literal[
+    "auto", "digits", "cifar10-python", "cifar10-binary", "cifar100-python", "cifar100-binary", "svhn", "tiny-imagenet",
+    "npz", "hdf5", "image-folder",
+]  # fmt: skip
 
-_FORMATS = {kind.name: kind for kind in (DIGITS, CIFAR10_PYTHON, CIFAR10_BINARY, NPZ, IMAGE_FOLDER)}
+_FORMATS = {
+    kind.name: kind
+    for kind in (
+        DIGITS, CIFAR10_PYTHON, CIFAR10_BINARY, CIFAR100_PYTHON, CIFAR100_BINARY, SVHN, TINY_IMAGENET, NPZ, HDF5, IMAGE_FOLDER,
+    )
+}  # fmt: skip
 
 
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a published data set lies, and in which format."""
+    """Where a published data set lies, in which format, and which of its readings is wanted.
+
+    Raises:
+        RecipeError: ``download`` names nothing that can be fetched.
+    """
 
     path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder; "" for digits
     format: FormatName = "auto"  # "auto" looks at what is there
+    labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: 100 classes, or 20 superclasses
+    extra: bool = False  # of SVHN: whether the 531,131 images of extra_32x32.mat join the training split
+    download: Annotated[str, msgspec.Meta(max_length=4096)] = (
+        ""  # what to fetch where nothing is at path; "" for nothing
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a download that is not known."""
+        check_download(self.download)
 
 
 def read_source(config: SourceConfig) -> PublishedData:
@@ -59,21 +84,50 @@ def source_version(config: SourceConfig) -> str:
 
 
 def _path(config: SourceConfig) -> Path:
-    return Path(config.path).expanduser()
+    """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
+    path = Path(config.path).expanduser()
+    if path.is_dir():
+        inside = _visible(path)
+        if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
+            return inside[0]
+    return path
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what is in a folder but for hidden files and what an interrupted download left."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix != ".part"]
 
 
 def _resolve(config: SourceConfig) -> SourceFormat:
+    kind = _detect(config)
+    for wanted, word, field in (
+        (config.labels == "coarse", "coarse", 'labels = "coarse"'),
+        (config.extra, "extra", "extra = true"),
+    ):
+        if not wanted:
+            continue
+        if word not in kind.variants:
+            having = " and ".join(name for name, known in _FORMATS.items() if word in known.variants)
+            raise RecipeError(f"{field} is for {having}, but this data set is {kind.name}. Remove it.")
+        kind = kind.variants[word]
+    return kind
+
+
+def _detect(config: SourceConfig) -> SourceFormat:
     if config.format == DIGITS.name:
-        if config.path:
-            raise RecipeError(f"digits come with scikit-learn and have no path; got {config.path!r}. Remove the path.")
+        if config.path or config.download:
+            raise RecipeError(
+                f"digits come with scikit-learn and have no path; got {config.path or config.download!r}. Remove the path."
+            )
         return DIGITS
     if not config.path:
         raise RecipeError(
             'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
         )
     path = _path(config)
-    if not path.exists():
-        raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path.")
+    if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
+        fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
+        raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")
     if config.format != "auto":
         return _FORMATS[config.format]
     fitting = [kind for kind in _FORMATS.values() if kind.recognise(path)]

@@ -12,6 +12,7 @@ from lsmix.data.pool import open_pool
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
 from lsmix.pipeline.graph import Node, build_graph, upto
+from lsmix.pipeline.ingest import fetch_source
 from lsmix.pipeline.interruption import graceful_signals
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.recipe import Recipe, read_recipe
@@ -84,6 +85,7 @@ def run(
     scheduler: str = "",
     device: str = "auto",
     force: str = "",
+    download: bool = False,
     progress: Progress | None = None,
 ) -> RunResult:
     """Bring a recipe up to date: what ``lsmix run`` does.
@@ -98,6 +100,7 @@ def run(
         scheduler: make shards on the Dask cluster at this address.
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
+        download: fetch what ``data.download`` names first, where it is not there yet.
         progress: is told what happens; None tells nobody.
 
     Raises:
@@ -105,6 +108,8 @@ def run(
     """
     content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     progress = progress or SilentProgress()
+    if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
+        fetch_source(content.data, progress)
     executor: Executor = InProcessExecutor()
     if workers or scheduler:
         executor = DaskExecutor(workers=workers, scheduler=scheduler, say=progress.say)

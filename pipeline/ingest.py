@@ -8,10 +8,13 @@ from typing import Annotated
 
 from msgspec import Meta
 
+from lsmix.data.errors import RecipeError
+from lsmix.data.published_sets import files_to_fetch
 from lsmix.data.sources import SourceConfig, read_source
+from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
-__all__ = ["DATASET_FILE", "INGEST", "DataConfig"]
+__all__ = ["DATASET_FILE", "INGEST", "DataConfig", "fetch_source"]
 
 DATASET_FILE = "dataset.h5"
 
@@ -23,6 +26,29 @@ class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     heldout: Annotated[int, Meta(ge=0)] = 0  # images taken off the training split to watch the flow's likelihood
     test: Annotated[int, Meta(ge=0)] = 0  # images in the test split; 0 keeps all of a published one
     seed: Annotated[int, Meta(ge=0)] = 0  # of the choice of rows
+
+
+_JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
+
+
+def fetch_source(config: DataConfig, progress: Progress) -> None:
+    """Fetch the published files of a data set that are not there yet; what there is, is left alone.
+
+    Raises:
+        RecipeError: the recipe does not say what to fetch, or where to.
+        DownloadError, DiskSpaceError, LockedError: as ``data.download.download``.
+    """
+    # Imported here since it takes a while, which a run without a download should not pay.
+    from lsmix.data.download import download
+
+    if not config.download or not config.path:
+        raise RecipeError(
+            f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
+            f"{config.path!r}."
+        )
+    for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
+        progress.say(f"fetching {file.url} to {target}")
+        download(file, target, progress)
 
 
 def run(task: StageTask) -> Outcome:
@@ -54,12 +80,16 @@ def run(task: StageTask) -> Outcome:
 
 
 def _estimate(config: DataConfig, size: WorkSize) -> Estimate:
-    """Estimate by the source's size: images are stored uncompressed, and small photographs hardly compress."""
+    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
     path = Path(config.path)
     if not config.path or not path.exists():
         return Estimate(bytes=0)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Estimate(bytes=2 * sum(file.stat().st_size for file in files))
+    return Estimate(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+
+
+def _unpacked_ratio(file: Path) -> int:
+    return _JPEG_RATIO if file.suffix.lower() in (".jpeg", ".jpg", ".zip") else 2
 
 
 INGEST = Stage(
@@ -67,6 +97,6 @@ INGEST = Stage(
     version=1,
     run=run,
     estimate=_estimate,
-    not_in_key=frozenset({"path", "format"}),  # contents count, not where they lie or how they were packed
+    not_in_key=frozenset({"path", "format", "download"}),  # contents count, not where they lie or how they came
     uses_torch=False,
 )

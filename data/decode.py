@@ -1,0 +1,69 @@
+"""Decoding image files of a data set in which all images have one size.
+
+The one rule: an image's kind and size are known from its header and checked before its pixels are decoded, and every
+error names the file. Pixels are taken as stored: an EXIF rotation is not applied.
+"""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from lsmix.data.errors import SourceError
+
+__all__ = ["IMAGE_ENDINGS", "ImageDecoder"]
+
+IMAGE_ENDINGS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"])
+
+# The formats that Pillow decodes by itself; others start programs (EPS) or are no images of a data set.
+_PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_GREY_MODES = frozenset(["1", "L"])
+_COLOUR_MODES = frozenset(["CMYK", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"])
+
+
+class ImageDecoder:
+    """Decodes one image after another; the first says the size that all others must have."""
+
+    def __init__(self) -> None:
+        self._first = ""
+        self._size = (0, 0)  # width, height
+
+    def decode(self, source: Path | bytes, name: str) -> npt.NDArray[np.uint8]:
+        """Return uint8 (H, W) of a grey image, (H, W, 3) of any other.
+
+        Args:
+            source: the file, or its bytes.
+            name: what to call it in messages.
+
+        Raises:
+            SourceError: it is no image that is read here, damaged, far too big, or of another size than the first.
+        """
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                return self._decode(source, name)
+        except SourceError:
+            raise
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            raise SourceError(f"{name} is far too big for an image of a data set ({error}). Remove it.") from error
+        # Pillow's decoders raise these, and more kinds than it documents, on damaged files.
+        except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, OverflowError) as error:
+            raise SourceError(f"{name} cannot be read as an image ({error}). Mend or remove it.") from error
+
+    def _decode(self, source: Path | bytes, name: str) -> npt.NDArray[np.uint8]:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_PILLOW_FORMATS) as image:
+            if image.mode not in _GREY_MODES | _COLOUR_MODES:
+                raise SourceError(
+                    f"{name} has pixels of the kind {image.mode!r}; expected 8-bit grey or colour. Convert it."
+                )
+            if not self._first:
+                self._first, self._size = name, image.size
+            if image.size != self._size:
+                raise SourceError(
+                    f"images differ in size: {self._first} has {self._size[0]}×{self._size[1]} pixels, {name} has "
+                    f"{image.size[0]}×{image.size[1]}. Bring all to one size first."
+                )
+            return np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))

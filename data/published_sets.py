@@ -1,0 +1,124 @@
+"""The published data sets that can be fetched by name, and what a recipe may ask for instead: a URL with its checksum.
+
+The one rule: nothing is fetched whose checksum was not known before.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+from urllib.parse import unquote, urlsplit
+
+from lsmix.data.errors import RecipeError
+
+__all__ = ["ARCHIVE_ENDINGS", "PublishedFile", "check_download", "files_to_fetch"]
+
+ARCHIVE_ENDINGS = (".tar.gz", ".tgz", ".tar", ".zip", ".npz", ".h5", ".hdf5")
+_FILE_ENDINGS = (*ARCHIVE_ENDINGS, ".mat")
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedFile:
+    """One file somewhere on the web, known by its checksum."""
+
+    url: str  # http or https
+    name: str  # as published
+    algorithm: Literal["md5", "sha256"]
+    checksum: str  # in hex, lower case
+    size: int = 0  # bytes; 0 where it is not known
+
+
+def _toronto(name: str, md5: str, size: int) -> tuple[PublishedFile]:
+    return (PublishedFile(f"https://www.cs.toronto.edu/~kriz/{name}", name, "md5", md5, size),)
+
+
+def _svhn(name: str, md5: str, size: int) -> PublishedFile:
+    return PublishedFile(f"http://ufldl.stanford.edu/housenumbers/{name}", name, "md5", md5, size)
+
+
+# Of CIFAR the authors' page gives the checksums; those of SVHN and TinyImageNet are the ones in general use.
+_SVHN = (
+    _svhn("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
+    _svhn("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
+)
+_SETS: dict[str, tuple[PublishedFile, ...]] = {
+    "cifar10": _toronto("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071),
+    "cifar10-binary": _toronto("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),
+    "cifar100": _toronto("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),
+    "cifar100-binary": _toronto("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 168_513_733),
+    "svhn": _SVHN,
+    "svhn-extra": (*_SVHN, _svhn("extra_32x32.mat", "a93ce644f1a588dc4d68dda5feec44a7", 1_329_278_602)),
+    "tiny-imagenet": (
+        PublishedFile(
+            "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+            "tiny-imagenet-200.zip",
+            "md5",
+            "90528d7ca1a48142e341f4ef8d21d0de",
+            248_100_043,
+        ),
+    ),
+}
+
+
+def check_download(download: str) -> None:
+    """Check what a recipe asks to fetch; "" is nothing.
+
+    Raises:
+        RecipeError: it is neither a known name nor a URL with a checksum.
+    """
+    if download:
+        _published_files(download)
+
+
+def files_to_fetch(download: str, path: Path) -> list[tuple[PublishedFile, Path]]:
+    """Return which files to fetch, and where each belongs.
+
+    One file goes to ``path`` itself where that ends like a file of a data set, otherwise into the folder ``path`` under its
+    published name. Files that are there are left out; so is a single one whose folder holds anything else, since that may
+    be the data set unpacked.
+
+    Raises:
+        RecipeError: ``download`` is not known, or several files would have to go into one.
+    """
+    files = _published_files(download)
+    if path.name.endswith(_FILE_ENDINGS) and not path.is_dir():
+        if len(files) > 1:
+            raise RecipeError(
+                f"data.download = {download!r} is {len(files)} files, but data.path names one: {str(path)!r}. Name a folder."
+            )
+        return [] if path.exists() else [(files[0], path)]
+    if path.is_file():
+        return []
+    if not all(file.name.endswith(_FILE_ENDINGS) for file in files):
+        raise RecipeError(
+            f"data.download = {download!r} does not say what kind of file it is. Let data.path end like it, for example in .npz."
+        )
+    if len(files) == 1 and path.is_dir():
+        own = (files[0].name, f"{files[0].name}.part")
+        if any(entry.name not in own and not entry.name.startswith(".") for entry in path.iterdir()):
+            return []
+    return [(file, path / file.name) for file in files if not (path / file.name).exists()]
+
+
+def _published_files(download: str) -> tuple[PublishedFile, ...]:
+    if download in _SETS:
+        return _SETS[download]
+    url, _, fragment = download.partition("#")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
+    except ValueError:  # such as a port that is no number
+        known = False
+    if not known or re.search(r"[^!-~]", url):
+        raise RecipeError(
+            f"data.download: expected one of {', '.join(_SETS)}, or an http or https URL with its checksum, got {download!r}."
+        )
+    found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})|md5=([0-9a-fA-F]{32})", fragment)
+    if not found:
+        raise RecipeError(
+            "data.download: a URL must end in its checksum, '#sha256=' and 64 hex digits or '#md5=' and 32; "
+            f"got {download!r}."
+        )
+    sha256, md5 = found.groups()
+    name = re.sub(r"[^\w.+-]", "_", unquote(parts.path).rpartition("/")[2].lstrip("."))
+    return (PublishedFile(url, name, "sha256" if sha256 else "md5", (sha256 or md5).lower()),)
