@@ -109,8 +109,8 @@ class ClassifierTrainer:
         with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
             for updates, batch in enumerate(source, start=1):
                 self._set_rate(rate(self.update))
-                loss_sum += self._train_batch(batch, updates - 1) * len(batch.images)
-                images += len(batch.images)
+                loss_sum += self._train_batch(batch, updates - 1) * len(batch[0])
+                images += len(batch[0])
                 self.update += 1
                 if updates % _UPDATES_PER_CHECK == 0:
                     self._check_finite(loss_sum)
