@@ -176,6 +176,11 @@ class ClassifierTrainer:
         """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
         images, *rest = (part.to(self.device, non_blocking=True) for part in batch)
         target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]
+        if target.shape != (len(images), self.classes):
+            raise RecipeError(
+                f"batch {index} of epoch {self.epoch} has targets {tuple(target.shape)}: expected a Batch, or images and "
+                f"targets ({len(images)}, {self.classes}). Make the source with labels 'pair' or 'soft'."
+            )
         images = augment(
             images,
             translate=self.config.translate,
