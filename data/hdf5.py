@@ -145,6 +145,13 @@ def _check_storage(path: Path, item: Any) -> None:
         )
     if plist.get_layout() == h5py.h5d.CHUNKED:
         _check_chunks(where, item, plist)
+    elif item.id.get_storage_size() < size:
+        raise _unwritten(where)
+
+
+def _unwritten(where: str) -> SourceError:
+    # HDF5 reads as zeros what is not there.
+    return SourceError(f"{where} was never written whole, or is damaged. Write it again.")
 
 
 def _check_chunks(where: str, item: Any, plist: Any) -> None:
@@ -163,6 +170,10 @@ def _check_chunks(where: str, item: Any, plist: Any) -> None:
         # The third value of LZF is the size that it sets aside for a chunk.
         if code == h5py.h5z.FILTER_LZF and len(values) > 2 and values[2] > chunk:
             raise SourceError(f"{where} is damaged: its filter expects other chunks. Do not use it.")
+    if item.id.get_num_chunks() != math.prod(
+        -(-length // side) for length, side in zip(item.shape, item.chunks, strict=True)
+    ):
+        raise _unwritten(where)
     for index in range(item.id.get_num_chunks()):
         info = item.id.get_chunk_info(index)
         if info.size > chunk + chunk // 50 + _SLACK_BYTES:

@@ -1,4 +1,4 @@
-"""CIFAR-10 in its published layouts: the same images from each, whole or not at all, nothing extracted."""
+"""CIFAR-10 and CIFAR-100 in their published layouts: the same images from each, whole or not at all, nothing extracted."""
 
 import gzip
 import io
@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsmix.data.cifar import CIFAR10_BINARY, CIFAR10_PYTHON
-from lsmix.data.errors import SourceError
+from lsmix.data.cifar import CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON
+from lsmix.data.errors import RecipeError, SourceError
+from lsmix.data.sources import SourceConfig, read_source
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
@@ -248,6 +249,82 @@ def test_an_archive_of_something_else_is_not_recognised(kind, tmp_path):
     assert not kind.recognise(tmp_path)
 
 
+# CIFAR-100.
+
+FINE = [f"fine{number}" for number in range(100)]
+COARSE = [f"coarse{number}" for number in range(20)]
+FORMATS_100 = [CIFAR100_PYTHON, CIFAR100_BINARY]
+
+
+def write100(kind, parent: Path, **more) -> Path:
+    """Write 3 train and 3 test images in one of the layouts of CIFAR-100; return its folder."""
+    folder = parent / kind.name.replace("cifar100", "cifar-100")
+    folder.mkdir()
+    for number, name in enumerate(["train", "test"]):
+        planes, coarse = batch(number)
+        fine = coarse + 90
+        if kind is CIFAR100_PYTHON:
+            content = {b"data": planes, b"fine_labels": fine.tolist(), b"coarse_labels": coarse.tolist(), **more}
+            (folder / name).write_bytes(pickle.dumps(content, 2))
+        else:
+            (folder / f"{name}.bin").write_bytes(np.concatenate([coarse[:, None], fine[:, None], planes], 1).tobytes())
+    if kind is CIFAR100_PYTHON:
+        names = {"fine_label_names": FINE, "coarse_label_names": COARSE}
+        (folder / "meta").write_bytes(pickle.dumps(names, 2))
+    else:
+        (folder / "fine_label_names.txt").write_text("\n".join(FINE) + "\n")
+        (folder / "coarse_label_names.txt").write_text("\n".join(COARSE) + "\n")
+    return folder
+
+
+@pytest.fixture(params=FORMATS_100, ids=lambda kind: kind.name)
+def kind100(request):
+    return request.param
+
+
+@pytest.mark.parametrize("place", ["folder", "parent", "archive"])
+@pytest.mark.parametrize(("labels", "names", "shift"), [("fine", FINE, 90), ("coarse", COARSE, 0)])
+def test_fine_and_coarse_labels_are_read_from_every_place(kind100, tmp_path, place, labels, names, shift):
+    (tmp_path / "in").mkdir()
+    folder = write100(kind100, tmp_path / "in")
+    path = {"folder": folder, "parent": tmp_path / "in", "archive": pack(folder, tmp_path / "any.tar.gz")}[place]
+    data = read_source(SourceConfig(path=str(path), labels=labels))
+    for number, name in enumerate(["train", "test"]):
+        planes, coarse = batch(number)
+        np.testing.assert_array_equal(data.splits[name].images[:, 1, 0, 2], planes[:, 2 * 1024 + 32])
+        assert data.splits[name].labels.tolist() == (coarse + shift).tolist()
+    assert data.class_names == tuple(names)
+
+
+def test_coarse_labels_of_another_data_set_are_refused(kind, folder):
+    with pytest.raises(
+        RecipeError, match=rf'labels = "coarse" is for cifar100-python and cifar100-binary, but .* is {kind.name}'
+    ):
+        read_source(SourceConfig(path=str(folder), labels="coarse"))
+
+
+def test_a_batch_of_cifar_100_cut_short_is_named(tmp_path):
+    folder = write100(CIFAR100_BINARY, tmp_path)
+    content = (folder / "train.bin").read_bytes()
+    (folder / "train.bin").write_bytes(content[:-1])
+    with pytest.raises(SourceError, match=r"multiple of 3074 bytes \(2 labels and 3072 pixels an image\), found 9221"):
+        CIFAR100_BINARY.read(folder)
+    (folder / "train.bin").write_bytes(content[:3075] + b"d" + content[3076:])
+    with pytest.raises(SourceError, match=r"has labels in 9\d\.\.100, expected 0\.\.99. It is damaged or no CIFAR-100"):
+        CIFAR100_BINARY.read(folder)
+    (folder / "test.bin").unlink()
+    assert CIFAR100_BINARY.recognise(folder)
+    with pytest.raises(SourceError, match=r"is not a whole cifar-100-binary: 'test.bin' missing"):
+        CIFAR100_BINARY.read(folder)
+
+
+def test_a_folder_that_only_has_a_file_called_test_is_no_cifar_100(tmp_path):
+    (tmp_path / "test").touch()
+    assert not CIFAR100_PYTHON.recognise(tmp_path)
+    (tmp_path / "meta").touch()
+    assert CIFAR100_PYTHON.recognise(tmp_path)
+
+
 def test_real_images_are_the_same_from_every_layout(tmp_path):
     if not (SHARED / "unpack.py").is_file():
         pytest.skip(f"real images are not at {SHARED}; set LSMIX_SHARED_DATA")
@@ -260,3 +337,15 @@ def test_real_images_are_the_same_from_every_layout(tmp_path):
         for other in read[1:]:
             np.testing.assert_array_equal(other.splits[split].images, read[0].splits[split].images)
             np.testing.assert_array_equal(other.splits[split].labels, read[0].splits[split].labels)
+
+
+def test_real_images_of_cifar_100_have_all_their_classes(shared_data, tmp_path):
+    subprocess.run([sys.executable, shared_data / "unpack.py", tmp_path, "cifar100"], check=True, capture_output=True)
+    fine, coarse = (read_source(SourceConfig(path=str(tmp_path), labels=labels)) for labels in ("fine", "coarse"))
+    for split, count in (("train", 15), ("test", 5)):
+        np.testing.assert_array_equal(fine.splits[split].images, coarse.splits[split].images)
+        assert np.bincount(fine.splits[split].labels).tolist() == [count] * 100
+        assert np.bincount(coarse.splits[split].labels).tolist() == [5 * count] * 20
+    together = dict.fromkeys(zip(fine.splits["train"].labels, coarse.splits["train"].labels, strict=True))
+    assert len(together) == 100, "every class lies in one superclass"
+    assert (fine.class_names[0], coarse.class_names[0]) == ("apple", "aquatic_mammals")
