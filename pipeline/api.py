@@ -20,7 +20,12 @@ from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["RunResult", "plan", "run", "verify"]
 
-_SECTIONS = {"mix": "[pools.NAME]", "train": "[runs.NAME]"}  # which a recipe may do without, unless asked for the stage
+_SECTIONS = {
+    "mix": "[pools.NAME]",
+    "train": "[runs.NAME]",
+    "naturalness": "[naturalness]",
+}  # which a recipe may do without, unless asked for the stage
+_VERBS = {"naturalness": "judge"}  # where the stage's name is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +68,9 @@ def plan(
     nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted and stage in _SECTIONS:
-        raise RecipeError(f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {stage}. Add one.")
+        raise RecipeError(
+            f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {_VERBS.get(stage, stage)}. Add one."
+        )
     return content, wanted, place
 
 

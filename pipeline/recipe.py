@@ -19,6 +19,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig
+from lsmix.pipeline.naturalness import NaturalnessConfig, check_naturalness
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
 from lsmix.pipeline.train_glow import FlowRecipe
@@ -29,6 +30,8 @@ _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
 _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB of "a.a.a…" were seen to fill 60 GB
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
+
+_FLOW_FIELDS = FlowRecipe.__struct_fields__
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
@@ -58,6 +61,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pools: dict[Name, PoolConfig] = {}
     classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
     runs: dict[Name, RunSection] = {}
+    naturalness: NaturalnessConfig | None = None  # None compares nothing
     report: ReportConfig = msgspec.field(default_factory=ReportConfig)
 
     def run_config(self, run: str, seed: int) -> RunConfig:
@@ -69,6 +73,29 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         shared: dict[str, Any] = msgspec.to_builtins(self.classifier)
         where = f"runs.{run}.classifier"
         config: RunConfig = _convert({**shared, **self.runs[run].classifier, "seed": seed}, RunConfig, where)
+        return config
+
+    def judge_config(self) -> FlowRecipe:
+        """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+
+        Raises:
+            RecipeError: a field of the judge is wrong.
+        """
+        own = dict(self.naturalness.judge) if self.naturalness else {}
+        shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.flow, name)) for name in _FLOW_FIELDS}
+        training = own.pop("training", {})
+        if isinstance(training, Mapping):  # anything else is told by the conversion
+            if "rows" in training:
+                raise RecipeError(
+                    "naturalness.judge.training.rows: the judge always learns from the odd rows; leave it out."
+                )
+            seed = {"seed": self.flow.training.seed + 1}
+            training = {**shared["training"], **seed, **training, "rows": "odd"}
+        config: FlowRecipe = _convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.judge")
+        if config.training.seed == self.flow.training.seed:
+            raise RecipeError(
+                f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
+            )
         return config
 
 
@@ -243,7 +270,21 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
+def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
+    check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.flow.training.rows)
+    if not recipe.judge_config().training.iterations:
+        raise RecipeError("naturalness.judge.training.iterations: expected int >= 1, got 0.")
+    if config.classifier and config.classifier not in recipe.runs:
+        known = ", ".join(recipe.runs) or "none"
+        raise RecipeError(
+            f"naturalness.classifier: there is no run {config.classifier!r}; the recipe has {known}."
+            f"{_nearest(config.classifier, list(recipe.runs))}"
+        )
+
+
 def _check_references(recipe: Recipe) -> None:
+    if recipe.naturalness:
+        _check_judged(recipe, recipe.naturalness)
     if not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
