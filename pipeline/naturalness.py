@@ -4,7 +4,7 @@ Bits per dimension alone mislead: grey and blurred images are more likely than p
 compared, in both directions, with the distance of a classifier's features and the visibility of seams beside it.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -39,6 +39,7 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits

@@ -76,11 +76,9 @@ class Meter:
         )
 
     def _bits(self, images: npt.NDArray[np.uint8], start: int) -> FloatArray:
-        # With noise, as the judge was trained: the low bits of photographs are smoother than noise, and those of mixes
-        # differ from both, so they would be judged by bits that the judge never learned.
         _, log_prob = self._judge.encode_scored(
             images,
-            dequantise="uniform",
+            dequantise=self._config.dequantise,
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             first_index=start,
