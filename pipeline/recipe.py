@@ -10,6 +10,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Annotated, Any, cast
 
 import msgspec
@@ -248,9 +249,17 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
         else:
             fields = {field.name: field.type for field in msgspec.structs.fields(current)}
             current = fields.get(part, current)
-        while hasattr(current, "__metadata__"):
-            current = current.__origin__
+        current = _model(current)
     return list(current.__struct_fields__) if hasattr(current, "__struct_fields__") else []
+
+
+def _model(kind: Any) -> Any:
+    """Take off what stands around a model: ``Annotated``, and the None of a section that may be left out."""
+    while hasattr(kind, "__metadata__"):
+        kind = kind.__origin__
+    if isinstance(kind, UnionType):
+        return next(part for part in kind.__args__ if part is not NoneType)
+    return kind
 
 
 def _value_at(table: Mapping[str, Any], dotted: str) -> Any:
