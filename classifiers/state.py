@@ -1,8 +1,9 @@
-"""A model and its Adam optimiser as one flat dictionary of tensors, and back.
+"""A model and its optimiser as one flat dictionary of tensors, and back.
 
 The one rule: names, shapes and types must all fit before anything is restored, so a refused state changes nothing.
 
-Names are "model.<name>", "adam.<parameter>.<exp_avg | exp_avg_sq | step>" and "counter.<name>".
+Names are "model.<name>", "counter.<name>", and for each parameter that was updated "adam.<name>.<exp_avg | exp_avg_sq |
+step>" or "sgd.<name>.momentum_buffer".
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,17 +13,27 @@ from torch import Tensor, nn
 
 from lsmix.data.errors import FormatError
 
-__all__ = ["flat_state", "restore_state"]
+__all__ = ["check_tensors", "flat_state", "restore_state"]
 
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_STEP = "step"  # of Adam, a float32 scalar
+# What an optimiser keeps for each parameter, like it in shape and type, but for the step.
+_PARTS: Mapping[type[torch.optim.Optimizer], tuple[str, tuple[str, ...]]] = {
+    torch.optim.Adam: ("adam", ("exp_avg", "exp_avg_sq", _STEP)),
+    torch.optim.SGD: ("sgd", ("momentum_buffer",)),
+}
 
 
-def flat_state(model: nn.Module, optimiser: torch.optim.Adam, counters: Mapping[str, int]) -> dict[str, Tensor]:
-    """Return copies of all parameters, buffers, moments and counters, contiguous and on the CPU."""
+def flat_state(model: nn.Module, optimiser: torch.optim.Optimizer, counters: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return copies of all parameters, buffers, moments and counters, contiguous and on the CPU.
+
+    ``optimiser`` is torch's Adam or SGD.
+    """
+    kind, parts = _PARTS[type(optimiser)]
     state = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():
-        for part, tensor in optimiser.state[parameter].items() if parameter in optimiser.state else ():
-            state[f"adam.{name}.{part}"] = tensor
+        kept = optimiser.state.get(parameter, {})  # get adds nothing to this defaultdict
+        # SGD without momentum keeps None.
+        state |= {f"{kind}.{name}.{part}": kept[part] for part in parts if kept.get(part) is not None}
     state |= {f"counter.{name}": torch.tensor(count, dtype=torch.int64) for name, count in counters.items()}
     return {
         name: tensor.detach().to("cpu").clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
@@ -30,39 +41,44 @@ def flat_state(model: nn.Module, optimiser: torch.optim.Adam, counters: Mapping[
 
 
 def restore_state(
-    model: nn.Module, optimiser: torch.optim.Adam, counters: Sequence[str], state: Mapping[str, Tensor]
+    model: nn.Module, optimiser: torch.optim.Optimizer, counters: Sequence[str], state: Mapping[str, Tensor]
 ) -> dict[str, int]:
     """Put a state from ``flat_state`` into the model and the optimiser, and return the named counters.
 
-    A state from before the first update has no moments at all, and clears those of the optimiser.
+    A parameter that was not updated yet, as all are before the first update, has no moments, and loses those it has.
 
     Raises:
-        FormatError: a tensor is missing, unknown, or of another shape or type.
+        FormatError: a tensor is missing, unknown, or of another shape or type; such as those of another optimiser.
     """
-    parameters = dict(model.named_parameters())
-    trained = any(name.startswith("adam.") for name in state)
-    _check(state, _expected(model, counters, with_moments=trained))
+    kind, parts = _PARTS[type(optimiser)]
+    moved = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if any(f"{kind}.{name}.{part}" in state for part in parts)
+    }
+    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    # On no device, so that they cost nothing.
+    expected |= {f"counter.{name}": torch.empty((), dtype=torch.int64, device="meta") for name in counters}
+    for name, parameter in moved.items():
+        scalar = torch.empty((), dtype=torch.float32, device="meta")
+        expected |= {f"{kind}.{name}.{part}": scalar if part == _STEP else parameter for part in parts}
+    check_tensors(state, expected)
 
     model.load_state_dict({name: state[f"model.{name}"] for name in model.state_dict()})
     optimiser.state.clear()
-    for name, parameter in parameters.items() if trained else ():
-        moments = {part: torch.empty_like(parameter).copy_(state[f"adam.{name}.{part}"]) for part in _MOMENTS}
-        # Adam keeps its step on the CPU unless it is capturable, which ours is not.
-        optimiser.state[parameter] = {"step": state[f"adam.{name}.step"].detach().to("cpu").clone(), **moments}
+    for name, parameter in moved.items():
+        optimiser.state[parameter] = {
+            # Adam keeps its step on the CPU unless it is capturable, which ours is not.
+            part: state[f"{kind}.{name}.{part}"].detach().to("cpu").clone()
+            if part == _STEP
+            else torch.empty_like(parameter).copy_(state[f"{kind}.{name}.{part}"])
+            for part in parts
+        }
     return {name: int(state[f"counter.{name}"]) for name in counters}
 
 
-def _expected(model: nn.Module, counters: Sequence[str], *, with_moments: bool) -> dict[str, Tensor]:
-    """Return a tensor of the right shape and type for every name; empty ones on no device, so that they cost nothing."""
-    expected = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
-    expected |= {f"counter.{name}": torch.empty((), dtype=torch.int64, device="meta") for name in counters}
-    for name, parameter in model.named_parameters() if with_moments else ():
-        expected |= {f"adam.{name}.{part}": parameter for part in _MOMENTS}
-        expected[f"adam.{name}.step"] = torch.empty((), dtype=torch.float32, device="meta")
-    return expected
-
-
-def _check(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raise FormatError unless ``state`` has exactly the expected names, with tensors of the same shapes and types."""
     for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "has the unknown")):
         if names:
             raise FormatError(

@@ -4,28 +4,33 @@ The one rule: an epoch depends on the state at its start, on (seed, epoch) and o
 resumes at the end of an epoch goes on exactly as one that was never stopped.
 """
 
-import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from lsmix.classifiers.architectures import build_classifier
 from lsmix.classifiers.augment import augment
-from lsmix.classifiers.cnn13 import Cnn13
-from lsmix.classifiers.config import ClassifierTraining
-from lsmix.classifiers.loss import pair_loss
+from lsmix.classifiers.config import ClassifierTraining, PixelMix
+from lsmix.classifiers.inference import arithmetic, logits_of, passes, seeded
+from lsmix.classifiers.normalise import ChannelStatistics, Normalised
+from lsmix.classifiers.on_the_fly import mix_batch
 from lsmix.classifiers.schedule import Schedule, constant, cosine, exponential
 from lsmix.classifiers.state import flat_state, restore_state
-from lsmix.data.batch import Batch, BatchSource
+from lsmix.data.batch import Batch, BatchSource, soft_target
 from lsmix.data.errors import DivergedError, RecipeError
-from lsmix.data.seeds import generator, torch_seed
+from lsmix.data.seeds import generator
 
-__all__ = ["ARCHITECTURES", "ClassifierTrainer", "EpochFacts"]
+__all__ = ["ClassifierTrainer", "EpochFacts", "Mixes"]
 
-_EVALUATION_BATCH = 256  # images; fixed, since other batch sizes give other last bits
+# (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
+Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
+
 _UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait, so it is asked this seldom
 
 
@@ -44,9 +49,12 @@ class ClassifierTrainer:
     """A classifier in training: ``run_epoch`` once an epoch, ``evaluate`` at will.
 
     ``image_shape`` is (H, W, C). The weights are drawn from ``seed``; the global random state is left as it was.
+    ``statistics`` are those of the training set, by ``channel_statistics``, which ``normalise = "channel"`` needs; a
+    restored state brings its own. ``mixes`` says how each batch is mixed in pixel space, after augmentation; none by
+    default.
 
     Raises:
-        RecipeError: the architecture cannot take images of this shape.
+        RecipeError: the architecture cannot take images of this shape, or statistics are wanted and not given.
 
     Example:
         >>> import numpy as np
@@ -63,17 +71,28 @@ class ClassifierTrainer:
         image_shape: tuple[int, int, int],
         seed: int,
         device: str | torch.device = "cpu",
+        *,
+        statistics: ChannelStatistics | None = None,
+        mixes: Mixes | None = None,
     ) -> None:
         self.config = config
+        self.classes = classes
         self.seed = seed
         self.device = torch.device(device)
         self.epoch = 0  # epochs done, which is also the next one's number
         self.update = 0  # updates done
-        with _seeded(self.device, seed, "initialise"):
-            model = ARCHITECTURES[config.architecture](config, classes, image_shape)
+        self._mixes: Mixes = mixes or (lambda _epoch, _index: ())
+        with seeded(self.device, seed, "initialise"):
+            model = build_classifier(config, classes, image_shape)
+        if isinstance(model, Normalised):
+            if statistics is None:
+                raise RecipeError(
+                    "normalise 'channel' needs the training set's statistics. Pass channel_statistics(images)."
+                )
+            model.set_statistics(statistics)
         # Channels-last takes 0.85 of the time of a training step on the CPU, 0.8 of an evaluation, and suits tensor cores.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.learning_rate, betas=(0.9, 0.999))
+        self.optimiser = _optimiser(config, self.model)
 
     def run_epoch(self, source: BatchSource) -> EpochFacts:
         """Train on every batch of the source's epoch ``self.epoch``, and return what it came to.
@@ -87,7 +106,7 @@ class ClassifierTrainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         images = updates = 0
         self.model.train()
-        with _seeded(self.device, self.seed, "dropout", self.epoch), _arithmetic(self.config.precision):
+        with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
             for updates, batch in enumerate(source, start=1):
                 self._set_rate(rate(self.update))
                 loss_sum += self._train_batch(batch, updates - 1) * len(batch.images)
@@ -119,14 +138,9 @@ class ClassifierTrainer:
                 f"an error rate needs images and as many labels; got {len(images)} images, {len(labels)} labels."
             )
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        self.model.eval()
-        with torch.inference_mode(), _arithmetic(self.config.precision):
-            for start in range(0, len(images), _EVALUATION_BATCH):
-                rows = slice(start, start + _EVALUATION_BATCH)
-                # Copied, because a slice of a data set is a read-only map of its file, which torch does not take.
-                pixels = torch.from_numpy(np.array(images[rows], order="C")).permute(0, 3, 1, 2)
-                truth = torch.from_numpy(np.array(labels[rows], dtype=np.int64)).to(self.device)
-                wrong += (self._logits(pixels.to(self.device)).argmax(dim=1) != truth).sum()
+        for rows, logits in passes(self.model, images, device=self.device, precision=self.config.precision):
+            truth = torch.from_numpy(np.array(labels[rows], dtype=np.int64)).to(self.device)
+            wrong += (logits.argmax(dim=1) != truth).sum()
         return 100.0 * int(wrong) / len(images)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -142,33 +156,36 @@ class ClassifierTrainer:
         counters = restore_state(self.model, self.optimiser, ("epoch", "update"), state)
         self.epoch, self.update = counters["epoch"], counters["update"]
 
-    def _train_batch(self, batch: Batch, index: int) -> Tensor:
+    def _train_batch(self, batch: Batch | tuple[Tensor, Tensor], index: int) -> Tensor:
         """Do one update on the epoch's batch ``index``; return its mean loss."""
-        if len(batch.images) == 1 and self.config.final_batch_norm:
+        images, target = self._prepare(batch, index)
+        if len(images) == 1 and self.config.final_batch_norm:
             raise RecipeError(
                 f"batch {index} of epoch {self.epoch} has a single image, which final_batch_norm cannot take. "
                 "Choose a batch_size that does not leave 1 image over."
             )
-        draws = generator(self.seed, "classifier", "augment", self.epoch, index)
-        images = augment(
-            batch.images.to(self.device, non_blocking=True),
-            translate=self.config.translate,
-            flip=self.config.flip,
-            generator=draws,
-        )
-        label_a, label_b, share_b = (part.to(self.device, non_blocking=True) for part in batch[1:])
-        loss = pair_loss(self._logits(images), label_a, label_b, share_b)
+        loss = functional.cross_entropy(logits_of(self.model, images, self.config.precision), target)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        if self.config.grad_clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
         return loss.detach()
 
-    def _logits(self, images: Tensor) -> Tensor:
-        """Return logits float32 (B, classes) of images uint8 (B, C, H, W), scaled to [0, 1] on the device."""
-        pixels = images.float().div_(255.0).contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits: Tensor = self.model(pixels)
-        return logits.float()
+    def _prepare(self, batch: Batch | tuple[Tensor, Tensor], index: int) -> tuple[Tensor, Tensor]:
+        """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
+        images, *rest = (part.to(self.device, non_blocking=True) for part in batch)
+        target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]
+        images = augment(
+            images,
+            translate=self.config.translate,
+            flip=self.config.flip,
+            generator=generator(self.seed, "classifier", "augment", self.epoch, index),
+        )
+        for position, mix in enumerate(self._mixes(self.epoch, index)):
+            words = ("classifier", "mix", self.epoch, index, position)
+            images, target = mix_batch(mix, images, target, self.seed, *words)
+        return images, target
 
     def _schedule(self, updates_per_epoch: int) -> Schedule:
         config = self.config
@@ -196,28 +213,10 @@ class ClassifierTrainer:
             )
 
 
-def _cnn13(config: ClassifierTraining, classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
-    height, width, channels = image_shape
-    return Cnn13(classes, channels, (height, width), config.width, config.final_batch_norm)
-
-
-ARCHITECTURES: dict[str, Callable[[ClassifierTraining, int, tuple[int, int, int]], nn.Module]] = {"cnn-13": _cnn13}
-
-
-@contextlib.contextmanager
-def _seeded(device: torch.device, seed: int, *words: str | int) -> Iterator[None]:
-    """Seed torch's global generators, which modules draw from, inside the block only."""
-    number = torch_seed(seed, "classifier", *words)
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.default_generator.manual_seed(number)
-        if devices:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(number)
-        yield
-
-
-def _arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
-    """Make cuDNN repeatable, and allow TF32 for "tf32" only, inside the block."""
-    cudnn = torch.backends.cudnn
-    return cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")
+def _optimiser(config: ClassifierTraining, model: nn.Module) -> torch.optim.Optimizer:
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimiser == "adam":
+        return torch.optim.Adam(model.parameters(), rate, betas=(0.9, 0.999), weight_decay=decay)
+    return torch.optim.SGD(
+        model.parameters(), rate, momentum=config.momentum, nesterov=config.nesterov, weight_decay=decay
+    )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Batch", "BatchSource"]
+__all__ = ["Batch", "BatchSource", "soft_target"]
 
 
 class Batch(NamedTuple):
@@ -19,6 +19,22 @@ class Batch(NamedTuple):
     label_a: "torch.Tensor"  # int64 (B,)
     label_b: "torch.Tensor"  # int64 (B,); equal to label_a where nothing was mixed
     share_b: "torch.Tensor"  # float32 (B,), weight of label_b, 0 to 1; label_a has the rest
+
+
+def soft_target(
+    label_a: "torch.Tensor", label_b: "torch.Tensor", share_b: "torch.Tensor", classes: int
+) -> "torch.Tensor":
+    """Return the target float32 (B, classes) that puts 1 − share_b on label_a and share_b on label_b.
+
+    Example:
+        >>> import torch
+        >>> soft_target(torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([0.25, 0.5]), classes=3)
+        tensor([[0.7500, 0.2500, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+    """
+    target = share_b.new_zeros(len(share_b), classes)
+    target.scatter_(1, label_a[:, None], 1 - share_b[:, None])
+    return target.scatter_add_(1, label_b[:, None], share_b[:, None])
 
 
 class BatchSource(Protocol):

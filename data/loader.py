@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from lsmix.data.batch import Batch
+from lsmix.data.batch import Batch, soft_target
 from lsmix.data.epoch_loader import EpochLoader, to_batch
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.order import EpochOrder
@@ -139,10 +139,7 @@ def _pair(batch: Batch, _classes: int) -> Batch:
 
 
 def _soft(batch: Batch, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    target = torch.zeros(len(batch.images), classes)
-    target.scatter_(1, batch.label_a[:, None], 1 - batch.share_b[:, None])
-    target.scatter_add_(1, batch.label_b[:, None], batch.share_b[:, None])
-    return batch.images, target
+    return batch.images, soft_target(batch.label_a, batch.label_b, batch.share_b, classes)
 
 
 def _kornia(batch: Batch, _classes: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
+from lsmix.classifiers.architectures import cost_per_pixel
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
@@ -84,14 +85,17 @@ def _train(task: StageTask, trainer: "ClassifierTrainer", dataset: DataSet, metr
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["ClassifierTrainer", list[EpochMetrics]]:
+    from lsmix.classifiers.normalise import channel_statistics
     from lsmix.classifiers.training import ClassifierTrainer
 
+    by_channel = task.config.normalise == "channel"
     trainer = ClassifierTrainer(
         task.config,
         classes=len(dataset.class_names),
         image_shape=dataset.image_shape,
         seed=task.config.seed,
         device=task.device,
+        statistics=channel_statistics(dataset.train.images) if by_channel else None,
     )
     checkpoint = load_checkpoint(task.work / _CHECKPOINT)
     if checkpoint is None:
@@ -114,10 +118,9 @@ def _open_source(task: StageTask, dataset: DataSet) -> "BatchSource":
 
 
 def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics]) -> Outcome:
-    from safetensors.torch import save
+    from lsmix.classifiers.checkpoint import save_classifier
 
-    weights = {name: tensor.cpu().contiguous() for name, tensor in trainer.model.state_dict().items()}
-    write_durably(task.folder / _WEIGHTS_FILE, save(weights))
+    save_classifier(task.folder / _WEIGHTS_FILE, trainer.model)
     write_durably(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
     last = metrics[-1]
     counts = {
@@ -136,14 +139,12 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
 
 
 def _estimate(config: RunConfig, size: WorkSize) -> Estimate:
-    """Estimate CNN-13: its weights, three times as much for the checkpoint with its Adam moments, and its products."""
-    full = (config.width / 128) ** 2
-    cells = size.height * size.width
-    # Multiply-adds a pixel at width 128, [P Table 5]: 2 convolutions 128→128, then a quarter of the pixels with
-    # 128→256 and 2 of 256→256, then a sixteenth with 256→512, 512→256 and 256→128.
-    products = 2 * 9 * 128**2 + 9 * (128 * 256 + 2 * 256**2) / 4 + (9 * 256 * 512 + 512 * 256 + 256 * 128) / 16
+    """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
+    parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
+    moments = {"adam": 2, "sgd": 1}[config.optimiser]
     images = config.epochs * (3 * size.images + size.test_images)
-    return Estimate(bytes=int(4 * 4 * 3_130_000 * full), flops=2.0 * products * full * cells * images)
+    flops = 2.0 * products * size.height * size.width * images
+    return Estimate(bytes=4 * (2 + moments) * parameters, flops=flops)
 
 
 TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate)

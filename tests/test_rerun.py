@@ -88,6 +88,12 @@ TABLE = {
     "classifier.translate": (0, FROM_CLASSIFIER),
     "classifier.flip": (True, FROM_CLASSIFIER),
     "classifier.precision": ("bf16", FROM_CLASSIFIER),
+    "classifier.optimiser": ("sgd", FROM_CLASSIFIER),
+    "classifier.momentum": (0.8, FROM_CLASSIFIER),
+    "classifier.nesterov": (False, FROM_CLASSIFIER),
+    "classifier.weight_decay": (5e-4, FROM_CLASSIFIER),
+    "classifier.grad_clip": (5.0, FROM_CLASSIFIER),
+    "classifier.normalise": ("channel", FROM_CLASSIFIER),
     "runs.lsmix.pool": ("zero", FROM_RUN),
     "runs.lsmix.seeds": ([5], FROM_RUN),
     "runs.lsmix.classifier": ({"epochs": 3}, FROM_RUN),
@@ -95,7 +101,8 @@ TABLE = {
     "report.pairs": (3, FROM_REPORT),
     "report.bits_images": (65, FROM_REPORT),
 }
-# Fields with one possible value, or that name where things are: the source and finished flows count by their contents.
+# Fields with one possible value (architecture: for CNN-13's width), or that name where things are: the source and finished
+# flows count by their contents.
 NOT_IN_TABLE = {
     "data.path",
     "data.format",
@@ -103,7 +110,6 @@ NOT_IN_TABLE = {
     "pools.lsmix.method",
     "pools.lsmix.flow",
     "classifier.architecture",
-    "classifier.optimiser",
     "classifier.seed",
 }
 

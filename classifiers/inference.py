@@ -1,0 +1,62 @@
+"""Passing images through a classifier: bytes to [0, 1], in batches of one size, with repeatable arithmetic.
+
+The one rule: training, error rates and features all scale and compute here, so that none sees other numbers than another.
+"""
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lsmix.data.seeds import torch_seed
+
+__all__ = ["arithmetic", "logits_of", "passes", "seeded"]
+
+_BATCH = 256  # images; fixed, since other batch sizes give other last bits
+
+
+def logits_of(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Return logits float32 (B, classes) of images uint8 (B, C, H, W), which are scaled to [0, 1] on their device."""
+    pixels = images.float().div_(255.0).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits: Tensor = model(pixels)
+    return logits.float()
+
+
+def passes(
+    model: nn.Module, images: NDArray[np.uint8], *, device: torch.device, precision: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Go over images, uint8 (N, H, W, C), in batches: which rows, and their logits on the device.
+
+    Puts the model into evaluation mode.
+    """
+    model.eval()
+    for start in range(0, len(images), _BATCH):
+        rows = slice(start, start + _BATCH)
+        # Copied, because a slice of a data set is a read-only map of its file, which torch does not take.
+        pixels = torch.from_numpy(np.array(images[rows], order="C")).permute(0, 3, 1, 2)
+        with torch.inference_mode(), arithmetic(precision):  # not around the yield: the caller keeps its own modes
+            logits = logits_of(model, pixels.to(device), precision)
+        yield rows, logits
+
+
+def arithmetic(precision: str) -> contextlib.AbstractContextManager[None]:
+    """Make cuDNN repeatable, and allow TF32 for "tf32" only, inside the block."""
+    cudnn = torch.backends.cudnn
+    return cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=precision == "tf32")
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int, *words: str | int) -> Iterator[None]:
+    """Seed torch's global generators, which modules draw from, inside the block only."""
+    number = torch_seed(seed, "classifier", *words)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(number)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        yield

@@ -1,0 +1,85 @@
+"""Images brought to zero mean and unit variance in every channel, by the statistics of a training set.
+
+The one rule: the statistics are buffers of the network, so that saved weights are all that a later use needs.
+
+Axes: B images, C channels, H rows, W columns, K classes.
+"""
+
+from fractions import Fraction
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lsmix.data.errors import RecipeError
+
+__all__ = ["ChannelStatistics", "Normalised", "channel_statistics"]
+
+ChannelStatistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation, (C,) each, in [0, 1]
+
+_CHUNK_BYTES = 1 << 22  # of images that are counted at once; np.bincount takes eight times as much
+_LEVELS = 256
+
+
+def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
+    """Return mean and standard deviation of each channel of images scaled to [0, 1], float64 (C,) both.
+
+    ``images`` is uint8 (N, H, W, C), in memory or mapped. Counted in integers and rounded once, so it does not matter in
+    which order. The standard deviation of a channel that has one value only is given as 1, since it is divided by.
+
+    Raises:
+        RecipeError: there are no images.
+
+    Example:
+        >>> import numpy as np
+        >>> channel_statistics(np.array([0, 255], np.uint8).reshape(2, 1, 1, 1))
+        (array([0.5]), array([0.5]))
+    """
+    if not images.size:
+        raise RecipeError(f"mean and standard deviation need images; got shape {images.shape}. Use more images.")
+    channels = images.shape[3]
+    counts = np.zeros((channels, _LEVELS), np.int64)
+    rows = max(1, _CHUNK_BYTES // images[0].size)
+    for start in range(0, len(images), rows):
+        for channel in range(channels):
+            values = images[start : start + rows, :, :, channel].reshape(-1)
+            counts[channel] += np.bincount(values, minlength=_LEVELS)
+    total = images.size // channels
+    sums = [
+        (sum(v * int(n) for v, n in enumerate(row)), sum(v * v * int(n) for v, n in enumerate(row))) for row in counts
+    ]
+    mean = np.array([float(Fraction(first, 255 * total)) for first, _ in sums])
+    variance = [float(Fraction(total * second - first**2, (255 * total) ** 2)) for first, second in sums]
+    return mean, np.array([value**0.5 or 1.0 for value in variance])
+
+
+class Normalised(nn.Module):
+    """A network behind (x − mean) / std; both are 0 and 1 until they are set.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> model = Normalised(torch.nn.Flatten(), channels=1)
+        >>> model.set_statistics((np.array([0.5]), np.array([0.25])))
+        >>> model(torch.ones(1, 1, 1, 1))
+        tensor([[2.]])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def set_statistics(self, statistics: ChannelStatistics) -> None:
+        """Take over what ``channel_statistics`` gave."""
+        for buffer, values in zip((self.mean, self.std), statistics, strict=True):
+            buffer.copy_(torch.from_numpy(values))
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        """Return the network's logits (B, K) of images (B, C, H, W) with values in [0, 1]."""
+        logits_BK: Tensor = self.network((x_BCHW - self.mean[:, None, None]) / self.std[:, None, None])
+        return logits_BK

@@ -1,0 +1,122 @@
+"""The mixing methods in pixel space, each one pure function on pairs of images.
+
+The one rule: λ weights the *second* image in every method, and the share that comes back is what was really taken of it.
+(The published codes of MixUp and CutMix weight the first; λ ~ Beta(α, α) is the same either way.)
+
+Each takes x₁ and x₂, uint8 (B, C, H, W); λ, float64 (B,) in [0, 1] on the CPU; and the rows' generators. Each returns the
+mixed images, like x₁, and the share of x₂, float64 (B,) on the CPU. All choices are made on the CPU and all arithmetic on
+pixels is that of integers, so CPU and CUDA give the same bytes.
+
+Axes: B pairs, C channels, H rows, W columns.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsmix.data.methods import Draws
+
+__all__ = ["cutmix", "fmix", "mixup", "resizemix"]
+
+_Mixed = tuple[Tensor, Tensor]
+_UNIT = 1 << 32  # MixUp takes λ to the nearest multiple of its inverse, which moves no pixel by more than 1e-7
+_DECAY = 3.0  # of FMix's spectrum, as published
+
+
+def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: Draws) -> _Mixed:
+    """(1 − λ)·x₁ + λ·x₂, rounded to the nearest level, halves up; the share is λ. λ = 1 gives x₂ [Zhang et al. 2018]."""
+    weight_B = torch.round(lam_B * _UNIT).to(torch.int64).to(x1_BCHW.device)[:, None, None, None]
+    sum_BCHW = (_UNIT - weight_B) * x1_BCHW + weight_B * x2_BCHW  # below 2^40, so exact
+    return ((sum_BCHW + _UNIT // 2) >> 32).to(torch.uint8), lam_B.clone()
+
+
+def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+    """A box of x₂ in x₁, at its own place; the share is the box's area [Yun et al. 2019, and their code].
+
+    Its sides are √λ of the image's, its centre lies anywhere, and what sticks out is cut off. So λ = 1 gives x₂ only where
+    the centre happens to be the image's.
+    """
+    height, width = x1_BCHW.shape[2:]
+
+    def side(lam: float, length: int, centre: int) -> tuple[int, int]:
+        half = int(length * np.sqrt(lam)) // 2
+        return max(centre - half, 0), min(centre + half, length)
+
+    def box(lam: float, row: np.random.Generator) -> tuple[int, ...]:
+        x, y = int(row.integers(width)), int(row.integers(height))  # in the order of the published code
+        return *side(lam, height, y), *side(lam, width, x)
+
+    box_B4 = _boxes(box, lam_B, draws)
+    return torch.where(_inside(box_B4, x1_BCHW), x2_BCHW, x1_BCHW), _area(box_B4, x1_BCHW)
+
+
+def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+    """The whole of x₂, made smaller, pasted on x₁; the share is the patch's area [Qin et al. 2020].
+
+    The patch has √λ of the image's sides, rounded down, and lies wholly inside. Each of its pixels is the pixel of x₂ at
+    its centre. λ = 1 gives x₂.
+    """
+    height, width = x1_BCHW.shape[2:]
+
+    def box(lam: float, row: np.random.Generator) -> tuple[int, ...]:
+        tall, wide = int(height * np.sqrt(lam)), int(width * np.sqrt(lam))
+        top, left = (int(row.integers(free, endpoint=True)) for free in (height - tall, width - wide))
+        return top, top + tall, left, left + wide
+
+    box_B4 = _boxes(box, lam_B, draws)
+    from_row_BH = _shrunk(box_B4[:, 0], box_B4[:, 1], height).to(x1_BCHW.device)
+    from_column_BW = _shrunk(box_B4[:, 2], box_B4[:, 3], width).to(x1_BCHW.device)
+    index_B = torch.arange(len(lam_B), device=x1_BCHW.device)
+    small_BHWC = x2_BCHW.permute(0, 2, 3, 1)[
+        index_B[:, None, None], from_row_BH[:, :, None], from_column_BW[:, None, :]
+    ]
+    return torch.where(_inside(box_B4, x1_BCHW), small_BHWC.permute(0, 3, 1, 2), x1_BCHW), _area(box_B4, x1_BCHW)
+
+
+def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+    """⌊λHW⌋ pixels of x₂ where a smooth random field is largest; the share is ⌊λHW⌋/HW [Harris et al. 2020].
+
+    The field is noise whose spectrum falls with the third power of the frequency. λ = 1 gives x₂.
+    """
+    height, width = x1_BCHW.shape[2:]
+    frequency = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width))
+    scale = np.maximum(frequency, 1.0 / max(height, width)) ** -_DECAY
+    taken_B = torch.floor(lam_B * (height * width))
+    mask_BL = torch.zeros(len(lam_B), height * width, dtype=torch.bool)
+    for row, taken in enumerate(taken_B.to(torch.int64).tolist()):
+        real, imaginary = draws(row).standard_normal((2, *scale.shape))
+        field = np.fft.irfft2(scale * (real + 1j * imaginary), s=(height, width))
+        largest = np.argsort(-field, axis=None, kind="stable")[:taken]
+        mask_BL[row, torch.from_numpy(largest)] = True
+    mask_B1HW = mask_BL.view(-1, 1, height, width).to(x1_BCHW.device)
+    return torch.where(mask_B1HW, x2_BCHW, x1_BCHW), taken_B / (height * width)
+
+
+def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: Tensor, draws: Draws) -> Tensor:
+    """Return int64 (B, 4) on the CPU: top, bottom, left, right of each row's box; bottom and right are exclusive."""
+    boxes = [box(lam, draws(row)) for row, lam in enumerate(lam_B.tolist())]
+    return torch.tensor(boxes, dtype=torch.int64).view(-1, 4)
+
+
+def _inside(box_B4: Tensor, x_BCHW: Tensor) -> Tensor:
+    """Return bool (B, 1, H, W) on the images' device: whether a pixel lies in its box."""
+    top_B1, bottom_B1, left_B1, right_B1 = box_B4.to(x_BCHW.device)[:, :, None].unbind(dim=1)
+    row_H, column_W = (torch.arange(length, device=x_BCHW.device) for length in x_BCHW.shape[2:])
+    inside_BH = (row_H >= top_B1) & (row_H < bottom_B1)
+    inside_BW = (column_W >= left_B1) & (column_W < right_B1)
+    return (inside_BH[:, :, None] & inside_BW[:, None, :])[:, None]
+
+
+def _area(box_B4: Tensor, x_BCHW: Tensor) -> Tensor:
+    top_B, bottom_B, left_B, right_B = box_B4.unbind(dim=1)
+    area_B: Tensor = (bottom_B - top_B) * (right_B - left_B)
+    return area_B.double() / (x_BCHW.shape[2] * x_BCHW.shape[3])
+
+
+def _shrunk(start_B: Tensor, stop_B: Tensor, length: int) -> Tensor:
+    """Return int64 (B, length): where a place from start to stop takes its pixel from, start standing for the first edge."""
+    place_BL = torch.arange(length)[None, :] - start_B[:, None]
+    size_B1 = (stop_B - start_B)[:, None].clamp(min=1)
+    return ((2 * place_BL + 1) * length // (2 * size_B1)).clamp(0, length - 1)
