@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from lsmix.classifiers.methods import PIXEL_METHODS
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
+from lsmix.data.methods import nearest
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.naturalness_result import NATURALNESS_FILE, Naturalness, write_naturalness
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.train import WEIGHTS_FILE, RunConfig
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from lsmix.pipeline.naturalness_measures import Measured
     from lsmix.pipeline.naturalness_samples import Samples
 
@@ -28,14 +33,14 @@ SHEET_FILE = "sheet.png"
 SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
 _SHEET_ROWS = 8
 _SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
-_METHODS = ("ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix", HARD_CUT)
+_METHODS = ("ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix", "mixup", "cutmix", HARD_CUT)
 
 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods are compared, on how many pairs, and by which judge."""
 
     judge: dict[str, Any] = {}  # fields of [flow] that differ for the judge, whose seed is the flow's + 1
-    methods: Annotated[tuple[str, ...], Meta(min_length=1)] = _METHODS  # mixing methods, and "hard-cut"
+    methods: Annotated[tuple[str, ...], Meta(min_length=1)] = _METHODS  # in latent or in pixel space, and "hard-cut"
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
@@ -57,8 +62,9 @@ def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> 
         RecipeError: a method is unknown or stands twice, there are no held-out images, or the flow has the judge's rows.
     """
     for name in config.methods:
-        if name != HARD_CUT:
-            LATENT_METHODS.check(name)
+        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
+            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
     if len(set(config.methods)) < len(config.methods):
         raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
     if not heldout:
@@ -85,7 +91,8 @@ def run(task: StageTask) -> Outcome:
     flow = load_flow(task.inputs["flow"].folder, device=task.device)
     judge = load_flow(task.inputs["judge"].folder, device=task.device)
     samples = Samples(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
-    meter = Meter(judge, config, count=count, shown=_SHEET_ROWS)
+    classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
+    meter = Meter(judge, classifier, config, count=count, shown=_SHEET_ROWS)
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
@@ -109,6 +116,15 @@ def run(task: StageTask) -> Outcome:
     corrupted = sum(one.corrupted or 0 for one in measured)
     counts = {"pairs": count, "samples": len(every), "corrupted": corrupted}
     return Outcome(payload=frozenset({NATURALNESS_FILE}), counts=counts)
+
+
+def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":
+    from lsmix.classifiers.checkpoint import load_classifier
+
+    item = task.inputs["classifier"]
+    config = msgspec.convert(item.manifest.config, RunConfig)
+    classes = len(dataset.class_names)
+    return load_classifier(item.folder / WEIGHTS_FILE, config, classes, dataset.image_shape, task.device)
 
 
 def _sample_size(task: StageTask, dataset: DataSet) -> int:

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
+from lsmix.classifiers.features import features
 from lsmix.data.errors import DivergedError
 from lsmix.glow.flow import Flow
 from lsmix.pipeline.interruption import stop_point
@@ -31,15 +33,18 @@ class Measured:
     across: FloatArray  # (n,) gradient across the regions' border; NaN where there is none
     inside: FloatArray  # (n,) gradient inside the regions
     corrupted: int | None
+    share: float | None  # of the second image, mean
     features: FloatArray | None  # (n, F)
     shown: npt.NDArray[np.uint8]  # the first images, for the sheet
 
 
 class Meter:
-    """Measures samples with a judge."""
+    """Measures samples with a judge, and with the features of a classifier if there is one."""
 
-    def __init__(self, judge: Flow, config: NaturalnessConfig, *, count: int, shown: int) -> None:
-        self._judge, self._config = judge, config
+    def __init__(
+        self, judge: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
+    ) -> None:
+        self._judge, self._classifier, self._config = judge, classifier, config
         self._count, self._shown = count, shown
 
     def measure(self, sample: Sample) -> Measured:
@@ -48,18 +53,23 @@ class Meter:
         Raises:
             DivergedError: the judge gives fewer than two images a finite likelihood.
         """
-        parts: list[tuple[npt.NDArray[np.generic], ...]] = []
+        parts: list[tuple[FloatArray, ...]] = []
+        clouds, shares = [], []
         corrupted, shown = None, None
         step = self._config.batch_size
         for start in range(0, self._count, step):
             stop_point()
             block = sample.block(slice(start, min(start + step, self._count)))
             parts.append((self._bits(block.images, start), *border_gradients(block.images, block.regions)))
+            if self._classifier is not None:
+                clouds.append(features(self._classifier, block.images).astype(np.float64))
+            if block.share is not None:
+                shares.append(block.share)
             if block.corrupted is not None:
                 corrupted = (corrupted or 0) + int(block.corrupted.sum())
             head = block.images[: max(self._shown - start, 0)]
             shown = head if shown is None else np.concatenate((shown, head))
-        bits, across, inside = (np.concatenate(column).astype(np.float64) for column in zip(*parts, strict=True))
+        bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
         if np.isfinite(bits).sum() < 2:
             raise DivergedError(
                 f"the judge gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
@@ -71,7 +81,8 @@ class Meter:
             across=across,
             inside=inside,
             corrupted=corrupted,
-            features=None,
+            share=float(np.concatenate(shares).mean()) if shares else None,
+            features=np.concatenate(clouds) if clouds else None,
             shown=np.empty(0, np.uint8) if shown is None else shown,
         )
 
@@ -95,6 +106,7 @@ def facts_of(measured: Measured, reference: Measured, drawn: Resamples) -> Sampl
         name=measured.sample.name,
         kind=measured.sample.kind,
         images=len(measured.bits),
+        share=measured.share,
         corrupted=measured.corrupted,
         not_finite=int((~finite).sum()),
         mean_bits=float(bits.mean()),

@@ -31,6 +31,7 @@ class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
     name: str  # of the method; "held-out", "test" or "sources" for originals
     kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
     images: int
+    share: float | None  # of the second image, as it really is, mean; None for originals
     corrupted: int | None  # of them, by the rule for pools; None where nothing was decoded
     not_finite: int  # of their bits per dimension; these images are left out of the next four
     mean_bits: float  # bits per dimension under the judge

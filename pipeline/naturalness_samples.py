@@ -7,16 +7,18 @@ the judge has seen neither source of any mix, and pairs are independent of each 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from lsmix.classifiers.mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
-from lsmix.data.methods import row_draws
+from lsmix.data.methods import Draws, row_draws
 from lsmix.data.seeds import generator
 from lsmix.glow.flow import Flow
+from lsmix.glow.methods import LATENT_METHODS
 from lsmix.glow.mixing import is_corrupted, mix_latents
 from lsmix.pipeline.mix import PoolConfig
 from lsmix.pipeline.naturalness import HARD_CUT, NaturalnessConfig
@@ -34,6 +36,7 @@ class Block(NamedTuple):
 
     images: Images  # (b, H, W, C)
     regions: Mask  # (b, H, W), along whose borders seams are looked for
+    share: npt.NDArray[np.floating[Any]] | None = None  # (b,) of the second image; None for originals
     corrupted: Mask | None = None  # (b,); None where nothing was decoded
 
 
@@ -95,6 +98,10 @@ class Samples:
     def _method(self, name: str) -> Sample:
         if name == HARD_CUT:
             return Sample(name=name, kind="pixel", seam_of="own", block=self._hard_cut)
+        if name not in LATENT_METHODS:
+            own_border = self._own_regions(name, slice(0, 1)) is not None
+            seam_of: Literal["own", "ls-mix"] = "own" if own_border else "ls-mix"
+            return Sample(name=name, kind="pixel", seam_of=seam_of, block=lambda part: self._mixed(name, part))
         # These take whole runs of components, so that the border of what they took lies where LS-Mix's would at some n.
         own = {"ls-mix": self._taken, "reverse-mix": self._taken, "swap-mix": self._flow.dim - self._taken}
         region = second_region(own.get(name, self._taken), self._flow.config, self._order)
@@ -108,18 +115,34 @@ class Samples:
     def _hard_cut(self, part: slice) -> Block:
         train = self._dataset.train.images
         images = hard_cut(train[self._first[part]], train[self._second[part]], self._region)
-        return Block(images, self._regions(self._region, part))
+        share = np.full(len(images), self._region.mean())
+        return Block(images, self._regions(self._region, part), share)
+
+    def _mixed(self, method: str, part: slice) -> Block:
+        train = self._dataset.train.images
+        images, share = self._mix_pixels(method, train[self._first[part]], train[self._second[part]], part)
+        regions = self._own_regions(method, part)
+        return Block(images, self._regions(self._region, part) if regions is None else regions, share)
+
+    def _mix_pixels(self, method: str, x1: Images, x2: Images, part: slice) -> tuple[Images, npt.NDArray[np.float32]]:
+        return mix_images(method, x1, x2, self._config.lam, draws=self._draws(method, part))
+
+    def _own_regions(self, method: str, part: slice) -> Mask | None:
+        """Return where a pixel method puts the second image: where white ends up in black; None where it blends them."""
+        height, width, _ = self._dataset.image_shape
+        black = np.zeros((part.stop - part.start, height, width, 1), np.uint8)
+        mixed, _ = self._mix_pixels(method, black, np.full_like(black, 255), part)
+        return mixed[..., 0] == 255 if np.isin(mixed, (0, 255)).all() else None
+
+    def _draws(self, method: str, part: slice) -> Draws:
+        """Return the generators of a block's rows, which are the same however the sample is cut into blocks."""
+        draws = row_draws(self._config.seed, "naturalness", method)
+        return lambda row: draws(part.start + row)
 
     def _decoded(self, method: str, region: Mask, part: slice) -> Block:
         z = self._latents.z
-        draws = row_draws(self._config.seed, "naturalness", method)
-        mixed, _ = mix_latents(
-            method,
-            z.gather(self._first[part]),
-            z.gather(self._second[part]),
-            self._config.lam,
-            draws=lambda row: draws(part.start + row),
-        )
+        first, second = z.gather(self._first[part]), z.gather(self._second[part])
+        mixed, share = mix_latents(method, first, second, self._config.lam, draws=self._draws(method, part))
         rule = PoolConfig()
         images, corrupted = self._flow.decode_judged(
             mixed,
@@ -127,7 +150,7 @@ class Samples:
             order=self._order,
             batch_size=self._config.batch_size,
         )
-        return Block(images, self._regions(region, part), corrupted)
+        return Block(images, self._regions(region, part), share, corrupted)
 
     @staticmethod
     def _regions(region: Mask, part: slice) -> Mask:

@@ -42,6 +42,7 @@ def _table(result: Naturalness) -> Table:
     for sample in result.samples:
         cells = [
             _label(sample),
+            "–" if sample.share is None else f"{100 * sample.share:.1f} %",
             f"{sample.mean_bits:.3f} ± {sample.mean_bits_error:.3f}",
             *(_interval(one) for one in (sample.less_likely, sample.more_likely, sample.distance)),
         ]
@@ -50,13 +51,14 @@ def _table(result: Naturalness) -> Table:
         mark = _ELSEWHERE if sample.seam and sample.seam_of == "ls-mix" else ""
         cells += [_interval(sample.seam) + mark, "–" if sample.corrupted is None else f"{sample.corrupted:,}"]
         rows.append(tuple(cells))
-    columns = ["sample", "bits per dimension", "less likely by", "more likely by", "distance"]
+    columns = ["sample", "of x₂", "bits per dimension", "less likely by", "more likely by", "distance"]
     columns += ["Fréchet"] if frechet else []
     return Table(title=_TITLE, columns=(*columns, "seam", "corrupted"), rows=tuple(rows), note=_note(result))
 
 
 def _note(result: Naturalness) -> str:
     parts = [
+        "Of x₂: share of the second image, as it really is; CutMix cuts off what sticks out of the image. "
         "Bits per dimension: mean ± standard error under the judge. Less and more likely: by how many bits per dimension "
         "the quantiles of a sample lie above and below those of the held-out originals; their sum is the 1-Wasserstein "
         f"distance. In brackets 95% confidence intervals from {result.bootstrap:,} resamples.",

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from lsmix.classifiers.training import ClassifierTrainer
     from lsmix.data.batch import BatchSource
 
-__all__ = ["METRICS_FILE", "TRAIN", "EpochMetrics", "RunConfig", "read_metrics"]
+__all__ = ["METRICS_FILE", "TRAIN", "WEIGHTS_FILE", "EpochMetrics", "RunConfig", "read_metrics"]
 
 METRICS_FILE = "metrics.json"
-_WEIGHTS_FILE = "classifier.safetensors"
+WEIGHTS_FILE = "classifier.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -120,7 +120,7 @@ def _open_source(task: StageTask, dataset: DataSet) -> "BatchSource":
 def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics]) -> Outcome:
     from lsmix.classifiers.checkpoint import save_classifier
 
-    save_classifier(task.folder / _WEIGHTS_FILE, trainer.model)
+    save_classifier(task.folder / WEIGHTS_FILE, trainer.model)
     write_durably(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
     last = metrics[-1]
     counts = {
@@ -130,7 +130,7 @@ def _publish(task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochM
         "parameters": sum(int(np.prod(tensor.shape)) for tensor in trainer.model.parameters()),
         "test_error": last.test_error,
     }
-    return Outcome(payload=frozenset({METRICS_FILE, _WEIGHTS_FILE}), counts=counts)
+    return Outcome(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:

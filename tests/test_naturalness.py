@@ -115,7 +115,7 @@ def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(judged):
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
     judge = load_flow(judged["train-glow/tiny-judge"].folder)
-    meter = Meter(judge, NaturalnessConfig(batch_size=16), count=20, shown=1)
+    meter = Meter(judge, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
     measured = {sample.name: meter.measure(sample) for sample in samples.all()[:4]}
     facts = facts_of(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
     assert facts.seam is None
@@ -218,8 +218,8 @@ def _sample(name):
 
 
 def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
-    meter = Meter(_OddJudge([3, 9]), NaturalnessConfig(batch_size=4), count=10, shown=2)
-    whole = Meter(_OddJudge([]), NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
+    meter = Meter(_OddJudge([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    whole = Meter(_OddJudge([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
     odd = meter.measure(_sample("odd"))
     facts = facts_of(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
     assert facts.not_finite == 2
@@ -230,7 +230,7 @@ def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
 
 
 def test_a_judge_that_knows_no_image_is_an_error_with_a_way_out():
-    meter = Meter(_OddJudge(range(9)), NaturalnessConfig(batch_size=4), count=10, shown=2)
+    meter = Meter(_OddJudge(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
     with pytest.raises(
         DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.judge\.train"
     ):
