@@ -210,7 +210,7 @@ def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFor
                 axes.axvline(median, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
             axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
             axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
-            axes.plot([median], [place], "o", color="white", markersize=4.5, mew=0)
+            axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
             _say_right(axes, place, f"{median:.3f}")
         return _rendered(figure, fmt)
 

@@ -21,6 +21,7 @@ from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig
+from lsmix.pipeline.naturalness import NaturalnessConfig
 from lsmix.pipeline.recipe import FlowSection, Recipe, RunSection, read_recipe
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
@@ -41,6 +42,7 @@ SECTIONS = {
     "pools.NAME.": PoolConfig,
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
+    "naturalness.": NaturalnessConfig,
     "report.": ReportConfig,
 }
 TINY = """

@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from PIL import Image
 
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, DivergedError, FormatError, MissingError, RecipeError
@@ -137,7 +138,53 @@ def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(judged)
     np.testing.assert_array_equal(cut[:, 4:], first[:, 4:])
 
 
-@pytest.mark.parametrize("name", ["bern-mix", "ls-mix", "test"])
+def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image_went(judged):
+    samples = samples_of(judged, methods=("mixup", "cutmix", "resizemix", "fmix"))
+    first, second = (np.array(side).astype(int) for side in zip(*samples.pair_sheet(20), strict=True))
+    mixup, cutmix, resizemix, fmix = (sample.block(slice(0, 20)) for sample in samples.all()[3:])
+    np.testing.assert_array_equal(mixup.images, (first + second + 1) // 2)
+    for block in (cutmix, fmix):
+        expected = np.where(block.regions[..., None], second, first)
+        np.testing.assert_array_equal(block.images, expected)
+        np.testing.assert_allclose(block.share, block.regions.mean(axis=(1, 2)), rtol=1e-6)
+    outside = ~resizemix.regions
+    np.testing.assert_array_equal(resizemix.images[outside], first[outside])
+    np.testing.assert_allclose(resizemix.share, resizemix.regions.mean(axis=(1, 2)), rtol=1e-6)
+    assert [sample.seam_of for sample in samples.all()[3:]] == ["ls-mix", "own", "own", "own"]
+
+
+def test_features_of_the_baseline_are_compared_where_there_is_one(judged, found):
+    assert (found.classifier, found.features) == ("baseline-seed0", 8)
+    assert found["held-out"].frechet is None
+    assert all(sample.frechet > 0 for sample in found.samples[1:])
+
+
+def test_features_are_those_of_the_named_runs_first_seed(judged, tiny_recipe):
+    overrides = [*SETTINGS, "naturalness.classifier=lsmix"]
+    _, nodes, _ = plan(tiny_recipe, workspace=judged["naturalness"].folder.parent.parent, overrides=overrides)
+    (node,) = (node for node in nodes if node.stage.name == "naturalness")
+    assert node.inputs["classifier"].name == "lsmix-seed0"
+
+
+def test_without_a_baseline_there_is_no_distance_of_features(judged, tiny_recipe, tmp_path):
+    recipe = tmp_path / "no-runs.toml"
+    text = (
+        tiny_recipe.read_text(encoding="utf-8").partition("[runs.baseline]")[0]
+        + "[naturalness]\npairs = 4\nbootstrap = 10\n"
+    )
+    recipe.write_text(text + 'methods = ["hard-cut"]\n', encoding="utf-8")
+    workspace = judged["naturalness"].folder.parent.parent
+    result = run(recipe, workspace=workspace, stage="naturalness", device="cpu")
+    found = read_naturalness(result["naturalness"].folder)
+    assert (found.classifier, found.features) == ("", 0)
+    assert [sample.frechet for sample in found.samples] == [None] * 4
+    item = result["naturalness"]
+    (table,) = naturalness_section(InputArtifact(folder=item.folder, manifest=item.manifest)).tables
+    assert "Fréchet" not in table.columns
+    assert "Fréchet" not in table.note
+
+
+@pytest.mark.parametrize("name", ["bern-mix", "cutmix", "ls-mix", "test"])
 def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(judged, name):
     samples = samples_of(judged)
     pieces = images_of(samples, name, slice(0, 16), slice(16, 20))
@@ -155,7 +202,7 @@ def test_corrupted_images_are_counted_and_kept(judged, found):
 
 def test_only_methods_with_regions_are_judged_by_their_own_seam(found):
     own = {sample.name for sample in found.samples if sample.seam_of == "own"}
-    assert own == {"ls-mix", "swap-mix", "reverse-mix", "hard-cut"}
+    assert own == {"ls-mix", "swap-mix", "reverse-mix", "cutmix", "hard-cut"}
     assert all(sample.seam.low <= sample.seam.value <= sample.seam.high for sample in found.samples)
 
 
@@ -350,3 +397,31 @@ def test_the_report_has_the_chapter_where_there_is_one_and_else_not(judged, tiny
     assert (result.report.parent / "figures" / "naturalness-sheet.png").is_file()
     (without,) = (finished_workspace / "report").glob("tiny-*")
     assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
+
+
+def test_show_tells_its_counts_and_draws_its_sheet(judged, command, tmp_path):
+    folder = judged["naturalness"].folder
+    shown = command("show", folder, "--sheet", tmp_path / "sheet.png")
+    assert shown.code == 0
+    assert "x₁ | mixes of each method at λ = 0.5 | x₂" in shown.out
+    with Image.open(tmp_path / "sheet.png") as drawn, Image.open(folder / "sheet.png") as made:
+        assert drawn.tobytes() == made.tobytes()
+
+
+@pytest.mark.gpu
+def test_measures_on_cuda_are_nearly_those_on_the_cpu(judged, found, tiny_recipe, tmp_path):
+    workspace = shutil.copytree(judged["naturalness"].folder.parent.parent, tmp_path / "runs")
+    again = run(
+        tiny_recipe,
+        workspace=workspace,
+        stage="naturalness",
+        device="cuda",
+        overrides=SETTINGS,
+        force="naturalness",
+    )
+    on_cuda = read_naturalness(again["naturalness"].folder)
+    for sample in found.samples:
+        # A decoded pixel may differ by one level, which moves a value of 5 bits to the next cell now and then.
+        assert on_cuda[sample.name].mean_bits == pytest.approx(sample.mean_bits, abs=0.05)
+        if sample.kind == "original":
+            np.testing.assert_allclose(on_cuda[sample.name].bits_per_dim, sample.bits_per_dim, atol=1e-3)

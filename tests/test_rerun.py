@@ -50,6 +50,7 @@ TABLE = {
     "flow.training.weight_decay": (1e-5, FROM_GLOW),
     "flow.training.flip": (True, FROM_GLOW),
     "flow.training.translate": (0, FROM_GLOW),
+    "flow.training.rows": ("even", FROM_GLOW),
     "flow.training.seed": (1, FROM_GLOW),
     "flow.training.precision": ("bf16", FROM_GLOW),
     "flow.threads": (2, FROM_GLOW),
@@ -111,6 +112,7 @@ NOT_IN_TABLE = {
     "pools.lsmix.flow",
     "classifier.architecture",
     "classifier.seed",
+    "naturalness",  # adds artifacts of its own: see test_naturalness.py
 }
 
 
