@@ -33,7 +33,7 @@ class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
     images: int
     share: float | None  # of the second image, as it really is, mean; None for originals
     corrupted: int | None  # of them, by the rule for pools; None where nothing was decoded
-    not_finite: int  # of their bits per dimension; these images are left out of the next four
+    not_finite: int  # of their bits per dimension; these images are left out of the next five
     mean_bits: float  # bits per dimension under the judge
     mean_bits_error: float  # standard error of it
     less_likely: (

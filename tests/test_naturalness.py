@@ -16,7 +16,7 @@ from lsmix.pipeline.api import plan, run
 from lsmix.pipeline.naturalness import NaturalnessConfig
 from lsmix.pipeline.naturalness_measures import Meter, facts_of
 from lsmix.pipeline.naturalness_metrics import Resamples
-from lsmix.pipeline.naturalness_result import read_naturalness
+from lsmix.pipeline.naturalness_result import Interval, Naturalness, SampleFacts, read_naturalness
 from lsmix.pipeline.naturalness_samples import Block, Sample, Samples, choose_rows_apart
 from lsmix.pipeline.progress import SilentProgress
 from lsmix.pipeline.recipe import read_recipe
@@ -370,6 +370,13 @@ def test_a_result_that_is_missing_newer_or_damaged_is_refused(judged, tmp_path):
         path.write_bytes(damaged)
         with pytest.raises(CorruptError, match="is damaged"):
             read_naturalness(tmp_path)
+
+
+def test_the_formats_page_tells_every_field():
+    page = (Path(__file__).resolve().parents[1] / "docs" / "formats.md").read_text(encoding="utf-8")
+    chapter = page.partition("## naturalness.json")[2].partition("\n## ")[0]
+    for model in (Naturalness, SampleFacts, Interval):
+        assert not [name for name in model.__struct_fields__ if f"`{name}`" not in chapter]
 
 
 def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(judged, found):
