@@ -109,8 +109,8 @@ class ClassifierTrainer:
         with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
             for updates, batch in enumerate(source, start=1):
                 self._set_rate(rate(self.update))
-                loss_sum += self._train_batch(batch, updates - 1) * len(batch.images)
-                images += len(batch.images)
+                loss_sum += self._train_batch(batch, updates - 1) * len(batch[0])
+                images += len(batch[0])
                 self.update += 1
                 if updates % _UPDATES_PER_CHECK == 0:
                     self._check_finite(loss_sum)
@@ -176,6 +176,11 @@ class ClassifierTrainer:
         """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
         images, *rest = (part.to(self.device, non_blocking=True) for part in batch)
         target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]
+        if target.shape != (len(images), self.classes):
+            raise RecipeError(
+                f"batch {index} of epoch {self.epoch} has targets {tuple(target.shape)}: expected a Batch, or images and "
+                f"targets ({len(images)}, {self.classes}). Make the source with labels 'pair' or 'soft'."
+            )
         images = augment(
             images,
             translate=self.config.translate,

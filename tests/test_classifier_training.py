@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from lsmix.classifiers.config import ClassifierTraining
+from lsmix.classifiers.config import ClassifierTraining, PixelMix
+from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.batch import Batch
+from lsmix.data.batch import Batch, soft_target
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 
 SHAPE = (8, 8, 1)
@@ -52,8 +53,14 @@ def config(**fields: object) -> ClassifierTraining:
     return ClassifierTraining(**({"width": 8, "epochs": 4, "batch_size": 16, "learning_rate": 3e-3} | fields))
 
 
-def trainer(seed: int = 0, **fields: object) -> ClassifierTrainer:
-    return ClassifierTrainer(config(**fields), classes=2, image_shape=SHAPE, seed=seed)
+SGD = {"optimiser": "sgd", "learning_rate": 0.05, "weight_decay": 5e-4, "grad_clip": 5.0, "schedule": "cosine"}
+WIDE = {**SGD, "architecture": "wrn-10-1", "width": 128, "normalise": "channel"}
+MIXES = (PixelMix(method="mixup"), PixelMix(method="cutmix", rate="per-batch"))
+
+
+def trainer(seed: int = 0, *, mixes=None, **fields: object) -> ClassifierTrainer:
+    statistics = channel_statistics(stripes(128)[0])
+    return ClassifierTrainer(config(**fields), 2, SHAPE, seed=seed, statistics=statistics, mixes=mixes)
 
 
 def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -71,7 +78,17 @@ def test_it_learns_a_separable_problem_within_four_epochs():
     assert learner.evaluate(*stripes(64, seed=9)) < 5.0
 
 
-@pytest.mark.parametrize("fields", [{}, {"final_batch_norm": True, "schedule": "cosine"}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"final_batch_norm": True, "schedule": "cosine"},
+        SGD,
+        {**SGD, "momentum": 0.0, "nesterov": False},
+        WIDE,
+        {"mixes": lambda epoch, index: MIXES[: (epoch + index) % 3]},
+    ],
+)
 def test_resuming_from_safetensors_bytes_equals_never_stopping(fields):
     source = ListSource(*stripes(40), batch_size=16)
     straight, first = trainer(**fields), trainer(**fields)
@@ -134,6 +151,106 @@ def test_two_label_batches_are_learnt_from_by_their_shares():
     assert learner.evaluate(*stripes(64, seed=9)) < 5.0
 
 
+def test_soft_targets_train_as_the_two_labels_that_they_stand_for():
+    class Soft(ListSource):
+        def __iter__(self):
+            for images, label, _, share in super().__iter__():
+                yield images, soft_target(label, 1 - label, share + 0.25, 2)
+
+    class Pairs(ListSource):
+        def __iter__(self):
+            for images, label, _, share in super().__iter__():
+                yield Batch(images, label, 1 - label, share + 0.25)
+
+    learners = trainer(), trainer()
+    facts = [
+        learner.run_epoch(kind(*stripes(40), batch_size=16))
+        for learner, kind in zip(learners, (Soft, Pairs), strict=True)
+    ]
+    assert facts[0] == facts[1]
+    assert same(learners[0].state_dict(), learners[1].state_dict())
+
+
+def test_targets_of_another_form_are_refused():
+    class Kornia(ListSource):
+        def __iter__(self):
+            for images, label, _, share in super().__iter__():
+                yield images, torch.stack([label.float(), label.float(), share], dim=1)
+
+    with pytest.raises(RecipeError, match=r"batch 0 of epoch 0 has targets \(16, 3\): expected .*\(16, 2\)"):
+        trainer().run_epoch(Kornia(*stripes(32), batch_size=16))
+
+
+def test_mixes_are_asked_for_each_batch_by_epoch_and_index():
+    asked = []
+    learner = trainer(mixes=lambda epoch, index: asked.append((epoch, index)) or ())
+    source = ListSource(*stripes(40), batch_size=16)
+    plain = trainer()
+    for _ in range(2):
+        assert learner.run_epoch(source) == plain.run_epoch(source)
+    assert asked == [(epoch, index) for epoch in range(2) for index in range(3)]
+
+
+def test_a_mix_is_made_after_augmentation_of_the_batch_at_hand(monkeypatch):
+    seen = []
+
+    def spy(mix, images, target, seed, *words):
+        seen.append((mix.method, seed, words, bool((images == 7).all()), target.clone()))
+        return images, 1 - target
+
+    monkeypatch.setattr("lsmix.classifiers.training.augment", lambda images, **_: torch.full_like(images, 7))
+    monkeypatch.setattr("lsmix.classifiers.training.mix_batch", spy)
+    learner = trainer(seed=5, mixes=lambda _epoch, _index: MIXES)
+    learner.run_epoch(ListSource(*stripes(8), batch_size=8))
+    assert [entry[:4] for entry in seen] == [
+        ("mixup", 5, ("classifier", "mix", 0, 0, 0), True),
+        ("cutmix", 5, ("classifier", "mix", 0, 0, 1), True),
+    ]
+    assert torch.equal(seen[1][4], 1 - seen[0][4])  # the second mix gets what the first one gave
+
+
+def test_a_mixed_run_learns_and_is_not_a_plain_one():
+    learner, plain = trainer(mixes=lambda _epoch, _index: (PixelMix(method="cutmix"),)), trainer()
+    source = ListSource(*stripes(128), batch_size=16)
+    losses = [(learner.run_epoch(source).loss, plain.run_epoch(source).loss) for _ in range(6)]
+    assert losses[0][0] != losses[0][1]
+    assert learner.evaluate(*stripes(64, seed=9)) < 10.0
+
+
+def test_a_wide_network_learns_with_sgd_and_normalised_inputs():
+    learner = trainer(**WIDE)
+    source = ListSource(*stripes(128), batch_size=16)
+    for _ in range(4):
+        learner.run_epoch(source)
+    assert learner.evaluate(*stripes(64, seed=9)) < 5.0
+
+
+def test_sgd_is_the_written_out_nesterov_step_with_decay_and_clipped_gradient():
+    fields = {**SGD, "schedule": "constant", "weight_decay": 0.1, "grad_clip": 0.5, "translate": 0, "flip": False}
+    learner = trainer(**fields)
+    gradients = []
+    step = learner.optimiser.step
+    learner.optimiser.step = lambda: (gradients.append([p.grad.clone() for p in learner.model.parameters()]), step())
+    buffers = [torch.zeros_like(p) for p in learner.model.parameters()]
+    for _ in range(3):
+        before = [p.detach().clone() for p in learner.model.parameters()]
+        learner.run_epoch(ListSource(*stripes(16), batch_size=16))
+        norm = torch.stack([g.norm() for g in gradients[-1]]).norm()
+        assert float(norm) <= 0.5 + 1e-5
+        for old, new, gradient, buffer in zip(before, learner.model.parameters(), gradients[-1], buffers, strict=True):
+            decayed = gradient + 0.1 * old
+            buffer.mul_(0.9).add_(decayed)
+            torch.testing.assert_close(new.detach(), old - 0.05 * (decayed + 0.9 * buffer))
+
+
+def test_statistics_are_wanted_where_inputs_are_normalised():
+    with pytest.raises(RecipeError, match="normalise 'channel' needs the training set's statistics"):
+        ClassifierTrainer(config(normalise="channel"), 2, SHAPE, seed=0)
+    assert torch.equal(
+        trainer(normalise="channel").model.mean, torch.from_numpy(channel_statistics(stripes(128)[0])[0]).float()
+    )
+
+
 def test_a_loss_that_is_not_finite_stops_the_run():
     learner = trainer()
     with torch.no_grad():
@@ -154,6 +271,33 @@ def test_a_state_of_another_configuration_is_refused_and_changes_nothing():
     assert same(before, learner.state_dict())
 
 
+def test_a_state_of_another_optimiser_is_refused():
+    source = ListSource(*stripes(32), batch_size=16)
+    adam, sgd = trainer(), trainer(optimiser="sgd")
+    for learner in (adam, sgd):
+        learner.run_epoch(source)
+    with pytest.raises(
+        FormatError, match=r"unknown tensor 'sgd\..*momentum_buffer': it belongs to another configuration"
+    ):
+        adam.load_state_dict(sgd.state_dict())
+    with pytest.raises(FormatError, match=r"unknown tensor 'adam\."):
+        sgd.load_state_dict(adam.state_dict())
+
+
+def test_a_parameter_without_a_gradient_does_not_hinder_resuming():
+    source = ListSource(*stripes(32), batch_size=16)
+    learner, other = trainer(), trainer()
+    for one in (learner, other):
+        one.model.head.bias.requires_grad_(False)
+        one.run_epoch(source)
+    other.run_epoch(source)
+    other.load_state_dict(learner.state_dict())
+    assert same(other.state_dict(), learner.state_dict())
+    broken = {name: tensor for name, tensor in learner.state_dict().items() if name != "adam.head.weight.exp_avg"}
+    with pytest.raises(FormatError, match=r"lacks tensor 'adam\.head\.weight\.exp_avg'"):
+        other.load_state_dict(broken)
+
+
 def test_a_single_left_over_image_is_refused_only_where_it_cannot_be_normalised():
     source = ListSource(*stripes(17), batch_size=16)
     assert trainer().run_epoch(source).updates == 2
@@ -172,6 +316,14 @@ def test_a_configuration_refuses_what_makes_no_sense():
     decode = msgspec.json.Decoder(ClassifierTraining).decode
     assert decode("{}") == ClassifierTraining()
     for wrong in ('{"width": 0}', '{"decay": 1.5}', '{"architecture": "vgg"}', '{"wdith": 8}', '{"learning_rate": 0}'):
+        with pytest.raises(msgspec.ValidationError):
+            decode(wrong)
+    for wrong in (
+        '{"momentum": 1}',
+        '{"grad_clip": -1}',
+        '{"weight_decay": -1}',
+        '{"optimiser": "sgd", "momentum": 0}',
+    ):
         with pytest.raises(msgspec.ValidationError):
             decode(wrong)
 
