@@ -227,6 +227,7 @@ for _stage, _text, _example in (
     ("encode", "Encode the training images of RECIPE to latents.", " --workers 2"),
     ("mix", "Make the pools of RECIPE.", " --set pools.lsmix.alpha=0.2"),
     ("train", "Train the classifiers of RECIPE.", " --set classifier.epochs=5"),
+    ("naturalness", "Measure how natural the mixes of each method in RECIPE are.", " --set naturalness.pairs=200"),
     ("report", "Write the report of RECIPE.", ""),
 ):
     _stage_command(_stage, _text, _example)

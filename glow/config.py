@@ -44,5 +44,6 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
     flip: bool = True  # mirror half of the images left to right; wrong for digits
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in each direction, pixels, zeros moved in
+    rows: Literal["all", "even", "odd"] = "all"  # of the training split that the flow learns from
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0  # of order, augmentation and noise
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # of the coupling networks; encoding is always float32

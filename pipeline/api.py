@@ -22,7 +22,14 @@ from lsmix.pipeline.workspace import Workspace
 __all__ = ["RunResult", "plan", "run", "verify"]
 
 # What a recipe may do without, unless it is asked for the stage.
-_SECTIONS = {"train-glow": "[flow]", "encode": "[flow]", "mix": "[pools.NAME]", "train": "[runs.NAME]"}
+_SECTIONS = {
+    "train-glow": "[flow]",
+    "encode": "[flow]",
+    "mix": "[pools.NAME]",
+    "train": "[runs.NAME]",
+    "naturalness": "[naturalness]",
+}
+_VERBS = {"naturalness": "judge"}  # where the stage's name is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +77,9 @@ def plan(
     nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted and stage in _SECTIONS:
-        raise RecipeError(f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {stage}. Add one.")
+        raise RecipeError(
+            f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {_VERBS.get(stage, stage)}. Add one."
+        )
     return content, wanted, place
 
 

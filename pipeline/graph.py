@@ -3,7 +3,7 @@
 Pure planning: nothing is read or written but the manifests of a finished flow that a recipe names.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.pipeline.encode import ENCODE
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.mix import MIX, in_latent_space
+from lsmix.pipeline.naturalness import NATURALNESS, NaturalnessConfig
 from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart
 from lsmix.pipeline.report import REPORT
 from lsmix.pipeline.stage import Stage
@@ -47,7 +48,7 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     """
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
     nodes = [dataset]
-    own_flow = recipe.flow or FlowSection()
+    own_flow = recipe.own_flow
     encoded: dict[str, tuple[Node | Path, Node]] = {}
 
     def latents_of(flow_name: str) -> tuple[Node | Path, Node]:
@@ -81,6 +82,9 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     nodes += runs.values()
     everything |= {f"pool:{name}": node for name, node in pools.items()}
     everything |= {f"run:{name}": node for name, node in runs.items()}
+    if recipe.naturalness:
+        nodes += _naturalness_nodes(recipe, recipe.naturalness, everything, runs)
+        everything["naturalness"] = nodes[-1]
     nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report, inputs=everything))
     return nodes
 
@@ -105,6 +109,24 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
             )
             nodes[f"{name}/{seed}"] = Node(stage=TRAIN, name=f"{name}-seed{seed}", config=config, inputs=inputs)
     return nodes
+
+
+def _naturalness_nodes(
+    recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Path], runs: Mapping[str, Node]
+) -> list[Node]:
+    """Return the judge and what it judges; the run whose features are compared is named, or the one called baseline."""
+    inputs = {role: everything[role] for role in ("dataset", "flow", "latents")}
+    judge = Node(
+        stage=TRAIN_GLOW,
+        name=f"{recipe.name}-judge",
+        config=recipe.judge_config(),
+        inputs={"dataset": everything["dataset"]},
+    )
+    inputs["judge"] = judge
+    run = config.classifier or "baseline"
+    if run in recipe.runs:
+        inputs["classifier"] = runs[f"{run}/{recipe.runs[run].seeds[0]}"]
+    return [judge, Node(stage=NATURALNESS, name=recipe.name, config=config, inputs=inputs)]
 
 
 def _training_part(flow: FlowSection) -> FlowRecipe:

@@ -17,8 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lsmix.pipeline.error_rates import RunSummary
+from lsmix.pipeline.naturalness_result import Interval
 
-__all__ = ["Series", "bits_histogram", "curves", "error_rate_plot", "histogram"]
+__all__ = ["Series", "bits_histogram", "curves", "distance_plot", "error_rate_plot", "histogram", "spread_plot"]
 
 PlotFormat: TypeAlias = Literal["svg", "png"]
 
@@ -188,6 +189,60 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
         axes.set_ylabel("% of images")
         axes.margins(x=0.0)
         return _rendered(figure, fmt)
+
+
+def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
+
+    The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
+    not finite are left out; a sample without any keeps its row.
+    """
+    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(samples))) as (figure, (axes,)):
+        _set_rows(axes, list(samples), x_label)
+        for place, values in enumerate(samples.values()):
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                continue
+            colour = _SERIES[0] if place else _SERIES[5]
+            low, first, median, third, high = np.percentile(finite, (5, 25, 50, 75, 95))
+            if not place:
+                axes.axvspan(first, third, color=colour, alpha=0.12, linewidth=0, zorder=0)
+                axes.axvline(median, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
+            axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
+            _say_right(axes, place, f"{median:.3f}")
+        return _rendered(figure, fmt)
+
+
+def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
+    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(rows))) as (figure, (axes,)):
+        _set_rows(axes, list(rows), x_label)
+        for place, both in enumerate(rows.values()):
+            for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
+                axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
+                axes.plot([sign * one.low, sign * one.high], [place, place], color=_INK, linewidth=1.2)
+            _say_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
+        axes.axvline(0.0, color=_SOFT, linewidth=1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+        return _rendered(figure, fmt)
+
+
+def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
+    """Make the places 0, 1, … of the y axis rows with a label each, from the top."""
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_yticks(range(len(labels)), labels)
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.set_ylim(max(1, len(labels)) - 0.4, -0.6)
+    axes.set_xlabel(x_label)
+
+
+def _say_right(axes: Axes, place: int, text: str) -> None:
+    axes.annotate(
+        text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
+    )
 
 
 @contextmanager

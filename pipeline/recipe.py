@@ -5,11 +5,8 @@ unknown keys are refused with the nearest known one.
 """
 
 import copy
-import difflib
 import math
-import re
 import tomllib
-import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -20,9 +17,11 @@ from msgspec import Meta
 from lsmix.classifiers.methods import PIXEL_METHODS
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.glow.methods import LATENT_METHODS
+from lsmix.pipeline.conversion import convert, did_you_mean
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig, check_pool, in_latent_space
+from lsmix.pipeline.naturalness import NaturalnessConfig, check_naturalness
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
 from lsmix.pipeline.train_glow import FlowRecipe
@@ -34,6 +33,8 @@ _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
 _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB of "a.a.a…" were seen to fill 60 GB
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
+
+_FLOW_FIELDS = FlowRecipe.__struct_fields__
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
@@ -72,14 +73,21 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     pools: dict[Name, PoolConfig] = {}
     classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
     runs: dict[Name, RunSection] = {}
+    naturalness: NaturalnessConfig | None = None  # None compares nothing
     report: ReportConfig = msgspec.field(default_factory=ReportConfig)
     scale: dict[Name, dict[str, Any]] = {}  # other sizes of the recipe: by name, the fields that differ
 
     @property
+    def own_flow(self) -> FlowSection:
+        """The recipe's flow, made from defaults where nothing is said."""
+        return self.flow or FlowSection()
+
+    @property
     def wants_flow(self) -> bool:
-        """Whether the recipe speaks of a flow, or one of its pools needs the recipe's own."""
-        pools = self.pools.values()
-        return self.flow is not None or any(in_latent_space(pool) and not pool.flow for pool in pools)
+        """Whether the recipe speaks of a flow, or something needs the recipe's own."""
+        if self.flow is not None or self.naturalness is not None:
+            return True
+        return any(in_latent_space(pool) and not pool.flow for pool in self.pools.values())
 
     def run_config(self, run: str, seed: int) -> RunConfig:
         """Return the configuration of one training: the shared fields, this run's own, and a seed.
@@ -89,7 +97,30 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """
         shared: dict[str, Any] = msgspec.to_builtins(self.classifier)
         where = f"runs.{run}.classifier"
-        config: RunConfig = _convert({**shared, **self.runs[run].classifier, "seed": seed}, RunConfig, where)
+        config: RunConfig = convert({**shared, **self.runs[run].classifier, "seed": seed}, RunConfig, where)
+        return config
+
+    def judge_config(self) -> FlowRecipe:
+        """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+
+        Raises:
+            RecipeError: a field of the judge is wrong.
+        """
+        own = dict(self.naturalness.judge) if self.naturalness else {}
+        shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
+        training = own.pop("training", {})
+        if isinstance(training, Mapping):  # anything else is told by the conversion
+            if "rows" in training:
+                raise RecipeError(
+                    "naturalness.judge.training.rows: the judge always learns from the odd rows; leave it out."
+                )
+            seed = {"seed": self.own_flow.training.seed + 1}
+            training = {**shared["training"], **seed, **training, "rows": "odd"}
+        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.judge")
+        if config.training.seed == self.own_flow.training.seed:
+            raise RecipeError(
+                f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
+            )
         return config
 
 
@@ -121,7 +152,7 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = ""
     scales = scales if isinstance(scales, dict) else {}
     if scale and scale not in scales:
         known = ", ".join(scales) or "none"
-        raise RecipeError(f"{where} has no scale {scale!r}; it has {known}.{_nearest(scale, list(scales))}")
+        raise RecipeError(f"{where} has no scale {scale!r}; it has {known}.{did_you_mean(scale, list(scales))}")
     for name in scales:
         if name != scale:  # the one that is asked for is checked with its overrides
             _to_recipe(table, name, (), path, f"{where}, scale {name!r}")
@@ -139,10 +170,10 @@ def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], p
         _apply_override(whole, override)
     _check_values(whole, "", where)
     shared, pools = whole.get("mix"), whole.get("pools")
-    recipe: Recipe = _convert(whole, Recipe, where)
+    recipe: Recipe = convert(whole, Recipe, where)
     if isinstance(shared, dict) and isinstance(pools, dict):
         whole["pools"] = {name: {**shared, **pool} for name, pool in pools.items()}
-        recipe = _convert(whole, Recipe, where)
+        recipe = convert(whole, Recipe, where)
     _check_references(recipe)
     return recipe
 
@@ -229,85 +260,21 @@ def _check_values(value: Any, dotted: str, where: str) -> None:
         raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
 
 
-def _convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
-    try:
-        return msgspec.convert(table, kind)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, RecipeError):  # a model that says itself what is wrong
-            place = _with_name(str(error).partition(" - at `$")[2].rstrip("`").lstrip("."), table, kind)
-            raise RecipeError(f"{where}: {place}{': ' if place else ''}{error.__cause__}") from error
-        raise RecipeError(f"{where}: {_explain(str(error), table, kind)}") from error
-
-
-def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
-    """Turn a validation message into one that names the dotted key, and the nearest known one for an unknown."""
-    text, _, path = message.partition(" - at `$")
-    if key_of := re.search(r" - at `?key`? in `\$\.?([^`]*)`", message):
-        return f"{key_of.group(1)}: a name in it has letters, digits, '.', '_' and '-' only, 64 at most."
-    dotted = path.rstrip("`").lstrip(".")
-    known = _known_fields(kind, dotted)
-    dotted = _with_name(dotted, table, kind)
-    if unknown := re.search(r"unknown field `([^`]*)`", text):
-        key = unknown.group(1)
-        full = f"{dotted}.{key}" if dotted else key
-        return f"unknown key {full!r}.{_nearest(key, known)} Known keys here: {', '.join(known)}."
-    if missing := re.search(r"missing required field `([^`]*)`", text):
-        full = f"{dotted}.{missing.group(1)}" if dotted else missing.group(1)
-        return f"the key {full!r} is missing."
-    value = _value_at(table, dotted)
-    got = "" if value is None else f", got {value!r}"
-    text = text.replace("`", "").replace("object", "a section")
-    return f"{dotted or 'the recipe'}: {text[0].lower()}{text[1:]}{'' if ', got ' in text else got}."
-
-
-def _with_name(dotted: str, table: Mapping[str, Any], kind: type[Any]) -> str:
-    """Put the name of a pool or a run where msgspec says only ``[...]``: the first that cannot be converted."""
-    section, found, rest = dotted.partition("[...]")
-    if not found:
-        return dotted
-    model = next(field.type for field in msgspec.structs.fields(kind) if field.name == section).__args__[-1]
-    for name, part in table[section].items():
-        try:
-            msgspec.convert(part, model)
-        except msgspec.ValidationError:
-            return f"{section}.{name}{rest}"
-    return dotted
-
-
-def _known_fields(kind: type[Any], dotted: str) -> list[str]:
-    """Return the fields of the model that a dotted path of a validation message points to."""
-    current: Any = kind
-    for part in [part for part in re.split(r"\.|(\[[^\]]*\])", dotted) if part]:
-        if part.startswith("["):
-            current = [kind for kind in getattr(current, "__args__", (current,)) if kind is not Ellipsis][-1]
-        else:
-            fields = {field.name: field.type for field in msgspec.structs.fields(current)}
-            current = fields.get(part, current)
-        while hasattr(current, "__metadata__"):
-            current = current.__origin__
-        if isinstance(current, types.UnionType):  # a section that may be left out
-            current = current.__args__[0]
-    return list(current.__struct_fields__) if hasattr(current, "__struct_fields__") else []
-
-
-def _value_at(table: Mapping[str, Any], dotted: str) -> Any:
-    value: Any = table
-    for part in re.findall(r"[^.\[\]]+", dotted):
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            return None
-    return value
-
-
-def _nearest(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
+    check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.own_flow.training.rows)
+    if not recipe.judge_config().training.iterations:
+        raise RecipeError("naturalness.judge.training.iterations: expected int >= 1, got 0.")
+    if config.classifier and config.classifier not in recipe.runs:
+        known = ", ".join(recipe.runs) or "none"
+        raise RecipeError(
+            f"naturalness.classifier: there is no run {config.classifier!r}; the recipe has {known}."
+            f"{did_you_mean(config.classifier, list(recipe.runs))}"
+        )
 
 
 def _check_references(recipe: Recipe) -> None:
+    if recipe.naturalness:
+        _check_judged(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
@@ -334,7 +301,7 @@ def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
         if pool and pool not in recipe.pools:
             known = ", ".join(recipe.pools) or "none"
             raise RecipeError(
-                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{_nearest(pool, list(recipe.pools))}"
+                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{did_you_mean(pool, list(recipe.pools))}"
             )
     for place, part in enumerate(run.mix):
         where = f"runs.{name}.mix[{place}]"

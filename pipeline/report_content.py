@@ -16,6 +16,7 @@ from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.plots import Series, bits_histogram, curves, error_rate_plot, histogram
 from lsmix.pipeline.report import ReportConfig
+from lsmix.pipeline.report_naturalness import naturalness_section
 from lsmix.pipeline.report_page import (
     Fact,
     PoolFacts,
@@ -87,6 +88,7 @@ def build_page(task: StageTask) -> ReportPage:
     material = _Material(task)
     name = task.folder.name.rpartition("-")[0]
     sections = [_results(material), _mixes(material), _pools(material), _flow(material)]
+    sections.insert(2, naturalness_section(material.inputs.get("naturalness")))
     return ReportPage(
         title=material.config.title or name,
         summary=_summary(material),

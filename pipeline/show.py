@@ -9,6 +9,7 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import LsmixError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
 from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.naturalness import SHEET_FILE
 from lsmix.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
     from lsmix.pipeline.sheets import png_bytes
 
     manifest = read_manifest(folder)
-    draw = {"mix": _pool_sheet, "ingest": _dataset_sheet, "train-glow": _flow_sheet}.get(manifest.stage)
+    draw = {
+        "mix": _pool_sheet,
+        "ingest": _dataset_sheet,
+        "train-glow": _flow_sheet,
+        "naturalness": _naturalness_sheet,
+    }.get(manifest.stage)
     if draw is None:
         return ""
     picture, what = draw(folder, manifest, rows)
@@ -119,3 +125,10 @@ def _flow_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
     temperature = float(manifest.config["temperature"])
     images = sample(load_flow(folder), rows * _SHEET_COLUMNS, temperature=temperature)
     return thumbnails(images, columns=_SHEET_COLUMNS), f"samples at temperature {temperature}"
+
+
+def _naturalness_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+    from PIL import Image
+
+    with Image.open(folder / SHEET_FILE) as picture:
+        return picture.copy(), f"x₁ | mixes of each method at λ = {manifest.config['lam']:g} | x₂"

@@ -26,17 +26,10 @@ from lsmix.pipeline.train_source import Combine, TrainPart, TrainSource
 if TYPE_CHECKING:
     from lsmix.classifiers.training import ClassifierTrainer
 
-__all__ = [
-    "METRICS_FILE",
-    "TRAIN",
-    "EpochMetrics",
-    "RunConfig",
-    "TrainConfig",
-    "read_metrics",
-]
+__all__ = ["METRICS_FILE", "TRAIN", "WEIGHTS_FILE", "EpochMetrics", "RunConfig", "TrainConfig", "read_metrics"]
 
 METRICS_FILE = "metrics.json"
-_WEIGHTS_FILE = "classifier.safetensors"
+WEIGHTS_FILE = "classifier.safetensors"
 _CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -146,7 +139,7 @@ def _publish(
 ) -> Outcome:
     from lsmix.classifiers.checkpoint import save_classifier
 
-    save_classifier(task.folder / _WEIGHTS_FILE, trainer.model)
+    save_classifier(task.folder / WEIGHTS_FILE, trainer.model)
     write_durably(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
     last = metrics[-1]
     counts = {
@@ -157,7 +150,7 @@ def _publish(
         "test_error": last.test_error,
         "seen": msgspec.to_builtins(source.seen(task.config.epochs)),
     }
-    return Outcome(payload=frozenset({METRICS_FILE, _WEIGHTS_FILE}), counts=counts)
+    return Outcome(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:

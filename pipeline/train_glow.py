@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 from msgspec import Meta
 
 from lsmix.data.dataset import DataSet, open_dataset
@@ -27,6 +29,7 @@ __all__ = ["TRAIN_GLOW", "FlowRecipe", "LogLine", "read_log"]
 _CHECKPOINT = "checkpoint.safetensors"
 _LOG_FILE = "log.jsonl"
 _SAMPLE_COUNT = 64
+_ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 
 
 class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -76,13 +79,17 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
             f"{task.label}: images of {height}×{width} are filled up by reflection to "
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
-    trainer = FlowTrainer(flow, config.training, dataset.train.images)
+    trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
     checkpoint = load_checkpoint(task.work / _CHECKPOINT)
     if checkpoint is None:
         return trainer, []
     tensors, facts = checkpoint
     trainer.load_state_dict(tensors)
     return trainer, msgspec.convert(facts["log"], list[LogLine])
+
+
+def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:
+    return dataset.train.images[_ROWS[config.training.rows]]
 
 
 def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> None:
@@ -106,7 +113,7 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             ) from error
         last = trainer.iteration == iterations
         look = last or trainer.iteration % config.evaluate_every == 0
-        measures = _evaluate(trainer, dataset, config.evaluate_images) if look else {}
+        measures = _evaluate(trainer, dataset, config) if look else {}
         log.append(
             LogLine(
                 iteration=trainer.iteration,
@@ -126,8 +133,9 @@ def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
     save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
 
 
-def _evaluate(trainer: "FlowTrainer", dataset: DataSet, images: int) -> dict[str, Any]:
-    measures = {"train_bits_per_dim": trainer.evaluate(dataset.train.images[:images])}
+def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> dict[str, Any]:
+    images = config.evaluate_images
+    measures = {"train_bits_per_dim": trainer.evaluate(_own_rows(dataset, config)[:images])}
     if len(dataset.heldout.images):
         measures["heldout_bits_per_dim"] = trainer.evaluate(dataset.heldout.images[:images])
     return measures

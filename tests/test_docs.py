@@ -21,6 +21,7 @@ from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig
+from lsmix.pipeline.naturalness import NaturalnessConfig
 from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart, RunSection, read_recipe
 from lsmix.pipeline.report import ReportConfig
 from lsmix.pipeline.train import RunConfig
@@ -42,6 +43,7 @@ SECTIONS = {
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
     "runs.NAME.mix[].": RunPart,
+    "naturalness.": NaturalnessConfig,
     "report.": ReportConfig,
 }
 TINY = """

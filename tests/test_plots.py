@@ -11,13 +11,23 @@ import pytest
 from PIL import Image
 
 from lsmix.pipeline.error_rates import RunSummary
-from lsmix.pipeline.plots import Series, bits_histogram, curves, error_rate_plot, histogram
+from lsmix.pipeline.naturalness_result import Interval
+from lsmix.pipeline.plots import (
+    Series,
+    bits_histogram,
+    curves,
+    distance_plot,
+    error_rate_plot,
+    histogram,
+    spread_plot,
+)
 
 RUNS = [
     RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True),
     RunSummary(label="LS-Mix <α & β>", errors=(4.01,)),
     RunSummary(label="not yet", errors=()),
 ]
+INTERVAL = Interval(value=0.25, low=0.0, high=0.5)
 LAM = np.random.default_rng(0).beta(0.4, 0.4, 200)
 
 
@@ -31,6 +41,10 @@ def every_plot(fmt: str = "svg") -> dict[str, bytes]:
         "no curves": curves("Loss", [], "x", "y", fmt=fmt),
         "histogram": histogram(LAM, np.floor(LAM * 3072) / 3072, fmt=fmt),
         "bits": bits_histogram(LAM, {"pool": LAM + 1, "empty": np.array([]), "bad": np.array([np.inf])}, fmt=fmt),
+        "spreads": spread_plot({"originals": LAM, "$mix": LAM + 1, "bad": np.array([np.nan])}, "bits", fmt=fmt),
+        "distances": distance_plot({"$mix": (INTERVAL, INTERVAL)}, "bits", fmt=fmt),
+        "no spreads": spread_plot({}, "bits", fmt=fmt),
+        "no distances": distance_plot({}, "bits", fmt=fmt),
         "no bits": bits_histogram(np.array([]), {}, fmt=fmt),
     }
 
@@ -67,6 +81,11 @@ def test_the_spread_over_seeds_is_the_sample_standard_deviation():
     assert run.mean == pytest.approx(np.mean(errors))
     assert run.std == pytest.approx(np.std(errors, ddof=1))
     assert RunSummary(label="x", errors=(3.0,)).std is None
+
+
+def test_a_spread_says_its_median_and_a_distance_both_its_directions():
+    assert "0.500" in texts(spread_plot({"a": np.array([0.25, 0.5, 0.75, np.inf])}, "bits"))
+    assert "−0.250  +0.250" in texts(distance_plot({"a": (INTERVAL, INTERVAL)}, "bits"))
 
 
 def test_svg_follows_the_theme_in_every_colour():

@@ -1,0 +1,47 @@
+"""Which pixels of an LS-Mix image come from the second image, and a hard cut along the very same regions.
+
+The one rule: a region is made of whole cells of the coarsest grid, in latent order; a cell in which the taken components
+end counts as the second image's if more than half of its components were taken.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.glow.config import FlowConfig, LatentOrder
+from lsmix.glow.latent_order import cell_order
+from lsmix.glow.pixels import padding
+
+__all__ = ["hard_cut", "second_region"]
+
+
+def second_region(taken: int, config: FlowConfig, order: LatentOrder = "morton") -> npt.NDArray[np.bool_]:
+    """Return where the first ``taken`` components of a latent lie in the image: bool (height, width).
+
+    ``taken`` is 0 to D. Cells lie on the padded image; what the padding added is cropped.
+
+    Raises:
+        ValueError: ``taken`` lies outside 0 to D.
+
+    Example:
+        >>> config = FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4)
+        >>> second_region(9, config).astype(int).tolist()
+        [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    """
+    top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
+    side = 1 << config.levels  # pixels of a cell in each direction
+    rows, columns = (config.height + top + bottom) // side, (config.width + left + right) // side
+    per_cell = side * side * config.channels
+    if not 0 <= taken <= rows * columns * per_cell:
+        raise ValueError(f"taken must be 0 to {rows * columns * per_cell}, got {taken}.")
+    whole, rest = divmod(taken, per_cell)
+    cells = np.zeros(rows * columns, bool)
+    cells[cell_order(rows, columns, order)[: whole + (2 * rest > per_cell)]] = True
+    pixels = cells.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
+    return pixels[top : top + config.height, left : left + config.width]
+
+
+def hard_cut(
+    x1: npt.NDArray[np.uint8], x2: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Return x1 with the pixels of x2 in a region: uint8 (N, H, W, C) both, bool (H, W) or (N, H, W)."""
+    return np.where(region[..., None], x2, x1)
