@@ -128,9 +128,8 @@ def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter)
             came = os.fstat(stream.fileno()).st_size
             failures = 1 if came > before else failures + 1
             if failures > len(_PAUSES_SECONDS):
-                raise DownloadError(
-                    f"{file.url!r} cannot be fetched: {reason}. {came} bytes are kept at {str(part)!r}; run again to go on."
-                ) from reason
+                kept = f"{came} bytes are kept at {str(part)!r}; run again to go on." if came else "Run again later."
+                raise DownloadError(f"{file.url!r} cannot be fetched: {reason}. {kept}") from reason
             pause = _PAUSES_SECONDS[failures - 1]
             meter.say(f"{file.name}: {reason}; going on in {pause:g} s")
             time.sleep(pause)
@@ -229,6 +228,8 @@ def _opened(file: PublishedFile, have: int) -> Iterator[http.client.HTTPResponse
     headers = {"User-Agent": "lsmix", "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     try:
         answer = opener.open(urllib.request.Request(file.url, headers=headers), timeout=_TIMEOUT_SECONDS)  # noqa: S310  # only http and https get here
+    except DownloadError:  # of a redirect; it is an OSError too
+        raise
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:

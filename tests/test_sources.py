@@ -76,7 +76,10 @@ def test_a_path_that_is_missing_or_too_much_is_said():
 
 
 def test_what_fits_no_format_is_said_with_what_was_looked_for(tmp_path):
-    with pytest.raises(SourceError, match=r"fits no known format.*cifar10-python.*cifar10-binary.*npz.*image-folder"):
+    with pytest.raises(
+        SourceError,
+        match=r"fits no known format.*cifar10-python.*cifar100-binary.*svhn.*tiny-imagenet.*npz.*hdf5.*image-folder",
+    ):
         read(tmp_path)
 
 
@@ -85,6 +88,29 @@ def test_what_fits_several_formats_is_asked_about(tmp_path):
     (tmp_path / "data_batch_1.bin").touch()
     with pytest.raises(SourceError, match="fits several formats: cifar10-python, cifar10-binary"):
         read(tmp_path)
+
+
+def test_what_changes_the_images_or_labels_is_in_the_key_and_nothing_else():
+    from lsmix.pipeline.ingest import INGEST, DataConfig
+    from lsmix.pipeline.keys import key_fields
+
+    def fields(**more):
+        return key_fields(DataConfig(**more), INGEST.not_in_key)
+
+    assert fields() == fields(path="x", format="svhn", download="svhn")
+    assert len({str(fields()), str(fields(labels="coarse")), str(fields(extra=True)), str(fields(limit=5))}) == 4
+
+
+@pytest.mark.parametrize("kind", ["auto", "npz"])
+def test_a_folder_that_holds_nothing_but_an_archive_stands_for_it(tmp_path, kind):
+    np.savez(tmp_path / "data.npz", images=pixels(3, 4, 4, 3), labels=[0, 1, 2])
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "other.zip.part").touch()
+    assert len(read(tmp_path, kind).splits["train"]) == 3
+    assert source_files(SourceConfig(path=str(tmp_path))) == [tmp_path / "data.npz"]
+    (tmp_path / "more.npz").touch()
+    with pytest.raises(SourceError, match="fits no known format" if kind == "auto" else "no .npz archive"):
+        read(tmp_path, kind)
 
 
 def test_opening_sources_imports_no_torch():
