@@ -51,6 +51,7 @@ def test_known_names_and_callables_of_installed_packages_pass(name):
         ("timm:local-dir:/tmp/net", r"a name of timm has letters"),
         ("no_such_package:net", r"needs the package 'no_such_package', which is not installed"),
         ("no_such_package.nets:net", r"needs the package 'no_such_package', which is not installed"),
+        ("__main__:net", r"needs the package '__main__', which is not installed"),
         ("../nets:net", r"unknown architecture"),
         ("torch:", r"unknown architecture"),
     ],
