@@ -193,6 +193,8 @@ def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
         full = f"{dotted}.{missing.group(1)}" if dotted else missing.group(1)
         return f"the key {full!r} is missing."
     value = _value_at(table, dotted)
+    if isinstance(value, Mapping) and ", got " not in text:  # a section's own check, which has told all
+        return f"{dotted}: {text}" if dotted else text
     got = "" if value is None else f", got {value!r}"
     text = text.replace("`", "").replace("object", "a section")
     return f"{dotted or 'the recipe'}: {text[0].lower()}{text[1:]}{'' if ', got ' in text else got}."
