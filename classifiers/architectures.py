@@ -136,5 +136,6 @@ def _depth_and_widening(name: str) -> tuple[int, int]:
 
 
 def _check_installed(name: str, package: str, remedy: str) -> None:
-    if importlib.util.find_spec(package) is None:  # of a top-level package, which imports nothing
+    # Looking for a top-level package imports nothing; "__main__" is whatever was started, and no package.
+    if package == "__main__" or importlib.util.find_spec(package) is None:
         raise RecipeError(f"architecture {name!r} needs the package {package!r}, which is not installed. {remedy}.")

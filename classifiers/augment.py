@@ -37,7 +37,8 @@ def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.
 
     images_BHWC = images.permute(0, 2, 3, 1)
     padded_BHWC = functional.pad(images_BHWC, (0, 0, translate, translate, translate, translate))
-    rows_BH = torch.from_numpy(rows).to(images.device)
-    columns_BW = torch.from_numpy(columns).to(images.device)
+    # Non-blocking, or a GPU would be waited for in every batch.
+    rows_BH = torch.from_numpy(rows).to(images.device, non_blocking=True)
+    columns_BW = torch.from_numpy(columns).to(images.device, non_blocking=True)
     index_B = torch.arange(count, device=images.device)
     return padded_BHWC[index_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)

@@ -51,6 +51,7 @@ def test_known_names_and_callables_of_installed_packages_pass(name):
         ("timm:local-dir:/tmp/net", r"a name of timm has letters"),
         ("no_such_package:net", r"needs the package 'no_such_package', which is not installed"),
         ("no_such_package.nets:net", r"needs the package 'no_such_package', which is not installed"),
+        ("__main__:net", r"needs the package '__main__', which is not installed"),
         ("../nets:net", r"unknown architecture"),
         ("torch:", r"unknown architecture"),
     ],
@@ -62,11 +63,14 @@ def test_other_names_are_refused(name, message):
 
 def test_a_recipe_with_an_unknown_architecture_is_refused_at_once(tmp_path):
     path = tmp_path / "my.toml"
-    path.write_text(
-        'name = "a"\n[data]\nformat = "digits"\n[classifier]\narchitecture = "wnr-28-10"\n', encoding="utf-8"
-    )
-    with pytest.raises(RecipeError, match=r"classifier: unknown architecture 'wnr-28-10'\. Did you mean 'wrn-28-10'\?"):
-        read_recipe(path)
+    path.write_text('name = "a"\n[data]\nformat = "digits"\n[runs.wide]\n', encoding="utf-8")
+    told = r"unknown architecture 'wnr-28-10'\. Did you mean 'wrn-28-10'\? Known: .*:CALLABLE\.$"
+    for key, where in (
+        ("classifier", r"recipe '.*': classifier"),
+        ("runs.wide.classifier", r"^runs\.wide\.classifier"),
+    ):
+        with pytest.raises(RecipeError, match=f"{where}: {told}"):
+            read_recipe(path, [f"{key}.architecture=wnr-28-10"])
 
 
 def test_checking_names_imports_neither_torch_nor_what_is_named():

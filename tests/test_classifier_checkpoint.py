@@ -10,7 +10,12 @@ from lsmix.classifiers.checkpoint import load_classifier, save_classifier
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.pipeline.api import run
+from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.recipe import read_recipe
+from lsmix.pipeline.train import read_metrics
 
 SHAPE = (8, 8, 3)
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, *SHAPE), dtype=np.uint8)
@@ -30,6 +35,27 @@ def test_loaded_weights_give_the_same_logits_and_the_same_bytes(tmp_path: Path, 
         assert torch.equal(loaded(x), trained(x))
     save_classifier(tmp_path / "again.safetensors", loaded)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "w.safetensors").read_bytes()
+
+
+def test_the_weights_of_a_finished_run_are_enough_to_get_its_error_again(tmp_path: Path) -> None:
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(
+        'name = "wide"\n[data]\nformat = "digits"\nlimit = 200\ntest = 90\n'
+        '[classifier]\narchitecture = "wrn-10-1"\noptimiser = "sgd"\nlearning_rate = 0.05\nweight_decay = 5e-4\n'
+        'grad_clip = 5.0\nnormalise = "channel"\nepochs = 2\nbatch_size = 32\nthreads = 1\nflip = false\n'
+        "[runs.baseline]\n",
+        encoding="utf-8",
+    )
+    result = run(recipe, workspace=tmp_path / "runs", device="cpu", stage="train")
+    folder = result["train/baseline-seed0"].folder
+    dataset = open_dataset(result["ingest"].folder / DATASET_FILE)
+    config = read_recipe(recipe).run_config("baseline", 0)
+    model = load_classifier(folder / "classifier.safetensors", config, 10, dataset.image_shape)
+    logits = model(torch.from_numpy(dataset.test.images[:].copy()).permute(0, 3, 1, 2).float() / 255)
+    error = 100 * (logits.argmax(dim=1).numpy() != dataset.test.labels[:]).mean()
+    assert error == pytest.approx(read_metrics(folder)[-1].test_error)
+    mean = channel_statistics(dataset.train.images)[0]
+    np.testing.assert_allclose(model.get_buffer("mean").numpy(), mean, rtol=1e-6)
 
 
 def test_tied_weights_are_saved_too(tmp_path: Path) -> None:

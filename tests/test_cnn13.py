@@ -30,6 +30,37 @@ def test_it_has_the_convolutions_of_table_5():
     assert all(convolution.bias is None for convolution in convolutions(Cnn13(10, width=4)))
 
 
+def test_its_layers_are_the_rows_of_table_5():
+    def told(layer: nn.Sequential) -> str:
+        names = " ".join(type(part).__name__.lstrip("_") for part in layer)
+        if names == "MaxPool2d Dropout":
+            return f"{layer[0].kernel_size}×{layer[0].kernel_size} max-pool, dropout {layer[1].p}"
+        assert names == "Conv2d BatchNorm2d LeakyReLU"
+        side = layer[0].kernel_size[0]
+        padding = {(3, 1): " same padding", (3, 0): " valid padding", (1, 0): ""}[side, layer[0].padding[0]]
+        return f"{side}×{side} conv. {layer[0].out_channels}{padding}"
+
+    model = Cnn13(10, final_batch_norm=True)
+    # [P Table 5], rows 1 to 14, in its words; each convolution there goes on with "BNorm, lReLU".
+    assert [told(layer) for layer in model.features] == [
+        "3×3 conv. 128 same padding",
+        "3×3 conv. 128 same padding",
+        "3×3 conv. 128 same padding",
+        "2×2 max-pool, dropout 0.5",
+        "3×3 conv. 256 same padding",
+        "3×3 conv. 256 same padding",
+        "3×3 conv. 256 same padding",
+        "2×2 max-pool, dropout 0.5",
+        "3×3 conv. 512 valid padding",
+        "1×1 conv. 256",
+        "1×1 conv. 128",
+    ]
+    assert model.final_grid == (6, 6)  # 12: global average pool 6×6 → 1×1
+    assert (model.head.in_features, model.head.out_features) == (128, 10)  # 13: fully connected 128 → 10
+    assert model.head_norm.num_features == 10  # 14: BNorm, only for SVHN
+    assert isinstance(Cnn13(10).head_norm, nn.Identity)
+
+
 def test_it_has_the_parameters_that_table_5_adds_up_to():
     # 9·(3·128 + 2·128² + 128·256 + 2·256² + 256·512) + 512·256 + 256·128 weights of convolutions,
     # 2·(3·128 + 3·256 + 512 + 256 + 128) of batch norm, 128·10 + 10 of the fully connected layer.
