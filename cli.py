@@ -341,7 +341,8 @@ def _print_run(result: "RunResult") -> None:
     rest = "" if made == wanted else f", {wanted - made} up to date already"
     click.echo(f"{made} of {wanted} artifacts made{rest}")
     for row in result.error_rates:
-        click.echo(f"error rate  {row.label:<20} {row.text} %  ({len(row.errors)} seeds)")
+        paper = f"; the paper has {row.paper}" if row.paper else ""
+        click.echo(f"error rate  {row.label:<26} {row.text} %  ({len(row.errors)} seeds{paper})")
     if result.report:
         click.echo(f"report      {result.report}")
     elif result.built:
@@ -364,7 +365,15 @@ def _run_facts(result: "RunResult") -> dict[str, Any]:
             for item in result.built
         ],
         "error_rates": [
-            {"run": row.label, "errors": row.errors, "mean": row.mean, "std": row.std} for row in result.error_rates
+            {
+                "run": row.name,
+                "label": row.label,
+                "errors": row.errors,
+                "mean": row.mean,
+                "std": row.std,
+                "paper": row.paper or None,
+            }
+            for row in result.error_rates
         ],
         "report": str(result.report) if result.report else None,
     }

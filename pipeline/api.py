@@ -54,7 +54,7 @@ class RunResult:
         for item in self.built:
             if item.stage == "train":
                 runs.setdefault(item.name.rpartition("-seed")[0], []).append(item.manifest)
-        return summarise_runs(runs)
+        return summarise_runs(runs, self.recipe.report_config().rows)
 
     @property
     def report(self) -> Path | None:

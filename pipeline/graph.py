@@ -85,7 +85,7 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     if recipe.naturalness:
         nodes += _naturalness_nodes(recipe, recipe.naturalness, everything, runs)
         everything["naturalness"] = nodes[-1]
-    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report, inputs=everything))
+    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report_config(), inputs=everything))
     return nodes
 
 

@@ -84,7 +84,8 @@ class Series:
 def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> bytes:
     """Draw a line for each run: a faint point for each seed, the mean ± sample standard deviation over it, and the number.
 
-    Runs without a result keep their line. The first run marked as baseline gives a dashed line to compare with.
+    Runs without a result keep their line. The first run marked as baseline gives a dashed line to compare with. The
+    paper's figures stand as open diamonds.
     """
     with _figure(_WIDTH, 0.8 + 0.42 * max(1, len(rows))) as (figure, (axes,)):
         axes.grid(visible=False, axis="y")
@@ -95,6 +96,8 @@ def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> b
             if run.std is not None:
                 axes.errorbar(run.mean, place, xerr=run.std, color=colour, elinewidth=2, capsize=0)
             axes.plot([run.mean], [place], "o", color=colour, markersize=8, mew=0)
+            if run.paper_mean is not None:
+                axes.plot([run.paper_mean], [place], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
             axes.annotate(
                 run.text,
                 (1.02, place),
@@ -109,7 +112,8 @@ def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> b
         axes.set_yticks(range(len(rows)), [run.label for run in rows])
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
         axes.set_ylim(max(1, len(rows)) - 0.4, -0.6)
-        axes.set_xlabel("error rate in %, last epoch")
+        papers = any(run.paper_mean is not None for run in rows)
+        axes.set_xlabel("error rate in %, last epoch" + (" (open: the paper's)" if papers else ""))
         axes.margins(x=0.08)
         return _rendered(figure, fmt)
 

@@ -19,10 +19,11 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.conversion import convert, did_you_mean
 from lsmix.pipeline.encode import EncodeConfig
+from lsmix.pipeline.error_rates import RowText
 from lsmix.pipeline.ingest import DataConfig
 from lsmix.pipeline.mix import PoolConfig, check_pool, in_latent_space
 from lsmix.pipeline.naturalness import NaturalnessConfig, check_naturalness
-from lsmix.pipeline.report import ReportConfig
+from lsmix.pipeline.report import RecipeReport, ReportConfig
 from lsmix.pipeline.train import RunConfig
 from lsmix.pipeline.train_glow import FlowRecipe
 from lsmix.pipeline.train_source import Combine, MixOnTheFly
@@ -59,6 +60,8 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
     seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
+    label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
+    paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure for it, as printed, such as "2.45 ± 0.061"
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -99,6 +102,13 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         where = f"runs.{run}.classifier"
         config: RunConfig = convert({**shared, **self.runs[run].classifier, "seed": seed}, RunConfig, where)
         return config
+
+    def report_config(self) -> RecipeReport:
+        """Return the configuration of the report, with what the recipe says of its runs."""
+        shared = {name: getattr(self.report, name) for name in ReportConfig.__struct_fields__}
+        return RecipeReport(
+            **shared, rows={name: RowText(label=run.label, paper=run.paper) for name, run in self.runs.items()}
+        )
 
     def judge_config(self) -> FlowRecipe:
         """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.

@@ -8,9 +8,10 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from lsmix.pipeline.error_rates import RowText
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 
-__all__ = ["REPORT", "ReportConfig"]
+__all__ = ["REPORT", "RecipeReport", "ReportConfig"]
 
 _FIGURES = "figures"
 _ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
@@ -20,8 +21,15 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the report shows."""
 
     title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
+    table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
     bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
+
+
+class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The report of a recipe, with what the recipe says of its runs."""
+
+    rows: dict[str, RowText] = {}  # by run
 
 
 def run(task: StageTask) -> Outcome:

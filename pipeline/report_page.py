@@ -24,6 +24,7 @@ __all__ = [
     "ReportPage",
     "Section",
     "Table",
+    "budget_table",
     "error_table",
     "pool_table",
     "render_html",
@@ -35,6 +36,7 @@ Media: TypeAlias = Literal["image/png", "image/svg+xml"]
 _TEMPLATE = "report.html.j2"
 _SUFFIX = {"image/png": ".png", "image/svg+xml": ".svg"}
 _LONG_CELL = 40  # characters, beyond which a column may wrap; shorter ones stay on one line
+_LONG_TABLE = 6  # runs, beyond which the best three are stressed
 _INDICES_SHOWN = 12  # of corrupted images in a table; the pool itself lists them all
 
 
@@ -55,7 +57,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]  # each as long as columns
     note: str = ""  # shown below it
-    best: int | None = None  # index of the row to stress
+    best: tuple[int, ...] = ()  # indices of the rows to stress
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -160,24 +162,52 @@ class PoolFacts:
 
 
 def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
-    """Return the table of error rates, stressing the lowest mean if there is more than one.
+    """Return the table of error rates in the recipe's order, with the paper's figures beside ours where there are some.
 
-    With a baseline among the runs a column says by how many points each mean differs from it.
+    The lowest mean is stressed, in long tables the best three, as in the paper's Table 1. With a baseline among the runs
+    columns say by how many points each mean differs from it, ours and the paper's.
     """
     baseline = next((run for run in runs if run.baseline and run.errors), None)
-    done = [index for index, run in enumerate(runs) if run.errors]
+    papers = any(run.paper for run in runs)
+    columns = ["run", "error rate, %", *(["paper, %"] if papers else [])]
+    if baseline:
+        columns += ["against baseline", *(["paper's"] if papers and baseline.paper_mean is not None else [])]
     rows = []
     for run in runs:
-        seeds = ", ".join(f"{error:.2f}" for error in run.errors) or "–"
-        difference = f"{run.mean - baseline.mean:+.2f}".replace("-", "−") if baseline and run.errors else "–"
-        compared = ("–" if run is baseline else difference,) if baseline else ()
-        rows.append((run.label, run.text, *compared, str(len(run.errors)), seeds))
+        cells = [run.label, run.text, *([run.paper or "–"] if papers else [])]
+        if baseline:
+            cells.append("–" if run is baseline or not run.errors else _difference(run.mean - baseline.mean))
+        if baseline and papers and baseline.paper_mean is not None:
+            known = run is not baseline and run.paper_mean is not None
+            cells.append(_difference((run.paper_mean or 0.0) - baseline.paper_mean) if known else "–")
+        cells += [str(len(run.errors)), ", ".join(f"{error:.2f}" for error in run.errors) or "–"]
+        rows.append(tuple(cells))
+    done = sorted((index for index, run in enumerate(runs) if run.errors), key=lambda index: runs[index].mean)
     return Table(
         title=title,
-        columns=("run", "error rate, %", *(("against baseline",) if baseline else ()), "seeds", "of each seed, %"),
+        columns=(*columns, "seeds", "of each seed, %"),
         rows=tuple(rows),
         note=note or "Last epoch, test images; mean ± sample standard deviation over seeds.",
-        best=min(done, key=lambda index: runs[index].mean) if len(done) > 1 else None,
+        best=tuple(done[: 3 if len(runs) > _LONG_TABLE else 1]) if len(done) > 1 else (),
+    )
+
+
+def _difference(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def budget_table(runs: Sequence[RunSummary], *, title: str = "Budget of each seed") -> Table:
+    """Return the table of what each run was given: images, updates, and how often it saw each image of its sources."""
+    rows = []
+    for run in runs:
+        seen = "; ".join(f"{one.source}: {one.images:,} images, {one.times:g}× each" for one in run.seen)
+        rows.append((run.label, f"{run.images:,}", f"{run.updates:,}", seen or "–"))
+    budgets = {(run.images, run.updates) for run in runs}
+    return Table(
+        title=title,
+        columns=("run", "images", "updates", "seen, on average"),
+        rows=tuple(rows),
+        note="The same for all runs." if len(budgets) == 1 else "Not the same for all runs: no fair comparison.",
     )
 
 
@@ -260,7 +290,7 @@ def _markdown_table(table: Table) -> str:
     lines.append("|" + "|".join("--:" if kind == "number" else "---" for kind in table.kinds) + "|")
     for index, row in enumerate(table.rows):
         cells = [_markdown(cell) for cell in row]
-        if index == table.best:
+        if index in table.best:
             cells[:2] = [f"**{cell}**" for cell in cells[:2]]
         lines.append("| " + " | ".join(cells) + " |")
     if table.note:

@@ -16,12 +16,14 @@ from lsmix.pipeline.report_page import (
     ReportPage,
     Section,
     Table,
+    budget_table,
     error_table,
     pool_table,
     render_html,
     render_markdown,
 )
 from lsmix.pipeline.sheets import png_bytes, sheet
+from lsmix.pipeline.train_source import Seen
 from lsmix.pipeline.units import human_bytes, human_seconds
 
 RUNS = [
@@ -64,7 +66,7 @@ def whole_page(text: str = "plain") -> ReportPage:
     svg = ReportFigure(name="rates", data=error_rate_plot(RUNS), media="image/svg+xml", alt=f"alt {text}", caption=text)
     picture = png_bytes(sheet([[np.zeros((4, 4, 3), np.uint8)]], scale=5))
     png = ReportFigure(name="mixes", data=picture, media="image/png", alt="mixes", pixelated=True, density=2)
-    table = Table(title=text, columns=("a", text), rows=((text, "1.5"), ("b", "2")), note=text, best=1)
+    table = Table(title=text, columns=("a", text), rows=((text, "1.5"), ("b", "2")), note=text, best=(1,))
     return ReportPage(
         title=text,
         summary=text,
@@ -142,6 +144,43 @@ def test_the_same_page_gives_the_same_bytes():
     assert render_markdown(whole_page()) == render_markdown(whole_page())
 
 
+def test_the_papers_figures_and_differences_stand_beside_ours():
+    runs = [
+        RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True, paper="3.61 ± 0.102"),
+        RunSummary(label="LS-Mix", errors=(4.0,), paper="2.45 ± 0.061"),
+        RunSummary(label="ours alone", errors=(4.5,)),
+        RunSummary(label="not run", errors=(), paper="2.61"),
+    ]
+    table = error_table(runs)
+    assert table.columns[:5] == ("run", "error rate, %", "paper, %", "against baseline", "paper's")
+    assert [row[:5] for row in table.rows] == [
+        ("baseline", "5.00 ± 0.14", "3.61 ± 0.102", "–", "–"),
+        ("LS-Mix", "4.00", "2.45 ± 0.061", "−1.00", "−1.16"),
+        ("ours alone", "4.50", "–", "−0.50", "–"),
+        ("not run", "–", "2.61", "–", "−1.00"),
+    ]
+    assert b"the paper" in error_rate_plot(runs)
+
+
+def test_a_long_table_stresses_the_best_three_as_table_1_does():
+    runs = [RunSummary(label=str(error), errors=(error,)) for error in (5.0, 4.0, 7.0, 3.0, 6.0, 8.0, 2.0)]
+    assert error_table(runs).best == (6, 3, 1)
+    assert error_table(runs[:6]).best == (3,)
+
+
+def test_every_row_tells_its_budget_and_how_often_images_were_seen():
+    seen = (Seen(source="pool p", images=1000, times=3.0), Seen(source="training images", images=500, times=1.5))
+    runs = [
+        RunSummary(label="a", errors=(5.0,), images=3750, updates=60, seen=seen),
+        RunSummary(label="b", errors=(5.0,), images=3750, updates=60),
+    ]
+    table = budget_table(runs)
+    told = "pool p: 1,000 images, 3× each; training images: 500 images, 1.5× each"
+    assert table.rows == (("a", "3,750", "60", told), ("b", "3,750", "60", "–"))
+    assert table.note == "The same for all runs."
+    assert "no fair comparison" in budget_table([*runs, RunSummary(label="c", errors=(), images=1)]).note
+
+
 def test_the_table_of_error_rates_stresses_the_lowest_and_compares_with_the_baseline():
     table = error_table(RUNS)
     assert table.rows == (
@@ -149,10 +188,10 @@ def test_the_table_of_error_rates_stresses_the_lowest_and_compares_with_the_base
         ("LS-Mix", "4.02 ± 0.11", "−0.98", "3", "4.01, 4.13, 3.92"),
         ("Bern-Mix", "–", "–", "0", "–"),
     )
-    assert table.best == 1
+    assert table.best == (1,)
     assert table.kinds == ("", "number", "number", "number", "")
     alone = error_table(RUNS[1:])
-    assert alone.best is None
+    assert alone.best == ()
     assert "against baseline" not in alone.columns
 
 

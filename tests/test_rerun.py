@@ -104,7 +104,10 @@ TABLE = {
     "runs.lsmix.combine": ("sequential", FROM_RUN),
     "runs.lsmix.seeds": ([5], FROM_RUN),
     "runs.lsmix.classifier": ({"epochs": 3}, FROM_RUN),
+    "runs.lsmix.label": ("LS-Mix", FROM_REPORT),
+    "runs.lsmix.paper": ("4.01", FROM_REPORT),
     "report.title": ("Another", FROM_REPORT),
+    "report.table": ("Table 1", FROM_REPORT),
     "report.pairs": (3, FROM_REPORT),
     "report.bits_images": (65, FROM_REPORT),
 }
