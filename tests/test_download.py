@@ -69,6 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(module, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 5.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.asked, server.statuses, server.cuts = CONTENT, [], [], []
         server.ranges, server.tells_length, server.shift, server.location = True, True, 0, ""
@@ -258,11 +259,12 @@ def test_a_redirect_is_followed_on_the_web_only(server, target):
 
 
 def test_nobody_at_the_other_end_is_said(server, target):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        server.url = f"http://127.0.0.1:{free.getsockname()[1]}/data.npz"
-    with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused"):
-        download(wanted(server), target, Meter())
+    with socket.socket() as deaf:  # bound, so that nobody else listens there, and not listening
+        deaf.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{deaf.getsockname()[1]}/data.npz"
+        with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused.* Run again later"):
+            download(wanted(server), target, Meter())
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
