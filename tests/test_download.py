@@ -210,6 +210,16 @@ def test_a_wrong_size_is_noticed_before_anything_is_fetched(server, target):
     assert list(target.parent.iterdir()) == []
 
 
+def test_an_answer_of_the_wrong_size_does_not_cost_what_was_fetched_before(server, target):
+    target.parent.mkdir()
+    part = target.parent / "data.npz.part"
+    part.write_bytes(CONTENT[:300_000])
+    server.ranges, server.content = False, b"<html>please log in</html>"
+    with pytest.raises(DownloadError, match="expected 1000003 bytes, the server has 26"):
+        download(wanted(server, size=len(CONTENT)), target, Meter())
+    assert part.read_bytes() == CONTENT[:300_000]
+
+
 def test_a_file_that_goes_on_past_its_size_is_refused(server, target):
     server.tells_length = False
     with pytest.raises(DownloadError, match="goes on past the 500000 bytes"):
