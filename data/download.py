@@ -144,8 +144,10 @@ def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter
     with _opened(file, have) as answer:
         if answer is None:  # there is nothing behind what we have: it is whole, or of another file
             return
-        have, total = _where(file, stream, have, answer)
+        have, total = _where(file, have, answer)
         _check_size(file, part, have, total)
+        if not have:  # only now, since an answer of the wrong size is no reason to throw away what we have
+            stream.truncate(0)
         meter.start(file.name, total, "byte", done=have)
         try:
             have = _copy(answer, stream, have, file.size or total, meter, file)
@@ -155,8 +157,8 @@ def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter
             raise _Interrupted(f"the connection ended after {have} of {total} bytes")
 
 
-def _where(file: PublishedFile, stream: IO[bytes], have: int, answer: http.client.HTTPResponse) -> tuple[int, int]:
-    """Return at which byte the answer begins and how many the file has (0 if it does not say); cut our part to that."""
+def _where(file: PublishedFile, have: int, answer: http.client.HTTPResponse) -> tuple[int, int]:
+    """Return at which byte the answer begins, ``have`` or 0, and how many the file has (0 if it does not say)."""
     length = answer.length or 0
     if answer.status == http.client.PARTIAL_CONTENT:
         found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
@@ -165,8 +167,7 @@ def _where(file: PublishedFile, stream: IO[bytes], have: int, answer: http.clien
                 f"{file.url!r} answers with another part than the one asked for, from byte {have}. Fetch the file by hand."
             )
         return have, have + length if found[2] == "*" else int(found[2])
-    stream.truncate(0)  # the server sends the file whole, from its beginning
-    return 0, length
+    return 0, length  # the server sends the file whole, from its beginning
 
 
 def _check_size(file: PublishedFile, part: Path, have: int, total: int) -> None:

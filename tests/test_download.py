@@ -69,6 +69,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(module, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 5.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.asked, server.statuses, server.cuts = CONTENT, [], [], []
         server.ranges, server.tells_length, server.shift, server.location = True, True, 0, ""
@@ -209,6 +210,16 @@ def test_a_wrong_size_is_noticed_before_anything_is_fetched(server, target):
     assert list(target.parent.iterdir()) == []
 
 
+def test_an_answer_of_the_wrong_size_does_not_cost_what_was_fetched_before(server, target):
+    target.parent.mkdir()
+    part = target.parent / "data.npz.part"
+    part.write_bytes(CONTENT[:300_000])
+    server.ranges, server.content = False, b"<html>please log in</html>"
+    with pytest.raises(DownloadError, match="expected 1000003 bytes, the server has 26"):
+        download(wanted(server, size=len(CONTENT)), target, Meter())
+    assert part.read_bytes() == CONTENT[:300_000]
+
+
 def test_a_file_that_goes_on_past_its_size_is_refused(server, target):
     server.tells_length = False
     with pytest.raises(DownloadError, match="goes on past the 500000 bytes"):
@@ -258,11 +269,12 @@ def test_a_redirect_is_followed_on_the_web_only(server, target):
 
 
 def test_nobody_at_the_other_end_is_said(server, target):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        server.url = f"http://127.0.0.1:{free.getsockname()[1]}/data.npz"
-    with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused"):
-        download(wanted(server), target, Meter())
+    with socket.socket() as deaf:  # bound, so that nobody else listens there, and not listening
+        deaf.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{deaf.getsockname()[1]}/data.npz"
+        with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused.* Run again later"):
+            download(wanted(server), target, Meter())
+    assert list(target.parent.iterdir()) == []
 
 
 def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
