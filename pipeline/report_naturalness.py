@@ -1,4 +1,4 @@
-"""The chapter of the report on how natural mixes are: a table, two plots, and the mixes themselves.
+"""The chapter of the report on how natural mixes are: two tables, two plots, and the mixes themselves.
 
 The one rule: no column stands alone. What counts as likely need not look natural, so the words say so and the sheet is
 beside the numbers.
@@ -24,7 +24,12 @@ def naturalness_section(item: InputArtifact | None) -> Section:
     if item is None:
         return Section(title=_TITLE)
     result = read_naturalness(item.folder)
-    return Section(title=_TITLE, text=_text(result), tables=(_table(result),), figures=_figures(result, item))
+    return Section(
+        title=_TITLE,
+        text=_text(result),
+        tables=(_likelihood(result), _appearance(result)),
+        figures=_figures(result, item),
+    )
 
 
 def _text(result: Naturalness) -> str:
@@ -36,35 +41,51 @@ def _text(result: Naturalness) -> str:
     )
 
 
-def _table(result: Naturalness) -> Table:
-    frechet = bool(result.features)
-    rows = []
-    for sample in result.samples:
-        cells = [
+def _likelihood(result: Naturalness) -> Table:
+    rows = [
+        (
             _label(sample),
-            "–" if sample.share is None else f"{100 * sample.share:.1f} %",
             f"{sample.mean_bits:.3f} ± {sample.mean_bits_error:.3f}",
             *(_interval(one) for one in (sample.less_likely, sample.more_likely, sample.distance)),
-        ]
-        if frechet:
-            cells.append("–" if sample.frechet is None else f"{sample.frechet:.2f}")
-        mark = _ELSEWHERE if sample.seam and sample.seam_of == "ls-mix" else ""
-        cells += [_interval(sample.seam) + mark, "–" if sample.corrupted is None else f"{sample.corrupted:,}"]
-        rows.append(tuple(cells))
-    columns = ["sample", "of x₂", "bits per dimension", "less likely by", "more likely by", "distance"]
-    columns += ["Fréchet"] if frechet else []
-    return Table(title=_TITLE, columns=(*columns, "seam", "corrupted"), rows=tuple(rows), note=_note(result))
-
-
-def _note(result: Naturalness) -> str:
-    parts = [
-        "Of x₂: share of the second image, as it really is; CutMix cuts off what sticks out of the image. "
-        "Bits per dimension: mean ± standard error under the judge. Less and more likely: by how many bits per dimension "
-        "the quantiles of a sample lie above and below those of the held-out originals; their sum is the 1-Wasserstein "
-        f"distance. In brackets 95% confidence intervals from {result.bootstrap:,} resamples.",
-        "The other originals show how large a distance is by chance. A mix of two photographs averages their detail, so its "
-        "distribution is narrower whatever the method: compare methods with the hard cut, too.",
+        )
+        for sample in result.samples
     ]
+    parts = [
+        "Mean ± standard error. Less and more likely: by how many bits per dimension the quantiles of a sample lie above and "
+        "below those of the held-out originals; their sum is the 1-Wasserstein distance. In brackets 95% confidence "
+        f"intervals from {result.bootstrap:,} resamples. The other originals show how large a distance is by chance. A mix "
+        "of two photographs averages their detail, so its distribution is narrower whatever the method: compare methods "
+        "with the hard cut, too."
+    ]
+    parts += _paired(result)
+    missing = sum(sample.not_finite for sample in result.samples)
+    if missing:
+        parts.append(f"Left out: {missing:,} images to which the judge gives no finite likelihood.")
+    if result.pairs < result.pairs_asked:
+        parts.append(f"{result.pairs_asked:,} pairs were asked for; there are no more held-out images or unseen pairs.")
+    return Table(
+        title="Likelihood under the judge",
+        columns=("sample", "bits per dimension", "less likely by", "more likely by", "distance"),
+        rows=tuple(rows),
+        note=" ".join(parts),
+    )
+
+
+def _appearance(result: Naturalness) -> Table:
+    rows = []
+    for sample in result.samples:
+        mark = _ELSEWHERE if sample.seam and sample.seam_of == "ls-mix" else ""
+        frechet = ("–" if sample.frechet is None else f"{sample.frechet:.2f}",) if result.features else ()
+        rows.append(
+            (
+                _label(sample),
+                "–" if sample.share is None else f"{100 * sample.share:.1f} %",
+                *frechet,
+                _interval(sample.seam) + mark,
+                "–" if sample.corrupted is None else f"{sample.corrupted:,}",
+            )
+        )
+    parts = ["Of x₂: share of the second image, as it really is; CutMix cuts off what sticks out of the image."]
     if result.features:
         parts.append(
             f"Fréchet: between Gaussians fitted to {result.features} features of this project's own classifier "
@@ -72,17 +93,18 @@ def _note(result: Naturalness) -> str:
             "originals. The classifier has seen the sources, not the test images."
         )
     parts.append(
-        "Seam: mean step from pixel to pixel across the border between the two images, over that elsewhere. "
-        f"{_ELSEWHERE}: measured along the border of LS-Mix, where these have none: what a border costs by its place alone."
+        "Seam: mean step from pixel to pixel across the border between the two images, over that elsewhere, with its 95% "
+        f"confidence interval. {_ELSEWHERE}: along the border of LS-Mix, where these have none: what a border costs by its "
+        "place alone."
     )
     if any(sample.corrupted for sample in result.samples):
         parts.append("Corrupted: decoded beyond the range of images, by the rule for pools; counted, and not left out.")
-    missing = sum(sample.not_finite for sample in result.samples)
-    if missing:
-        parts.append(f"Left out: {missing:,} images to which the judge gives no finite likelihood.")
-    if result.pairs < result.pairs_asked:
-        parts.append(f"{result.pairs_asked:,} pairs were asked for; there are no more held-out images or unseen pairs.")
-    return " ".join([*parts, *_paired(result)])
+    return Table(
+        title="Features and seams",
+        columns=("sample", "of x₂", *(("Fréchet",) if result.features else ()), "seam", "corrupted"),
+        rows=tuple(rows),
+        note=" ".join(parts),
+    )
 
 
 def _paired(result: Naturalness) -> list[str]:
