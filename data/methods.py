@@ -71,14 +71,14 @@ def import_object(reference: str, what: str) -> Any:
     """Return the object that ``reference``, "package.module:name", names.
 
     Raises:
-        RecipeError: there is no such module or nothing of this name in it; ``what`` begins the message.
+        RecipeError: there is nothing of this name, or importing it fails; ``what`` begins the message.
     """
     module, _, name = reference.partition(":")
     try:
         found = importlib.import_module(module)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # another package may raise anything while it is imported
         raise RecipeError(f"{what}: {reference!r} cannot be imported ({error}). Install its package.") from error
     return found
 
