@@ -46,6 +46,10 @@ class Registry:
         """Return all names, built-in ones first."""
         return [*self._builtin, *sorted(self._others().keys() - self._builtin.keys())]
 
+    def builtin(self) -> list[str]:
+        """Return the names of lsmix's own, whatever else is installed."""
+        return list(self._builtin)
+
     def __contains__(self, name: object) -> bool:
         return name in self._builtin or name in self._others()
 

@@ -121,7 +121,7 @@ def _as_toml(material: Material) -> str:
     parts = ("flow", "latents", "naturalness")
     sections |= {role: material.inputs[role].manifest.config for role in parts if role in material.inputs}
     sections |= {f"pools.{name}": item.manifest.config for name, item in material.named("pool").items()}
-    sections |= {f"runs.{name}": item.manifest.config for name, item in material.named("run").items()}
+    sections |= {f'runs."{name}"': item.manifest.config for name, item in material.named("run").items()}  # name/seed
     lines: list[str] = []
     for name, fields in sections.items():
         lines += [*_toml_section(name, fields), ""]

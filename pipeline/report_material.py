@@ -19,10 +19,10 @@ from lsmix.pipeline.report_page import ReportFigure
 from lsmix.pipeline.sheets import png_bytes, sheet
 from lsmix.pipeline.stage import InputArtifact, StageTask
 
-__all__ = ["Material", "plot_figure", "sheet_figure"]
+__all__ = ["SHEET_DENSITY", "SHEET_WIDTH", "Material", "plot_figure", "sheet_figure"]
 
-_SHEET_WIDTH = 830  # pixels that a sheet should about have
-_DENSITY = 2  # pixels of a sheet to one of the page, so that its letters are sharp
+SHEET_WIDTH = 830  # pixels that a sheet should about have
+SHEET_DENSITY = 2  # pixels of a sheet to one of the page, so that its letters are sharp
 
 
 class Material:
@@ -87,8 +87,10 @@ def plot_figure(name: str, data: bytes, alt: str, caption: str = "") -> ReportFi
 
 def sheet_figure(name: str, rows: list[list[np.ndarray]], titles: list[str], alt: str, caption: str) -> ReportFigure:
     """Return rows of images as a sheet, large enough to be looked at."""
-    scale = max(1, round(_SHEET_WIDTH / (len(titles) * rows[0][0].shape[1])))
-    picture = sheet(rows, column_titles=titles, scale=_DENSITY * scale, gap=4 * _DENSITY, text_size=13 * _DENSITY)
+    scale = max(1, round(SHEET_WIDTH / (len(titles) * rows[0][0].shape[1])))
+    picture = sheet(
+        rows, column_titles=titles, scale=SHEET_DENSITY * scale, gap=4 * SHEET_DENSITY, text_size=13 * SHEET_DENSITY
+    )
     return ReportFigure(
         name=name,
         data=png_bytes(picture),
@@ -96,5 +98,5 @@ def sheet_figure(name: str, rows: list[list[np.ndarray]], titles: list[str], alt
         alt=alt,
         caption=caption,
         pixelated=True,
-        density=_DENSITY,
+        density=SHEET_DENSITY,
     )

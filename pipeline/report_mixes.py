@@ -1,43 +1,28 @@
-"""The chapter of the report with the paper's figures, drawn with the recipe's own flow."""
+"""The chapter of the report with the paper's figures, drawn with the recipe's own flow and images."""
 
-from lsmix.pipeline.report_material import Material, sheet_figure
-from lsmix.pipeline.report_page import Section
-from lsmix.pipeline.sweeps import FIG3_RATES, FIG4_RATES, choose_pairs, mix_sweep, zero_sweep
+from lsmix.pipeline.figures import FIGURES, draw_figure, figure_png
+from lsmix.pipeline.report_material import SHEET_DENSITY, SHEET_WIDTH, Material
+from lsmix.pipeline.report_page import ReportFigure, Section
 
 __all__ = ["mixes_section"]
 
 
 def mixes_section(material: Material) -> Section:
-    """Return the chapter of mixed images; an empty one where the recipe has no flow."""
-    if not material.has_flow:
+    """Return the chapter of mixed images; an empty one where the recipe has no flow, or nothing to mix."""
+    if not material.has_flow or len(material.latents) < 2:
         return Section(title="Mixed images")
-    figures = []
-    count = material.config.pairs
-    titles = ["x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂"]
-    for name, pool in material.pools.items():
-        if material.made_by_this_flow(name):
-            rows = mix_sweep(material.flow, material.latents, choose_pairs(pool, count), method=pool.method)
-            figures.append(
-                sheet_figure(
-                    f"mixes-{name}",
-                    rows,
-                    titles,
-                    f"Pairs of pool {name} mixed at growing λ.",
-                    f"Pool {name}: pairs mixed at growing λ, as in Fig. 4 of the paper. The part that comes from x₂ grows "
-                    "from the upper left, cell by cell of the coarsest grid in Morton order.",
-                )
-            )
-            break  # every pool with this flow would show the same kind of sweep
-    zero_titles = ["x", *(str(rate) for rate in FIG3_RATES)]
-    rows = zero_sweep(material.flow, material.latents, range(min(count, len(material.latents))))
-    figures.append(
-        sheet_figure(
-            "zero-fill",
-            rows,
-            zero_titles,
-            "Images whose last latent components are set to zero.",
-            "The last part of the latent set to zero, as in Fig. 3 of the paper: the image of the zero latent spreads from "
-            "the lower right.",
-        )
+    return Section(title="Mixed images", figures=tuple(_figure(material, name) for name in FIGURES))
+
+
+def _figure(material: Material, name: str) -> ReportFigure:
+    sheet = draw_figure(name, material.flow, material.latents, material.dataset, pairs=material.config.pairs)
+    broken = f" {sheet.corrupted} of {sheet.decoded} decoded images count as corrupted." if sheet.corrupted else ""
+    return ReportFigure(
+        name=name,
+        data=figure_png(sheet, width=SHEET_WIDTH, density=SHEET_DENSITY),
+        media="image/png",
+        alt=sheet.alt,
+        caption=sheet.caption + broken,
+        pixelated=True,
+        density=SHEET_DENSITY,
     )
-    return Section(title="Mixed images", figures=tuple(figures))

@@ -1,18 +1,12 @@
 """The chapter of the report on pools: counts, images of each method beside their sources, rates, and likelihoods."""
 
-from itertools import chain
-
-import numpy as np
-
 from lsmix.data.pool import Pool
 from lsmix.pipeline.plots import bits_histogram, histogram
+from lsmix.pipeline.pool_sheet import SHEET_TITLES, pool_rows
 from lsmix.pipeline.report_material import Material, plot_figure, sheet_figure
 from lsmix.pipeline.report_page import PoolFacts, ReportFigure, Section, pool_table
 
 __all__ = ["pools_section"]
-
-_TRIPLES = 3  # of x₁, mix, x₂ in a row of a sheet
-_LOOKED_AT = 4096  # rows of a pool that its sheet is chosen from
 
 
 def pools_section(material: Material) -> Section:
@@ -62,19 +56,12 @@ def _one_of_each_kind(material: Material) -> dict[str, Pool]:
 
 
 def _pool_sheet(material: Material, name: str, pool: Pool) -> ReportFigure:
-    """Return images of a pool between their first two sources: those whose classes differ and that have much of both."""
-    share = pool.share_b[:_LOOKED_AT]
-    differ = pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
-    wanted = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")  # the first rows where none is so
-    rows = wanted[: _TRIPLES * material.config.pairs].tolist()
-    train = material.dataset.train.images
-    cells = [[train[int(pool.source_a[row])], pool.image[row], train[int(pool.source_b[row])]] for row in rows]
-    grid = [[*chain.from_iterable(cells[start : start + _TRIPLES])] for start in range(0, len(cells), _TRIPLES)]
+    grid = pool_rows(pool, material.dataset.train.images, material.config.pairs)
     more = f" The mixes have {pool.sources} sources, of which two are shown." if pool.sources > 2 else ""
     return sheet_figure(
         f"pool-{name}",
         grid,
-        ["x₁", "mix", "x₂"] * _TRIPLES,
+        SHEET_TITLES,
         f"Images of pool {name} between their sources.",
         f"Pool {name} ({pool.method}): images as they are in the pool, between the two they are made of.{more}",
     )

@@ -53,8 +53,9 @@ def _short(value: Any) -> Any:
 def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
     """Write a PNG of the pictures in an artifact; return what it shows, or "" where the stage has none.
 
-    A pool is shown as x₁ | mixes at growing λ | x₂ where its latents and flow are in the same workspace, else as its
-    own images in order of λ.
+    A pool is shown as x₁ | mixes at growing λ | x₂ where its latents and flow are in the same workspace, one in pixel
+    space as x₁ | mix | x₂ where its data set is; else, and where x₂ begins elsewhere or there are more sources, as its
+    own images in order of their share.
     """
     from lsmix.pipeline.sheets import png_bytes
 
@@ -78,11 +79,18 @@ def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
 
     pool = open_pool(folder)
     inputs = _inputs(folder, manifest)
-    if inputs is None:
+    plain = pool.sources == 2 and "corner" not in pool.columns  # a sweep shows two sources, and the first corner
+    if inputs is None or not (plain or "dataset" in inputs):
         order = np.argsort(pool.share_b[: rows * _SHEET_COLUMNS], kind="stable")
         images = pool.image[: len(order)][order]
         grid = [list(images[start : start + _SHEET_COLUMNS]) for start in range(0, len(images), _SHEET_COLUMNS)]
-        return sheet(grid), "images of the pool by growing share of the second; its latents are not in this workspace"
+        return sheet(grid), "images of the pool by growing share of the second"
+    if "dataset" in inputs:
+        from lsmix.data.dataset import open_dataset
+        from lsmix.pipeline.pool_sheet import SHEET_TITLES, pool_rows
+
+        train = open_dataset(inputs["dataset"]).train.images
+        return sheet(pool_rows(pool, train, rows), column_titles=SHEET_TITLES), "x₁ | mix | x₂"
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
     from lsmix.pipeline.sweeps import FIG4_RATES, choose_pairs, mix_sweep
@@ -94,9 +102,9 @@ def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
 
 
 def _inputs(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
-    """Return the folders of a pool's latents and flow, where its own workspace has them."""
+    """Return the folders of what a pool was made from, by role, where its own workspace has them."""
     workspace = Workspace(folder.resolve().parent.parent)
-    stages = {"latents": "encode", "flow": "train-glow"}
+    stages = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}
     found = {}
     for record in manifest.inputs:
         try:

@@ -1,6 +1,9 @@
 """Every method as a pool and every way of combining them, made end to end on digits."""
 
+import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -200,3 +203,45 @@ def test_the_manifest_tells_how_often_each_image_was_seen(made: RunResult, arm: 
 def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, tmp_path: Path) -> None:
     roots = [(item.stage, item.name, item.manifest.root) for item in made.built]
     assert [(item.stage, item.name, item.manifest.root) for item in make(tmp_path).built] == roots
+
+
+def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(made: RunResult) -> None:
+    folder = made["ingest"].folder.parents[2]
+    report = run(folder / "every.toml", workspace=folder / "runs", device="cpu")["report"].folder
+    figures = {path.stem for path in (report / "figures").iterdir()}
+    assert {f"pool-{name}" for name in (*LATENT, *PIXEL, "corners", "three")} <= figures
+    page = (report / "report.md").read_text(encoding="utf-8")
+    for told in ("| either | 450 | 15 | ", "pool three: 300 images, 1.5× each", "| mixup | 450 | 15 | training images"):
+        assert told in page
+    toml = page.split("```toml")[1].split("```")[0]
+    assert tomllib.loads(toml)["runs"]["either/0"]["parts"][1]["weight"] == 2.0
+
+
+def test_a_recipe_of_pixels_alone_has_a_report(tmp_path: Path) -> None:
+    recipe = tmp_path / "pixels.toml"
+    text = RECIPE.replace("[flow]", "[x]").partition("[x]")[0] + "[classifier]" + RECIPE.partition("[classifier]")[2]
+    recipe.write_text(text + '[pools.p]\nmethod = "mixup"\n[runs.p]\npool = "p"\nlabel = "<MixUp>"\npaper = "4.33"\n')
+    result = run(recipe, workspace=tmp_path / "runs", device="cpu")
+    assert [item.stage for item in result.built] == ["ingest", "mix", "train", "report"]
+    assert result.error_rates[0].label == "<MixUp>"
+    page = (result["report"].folder / "report.html").read_text(encoding="utf-8")
+    assert "&lt;MixUp&gt;" in page
+    assert "<MixUp>" not in page
+    assert "4.33" in page
+
+
+@pytest.mark.parametrize(
+    ("pool", "shown"),
+    [
+        ("cutmix", "x₁ | mix | x₂"),
+        ("corners", "growing share"),
+        ("three", "growing share"),
+        ("linear", "mixes at growing λ"),
+    ],
+)
+def test_show_draws_every_kind_of_pool(
+    made: RunResult, tmp_path: Path, command: Callable[..., Any], pool: str, shown: str
+) -> None:
+    result = command("show", made[f"mix/{pool}"].folder, "--sheet", tmp_path / "sheet.png", "--rows", "2")
+    assert result.code == 0, result.err
+    assert shown in result.out

@@ -1,0 +1,27 @@
+"""Images of a pool between the sources that they are made of, for the eye."""
+
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.pool import Pool
+
+__all__ = ["SHEET_TITLES", "pool_rows"]
+
+_TRIPLES = 3  # of x₁, mix, x₂ in a row
+_LOOKED_AT = 4096  # rows of a pool that are chosen from
+SHEET_TITLES = ["x₁", "mix", "x₂"] * _TRIPLES
+
+
+def pool_rows(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
+    """Return up to ``count`` rows of a sheet: three mixes each, between their first two sources.
+
+    ``train`` holds the images of the train split, uint8 (N, H, W, C). Those come first whose two classes differ and that
+    have much of both sources.
+    """
+    share = pool.share_b[:_LOOKED_AT]
+    differ = pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
+    wanted = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count].tolist()
+    cells = [[train[int(pool.source_a[row])], pool.image[row], train[int(pool.source_b[row])]] for row in wanted]
+    return [[*chain.from_iterable(cells[start : start + _TRIPLES])] for start in range(0, len(cells), _TRIPLES)]
