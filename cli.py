@@ -275,6 +275,48 @@ def show(artifact: Path, sheet: Path | None, rows: int, as_json: bool) -> None:
     click.echo(f"{'sheet':<12} {target} ({drawn})" if drawn else "no pictures to draw in an artifact of this stage")
 
 
+@cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")
+@click.argument("name")
+@_recipe_options
+@_run_options
+@_download_option
+@click.option("--out", type=click.Path(path_type=Path), help="Write the PNG here, not to NAME.png.")
+@click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
+def figure(
+    name: str,
+    recipe: Path,
+    out: Path | None,
+    rows: int,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **options: Any,
+) -> None:
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+    from lsmix.pipeline.figures import check_figure
+
+    check_figure(name)
+    if dry_run:
+        _run("encode", recipe, dry_run, as_json, quiet, verbose, **options)
+        return
+    from lsmix.pipeline.api import figure as draw
+
+    target = out or Path(f"{name}.png")
+    bars = _Bars(quiet, verbose)
+    try:
+        sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
+    finally:
+        bars.finish()
+    if as_json:
+        facts = {"name": name, "path": str(target), "caption": sheet.caption}
+        _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
+        return
+    click.echo(f"figure      {target}")
+    click.echo(f"shows       {sheet.caption}")
+    click.echo(f"corrupted   {sheet.corrupted} of {sheet.decoded} decoded images")
+
+
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")

@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lsmix.data.errors import RecipeError
+from lsmix.data.dataset import open_dataset
+from lsmix.data.durable import write_durably
+from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.data.pool import open_pool
+from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
 from lsmix.pipeline.graph import Node, build_graph, upto
@@ -19,7 +22,10 @@ from lsmix.pipeline.recipe import Recipe, read_recipe
 from lsmix.pipeline.runner import Built, bring_up_to_date
 from lsmix.pipeline.workspace import Workspace
 
-__all__ = ["RunResult", "plan", "run", "verify"]
+if TYPE_CHECKING:
+    from lsmix.pipeline.figures import FigureSheet
+
+__all__ = ["RunResult", "figure", "plan", "run", "verify"]
 
 # What a recipe may do without, unless it is asked for the stage.
 _SECTIONS = {
@@ -125,6 +131,62 @@ def run(
     with graceful_signals(), executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device, force=force)
     return RunResult(recipe=content, built=built)
+
+
+def figure(
+    name: str,
+    recipe: Path | str,
+    target: Path,
+    *,
+    pairs: int = 6,
+    workspace: Path | str = "runs",
+    overrides: Sequence[str] = (),
+    scale: str = "",
+    device: str = "auto",
+    **options: Any,
+) -> "FigureSheet":
+    """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
+
+    Brings the latents up to date first, and what they need; nothing further.
+
+    Args:
+        name: a name in ``lsmix.pipeline.figures.FIGURES``.
+        recipe: the TOML file; where it has no flow of its own, the first flow that a pool of it names.
+        target: the PNG to write, in a folder that exists.
+        pairs: pairs of images that the figure shows, at least 1.
+        workspace: folder of the artifacts.
+        overrides: "section.key=value" each, over what the recipe says.
+        scale: name of the recipe's sizes to take; "" for none.
+        device: where the flow is trained, and where it decodes.
+        **options: further ones of ``run``, but stage and force.
+
+    Raises:
+        LsmixError: with one sentence on what is wrong, where, and what to do.
+    """
+    from lsmix.pipeline.figures import check_figure, draw_figure, figure_png
+
+    check_figure(name)
+    if not target.parent.is_dir():
+        raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
+    asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
+    encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
+    result = run(recipe, **asked, device=device, **options)
+    flow = encode.inputs["flow"]
+    flow_folder = flow if isinstance(flow, Path) else result[f"{flow.stage.name}/{flow.name}"].folder
+
+    from lsmix.glow.checkpoint import load_flow
+
+    device = resolve_device(device)
+    prepare_device(device)
+    sheet = draw_figure(
+        name,
+        load_flow(flow_folder, device=device),
+        open_latents(result[f"encode/{encode.name}"].folder),
+        open_dataset(result["ingest"].folder),
+        pairs=pairs,
+    )
+    write_durably(target, figure_png(sheet))
+    return sheet
 
 
 def verify(artifact: Path | str) -> dict[str, Any]:

@@ -179,8 +179,8 @@ def _zero_fill(sources: _Sources) -> FigureSheet:
         column_titles=["x", *FIG3_RATES],
         row_titles=[],
         alt=f"{len(rows)} images whose last latent components are set to zero, from one twelfth to eleven twelfths.",
-        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper: what "
-        "is left of the image shrinks to the upper left, cell by cell.",
+        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper: the "
+        "image of the zero latent spreads from the lower right.",
         decoded=decoded.corrupted.size,
         corrupted=int(decoded.corrupted.sum()),
     )
