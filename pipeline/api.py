@@ -11,6 +11,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.data.pool import open_pool
+from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
@@ -184,6 +185,7 @@ def figure(
         open_latents(result[f"encode/{encode.name}"].folder),
         open_dataset(result["ingest"].folder),
         pairs=pairs,
+        methods=LATENT_METHODS.names(),
     )
     write_durably(target, figure_png(sheet))
     return sheet

@@ -62,6 +62,7 @@ class _Sources:
     images: Image  # of the train split, (N, H, W, C)
     pairs: list[Pair]  # rows of the train split
     seed: int  # of the draws of methods with chance
+    methods: tuple[str, ...]  # that the sheets of Appendix E show
 
     def mixed(self, method: str, pairs: Sequence[Pair]) -> NDArray[np.float32]:
         return mixed_latents(self.latents, pairs, method=method, seed=self.seed)
@@ -77,7 +78,14 @@ def check_figure(name: str) -> None:
 
 
 def draw_figure(
-    name: str, flow: "Flow", latents: "Latents", dataset: "DataSet", *, pairs: int = 6, seed: int = 0
+    name: str,
+    flow: "Flow",
+    latents: "Latents",
+    dataset: "DataSet",
+    *,
+    pairs: int = 6,
+    seed: int = 0,
+    methods: Sequence[str] = (),
 ) -> FigureSheet:
     """Draw a figure of the paper.
 
@@ -88,6 +96,7 @@ def draw_figure(
         dataset: the sources.
         pairs: pairs of source images, at least 1; fewer are shown where there are too few images.
         seed: of the choice of pairs, and of what methods with chance draw.
+        methods: in latent space, that "appendix-e" shows; empty for those of lsmix, whatever else is installed.
 
     Raises:
         RecipeError: there is no such figure, the data set has no pair, or flow, latents and data set do not belong together.
@@ -105,7 +114,9 @@ def draw_figure(
         raise RecipeError(
             f"cannot draw {name!r}: expected at least 1 pair of 2 training images, got {len(train)} images."
         )
-    return FIGURES[name](_Sources(flow=flow, latents=latents, images=train.images, pairs=chosen, seed=seed))
+    shown = tuple(methods) or tuple(LATENT_METHODS.builtin())
+    sources = _Sources(flow=flow, latents=latents, images=train.images, pairs=chosen, seed=seed, methods=shown)
+    return FIGURES[name](sources)
 
 
 def choose_figure_pairs(labels: NDArray[np.int64], count: int, seed: int) -> list[tuple[int, int]]:
@@ -211,11 +222,11 @@ def _alternatives(sources: _Sources) -> FigureSheet:
 
 
 def _every_method(sources: _Sources) -> FigureSheet:
-    """Draw the sheets of Appendix E: every latent method of lsmix on the same pairs, half as many."""
+    """Draw the sheets of Appendix E: every method on the same pairs, half as many."""
     return _sweeps(
         sources,
         "appendix-e",
-        LATENT_METHODS.builtin(),  # others would make reports depend on what is installed
+        list(sources.methods),
         sources.pairs[: (len(sources.pairs) + 1) // 2],
         caption="The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
     )

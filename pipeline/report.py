@@ -22,6 +22,7 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
+    note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
     bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
 

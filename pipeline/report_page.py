@@ -187,7 +187,7 @@ def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note:
         title=title,
         columns=(*columns, "seeds", "of each seed, %"),
         rows=tuple(rows),
-        note=note or "Last epoch, test images; mean ± sample standard deviation over seeds.",
+        note=f"Last epoch, test images; mean ± sample standard deviation over seeds. {note}".strip(),
         best=tuple(done[: 3 if len(runs) > _LONG_TABLE else 1]) if len(done) > 1 else (),
     )
 

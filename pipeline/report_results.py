@@ -21,7 +21,10 @@ def results_section(material: Material) -> Section:
     return Section(
         title="Error rates",
         text="Error of the last epoch on the test split, for every run over its seeds.",
-        tables=(error_table(runs, title=material.config.table or "Error rates"), budget_table(runs)),
+        tables=(
+            error_table(runs, title=material.config.table or "Error rates", note=material.config.note),
+            budget_table(runs),
+        ),
         figures=(
             plot_figure(
                 "error-rates", error_rate_plot(runs), "Error rates of all runs with their standard deviations."

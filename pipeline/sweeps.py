@@ -30,7 +30,6 @@ __all__ = [
     "decode_sweep",
     "mix_sweep",
     "mixed_latents",
-    "zero_sweep",
     "zeroed_latents",
 ]
 
@@ -107,10 +106,4 @@ def mix_sweep(
     """Return a row for each pair of source rows: x₁, the mixes at the rates of Fig. 4, x₂; all decoded from latents."""
     first, second = (latents.z.gather([pair[place] for pair in pairs])[:, None] for place in (0, 1))
     z = np.concatenate([first, mixed_latents(latents, pairs, method=method), second], axis=1)
-    return [list(row) for row in decode_sweep(flow, latents, z).images]
-
-
-def zero_sweep(flow: "Flow", latents: "Latents", rows: Sequence[int]) -> list[list[Image]]:
-    """Return a row for each source row: x, then with the shares of Fig. 3 of its last latent components at zero."""
-    z = np.concatenate([latents.z.gather(list(rows))[:, None], zeroed_latents(latents, rows)], axis=1)
     return [list(row) for row in decode_sweep(flow, latents, z).images]

@@ -108,6 +108,7 @@ TABLE = {
     "runs.lsmix.paper": ("4.01", FROM_REPORT),
     "report.title": ("Another", FROM_REPORT),
     "report.table": ("Table 1", FROM_REPORT),
+    "report.note": ("At small scale.", FROM_REPORT),
     "report.pairs": (3, FROM_REPORT),
     "report.bits_images": (65, FROM_REPORT),
 }
