@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
-from lsmix.pipeline.ingest import DATASET_FILE
+from lsmix.pipeline.ingest import DATASET_FILE, origin_of
 from lsmix.pipeline.sharded import run_sharded
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
@@ -115,6 +115,7 @@ def run(task: StageTask) -> Outcome:
         "image_shape": list(dataset.image_shape),
         "bits": flow.config.bits,
         "class_names": list(dataset.class_names),
+        "origin": msgspec.to_builtins(origin_of(task.inputs["dataset"], dataset)),
     }
     shard_rows = min(config.shard_rows, rows) or None  # one longer than the latents would be padded on the disk
     store = create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
@@ -137,4 +138,4 @@ def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
     )
 
 
-ENCODE = Stage(name="encode", version=1, run=run, estimate=_estimate)
+ENCODE = Stage(name="encode", version=2, run=run, estimate=_estimate)

@@ -4,17 +4,21 @@ Later stages that make pools read the train split alone, so no test image can ge
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from msgspec import Meta
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.origin import Origin
 from lsmix.data.published_sets import files_to_fetch
 from lsmix.data.sources import SourceConfig, read_source
 from lsmix.pipeline.progress import Progress
-from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
-__all__ = ["DATASET_FILE", "INGEST", "DataConfig", "fetch_source"]
+if TYPE_CHECKING:
+    from lsmix.data.dataset import DataSet
+
+__all__ = ["DATASET_FILE", "INGEST", "DataConfig", "fetch_source", "origin_of"]
 
 DATASET_FILE = "dataset.h5"
 
@@ -100,3 +104,15 @@ INGEST = Stage(
     not_in_key=frozenset({"path", "format", "download"}),  # contents count, not where they lie or how they came
     uses_torch=False,
 )
+
+
+def origin_of(artifact: InputArtifact, dataset: "DataSet") -> Origin:
+    """Return where the images of a data set are from, as latents and pools keep it."""
+    config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
+    return Origin(
+        root=artifact.manifest.root,
+        config=config,
+        licence=dataset.licence,
+        citation=dataset.citation,
+        train_images=len(dataset.train),
+    )

@@ -19,8 +19,10 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.methods import nearest
+from lsmix.data.origin import Origin, read_origin
 from lsmix.data.pool import CORNERS, STATES, create_pool, pool_store, write_pool_shard
 from lsmix.glow.methods import LATENT_METHODS
+from lsmix.pipeline.ingest import origin_of
 from lsmix.pipeline.keys import key_fields
 from lsmix.pipeline.mixers import LatentMixer, Mixed, Mixer, PixelMixer, Sources
 from lsmix.pipeline.plan import Draw, MixPlan
@@ -212,7 +214,8 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
 def run(task: StageTask) -> Outcome:
     """Make the pool."""
     config: PoolConfig = task.config
-    images, image_shape, class_names = _facts(task)
+    facts = _facts(task)
+    images = facts.origin.train_images
     if images < config.sources:
         raise RecipeError(
             f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
@@ -222,15 +225,16 @@ def run(task: StageTask) -> Outcome:
         task.folder,
         images_per_copy=plan.images,
         copies=plan.copies,
-        image_shape=image_shape,
-        class_names=class_names,
+        image_shape=facts.image_shape,
+        class_names=facts.class_names,
         method=config.method,
         shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
         sources=config.sources,
         corners=config.corner != CORNERS[0],
+        attributes={"origin": msgspec.to_builtins(facts.origin)},
     )
     counts, digests = run_sharded(task, module=__name__, store=store)
-    write_durably(task.folder / _PLAN_FILE, _plan_text(task))
+    write_durably(task.folder / _PLAN_FILE, _plan_text(task, facts))
     counts |= {"copies": plan.copies, "images_per_copy": plan.images}
     if counts["corrupted"]:
         task.progress.warn(
@@ -240,26 +244,36 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({"pool.zarr", _PLAN_FILE}), counts=counts, digests=digests)
 
 
-def _facts(task: StageTask) -> tuple[int, tuple[int, int, int], tuple[str, ...]]:
-    """Return the number of training images, their shape, and the classes' names."""
+class _Facts(NamedTuple):
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    origin: Origin
+    dim: int | None  # length of a latent vector
+
+
+def _facts(task: StageTask) -> _Facts:
+    """Return what is known of the training images, from the latents or from the data set itself."""
     if "dataset" in task.inputs:
         dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
-        return len(dataset.train), dataset.image_shape, dataset.class_names
+        return _Facts(dataset.image_shape, dataset.class_names, origin_of(task.inputs["dataset"], dataset), None)
     latents = open_latents(task.inputs["latents"].folder)
     height, width, channels = latents.attributes["image_shape"]
-    return len(latents), (height, width, channels), tuple(latents.attributes["class_names"])
+    origin = read_origin(latents.attributes, f"latents {str(latents.path)!r}")
+    return _Facts((height, width, channels), tuple(latents.attributes["class_names"]), origin, latents.dim)
 
 
-def _plan_text(task: StageTask) -> bytes:
-    """Return what is enough, with the inputs, to make every pixel again."""
-    plan = {
+def _plan_text(task: StageTask, facts: _Facts) -> bytes:
+    """Return what is enough, with the published images and the flow, to make every pixel again."""
+    plan: dict[str, Any] = {
         "format_version": 1,
         "stage_version": MIX.version,
         "pool": key_fields(task.config, MIX.not_in_key),
         "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
+        "origin": msgspec.to_builtins(facts.origin),
     }
     if "latents" in task.inputs:
         plan["latents"] = task.inputs["latents"].manifest.config
+        plan["dim"] = facts.dim
     return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
 
 
@@ -269,4 +283,4 @@ def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
     return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
-MIX = Stage(name="mix", version=1, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))
+MIX = Stage(name="mix", version=2, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))
