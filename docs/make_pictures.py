@@ -11,10 +11,14 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmix.data.dataset import open_dataset
 from lsmix.data.durable import write_durably
+from lsmix.data.latents import open_latents
+from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.config import FlowConfig, LatentOrder
-from lsmix.pipeline.api import figure
+from lsmix.pipeline.api import run
 from lsmix.pipeline.builtin import recipe_path
+from lsmix.pipeline.figures import draw_figure, figure_png
 from lsmix.pipeline.regions import second_region
 from lsmix.pipeline.sheets import png_bytes, sheet
 
@@ -23,7 +27,7 @@ __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
 FOLDER: Final = Path(__file__).resolve().parent / "pictures"
 # File name → figure of lsmix, and pairs that it shows.
 DRAWN_BY_FIGURE: Final = {
-    "one-mix.png": ("fig1", 4),
+    "one-mix.png": ("fig1", 3),
     "growing.png": ("fig4", 4),
     "zeros.png": ("fig3", 3),
     "methods.png": ("appendix-e", 4),
@@ -60,9 +64,13 @@ def main(workspace: Path | str = "runs") -> None:
     """Write all pictures."""
     FOLDER.mkdir(exist_ok=True)
     write_durably(FOLDER / "order.png", order_picture())
+    made = run(recipe_path("demo"), workspace=workspace, stage="encode", device="cpu")
+    flow = load_flow(made["train-glow"].folder)
+    latents, dataset = open_latents(made["encode"].folder), open_dataset(made["ingest"].folder)
     for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
-        made = figure(drawn, recipe_path("demo"), FOLDER / name, pairs=pairs, workspace=workspace, device="cpu")
-        sys.stdout.write(f"{name}: {made.caption} {made.corrupted} of {made.decoded} corrupted.\n")
+        shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
+        write_durably(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
+        sys.stdout.write(f"{name}: {shown.caption} {shown.corrupted} of {shown.decoded} corrupted.\n")
 
 
 if __name__ == "__main__":

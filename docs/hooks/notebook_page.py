@@ -13,6 +13,7 @@ from mkdocs.structure.files import File, Files
 
 __all__ = ["as_markdown", "on_files"]
 
+_WRITES: Final = "%%writefile "
 _NOTEBOOK: Final = Path(__file__).resolve().parents[1] / "tutorial.ipynb"
 
 
@@ -22,7 +23,7 @@ def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, byt
     pictures: dict[str, bytes] = {}
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
-        parts.append(source if cell["cell_type"] == "markdown" else _fenced("python", source))
+        parts.append(source if cell["cell_type"] == "markdown" else _code(source))
         for output in cell.get("outputs", ()):
             data = output.get("data", {})
             if "image/png" in data:
@@ -33,6 +34,15 @@ def as_markdown(notebook: dict[str, Any], name: str) -> tuple[str, dict[str, byt
             elif text := "".join(output.get("text", data.get("text/plain", ()))):
                 parts.append(_fenced("text", text.rstrip("\n")))
     return "\n\n".join(parts) + "\n", pictures
+
+
+def _code(source: str) -> str:
+    """Return a cell of Python; or, of one that writes a file, that file."""
+    first, _, rest = source.partition("\n")
+    if not first.startswith(_WRITES):
+        return _fenced("python", source)
+    name = first.removeprefix(_WRITES)
+    return _fenced(f'{name.rpartition(".")[2]} title="{name}"', rest)
 
 
 def _fenced(language: str, text: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+from mkdocs.structure.files import File, Files, InclusionLevel
 
 __all__ = ["on_files", "on_page_markdown", "rewritten"]
 
@@ -31,14 +31,19 @@ def _outside() -> Iterator[Path]:
             yield path
 
 
+def _on_site(name: str) -> str:
+    # MkDocs takes README.md for a folder's index, and the theme an index for its section's title.
+    return _AT + name.replace("README.md", "readme.md")
+
+
 def on_files(files: Files, config: Any) -> Files:
     """Add the pages and pictures from outside docs/."""
     for path in _outside():
-        name = _AT + path.relative_to(ROOT).as_posix()
-        files.append(File.generated(config, name, abs_src_path=str(path)))
-    for name in ("README.md", *(p.relative_to(ROOT).as_posix() for p in _outside() if p.name == "README.md")):
-        if (file := files.get_file_from_path(_AT + name)) and not _in_nav(config.nav, file.src_uri):
-            file.inclusion = file.inclusion.NOT_IN_NAV
+        name = _on_site(path.relative_to(ROOT).as_posix())
+        file = File.generated(config, name, abs_src_path=str(path))
+        if file.is_documentation_page() and not _in_nav(config.nav, name):
+            file.inclusion = InclusionLevel.NOT_IN_NAV
+        files.append(file)
     return files
 
 
@@ -93,7 +98,7 @@ def _places(wanted: str) -> Iterator[str]:
         yield from (inside.removesuffix(".ipynb") + ".md",) if inside.endswith(".ipynb") else (inside,)
     if wanted.endswith(".py"):
         yield f"api/{wanted.removesuffix('.py')}.md"
-    yield _AT + wanted
+    yield _on_site(wanted)
 
 
 def _outside_fences(markdown: str) -> Iterator[tuple[str, bool]]:
