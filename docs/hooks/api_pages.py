@@ -97,8 +97,10 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Put the root package's public names in the place of the mark, by kind of letter: classes first."""
+    """Put the root package's public names in the place of the mark; let the search put prose before modules."""
     if page.file.src_uri != "api/index.md":
+        if page.file.src_uri.startswith("api/"):
+            page.meta["search"] = {"boost": 0.2}
         return markdown
     names = [name for name in public_names(ROOT / "__init__.py") if not name.startswith("__")]
     return markdown.replace(_MARK, "\n".join(f"::: lsmix.{name}\n" for name in sorted(names, key=str.lower)))
