@@ -1,9 +1,9 @@
-# make demo | test | test-all | check | bench | lock | clean; each sets up .venv from the lock file if need be.
+# make demo | test | test-all | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-from-lock
 
-.PHONY: demo test test-all check bench lock clean setup
+.PHONY: demo test test-all check bench docs lock clean setup
 
 demo: $(STAMP)
 	$(BIN)/lsmix demo
@@ -23,6 +23,11 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
 	$(BIN)/python -m benchmarks
+
+# The site, in site/, to be opened from there. To edit with a preview: .venv/bin/mkdocs serve.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(STAMP)
 
@@ -47,4 +52,4 @@ lock:
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov
+	rm -rf .venv .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov site

@@ -222,7 +222,7 @@ def test_the_lock_pins_everything_and_names_no_place():
     assert not any(name.startswith(("nvidia", "triton", "cuda")) for name in names)
     assert (
         set(re.findall(r'"([a-z0-9-]+)>=', text_of("pyproject.toml").split("[project.scripts]")[0]))
-        - {"normflows", "timm"}
+        - {"normflows", "timm", "mkdocs", "mkdocs-material"}
         <= names
     )
 

@@ -1,0 +1,77 @@
+"""Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
+
+The one rule: every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
+It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
+"""
+
+import sys
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.dataset import open_dataset
+from lsmix.data.durable import write_durably
+from lsmix.data.latents import open_latents
+from lsmix.glow.checkpoint import load_flow
+from lsmix.glow.config import FlowConfig, LatentOrder
+from lsmix.pipeline.api import run
+from lsmix.pipeline.builtin import recipe_path
+from lsmix.pipeline.figures import draw_figure, figure_png
+from lsmix.pipeline.regions import second_region
+from lsmix.pipeline.sheets import png_bytes, sheet
+
+__all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
+
+FOLDER: Final = Path(__file__).resolve().parent / "pictures"
+# File name → figure of lsmix, and pairs that it shows.
+DRAWN_BY_FIGURE: Final = {
+    "one-mix.png": ("fig1", 3),
+    "growing.png": ("fig4", 4),
+    "zeros.png": ("fig3", 3),
+    "methods.png": ("appendix-e", 4),
+}
+_FIRST: Final = (86, 98, 122)  # what is left of x₁
+_SECOND: Final = (255, 170, 60)  # what x₂ has taken
+
+
+def order_picture() -> bytes:
+    """Return the regions that the second image takes at λ = 1/16 … 16/16, in both orders, as PNG."""
+    config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
+    taken = [n * config.height * config.width * config.channels // 16 for n in range(1, 17, 2)]
+    orders: tuple[LatentOrder, ...] = ("morton", "raster")
+    picture = sheet(
+        [[_painted(second_region(count, config, order)) for count in taken] for order in orders],
+        scale=3,
+        gap=8,
+        column_titles=[f"λ={n}/16" for n in range(1, 17, 2)],
+        row_titles=list(orders),
+        text_size=22,
+    )
+    return png_bytes(picture)
+
+
+def _painted(second: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Return a region, bool (H, W), in two colours with the borders of its 8×8 cells, uint8 (H, W, 3)."""
+    image = np.where(second[..., None], np.uint8(_SECOND), np.uint8(_FIRST))
+    image[::8] = image[::8] // 4 * 3
+    image[:, ::8] = image[:, ::8] // 4 * 3
+    return image
+
+
+def main(workspace: Path | str = "runs") -> None:
+    """Write all pictures."""
+    FOLDER.mkdir(exist_ok=True)
+    write_durably(FOLDER / "order.png", order_picture())
+    made = run(recipe_path("demo"), workspace=workspace, stage="encode", device="cpu")
+    flow = load_flow(made["train-glow"].folder)
+    latents, dataset = open_latents(made["encode"].folder), open_dataset(made["ingest"].folder)
+    for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
+        shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
+        write_durably(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
+        sys.stdout.write(f"{name}: {shown.caption} {shown.corrupted} of {shown.decoded} corrupted.\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:2])
