@@ -256,7 +256,10 @@ def _content(
         "citation": _short(origin.citation, _CITATION_LENGTH) if origin else "",
         "with_sources": with_sources,
         "reduced": max(height, width) > _LARGEST_SIDE,
+        "sources": pool.sources,
         "events": survey.events,
+        "events_total": len(pool) - survey.events["ok"],
+        "events_shown": sum(card.event != "ok" for card in cards),
         "cards": cards,
         "classes": [(label, _short(pool.class_names[label], _NAME_LENGTH)) for label in present],
         "histograms": [

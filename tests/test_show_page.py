@@ -183,6 +183,7 @@ def test_a_page_never_outgrows_its_limit(side: int, channels: int, tmp_path: Pat
     assert what.startswith(f"{len(samples)} of 400 images")
     assert [sample["event"] for sample in samples].count("redrawn") == 2
     assert ("Pictures are reduced" in page) == (side > 96)
+    assert "2 of the 2 rows that were drawn again" in page
 
 
 def test_pools_of_many_classes_and_of_three_sources_have_their_page(
