@@ -255,24 +255,26 @@ def demo(workspace: str, **options: Any) -> None:
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
 
 
-@cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --sheet sheet.png")
+@cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--sheet", type=click.Path(path_type=Path), help="Write the sheet of samples to this PNG.")
-@click.option("--rows", type=click.IntRange(1, 64), default=8, show_default=True, help="Rows of the sheet.")
+@click.option("--html", type=click.Path(path_type=Path), help="Write a page on a pool here, to look through.")
+@click.option("--data", type=click.Path(path_type=Path), help="With --html: the ingest artifact with the sources.")
+@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the sheet (8), or samples on the page (120).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def show(artifact: Path, sheet: Path | None, rows: int, as_json: bool) -> None:
-    """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2."""
-    from lsmix.pipeline.show import artifact_facts, write_sheet
+def show(artifact: Path, as_json: bool, **options: Any) -> None:
+    """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
+    from lsmix.pipeline.show import artifact_facts, draw_artifact
 
     facts = artifact_facts(artifact)
-    target = sheet or Path(f"{artifact.resolve().name}.png")
-    drawn = write_sheet(artifact, target, rows=rows)
+    drawn = draw_artifact(artifact, **options)
     if as_json:
-        _print_json("show", {**facts, "sheet": str(target) if drawn else None})
+        _print_json("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}})
         return
     for name, value in facts.items():
         click.echo(f"{name:<12} {value}")
-    click.echo(f"{'sheet':<12} {target} ({drawn})" if drawn else "no pictures to draw in an artifact of this stage")
+    for name, target, what in drawn:
+        click.echo(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")
 
 
 @cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")

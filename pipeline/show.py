@@ -1,12 +1,12 @@
-"""What ``lsmix show`` tells of one artifact: its facts, and a sheet of its pictures."""
+"""What ``lsmix show`` tells of one artifact: its facts, and a sheet of its pictures or a page."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import LsmixError
+from lsmix.data.errors import LsmixError, RecipeError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.naturalness import SHEET_FILE
@@ -15,9 +15,19 @@ from lsmix.pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["artifact_facts", "write_sheet"]
+__all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_sheet"]
 
 _SHEET_COLUMNS = 12
+_SHEET_ROWS = 8
+_MOST_SHEET_ROWS = 64  # a picture of more is too tall for most programs
+
+
+class Drawn(NamedTuple):
+    """A file that shows an artifact."""
+
+    kind: str  # "sheet" or "html"
+    target: Path
+    what: str  # what it shows; "" where there is nothing to show, and so no file
 
 
 def artifact_facts(folder: Path) -> dict[str, Any]:
@@ -48,6 +58,43 @@ def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
     return value
+
+
+def draw_artifact(
+    folder: Path,
+    *,
+    sheet: Path | None = None,
+    html: Path | None = None,
+    data: Path | None = None,
+    rows: int | None = None,
+) -> list[Drawn]:
+    """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
+
+    Args:
+        folder: the artifact.
+        sheet: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
+        html: the page to write.
+        data: the data set's artifact, for the page; see ``show_page.write_pool_page``.
+        rows: rows of the sheet, 1 to 64, or samples on the page; None for 8, or 120.
+
+    Raises:
+        LsmixError: with one sentence on what is wrong, where, and what to do.
+    """
+    if data and not html:
+        raise RecipeError("--data names the sources for a page; say with --html where to write it.")
+    drawn = []
+    if sheet or not html:
+        if rows and rows > _MOST_SHEET_ROWS:
+            raise RecipeError(
+                f"a sheet has 1 to {_MOST_SHEET_ROWS} rows, got --rows {rows}. More fit on a page: --html."
+            )
+        target = sheet or Path(f"{folder.resolve().name}.png")
+        drawn.append(Drawn("sheet", target, write_sheet(folder, target, rows=rows or _SHEET_ROWS)))
+    if html:
+        from lsmix.pipeline.show_page import PAGE_SAMPLES, write_pool_page
+
+        drawn.append(Drawn("html", html, write_pool_page(folder, html, samples=rows or PAGE_SAMPLES, data=data)))
+    return drawn
 
 
 def write_sheet(folder: Path, target: Path, *, rows: int) -> str:

@@ -31,6 +31,7 @@ PAGES = (
     "README.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "examples/README.md",
     *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
 SECTIONS = {
