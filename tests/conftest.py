@@ -164,7 +164,12 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
         corners: bool = False,
     ) -> Path:
         folder, draw = tmp_path / name, np.random.default_rng(rows)
-        origin = {"root": "f" * 64, "config": {"limit": rows}, "licence": "CC-BY-4.0", "citation": "A. Author: *Images*"}
+        origin = {
+            "root": "f" * 64,
+            "config": {"limit": rows},
+            "licence": "CC-BY-4.0",
+            "citation": "A. Author: *Images*",
+        }
         store = create_pool(
             folder,
             images_per_copy=rows // 2,

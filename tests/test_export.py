@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tarfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,7 +61,7 @@ def lines_of(folder: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Give ``datasets`` without network, with its cache in the test's folder."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
@@ -69,7 +69,7 @@ def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         warnings.simplefilter("ignore")  # of its imports, on newer Pythons and NumPys
         import datasets
     datasets.disable_progress_bars()
-    yield datasets
+    return datasets
 
 
 # Each form in its library.
@@ -197,7 +197,11 @@ def test_the_same_pool_gives_the_same_bytes_and_its_record_has_the_digest_of_its
     pool = invented_pool(sources=3)
     facts = [export_pool(pool, tmp_path / name, format=form, shard_images=20) for name in ("a", "b")]
     trees = [
-        {path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()}
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
         for name in ("a", "b")
     ]
     assert trees[0] == trees[1]
@@ -216,7 +220,7 @@ def test_verify_finds_every_byte_that_flips_and_every_file_that_comes_or_goes(fo
         content = path.read_bytes()
         if path.name != "lsmix-export.json":  # whose meaning counts, not its every byte
             path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-            with pytest.raises(CorruptError, match="altered|damaged"):
+            with pytest.raises(CorruptError, match=r"altered|damaged"):
                 verify_export(folder)
         path.unlink()
         with pytest.raises((CorruptError, MissingError)):

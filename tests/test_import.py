@@ -181,7 +181,9 @@ def change_facts(path: Path, change: Callable[[Any], Any], *, seal: bool = True)
 
 
 def rewrite(path: Path, table: pa.Table, **options: Any) -> None:
-    pq.write_table(table, path, **{"compression": "none", "use_dictionary": False, "write_statistics": False, **options})
+    pq.write_table(
+        table, path, **{"compression": "none", "use_dictionary": False, "write_statistics": False, **options}
+    )
 
 
 @every_form
@@ -329,7 +331,7 @@ def test_hdf5_reads_plain_numbers_of_this_very_file_alone(make, message, exporte
 def test_hdf5_chunks_that_unpack_to_more_than_they_should_are_refused(exported, tmp_path):
     def make(file: h5py.File) -> None:
         item = file.create_dataset("label_a", (46,), "<i8", chunks=(46,), compression="gzip")
-        item.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 24)))
+        item.id.write_direct_chunk((0,), zlib.compress(bytes(1 << 14)))
 
     file = exported("hdf5")
     swap(file, "label_a", make)
@@ -345,7 +347,9 @@ def test_hdf5_that_was_packed_by_a_known_filter_is_read(exported, tmp_path):
     assert import_pool(file, tmp_path / "back")["images"] == 46
 
 
-@pytest.mark.parametrize("content", [np.zeros(3), np.array([b"a", b"b"]), "free length"], ids=["numbers", "many", "free"])
+@pytest.mark.parametrize(
+    "content", [np.zeros(3), np.array([b"a", b"b"]), "free length"], ids=["numbers", "many", "free"]
+)
 def test_hdf5_facts_of_another_kind_are_refused(content, exported, tmp_path):
     file = exported("hdf5")
     swap(file, "facts", lambda opened: opened.create_dataset("facts", data=content))
@@ -403,7 +407,7 @@ def test_parquet_columns_that_are_not_of_a_pool_are_refused(name, values, kind, 
 def test_parquet_lists_of_other_lengths_are_refused(lengths, exported, tmp_path):
     file = exported("parquet", sources=4)
     edited(file, "label_more", [[0] * length for length in lengths])
-    with pytest.raises(SourceError, match="fewer bytes|without their numbers|other lengths"):
+    with pytest.raises(SourceError, match=r"fewer bytes|without their numbers|other lengths"):
         import_pool(file, tmp_path / "back")
 
 
@@ -439,7 +443,7 @@ def test_any_byte_that_flips_is_found_or_means_nothing(form, exported, tmp_path)
     file = exported(form, rows=6)
     root = import_pool(file, tmp_path / "good")["root"]
     content = file.read_bytes()
-    for place in np.random.default_rng(0).integers(0, len(content), 150).tolist():
+    for place in np.random.default_rng(0).permutation(len(content))[:100].tolist():
         file.write_bytes(content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :])
         back = tmp_path / f"back-{place}"
         try:
