@@ -60,6 +60,12 @@ def test_a_round_trip_gives_the_same_pool_to_the_last_byte(form, options, shard_
     verify_files(tmp_path / "back", after.manifest)
 
 
+def test_a_round_trip_through_webp_gives_the_same_pixels(invented_pool, tmp_path):
+    pool = invented_pool(sources=3)
+    export_pool(pool, tmp_path / "out", format="parquet", image="webp")
+    assert import_pool(tmp_path / "out", tmp_path / "back")["root"] == open_pool(pool).manifest.root
+
+
 @every_form
 def test_the_real_pool_of_a_run_comes_back(form, finished_workspace, tmp_path):
     (pool,) = (finished_workspace / "mix").glob("lsmix-*")
