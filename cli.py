@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+_Result = TypeVar("_Result")
 _INTERRUPTED = 130
 _SECONDS_BETWEEN_LINES = 30.0
 _LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
@@ -99,6 +100,14 @@ class _Bars:
         if self._bar is not None:
             self._bar.close()
             self._bar = None
+
+
+def _with_bars(work: Callable[[_Bars], _Result], quiet: bool, verbose: bool = False) -> _Result:
+    bars = _Bars(quiet, verbose)
+    try:
+        return work(bars)
+    finally:
+        bars.finish()  # so that an error does not stand behind half a bar
 
 
 def _pace(facts: dict[str, Any]) -> dict[str, Any]:
@@ -182,11 +191,9 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
         return
     from lsmix.pipeline.api import run as run_recipe
 
-    bars = _Bars(quiet, verbose)
-    try:
-        result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
-    finally:
-        bars.finish()  # so that an error does not stand behind half a bar
+    result = _with_bars(
+        lambda bars: run_recipe(recipe, stage=stage, force=force, progress=bars, **options), quiet, verbose
+    )
     _print_json("run", _run_facts(result)) if as_json else _print_run(result)
 
 
@@ -305,11 +312,7 @@ def figure(
     from lsmix.pipeline.api import figure as draw
 
     target = out or Path(f"{name}.png")
-    bars = _Bars(quiet, verbose)
-    try:
-        sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
-    finally:
-        bars.finish()
+    sheet = _with_bars(lambda bars: draw(name, recipe, target, pairs=rows, progress=bars, **options), quiet, verbose)
     if as_json:
         facts = {"name": name, "path": str(target), "caption": sheet.caption}
         _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
@@ -333,6 +336,41 @@ def verify(artifact: Path, as_json: bool) -> None:
         click.echo(
             f"{artifact}: {facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
         )
+
+
+@cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
+@click.argument("pool", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder", "npz"]), help="What to write.")  # fmt: skip
+@click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
+@click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+def export(pool: Path, dest: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
+    from lsmix.pipeline.export import export_pool
+
+    _print_facts("export", _with_bars(lambda bars: export_pool(pool, dest, progress=bars, **options), quiet), as_json)
+
+
+@cli.command(name="import", epilog="Example: lsmix import exported lsmix-pool")
+@click.argument("source", type=click.Path(path_type=Path))
+@click.argument("dest", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+def import_(source: Path, dest: Path, as_json: bool, quiet: bool) -> None:
+    """Make a pool in the new folder DEST of SOURCE, an HDF5 or Parquet export or a file of it."""
+    from lsmix.pipeline.export import import_pool
+
+    _print_facts("import", _with_bars(lambda bars: import_pool(source, dest, progress=bars), quiet), as_json)
+
+
+def _print_facts(kind: str, facts: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(kind, facts)
+    else:
+        for name, value in facts.items():
+            click.echo(f"{name.replace('_', ' '):<14} {value}")
 
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")

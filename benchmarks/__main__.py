@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-_NAMES = ("stream", "glow")
+_NAMES = ("stream", "glow", "export")
 
 
 def main() -> None:

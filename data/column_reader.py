@@ -118,6 +118,11 @@ class ColumnArray:
         pieces = [maps[s][a : a + size] for s, a in zip(shards, starts, strict=True)]
         return self._join(pieces)
 
+    def release(self) -> None:
+        """Drop the maps of all shards, whose pages count as memory of this process; the next read maps them again."""
+        with self._lock:
+            self._maps.clear()
+
     def _span(self, start: int, stop: int) -> NDArray[Any]:
         if start >= stop:
             return np.empty((0, *self._column.row_shape), self.dtype)

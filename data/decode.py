@@ -25,11 +25,11 @@ _COLOUR_MODES = frozenset(["CMYK", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"])
 
 
 class ImageDecoder:
-    """Decodes one image after another; the first says the size that all others must have."""
+    """Decodes one image after another; the first says the size that all others must have, unless it is known before."""
 
-    def __init__(self) -> None:
-        self._first = ""
-        self._size = (0, 0)  # width, height
+    def __init__(self, width: int = 0, height: int = 0) -> None:
+        self._first = "the data set" if width and height else ""
+        self._size = (width, height)
 
     def decode(self, source: Path | bytes, name: str) -> npt.NDArray[np.uint8]:
         """Return uint8 (H, W) of a grey image, (H, W, 3) of any other.

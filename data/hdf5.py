@@ -21,7 +21,7 @@ from lsmix.data.errors import LsmixError, SourceError
 from lsmix.data.named_arrays import choose_names, to_split
 from lsmix.data.source_images import PublishedData, SourceFormat, Split
 
-__all__ = ["HDF5"]
+__all__ = ["HDF5", "check_storage", "find_array", "opened_hdf5"]
 
 # (images, labels) of train and of test, by the names in use.
 _LAYOUTS = (
@@ -50,7 +50,7 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    with _opened(path) as file:
+    with opened_hdf5(path) as file:
         ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
         data = None if ours else _read_foreign(path, file)
     return data or _from_ours(open_dataset(path))
@@ -70,19 +70,20 @@ def _from_ours(data: DataSet) -> PublishedData:
 
 def _read_foreign(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
-    keys = [key for key in _KEYS if _find(where, file, key) is not None]
+    keys = [key for key in _KEYS if find_array(where, file, key) is not None]
     splits = {}
     for split, names in choose_names(where, keys or list(file)[:20], _LAYOUTS, _LOOKS_FOR).items():
-        images, labels = (_read_numbers(path, _find(where, file, name)) for name in names)
+        images, labels = (_read_numbers(path, find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
-    stored = _find(where, file, _NAMES)
+    stored = find_array(where, file, _NAMES)
     classes = 1 + max(int(split.labels.max()) for split in splits.values())
     class_names = tuple(map(str, range(classes))) if stored is None else _read_names(path, stored)
     return PublishedData(splits=splits, class_names=class_names)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def opened_hdf5(path: Path) -> Iterator[Any]:
+    """Open a stranger's HDF5 file for reading; whatever h5py raises on damage is a SourceError."""
     try:
         # Locking is off, since read-only mounts refuse locks.
         with h5py.File(path, "r", locking=False) as file:
@@ -94,8 +95,8 @@ def _opened(path: Path) -> Iterator[Any]:
         raise SourceError(f"{str(path)!r} is damaged or no HDF5 file ({error}). Write it again.") from error
 
 
-def _find(where: str, file: Any, name: str) -> Any:
-    """Return an array of the file by its path, or None if there is none; a link to elsewhere is refused."""
+def find_array(where: str, file: Any, name: str) -> Any:
+    """Return an array of the file by its path, or None if there is none; a link to elsewhere is a SourceError."""
     item = file
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -116,7 +117,7 @@ def _read_names(path: Path, item: Any) -> tuple[str, ...]:
             f"{item.name!r} of {str(path)!r} must be a one-dimensional array of text of fixed length; got {item.dtype} of "
             f"shape {item.shape}. Save numpy.char.encode([...names...], 'utf-8')."
         )
-    _check_storage(path, item)
+    check_storage(path, item)
     return tuple(name.decode("utf-8", "replace") for name in item[:].tolist())
 
 
@@ -125,13 +126,13 @@ def _read_numbers(path: Path, item: Any) -> npt.NDArray[Any]:
         raise SourceError(
             f"{item.name!r} of {str(path)!r} holds {item.dtype}; only plain numbers are read, never objects or records."
         )
-    _check_storage(path, item)
+    check_storage(path, item)
     array: npt.NDArray[Any] = item[...]
     return array
 
 
-def _check_storage(path: Path, item: Any) -> None:
-    """Refuse every way in which reading could reach outside the file or take far more memory than it has bytes."""
+def check_storage(path: Path, item: Any) -> None:
+    """Raise SourceError if reading an array could reach outside the file or take far more memory than it has bytes."""
     where = f"{item.name!r} of {str(path)!r}"
     plist = item.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():

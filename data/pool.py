@@ -29,6 +29,7 @@ __all__ = [
     "Source",
     "create_pool",
     "open_pool",
+    "pool_columns",
     "pool_store",
     "write_pool_shard",
 ]
@@ -272,6 +273,21 @@ def create_pool(
 def _narrow_columns(sources: int, corners: bool) -> dict[str, Dtype]:
     """Return the dtype of every column but ``image``."""
     return {**_NUMBERS, **(_MORE if sources > 2 else {}), **(_CORNER if corners else {})}
+
+
+def pool_columns(
+    attributes: dict[str, Any], image_shape: tuple[int, int, int], where: str
+) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
+    """Return dtype and shape of a row of every column that a pool with these attributes has, ``image`` first.
+
+    Raises:
+        FormatError: they are of a version that this lsmix does not read; ``where`` is named in the message.
+        CorruptError: they are not what a pool's attributes must be.
+    """
+    known = _read_attributes(Path(where), attributes)
+    narrow = _narrow_columns(known.sources, known.corners)
+    tails = {name: (known.sources - 2,) if name in _MORE else () for name in narrow}
+    return {"image": ("uint8", image_shape), **{name: (dtype, tails[name]) for name, dtype in narrow.items()}}
 
 
 def pool_store(folder: Path) -> ColumnStore:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lsmix.data.dataset import open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.data.pool import open_pool
@@ -192,7 +193,7 @@ def figure(
 
 
 def verify(artifact: Path | str) -> dict[str, Any]:
-    """Check every byte of an artifact against its manifest, and return the facts.
+    """Check every byte of an artifact against its manifest, or of an export against its record, and return the facts.
 
     Of latents and pools it also opens the store, and compares it with what zarr-python reads.
 
@@ -202,6 +203,8 @@ def verify(artifact: Path | str) -> dict[str, Any]:
         CorruptError: on the first damage, with the file's name.
     """
     folder = Path(artifact)
+    if is_export(folder):
+        return verify_export(folder)
     manifest = read_manifest(folder)
     size = verify_files(folder, manifest)
     if manifest.stage == "encode":

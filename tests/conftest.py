@@ -144,3 +144,68 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return CommandResult(code, printed.out, printed.err)
 
     return call
+
+
+@pytest.fixture
+def invented_pool(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that makes a small complete pool of two copies with invented contents."""
+    import numpy as np
+
+    from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+    from lsmix.data.pool import create_pool, write_pool_shard
+
+    def make(
+        name: str = "pool",
+        *,
+        rows: int = 46,
+        image_shape: tuple[int, int, int] = (4, 6, 3),
+        class_names: tuple[str, ...] = ("cat", "dög", "../frog"),
+        sources: int = 2,
+        corners: bool = False,
+    ) -> Path:
+        folder, draw = tmp_path / name, np.random.default_rng(rows)
+        origin = {
+            "root": "f" * 64,
+            "config": {"limit": rows},
+            "licence": "CC-BY-4.0",
+            "citation": "A. Author: *Images*",
+        }
+        store = create_pool(
+            folder,
+            images_per_copy=rows // 2,
+            copies=2,
+            image_shape=image_shape,
+            class_names=class_names,
+            method="ls-mix",
+            shard_rows=16,
+            sources=sources,
+            corners=corners,
+            attributes={"origin": {**origin, "train_images": rows // 2}},
+        )
+        for shard in range(store.shards):
+            rows_here = np.asarray(store.shard_range(shard))
+            count, more = len(rows_here), (len(rows_here), sources - 2)
+            arrays = {
+                "image": draw.integers(0, 256, (count, *image_shape), dtype=np.uint8),
+                "source_a": rows_here % (rows // 2),
+                "source_b": rows_here[::-1] % (rows // 2),
+                "label_a": draw.integers(0, len(class_names), count),
+                "label_b": draw.integers(0, len(class_names), count),
+                "lam": draw.random(count, dtype=np.float32),
+                "share_b": draw.random(count, dtype=np.float32),
+                "state": draw.integers(0, 3, count).astype(np.uint8),
+            }
+            if sources > 2:
+                arrays |= {"source_more": draw.integers(0, rows // 2, more), "label_more": draw.integers(0, 2, more)}
+                arrays |= {name: draw.random(more, dtype=np.float32) for name in ("lam_more", "share_more")}
+            if corners:
+                arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
+            write_pool_shard(folder, shard, arrays)
+        (folder / "plan.json").write_text('{"format_version": 1, "pool": "invented"}\n', encoding="utf-8")
+        files = record_files(folder)
+        facts = {"stage": "mix", "stage_version": 2, "name": name, "key": "0123456789ab", "config": {"alpha": 0.4}}
+        counts = {"images": rows, "corrupted_rows": [3]}
+        write_manifest(folder, Manifest(**facts, inputs=[], root=root_digest(files), files=files, counts=counts))
+        return folder
+
+    return make

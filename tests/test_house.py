@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "data": {"data"},
 }
 AT_HOME = {"click": "cli.py", "dask": "pipeline/executors.py", "distributed": "pipeline/executors.py"}
-HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "dask", "distributed", "zarr", "pandas"}
+HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "dask", "distributed", "zarr", "pandas", "pyarrow"}
 
 
 def sources() -> list[Path]:

@@ -1,0 +1,176 @@
+"""What an export says of its pool: labels' names, where it is from, and a digest of every column.
+
+The one rule: the same pool gives the same facts, so no paths, no times and no machines are in them; and they travel with
+their own SHA-256, so that a byte that flips in them is found.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import numpy as np
+
+from lsmix.data.durable import sha256_file
+from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
+from lsmix.data.manifest import InputRecord
+from lsmix.data.origin import read_origin
+from lsmix.data.pool import Pool
+
+__all__ = [
+    "FACTS_NAME",
+    "MAX_FACTS_BYTES",
+    "PLAN_NAME",
+    "ArtifactFacts",
+    "ExportFacts",
+    "gather_facts",
+    "seal_facts",
+    "unseal_facts",
+]
+
+FACTS_NAME: Final = "facts"  # what the facts are called inside of a file
+MAX_FACTS_BYTES: Final = 1 << 26
+PLAN_NAME: Final = "plan.json"
+_VERSION: Final = 1
+_MAX_PLAN_BYTES = 1 << 24
+_Count = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+
+
+class ArtifactFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the pool's manifest says of how it was made."""
+
+    stage_version: int
+    name: str
+    key: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{12}$")]
+    config: dict[str, Any]
+    inputs: list[InputRecord]
+    counts: dict[str, Any]
+
+
+class ExportFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that is known of an exported pool but for its rows."""
+
+    format_version: int = _VERSION
+    root: str  # root digest of the pool
+    images: _Count  # rows
+    image_shape: tuple[_Count, _Count, _Count]  # height, width, channels
+    shard_rows: _Count  # rows in a shard of the pool's own columns
+    class_names: list[str]  # by label
+    licence: str  # of the base set; "" where it is unknown
+    citation: str  # of the base set; "" where it is unknown
+    digests: dict[str, str]  # by column: SHA-256 over its values, row by row, little-endian
+    attributes: dict[str, Any]  # of the pool: method, copies, sources, corners, origin, …
+    artifact: ArtifactFacts
+    plan: str  # content of the pool's plan.json; "" where it has none
+
+
+class _Sealed(msgspec.Struct, frozen=True):
+    sha256: str  # of the bytes of ``facts``, as they stand
+    facts: msgspec.Raw
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
+    """Read the whole pool once, and return its facts.
+
+    Args:
+        pool: any.
+        on_rows: is told the number of rows that were read, block by block.
+
+    Raises:
+        CorruptError: the pool is damaged.
+    """
+    digests, first = ColumnDigests(pool.columns), 0
+    for block in pool_blocks(pool, range(len(pool))):
+        _check_labels(pool, block, first)
+        digests.update(block)
+        first += len(block["state"])
+        on_rows(len(block["state"]))
+    attributes, manifest = pool.columns.attributes, pool.manifest
+    what = f"pool {str(pool.path)!r}"
+    origin = read_origin(attributes, what) if "origin" in attributes else None  # the first pools had none
+    return ExportFacts(
+        root=manifest.root,
+        images=len(pool),
+        image_shape=pool.image_shape,
+        shard_rows=pool.columns.store.shard_rows,
+        class_names=list(pool.class_names),
+        licence=origin.licence if origin else "",
+        citation=origin.citation if origin else "",
+        digests=digests.hex(),
+        attributes=dict(attributes),
+        artifact=ArtifactFacts(
+            stage_version=manifest.stage_version,
+            name=manifest.name,
+            key=manifest.key,
+            config=manifest.config,
+            inputs=manifest.inputs,
+            counts=manifest.counts,
+        ),
+        plan=_plan(pool),
+    )
+
+
+def _check_labels(pool: Pool, block: Block, first_row: int) -> None:
+    """Refuse labels that no class has: a form that names classes would name another."""
+    for name, labels in block.items():
+        if not name.startswith("label_"):
+            continue
+        wrong = np.argwhere((labels < 0) | (labels >= len(pool.class_names)))
+        if len(wrong):
+            raise CorruptError(
+                f"pool {str(pool.path)!r}: row {first_row + int(wrong[0][0])} of {name!r} is {labels[tuple(wrong[0])]}, "
+                f"and there are {len(pool.class_names)} classes. Do not use it."
+            )
+
+
+def _plan(pool: Pool) -> str:
+    (path, listed) = pool.path / PLAN_NAME, {file.path: file for file in pool.manifest.files}
+    if PLAN_NAME not in listed:
+        return ""
+    if not _is_plain(path) or listed[PLAN_NAME].sha256 != sha256_file(path):
+        raise CorruptError(f"{str(path)!r} is damaged: it is not as the manifest says. Fetch or make the pool again.")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CorruptError(f"{str(path)!r} is damaged: it is no text ({error}). Make the pool again.") from error
+
+
+def _is_plain(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_PLAN_BYTES
+
+
+def seal_facts(facts: ExportFacts) -> bytes:
+    """Return the facts as JSON, with their checksum; the same facts give the same bytes."""
+    content = msgspec.json.encode(facts)  # not sorted: the order of attributes counts in the pool's root digest
+    return msgspec.json.encode(_Sealed(hashlib.sha256(content).hexdigest(), msgspec.Raw(content)))
+
+
+def unseal_facts(content: bytes, where: str) -> ExportFacts:
+    """Return the facts that ``seal_facts`` wrote.
+
+    Raises:
+        CorruptError: they are altered, or not what facts must be; ``where`` begins the message.
+        FormatError: they are of a version that this lsmix does not read.
+    """
+    try:
+        sealed = msgspec.json.decode(content, type=_Sealed)
+        raw = bytes(sealed.facts)
+        if hashlib.sha256(raw).hexdigest() != sealed.sha256:
+            raise CorruptError(f"{where}: the facts of the pool do not fit their checksum. Fetch or export it again.")
+        version = msgspec.json.decode(raw, type=_Version).format_version
+        if version != _VERSION:
+            raise FormatError(
+                f"{where} has facts of format {version}; this version of lsmix reads format {_VERSION}. "
+                "Use a newer lsmix, or export it again."
+            )
+        return msgspec.json.decode(raw, type=ExportFacts)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(
+            f"{where}: the facts of the pool are damaged ({error}). Fetch or export it again."
+        ) from error

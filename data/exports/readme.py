@@ -1,0 +1,81 @@
+"""The README of an export: what it is, what its columns mean, and a line that loads it.
+
+The one rule: what strangers wrote (names, licences, citations) stands in indented blocks, where Markdown leaves it alone.
+"""
+
+import textwrap
+from typing import Final
+
+from lsmix.data.exports.facts import ExportFacts
+from lsmix.data.exports.form import ExportForm
+
+__all__ = ["README_NAME", "readme_text"]
+
+README_NAME: Final = "README.md"
+
+_TEXT = """\
+# A pool of mixed images
+
+{images} images of {height}×{width}×{channels}, each mixed from training images of the base set; made and exported by lsmix.
+
+    {loads_with}
+
+For each image: `label_a` and `label_b`, the classes of the two sources, as numbers that count the names below;
+`share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
+the rows of the sources in the training split; `state`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
+of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
+
+    (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
+
+{form_note}`lsmix-export.json` has all that is known of the pool, `SHA256SUMS` a checksum of every file: `sha256sum -c SHA256SUMS`, or
+`lsmix verify` on this folder.{import_note}
+
+Root digest of the pool:
+
+    {root}
+
+SHA-256 over the bytes of all images, row by row:
+
+    {pixels}
+
+Class names:
+
+{class_names}
+
+Licence of the base set:
+
+{licence}
+
+Citation of the base set:
+
+{citation}
+"""
+_NOTES = {
+    "folder": "An image lies in the folder of its first label; all the rest stands in `metadata.jsonl`, a line an image.\n\n"
+}
+_IMPORTED = (" `lsmix import` makes the pool of it again.", {"hdf5", "parquet"})
+
+
+def readme_text(facts: ExportFacts, form: ExportForm) -> str:
+    """Return the README of a pool's export in some form."""
+    height, width, channels = facts.image_shape
+    note, importable = _IMPORTED
+    return _TEXT.format(
+        images=facts.images,
+        height=height,
+        width=width,
+        channels=channels,
+        loads_with=form.loads_with,
+        form_note=_NOTES.get(form.name, ""),
+        import_note=note if form.name in importable else "",
+        root=facts.root,
+        pixels=facts.digests["image"],
+        class_names=_block("\n".join(" ".join(name.split()) for name in facts.class_names)),
+        licence=_block(facts.licence or "unknown: ask whoever gave you the base set before you share this"),
+        citation=_block(facts.citation or "unknown"),
+    )
+
+
+def _block(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return textwrap.indent("\n".join(lines) or "(empty)", "    ")

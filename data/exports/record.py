@@ -1,0 +1,147 @@
+"""The record of an export, ``lsmix-export.json``, and the checksums of its files in ``SHA256SUMS``.
+
+The one rule: an export with very many files needs no more memory than one with few, so checksums are lines of a file of
+their own, which ``sha256sum -c`` reads too; the record has that file's checksum.
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+
+from lsmix.data.durable import sha256_file, write_durably
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.exports.facts import ExportFacts
+
+__all__ = ["RECORD_NAME", "SUMS_NAME", "ExportRecord", "is_export", "read_record", "verify_export", "write_record"]
+
+RECORD_NAME: Final = "lsmix-export.json"
+SUMS_NAME: Final = "SHA256SUMS"
+_VERSION: Final = 1
+_MAX_RECORD_BYTES = 1 << 27
+_HEX_DIGITS = 64
+
+
+class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What lies in an export's folder."""
+
+    kind: Literal["lsmix-export"] = "lsmix-export"
+    format_version: int = _VERSION
+    format: str  # hdf5, parquet, webdataset, folder or npz
+    encoding: str  # of the images: png, webp, or raw
+    shard_images: int  # rows in a file; of a folder, in a sub-folder
+    files: int  # listed in SHA256SUMS
+    bytes: int  # of those files
+    sums_sha256: str  # SHA-256 of SHA256SUMS
+    facts: ExportFacts  # of the pool
+
+    @property
+    def pixel_digest(self) -> str:
+        """SHA-256 over the bytes of all images, row by row."""
+        return self.facts.digests["image"]
+
+
+class _Version(msgspec.Struct):
+    kind: str
+    format_version: int
+
+
+def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layout: Any) -> ExportRecord:
+    """Write the checksums of files as they become whole, then the record.
+
+    Args:
+        folder: of the export.
+        files: paths in it, each yielded when it is whole.
+        facts: of the pool.
+        layout: the record's ``format``, ``encoding`` and ``shard_images``.
+    """
+    count, size = 0, 0
+    with (folder / SUMS_NAME).open("w", encoding="utf-8", newline="\n") as sums:
+        for path in files:
+            sums.write(f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n")
+            count, size = count + 1, size + path.stat().st_size
+    digest = sha256_file(folder / SUMS_NAME)
+    record = ExportRecord(facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
+    content = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
+    write_durably(folder / RECORD_NAME, content + b"\n")
+    return record
+
+
+def is_export(folder: Path) -> bool:
+    """Tell whether a folder claims to be an export."""
+    return (folder / RECORD_NAME).is_file()
+
+
+def read_record(folder: Path) -> ExportRecord:
+    """Return the record of the export in a folder.
+
+    Raises:
+        MissingError: there is none.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: it is damaged.
+    """
+    path = folder / RECORD_NAME
+    if not path.is_file():
+        raise MissingError(f"{str(folder)!r} has no {RECORD_NAME}: it is no export of a pool, or not whole.")
+    if path.stat().st_size > _MAX_RECORD_BYTES:
+        raise CorruptError(f"{str(path)!r} has {path.stat().st_size} bytes, which no record has. Do not use it.")
+    content = path.read_bytes()
+    try:
+        version = msgspec.json.decode(content, type=_Version).format_version
+        if version != _VERSION:
+            raise FormatError(
+                f"export {str(folder)!r} has format {version}; this version of lsmix reads format {_VERSION}. "
+                "Use a newer lsmix, or export the pool again."
+            )
+        return msgspec.json.decode(content, type=ExportRecord)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(f"{str(path)!r} is damaged ({error}). Fetch or export it again.") from error
+
+
+def verify_export(folder: Path) -> dict[str, Any]:
+    """Check every byte of an export against its checksums, and return the facts.
+
+    Raises:
+        MissingError, FormatError: as ``read_record``.
+        CorruptError: on the first file that is missing, altered or not listed.
+    """
+    record = read_record(folder)
+    if not (folder / SUMS_NAME).is_file() or sha256_file(folder / SUMS_NAME) != record.sums_sha256:
+        raise CorruptError(f"{str(folder / SUMS_NAME)!r} is missing or altered. Fetch or export it again.")
+    count, size = 0, 0
+    for digest, name in _listed(folder):
+        path = folder / name
+        if not path.is_file() or path.is_symlink():
+            raise CorruptError(f"{str(path)!r} is missing, or no plain file. Fetch or export it again.")
+        if sha256_file(path) != digest:
+            raise CorruptError(f"{str(path)!r} is damaged: its sha256 is not {digest[:12]}…. Fetch or export it again.")
+        count, size = count + 1, size + path.stat().st_size
+    found = sum(len(names) for _, _, names in os.walk(folder)) - 2
+    if (count, size, found) != (record.files, record.bytes, record.files):
+        raise CorruptError(
+            f"{str(folder)!r} has {found} files, of which {count} are listed, with {size} bytes; expected {record.files} "
+            f"with {record.bytes}. Remove what was put there later, or fetch it again."
+        )
+    return {
+        "folder": str(folder),
+        "stage": "export",
+        "name": record.facts.artifact.name,
+        "key": record.facts.artifact.key,
+        "root": record.facts.root,
+        "files": count,
+        "bytes": size,
+        "counts": {"images": record.facts.images, "format": record.format, "pixel_digest": record.pixel_digest},
+    }
+
+
+def _listed(folder: Path) -> Iterator[tuple[str, str]]:
+    """Go through (SHA-256, path); a path that could lead out of the folder is refused."""
+    with (folder / SUMS_NAME).open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].rstrip("\n")
+            parts = name.split("/")
+            if line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
+                raise CorruptError(f"{str(folder / SUMS_NAME)!r} has the line {line[:200]!r}, which is no checksum.")
+            yield digest, name
