@@ -48,6 +48,14 @@ class FileCache:
         """Tell whether a file is there, checked or not."""
         return (self._files / record.sha256).exists()
 
+    def check(self, place: Place, record: FileRecord) -> None:
+        """Raise RecipeError if a file is larger than the whole cache may be."""
+        if record.bytes > self.limit_bytes:
+            raise RecipeError(
+                f"{place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self.limit_bytes} may hold. "
+                "Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+            )
+
     def open(self, place: Place, record: FileRecord) -> IO[bytes]:
         """Return a listed file, opened to read; it is fetched if need be.
 
@@ -92,11 +100,7 @@ class FileCache:
 
     def _fetch(self, place: Place, record: FileRecord) -> IO[bytes] | None:
         """Fetch a file and return it opened; None if somebody else did so in between."""
-        if record.bytes > self.limit_bytes:
-            raise RecipeError(
-                f"{place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self.limit_bytes} may hold. "
-                "Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
-            )
+        self.check(place, record)
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:

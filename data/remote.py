@@ -59,8 +59,8 @@ class Place(Protocol):
     def write(self, path: str, source: Path) -> None:
         """Put a copy of a local file there, in place of what may be there already."""
 
-    def has(self, path: str, sha256: str, md5: str) -> bool:
-        """Tell whether the file there, of the right size, holds the bytes with these checksums, both in hex."""
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        """Tell whether a file of this size and with these checksums, both in hex, is there."""
 
 
 def local_folder(place: Path | str) -> Path | None:
@@ -170,7 +170,9 @@ class _Folder:
             raise
         fsync_folder(target.parent)
 
-    def has(self, path: str, sha256: str, md5: str) -> bool:
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        if self.size(path) != size:
+            return False
         digest = hashlib.sha256()
         with (self._folder / path).open("rb") as file:
             while block := file.read(_BLOCK_BYTES):
@@ -221,7 +223,7 @@ class _Web:
     def write(self, path: str, source: Path) -> None:
         raise RecipeError(f"{self.url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
-    def has(self, path: str, sha256: str, md5: str) -> bool:
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         raise RecipeError(f"{self.url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
     @contextmanager
@@ -311,15 +313,15 @@ class _FileSystem:
         with self._told(path):
             self._fs.put_file(str(source), self._file(path))
 
-    def has(self, path: str, sha256: str, md5: str) -> bool:
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         facts = self._facts(path)
-        if facts is None:
+        if facts is None or int(facts["size"]) != size:
             return False
         # Of an object that was put in one piece, S3 says the MD5; then it need not be read again.
         if str(facts.get("ETag", "")).strip('"') == md5:
             return True
         digest = hashlib.sha256()
-        for block in self.stream(path, 0, int(facts["size"])):
+        for block in self.stream(path, 0, size):
             digest.update(block)
         return digest.hexdigest() == sha256
 

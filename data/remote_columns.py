@@ -85,6 +85,8 @@ def open_remote_columns(
     records = {
         record.path.removeprefix(f"{name}/"): record for record in manifest.files if record.path.startswith(f"{name}/")
     }
+    for record in records.values():
+        kept.check(place, record)
     store, attributes = _open_metadata(place, kept, name, records)
     for column in store.columns:
         for shard in range(store.shards):

@@ -184,7 +184,7 @@ def _send(place: Place, folder: Path, record: FileRecord, tell: Callable[[int], 
     where = f"{place.url}/{record.path}"
 
     def arrived() -> bool:
-        return place.size(record.path) == record.bytes and place.has(record.path, sha256, md5)
+        return place.has(record.path, record.bytes, sha256, md5)
 
     sent = 0
     while not patiently(repr(where), arrived):
