@@ -334,7 +334,7 @@ class _FileSystem:
         except (LsmixError, Interruption):
             raise
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise MissingError(f"{where!r} is not there.") from error
+            raise MissingError(f"{where!r} is not there: {error}.") from error
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass

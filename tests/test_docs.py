@@ -196,7 +196,7 @@ def test_every_dependency_is_told():
 
 
 def test_every_public_name_is_there_and_told():
-    wanted = {"load_flow", "mix_latents", "open_pool", "PoolLoader", "run", "verify"}
+    wanted = {"load_flow", "mix_latents", "open_pool", "PoolLoader", "pull", "push", "run", "verify"}
     assert wanted <= set(lsmix.__all__) == set(dir(lsmix))
     for name in wanted:
         assert callable(getattr(lsmix, name))
@@ -222,7 +222,7 @@ def test_the_lock_pins_everything_and_names_no_place():
     assert not any(name.startswith(("nvidia", "triton", "cuda")) for name in names)
     assert (
         set(re.findall(r'"([a-z0-9-]+)>=', text_of("pyproject.toml").split("[project.scripts]")[0]))
-        - {"normflows", "timm"}
+        - {"normflows", "timm", "huggingface-hub"}
         <= names
     )
 
