@@ -12,9 +12,20 @@ if TYPE_CHECKING:
     from lsmix.data.pool import open_pool
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.mixing import mix_latents
-    from lsmix.pipeline.api import run, verify
+    from lsmix.pipeline.api import pull, push, run, verify
 
-__all__ = ["LsmixError", "PoolLoader", "__version__", "load_flow", "mix_latents", "open_pool", "run", "verify"]
+__all__ = [
+    "LsmixError",
+    "PoolLoader",
+    "__version__",
+    "load_flow",
+    "mix_latents",
+    "open_pool",
+    "pull",
+    "push",
+    "run",
+    "verify",
+]
 
 __version__ = "0.1.0"
 
@@ -24,6 +35,8 @@ _HOME = {
     "load_flow": "lsmix.glow.checkpoint",
     "mix_latents": "lsmix.glow.mixing",
     "open_pool": "lsmix.data.pool",
+    "pull": "lsmix.pipeline.api",
+    "push": "lsmix.pipeline.api",
     "run": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",
 }

@@ -17,6 +17,7 @@ from lsmix.data.errors import LsmixError, StaleError
 from lsmix.pipeline.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
+    from lsmix.data.transfer import Transfer
     from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.garbage import Garbage
     from lsmix.pipeline.status import NodeStatus
@@ -167,6 +168,11 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
     ):
         command = option(command)
     return command
+
+
+def _transfer_options(command: Callable[..., None]) -> Callable[..., None]:
+    command = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")(command)
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
 
 
 _download_option = click.option(
@@ -371,6 +377,26 @@ def _print_facts(kind: str, facts: dict[str, Any], as_json: bool) -> None:
     else:
         for name, value in facts.items():
             click.echo(f"{name.replace('_', ' '):<14} {value}")
+@cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("url")
+@_transfer_options
+def push(artifact: Path, url: str, as_json: bool, quiet: bool) -> None:
+    """Send ARTIFACT to URL, a folder or any URL that fsspec writes to; run it again to go on."""
+    from lsmix.pipeline.api import push as push_artifact
+
+    _transfer("push", lambda bars: push_artifact(artifact, url, progress=bars), as_json, quiet)
+
+
+@cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
+@click.argument("url")
+@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@_transfer_options
+def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
+    """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
+    from lsmix.pipeline.api import pull as pull_artifact
+
+    _transfer("pull", lambda bars: pull_artifact(url, dest, progress=bars), as_json, quiet)
 
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
@@ -392,6 +418,14 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print_json("gc", found) if as_json else _print_garbage(found, delete)
+
+
+def _transfer(kind: str, work: "Callable[[_Bars], Transfer]", as_json: bool, quiet: bool) -> None:
+    facts = work(_Bars(quiet, verbose=False))
+    _print_json(kind, facts) if as_json else click.echo(
+        f"{facts.url if kind == 'push' else facts.folder}: {human_bytes(facts.moved_bytes)} moved; {facts.files} files, "
+        f"{human_bytes(facts.bytes)}, all as recorded (root {facts.root[:12]})"
+    )
 
 
 def _print_garbage(found: "Sequence[Garbage]", delete: bool) -> None:

@@ -9,23 +9,38 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import IO, TYPE_CHECKING, Any, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lsmix.data.columns import Column, ColumnStore, open_store
-from lsmix.data.errors import CorruptError
+from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.shard import check_chunk, read_index, shard_bytes
 
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["ColumnArray", "ColumnReader", "open_columns"]
+__all__ = ["ColumnArray", "ColumnReader", "ShardFiles", "open_columns"]
 
 _OPEN_SHARDS = 128  # a column's mapped shards; each holds a file descriptor, of which a process commonly has 1,024
+
+
+class ShardFiles(Protocol):
+    """Where the shards of a store are, when they are not in its folder. Shards go by their paths in the store."""
+
+    most_open: int  # how many shards of a column may be mapped at a time, at least 1
+
+    def where(self, name: str) -> str:
+        """Return what to call a shard in messages; the store itself for ""."""
+
+    def open(self, name: str) -> IO[bytes]:
+        """Return a shard's file, opened to read; it is closed once it is mapped."""
+
+    def prefetch(self, names: Sequence[str]) -> None:
+        """Learn that all of these shards will be opened next."""
 
 
 class ColumnArray:
@@ -34,10 +49,14 @@ class ColumnArray:
     Every read gives a new array in the machine's byte order. Safe to share among threads.
     """
 
-    def __init__(self, store: ColumnStore, column: Column, *, check_crc: bool = True) -> None:
+    def __init__(
+        self, store: ColumnStore, column: Column, *, check_crc: bool = True, files: ShardFiles | None = None
+    ) -> None:
         self._store = store
         self._column = column
         self._check_crc = check_crc
+        self._files = files
+        self._most_open = files.most_open if files else _OPEN_SHARDS
         self._slots = store.shard_rows // column.chunk_rows
         self._maps: OrderedDict[int, _MappedShard] = OrderedDict()
         self._lock = threading.Lock()
@@ -128,6 +147,8 @@ class ColumnArray:
             return np.empty((0, *self._column.row_shape), self.dtype)
         chunks = np.arange(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
         pieces = []
+        if self._files:
+            self._prefetch(self._files, set((chunks // self._slots).tolist()))
         # Shard by shard, so that a whole column can be read with few shards mapped at once.
         for shard in range(int(chunks[0]) // self._slots, int(chunks[-1]) // self._slots + 1):
             own = chunks[chunks // self._slots == shard]
@@ -155,6 +176,8 @@ class ColumnArray:
 
     def _prepare(self, chunks: NDArray[np.int64], shards: set[int]) -> dict[int, memoryview]:
         """Map the shards of these chunks and check those chunks that nobody has touched before."""
+        if self._files:
+            self._prefetch(self._files, shards)
         maps = {shard: self._map(shard) for shard in shards}
         if self._check_crc and not self._checked[chunks].all():
             for chunk in np.unique(chunks[~self._checked[chunks]]).tolist():
@@ -165,12 +188,12 @@ class ColumnArray:
 
     def _map(self, shard: int) -> "_MappedShard":
         mapped = self._maps.get(shard)
-        if mapped is not None and self._store.shards <= _OPEN_SHARDS:
+        if mapped is not None and self._store.shards <= self._most_open:
             return mapped  # nothing is ever dropped, so there is no order to keep
         with self._lock:
             mapped = self._maps.get(shard)
             if mapped is None:
-                mapped = _MappedShard(self._store.folder / self._column.shard_name(shard))
+                mapped = self._open(self._column.shard_name(shard))
                 first = shard * self._slots
                 last = min(first + self._slots, len(self._offsets))
                 self._offsets[first:last] = read_index(
@@ -181,22 +204,34 @@ class ColumnArray:
                     where=mapped.where,
                 )
                 self._maps[shard] = mapped
-                if len(self._maps) > _OPEN_SHARDS:
+                if len(self._maps) > self._most_open:
                     self._maps.popitem(last=False)  # unmapped when the last slice of it is gone
             self._maps.move_to_end(shard)
             return mapped
+
+    def _open(self, name: str) -> "_MappedShard":
+        if self._files:
+            with self._files.open(name) as file:
+                return _MappedShard(file, self._files.where(name))
+        path = self._store.folder / name
+        try:
+            with path.open("rb") as file:
+                return _MappedShard(file, str(path))
+        except (OSError, ValueError) as error:  # ValueError: an empty file
+            raise CorruptError(f"{str(path)!r} cannot be read: {error}. Fetch or make it again.") from error
+
+    def _prefetch(self, files: ShardFiles, shards: set[int]) -> None:
+        missing = sorted(shards - self._maps.keys())
+        if len(missing) > 1:
+            files.prefetch([self._column.shard_name(shard) for shard in missing])
 
 
 class _MappedShard:
     """The bytes of one shard's file."""
 
-    def __init__(self, path: Path) -> None:
-        self.where = str(path)
-        try:
-            with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise CorruptError(f"{self.where!r} cannot be read: {error}. Fetch or make it again.") from error
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        self.where = where
+        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.memory = memoryview(self._map)
         self.bytes = np.frombuffer(self._map, np.uint8)
 
@@ -204,11 +239,21 @@ class _MappedShard:
 class ColumnReader(Mapping[str, ColumnArray]):
     """All columns of a store, by name, and the store's attributes."""
 
-    def __init__(self, store: ColumnStore, attributes: dict[str, Any], *, check_crc: bool = True) -> None:
+    def __init__(
+        self,
+        store: ColumnStore,
+        attributes: dict[str, Any],
+        *,
+        check_crc: bool = True,
+        files: ShardFiles | None = None,
+    ) -> None:
         self.store = store
         self.attributes = attributes
         self.check_crc = check_crc
-        self._arrays = {column.name: ColumnArray(store, column, check_crc=check_crc) for column in store.columns}
+        self._files = files
+        self._arrays = {
+            column.name: ColumnArray(store, column, check_crc=check_crc, files=files) for column in store.columns
+        }
 
     def __getitem__(self, name: str) -> ColumnArray:
         return self._arrays[name]
@@ -221,6 +266,10 @@ class ColumnReader(Mapping[str, ColumnArray]):
 
     def open_zarr(self) -> "zarr.Group":
         """Return the same columns through zarr-python, for whatever speaks Zarr, such as ``dask.array.from_zarr``."""
+        if self._files:
+            raise FormatError(
+                f"{self._files.where('')!r} lies afar, where zarr is not asked. Fetch it with 'lsmix pull'."
+            )
         import zarr
 
         return zarr.open_group(self.store.folder, mode="r", zarr_format=3, use_consolidated=False)

@@ -25,7 +25,7 @@ from lsmix.data.durable import fsync_folder
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
 from lsmix.data.published_sets import PublishedFile
 
-__all__ = ["Meter", "download"]
+__all__ = ["Interruption", "Meter", "download", "open_web"]
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 30.0  # without a byte
@@ -49,7 +49,7 @@ class Meter(Protocol):
         """End the count."""
 
 
-class _Interrupted(Exception):  # noqa: N818  # no error yet: another attempt may get the rest
+class Interruption(Exception):  # noqa: N818  # no error yet: another attempt may get the rest
     """The connection failed in a way that may pass."""
 
 
@@ -124,7 +124,7 @@ def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter)
         attempts += 1
         try:
             _fetch_rest(file, stream, part, meter)
-        except _Interrupted as reason:
+        except Interruption as reason:
             came = os.fstat(stream.fileno()).st_size
             failures = 1 if came > before else failures + 1
             if failures > len(_PAUSES_SECONDS):
@@ -141,7 +141,7 @@ def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter
     have = os.fstat(stream.fileno()).st_size
     if file.size and have == file.size:
         return
-    with _opened(file, have) as answer:
+    with open_web(file.url, have) as answer:
         if answer is None:  # there is nothing behind what we have: it is whole, or of another file
             return
         have, total = _where(file, have, answer)
@@ -154,7 +154,7 @@ def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter
         finally:
             meter.finish()
         if total and have < total:
-            raise _Interrupted(f"the connection ended after {have} of {total} bytes")
+            raise Interruption(f"the connection ended after {have} of {total} bytes")
 
 
 def _where(file: PublishedFile, have: int, answer: http.client.HTTPResponse) -> tuple[int, int]:
@@ -191,7 +191,7 @@ def _copy(
         try:
             block = answer.read1(_BLOCK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise _Interrupted(_reason(error)) from error
+            raise Interruption(_reason(error)) from error
         if not block:
             return have
         have += len(block)
@@ -213,8 +213,15 @@ def _copy(
 
 
 @contextmanager
-def _opened(file: PublishedFile, have: int) -> Iterator[http.client.HTTPResponse | None]:
-    """Ask for the file from byte ``have`` on; yield None where the server says that there is no such byte."""
+def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
+    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such byte.
+
+    A server that knows nothing of ranges answers with status 200 and the whole file.
+
+    Raises:
+        Interruption: it failed in a way that may pass.
+        DownloadError: it cannot be fetched; caused by ``urllib.error.HTTPError`` where the server says so.
+    """
     opener = urllib.request.OpenerDirector()  # the usual one would also open local files and ftp
     for handler in (
         urllib.request.ProxyHandler(),
@@ -228,7 +235,7 @@ def _opened(file: PublishedFile, have: int) -> Iterator[http.client.HTTPResponse
     # Without "identity" a server may compress on the way, and then its byte counts are others.
     headers = {"User-Agent": "lsmix", "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
     try:
-        answer = opener.open(urllib.request.Request(file.url, headers=headers), timeout=_TIMEOUT_SECONDS)  # noqa: S310  # only http and https get here
+        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)  # noqa: S310  # only http and https get here
     except DownloadError:  # of a redirect; it is an OSError too
         raise
     except urllib.error.HTTPError as error:
@@ -236,16 +243,16 @@ def _opened(file: PublishedFile, have: int) -> Iterator[http.client.HTTPResponse
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
                 answer = None
             elif error.code in _TRANSIENT:
-                raise _Interrupted(f"the server answers {error.code} {error.reason}") from error
+                raise Interruption(f"the server answers {error.code} {error.reason}") from error
             else:
                 raise DownloadError(
-                    f"{file.url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
+                    f"{url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
                     "fetch the file by hand."
                 ) from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise DownloadError(f"{file.url!r} cannot be trusted: {_reason(error)}. Fetch the file by hand.") from error
-        raise _Interrupted(_reason(error)) from error
+            raise DownloadError(f"{url!r} cannot be trusted: {_reason(error)}. Fetch the file by hand.") from error
+        raise Interruption(_reason(error)) from error
     if answer is None:
         yield None
         return

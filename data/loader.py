@@ -16,7 +16,7 @@ from lsmix.data.batch import Batch, soft_target
 from lsmix.data.epoch_loader import EpochLoader, to_batch
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.order import EpochOrder
-from lsmix.data.pool import Pool, open_pool
+from lsmix.data.pool import Pool
 
 __all__ = ["PoolLoader"]
 
@@ -74,10 +74,10 @@ class PoolLoader(EpochLoader):
             )
         if pool.sources > 2 and labels != "soft":
             raise RecipeError(
-                f"pool {str(pool.path)!r} mixes {pool.sources} sources, which two labels cannot tell; got "
+                f"pool {pool.where!r} mixes {pool.sources} sources, which two labels cannot tell; got "
                 f"labels={labels!r}. Use labels='soft'."
             )
-        self.pool = pool if check_crc else open_pool(pool.path, check_crc=False)
+        self.pool = pool if check_crc else pool.reopen(check_crc=False)
         self.shuffle = shuffle
         self.buffer_chunks = buffer_chunks
         self.labels = labels
@@ -119,14 +119,14 @@ class PoolLoader(EpochLoader):
 
     def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
         # A worker opens the pool anew: locks that another thread held while the process was forked would stay shut.
-        pool = open_pool(self.pool.path, check_crc=self.pool.columns.check_crc) if get_worker_info() else self.pool
+        pool = self.pool.reopen() if get_worker_info() else self.pool
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
         names = ["label_a", "label_b", "share_b", *(("label_more", "share_more") if pool.sources > 2 else ())]
         label_a, label_b, share_b, *more = (pool.columns[name][rows.start : rows.stop] for name in names)
         labels, shares = [label_a, label_b, *more[:1]], [share_b, *more[1:]]
         if not (all(_in_range(part, classes - 1) for part in labels) and all(_in_range(part, 1) for part in shares)):
             raise CorruptError(
-                f"pool {str(pool.path)!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. "
+                f"pool {pool.where!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. "
                 "Make it again."
             )
 

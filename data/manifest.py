@@ -5,7 +5,8 @@ one is unfinished work and is never read.
 """
 
 import hashlib
-from pathlib import Path, PurePosixPath
+import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -21,6 +22,7 @@ __all__ = [
     "InputRecord",
     "Manifest",
     "check_sizes",
+    "parse_manifest",
     "read_manifest",
     "record_files",
     "root_digest",
@@ -31,6 +33,9 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
+_MOST_BYTES = 2**48  # of a file; more is a lie
+_MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
+_MOST_PATH_BYTES = 1024
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,27 +131,63 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
-    content = path.read_bytes()
+    return parse_manifest(path.read_bytes(), str(folder))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Return the manifest that ``content`` holds; ``where`` is the artifact's folder or URL, for messages.
+
+    Manifests come from strangers: every path in the result stays inside of the artifact, no two collide, and every size
+    and checksum is possible, so that files may be written by it.
+
+    Raises:
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: it is not what a manifest must be.
+    """
+    path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
     try:
         version = msgspec.json.decode(content, type=_Version).format_version
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"artifact {str(folder)!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
+                f"artifact {where!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
                 "Use a newer lsmix, or make the artifact again."
             )
         manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make the artifact again.") from error
-    for file in manifest.files:
-        _check_relative(path, file.path)
+    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
+    _check_listing(path, manifest.files)
     return manifest
 
 
-def _check_relative(manifest_path: Path, relative: str) -> None:
-    parts = PurePosixPath(relative)
-    if parts.is_absolute() or not parts.parts or ".." in parts.parts or "\\" in relative or "\0" in relative:
+def _check_listing(manifest_path: str, files: list[FileRecord]) -> None:
+    names: set[str] = set()
+    folders: set[str] = set()
+    for file in files:
+        _check_relative(manifest_path, file.path)
+        if not 0 <= file.bytes <= _MOST_BYTES or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            raise CorruptError(
+                f"{manifest_path!r} gives the file {file.path!r} {file.bytes} bytes and the sha256 {file.sha256[:80]!r}, which "
+                "cannot be. Do not use this artifact."
+            )
+        if file.path in names:
+            raise CorruptError(f"{manifest_path!r} lists the file {file.path!r} twice. Do not use this artifact.")
+        names.add(file.path)
+        parts = file.path.split("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    if both := names & folders:
+        raise CorruptError(f"{manifest_path!r} lists {min(both)!r} as a file and a folder. Do not use this artifact.")
+
+
+def _check_relative(manifest_path: str, relative: str) -> None:
+    parts = relative.split("/")
+    if "" in parts or "." in parts or ".." in parts or "\\" in relative or not relative.isprintable():
         raise CorruptError(
-            f"{str(manifest_path)!r} names the file {relative!r}, which lies outside its folder. Do not use this artifact."
+            f"{manifest_path!r} names the file {relative[:200]!r}, which lies outside its folder. Do not use this artifact."
+        )
+    long = max(len(part.encode()) for part in parts) > _MOST_NAME_BYTES or len(relative.encode()) > _MOST_PATH_BYTES
+    if long or parts[0] in (MANIFEST_NAME, WORK_FOLDER):
+        raise CorruptError(
+            f"{manifest_path!r} names the file {relative[:200]!r}, which no artifact has. Do not use this artifact."
         )
 
 

@@ -5,7 +5,7 @@ A pool may mix more than two sources, or begin at drawn corners; then it has col
 """
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, SupportsIndex
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from lsmix.data.artifact_columns import open_artifact_columns
 from lsmix.data.column_reader import ColumnArray, ColumnReader
 from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import Manifest
 
 __all__ = [
@@ -100,8 +100,16 @@ class Pool:
     Its columns read like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C).
     """
 
-    def __init__(self, path: Path, manifest: Manifest, columns: ColumnReader, attributes: _Attributes) -> None:
-        self.path = path
+    def __init__(
+        self,
+        where: str,
+        manifest: Manifest,
+        columns: ColumnReader,
+        attributes: _Attributes,
+        reopen: "Callable[..., Pool] | None" = None,
+    ) -> None:
+        self.where = where  # its folder, or its URL
+        self._reopen = reopen or functools.partial(open_pool, where)
         self.manifest = manifest
         self.columns = columns
         self.class_names = tuple(attributes.class_names)
@@ -109,6 +117,21 @@ class Pool:
         self.images_per_copy = attributes.images_per_copy
         self.method = attributes.method
         self.sources = attributes.sources  # images in each mix, at least 2
+
+    @property
+    def path(self) -> Path:
+        """Its folder.
+
+        Raises:
+            MissingError: it is read from afar, and has none here.
+        """
+        if "://" in self.where:
+            raise MissingError(f"pool {self.where!r} is not on this machine. Fetch it first: lsmix pull {self.where}")
+        return Path(self.where)
+
+    def reopen(self, *, check_crc: bool | None = None) -> "Pool":
+        """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
+        return self._reopen(check_crc=self.columns.check_crc if check_crc is None else check_crc)
 
     @property
     def image(self) -> ColumnArray:
@@ -160,7 +183,7 @@ class Pool:
     def info(self) -> dict[str, Any]:
         """Facts about the pool, from its manifest and its metadata; ready for JSON."""
         return {
-            "path": str(self.path),
+            "path": self.where,
             "name": self.manifest.name,
             "key": self.manifest.key,
             "root": self.manifest.root,
@@ -181,11 +204,11 @@ class Pool:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         row = index.__index__()
         if not -len(self) <= row < len(self):
-            raise IndexError(f"sample {row} is outside of pool {str(self.path)!r}, which has {len(self)} images.")
+            raise IndexError(f"sample {row} is outside of pool {self.where!r}, which has {len(self)} images.")
         numbers = {name: self.columns[name][row].item() for name in _NUMBERS}
         state = numbers.pop("state")
         if state >= len(STATES):
-            raise CorruptError(f"pool {str(self.path)!r}: sample {row} has the unknown state {state}. Do not use it.")
+            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown state {state}. Do not use it.")
         return Sample(
             image=self.image[row], state=STATES[state], more=self._more(row), corner=self._corner(row), **numbers
         )
@@ -202,16 +225,16 @@ class Pool:
     def _corner(self, row: int) -> str:
         corner = int(self.columns["corner"][row]) if "corner" in self.columns else 0
         if corner >= len(CORNERS):
-            raise CorruptError(f"pool {str(self.path)!r}: sample {row} has the unknown corner {corner}. Do not use it.")
+            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown corner {corner}. Do not use it.")
         return CORNERS[corner]
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
-        return f"Pool({str(self.path)!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
+        return f"Pool({self.where!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A map of a file belongs to one process; another opens its own.
-        return functools.partial(open_pool, check_crc=self.columns.check_crc), (self.path,)
+        return functools.partial(self._reopen, check_crc=self.columns.check_crc), ()
 
 
 def create_pool(
@@ -322,24 +345,61 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     return {f"{POOL_NAME}/{path}": digest for path, digest in store.write_shard(shard, arrays).items()}
 
 
-def open_pool(path: Path | str, *, check_crc: bool = True) -> Pool:
-    """Open the pool in an artifact's folder.
+def open_pool(
+    path: Path | str,
+    *,
+    check_crc: bool = True,
+    cache: Path | str | None = None,
+    cache_bytes: int = 10 << 30,
+) -> Pool:
+    """Open the pool in an artifact's folder, or at a URL.
+
+    From a URL, such as "s3://bucket/pool" or "https://host/pool", only the metadata is fetched at once. Each shard comes
+    when it is first touched, is checked against its SHA-256, and stays in a cache on the disk that all processes share.
 
     Sizes of all files are checked at once, each chunk's CRC32C when it is first touched; ``lsmix verify`` checks
     every byte against the manifest.
 
     Args:
-        path: the artifact's folder, or "pool.zarr" in it.
+        path: the artifact's folder or URL, or "pool.zarr" in it.
         check_crc: False skips the checksums of chunks.
+        cache: folder that shards from a URL are kept in; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: how much may be kept there, of all pools together; what was used longest ago goes first. A shuffled
+            epoch needs room for all images that it goes over, or it fetches shards again and again.
 
     Raises:
         MissingError: there is no pool, or it is not finished.
         FormatError: it is of a format that this version does not read.
         CorruptError: a file is missing, altered in size, or damaged.
+        DownloadError: the URL cannot be reached.
     """
+    if isinstance(path, str) and "://" in path:
+        return _open_far(path, check_crc=check_crc, cache=cache, cache_bytes=cache_bytes)
     folder = Path(path)
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
+    return _pool(folder, str(folder), manifest, columns)
+
+
+def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
+    from lsmix.data.remote import local_folder
+    from lsmix.data.remote_columns import open_remote_columns
+
+    folder = local_folder(url)
+    if folder is not None:
+        return open_pool(folder, check_crc=check_crc)
+    url = url.rstrip("/").removesuffix(f"/{POOL_NAME}")
+    manifest, columns = open_remote_columns(url, POOL_NAME, check_crc=check_crc, **options)
+    return _pool(Path(url), url, manifest, columns, functools.partial(open_pool, url, **options))
+
+
+def _pool(
+    folder: Path,
+    where: str,
+    manifest: Manifest,
+    columns: ColumnReader,
+    reopen: Callable[..., Pool] | None = None,
+) -> Pool:
     attributes = _read_attributes(folder, columns.attributes)
     expected = {"image": "uint8", **_narrow_columns(attributes.sources, attributes.corners)}
     found = {name: column.dtype.name for name, column in columns.items()}
@@ -352,7 +412,7 @@ def open_pool(path: Path | str, *, check_crc: bool = True) -> Pool:
             f"pool {str(folder)!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
             f"do not make {columns.store.rows} rows. Fetch or make it again."
         )
-    return Pool(folder, manifest, columns, attributes)
+    return Pool(where, manifest, columns, attributes, reopen)
 
 
 def _read_attributes(folder: Path, attributes: dict[str, Any]) -> _Attributes:

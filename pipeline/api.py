@@ -1,4 +1,4 @@
-"""What the command line and the root package both call: run a recipe, verify an artifact."""
+"""What the command line and the root package both call: run a recipe; verify, push and pull an artifact."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.data.pool import open_pool
+from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
@@ -27,7 +28,7 @@ from lsmix.pipeline.workspace import Workspace
 if TYPE_CHECKING:
     from lsmix.pipeline.figures import FigureSheet
 
-__all__ = ["RunResult", "figure", "plan", "run", "verify"]
+__all__ = ["RunResult", "figure", "plan", "pull", "push", "run", "verify"]
 
 # What a recipe may do without, unless it is asked for the stage.
 _SECTIONS = {
@@ -221,3 +222,46 @@ def verify(artifact: Path | str) -> dict[str, Any]:
         "bytes": size,
         "counts": manifest.counts,
     }
+
+
+def push(artifact: Path | str, url: str, *, progress: Progress | None = None) -> Transfer:
+    """Send an artifact to a URL or a folder: what ``lsmix push`` does.
+
+    Files that are there already, whole and right, are not sent again; each file is checked after it was sent; the
+    manifest goes last. Stop it whenever you like; the same call goes on.
+
+    Args:
+        artifact: its folder.
+        url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool.
+        progress: is told how many bytes are there; None tells nobody.
+
+    Raises:
+        MissingError: there is no artifact, or it is unfinished.
+        RecipeError: another artifact lies there, or nothing can be written there.
+        CorruptError: a file here is damaged, or arrives damaged, twice.
+        DownloadError: the place cannot be reached.
+    """
+    return push_artifact(Path(artifact), url, progress or SilentProgress())
+
+
+def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:
+    """Fetch an artifact from a URL or a folder: what ``lsmix pull`` does.
+
+    Each file is checked against the manifest when it arrives. Until all are there they lie in "TARGET.part"; stop it
+    whenever you like, the same call goes on.
+
+    Args:
+        url: the artifact's folder: a path, http or https, or any URL that fsspec reads.
+        target: the folder to make; None for one in the current folder, named as the last part of the URL.
+        progress: is told how many bytes are there; None tells nobody.
+
+    Raises:
+        MissingError: there is no complete artifact at the URL.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: it is damaged, or its manifest names files outside of it.
+        RecipeError: something else is in ``target``.
+        DiskSpaceError: it does not fit on the disk.
+        DownloadError: the place cannot be reached; what came is kept.
+        LockedError: another pull writes there.
+    """
+    return pull_artifact(url, Path(target) if target else None, progress or SilentProgress())

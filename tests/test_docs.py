@@ -197,7 +197,7 @@ def test_every_dependency_is_told():
 
 
 def test_every_public_name_is_there_and_told():
-    wanted = {"load_flow", "mix_latents", "open_pool", "PoolLoader", "run", "verify"}
+    wanted = {"load_flow", "mix_latents", "open_pool", "PoolLoader", "pull", "push", "run", "verify"}
     assert wanted <= set(lsmix.__all__) == set(dir(lsmix))
     for name in wanted:
         assert callable(getattr(lsmix, name))

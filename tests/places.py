@@ -1,0 +1,188 @@
+"""Places for the tests of transfers: small pools, a web server that fails as it is told, and a real S3 server.
+
+The one rule: all of it on loopback, and every request is counted.
+"""
+
+import http.server
+import os
+import re
+import threading
+import warnings
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.pool import create_pool, open_pool, write_pool_shard
+
+CLASSES = ("cat", "dog", "frog")
+
+
+def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
+    """Write a pool of random images, with a manifest, as the mix stage does."""
+    draw = np.random.default_rng(seed)
+    store = create_pool(
+        folder,
+        images_per_copy=rows // copies,
+        copies=copies,
+        image_shape=(side, side, 3),
+        class_names=CLASSES,
+        method="mixup",
+        shard_rows=shard_rows,
+    )
+    for shard in range(store.shards):
+        count = len(store.shard_range(shard))
+        write_pool_shard(
+            folder,
+            shard,
+            {
+                "image": draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
+                "source_a": draw.integers(0, 100, count),
+                "source_b": draw.integers(0, 100, count),
+                "label_a": draw.integers(0, 3, count),
+                "label_b": draw.integers(0, 3, count),
+                "lam": draw.random(count, dtype=np.float32),
+                "share_b": draw.random(count, dtype=np.float32),
+                "state": np.zeros(count, np.uint8),
+            },
+        )
+    (folder / "empty.txt").touch()
+    (folder / "a name with spaces & ümlauts.txt").write_text("hello")
+    files = record_files(folder)
+    facts = {"stage": "mix", "stage_version": 1, "name": "mine", "key": "0123456789ab", "config": {}, "inputs": []}
+    write_manifest(folder, Manifest(root=root_digest(files), files=files, **facts))
+    return folder
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the files below the server's ``folder``, in the ways that its other attributes say."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        path = http.server.urllib.parse.unquote(self.path).lstrip("/")
+        wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
+        with server.counting:
+            server.asked.append((path, wanted and int(wanted[1])))
+            status = server.statuses.pop(path, 0)
+            cut = server.cuts.pop(path, None)
+            flipped = server.flips.get(path, 0) > 0
+            server.flips[path] = server.flips.get(path, 0) - flipped
+        file = Path(server.folder, path)
+        if status or not file.is_file():
+            self.send_response(status or 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        content = bytearray(file.read_bytes())
+        if flipped:
+            content[len(content) // 2] ^= 1
+        begin = int(wanted[1]) if wanted and server.ranges else 0
+        self.send_response(206 if wanted and server.ranges else 200)
+        if wanted and server.ranges:
+            self.send_header("Content-Range", f"bytes {begin}-{len(content) - 1}/{len(content)}")
+        self.send_header("Content-Length", str(len(content) - begin))
+        self.send_header("Connection", "close")
+        self.close_connection = True
+        self.end_headers()
+        body = content[begin:] if cut is None else content[begin : begin + cut]
+        with server.counting:
+            server.sent += len(body)
+        self.wfile.write(body)
+
+
+@contextmanager
+def web_server(folder):
+    """Serve a folder; yield the server, with ``url``, what it was asked, and how it shall fail."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        server.folder, server.counting = folder, threading.Lock()
+        server.asked, server.sent = [], 0  # (path, first byte or None) of each request; bytes of all bodies
+        server.statuses, server.cuts, server.flips = (
+            {},
+            {},
+            {},
+        )  # by path: once that status, so many bytes; how often wrong
+        server.ranges = True
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def s3_server():
+    """Start a server that speaks as S3 does, and point fsspec at it, by the environment as a user would."""
+    from fsspec.config import conf, set_conf_env
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of moto and what it imports
+        from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    port = server.get_host_and_port()[1]
+    wanted = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "FSSPEC_S3_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+    }
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    set_conf_env(conf)  # as importing fsspec does
+    try:
+        yield server
+    finally:
+        server.stop()
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+        conf.pop("s3", None)
+        set_conf_env(conf)
+
+
+def make_bucket(name):
+    """Make an empty bucket on the running server."""
+    import fsspec
+
+    files = fsspec.filesystem("s3", use_listings_cache=False)
+    if files.exists(name):
+        files.rm(name, recursive=True)
+    files.mkdir(name)
+    return files
+
+
+def read_all(url, limit, out):
+    """Put the sum of all pixels of a pool into a queue; in a process of its own."""
+    out.put(int(open_pool(url, cache_bytes=limit).image[:].sum()))
+
+
+class Meter:
+    """Counts what a transfer tells."""
+
+    def __init__(self, stop_at=None):
+        self.count, self.total, self.stop_at = 0, 0, stop_at
+
+    def say(self, message):
+        pass
+
+    def start(self, label, total, unit, done=0):
+        assert unit == "byte"
+        self.total, self.count = total, done
+
+    def advance(self, units=1, note=""):
+        self.count += units
+        if self.stop_at is not None and self.count >= self.stop_at:
+            raise KeyboardInterrupt
+
+    def finish(self):
+        pass
