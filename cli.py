@@ -333,6 +333,21 @@ def verify(artifact: Path, as_json: bool) -> None:
         )
 
 
+@cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab --licence CC-BY-4.0")
+@click.argument("pool", type=click.Path(path_type=Path))
+@click.option(
+    "--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words; '' for the base set's."
+)
+@click.option("--creator", metavar="NAME", help="Who made the pool.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def card(pool: Path, licence: str | None, creator: str | None, as_json: bool) -> None:
+    """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
+    from lsmix.pipeline.card import card_text, write_card
+
+    facts = write_card(pool, licence=licence, creator=creator)
+    _print_json("card", facts) if as_json else click.echo(card_text(facts))
+
+
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
