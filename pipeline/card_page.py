@@ -3,7 +3,6 @@
 The one rule: a sentence stands there only if it is true of this very pool; numbers are the pool's own.
 """
 
-import re
 from typing import Any, Final, NamedTuple
 
 from lsmix.data.pool import Pool
@@ -99,7 +98,9 @@ def _latent(pool: Pool) -> bool:
 
 
 def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = [(name, _short(value)) for name, value in facts.plan.pool.items()]
+    rows: list[tuple[str, Any]] = [
+        (name, _short(value)) for name, value in facts.plan.pool.items() if value not in ("", [])
+    ]
     rows += [(f"latents: {name}", _short(value)) for name, value in facts.plan.latents.items()]
     rows += [(f"root digest of the {role}", root) for role, root in facts.plan.inputs.items()]
     if facts.plan.dim:
@@ -108,7 +109,7 @@ def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = re.sub(r"^\[\]$", "none", str(value))
+    text = str(value)
     return text if len(text) <= _LONG else f"{text[:_LONG]}…"
 
 
