@@ -107,7 +107,7 @@ def content_uri(root: str) -> str:
 def _licence(licence: Licence) -> str | dict[str, str]:
     if licence.url:
         return licence.url
-    text = f"In words of the base set's owners: {licence.text}." if licence.text else NO_LICENCE
+    text = f"Of the base set, which the images are derived from: {licence.text}." if licence.text else NO_LICENCE
     return {"@type": "sc:CreativeWork", "name": licence.text or "unknown", "description": text}
 
 

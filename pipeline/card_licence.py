@@ -33,7 +33,7 @@ _HUB_NAMES: Final = {
 class Licence(NamedTuple):
     """A licence, as people and programs name it."""
 
-    text: str  # as the owners name it; "" where they name none
+    text: str  # as it is given; "" where none is named
     spdx: str  # identifier in the list at spdx.org; "" where it has none
     hub: str  # what the front matter of a data-set card calls it: an identifier of the hub, "other" or "unknown"
 
