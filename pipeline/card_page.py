@@ -34,12 +34,12 @@ class _Part(NamedTuple):
 def describe(facts: CardFacts) -> str:
     """Return one paragraph on what the pool is."""
     pool = facts.pool
-    space = "in the latent space of a Glow flow" if _latent(pool) else "in pixel space"
+    space = " in the latent space of a Glow flow" if _latent(pool) else " in pixel space"
     if not (_latent(pool) or pool.method in ("mixup", "cutmix", "resizemix", "fmix")):
-        space = "by a method from another package"
+        space = ", a method from another package"
     return (
         f"{len(pool):,} training images for classifiers, each mixed from {pool.sources} images of one base set by "
-        f"{pool.method} {space}, with the classes of its sources, the share of each, λ, and which images they were."
+        f"{pool.method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
     )
 
 

@@ -558,4 +558,8 @@ def test_the_command_tells_what_it_wrote(pool_folder: Path, command: Callable[..
     answer = msgspec.json.decode(command("card", pool_folder, "--json").out)
     assert answer["schema"] == "lsmix/card/1"
     assert answer["content"]["written"] == []
+    (told,) = (
+        line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if "lsmix/card/1" in line
+    )
+    assert all(f"`{name}`" in told for name in answer["content"])
     assert command("card", pool_folder / "nothing").code == 1
