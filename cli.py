@@ -377,6 +377,8 @@ def _print_facts(kind: str, facts: dict[str, Any], as_json: bool) -> None:
     else:
         for name, value in facts.items():
             click.echo(f"{name.replace('_', ' '):<14} {value}")
+
+
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.argument("url")
@@ -397,6 +399,21 @@ def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
     from lsmix.pipeline.api import pull as pull_artifact
 
     _transfer("pull", lambda bars: pull_artifact(url, dest, progress=bars), as_json, quiet)
+
+
+@cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab --licence CC-BY-4.0")
+@click.argument("pool", type=click.Path(path_type=Path))
+@click.option(
+    "--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words; '' for the base set's."
+)
+@click.option("--creator", metavar="NAME", help="Who made the pool.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def card(pool: Path, licence: str | None, creator: str | None, as_json: bool) -> None:
+    """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
+    from lsmix.pipeline.card import card_text, write_card
+
+    facts = write_card(pool, licence=licence, creator=creator)
+    _print_json("card", facts) if as_json else click.echo(card_text(facts))
 
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.artifact_columns import open_artifact_columns
-from lsmix.data.column_reader import ColumnArray, ColumnReader
+from lsmix.data.column_reader import ColumnArray, ColumnReader, open_columns
 from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import Manifest
@@ -31,6 +31,7 @@ __all__ = [
     "open_pool",
     "pool_columns",
     "pool_store",
+    "unsealed_pool",
     "write_pool_shard",
 ]
 
@@ -379,6 +380,19 @@ def open_pool(
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
     return _pool(folder, str(folder), manifest, columns)
+
+
+def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
+    """Return the pool in an artifact's folder without asking the manifest there, which may not be written yet.
+
+    Args:
+        folder: the artifact; all shards of the pool are there.
+        manifest: what is known of it.
+
+    Raises:
+        MissingError, FormatError, CorruptError: as ``open_pool``.
+    """
+    return _pool(folder, str(folder), manifest, open_columns(folder / POOL_NAME))
 
 
 def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:

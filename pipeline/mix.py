@@ -212,7 +212,9 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
 
 
 def run(task: StageTask) -> Outcome:
-    """Make the pool."""
+    """Make the pool, and the card that tells of it."""
+    from lsmix.pipeline.card import add_card
+
     config: PoolConfig = task.config
     facts = _facts(task)
     images = facts.origin.train_images
@@ -241,7 +243,9 @@ def run(task: StageTask) -> Outcome:
             f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    return Outcome(payload=frozenset({"pool.zarr", _PLAN_FILE}), counts=counts, digests=digests)
+    payload = {"pool.zarr", _PLAN_FILE}
+    digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
+    return Outcome(payload=frozenset(payload), counts=counts, digests=digests)
 
 
 class _Facts(NamedTuple):

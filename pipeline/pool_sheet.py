@@ -1,20 +1,29 @@
 """Images of a pool between the sources that they are made of, for the eye."""
 
 from itertools import chain
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.pool import Pool
 
-__all__ = ["SHEET_TITLES", "pool_rows"]
+__all__ = ["SHEET_TITLES", "SourceImages", "pool_rows"]
 
 _TRIPLES = 3  # of x₁, mix, x₂ in a row
 _LOOKED_AT = 4096  # rows of a pool that are chosen from
 SHEET_TITLES = ["x₁", "mix", "x₂"] * _TRIPLES
 
 
-def pool_rows(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
+class SourceImages(Protocol):
+    """Images of a train split by row, such as an array of them, uint8 (N, H, W, C)."""
+
+    def __getitem__(self, row: int, /) -> NDArray[np.uint8]:
+        """Return one image, uint8 (H, W, C)."""
+        ...
+
+
+def pool_rows(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[np.uint8]]]:
     """Return up to ``count`` rows of a sheet: three mixes each, between their first two sources.
 
     ``train`` holds the images of the train split, uint8 (N, H, W, C). Those come first whose two classes differ and that

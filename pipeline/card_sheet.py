@@ -1,0 +1,96 @@
+"""``card.png``, the picture of a card: mixes between their two sources where these are at hand, else the pool's images.
+
+The one rule: a picture is bounded, however large the images; and an image that is neither grey nor RGB has none.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lsmix.data.errors import LsmixError
+from lsmix.data.manifest import Manifest
+from lsmix.data.pool import Pool
+
+if TYPE_CHECKING:
+    from lsmix.pipeline.pool_sheet import SourceImages
+
+__all__ = ["SHEET_FILE", "draw_sheet", "input_folders"]
+
+SHEET_FILE: Final = "card.png"
+_ROWS, _COLUMNS = 4, 12
+_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
+_STAGES: Final = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}
+
+
+def draw_sheet(pool: Pool, inputs: Mapping[str, Path] | None, *, device: str = "cpu") -> tuple[bytes, bool]:
+    """Return a picture of some images of a pool as PNG, and whether it shows their sources.
+
+    Args:
+        pool: the pool.
+        inputs: folders of the artifacts that it was made from, by role; None where they are not known.
+        device: where the flow decodes source images.
+
+    Returns:
+        b"" where the images are neither grey nor RGB.
+    """
+    if pool.image_shape[2] not in (1, 3):
+        return b"", False
+    from lsmix.pipeline.pool_sheet import SHEET_TITLES, pool_rows
+    from lsmix.pipeline.sheets import png_bytes, sheet
+
+    side = max(pool.image_shape[:2])
+    step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
+    if inputs is None:
+        rows, titles = _own_rows(pool), []
+    else:
+        rows, titles = pool_rows(pool, _source_images(pool, inputs, device), _ROWS), SHEET_TITLES
+    small = [[image[::step, ::step] for image in row] for row in rows]
+    return png_bytes(sheet(small, scale=scale, column_titles=titles)), inputs is not None
+
+
+def _own_rows(pool: Pool) -> list[list[NDArray[np.uint8]]]:
+    count = min(_ROWS * _COLUMNS, len(pool))
+    images = pool.image[:count][np.argsort(pool.share_b[:count], kind="stable")]
+    return [list(images[start : start + _COLUMNS]) for start in range(0, count, _COLUMNS)]
+
+
+def _source_images(pool: Pool, inputs: Mapping[str, Path], device: str) -> "SourceImages":
+    if "dataset" in inputs:
+        from lsmix.data.dataset import open_dataset
+
+        return open_dataset(inputs["dataset"]).train.images
+    return _Decoded(inputs["latents"], inputs["flow"], device)
+
+
+class _Decoded:
+    """The images of the train split, each decoded from its latent vector when it is asked for."""
+
+    def __init__(self, latents: Path, flow: Path, device: str) -> None:
+        from lsmix.data.latents import open_latents
+        from lsmix.glow.checkpoint import load_flow
+
+        self._latents, self._flow = open_latents(latents), load_flow(flow, device=device)
+
+    def __getitem__(self, row: int) -> NDArray[np.uint8]:
+        images = self._flow.decode(self._latents.z[row : row + 1])
+        return np.asarray(images[0])
+
+
+def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
+    """Return the folders of what a pool was made from, by role; None unless its own workspace has all of them."""
+    from lsmix.pipeline.workspace import Workspace
+
+    workspace, found = Workspace(folder.resolve().parent.parent), {}
+    for record in manifest.inputs:
+        try:
+            there = workspace.find(_STAGES.get(record.role, record.role), record.key)
+        except LsmixError:
+            return None
+        if there is None or there.manifest.root != record.root:
+            return None
+        found[record.role] = there.folder
+    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None
