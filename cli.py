@@ -42,6 +42,12 @@ class _Bars:
         self._bar: Any = None
         self._line_at = 0.0  # when the last line was printed, where there is no terminal
 
+    def __enter__(self) -> "_Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()  # so that an error does not stand behind half a bar
+
     def say(self, message: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
@@ -143,7 +149,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+def _work_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -151,13 +157,16 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."
             ),
             click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
-            click.option("--dry-run", is_flag=True, help="Only show what would run, and why."),
             click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
             click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
         ]
     ):
         command = option(command)
     return command
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--dry-run", is_flag=True, help="Only show what would run, and why.")(_work_options(command))
 
 
 _download_option = click.option(
@@ -182,11 +191,8 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
         return
     from lsmix.pipeline.api import run as run_recipe
 
-    bars = _Bars(quiet, verbose)
-    try:
+    with _Bars(quiet, verbose) as bars:
         result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
-    finally:
-        bars.finish()  # so that an error does not stand behind half a bar
     _print_json("run", _run_facts(result)) if as_json else _print_run(result)
 
 
@@ -303,11 +309,8 @@ def figure(
     from lsmix.pipeline.api import figure as draw
 
     target = out or Path(f"{name}.png")
-    bars = _Bars(quiet, verbose)
-    try:
+    with _Bars(quiet, verbose) as bars:
         sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
-    finally:
-        bars.finish()
     if as_json:
         facts = {"name": name, "path": str(target), "caption": sheet.caption}
         _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
@@ -317,20 +320,43 @@ def figure(
     click.echo(f"corrupted   {sheet.corrupted} of {sheet.decoded} decoded images")
 
 
-@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab")
+@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Make a sample of a pool's rows again, and compare every pixel.")
+@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
+@click.option("--data", type=click.Path(path_type=Path), help="Base set: published files, digits, or dataset.h5.")
+@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def verify(artifact: Path, as_json: bool) -> None:
-    """Check every byte of ARTIFACT against its checksums; exit code 5 on the first damage."""
+def verify(artifact: Path, as_json: bool, **options: Any) -> None:
+    """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
+    from lsmix.pipeline.verdict import verify_lines
 
-    facts = verify_artifact(artifact)
-    if as_json:
-        _print_json("verify", facts)
-    else:
-        click.echo(
-            f"{artifact}: {facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
-        )
+    with _Bars(quiet=not options["deep"], verbose=False) as bars:
+        facts = verify_artifact(artifact, progress=bars, **options)
+    _print_json("verify", facts) if as_json else click.echo("\n".join(verify_lines(facts)))
+
+
+@cli.command(epilog="Example: lsmix rebuild plan.json --data cifar-10-python.tar.gz --flow glow --out lsmix-pool")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Published files, digits, or dataset.h5.")
+@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow; not for pools mixed in pixel space.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new pool; without it, in the workspace.")
+@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")
+@click.option("--compare", type=click.Path(path_type=Path), help="The original pool, to compare pixel by pixel.")
+@_work_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def rebuild(plan: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
+    from lsmix.pipeline.rebuild import rebuild as rebuild_pool
+    from lsmix.pipeline.verdict import rebuild_lines
+
+    with _Bars(quiet, verbose) as bars:
+        result = rebuild_pool(plan, progress=bars, **options)
+    _print_json("rebuild", result.facts()) if as_json else click.echo("\n".join(rebuild_lines(result)))
 
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
