@@ -47,11 +47,14 @@ class PoolBase:
     dataset: Path | None = None
     latents: Path | None = None
     flow: Path | None = None
+    given: Path | None = None  # what the data set was made from, where it was not found
 
     def labels(self) -> tuple[npt.NDArray[np.int64] | None, str]:
         """Return the class of each training image, int64 (N,), and where it is from; None where nothing is at hand."""
         if self.dataset:
-            return open_dataset(self.dataset / DATASET_NAME).train.labels, f"the data set {str(self.dataset)!r}"
+            return open_dataset(
+                self.dataset / DATASET_NAME
+            ).train.labels, f"the data set {str(self.given or self.dataset)!r}"
         if self.latents:
             return open_latents(self.latents).label[:], f"the latents {str(self.latents)!r}"
         return None, ""
@@ -84,6 +87,7 @@ def find_base(
         else _found(home, "ingest", plan.origin.root),
         latents=_found(home, "encode", inputs["latents"]) if "latents" in inputs else None,
         flow=flow or (_found(home, "train-glow", inputs["flow"]) if "flow" in inputs else None),
+        given=data,
     )
 
 

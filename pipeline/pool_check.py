@@ -137,13 +137,13 @@ class _RowChecker:
         """Check some rows."""
         chunk = self._read(start, stop)
         self._check_ranges(chunk)
+        if self._planned:  # before labels, since a wrong source has the wrong label too
+            self._check_plan(chunk, self._planned.pool)
         self._check_labels(chunk.rows, "label_a", chunk.source_a, chunk.label_a)
         for place in range(self._pool.sources - 1):
             self._check_labels(chunk.rows, _name("label", place), chunk.source[:, place], chunk.label[:, place])
         self._states += np.bincount(chunk.state, minlength=len(STATES))
         self._corrupted.append(chunk.rows[chunk.state != _OK])
-        if self._planned:
-            self._check_plan(chunk, self._planned.pool)
 
     def conclude(self, without_plan: str) -> PoolChecks:
         """Compare the sums with the manifest; return what was checked."""

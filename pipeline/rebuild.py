@@ -133,13 +133,15 @@ def rebuild(
             "Give '--out', or another '--workspace'."
         )
     folder = _moved(made.folder, target, place) if target else made.folder
+    if expected and made.manifest.root.startswith(expected):
+        expected = made.manifest.root  # of which the beginning was given
     comparison = None
     if original.pool and (compare is not None or made.manifest.root != expected):
         comparison = compare_pools(open_pool(folder), open_pool(original.pool))
     result = RebuildResult(
         folder=folder,
         manifest=made.manifest,
-        expected=expected if len(expected) == 64 or not made.manifest.root.startswith(expected) else made.manifest.root,
+        expected=expected,
         comparison=comparison,
         cached=made.cached,
         seconds=time.monotonic() - begun,
@@ -245,7 +247,7 @@ def _judge(result: RebuildResult, plan: PoolPlan, original: _Original) -> None:
             )
         return
     if result.expected:
-        why = "" if exact else " It was made on another kind of device, so pixels may differ by 1."
+        why = "" if exact or not before else " It was made on another kind of device, so pixels may differ by 1."
         raise CorruptError(
             f"{str(result.folder)!r} is not the original: its root digest is {result.root[:12]}…, expected "
             f"{result.expected[:12]}….{why} Name the original pool with '--compare' to see how they differ."
