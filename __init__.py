@@ -13,8 +13,19 @@ if TYPE_CHECKING:
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.mixing import mix_latents
     from lsmix.pipeline.api import run, verify
+    from lsmix.pipeline.rebuild import rebuild
 
-__all__ = ["LsmixError", "PoolLoader", "__version__", "load_flow", "mix_latents", "open_pool", "run", "verify"]
+__all__ = [
+    "LsmixError",
+    "PoolLoader",
+    "__version__",
+    "load_flow",
+    "mix_latents",
+    "open_pool",
+    "rebuild",
+    "run",
+    "verify",
+]
 
 __version__ = "0.1.0"
 
@@ -24,6 +35,7 @@ _HOME = {
     "load_flow": "lsmix.glow.checkpoint",
     "mix_latents": "lsmix.glow.mixing",
     "open_pool": "lsmix.data.pool",
+    "rebuild": "lsmix.pipeline.rebuild",
     "run": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",
 }
