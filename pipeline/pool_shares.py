@@ -17,7 +17,7 @@ from lsmix.pipeline.plan_file import PoolPlan
 __all__ = ["Shares"]
 
 _Floats = npt.NDArray[np.float64]
-_DUMMY_BYTES = 8 << 20  # of dummy images or latents that are mixed at a time
+_DUMMY_BYTES = 1 << 20  # of dummy images or latents that are mixed at a time
 
 
 def _itself(lam: _Floats, _sizes: tuple[int, ...]) -> _Floats:
