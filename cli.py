@@ -4,122 +4,37 @@ The one rule: nothing heavy is imported before a command's body needs it, so tha
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
-import io
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lsmix.data.errors import LsmixError, StaleError
-from lsmix.pipeline.units import human_bytes, human_seconds
+from lsmix.pipeline.lines import (
+    fact_lines,
+    garbage_lines,
+    rebuild_lines,
+    run_facts,
+    run_lines,
+    status_lines,
+    transfer_lines,
+    verify_lines,
+)
+from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:
-    from lsmix.data.transfer import Transfer
-    from lsmix.pipeline.api import RunResult
-    from lsmix.pipeline.garbage import Garbage
     from lsmix.pipeline.status import NodeStatus
 
 __all__ = ["main"]
 
-_Result = TypeVar("_Result")
 _INTERRUPTED = 130
-_SECONDS_BETWEEN_LINES = 30.0
-_LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
 5 corrupt, 6 partly done, 130 interrupted (run again to go on).
 """
-
-
-class _Bars:
-    """Progress on stderr: bars on a terminal, a line every half minute elsewhere."""
-
-    def __init__(self, quiet: bool, verbose: bool) -> None:
-        self._quiet = quiet
-        self._verbose = verbose
-        self._bar: Any = None
-        self._line_at = 0.0  # when the last line was printed, where there is no terminal
-
-    def say(self, message: str) -> None:
-        """Print a line, unless quiet."""
-        if not self._quiet:
-            click.echo(message, err=True)
-
-    def detail(self, message: str) -> None:
-        """Print a line, if verbose."""
-        if self._verbose:
-            click.echo(message, err=True)
-
-    def warn(self, message: str) -> None:
-        """Print a warning, even when quiet."""
-        click.echo(f"warning: {message}", err=True)
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin a bar."""
-        if self._quiet:
-            return
-        from tqdm import tqdm
-
-        terminal = sys.stderr.isatty()
-        bytewise = unit == "byte"
-        if not terminal:
-            amounts = (
-                (human_bytes(total - done), human_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
-            )
-            click.echo(f"{label}: {amounts[0]} of {amounts[1]} to do", err=True)
-        target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
-        self._line_at = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=label,
-            unit="B" if bytewise else f" {unit}",
-            unit_scale=bytewise,
-            dynamic_ncols=terminal,
-            leave=False,
-            file=target,
-        )
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(units)
-        now = time.monotonic()
-        if not sys.stderr.isatty() and now - self._line_at > _SECONDS_BETWEEN_LINES and self._bar.n < self._bar.total:
-            self._line_at = now
-            click.echo(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}), err=True)
-
-    def finish(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
-
-def _with_bars(work: Callable[[_Bars], _Result], quiet: bool, verbose: bool = False) -> _Result:
-    bars = _Bars(quiet, verbose)
-    try:
-        return work(bars)
-    finally:
-        bars.finish()  # so that an error does not stand behind half a bar
-
-
-def _pace(facts: dict[str, Any]) -> dict[str, Any]:
-    rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
-    left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
-    note = f", {facts['postfix']}" if facts["postfix"] else ""
-    if facts["unit_scale"]:
-        amounts = {"n": human_bytes(facts["n"]), "total": human_bytes(facts["total"])}
-        return {**amounts, "pace": f"{human_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
-    pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
-    return {"pace": pace, "left": f"{left:.0f} min left", "note": note}
 
 
 # Not a docstring, since click wants real backspaces in front of what it must not wrap.
@@ -153,7 +68,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+def _work_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
@@ -161,7 +76,6 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."
             ),
             click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
-            click.option("--dry-run", is_flag=True, help="Only show what would run, and why."),
             click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
             click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
         ]
@@ -173,6 +87,10 @@ def _run_options(command: Callable[..., None]) -> Callable[..., None]:
 def _transfer_options(command: Callable[..., None]) -> Callable[..., None]:
     command = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")(command)
     return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
+
+
+def _run_options(command: Callable[..., None]) -> Callable[..., None]:
+    return click.option("--dry-run", is_flag=True, help="Only show what would run, and why.")(_work_options(command))
 
 
 _download_option = click.option(
@@ -193,14 +111,13 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     force = stage if options.pop("force", False) else ""
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
-        _print_json("status", nodes) if as_json else _print_status(nodes)
+        _print("status", nodes, status_lines(nodes), as_json)
         return
     from lsmix.pipeline.api import run as run_recipe
 
-    result = _with_bars(
-        lambda bars: run_recipe(recipe, stage=stage, force=force, progress=bars, **options), quiet, verbose
-    )
-    _print_json("run", _run_facts(result)) if as_json else _print_run(result)
+    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+        result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
+    _print("run", run_facts(result), run_lines(result), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -252,7 +169,7 @@ for _stage, _text, _example in (
 def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
     """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
     nodes = _statuses(recipe, workspace, "", overrides, scale)
-    _print_json("status", nodes) if as_json else _print_status(nodes)
+    _print("status", nodes, status_lines(nodes), as_json)
     stale = [node for node in nodes if node.state != "cached"]
     if check and stale:
         raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. 'lsmix run {recipe}' makes them.")
@@ -318,7 +235,8 @@ def figure(
     from lsmix.pipeline.api import figure as draw
 
     target = out or Path(f"{name}.png")
-    sheet = _with_bars(lambda bars: draw(name, recipe, target, pairs=rows, progress=bars, **options), quiet, verbose)
+    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+        sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
         facts = {"name": name, "path": str(target), "caption": sheet.caption}
         _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
@@ -328,20 +246,41 @@ def figure(
     click.echo(f"corrupted   {sheet.corrupted} of {sheet.decoded} decoded images")
 
 
-@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab")
+@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
 @click.argument("artifact", type=click.Path(path_type=Path))
+@click.option("--deep", is_flag=True, help="Make a sample of a pool's rows again, and compare every pixel.")
+@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
+@click.option("--data", type=click.Path(path_type=Path), help="Base set: published files, digits, or dataset.h5.")
+@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def verify(artifact: Path, as_json: bool) -> None:
-    """Check every byte of ARTIFACT against its checksums; exit code 5 on the first damage."""
+def verify(artifact: Path, as_json: bool, **options: Any) -> None:
+    """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
 
-    facts = verify_artifact(artifact)
-    if as_json:
-        _print_json("verify", facts)
-    else:
-        click.echo(
-            f"{artifact}: {facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
-        )
+    with TerminalProgress(quiet=not options["deep"]) as bars:
+        facts = verify_artifact(artifact, progress=bars, **options)
+    _print("verify", facts, verify_lines(facts), as_json)
+
+
+@cli.command(epilog="Example: lsmix rebuild plan.json --data cifar-10-python.tar.gz --flow glow --out lsmix-pool")
+@click.argument("plan", type=click.Path(path_type=Path))
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Published files, digits, or dataset.h5.")
+@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow; not for pools mixed in pixel space.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new pool; without it, in the workspace.")
+@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")
+@click.option("--compare", type=click.Path(path_type=Path), help="The original pool, to compare pixel by pixel.")
+@_work_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+def rebuild(plan: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+    """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
+    from lsmix.pipeline.rebuild import rebuild as rebuild_pool
+
+    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+        result = rebuild_pool(plan, progress=bars, **options)
+    _print("rebuild", result.facts(), rebuild_lines(result), as_json)
 
 
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
@@ -356,7 +295,9 @@ def export(pool: Path, dest: Path, as_json: bool, quiet: bool, **options: Any) -
     """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
     from lsmix.pipeline.export import export_pool
 
-    _print_facts("export", _with_bars(lambda bars: export_pool(pool, dest, progress=bars, **options), quiet), as_json)
+    with TerminalProgress(quiet=quiet) as bars:
+        facts = export_pool(pool, dest, progress=bars, **options)
+    _print("export", facts, fact_lines(facts), as_json)
 
 
 @cli.command(name="import", epilog="Example: lsmix import exported lsmix-pool")
@@ -368,15 +309,9 @@ def import_(source: Path, dest: Path, as_json: bool, quiet: bool) -> None:
     """Make a pool in the new folder DEST of SOURCE, an HDF5 or Parquet export or a file of it."""
     from lsmix.pipeline.export import import_pool
 
-    _print_facts("import", _with_bars(lambda bars: import_pool(source, dest, progress=bars), quiet), as_json)
-
-
-def _print_facts(kind: str, facts: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json(kind, facts)
-    else:
-        for name, value in facts.items():
-            click.echo(f"{name.replace('_', ' '):<14} {value}")
+    with TerminalProgress(quiet=quiet) as bars:
+        facts = import_pool(source, dest, progress=bars)
+    _print("import", facts, fact_lines(facts), as_json)
 
 
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
@@ -387,7 +322,9 @@ def push(artifact: Path, url: str, as_json: bool, quiet: bool) -> None:
     """Send ARTIFACT to URL, a folder or any URL that fsspec writes to; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
-    _transfer("push", lambda bars: push_artifact(artifact, url, progress=bars), as_json, quiet)
+    with TerminalProgress(quiet=quiet) as bars:
+        done = push_artifact(artifact, url, progress=bars)
+    _print("push", done, transfer_lines(done, done.url), as_json)
 
 
 @cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
@@ -398,7 +335,9 @@ def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
     """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
 
-    _transfer("pull", lambda bars: pull_artifact(url, dest, progress=bars), as_json, quiet)
+    with TerminalProgress(quiet=quiet) as bars:
+        done = pull_artifact(url, dest, progress=bars)
+    _print("pull", done, transfer_lines(done, str(done.folder)), as_json)
 
 
 @cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab --licence CC-BY-4.0")
@@ -434,24 +373,7 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
         for scale in content.scale:
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
-    _print_json("gc", found) if as_json else _print_garbage(found, delete)
-
-
-def _transfer(kind: str, work: "Callable[[_Bars], Transfer]", as_json: bool, quiet: bool) -> None:
-    facts = work(_Bars(quiet, verbose=False))
-    _print_json(kind, facts) if as_json else click.echo(
-        f"{facts.url if kind == 'push' else facts.folder}: {human_bytes(facts.moved_bytes)} moved; {facts.files} files, "
-        f"{human_bytes(facts.bytes)}, all as recorded (root {facts.root[:12]})"
-    )
-
-
-def _print_garbage(found: "Sequence[Garbage]", delete: bool) -> None:
-    for item in found:
-        click.echo(
-            f"{human_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
-        )
-    total = human_bytes(sum(item.bytes for item in found))
-    click.echo(f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}")
+    _print("gc", found, garbage_lines(found, delete=delete), as_json)
 
 
 def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
@@ -462,54 +384,12 @@ def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str]
     return recipe_status(nodes, place)
 
 
-def _print_status(nodes: "Sequence[NodeStatus]") -> None:
-    for node in nodes:
-        size = "" if node.bytes is None else ("" if node.state == "cached" else "~") + human_bytes(node.bytes)
-        seconds = "" if node.seconds is None else ("" if node.state == "cached" else "~") + human_seconds(node.seconds)
-        click.echo(f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}")
-
-
-def _print_run(result: "RunResult") -> None:
-    made, wanted = sum(not item.cached for item in result.built), len(result.built)
-    rest = "" if made == wanted else f", {wanted - made} up to date already"
-    click.echo(f"{made} of {wanted} artifacts made{rest}")
-    for row in result.error_rates:
-        paper = f"; the paper has {row.paper}" if row.paper else ""
-        click.echo(f"error rate  {row.label:<26} {row.text} %  ({len(row.errors)} seeds{paper})")
-    if result.report:
-        click.echo(f"report      {result.report}")
-    elif result.built:
-        click.echo(f"last        {result.built[-1].folder}")
-
-
-def _run_facts(result: "RunResult") -> dict[str, Any]:
-    return {
-        "artifacts": [
-            {
-                "stage": item.stage,
-                "name": item.name,
-                "key": item.key,
-                "folder": str(item.folder),
-                "root": item.manifest.root,
-                "cached": item.cached,
-                "seconds": round(item.seconds, 3),
-                "counts": item.manifest.counts,
-            }
-            for item in result.built
-        ],
-        "error_rates": [
-            {
-                "run": row.name,
-                "label": row.label,
-                "errors": row.errors,
-                "mean": row.mean,
-                "std": row.std,
-                "paper": row.paper or None,
-            }
-            for row in result.error_rates
-        ],
-        "report": str(result.report) if result.report else None,
-    }
+def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
+    """Print what a command has to say: facts for programs, or lines for people."""
+    if as_json:
+        _print_json(kind, facts)
+    else:
+        click.echo("\n".join(lines))
 
 
 def _print_json(kind: str, content: Any) -> None:

@@ -11,7 +11,6 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
-from lsmix.data.pool import open_pool
 from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
@@ -193,35 +192,77 @@ def figure(
     return sheet
 
 
-def verify(artifact: Path | str) -> dict[str, Any]:
-    """Check every byte of an artifact against its manifest, or of an export against its record, and return the facts.
+def verify(
+    artifact: Path | str,
+    *,
+    deep: bool = False,
+    sample: int = 256,
+    seed: int = 0,
+    data: Path | str | None = None,
+    flow: Path | str | None = None,
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Check every byte of an artifact against its manifest, and every row of a pool against its plan; return the facts.
 
     Of latents and pools it also opens the store, and compares it with what zarr-python reads.
 
+    Args:
+        artifact: its folder; all that follows is for pools.
+        deep: make a sample of rows again, and compare every pixel.
+        sample: rows of that sample, at least 1.
+        seed: of their choice.
+        data: the base set: published files, "digits", or a data set that ingest made; None looks in the pool's workspace.
+        flow: folder of the flow; None looks in the pool's workspace.
+        device: where the sample is made: "auto", "cpu", "cuda" or "cuda:N".
+        progress: is told what happens; None tells nobody.
+
+    Returns:
+        What it is and how big; of a pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``.
+
     Raises:
-        MissingError: there is no artifact, or it is unfinished.
+        MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
+        RecipeError: what was given is not what the pool was made from.
         FormatError: it is of a version that this lsmix does not read.
-        CorruptError: on the first damage, with the file's name.
+        CorruptError: on the first damage, with the file's name, or the row and its value.
     """
     folder = Path(artifact)
     if is_export(folder):
         return verify_export(folder)
     manifest = read_manifest(folder)
-    size = verify_files(folder, manifest)
-    if manifest.stage == "encode":
-        open_latents(folder).columns.check_against_zarr()
-    elif manifest.stage == "mix":
-        open_pool(folder).columns.check_against_zarr()
-    return {
+    asked = deep or data is not None or flow is not None
+    if asked and manifest.stage != "mix":
+        raise RecipeError(
+            f"{str(folder)!r} is no pool but the result of stage {manifest.stage!r}: only pools are checked so."
+        )
+    if sample < 1:
+        raise RecipeError(f"a sample has at least 1 row, got {sample}.")
+    facts = {
         "folder": str(folder),
         "stage": manifest.stage,
         "name": manifest.name,
         "key": manifest.key,
         "root": manifest.root,
         "files": len(manifest.files),
-        "bytes": size,
+        "bytes": verify_files(folder, manifest),
         "counts": manifest.counts,
     }
+    if manifest.stage == "encode":
+        open_latents(folder).columns.check_against_zarr()
+    elif manifest.stage == "mix":
+        from lsmix.pipeline.pool_verify import verify_pool
+
+        facts |= verify_pool(
+            folder,
+            deep=deep,
+            sample=sample,
+            seed=seed,
+            data=None if data is None else Path(data),
+            flow=None if flow is None else Path(flow),
+            device=device,
+            progress=progress or SilentProgress(),
+        )
+    return facts
 
 
 def push(artifact: Path | str, url: str, *, progress: Progress | None = None) -> Transfer:

@@ -29,7 +29,17 @@ from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import run_sharded
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
-__all__ = ["MIX", "MixWorker", "PoolConfig", "check_pool", "in_latent_space", "open_worker"]
+__all__ = [
+    "MIX",
+    "LoadedRows",
+    "MixWorker",
+    "PoolConfig",
+    "RowMaker",
+    "check_pool",
+    "in_latent_space",
+    "make_plan",
+    "open_worker",
+]
 
 _PLAN_FILE = "plan.json"
 _OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
@@ -87,34 +97,37 @@ def check_pool(config: PoolConfig) -> None:
         raise RecipeError(f"flow: {config.method!r} mixes pixels and needs none. Remove it.")
 
 
-class _Loaded(NamedTuple):
-    rows: npt.NDArray[np.int64]  # of the pool
+class LoadedRows(NamedTuple):
+    """Some rows of a pool, with what they are made from."""
+
+    rows: npt.NDArray[np.int64]  # of the pool, (n,)
     draw: Draw
     first: Sources
     others: list[Sources]
 
 
-class MixWorker:
-    """Makes the shards of one pool."""
+class RowMaker:
+    """Makes rows of a pool, whichever they are: what its shards consist of.
 
-    def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
-        self._folder = folder
+    Args:
+        config: of the pool.
+        mixer: gathers the training images and mixes them.
+    """
+
+    def __init__(self, config: PoolConfig, mixer: Mixer) -> None:
         self._config = config
-        self._mixer = _open_mixer(config, inputs, device)
-        self._plan = make_plan(config, len(self._mixer.labels))
-        self._store = pool_store(folder)
+        self._mixer = mixer
+        self.plan = make_plan(config, len(mixer.labels))
 
-    def load(self, shard: int) -> _Loaded:
-        """Read what a shard mixes."""
-        rows = self._store.shard_range(shard)
-        draw = self._plan.rows(rows.start, rows.stop)
+    def load(self, rows: npt.NDArray[np.int64], draw: Draw) -> LoadedRows:
+        """Read what rows of the pool are mixed from; ``draw`` is what the plan has for them."""
         gather = self._mixer.gather
         if self._config.corner not in (CORNERS[0], "random"):
             draw = draw._replace(corner=np.full_like(draw.corner, CORNERS.index(self._config.corner)))
-        return _Loaded(np.asarray(rows), draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
+        return LoadedRows(rows, draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
 
-    def compute(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
-        """Mix a shard; draw corrupted images again."""
+    def make(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
+        """Mix rows; draw corrupted images again. Returns the pool's columns, and ``corrupted``, bool (n,)."""
         draw = loaded.draw._replace(others=loaded.draw.others.copy(), lam=loaded.draw.lam.copy())
         images, share, corrupted = self._mix(loaded, draw, slice(None), attempt=0)
         state = np.full(len(images), _OK, np.uint8)
@@ -123,7 +136,7 @@ class MixWorker:
             for attempt in range(1, self._config.attempts + 1):
                 if not len(bad):
                     break
-                again = [self._plan.again(int(row), attempt) for row in loaded.rows[bad]]
+                again = [self.plan.again(int(row), attempt) for row in loaded.rows[bad]]
                 draw.others[bad], draw.lam[bad] = (np.stack(column) for column in zip(*again, strict=True))
                 images[bad], share[bad], still = self._mix(loaded, draw, bad, attempt=attempt)
                 state[bad] = _REDRAWN
@@ -133,28 +146,12 @@ class MixWorker:
                 share[bad], state[bad] = 0, _REPLACED
         return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
 
-    def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
-        """Write a shard of the pool."""
-        corrupted = computed.pop("corrupted")
-        state = computed["state"]
-        digests = write_pool_shard(self._folder, shard, computed)
-        first = self._store.shard_range(shard).start
-        counts = {
-            "images": len(state),
-            "ok": int((state == _OK).sum()),
-            "redrawn": int((state == _REDRAWN).sum()),
-            "replaced": int((state == _REPLACED).sum()),
-            "corrupted": int(corrupted.sum()),
-            "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
-        }
-        return digests, counts
-
-    def _mix(self, loaded: _Loaded, draw: Draw, part: "slice | npt.NDArray[np.int64]", *, attempt: int) -> Mixed:
-        """Mix some rows of a shard; partners that were drawn again are read anew."""
+    def _mix(self, loaded: LoadedRows, draw: Draw, part: "slice | npt.NDArray[np.int64]", *, attempt: int) -> Mixed:
+        """Mix some of the rows; partners that were drawn again are read anew."""
         others = loaded.others
         if attempt:
             others = [self._mixer.gather(source) for source in draw.others[part].T]
-        draws = self._plan.method_draws(loaded.rows[part], attempt)
+        draws = self.plan.method_draws(loaded.rows[part], attempt)
         return self._mixer.mix(loaded.first[part], others, draw.lam[part], draw.corner[part], draws)
 
     def _columns(self, draw: Draw, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
@@ -173,6 +170,40 @@ class MixWorker:
         if self._config.corner != CORNERS[0]:
             columns["corner"] = draw.corner
         return columns
+
+
+class MixWorker:
+    """Makes the shards of one pool."""
+
+    def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
+        self._folder = folder
+        self._maker = RowMaker(config, _open_mixer(config, inputs, device))
+        self._store = pool_store(folder)
+
+    def load(self, shard: int) -> LoadedRows:
+        """Read what a shard mixes."""
+        rows = self._store.shard_range(shard)
+        return self._maker.load(np.asarray(rows), self._maker.plan.rows(rows.start, rows.stop))
+
+    def compute(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
+        """Mix a shard; draw corrupted images again."""
+        return self._maker.make(loaded)
+
+    def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Write a shard of the pool."""
+        corrupted = computed.pop("corrupted")
+        state = computed["state"]
+        digests = write_pool_shard(self._folder, shard, computed)
+        first = self._store.shard_range(shard).start
+        counts = {
+            "images": len(state),
+            "ok": int((state == _OK).sum()),
+            "redrawn": int((state == _REDRAWN).sum()),
+            "replaced": int((state == _REPLACED).sum()),
+            "corrupted": int(corrupted.sum()),
+            "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
+        }
+        return digests, counts
 
 
 def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> Mixer:

@@ -18,7 +18,7 @@ from lsmix.data.pool import CORNERS
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LatentMixer", "Mixed", "Mixer", "PixelMixer", "Sources"]
+__all__ = ["LatentMixer", "LatentSource", "Mixed", "Mixer", "PixelMixer", "Sources"]
 
 Sources = npt.NDArray[Any]  # what a mixer gathers: latents float32 (n, D), or images uint8 (n, H, W, C)
 
@@ -85,11 +85,31 @@ class PixelMixer:
         return first
 
 
+class LatentSource(Protocol):
+    """Where latents come from."""
+
+    order: Literal["morton", "raster"]
+    labels: npt.NDArray[np.int64]  # of all training images
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
+        """Return the latents of some training images, float32 (n, D)."""
+
+
+class _StoredLatents:
+    def __init__(self, folder: Path) -> None:
+        self._latents = open_latents(folder)
+        self.order: Literal["morton", "raster"] = self._latents.attributes["order"]
+        self.labels: npt.NDArray[np.int64] = self._latents.label[:]
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
+        return self._latents.z.gather(rows)
+
+
 class LatentMixer:
     """Mixes latents and decodes them.
 
     Args:
-        latents: folder of the latents.
+        latents: folder of the latents, or another place where they come from.
         flow: folder of the flow that made them.
         method: a name in LATENT_METHODS.
         device: where the flow computes.
@@ -101,7 +121,7 @@ class LatentMixer:
 
     def __init__(
         self,
-        latents: Path,
+        latents: Path | LatentSource,
         flow: Path,
         *,
         method: str,
@@ -113,19 +133,19 @@ class LatentMixer:
     ) -> None:
         from lsmix.glow.checkpoint import load_flow
 
-        self._latents = open_latents(latents)
+        self._latents = _StoredLatents(latents) if isinstance(latents, Path) else latents
         self._flow = load_flow(flow, device=device)
         self._method = method
         self._output = output
         self._batch_size = batch_size
         self._margin = margin
         self._broken_share = broken_share
-        self._order = self._latents.attributes["order"]
-        self.labels = self._latents.label[:]
+        self._order = self._latents.order
+        self.labels = self._latents.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
         """Return latents, float32 (n, D)."""
-        return self._latents.z.gather(rows)
+        return self._latents.gather(rows)
 
     def mix(
         self,

@@ -62,6 +62,12 @@ class MixPlan:
             parts.append([column[part] for column in self._copy(copy)])
         return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
+    def pick(self, rows: IntArray) -> Draw:
+        """Return the plan of any rows (n,) of the pool, at least one, in ascending order."""
+        copies, places = np.divmod(rows, self.images)
+        parts = [[column[places[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()]
+        return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
     def again(self, row: int, attempt: int) -> tuple[IntArray, FloatArray]:
         """Return other partners and λ, each (sources − 1,), for a row that came out corrupted, on attempt 1, 2, …."""
         copy, position = divmod(row, self.images)

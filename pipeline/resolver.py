@@ -3,22 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.errors import MissingError
-from lsmix.data.manifest import (
-    MANIFEST_NAME,
-    InputRecord,
-    Manifest,
-    check_sizes,
-    read_manifest,
-    record_files,
-    root_digest,
-)
+from lsmix.data.manifest import InputRecord
 from lsmix.data.sources import source_files, source_version
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.keys import artifact_key, key_fields
+from lsmix.pipeline.outside import outside_artifact
 from lsmix.pipeline.stage import InputArtifact
-from lsmix.pipeline.train_glow import TRAIN_GLOW
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["Resolver"]
@@ -43,7 +34,7 @@ class Resolver:
         """Return the finished inputs of a node by role; None while one isn't there yet."""
         found = {}
         for role, source in node.inputs.items():
-            artifact = self.artifact(source) if isinstance(source, Node) else self._finished_elsewhere(source)
+            artifact = self.artifact(source) if isinstance(source, Node) else self._finished_elsewhere(role, source)
             if artifact is None:
                 return None
             found[role] = artifact
@@ -87,9 +78,9 @@ class Resolver:
         """Return the configuration fields that are part of a node's key."""
         return key_fields(node.config, node.stage.not_in_key)
 
-    def _finished_elsewhere(self, folder: Path) -> InputArtifact:
+    def _finished_elsewhere(self, role: str, folder: Path) -> InputArtifact:
         if folder not in self._outside:
-            self._outside[folder] = _outside_artifact(folder)
+            self._outside[folder] = outside_artifact(folder, role)
         return self._outside[folder]
 
     def _source_record(self, node: Node) -> InputRecord:
@@ -101,28 +92,3 @@ class Resolver:
             digest = sources.digest(files, base, remember=self._remember) if files else source_version(node.config)
             self._sources[id(node)] = InputRecord(role="source", key="", root=digest)
         return self._sources[id(node)]
-
-
-def _outside_artifact(folder: Path) -> InputArtifact:
-    """Return a finished flow from outside; one that was only saved, without a manifest, counts by its two files."""
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = read_manifest(folder)
-        if manifest.stage != TRAIN_GLOW.name:
-            raise MissingError(
-                f"{str(folder)!r} is no flow but the result of stage {manifest.stage!r}. Check 'flow.path'."
-            )
-        check_sizes(folder, manifest)
-        return InputArtifact(folder=folder, manifest=manifest)
-    files = [record for record in record_files(folder) if record.path in {"glow.safetensors", "glow.json"}]
-    root = root_digest(files)
-    manifest = Manifest(
-        stage=TRAIN_GLOW.name,
-        stage_version=TRAIN_GLOW.version,
-        name=folder.name,
-        key="",
-        root=root,
-        config={},
-        inputs=[],
-        files=files,
-    )
-    return InputArtifact(folder=folder, manifest=manifest)

@@ -15,8 +15,8 @@ import msgspec
 
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError
-from lsmix.data.manifest import WORK_FOLDER, read_manifest
-from lsmix.pipeline.stage import InputArtifact
+from lsmix.data.manifest import WORK_FOLDER
+from lsmix.pipeline.outside import finished_artifact
 
 __all__ = [
     "ShardRecord",
@@ -74,10 +74,7 @@ def write_spec(folder: Path, spec: ShardSpec) -> None:
 @functools.lru_cache(maxsize=2)
 def _cached_worker(folder: Path, spec: bytes) -> ShardWorker:
     facts = msgspec.json.decode(spec, type=ShardSpec)
-    inputs = {
-        role: InputArtifact(folder=Path(path), manifest=read_manifest(Path(path)))
-        for role, path in facts.inputs.items()
-    }
+    inputs = {role: finished_artifact(Path(path)) for role, path in facts.inputs.items()}
     worker: ShardWorker = importlib.import_module(facts.module).open_worker(folder, facts.config, inputs, facts.device)
     return worker
 

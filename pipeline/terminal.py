@@ -1,0 +1,110 @@
+"""Progress on a terminal, or in a log: what the command line shows while something works.
+
+The one rule: all of it goes to stderr; results go to stdout, and are nobody's business here.
+"""
+
+import io
+import sys
+import time
+from typing import Any
+
+from lsmix.pipeline.units import human_bytes
+
+__all__ = ["TerminalProgress"]
+
+_SECONDS_BETWEEN_LINES = 30.0
+_LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr)  # noqa: T201 - this is where progress is printed
+
+
+class TerminalProgress:
+    """Progress on stderr: bars on a terminal, a line every half minute elsewhere.
+
+    Args:
+        quiet: print warnings alone.
+        verbose: print details, too.
+    """
+
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
+        self._bar: Any = None
+        self._line_at = 0.0  # when the last line was printed, where there is no terminal
+
+    def __enter__(self) -> "TerminalProgress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.finish()  # so that an error does not stand behind half a bar
+
+    def say(self, message: str) -> None:
+        """Print a line, unless quiet."""
+        if not self._quiet:
+            _print(message)
+
+    def detail(self, message: str) -> None:
+        """Print a line, if verbose."""
+        if self._verbose:
+            _print(message)
+
+    def warn(self, message: str) -> None:
+        """Print a warning, even when quiet."""
+        _print(f"warning: {message}")
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin a bar."""
+        if self._quiet:
+            return
+        from tqdm import tqdm
+
+        terminal = sys.stderr.isatty()
+        bytewise = unit == "byte"
+        if not terminal:
+            amounts = (
+                (human_bytes(total - done), human_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
+            )
+            _print(f"{label}: {amounts[0]} of {amounts[1]} to do")
+        target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
+        self._line_at = time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            desc=label,
+            unit="B" if bytewise else f" {unit}",
+            unit_scale=bytewise,
+            dynamic_ncols=terminal,
+            leave=False,
+            file=target,
+        )
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Move the bar."""
+        if self._bar is None:
+            return
+        if note:
+            self._bar.set_postfix_str(note, refresh=False)
+        self._bar.update(units)
+        now = time.monotonic()
+        if not sys.stderr.isatty() and now - self._line_at > _SECONDS_BETWEEN_LINES and self._bar.n < self._bar.total:
+            self._line_at = now
+            _print(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}))
+
+    def finish(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+def _pace(facts: dict[str, Any]) -> dict[str, Any]:
+    rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
+    left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
+    note = f", {facts['postfix']}" if facts["postfix"] else ""
+    if facts["unit_scale"]:
+        amounts = {"n": human_bytes(facts["n"]), "total": human_bytes(facts["total"])}
+        return {**amounts, "pace": f"{human_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
+    pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
+    return {"pace": pace, "left": f"{left:.0f} min left", "note": note}
