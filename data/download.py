@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 from urllib.parse import urlsplit
 
-from lsmix.data.durable import fsync_folder
+from lsmix.data.durable import fsync_folder, is_file_at
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
 from lsmix.data.published_sets import PublishedFile
 
@@ -104,7 +104,7 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
         try:
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between opening and locking, another run may have finished the file or thrown it away.
-            mine = part.exists() and os.path.samestat(part.stat(), os.fstat(stream.fileno()))
+            mine = is_file_at(part, stream)
         except BlockingIOError:
             mine = False
         if not mine:

@@ -7,8 +7,9 @@ import hashlib
 import os
 import tempfile
 from pathlib import Path
+from typing import IO
 
-__all__ = ["fsync_folder", "fsync_tree", "sha256_file", "sweep_parts", "write_durably"]
+__all__ = ["fsync_folder", "fsync_tree", "is_file_at", "sha256_file", "sweep_parts", "write_durably"]
 
 _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a file being written
@@ -62,3 +63,11 @@ def sha256_file(path: Path) -> str:
         while block := file.read(_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def is_file_at(path: Path, stream: IO[bytes]) -> bool:
+    """Tell whether ``path`` still names the open file ``stream``, which others may rename or remove at any time."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+    except FileNotFoundError:
+        return False

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 from lsmix.data.download import Interruption
+from lsmix.data.durable import is_file_at
 from lsmix.data.errors import CorruptError, DiskSpaceError, DownloadError, LockedError
 from lsmix.data.manifest import FileRecord
 from lsmix.data.remote import Place
@@ -148,7 +149,7 @@ def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
         try:
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Between opening and locking, another may have given the file its final name or removed it.
-            mine = path.exists() and os.path.samestat(path.stat(), os.fstat(stream.fileno()))
+            mine = is_file_at(path, stream)
         except BlockingIOError as error:
             stream.close()
             raise LockedError(

@@ -106,18 +106,21 @@ def _open_metadata(
         raise CorruptError(f"the metadata at {place.url!r} is larger than any could be. Do not use it.")
     with tempfile.TemporaryDirectory(prefix="lsmix-") as folder:
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-            for path, stream in zip(
-                metadata, pool.map(lambda record: cache.open(place, record), metadata.values()), strict=True
-            ):
-                with stream:
-                    target = Path(folder, path)
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    target.write_bytes(stream.read())
+            contents = pool.map(lambda record: _content(cache, place, record), metadata.values())
+            for path, content in zip(metadata, contents, strict=True):
+                target = Path(folder, path)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
         try:
             store, attributes = open_store(Path(folder))
         except LsmixError as error:  # which speaks of the copy
             raise type(error)(str(error).replace(folder, f"{place.url}/{name}")) from error
     return replace(store, folder=Path(f"{place.url}/{name}")), attributes
+
+
+def _content(cache: FileCache, place: Place, record: FileRecord) -> bytes:
+    with cache.open(place, record) as stream:
+        return stream.read()
 
 
 def _check_record(place: Place, store: ColumnStore, shard: int, column: str, record: FileRecord | None) -> None:

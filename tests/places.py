@@ -33,15 +33,16 @@ def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
     )
     for shard in range(store.shards):
         count = len(store.shard_range(shard))
+        first, second = draw.integers(0, rows // copies, (2, count))
         write_pool_shard(
             folder,
             shard,
             {
                 "image": draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
-                "source_a": draw.integers(0, 100, count),
-                "source_b": draw.integers(0, 100, count),
-                "label_a": draw.integers(0, 3, count),
-                "label_b": draw.integers(0, 3, count),
+                "source_a": first,
+                "source_b": second,
+                "label_a": first % 3,
+                "label_b": second % 3,
                 "lam": draw.random(count, dtype=np.float32),
                 "share_b": draw.random(count, dtype=np.float32),
                 "state": np.zeros(count, np.uint8),

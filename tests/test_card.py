@@ -347,7 +347,7 @@ def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_sheet(tmp_pa
     write_manifest(tmp_path, Manifest(name="two", key="", root=root_digest(files), **facts))
     assert "card.png" not in write_card(tmp_path)["files"]
     assert "card.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-    verify(tmp_path)
+    verify_files(tmp_path, read_manifest(tmp_path))
 
 
 def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) -> None:
@@ -413,7 +413,7 @@ def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
     words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": HOSTILE[1], "method": HOSTILE[0]}
     folder = foreign_pool(tmp_path / "pool", **words)
     write_card(folder, creator=HOSTILE[0] + HOSTILE[4])
-    verify(folder)
+    verify_files(folder, read_manifest(folder))
     head, text = front_matter(folder), (folder / "README.md").read_text(encoding="utf-8")
     assert head["license"] == "other"
     assert head["license_name"] == " ".join(HOSTILE[1].split())
@@ -516,7 +516,8 @@ def test_a_pool_without_a_card_gets_one(tmp_path: Path) -> None:
     folder = foreign_pool(tmp_path / "pool")
     root = read_manifest(folder).root
     assert set(write_card(folder)["written"]) == CARD_FILES
-    assert verify(folder)["root"] == root
+    verify_files(folder, read_manifest(folder))
+    assert read_manifest(folder).root == root
     assert write_card(folder)["written"] == []
 
 
