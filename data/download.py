@@ -25,7 +25,7 @@ from lsmix.data.durable import fsync_folder, is_file_at
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
 from lsmix.data.published_sets import PublishedFile
 
-__all__ = ["Interruption", "Meter", "download", "open_web"]
+__all__ = ["Interruption", "Meter", "append_block", "download", "open_web"]
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 30.0  # without a byte
@@ -184,6 +184,22 @@ def _check_size(file: PublishedFile, part: Path, have: int, total: int) -> None:
         )
 
 
+def append_block(stream: IO[bytes], block: bytes, name: str) -> None:
+    """Write a block whole to an unbuffered stream; ``name`` is what the file is called in messages.
+
+    Raises:
+        DiskSpaceError: the disk is full.
+    """
+    rest = memoryview(block)
+    try:
+        while rest:
+            rest = rest[stream.write(rest) :]
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskSpaceError(f"the disk became full while {name} came. Free some space, run again.") from error
+
+
 def _copy(
     answer: http.client.HTTPResponse, stream: IO[bytes], have: int, limit: int, meter: Meter, file: PublishedFile
 ) -> int:
@@ -199,16 +215,7 @@ def _copy(
             raise DownloadError(
                 f"{file.url!r} goes on past the {limit} bytes it should have. Fetch the file elsewhere."
             )
-        try:
-            rest = memoryview(block)
-            while rest:
-                rest = rest[stream.write(rest) :]
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise DiskSpaceError(
-                f"the disk is full after {have} bytes of {file.name}. Free some, run again."
-            ) from error
+        append_block(stream, block, file.name)
         meter.advance(len(block))
 
 

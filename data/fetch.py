@@ -4,7 +4,6 @@ The one rule: a file counts as fetched only when what lies on the disk has the l
 fetched once more, and then given up.
 """
 
-import errno
 import fcntl
 import hashlib
 import os
@@ -14,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
-from lsmix.data.download import Interruption
+from lsmix.data.download import Interruption, append_block
 from lsmix.data.durable import is_file_at
-from lsmix.data.errors import CorruptError, DiskSpaceError, DownloadError, LockedError
+from lsmix.data.errors import CorruptError, DownloadError, LockedError
 from lsmix.data.manifest import FileRecord
 from lsmix.data.remote import Place
 
@@ -99,7 +98,7 @@ def _complete(
             for block in place.stream(record.path, have, record.bytes):
                 if stop():
                     raise Stopped
-                _append(stream, block[: record.bytes - have], record)
+                append_block(stream, block[: record.bytes - have], repr(record.path))
                 have += len(block)
                 fetched += len(block)
                 tell(len(block))
@@ -113,19 +112,6 @@ def _complete(
                     f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
             time.sleep(_PAUSES_SECONDS[failures - 1])
-
-
-def _append(stream: IO[bytes], block: bytes, record: FileRecord) -> None:
-    rest = memoryview(block)
-    try:
-        while rest:
-            rest = rest[stream.write(rest) :]
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskSpaceError(
-            f"the disk became full while {record.path!r} came ({record.bytes} bytes). Free some space, run again."
-        ) from error
 
 
 def digest_of(stream: IO[bytes]) -> str:

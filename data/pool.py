@@ -21,6 +21,7 @@ from lsmix.data.manifest import Manifest
 
 __all__ = [
     "CORNERS",
+    "PLAN_NAME",
     "POOL_FORMAT",
     "POOL_NAME",
     "STATES",
@@ -36,6 +37,7 @@ __all__ = [
 ]
 
 POOL_NAME: Final = "pool.zarr"
+PLAN_NAME: Final = "plan.json"  # beside it: what the pool was made by
 POOL_FORMAT: Final = 1
 STATES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``state`` mean
 CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # … and in the column ``corner``

@@ -36,10 +36,11 @@ from lsmix.pipeline.card_page import (
     readme,
 )
 from lsmix.pipeline.card_samples import SAMPLES_FILE, samples_digest, write_samples
-from lsmix.pipeline.card_sheet import SHEET_FILE, draw_sheet, input_folders
+from lsmix.pipeline.card_sheet import SHEET_FILE, draw_sheet
 from lsmix.pipeline.environment import describe_environment
 from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.stage import StageTask
+from lsmix.pipeline.workspace import input_folders
 
 __all__ = ["CARD_FILES", "add_card", "card_text", "write_card"]
 

@@ -16,12 +16,11 @@ from numpy.typing import NDArray
 from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import FileRecord, Manifest
 from lsmix.data.origin import Origin, read_origin
-from lsmix.data.pool import STATES, Pool, Sample
+from lsmix.data.pool import PLAN_NAME, STATES, Pool, Sample
 
 __all__ = ["BLOCK_ROWS", "CardFacts", "ClassCount", "Spread", "blocks", "card_facts"]
 
 BLOCK_ROWS: Final = 16_384  # rows of the narrow columns that are looked at together, some 10 MB as Python objects
-_PLAN_FILE: Final = "plan.json"
 _PLAN_BYTES: Final = 1 << 20  # a plan has a few kilobytes
 _BINS: Final = 10_000  # of λ and share, so that quantiles are exact to 0.0001 whatever the number of rows
 _LOOKED_AT: Final = 4096  # rows that the example is chosen from
@@ -181,7 +180,7 @@ def _example_row(pool: Pool) -> int:
 
 
 def _read_plan(folder: Path) -> _Plan:
-    path = folder / _PLAN_FILE
+    path = folder / PLAN_NAME
     try:
         if path.stat().st_size > _PLAN_BYTES:
             raise CorruptError(f"{str(path)!r} is too long for a plan: more than {_PLAN_BYTES} bytes. Do not use it.")

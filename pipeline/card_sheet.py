@@ -11,19 +11,16 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.errors import LsmixError
-from lsmix.data.manifest import Manifest
 from lsmix.data.pool import Pool
 
 if TYPE_CHECKING:
     from lsmix.pipeline.pool_sheet import SourceImages
 
-__all__ = ["SHEET_FILE", "draw_sheet", "input_folders"]
+__all__ = ["SHEET_FILE", "draw_sheet"]
 
 SHEET_FILE: Final = "card.png"
 _ROWS, _COLUMNS = 4, 12
 _LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
-_STAGES: Final = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}
 
 
 def draw_sheet(pool: Pool, inputs: Mapping[str, Path] | None, *, device: str = "cpu") -> tuple[bytes, bool]:
@@ -78,19 +75,3 @@ class _Decoded:
     def __getitem__(self, row: int) -> NDArray[np.uint8]:
         images = self._flow.decode(self._latents.z[row : row + 1])
         return np.asarray(images[0])
-
-
-def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
-    """Return the folders of what a pool was made from, by role; None unless its own workspace has all of them."""
-    from lsmix.pipeline.workspace import Workspace
-
-    workspace, found = Workspace(folder.resolve().parent.parent), {}
-    for record in manifest.inputs:
-        try:
-            there = workspace.find(_STAGES.get(record.role, record.role), record.key)
-        except LsmixError:
-            return None
-        if there is None or there.manifest.root != record.root:
-            return None
-        found[record.role] = there.folder
-    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

@@ -20,7 +20,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.methods import nearest
 from lsmix.data.origin import Origin, read_origin
-from lsmix.data.pool import CORNERS, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.ingest import origin_of
 from lsmix.pipeline.keys import key_fields
@@ -41,7 +41,6 @@ __all__ = [
     "open_worker",
 ]
 
-_PLAN_FILE = "plan.json"
 _OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
 
 Rate = Annotated[float, Meta(ge=0, le=1)]
@@ -267,14 +266,14 @@ def run(task: StageTask) -> Outcome:
         attributes={"origin": msgspec.to_builtins(facts.origin)},
     )
     counts, digests = run_sharded(task, module=__name__, store=store)
-    write_durably(task.folder / _PLAN_FILE, _plan_text(task, facts))
+    write_durably(task.folder / PLAN_NAME, _plan_text(task, facts))
     counts |= {"copies": plan.copies, "images_per_copy": plan.images}
     if counts["corrupted"]:
         task.progress.warn(
             f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    payload = {"pool.zarr", _PLAN_FILE}
+    payload = {"pool.zarr", PLAN_NAME}
     digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
     return Outcome(payload=frozenset(payload), counts=counts, digests=digests)
 

@@ -12,13 +12,13 @@ from msgspec import Meta
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.data.origin import Origin
+from lsmix.data.pool import PLAN_NAME
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.mix import MIX, PoolConfig
 
-__all__ = ["PLAN_FORMAT", "PLAN_NAME", "PoolPlan", "check_plan_version", "read_plan"]
+__all__ = ["PLAN_FORMAT", "PoolPlan", "check_plan_version", "read_plan"]
 
-PLAN_NAME = "plan.json"
 PLAN_FORMAT = 1
 _BYTES_CAP = 1 << 20  # a citation of the length that a data set may have, and room to spare
 

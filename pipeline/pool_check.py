@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import CORNERS, STATES, Pool
+from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, Pool
 from lsmix.pipeline.mix import MIX, PoolConfig, make_plan
 from lsmix.pipeline.plan import Draw
-from lsmix.pipeline.plan_file import PLAN_NAME, PoolPlan, read_plan
+from lsmix.pipeline.plan_file import PoolPlan, read_plan
 from lsmix.pipeline.pool_shares import Shares
 
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]

@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 from lsmix.data.durable import fsync_folder, sha256_file
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, read_manifest
-from lsmix.data.pool import POOL_NAME, open_pool
+from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
 from lsmix.pipeline.encode import ENCODE
 from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.interruption import graceful_signals
 from lsmix.pipeline.mix import MIX, check_pool
-from lsmix.pipeline.plan_file import PLAN_NAME, PoolPlan, check_plan_version, read_plan
+from lsmix.pipeline.plan_file import PoolPlan, check_plan_version, read_plan
 from lsmix.pipeline.pool_base import check_flow, provide_dataset
 from lsmix.pipeline.pool_compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.progress import Progress, SilentProgress

@@ -8,12 +8,10 @@ import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, TypeAlias
 
-import jinja2
-
 from lsmix.pipeline.error_rates import RunSummary
+from lsmix.pipeline.templates import html_templates
 from lsmix.pipeline.units import human_bytes, human_seconds
 
 __all__ = [
@@ -230,13 +228,7 @@ def pool_table(pools: Sequence[PoolFacts], *, title: str = "Pools", note: str = 
 
 def render_html(page: ReportPage) -> str:
     """Return the page as one HTML file that needs nothing beside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = html_templates()
     environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds}
     return environment.get_template(_TEMPLATE).render(page=page)
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import LsmixError, RecipeError
+from lsmix.data.errors import RecipeError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.naturalness import SHEET_FILE
-from lsmix.pipeline.workspace import Workspace
+from lsmix.pipeline.workspace import input_folders
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -125,7 +125,7 @@ def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
     from lsmix.pipeline.sheets import sheet
 
     pool = open_pool(folder)
-    inputs = _inputs(folder, manifest)
+    inputs = input_folders(folder, manifest)
     plain = pool.sources == 2 and "corner" not in pool.columns  # a sweep shows two sources, and the first corner
     if inputs is None or not (plain or "dataset" in inputs):
         order = np.argsort(pool.share_b[: rows * _SHEET_COLUMNS], kind="stable")
@@ -146,22 +146,6 @@ def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
     sweep = mix_sweep(flow, latents, choose_pairs(pool, rows), method=pool.method)
     titles = ["x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂"]
     return sheet(sweep, column_titles=titles), "x₁ | mixes at growing λ | x₂"
-
-
-def _inputs(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
-    """Return the folders of what a pool was made from, by role, where its own workspace has them."""
-    workspace = Workspace(folder.resolve().parent.parent)
-    stages = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}
-    found = {}
-    for record in manifest.inputs:
-        try:
-            there = workspace.find(stages.get(record.role, record.role), record.key)
-        except LsmixError:
-            return None
-        if there is None or there.manifest.root != record.root:
-            return None
-        found[record.role] = there.folder
-    return found
 
 
 def _dataset_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":

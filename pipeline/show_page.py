@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -24,6 +23,7 @@ from lsmix.data.manifest import read_manifest
 from lsmix.data.origin import Origin, read_origin
 from lsmix.data.pool import CORNERS, Pool, Sample, open_pool
 from lsmix.pipeline.pool_survey import PoolSurvey, survey_pool
+from lsmix.pipeline.templates import html_templates
 from lsmix.pipeline.units import human_bytes
 from lsmix.pipeline.workspace import Workspace
 
@@ -110,21 +110,11 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
     survey = survey_pool(pool, samples)
     cards = _within_the_limit(_card(pool, train, row, event) for row, event in survey.chosen.items())
     cards.sort(key=lambda card: (card.share, card.row))
-    text = _environment().get_template(_TEMPLATE).render(**_content(pool, origin, survey, cards, train is not None))
+    templates = html_templates()
+    templates.filters["csp_digest"] = _csp_digest
+    text = templates.get_template(_TEMPLATE).render(**_content(pool, origin, survey, cards, train is not None))
     sources = " between their sources" if train else "; their sources are not here, name the data set with --data"
     return text, f"{len(cards)} of {len(pool)} images{sources}"
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["csp_digest"] = _csp_digest
-    return environment
 
 
 def _csp_digest(script: str) -> str:

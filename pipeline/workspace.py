@@ -14,9 +14,10 @@ from lsmix.pipeline.keys import SourceDigests
 from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.stage import InputArtifact
 
-__all__ = ["STAGES", "Workspace"]
+__all__ = ["STAGES", "Workspace", "input_folders"]
 
-STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
+STAGES = ("ingest", "train-glow", "encode", "mix", "train", "naturalness", "report")
+_STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
 
 class Workspace:
@@ -76,3 +77,17 @@ class Workspace:
                     yield folder, read_manifest(folder)
                 except LsmixError:
                     continue
+
+
+def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
+    """Return the folders of what a pool was made from, by role; None unless its own workspace has all of them."""
+    workspace, found = Workspace(folder.resolve().parent.parent), {}
+    for record in manifest.inputs:
+        try:
+            there = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.key)
+        except LsmixError:
+            return None
+        if there is None or there.manifest.root != record.root:
+            return None
+        found[record.role] = there.folder
+    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

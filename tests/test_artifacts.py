@@ -22,7 +22,7 @@ from lsmix.pipeline.api import plan, run, verify
 from lsmix.pipeline.garbage import collect_garbage
 from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.status import recipe_status
-from lsmix.pipeline.workspace import STAGES, Workspace
+from lsmix.pipeline.workspace import Workspace
 
 # Forking is how another process is had at once; what this one's threads do cannot matter to one that only takes a lock.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
@@ -65,7 +65,7 @@ HARMS = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 @pytest.mark.parametrize("harm", HARMS)
 def test_verify_finds_any_harm_in_any_kind_of_artifact(tiny_workspace, command, stage, harm):
     folder = first_folder(tiny_workspace, stage)
@@ -78,7 +78,7 @@ def test_verify_finds_any_harm_in_any_kind_of_artifact(tiny_workspace, command, 
     assert (result.code, result.out, result.err.count("\n")) == (5, "", 1)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if PARTS[stage][1]])
+@pytest.mark.parametrize("stage", [stage for stage in PARTS if PARTS[stage][1]])
 @pytest.mark.parametrize("harm", ["a lost end", "emptiness", "a missing file"])
 def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
     folder = first_folder(tiny_workspace, stage)
@@ -89,7 +89,7 @@ def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
         open_it(folder)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe, tiny_workspace, command, stage):
     folder = first_folder(tiny_workspace, stage)
     root = read_manifest(folder).root
@@ -106,7 +106,7 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe,
     assert verify(folder)["root"] == root, "the same recipe makes the same bytes"
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", PARTS)
 def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
     path = first_folder(tiny_workspace, stage) / "manifest.json"
     path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2'))

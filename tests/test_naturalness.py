@@ -67,6 +67,17 @@ def test_the_stage_makes_only_the_judge_and_its_judgement(judged):
     assert made == ["train-glow tiny-judge", "naturalness tiny"]
 
 
+def test_gc_finds_a_judgement_that_no_recipe_wants_any_longer(judged, tiny_recipe, command):
+    workspace = judged["ingest"].folder.parents[1]
+    found = command("gc", tiny_recipe, "--workspace", workspace).out
+    for item in ("naturalness", "train-glow/tiny-judge"):
+        assert str(judged[item].folder) in found
+    wanted = [word for setting in SETTINGS for word in ("--set", setting)]
+    kept = command("gc", tiny_recipe, "--workspace", workspace, *wanted).out
+    assert "naturalness" not in kept
+    assert "judge-" not in kept
+
+
 def test_every_sample_has_as_many_images_and_originals_come_first(judged, found):
     names = [sample.name for sample in found.samples]
     assert names == ["held-out", "test", "sources", *NaturalnessConfig().methods]

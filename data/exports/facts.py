@@ -17,12 +17,11 @@ from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
 from lsmix.data.manifest import InputRecord
 from lsmix.data.origin import read_origin
-from lsmix.data.pool import Pool
+from lsmix.data.pool import PLAN_NAME, Pool
 
 __all__ = [
     "FACTS_NAME",
     "MAX_FACTS_BYTES",
-    "PLAN_NAME",
     "ArtifactFacts",
     "ExportFacts",
     "gather_facts",
@@ -32,7 +31,6 @@ __all__ = [
 
 FACTS_NAME: Final = "facts"  # what the facts are called inside of a file
 MAX_FACTS_BYTES: Final = 1 << 26
-PLAN_NAME: Final = "plan.json"
 _VERSION: Final = 1
 _MAX_PLAN_BYTES = 1 << 24
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
