@@ -49,9 +49,7 @@ for epoch in range(loader.epoch, args.epochs)[: 1 if args.stop_after else None]:
         optimizer.zero_grad(), loss.backward(), optimizer.step()
         losses.append(loss.item())
     pace = len(losses) * args.batch_size / (time.perf_counter() - started)
-    print(
-        f"epoch {epoch + 1}: loss {np.mean(losses):.4f}, {pace:,.0f} images/s" if losses else f"epoch {epoch + 1}: done"
-    )
+    print(f"epoch {epoch + 1}:", f"loss {np.mean(losses):.4f}, {pace:,.0f} images/s" if losses else "done")
     states = {name: part.state_dict() for name, part in parts.items()}
     torch.save({"random": torch.get_rng_state(), **states}, args.state)
 if args.test:
