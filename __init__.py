@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.mixing import mix_latents
     from lsmix.pipeline.api import pull, push, run, verify
-    from lsmix.pipeline.rebuild import rebuild
+    from lsmix.pipeline.proof.rebuild import rebuild
 
 __all__ = [
     "LsmixError",
@@ -39,7 +39,7 @@ _HOME = {
     "open_pool": "lsmix.data.pool",
     "pull": "lsmix.pipeline.api",
     "push": "lsmix.pipeline.api",
-    "rebuild": "lsmix.pipeline.rebuild",
+    "rebuild": "lsmix.pipeline.proof.rebuild",
     "run": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",
 }

@@ -276,7 +276,7 @@ def verify(artifact: Path, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def rebuild(plan: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
-    from lsmix.pipeline.rebuild import rebuild as rebuild_pool
+    from lsmix.pipeline.proof.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         result = rebuild_pool(plan, progress=bars, **options)
@@ -349,7 +349,7 @@ def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def card(pool: Path, licence: str | None, creator: str | None, as_json: bool) -> None:
     """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
-    from lsmix.pipeline.card import card_text, write_card
+    from lsmix.pipeline.cards.card import card_text, write_card
 
     facts = write_card(pool, licence=licence, creator=creator)
     _print_json("card", facts) if as_json else click.echo(card_text(facts))

@@ -24,7 +24,7 @@ import numpy.typing as npt
 from lsmix.data.durable import fsync_folder
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError, SourceError
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.source_images import PublishedData
+from lsmix.data.readers.source_images import PublishedData
 from lsmix.data.strata import choose_rows
 
 __all__ = [
@@ -240,7 +240,7 @@ def open_dataset(path: Path | str) -> DataSet:
 
     Example:
         >>> import tempfile
-        >>> from lsmix.data.digits import read_digits
+        >>> from lsmix.data.readers.digits import read_digits
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "dataset.h5"
         ...     counts = write_dataset(path, read_digits(), heldout=100, test=0, limit=None, seed=0)

@@ -398,8 +398,8 @@ def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
 
 
 def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
-    from lsmix.data.remote import local_folder
-    from lsmix.data.remote_columns import open_remote_columns
+    from lsmix.data.afar.remote import local_folder
+    from lsmix.data.afar.remote_columns import open_remote_columns
 
     folder = local_folder(url)
     if folder is not None:

@@ -19,7 +19,7 @@ from lsmix.glow.config import FlowConfig, LatentOrder
 from lsmix.pipeline.api import run
 from lsmix.pipeline.builtin import recipe_path
 from lsmix.pipeline.figures import draw_figure, figure_png
-from lsmix.pipeline.regions import second_region
+from lsmix.pipeline.judging.regions import second_region
 from lsmix.pipeline.sheets import png_bytes, sheet
 
 __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]

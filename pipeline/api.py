@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lsmix.data.afar.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.dataset import open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
-from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
@@ -250,7 +250,7 @@ def verify(
     if manifest.stage == "encode":
         open_latents(folder).columns.check_against_zarr()
     elif manifest.stage == "mix":
-        from lsmix.pipeline.pool_verify import verify_pool
+        from lsmix.pipeline.proof.verify import verify_pool
 
         facts |= verify_pool(
             folder,

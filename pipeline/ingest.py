@@ -10,8 +10,8 @@ from msgspec import Meta
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.origin import Origin
-from lsmix.data.published_sets import files_to_fetch
-from lsmix.data.sources import SourceConfig, read_source
+from lsmix.data.readers.published_sets import files_to_fetch
+from lsmix.data.readers.sources import SourceConfig, read_source
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
@@ -43,7 +43,7 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
         DownloadError, DiskSpaceError, LockedError: as ``data.download.download``.
     """
     # Imported here since it takes a while, which a run without a download should not pay.
-    from lsmix.data.download import download
+    from lsmix.data.afar.download import download
 
     if not config.download or not config.path:
         raise RecipeError(

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 from lsmix.pipeline.units import human_bytes, human_seconds
 
 if TYPE_CHECKING:
-    from lsmix.data.transfer import Transfer
+    from lsmix.data.afar.transfer import Transfer
     from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.garbage import Garbage
-    from lsmix.pipeline.rebuild import RebuildResult
+    from lsmix.pipeline.proof.rebuild import RebuildResult
     from lsmix.pipeline.status import NodeStatus
 
 __all__ = [

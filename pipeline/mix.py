@@ -243,7 +243,7 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
 
 def run(task: StageTask) -> Outcome:
     """Make the pool, and the card that tells of it."""
-    from lsmix.pipeline.card import add_card
+    from lsmix.pipeline.cards.card import add_card
 
     config: PoolConfig = task.config
     facts = _facts(task)

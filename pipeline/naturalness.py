@@ -16,15 +16,15 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.methods import nearest
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.ingest import DATASET_FILE
-from lsmix.pipeline.naturalness_result import NATURALNESS_FILE, Naturalness, write_naturalness
+from lsmix.pipeline.judging.result import NATURALNESS_FILE, Naturalness, write_naturalness
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
 from lsmix.pipeline.train import WEIGHTS_FILE, TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lsmix.pipeline.naturalness_measures import Measured
-    from lsmix.pipeline.naturalness_samples import Samples
+    from lsmix.pipeline.judging.measures import Measured
+    from lsmix.pipeline.judging.samples import Samples
 
 __all__ = ["HARD_CUT", "NATURALNESS", "SHEET_DENSITY", "SHEET_FILE", "NaturalnessConfig", "check_naturalness"]
 
@@ -81,9 +81,9 @@ def run(task: StageTask) -> Outcome:
     """Make all samples, measure them, and write what the measures come to, with a sheet."""
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.naturalness_measures import Meter, facts_of
-    from lsmix.pipeline.naturalness_metrics import Resamples
-    from lsmix.pipeline.naturalness_samples import Samples
+    from lsmix.pipeline.judging.measures import Meter, facts_of
+    from lsmix.pipeline.judging.metrics import Resamples
+    from lsmix.pipeline.judging.samples import Samples
 
     config: NaturalnessConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)

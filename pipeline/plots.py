@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lsmix.pipeline.error_rates import RunSummary
-from lsmix.pipeline.naturalness_result import Interval
+from lsmix.pipeline.judging.result import Interval
 
 __all__ = ["Series", "bits_histogram", "curves", "distance_plot", "error_rate_plot", "histogram", "spread_plot"]
 

@@ -36,8 +36,8 @@ class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_field
 def run(task: StageTask) -> Outcome:
     """Write the report."""
     from lsmix.data.durable import write_durably
-    from lsmix.pipeline.report_content import build_page
-    from lsmix.pipeline.report_page import render_html, render_markdown
+    from lsmix.pipeline.reports.content import build_page
+    from lsmix.pipeline.reports.page import render_html, render_markdown
 
     task.progress.start(task.label, 1, "page")
     page = build_page(task)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from lsmix.data.manifest import InputRecord
-from lsmix.data.sources import source_files, source_version
+from lsmix.data.readers.sources import source_files, source_version
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.keys import artifact_key, key_fields

@@ -10,10 +10,10 @@ import jinja2
 __all__ = ["html_templates"]
 
 
-def html_templates() -> jinja2.Environment:
-    """Return a new environment that finds the templates of this folder; filters may be added to it."""
+def html_templates(folder: Path) -> jinja2.Environment:
+    """Return a new environment that finds the templates of a folder; filters may be added to it."""
     return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -30,10 +30,11 @@ from lsmix.data.manifest import (
 )
 from lsmix.data.pool import STATES, create_pool, open_pool, write_pool_shard
 from lsmix.data.seeds import generator
-from lsmix.pipeline import card, card_facts
 from lsmix.pipeline.api import verify
-from lsmix.pipeline.card import CARD_FILES, write_card
-from lsmix.pipeline.card_samples import samples_digest, write_samples
+from lsmix.pipeline.cards import card
+from lsmix.pipeline.cards import facts as card_facts
+from lsmix.pipeline.cards.card import CARD_FILES, write_card
+from lsmix.pipeline.cards.samples import samples_digest, write_samples
 from lsmix.pipeline.locks import artifact_lock
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,7 +234,7 @@ def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
 
 
 def loading_blocks() -> list[str]:
-    text = (ROOT / "pipeline" / "card.md.j2").read_text(encoding="utf-8")
+    text = (ROOT / "pipeline" / "cards" / "card.md.j2").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(import \w+)", text, re.MULTILINE)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lsmix.data.cifar import CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON
 from lsmix.data.errors import RecipeError, SourceError
-from lsmix.data.sources import SourceConfig, read_source
+from lsmix.data.readers.cifar import CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON
+from lsmix.data.readers.sources import SourceConfig, read_source
 
 NAMES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 BATCHES = [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]
@@ -206,14 +206,14 @@ def test_members_elsewhere_do_not_count(kind, folder, tmp_path):
 
 
 def test_a_batch_far_too_big_is_refused_unread(kind, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.cifar_files._MAX_FILE_BYTES", 9000)
+    monkeypatch.setattr("lsmix.data.readers.cifar_files._MAX_FILE_BYTES", 9000)
     for path in (folder, pack(folder, tmp_path / "any.tar.gz")):
         with pytest.raises(SourceError, match="bytes; a batch of CIFAR has at most 9000"):
             kind.read(path)
 
 
 def test_an_archive_that_unpacks_without_end_is_refused(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.cifar_files._MAX_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.cifar_files._MAX_ARCHIVE_BYTES", 1 << 20)
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("zeros")
         member.size = 4 << 20
@@ -223,7 +223,7 @@ def test_an_archive_that_unpacks_without_end_is_refused(kind, tmp_path, monkeypa
 
 
 def test_a_header_that_claims_a_huge_name_takes_no_memory(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.cifar_files._MAX_ARCHIVE_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.cifar_files._MAX_ARCHIVE_BYTES", 1 << 20)
     header = tarfile.TarInfo("x")
     header.type, header.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
     (tmp_path / "any.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(4 << 20)))

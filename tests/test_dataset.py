@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from lsmix.data.dataset import open_dataset, plan_splits, write_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError, SourceError
-from lsmix.data.source_images import PublishedData, Split
+from lsmix.data.readers.source_images import PublishedData, Split
 from lsmix.data.strata import choose_rows, class_quotas
 
 

@@ -12,11 +12,11 @@ import msgspec
 import numpy as np
 import pytest
 
-from lsmix.data import download as module
-from lsmix.data.download import download
+from lsmix.data.afar import download as module
+from lsmix.data.afar.download import download
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError, MissingError, RecipeError
-from lsmix.data.published_sets import PublishedFile, check_download, files_to_fetch
-from lsmix.data.sources import SourceConfig, source_files
+from lsmix.data.readers.published_sets import PublishedFile, check_download, files_to_fetch
+from lsmix.data.readers.sources import SourceConfig, source_files
 from lsmix.pipeline import api
 from lsmix.pipeline.ingest import DataConfig, fetch_source
 from lsmix.pipeline.progress import SilentProgress

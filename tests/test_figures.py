@@ -187,7 +187,7 @@ def test_pairs_are_apart_and_of_two_classes_wherever_they_can_be(labels: list[in
 
 def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> None:
     from lsmix.data.dataset import write_dataset
-    from lsmix.data.digits import read_digits
+    from lsmix.data.readers.digits import read_digits
 
     write_dataset(tmp_path / "dataset.h5", read_digits(), heldout=0, test=100, limit=150, seed=0)
     with pytest.raises(RecipeError, match=r"300 latents of length 64 do not belong to 150 training images"):

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmix.data.dataset import open_dataset, write_dataset
-from lsmix.data.digits import read_digits
 from lsmix.data.errors import LsmixError, SourceError
-from lsmix.data.source_images import PublishedData
-from lsmix.data.sources import SourceConfig, read_source, source_files
+from lsmix.data.readers.digits import read_digits
+from lsmix.data.readers.source_images import PublishedData
+from lsmix.data.readers.sources import SourceConfig, read_source, source_files
 
 RNG = np.random.default_rng(0)
 IMAGES, LABELS = RNG.integers(0, 256, (6, 5, 4, 3), np.uint8), np.array([0, 1, 2, 0, 1, 2])

@@ -13,14 +13,14 @@ from lsmix.data.errors import CorruptError, DivergedError, FormatError, MissingE
 from lsmix.data.latents import open_latents
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import plan, run
+from lsmix.pipeline.judging.measures import Meter, facts_of
+from lsmix.pipeline.judging.metrics import Resamples
+from lsmix.pipeline.judging.result import Interval, Naturalness, SampleFacts, read_naturalness
+from lsmix.pipeline.judging.samples import Block, Sample, Samples, choose_rows_apart
 from lsmix.pipeline.naturalness import NaturalnessConfig
-from lsmix.pipeline.naturalness_measures import Meter, facts_of
-from lsmix.pipeline.naturalness_metrics import Resamples
-from lsmix.pipeline.naturalness_result import Interval, Naturalness, SampleFacts, read_naturalness
-from lsmix.pipeline.naturalness_samples import Block, Sample, Samples, choose_rows_apart
 from lsmix.pipeline.progress import SilentProgress
 from lsmix.pipeline.recipe import read_recipe
-from lsmix.pipeline.report_naturalness import naturalness_section
+from lsmix.pipeline.reports.naturalness import naturalness_section
 from lsmix.pipeline.stage import InputArtifact
 from lsmix.pipeline.status import recipe_status
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lsmix.pipeline.naturalness_metrics import (
+from lsmix.pipeline.judging.metrics import (
     Resamples,
     border_gradients,
     frechet_distance,

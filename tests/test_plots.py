@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from lsmix.pipeline.error_rates import RunSummary
-from lsmix.pipeline.naturalness_result import Interval
+from lsmix.pipeline.judging.result import Interval
 from lsmix.pipeline.plots import (
     Series,
     bits_histogram,

@@ -18,8 +18,8 @@ from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.glow.mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
-from lsmix.pipeline.plan_file import read_plan
-from lsmix.pipeline.pool_shares import Shares
+from lsmix.pipeline.proof.plan_file import read_plan
+from lsmix.pipeline.proof.shares import Shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
 RECIPE = """

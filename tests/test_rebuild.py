@@ -14,9 +14,9 @@ from lsmix.data.manifest import Manifest, read_manifest, record_files, root_dige
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.pipeline.api import run, verify
 from lsmix.pipeline.mix import MIX
-from lsmix.pipeline.plan_file import read_plan
-from lsmix.pipeline.pool_compare import compare_pools
-from lsmix.pipeline.rebuild import rebuild
+from lsmix.pipeline.proof.compare import compare_pools
+from lsmix.pipeline.proof.plan_file import read_plan
+from lsmix.pipeline.proof.rebuild import rebuild
 
 RECIPE = (
     'name = "pixels"\n[data]\nformat = "digits"\nlimit = 150\ntest = 60\n[pools.p]\nmethod = "cutmix"\ncopies = 2\n'

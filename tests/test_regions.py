@@ -9,7 +9,7 @@ import torch
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.latent_order import join_parts
 from lsmix.glow.squeeze import space_to_depth
-from lsmix.pipeline.regions import hard_cut, second_region
+from lsmix.pipeline.judging.regions import hard_cut, second_region
 
 CIFAR = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
 DIM, CELL = 3072, 192

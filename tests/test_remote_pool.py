@@ -14,7 +14,8 @@ import torch
 from places import make_bucket, s3_server, web_server, write_pool
 from torch.utils.data import DataLoader
 
-from lsmix.data import fetch
+from lsmix.data.afar import fetch
+from lsmix.data.afar.file_cache import cache_folder
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -24,7 +25,6 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.file_cache import cache_folder
 from lsmix.data.loader import PoolLoader
 from lsmix.data.manifest import read_manifest
 from lsmix.data.pool import open_pool

@@ -8,7 +8,7 @@ import pytest
 
 from lsmix.pipeline.error_rates import RunSummary
 from lsmix.pipeline.plots import error_rate_plot
-from lsmix.pipeline.report_page import (
+from lsmix.pipeline.reports.page import (
     Fact,
     PoolFacts,
     ProvenanceRow,

@@ -27,7 +27,7 @@ def roots(workspace, stage):
 
 def remove_from(workspace, stage):
     for later in STAGES[STAGES.index(stage) :]:
-        shutil.rmtree(workspace / later)
+        shutil.rmtree(workspace / later, ignore_errors=True)  # not every recipe has every stage
 
 
 # Runs a stage once for each countdown, in a child that dies by SIGKILL when it flushes for the countdown-th time. The

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsmix.data import sources
 from lsmix.data.errors import MissingError, RecipeError, SourceError
-from lsmix.data.source_images import PublishedData, Split
-from lsmix.data.sources import SourceConfig, read_source, source_files, source_version
+from lsmix.data.readers import sources
+from lsmix.data.readers.source_images import PublishedData, Split
+from lsmix.data.readers.sources import SourceConfig, read_source, source_files, source_version
 
 
 def pixels(*shape: int, seed: int = 0) -> np.ndarray:
@@ -49,7 +49,7 @@ def test_digits_are_the_same_each_time_and_their_version_is_their_bytes(monkeypa
     assert again[0] == again[1]
     assert source_files(config) == []
     assert re.fullmatch("[0-9a-f]{64}", source_version(config))
-    monkeypatch.setattr("lsmix.data.digits.DIGITS_SHA256", "0" * 64)
+    monkeypatch.setattr("lsmix.data.readers.digits.DIGITS_SHA256", "0" * 64)
     with pytest.raises(SourceError, match="not the known ones: expected sha256 000000000000"):
         read_source(config)
 
@@ -117,7 +117,7 @@ def test_opening_sources_imports_no_torch():
     import subprocess
     import sys
 
-    code = "import sys, lsmix.data.sources, lsmix.data.dataset; print({'torch', 'dask', 'zarr', 'sklearn'} & {*sys.modules})"
+    code = "import sys, lsmix.data.readers.sources, lsmix.data.dataset; print({'torch', 'dask', 'zarr', 'sklearn'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
 
 
@@ -243,7 +243,7 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path):
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.npz._RATIO_BYTES", 1000)
+    monkeypatch.setattr("lsmix.data.readers.npz._RATIO_BYTES", 1000)
     np.savez_compressed(tmp_path / "data.npz", images=np.zeros((100, 64, 64, 3), np.uint8), labels=np.arange(100))
     with pytest.raises(SourceError, match="more than 100 times"):
         read(tmp_path / "data.npz")

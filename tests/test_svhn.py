@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
 from lsmix.data.errors import RecipeError, SourceError
-from lsmix.data.mat5 import list_arrays
-from lsmix.data.source_images import PublishedData
-from lsmix.data.sources import SourceConfig, read_source, source_files
-from lsmix.data.svhn import SVHN
+from lsmix.data.readers.mat5 import list_arrays
+from lsmix.data.readers.source_images import PublishedData
+from lsmix.data.readers.sources import SourceConfig, read_source, source_files
+from lsmix.data.readers.svhn import SVHN
 
 
 def made_up(number: int, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -163,7 +163,7 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
 def test_an_array_that_unpacks_to_far_more_is_refused_unread(tmp_path, monkeypatch):
     (tmp_path / "x.mat").write_bytes(hand_made(1 << 20, bytes(1 << 20)))
     assert list_arrays(tmp_path / "x.mat")[0].read().sum() == 0
-    monkeypatch.setattr("lsmix.data.mat5._RATIO_BYTES", 1 << 19)
+    monkeypatch.setattr("lsmix.data.readers.mat5._RATIO_BYTES", 1 << 19)
     with pytest.raises(SourceError, match=r"would unpack from 1... to 1048576 bytes"):
         list_arrays(tmp_path / "x.mat")
 

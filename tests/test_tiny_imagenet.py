@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from lsmix.data.errors import SourceError
-from lsmix.data.image_folder import IMAGE_FOLDER
-from lsmix.data.source_images import PublishedData
-from lsmix.data.sources import SourceConfig, read_source, source_files
-from lsmix.data.tiny_imagenet import TINY_IMAGENET
-from lsmix.data.zip_members import ZipMembers
+from lsmix.data.readers.image_folder import IMAGE_FOLDER
+from lsmix.data.readers.source_images import PublishedData
+from lsmix.data.readers.sources import SourceConfig, read_source, source_files
+from lsmix.data.readers.tiny_imagenet import TINY_IMAGENET
+from lsmix.data.readers.zip_members import ZipMembers
 
 WNIDS = ["n03", "n01", "n02"]
 
@@ -216,10 +216,10 @@ def test_a_member_that_no_published_archive_has_is_refused(tmp_path, odd, messag
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
     path = zipped(tmp_path / "any.zip", {**files(), "test/zeros": bytes(8 << 20)})
     assert len(read(path).splits["train"]) == 6
-    monkeypatch.setattr("lsmix.data.zip_members._RATIO_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.zip_members._RATIO_BYTES", 1 << 20)
     with pytest.raises(SourceError, match=r"would unpack from \d+ to 8\d+ bytes"):
         read(path)
-    monkeypatch.setattr("lsmix.data.zip_members._MAX_MEMBERS", 3)
+    monkeypatch.setattr("lsmix.data.readers.zip_members._MAX_MEMBERS", 3)
     with pytest.raises(SourceError, match="in 19 files"):
         read(path)
 

@@ -13,7 +13,10 @@ import msgspec
 import pytest
 from places import Meter, make_bucket, s3_server, web_server, write_pool
 
-from lsmix.data import fetch
+from lsmix.data.afar import fetch
+from lsmix.data.afar.fetch import locked_file
+from lsmix.data.afar.remote import local_folder, open_place
+from lsmix.data.afar.transfer import pull_artifact, push_artifact
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -24,10 +27,7 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.fetch import locked_file
 from lsmix.data.manifest import read_manifest, root_digest
-from lsmix.data.remote import local_folder, open_place
-from lsmix.data.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.api import pull, push, verify
 
 # Of botocore under Python 3.12 and newer, and of sessions that fsspec closes when its loop has ended already.
@@ -203,7 +203,7 @@ def test_a_pull_goes_on_where_it_was_stopped(web, artifact, tmp_path):
 
 def test_a_pull_goes_on_after_it_was_killed(web, artifact, tmp_path):
     code = (
-        "import os, sys\nfrom lsmix.data.transfer import pull_artifact\nfrom pathlib import Path\n"
+        "import os, sys\nfrom lsmix.data.afar.transfer import pull_artifact\nfrom pathlib import Path\n"
         "class Kill:\n"
         "  count = 0\n"
         "  def start(self, *_, **__): pass\n"
@@ -349,7 +349,7 @@ def read_manifest_root(content):
 
 
 def test_an_endless_manifest_is_not_read_to_its_end(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.remote._MOST_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("lsmix.data.afar.remote._MOST_MANIFEST_BYTES", 1000)
     with pytest.raises(CorruptError, match="more than 1000 bytes"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
@@ -495,7 +495,7 @@ def test_local_transfers_import_no_fsspec_and_no_torch(artifact, tmp_path):
     code = (
         "import sys\nfrom lsmix.data.pool import open_pool\n"
         f"open_pool({str(artifact)!r})\n"
-        "assert not {'fsspec', 'urllib.request', 'lsmix.data.remote', 'concurrent.futures'} & set(sys.modules)\n"
+        "assert not {'fsspec', 'urllib.request', 'lsmix.data.afar.remote', 'concurrent.futures'} & set(sys.modules)\n"
         "from lsmix.pipeline.api import pull\n"
         f"pull({str(artifact)!r}, {str(tmp_path / 'here')!r})\n"
         "assert not {'fsspec', 'torch', 'aiohttp'} & set(sys.modules)"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsmix.data.errors import MissingError, SourceError
-from lsmix.data.unpickler import load_batch
+from lsmix.data.readers.unpickler import load_batch
 
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 
@@ -192,7 +192,7 @@ def test_a_huge_memo_number_takes_no_memory():
 
 
 def test_endless_opcodes_stop(monkeypatch):
-    monkeypatch.setattr("lsmix.data.unpickler._MAX_OPCODES", 100)
+    monkeypatch.setattr("lsmix.data.readers.unpickler._MAX_OPCODES", 100)
     with pytest.raises(SourceError, match="past 100 opcodes"):
         load_batch(b"]0" * 200 + b"}.")
 

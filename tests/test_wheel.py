@@ -67,9 +67,9 @@ def test_the_wheel_holds_every_module_recipe_and_template_and_nothing_else(wheel
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "cli.py", ROOT / "py.typed"]
     wanted += [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    wanted += [*(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline").glob("*.j2")]
+    wanted += [*(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline").rglob("*.j2")]
     assert names == {f"lsmix/{path.relative_to(ROOT).as_posix()}" for path in wanted}
-    assert "lsmix/pipeline/report.html.j2" in names
+    assert "lsmix/pipeline/reports/report.html.j2" in names
 
 
 def test_the_command_line_works_from_the_wheel(ask):

@@ -14,12 +14,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.decode import ImageDecoder
 from lsmix.data.errors import LsmixError, SourceError
 from lsmix.data.exports.facts import MAX_FACTS_BYTES, ExportFacts, seal_facts, unseal_facts
 from lsmix.data.exports.form import ExportForm, ExportJob
 from lsmix.data.exports.rows import Block, block_rows, pool_blocks
 from lsmix.data.pool import pool_columns
+from lsmix.data.readers.decode import ImageDecoder
 
 __all__ = ["PARQUET_FORM", "ParquetRows"]
 

@@ -1,0 +1,309 @@
+"""Sending an artifact to a place and fetching it from there; only what is missing, several files at a time.
+
+The one rule: the manifest goes last in both directions, so that what is half sent or half fetched is never taken for an
+artifact; and a fetched folder gets its name only when every byte in it is the listed one.
+"""
+
+import hashlib
+import queue
+import shutil
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from lsmix.data.afar.download import Meter
+from lsmix.data.afar.fetch import Stopped, fetch_file, locked_file, patiently
+from lsmix.data.afar.remote import Place, fetch_manifest, open_place
+from lsmix.data.durable import fsync_folder, fsync_tree, write_durably
+from lsmix.data.errors import CorruptError, DiskSpaceError, LsmixError, MissingError, RecipeError
+from lsmix.data.manifest import (
+    MANIFEST_NAME,
+    WORK_FOLDER,
+    FileRecord,
+    Manifest,
+    check_sizes,
+    read_manifest,
+    verify_files,
+)
+
+__all__ = ["Transfer", "pull_artifact", "push_artifact"]
+
+_JOBS = 4  # files on their way at a time
+_BLOCK_BYTES = 1 << 20
+_PART = ".part"  # ends the name of a folder that is being fetched
+_LOCK = "lock"
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a push or a pull did."""
+
+    url: str  # the place at the other end
+    folder: str  # the artifact here
+    stage: str  # what made the artifact
+    name: str
+    key: str
+    root: str  # digest of its payload
+    files: int  # in the artifact, the manifest not counted
+    bytes: int  # size of these
+    moved_files: int  # how many of them had to be sent or fetched
+    moved_bytes: int  # what was sent or fetched
+
+
+def push_artifact(folder: Path, url: str, meter: Meter) -> Transfer:
+    """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
+
+    Raises:
+        MissingError: there is no artifact in ``folder``.
+        CorruptError: a file here is damaged, or arrives damaged, twice.
+        RecipeError: another artifact lies at ``url``, or nothing can be sent there.
+        DownloadError: the place cannot be reached; what was sent counts the next time.
+    """
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    place = open_place(url)
+    there = patiently(repr(place.url), lambda: _manifest_there(place))
+    if there is not None and _listing(there) != _listing(manifest):
+        raise RecipeError(
+            f"another artifact lies at {place.url!r}: {there.stage} {there.name!r} with root {there.root[:12]}, not "
+            f"{manifest.root[:12]}. Choose another URL, or remove it there first."
+        )
+
+    def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+        return _send(place, folder, record, tell)
+
+    moved = _in_parallel(manifest.files, send, meter, f"push {manifest.name}")
+    if there is None:
+        source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
+        _send(place, folder, record, lambda count: None)
+        if patiently(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+            raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
+    return _facts(manifest, folder, place.url, moved)
+
+
+def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
+    """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
+
+    Until everything is there the files lie in a folder beside it, called as ``target`` with ".part" behind.
+
+    Args:
+        url: the artifact's folder at a place.
+        target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
+            named as the last part of the URL.
+        meter: is told how many bytes are there.
+
+    Raises:
+        MissingError: there is no complete artifact at ``url``.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: it is damaged, or its manifest would write to where it must not; or what is in ``target`` is damaged.
+        RecipeError: something else is in ``target``.
+        DiskSpaceError: it does not fit on the disk.
+        DownloadError: the place cannot be reached; what came is kept.
+        LockedError: another pull writes to ``target``.
+    """
+    place = open_place(url)
+    folder = target or Path(_last_part(url))
+    manifest, content = patiently(repr(place.url), lambda: fetch_manifest(place))
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        return _already_there(folder, manifest, place.url)
+    part = folder.with_name(folder.name + _PART)
+    _prepare(part)
+    with locked_file(part / WORK_FOLDER / _LOCK, wait=False):
+        _sweep(part, manifest)
+        _check_room(part, manifest)
+
+        def fetch(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+            return _fetch(place, part, record, tell, stop)
+
+        moved = _in_parallel(manifest.files, fetch, meter, f"pull {manifest.name}")
+        shutil.rmtree(part / WORK_FOLDER)
+        fsync_tree(part)
+        write_durably(part / MANIFEST_NAME, content)
+        part.replace(folder)  # over an empty folder, or nothing
+    fsync_folder(folder.absolute().parent)
+    return _facts(manifest, folder, place.url, moved)
+
+
+def _in_parallel(
+    records: list[FileRecord],
+    work: Callable[[FileRecord, Callable[[int], None], Callable[[], bool]], int],
+    meter: Meter,
+    label: str,
+) -> list[int]:
+    """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
+    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
+    stop = threading.Event()
+    moved, errors = [0] * len(records), []
+
+    def one(index: int) -> None:
+        try:
+            if not stop.is_set():
+                moved[index] = work(records[index], told.put, stop.is_set)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
+            errors.append(error)
+            stop.set()
+        finally:
+            told.put(None)
+
+    meter.start(label, sum(record.bytes for record in records), "byte")
+    try:
+        with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
+            try:
+                for index in range(len(records)):
+                    pool.submit(one, index)
+                left = len(records)
+                while left:
+                    count = told.get()
+                    if count is None:
+                        left -= 1
+                    else:
+                        meter.advance(count)
+            except BaseException:
+                stop.set()  # so that leaving the block does not wait for all that was asked for
+                raise
+    finally:
+        meter.finish()
+    if errors:
+        raise errors[0]
+    return moved
+
+
+def _send(place: Place, folder: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+    source = folder / record.path
+    sha256, md5 = _digests(source)
+    if sha256 != record.sha256:
+        raise CorruptError(
+            f"{str(source)!r} is damaged: expected sha256 {record.sha256[:12]}…, got {sha256[:12]}…. It was not sent; "
+            "fetch or make the artifact again."
+        )
+    where = f"{place.url}/{record.path}"
+
+    def arrived() -> bool:
+        return place.has(record.path, record.bytes, sha256, md5)
+
+    sent = 0
+    while not patiently(repr(where), arrived):
+        if sent == 2:
+            raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
+        patiently(repr(where), lambda: place.write(record.path, source))
+        sent += 1
+    tell(record.bytes)
+    return sent * record.bytes
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _fetch(place: Place, part: Path, record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+    target = part / record.path
+    if target.is_file():  # of an earlier pull; no links, those were swept away
+        if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
+            tell(record.bytes)
+            return 0
+        target.unlink()
+    name = hashlib.sha256(record.path.encode()).hexdigest()[:32]
+    beside = part / WORK_FOLDER / f"{name}-{record.sha256[:16]}"
+    with locked_file(beside, wait=False) as stream:
+        tell(min(beside.stat().st_size, record.bytes))
+        fetched = fetch_file(place, record, stream, tell, stop)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.replace(target)
+    return fetched
+
+
+def _prepare(part: Path) -> None:
+    links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
+    if links or (part.exists() and not (part / WORK_FOLDER / _LOCK).is_file()):
+        raise RecipeError(
+            f"{str(part)!r} is in the way: it was not begun by 'lsmix pull'. Move it, or choose another folder."
+        )
+    (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+
+
+def _sweep(part: Path, manifest: Manifest) -> None:
+    """Remove what an earlier pull left there that is no part of this artifact, and all links."""
+    wanted = {record.path for record in manifest.files}
+    folders = {parent.as_posix() for path in wanted for parent in Path(path).parents}
+    for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
+        relative = path.relative_to(part).as_posix()
+        if relative.split("/", 1)[0] == WORK_FOLDER and not path.is_symlink():
+            continue
+        if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or relative not in wanted:
+                path.unlink()
+        elif relative not in folders:
+            path.rmdir()
+
+
+def _check_room(part: Path, manifest: Manifest) -> None:
+    there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    needed, free = sum(record.bytes for record in manifest.files) - there, shutil.disk_usage(part).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
+            "pull to another folder."
+        )
+
+
+def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
+    try:
+        same = folder.is_dir() and _listing(read_manifest(folder)) == _listing(manifest)
+    except LsmixError:
+        same = False
+    if not same:
+        raise RecipeError(f"{str(folder)!r} holds something else. Choose another folder, or move it away.")
+    try:
+        verify_files(folder, manifest)
+    except CorruptError as error:
+        raise CorruptError(
+            f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
+        ) from error
+    return _facts(manifest, folder, url, [0] * len(manifest.files))
+
+
+def _manifest_there(place: Place) -> Manifest | None:
+    try:
+        return fetch_manifest(place)[0]
+    except MissingError:
+        return None
+
+
+def _listing(manifest: Manifest) -> set[FileRecord]:
+    return set(manifest.files)  # times and environments may differ, bytes may not
+
+
+def _record_of(path: Path) -> FileRecord:
+    return FileRecord(path=path.name, bytes=path.stat().st_size, sha256=_digests(path)[0], payload=False)
+
+
+def _last_part(url: str) -> str:
+    name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2] or urlsplit(url).netloc)
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise RecipeError(f"{url!r} does not end in a name that a folder could have. Say where to put the artifact.")
+    return name
+
+
+def _facts(manifest: Manifest, folder: Path, url: str, moved: list[int]) -> Transfer:
+    return Transfer(
+        url=url,
+        folder=str(folder),
+        stage=manifest.stage,
+        name=manifest.name,
+        key=manifest.key,
+        root=manifest.root,
+        files=len(manifest.files),
+        bytes=sum(record.bytes for record in manifest.files),
+        moved_files=sum(count > 0 for count in moved),
+        moved_bytes=sum(moved),
+    )

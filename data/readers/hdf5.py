@@ -1,0 +1,193 @@
+"""Data sets in an HDF5 file: images and labels by name, and the ``dataset.h5`` that lsmix writes.
+
+The one rule: what HDF5 is told to read has been looked at before: plain numbers that lie in this very file, of a size the
+file can hold, through filters that are known, and no chunk that unpacks to more than it should. Of a data set of ours the
+held-out images count as training images again, since that is what they were taken from.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
+from lsmix.data.errors import LsmixError, SourceError
+from lsmix.data.readers.named_arrays import choose_names, to_split
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+
+__all__ = ["HDF5", "check_storage", "find_array", "opened_hdf5"]
+
+# (images, labels) of train and of test, by the names in use.
+_LAYOUTS = (
+    (("images", "labels"), None),
+    (("train_images", "train_labels"), ("test_images", "test_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test")),
+    (("train/images", "train/labels"), ("test/images", "test/labels")),
+)
+_KEYS = sorted({name for train, test in _LAYOUTS for name in (*train, *(test or ()))})
+_NAMES = "class_names"
+_LOOKS_FOR = (
+    "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
+    "or train/images + train/labels (+ test/…)"
+)
+_RATIO = 100  # an array of more than this many times the file's size …
+_RATIO_BYTES = 1 << 30  # … and of more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_MAX_CHUNK_BYTES = 1 << 30
+_SLACK_BYTES = 64  # by which filters may lengthen a chunk
+_FILTERS = frozenset(
+    [h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF]
+)
+
+
+def _recognise(path: Path) -> bool:
+    return path.is_file() and path.suffix in (".h5", ".hdf5")
+
+
+def _read(path: Path) -> PublishedData:
+    with opened_hdf5(path) as file:
+        ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
+        data = None if ours else _read_foreign(path, file)
+    return data or _from_ours(open_dataset(path))
+
+
+def _from_ours(data: DataSet) -> PublishedData:
+    train, heldout, test = data.train, data.heldout, data.test
+    splits = {"train": Split(train.images, train.labels)}
+    if len(heldout):
+        splits["train"] = Split(
+            np.concatenate([train.images, heldout.images]), np.concatenate([train.labels, heldout.labels])
+        )
+    if len(test):
+        splits["test"] = Split(test.images, test.labels)
+    return PublishedData(splits=splits, class_names=data.class_names, licence=data.licence, citation=data.citation)
+
+
+def _read_foreign(path: Path, file: Any) -> PublishedData:
+    where = repr(str(path))
+    keys = [key for key in _KEYS if find_array(where, file, key) is not None]
+    splits = {}
+    for split, names in choose_names(where, keys or list(file)[:20], _LAYOUTS, _LOOKS_FOR).items():
+        images, labels = (_read_numbers(path, find_array(where, file, name)) for name in names)
+        splits[split] = to_split(where, names, images, labels)
+    stored = find_array(where, file, _NAMES)
+    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    class_names = tuple(map(str, range(classes))) if stored is None else _read_names(path, stored)
+    return PublishedData(splits=splits, class_names=class_names)
+
+
+@contextmanager
+def opened_hdf5(path: Path) -> Iterator[Any]:
+    """Open a stranger's HDF5 file for reading; whatever h5py raises on damage is a SourceError."""
+    try:
+        # Locking is off, since read-only mounts refuse locks.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except LsmixError:
+        raise
+    # What h5py raises on damaged files.
+    except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error) as error:
+        raise SourceError(f"{str(path)!r} is damaged or no HDF5 file ({error}). Write it again.") from error
+
+
+def find_array(where: str, file: Any, name: str) -> Any:
+    """Return an array of the file by its path, or None if there is none; a link to elsewhere is a SourceError."""
+    item = file
+    for part in name.split("/"):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise SourceError(
+                f"{where} links {name!r} to another place, which is never followed. Copy the data into it."
+            )
+        item = item[part]
+    return item if isinstance(item, h5py.Dataset) else None
+
+
+def _read_names(path: Path, item: Any) -> tuple[str, ...]:
+    stored = item.id.get_type()
+    if not isinstance(stored, h5py.h5t.TypeStringID) or stored.is_variable_str() or item.ndim != 1:
+        raise SourceError(
+            f"{item.name!r} of {str(path)!r} must be a one-dimensional array of text of fixed length; got {item.dtype} of "
+            f"shape {item.shape}. Save numpy.char.encode([...names...], 'utf-8')."
+        )
+    check_storage(path, item)
+    return tuple(name.decode("utf-8", "replace") for name in item[:].tolist())
+
+
+def _read_numbers(path: Path, item: Any) -> npt.NDArray[Any]:
+    if not isinstance(item.id.get_type(), h5py.h5t.TypeIntegerID | h5py.h5t.TypeFloatID):
+        raise SourceError(
+            f"{item.name!r} of {str(path)!r} holds {item.dtype}; only plain numbers are read, never objects or records."
+        )
+    check_storage(path, item)
+    array: npt.NDArray[Any] = item[...]
+    return array
+
+
+def check_storage(path: Path, item: Any) -> None:
+    """Raise SourceError if reading an array could reach outside the file or take far more memory than it has bytes."""
+    where = f"{item.name!r} of {str(path)!r}"
+    plist = item.id.get_create_plist()
+    if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
+        raise SourceError(f"{where} lies in other files, which are never opened. Copy the data into it.")
+    file_bytes = path.stat().st_size
+    size = math.prod(map(int, item.shape)) * item.id.get_type().get_size()
+    if size > max(_RATIO_BYTES, _RATIO * file_bytes):
+        raise SourceError(
+            f"{where} would take {size} bytes, more than {_RATIO} times those of its file ({file_bytes}). "
+            "Do not use it, or write it again without filters."
+        )
+    if plist.get_layout() == h5py.h5d.CHUNKED:
+        _check_chunks(where, item, plist)
+    elif item.id.get_storage_size() < size:
+        raise _unwritten(where)
+
+
+def _unwritten(where: str) -> SourceError:
+    # HDF5 reads as zeros what is not there.
+    return SourceError(f"{where} was never written whole, or is damaged. Write it again.")
+
+
+def _check_chunks(where: str, item: Any, plist: Any) -> None:
+    filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
+    codes = [code for code, *_ in filters]
+    chunk = math.prod(map(int, item.chunks)) * item.id.get_type().get_size()
+    packers = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF} & set(codes)
+    after = codes[max((codes.index(code) for code in packers), default=-1) + 1 :]
+    if not set(codes) <= _FILTERS or len(set(codes)) < len(codes) or len(packers) > 1:
+        raise SourceError(
+            f"{where} is stored through filters that are not read here; gzip or lzf, shuffle and fletcher32 are. Write it again."
+        )
+    if chunk > _MAX_CHUNK_BYTES or (packers and after not in ([], [h5py.h5z.FILTER_FLETCHER32])):
+        raise SourceError(f"{where} has chunks of {chunk} bytes or an odd order of filters. Write it again.")
+    for code, _, values, _ in filters:
+        # The third value of LZF is the size that it sets aside for a chunk.
+        if code == h5py.h5z.FILTER_LZF and len(values) > 2 and values[2] > chunk:
+            raise SourceError(f"{where} is damaged: its filter expects other chunks. Do not use it.")
+    if item.id.get_num_chunks() != math.prod(
+        -(-length // side) for length, side in zip(item.shape, item.chunks, strict=True)
+    ):
+        raise _unwritten(where)
+    for index in range(item.id.get_num_chunks()):
+        info = item.id.get_chunk_info(index)
+        if info.size > chunk + chunk // 50 + _SLACK_BYTES:
+            raise SourceError(f"{where} is damaged: a chunk of {chunk} bytes is stored in {info.size}. Do not use it.")
+        if h5py.h5z.FILTER_DEFLATE in packers and not info.filter_mask:
+            _check_deflated(where, item, info, chunk)
+
+
+def _check_deflated(where: str, item: Any, info: Any, chunk: int) -> None:
+    """Refuse a chunk that unpacks to more than a chunk: HDF5 itself would go on to the end, whatever it takes."""
+    _, packed = item.id.read_direct_chunk(info.chunk_offset)
+    if len(zlib.decompressobj().decompress(packed, chunk + _SLACK_BYTES)) > chunk:
+        raise SourceError(f"{where} has a chunk that unpacks to more than its {chunk} bytes. Do not use it.")
+
+
+HDF5 = SourceFormat(name="hdf5", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)

@@ -1,0 +1,68 @@
+"""Images and labels that a file holds by name: the names in use, and what such arrays must be.
+
+The one rule: a file fits exactly one set of names, so nobody's data are chosen by guessing.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import Split
+
+__all__ = ["Names", "choose_names", "to_split"]
+
+Names = tuple[str, str]  # of the images and of their labels
+
+
+def choose_names(
+    where: str, keys: Collection[str], layouts: Collection[tuple[Names, Names | None]], looks_for: str
+) -> dict[str, Names]:
+    """Return the names of each split's images and labels: "train", and "test" where there is one.
+
+    Args:
+        where: what to call the file in messages.
+        keys: the names of its arrays.
+        layouts: names of train and of test, as they are in use.
+        looks_for: the same, for messages.
+
+    Raises:
+        SourceError: not exactly one layout fits, or half of a test split is there.
+    """
+    found = [(train, test) for train, test in layouts if set(train) <= set(keys)]
+    if len(found) != 1:
+        raise SourceError(f"{where} must be exactly one of: {looks_for}. It holds {sorted(keys)[:20]}.")
+    train, test = found[0]
+    if not test or not set(test) & set(keys):
+        return {"train": train}
+    if not set(test) <= set(keys):
+        raise SourceError(f"{where} holds only one of {test[0]!r} and {test[1]!r}; add the other.")
+    return {"train": train, "test": test}
+
+
+def to_split(where: str, names: Names, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Split:
+    """Check arrays as they were found and return them as a split; grey images may lack the axis of their one channel.
+
+    Raises:
+        SourceError: they are no images with one label each; the message names array and file.
+    """
+    if images.dtype != np.uint8:
+        raise SourceError(
+            f"{names[0]!r} of {where} must be uint8, 0 to 255; got {images.dtype}. If it lies in [0, 1], save "
+            "(255 * x).round().astype('uint8')."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4 or images.shape[3] not in (1, 3):
+        raise SourceError(
+            f"{names[0]!r} of {where} must have the shape (images, height, width) or (images, height, width, "
+            f"channels) with 1 or 3 channels last; got {images.shape}. Transpose it."
+        )
+    if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
+        raise SourceError(
+            f"{names[1]!r} of {where} must be integers of shape ({len(images)},), one an image; got "
+            f"{labels.dtype} of shape {labels.shape}."
+        )
+    return Split(np.ascontiguousarray(images), labels.ravel().astype(np.int64))

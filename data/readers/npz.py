@@ -1,0 +1,99 @@
+"""Data sets in a NumPy archive (.npz): images and labels by name.
+
+The one rule: an array's header is checked against what the archive holds before any memory is taken, and objects are
+never read.
+"""
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from numpy.lib import format as npy
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.named_arrays import choose_names, to_split
+from lsmix.data.readers.source_images import PublishedData, SourceFormat
+
+__all__ = ["NPZ"]
+
+# (images, labels) of train and of test, by the names in use.
+_LAYOUTS = (
+    (("images", "labels"), None),
+    (("train_images", "train_labels"), ("test_images", "test_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test")),
+)
+_NAMES = "class_names"
+_LOOKS_FOR = (
+    "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
+)
+_RATIO = 100  # an archive that unpacks to more than this many times its size …
+_RATIO_BYTES = 1 << 30  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
+
+
+def _recognise(path: Path) -> bool:
+    return path.is_file() and path.suffix == ".npz"
+
+
+def _read(path: Path) -> PublishedData:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return _read_archive(path, archive)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise SourceError(f"{str(path)!r} is damaged or no .npz archive ({error}). Write it again.") from error
+
+
+def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
+    unpacked = sum(info.file_size for info in archive.infolist())
+    if unpacked > max(_RATIO_BYTES, _RATIO * path.stat().st_size):
+        raise SourceError(
+            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {_RATIO} times as "
+            "many. If that is right, write it again uncompressed with numpy.savez."
+        )
+    keys = {name.removesuffix(".npy") for name in archive.namelist()}
+    splits = {}
+    for split, names in choose_names(repr(str(path)), keys, _LAYOUTS, _LOOKS_FOR).items():
+        images, labels = (_read_array(path, archive, name) for name in names)
+        splits[split] = to_split(repr(str(path)), names, images, labels)
+    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    class_names = _read_names(path, archive) if _NAMES in keys else tuple(map(str, range(classes)))
+    return PublishedData(splits=splits, class_names=class_names)
+
+
+def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
+    names = _read_array(path, archive, _NAMES)
+    if names.dtype.kind != "U" or names.ndim != 1:
+        raise SourceError(
+            f"{_NAMES!r} of {str(path)!r} must be a one-dimensional array of text; got {names.dtype} of shape "
+            f"{names.shape}. Save numpy.array([...names...])."
+        )
+    return tuple(names.tolist())
+
+
+def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[Any]:
+    info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
+    where = f"{key!r} of {str(path)!r}"
+    with archive.open(info) as file:
+        try:
+            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+            shape, fortran, dtype = read_header(file)
+        except (ValueError, KeyError) as error:
+            raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
+        if dtype.hasobject or dtype.fields:
+            raise SourceError(
+                f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if info.file_size - file.tell() != size:
+            raise SourceError(
+                f"{where} is damaged: {dtype} of shape {shape} needs {size} bytes, got {info.file_size - file.tell()}. "
+                "Write it again."
+            )
+        content = file.read()
+    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+NPZ = SourceFormat(name="npz", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)

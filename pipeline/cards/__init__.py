@@ -1,0 +1,1 @@
+"""What lies beside a pool and explains it to strangers."""

@@ -1,0 +1,1 @@
+"""How natural mixes are: samples, measures and what they come to."""
