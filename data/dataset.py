@@ -9,8 +9,6 @@ attribute ``published_split`` names. Attributes of the file: ``format_version``,
 """
 
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.durable import fsync_folder
+from lsmix.data.durable import durable_path
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError, SourceError
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
 from lsmix.data.readers.source_images import PublishedData
@@ -183,20 +181,8 @@ def write_dataset(
         SourceError: the class names, or another text, are too long to be stored.
     """
     plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
-    try:
+    with durable_path(path) as beside:
         _write_file(beside, published, plan)
-        with beside.open("rb") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads; ours are for sharing
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)
     return {split: len(rows.index) for split, rows in plan.items()}
 
 

@@ -6,30 +6,40 @@ The one rule: what a reader may look at appears under its final name only when a
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["fsync_folder", "fsync_tree", "is_file_at", "sha256_file", "sweep_parts", "write_durably"]
+__all__ = ["durable_path", "fsync_folder", "fsync_tree", "is_file_at", "sha256_file", "sweep_parts", "write_durably"]
 
 _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a file being written
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` at once: beside it, flushed, then renamed over it."""
+@contextmanager
+def durable_path(path: Path) -> Iterator[Path]:
+    """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
+        yield beside
+        with beside.open("rb") as file:
             os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads; ours are for sharing
             os.fsync(file.fileno())
-        Path(beside).replace(path)
+        beside.replace(path)
     except BaseException:
-        Path(beside).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
     fsync_folder(path.parent)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write ``content`` to ``path`` at once: beside it, flushed, then renamed over it."""
+    with durable_path(path) as beside:
+        beside.write_bytes(content)
 
 
 def sweep_parts(folder: Path) -> None:

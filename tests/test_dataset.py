@@ -161,7 +161,7 @@ def test_nothing_is_left_where_writing_breaks_off(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk on fire")
 
-    monkeypatch.setattr("lsmix.data.dataset.os.fsync", fail)
+    monkeypatch.setattr("lsmix.data.durable.os.fsync", fail)
     with pytest.raises(OSError, match="disk on fire"):
         write_dataset(tmp_path / "dataset.h5", published(), **PLAN)
     assert list(tmp_path.iterdir()) == []

@@ -6,9 +6,7 @@ servers are read with the standard library and folders as files, so that fsspec 
 
 import hashlib
 import http.client
-import os
 import shutil
-import tempfile
 import urllib.error
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +15,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from lsmix.data.afar.download import Interruption, open_web
-from lsmix.data.durable import fsync_folder
+from lsmix.data.durable import durable_path, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, parse_manifest, root_digest
 
@@ -155,29 +153,15 @@ class _Folder:
                 yield block
 
     def write(self, path: str, source: Path) -> None:
-        target = self._folder / path
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, beside = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file, source.open("rb") as origin:
-                shutil.copyfileobj(origin, file, _BLOCK_BYTES)
-                file.flush()
-                os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads
-                os.fsync(file.fileno())
-            Path(beside).replace(target)
-        except BaseException:
-            Path(beside).unlink(missing_ok=True)
-            raise
-        fsync_folder(target.parent)
+        with (
+            durable_path(self._folder / path) as beside,
+            beside.open("wb") as file,
+            source.open("rb") as origin,
+        ):
+            shutil.copyfileobj(origin, file, _BLOCK_BYTES)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
-        if self.size(path) != size:
-            return False
-        digest = hashlib.sha256()
-        with (self._folder / path).open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
-        return digest.hexdigest() == sha256
+        return self.size(path) == size and sha256_file(self._folder / path) == sha256
 
 
 class _Web:

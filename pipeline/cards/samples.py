@@ -6,18 +6,15 @@ for a missing value or a formula; what a class is called stands in ``croissant.j
 
 import csv
 import io
-import os
 from collections.abc import Iterator
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.durable import fsync_folder
+from lsmix.data.durable import durable_path
 from lsmix.data.pool import CORNERS, POOL_NAME, STATES, Pool
 from lsmix.pipeline.cards.facts import blocks
 
@@ -63,21 +60,10 @@ def samples_digest(pool: Pool) -> str:
 def write_samples(pool: Pool, path: Path) -> str:
     """Write the table block by block beside ``path``, then rename it there; return its SHA-256."""
     digest = sha256()
-    handle, beside = mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for block in _table(pool):
-                file.write(block)
-                digest.update(block)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)
-            os.fsync(file.fileno())
-        Path(beside).replace(path)
-    except BaseException:
-        with suppress(FileNotFoundError):
-            Path(beside).unlink()
-        raise
-    fsync_folder(path.parent)
+    with durable_path(path) as beside, beside.open("wb") as file:
+        for block in _table(pool):
+            file.write(block)
+            digest.update(block)
     return digest.hexdigest()
 
 
