@@ -24,7 +24,7 @@ from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store,
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.ingest import origin_of
 from lsmix.pipeline.keys import key_fields
-from lsmix.pipeline.mixers import LatentMixer, Mixed, Mixer, PixelMixer, Sources
+from lsmix.pipeline.mixers import LatentMixer, LatentSource, Mixed, Mixer, PixelMixer, Sources
 from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import run_sharded
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
@@ -38,6 +38,7 @@ __all__ = [
     "check_pool",
     "in_latent_space",
     "make_plan",
+    "open_latent_mixer",
     "open_worker",
 ]
 
@@ -211,9 +212,14 @@ def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device:
     prepare_device(device)
     if not in_latent_space(config):
         return PixelMixer(inputs["dataset"].folder / DATASET_NAME, config.method)
+    return open_latent_mixer(config, inputs["latents"].folder, inputs["flow"].folder, device)
+
+
+def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Path, device: str) -> LatentMixer:
+    """Return what mixes the latents of a pool; ``latents`` and ``flow`` are as for ``LatentMixer``."""
     return LatentMixer(
-        inputs["latents"].folder,
-        inputs["flow"].folder,
+        latents,
+        flow,
         method=config.method,
         device=device,
         output=config.output,

@@ -18,8 +18,8 @@ from lsmix.data.seeds import generator
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.environment import describe_environment, prepare_device, resolve_device
-from lsmix.pipeline.mix import RowMaker, check_pool
-from lsmix.pipeline.mixers import LatentMixer, Mixer, PixelMixer, Sources
+from lsmix.pipeline.mix import RowMaker, check_pool, open_latent_mixer
+from lsmix.pipeline.mixers import Mixer, PixelMixer, Sources
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.proof.base import PoolBase, require
 from lsmix.pipeline.proof.compare import PixelTally, same_kind_of_device
@@ -99,17 +99,8 @@ def _open_mixer(plan: PoolPlan, base: PoolBase, device: str) -> Mixer:
         return PixelMixer(require(base.dataset, "data set", "--data") / DATASET_NAME, plan.pool.method)
     prepare_device(device)
     flow = require(base.flow, "flow", "--flow")
-    config = plan.pool
-    return LatentMixer(
-        base.latents or _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device),
-        flow,
-        method=config.method,
-        device=device,
-        output=config.output,
-        batch_size=config.batch_size,
-        margin=config.margin,
-        broken_share=config.broken_share,
-    )
+    latents = base.latents or _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
+    return open_latent_mixer(plan.pool, latents, flow, device)
 
 
 class _EncodedAgain:
