@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 from lsmix.data.durable import fsync_tree, sha256_file, write_durably
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, MissingError
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
     "FORMAT_VERSION",
@@ -70,10 +71,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, Any] = {}  # facts such as the number of images, of corrupted ones, of shards
     seconds: float = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
-
-
-class _Version(msgspec.Struct):
-    format_version: int
 
 
 def root_digest(files: list[FileRecord]) -> str:
@@ -146,14 +143,9 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
     try:
-        version = msgspec.json.decode(content, type=_Version).format_version
-        if version != FORMAT_VERSION:
-            raise FormatError(
-                f"artifact {where!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
-                "Use a newer lsmix, or make the artifact again."
-            )
-        manifest = msgspec.json.decode(content, type=Manifest)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError, RecursionError) as error:
+        remedy = "Use a newer lsmix, or make the artifact again."
+        manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
+    except UNDECODABLE as error:
         raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
     _check_listing(path, manifest.files)
     return manifest

@@ -13,11 +13,12 @@ import msgspec
 import numpy as np
 
 from lsmix.data.durable import sha256_file
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
 from lsmix.data.manifest import InputRecord
 from lsmix.data.origin import read_origin
 from lsmix.data.pool import PLAN_NAME, Pool
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
     "FACTS_NAME",
@@ -67,10 +68,6 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class _Sealed(msgspec.Struct, frozen=True):
     sha256: str  # of the bytes of ``facts``, as they stand
     facts: msgspec.Raw
-
-
-class _Version(msgspec.Struct):
-    format_version: int
 
 
 def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
@@ -161,14 +158,9 @@ def unseal_facts(content: bytes, where: str) -> ExportFacts:
         raw = bytes(sealed.facts)
         if hashlib.sha256(raw).hexdigest() != sealed.sha256:
             raise CorruptError(f"{where}: the facts of the pool do not fit their checksum. Fetch or export it again.")
-        version = msgspec.json.decode(raw, type=_Version).format_version
-        if version != _VERSION:
-            raise FormatError(
-                f"{where} has facts of format {version}; this version of lsmix reads format {_VERSION}. "
-                "Use a newer lsmix, or export it again."
-            )
-        return msgspec.json.decode(raw, type=ExportFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        remedy = "Use a newer lsmix, or export it again."
+        return decode_versioned(raw, ExportFacts, _VERSION, what=f"{where} has facts of", remedy=remedy)
+    except UNDECODABLE as error:
         raise CorruptError(
             f"{where}: the facts of the pool are damaged ({error}). Fetch or export it again."
         ) from error

@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 import msgspec
 
 from lsmix.data.durable import sha256_file, write_durably
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.facts import ExportFacts
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = ["RECORD_NAME", "SUMS_NAME", "ExportRecord", "is_export", "read_record", "verify_export", "write_record"]
 
@@ -27,7 +28,7 @@ _HEX_DIGITS = 64
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What lies in an export's folder."""
 
-    kind: Literal["lsmix-export"] = "lsmix-export"
+    kind: Literal["lsmix-export"]
     format_version: int = _VERSION
     format: str  # hdf5, parquet, webdataset, folder or npz
     encoding: str  # of the images: png, webp, or raw
@@ -41,11 +42,6 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
     def pixel_digest(self) -> str:
         """SHA-256 over the bytes of all images, row by row."""
         return self.facts.digests["image"]
-
-
-class _Version(msgspec.Struct):
-    kind: str
-    format_version: int
 
 
 def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layout: Any) -> ExportRecord:
@@ -63,7 +59,7 @@ def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layo
             sums.write(f"{sha256_file(path)}  {path.relative_to(folder).as_posix()}\n")
             count, size = count + 1, size + path.stat().st_size
     digest = sha256_file(folder / SUMS_NAME)
-    record = ExportRecord(facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
+    record = ExportRecord(kind="lsmix-export", facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
     content = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
     write_durably(folder / RECORD_NAME, content + b"\n")
     return record
@@ -89,14 +85,9 @@ def read_record(folder: Path) -> ExportRecord:
         raise CorruptError(f"{str(path)!r} has {path.stat().st_size} bytes, which no record has. Do not use it.")
     content = path.read_bytes()
     try:
-        version = msgspec.json.decode(content, type=_Version).format_version
-        if version != _VERSION:
-            raise FormatError(
-                f"export {str(folder)!r} has format {version}; this version of lsmix reads format {_VERSION}. "
-                "Use a newer lsmix, or export the pool again."
-            )
-        return msgspec.json.decode(content, type=ExportRecord)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        remedy = "Use a newer lsmix, or export the pool again."
+        return decode_versioned(content, ExportRecord, _VERSION, what=f"export {str(folder)!r} has", remedy=remedy)
+    except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged ({error}). Fetch or export it again.") from error
 
 

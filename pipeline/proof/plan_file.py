@@ -13,6 +13,7 @@ from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.data.origin import Origin
 from lsmix.data.pool import PLAN_NAME
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.mix import MIX, PoolConfig
@@ -42,10 +43,6 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.latents is not None
 
 
-class _Versions(msgspec.Struct):
-    format_version: int
-
-
 def read_plan(path: Path | str) -> PoolPlan:
     """Return the plan in a file, or in the folder of a pool.
 
@@ -63,14 +60,9 @@ def read_plan(path: Path | str) -> PoolPlan:
     if len(content) > _BYTES_CAP:
         raise FormatError(f"{str(path)!r} is no plan: it has more than {_BYTES_CAP} bytes. Name a pool's {PLAN_NAME}.")
     try:
-        version = msgspec.json.decode(content, type=_Versions).format_version
-        if version != PLAN_FORMAT:
-            raise FormatError(
-                f"plan {str(path)!r} has format {version}; this version of lsmix reads format {PLAN_FORMAT}. "
-                "Use a newer lsmix."
-            )
-        plan = msgspec.json.decode(content, type=PoolPlan)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        what = f"plan {str(path)!r} has"
+        plan = decode_versioned(content, PoolPlan, PLAN_FORMAT, what=what, remedy="Use a newer lsmix.")
+    except UNDECODABLE as error:
         raise FormatError(f"{str(path)!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
     if wrong := _contradiction(plan):
         raise CorruptError(f"plan {str(path)!r} contradicts itself: {wrong}. Do not use it.")

@@ -1,0 +1,41 @@
+"""JSON that begins with its version: decoded so that another version is told from damage.
+
+The one rule: the version is looked at first, since what another version holds is unknown.
+"""
+
+from typing import Final, TypeVar
+
+import msgspec
+
+from lsmix.data.errors import FormatError
+
+__all__ = ["UNDECODABLE", "decode_versioned"]
+
+_Record = TypeVar("_Record")
+
+# What decoding raises on bytes that are damaged, or were made to do harm.
+UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+class _Version(msgspec.Struct):
+    format_version: int
+
+
+def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what: str, remedy: str) -> _Record:
+    """Return the record that JSON holds.
+
+    Args:
+        content: JSON, an object with ``format_version``.
+        kind: struct of the record.
+        version: the only one that is read.
+        what: begins the message about another version, up to the word format.
+        remedy: ends it.
+
+    Raises:
+        FormatError: it is of another version.
+        One of UNDECODABLE: it is no such record; the caller knows what that means of its file.
+    """
+    found = msgspec.json.decode(content, type=_Version).format_version
+    if found != version:
+        raise FormatError(f"{what} format {found}; this version of lsmix reads format {version}. {remedy}")
+    return msgspec.json.decode(content, type=kind)
