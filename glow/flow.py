@@ -20,9 +20,9 @@ from lsmix.data.seeds import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
+from lsmix.glow.level import FlowLevel
 from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
-from lsmix.glow.step import FlowStep
 
 __all__ = ["Flow", "exact_arithmetic"]
 
@@ -74,17 +74,15 @@ class Flow(nn.Module):
         self.levels = nn.ModuleList()
         for level in range(config.levels):
             channels = 4 * config.channels << level
-            self.levels.append(
-                nn.ModuleList(FlowStep(channels, hidden=config.hidden, scale=config.scale) for _ in range(config.steps))
-            )
+            self.levels.append(FlowLevel(channels, steps=config.steps, hidden=config.hidden, scale=config.scale))
         self.register_buffer("initialised", torch.tensor(False))
         if seed is not None:
-            for level, steps in enumerate(self._steps()):
-                for i, step in enumerate(steps):
+            for level, steps in enumerate(self._levels()):
+                for i, step in enumerate(steps.steps()):
                     step.reset(generator(seed, "glow", "start", level, i))
 
-    def _steps(self) -> list[list[FlowStep]]:
-        return [[cast(FlowStep, step) for step in cast(nn.ModuleList, steps)] for steps in self.levels]
+    def _levels(self) -> list[FlowLevel]:
+        return [cast(FlowLevel, level) for level in self.levels]
 
     @property
     def device(self) -> torch.device:
@@ -103,11 +101,9 @@ class Flow(nn.Module):
         h_BCHW = y_BCHW
         log_det_B = torch.zeros(len(y_BCHW), dtype=torch.float64, device=y_BCHW.device)
         parts = []
-        for steps in self._steps():
-            h_BCHW = space_to_depth(h_BCHW)
-            for step in steps:
-                h_BCHW, step_log_det_B = step(h_BCHW)
-                log_det_B = log_det_B + step_log_det_B
+        for level in self._levels():
+            h_BCHW, level_log_det_B = level(space_to_depth(h_BCHW))
+            log_det_B = log_det_B + level_log_det_B
             part_BCHW, h_BCHW = h_BCHW.chunk(2, dim=1)
             parts.append(part_BCHW)
         return [*parts, h_BCHW], log_det_B
@@ -115,11 +111,8 @@ class Flow(nn.Module):
     def inverse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
         """Map the parts of a latent to y, padded: undo ``forward``."""
         *factored_out, h_BCHW = parts
-        for part_BCHW, steps in zip(reversed(factored_out), reversed(self._steps()), strict=True):
-            h_BCHW = torch.cat((part_BCHW, h_BCHW), dim=1).contiguous(memory_format=torch.channels_last)
-            for step in reversed(steps):
-                h_BCHW = step.inverse(h_BCHW) if torch.is_grad_enabled() else step.inverse_(h_BCHW)
-            h_BCHW = depth_to_space(h_BCHW)
+        for part_BCHW, level in zip(reversed(factored_out), reversed(self._levels()), strict=True):
+            h_BCHW = depth_to_space(level.inverse(torch.cat((part_BCHW, h_BCHW), dim=1)))
         return h_BCHW
 
     def log_prob_y(self, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -135,18 +128,19 @@ class Flow(nn.Module):
     def initialise(self, y_BCHW: torch.Tensor) -> None:
         """Set every ActNorm from this batch of y, padded, layer after layer; remember it in the state."""
         h_BCHW = y_BCHW
-        for steps in self._steps():
-            h_BCHW = space_to_depth(h_BCHW)
-            for step in steps:
-                h_BCHW = step.initialise(h_BCHW)
-            h_BCHW = h_BCHW.chunk(2, dim=1)[1]
+        for level in self._levels():
+            h_BCHW = level.initialise(space_to_depth(h_BCHW)).chunk(2, dim=1)[1]
         self.initialised.fill_(True)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> None:
         """Compute the coupling networks in another type, such as bfloat16; None is that of the parameters."""
-        for steps in self._steps():
-            for step in steps:
-                step.coupling.network_dtype = dtype
+        for level in self._levels():
+            level.network_dtype = dtype
+
+    def set_rebuild(self, rebuild: bool) -> None:
+        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them."""
+        for level in self._levels():
+            level.rebuild = rebuild
 
     # Latent vectors, on tensors.
 

@@ -77,7 +77,9 @@ def test_a_loaded_flow_is_the_saved_one(folder: Path) -> None:
     assert np.array_equal(flow.encode(IMAGES), _flow().encode(IMAGES))
     assert read_facts(folder) == FACTS
     assert not flow.training
-    assert flow._steps()[1][0].coupling.weight_in.is_contiguous(memory_format=torch.channels_last), "it would be slow"
+    assert next(flow._levels()[1].steps()).coupling.weight_in.is_contiguous(memory_format=torch.channels_last), (
+        "it would be slow"
+    )
 
 
 def test_the_same_flow_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
