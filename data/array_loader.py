@@ -4,7 +4,7 @@ The one rule: nothing is mixed here, so both labels are the image's own and the 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,9 +94,13 @@ class ArrayLoader(EpochLoader):
     def _order_facts(self) -> dict[str, Any]:
         return {"labels": self._digest, "shuffle": self.shuffle}
 
-    def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
-        def read(rows: NDArray[np.int64]) -> Any:
-            label = self._labels[rows]
-            return to_batch(self._images[rows], label, label.copy(), np.zeros(len(rows), np.float32))
+    def _reader(self) -> Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]:
+        def read(rows: NDArray[np.int64], sizes: Sequence[int]) -> Iterator[Any]:
+            start = 0
+            for size in sizes:
+                part = rows[start : start + size]
+                label = self._labels[part]
+                yield to_batch(self._images[part], label, label.copy(), np.zeros(size, np.float32))
+                start += size
 
         return read

@@ -8,6 +8,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -111,11 +112,13 @@ class ColumnStore:
                     f"shard {shard} of column {column.name!r} takes {column.dtype} {shape}, got {rows.dtype} {rows.shape}."
                 )
         digests = {}
-        for column in self.columns:
-            content = encode_shard(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
-            write_durably(self.folder / column.shard_name(shard), memoryview(content))
-            digests[column.shard_name(shard)] = hashlib.sha256(content).hexdigest()
-        return digests
+        # Hashing (2 GB/s) and waiting for the disk overlap: a fifth to a half of the time.
+        with ThreadPoolExecutor(1, "digest") as hashing:
+            for column in self.columns:
+                content = encode_shard(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
+                digests[column.shard_name(shard)] = hashing.submit(_sha256, content)
+                write_durably(self.folder / column.shard_name(shard), memoryview(content))
+            return {name: digest.result() for name, digest in digests.items()}
 
     def is_written(self, shard: int) -> bool:
         """Tell whether every column has this shard on disk, in full length."""
@@ -128,6 +131,10 @@ class ColumnStore:
             if not path.is_file() or path.stat().st_size != expected:
                 return False
         return True
+
+
+def _sha256(content: bytearray) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def rows_per_chunk(row_bytes: int, shard_rows: int) -> int:

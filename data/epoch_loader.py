@@ -21,6 +21,9 @@ from lsmix.data.read_ahead import read_ahead
 
 __all__ = ["EpochLoader", "LoaderState", "to_batch"]
 
+_ROWS_TOGETHER = 2048  # as many as a shuffled window of 8 chunks of 32×32 images has
+
+_Reader = Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -86,8 +89,11 @@ class EpochLoader(IterableDataset[Any], ABC):
         """Return what the order depends on besides seed and epoch; plain numbers and strings."""
 
     @abstractmethod
-    def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
-        """Return the function from rows to a batch, for the present epoch and process."""
+    def _reader(self) -> _Reader:
+        """Return the function from the rows of some batches, (n,), and the batches' sizes to the batches themselves.
+
+        It is for the present epoch and process.
+        """
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets in a whole epoch."""
@@ -163,15 +169,22 @@ class EpochLoader(IterableDataset[Any], ABC):
         )
 
     def _run(self, plan: BatchPlan, mine: Sequence[int]) -> Iterator[Any]:
-        order, read = self._order(), self._reader()
-        batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
+        batches = self._read(plan, mine, self._order(), self._reader())
         if self.read_ahead_bytes:
             batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
         return self._counted(plan, mine, batches)
 
+    def _read(self, plan: BatchPlan, mine: Sequence[int], order: EpochOrder, read: _Reader) -> Iterator[Any]:
+        # What can be done for many batches at once costs as much as for one; images are still copied batch by batch.
+        together = max(_ROWS_TOGETHER // self.batch_size, 1)
+        for first in range(0, len(mine), together):
+            spans = [plan.span(batch) for batch in mine[first : first + together]]
+            yield from read(order.pick(spans), [stop - start for start, stop in spans])
+
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
-        for batch, content in zip(mine, batches, strict=True):
-            self._position = plan.position_after(batch + 1)
+        positions = [plan.position_after(batch + 1) for batch in mine]
+        for position, content in zip(positions, batches, strict=True):
+            self._position = position
             yield content
         self._position = plan.total
 

@@ -4,7 +4,7 @@ The one rule: a batch's images come straight from the mapped shards, from a few 
 pool in memory, only its labels (20 bytes an image) and the batches that wait to be taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -62,7 +62,7 @@ class PoolLoader(EpochLoader):
         drop_last: bool = False,
         shuffle: bool = True,
         buffer_chunks: int = 8,
-        read_ahead_bytes: int = 64 << 20,
+        read_ahead_bytes: int = 8 << 20,
         labels: Literal["pair", "soft", "kornia"] = "pair",
         copies: Literal["all", "cycle"] = "all",
         check_crc: bool = True,
@@ -117,7 +117,7 @@ class PoolLoader(EpochLoader):
             "buffer_chunks": self.buffer_chunks,
         }
 
-    def _reader(self) -> Callable[[NDArray[np.int64]], Any]:
+    def _reader(self) -> Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]:
         # A worker opens the pool anew: locks that another thread held while the process was forked would stay shut.
         pool = self.pool.reopen() if get_worker_info() else self.pool
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
@@ -130,13 +130,20 @@ class PoolLoader(EpochLoader):
                 "Make it again."
             )
 
-        def read(index: NDArray[np.int64]) -> Any:
-            own = index - rows.start
-            batch = form(to_batch(pool.image.gather(index), label_a[own], label_b[own], share_b[own]), classes)
-            if more:
-                label_more, share_more = more
-                _add_more(batch[1], label_a[own], label_more[own], share_more[own])
-            return batch
+        def read(index: NDArray[np.int64], sizes: Sequence[int]) -> Iterator[Any]:
+            located, own = pool.image.locate(index), index - rows.start
+            all_a, all_b, all_share = label_a[own], label_b[own], share_b[own]
+            start = 0
+            for size in sizes:
+                part = slice(start, start + size)
+                first = all_a[part].copy()  # so that no batch keeps the labels of many alive
+                batch = to_batch(located.take(start, start + size), first, all_b[part].copy(), all_share[part].copy())
+                labelled = form(batch, classes)
+                if more:
+                    label_more, share_more = more
+                    _add_more(labelled[1], first, label_more[own[part]], share_more[own[part]])
+                yield labelled
+                start += size
 
         return read
 

@@ -4,7 +4,9 @@ The one rule: all of this is a pure function of (seed, epoch) and sizes; nothing
 any pass can be repeated, resumed in its middle, or split among another number of ranks.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,6 +68,12 @@ class EpochOrder:
             pieces.append(self._window_rows(window)[start - edge : end - edge])
             start, window = end, window + 1
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def pick(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
+        """Return the rows at the positions of several spans (start, stop), one behind the other, int64 (n,)."""
+        if all(before[1] == after[0] for before, after in pairwise(spans)):
+            return self.slice(spans[0][0], spans[-1][1])
+        return np.concatenate([self.slice(*span) for span in spans])
 
     def _window_rows(self, window: int) -> NDArray[np.int64]:
         if self._window is None or self._window[0] != window:

@@ -299,3 +299,24 @@ def test_reading_columns_imports_neither_zarr_nor_torch():
     code = "import sys, lsmix.data.pool, lsmix.data.latents; print({'zarr', 'torch', 'dask', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize(
+    "row_shape", [(), (2, 2, 3), (7,), (200, 200, 3)]
+)  # the last is beyond what one indexing takes
+def test_rows_are_gathered_over_shards_and_part_by_part(tmp_path, row_shape):
+    column = Column(name="image", dtype="uint8", row_shape=row_shape, chunk_rows=2)
+    store = ColumnStore(folder=tmp_path / "s.zarr", columns=(column,), rows=11, shard_rows=4)
+    store.create({})
+    content = np.random.default_rng(0).integers(0, 256, (11, *row_shape), dtype=np.uint8)
+    for shard in range(store.shards):
+        span = store.shard_range(shard)
+        store.write_shard(shard, {"image": content[span.start : span.stop]})
+    image = open_columns(store.folder)["image"]
+    rows = np.array([10, 0, 3, 3, 9, -1, 4])
+    located = image.locate(rows)
+    image.release()  # whoever located rows holds the maps that they lie in
+    np.testing.assert_array_equal(located.take(), content[rows])
+    np.testing.assert_array_equal(located.take(2, 5), content[rows[2:5]])
+    assert located.take().flags.writeable
+    assert image.locate([]).take().shape == (0, *row_shape)
