@@ -19,8 +19,9 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.seeds import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
+from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
-from lsmix.glow.level import FlowLevel
+from lsmix.glow.level import FlowLevel, FrozenLevel
 from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
 
@@ -76,6 +77,7 @@ class Flow(nn.Module):
             channels = 4 * config.channels << level
             self.levels.append(FlowLevel(channels, steps=config.steps, hidden=config.hidden, scale=config.scale))
         self.register_buffer("initialised", torch.tensor(False))
+        self._recordings: dict[tuple[str, str], tuple[list[FrozenLevel], Replayed]] = {}
         if seed is not None:
             for level, steps in enumerate(self._levels()):
                 for i, step in enumerate(steps.steps()):
@@ -149,17 +151,38 @@ class Flow(nn.Module):
 
         Pads by reflection where that is needed. The last bits depend on the batch's size: keep it fixed.
         """
-        with exact_arithmetic():
-            parts, log_det_B = self.forward(self._pad(y_BCHW.to(self.device, self.dtype)))
+
+        def encode(y_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            parts, log_det_B = self.forward(y_BCHW)
             log_prob_B = self._log_prior(parts) + log_det_B - self.dim * self.config.bits * math.log(2.0)
             return join_parts(parts, order), log_prob_B
 
+        with exact_arithmetic():
+            z_BD, log_prob_B = self._replayed("encode", order, encode)(self._pad(y_BCHW.to(self.device, self.dtype)))
+            return z_BD, log_prob_B
+
     def decode_batch(self, z_BD: torch.Tensor, order: LatentOrder = "morton") -> torch.Tensor:
         """Map z (B, D) to y, float (B, C, height, width), cropped; not clipped, and not always finite."""
+
+        def decode(z_BD: torch.Tensor) -> tuple[torch.Tensor]:
+            return (self.inverse(split_parts(z_BD, self.part_shapes, order)),)
+
         with exact_arithmetic():
-            y_BCHW = self.inverse(split_parts(z_BD.to(self.device, self.dtype), self.part_shapes, order))
+            (y_BCHW,) = self._replayed("decode", order, decode)(z_BD.to(self.device, self.dtype))
             top, _, left, _ = self.pads
             return y_BCHW[:, :, top : top + self.config.height, left : left + self.config.width]
+
+    def _replayed(
+        self, direction: str, order: LatentOrder, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+    ) -> Replayed:
+        """Return ``function`` as a graph of this direction and order, recorded anew if a parameter has changed."""
+        if self.training or self.device.type != "cuda":
+            return Replayed(function)
+        frozen = [level.freeze() for level in self._levels()]
+        kept = self._recordings.get((direction, order))
+        if kept is None or any(a is not b for a, b in zip(kept[0], frozen, strict=True)):
+            kept = self._recordings[direction, order] = frozen, Replayed(function)
+        return kept[1]
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
         if y_BCHW.shape[2:] == (self.padded_height, self.padded_width):

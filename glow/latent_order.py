@@ -57,9 +57,9 @@ def cell_order(height: int, width: int, order: LatentOrder = "morton") -> list[i
 
 
 @lru_cache(maxsize=16)
-def _orders(height: int, width: int, order: LatentOrder) -> tuple[torch.Tensor, torch.Tensor]:
+def _orders(height: int, width: int, order: LatentOrder, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     forward = torch.tensor(cell_order(height, width, order))
-    return forward, torch.argsort(forward)
+    return forward.to(device), torch.argsort(forward).to(device)  # kept there: a CUDA graph cannot copy from here
 
 
 def join_parts(parts: Sequence[torch.Tensor], order: LatentOrder = "morton") -> torch.Tensor:
@@ -74,8 +74,8 @@ def join_parts(parts: Sequence[torch.Tensor], order: LatentOrder = "morton") -> 
             part = space_to_depth(part)
         on_grid.append(part.permute(0, 2, 3, 1).reshape(B, H * W, -1))
     cells = torch.cat(on_grid, dim=2)
-    forward, _ = _orders(H, W, order)
-    return cells.index_select(1, forward.to(cells.device)).reshape(B, -1)
+    forward, _ = _orders(H, W, order, cells.device)
+    return cells.index_select(1, forward).reshape(B, -1)
 
 
 def split_parts(
@@ -84,8 +84,8 @@ def split_parts(
     """Take the vectors z (B, D) apart into parts of the given (C, H, W); undo ``join_parts``."""
     B = z_BD.shape[0]
     _, H, W = shapes[-1]
-    _, backward = _orders(H, W, order)
-    cells = z_BD.reshape(B, H * W, -1).index_select(1, backward.to(z_BD.device))
+    _, backward = _orders(H, W, order, z_BD.device)
+    cells = z_BD.reshape(B, H * W, -1).index_select(1, backward)
     widths = [C * h * w // (H * W) for C, h, w in shapes]
     parts = []
     for (_, h, _), part in zip(shapes, torch.split(cells, widths, dim=2), strict=True):

@@ -21,10 +21,10 @@ from lsmix.glow.level_gradient import LevelOptions, level_forward
 from lsmix.glow.network import NetworkWeights, run_network
 from lsmix.glow.step import FlowStep
 
-__all__ = ["FlowLevel"]
+__all__ = ["FlowLevel", "FrozenLevel"]
 
 
-class _Frozen(NamedTuple):
+class FrozenLevel(NamedTuple):
     """All that evaluation computes from the parameters and no image."""
 
     folded: Folded
@@ -48,7 +48,7 @@ class FlowLevel(nn.ModuleList):
         self.scale: Scale = scale
         self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer works in that precision
         self.rebuild = False  # whether activations are rebuilt on the way back: less memory, more work
-        self._frozen: _Frozen | None = None
+        self._frozen: FrozenLevel | None = None
         self._frozen_from: tuple[object, ...] = ()
 
     def steps(self) -> Iterator[FlowStep]:
@@ -58,12 +58,12 @@ class FlowLevel(nn.ModuleList):
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return y (B, C, H, W) and the log-determinant (B,), float64."""
         if torch.is_grad_enabled():
-            folded = fold(list(self.steps()))
+            folded = fold(list(self.steps()), inverse=self.rebuild)
             couplings = [parameter for step in self.steps() for parameter in step.coupling.parameters()]
             options = LevelOptions(self.scale, self.network_dtype, self.rebuild)
             y_BCHW, log_det_B = level_forward(x_BCHW, folded, couplings, options)
         else:
-            folded, networks = self._freeze()
+            folded, networks = self.freeze()
             y_BCHW, log_det_B = x_BCHW, torch.zeros(len(x_BCHW), dtype=torch.float64, device=x_BCHW.device)
             for weight_CC, bias_C, network in zip(folded.weight_KCC, folded.bias_KC, networks, strict=True):
                 y_BCHW = mix_channels(y_BCHW, weight_CC, bias_C)
@@ -79,7 +79,7 @@ class FlowLevel(nn.ModuleList):
             for step in reversed(list(self.steps())):
                 y_BCHW = step.inverse(y_BCHW)
             return y_BCHW
-        folded, networks = self._freeze()
+        folded, networks = self.freeze()
         x_BCHW = y_BCHW.clone(memory_format=torch.channels_last)
         maps = zip(folded.inverse_weight_KCC, folded.inverse_bias_KC, networks, strict=True)
         for weight_CC, bias_C, network in reversed(list(maps)):
@@ -107,7 +107,7 @@ class FlowLevel(nn.ModuleList):
         super().train(mode)
         return self
 
-    def _freeze(self) -> _Frozen:
+    def freeze(self) -> FrozenLevel:
         """Return what evaluation needs, made again if a parameter was replaced, moved or written since the last time.
 
         torch's fused optimisers write parameters without raising their version (seen in 2.13), so versions alone would
@@ -118,6 +118,6 @@ class FlowLevel(nn.ModuleList):
         if self.training or self._frozen is None or (*made_from, self.network_dtype) != self._frozen_from:
             couplings = [step.coupling for step in self.steps()]
             networks = [NetworkWeights.of(list(coupling.parameters()), self.network_dtype) for coupling in couplings]
-            self._frozen = _Frozen(fold(list(self.steps())), networks)
+            self._frozen = FrozenLevel(fold(list(self.steps())), networks)
             self._frozen_from = (*made_from, self.network_dtype)
         return self._frozen

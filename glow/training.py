@@ -17,6 +17,7 @@ import torch
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.seeds import generator
 from lsmix.glow.config import FlowTraining
+from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
@@ -47,19 +48,21 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, fli
 
 
 @contextmanager
-def _precision(flow: Flow, precision: str) -> Iterator[None]:
-    """Let the coupling networks compute in this precision; the 1×1 matrices stay in float32 (see conv1x1.py)."""
+def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
+    """Let the coupling networks compute in the precision asked for; the 1×1 matrices stay in float32 (see conv1x1.py)."""
     matmul = torch.backends.cuda.matmul
     conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
     before = conv.fp32_precision, matmul.fp32_precision
     try:
-        conv.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+        conv.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
         matmul.fp32_precision = "ieee"
-        flow.set_network_dtype(torch.bfloat16 if precision == "bf16" else None)
+        flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
+        flow.set_rebuild(config.memory_light)
         yield
     finally:
         conv.fp32_precision, matmul.fp32_precision = before
         flow.set_network_dtype(None)
+        flow.set_rebuild(False)
 
 
 class FlowTrainer:
@@ -87,6 +90,9 @@ class FlowTrainer:
         self._images = images
         self._epoch_order: tuple[int, np.ndarray] | None = None
         # "fused" is one kernel for all parameters, on the CPU as on a GPU.
+        self._gradients = Replayed(
+            self._loss, lambda: [value.grad for value in flow.parameters() if value.grad is not None]
+        )
         self._adam = torch.optim.Adam(
             flow.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay, fused=True
         )
@@ -101,14 +107,12 @@ class FlowTrainer:
         if not flow.training:  # it walks through all layers
             flow.train()
         y_BCHW = self._batch(self.iteration)
-        with _precision(flow, config.precision):
+        with _as_configured(flow, config):
             if self.iteration == 0 and not bool(flow.initialised):
                 flow.initialise(y_BCHW)
-            self._adam.zero_grad(set_to_none=True)
-            loss = -flow.log_prob_y(y_BCHW).mean() / flow.dim
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            (loss,) = self._gradients(y_BCHW)
         grad_norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), config.grad_clip or math.inf)
-        loss_nats, norm = torch.stack((loss.detach(), grad_norm.double())).tolist()  # the step's only wait for a GPU
+        loss_nats, norm = torch.stack((loss, grad_norm.double())).tolist()  # the step's only wait for a GPU
         if not (math.isfinite(loss_nats) and math.isfinite(norm)):
             self._adam.zero_grad(set_to_none=True)
             raise DivergedError(
@@ -125,6 +129,14 @@ class FlowTrainer:
         )
         self.iteration += 1
         return facts
+
+    def _loss(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+        """Set the gradients of all parameters from a batch; return its loss, nats/dim."""
+        for parameter in self.flow.parameters():
+            parameter.grad = None
+        loss = -self.flow.log_prob_y(y_BCHW).mean() / self.flow.dim
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return (loss.detach(),)
 
     def _batch(self, iteration: int) -> torch.Tensor:
         """Return the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""

@@ -138,4 +138,4 @@ def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
     )
 
 
-ENCODE = Stage(name="encode", version=2, run=run, estimate=_estimate)
+ENCODE = Stage(name="encode", version=3, run=run, estimate=_estimate)

@@ -323,4 +323,4 @@ def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
     return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
-MIX = Stage(name="mix", version=2, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))
+MIX = Stage(name="mix", version=3, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))

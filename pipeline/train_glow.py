@@ -178,7 +178,7 @@ def _estimate(config: FlowRecipe, size: WorkSize) -> Estimate:
 
 TRAIN_GLOW = Stage(
     name="train-glow",
-    version=1,
+    version=2,
     run=run,
     estimate=_estimate,
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),

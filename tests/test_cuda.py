@@ -4,10 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
+from lsmix.glow.config import FlowConfig, FlowTraining
+from lsmix.glow.cuda_graph import Replayed
+from lsmix.glow.flow import Flow
+from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
+from lsmix.pipeline.environment import prepare_device
 
 pytestmark = pytest.mark.gpu
 
@@ -48,3 +54,44 @@ def test_training_the_flow_on_cuda_twice_gives_the_same_bytes(tiny_recipe: Path,
         for name in ("first", "second")
     ]
     assert roots[0] == roots[1]
+
+
+def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=4, hidden=32)).to("cuda").eval()
+    images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
+    z = flow.encode(images, batch_size=8)  # five batches: one is recorded, four are replayed
+    assert flow._recordings, "nothing was recorded"
+    back = flow.decode(z, batch_size=8)
+    assert np.array_equal(back, images)
+    monkeypatch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
+    assert np.array_equal(flow.encode(images, batch_size=8), z)
+    assert np.array_equal(flow.decode(z, batch_size=8), back)
+
+
+def test_a_recording_follows_the_parameters() -> None:
+    flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda").eval()
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    before = flow.encode(images, batch_size=8)
+    with torch.no_grad():
+        next(flow._levels()[0].steps()).actnorm.shift.add_(1.0)
+    after = flow.encode(images, batch_size=8)
+    assert not np.array_equal(after, before)
+    assert np.array_equal(flow.decode(after, batch_size=8), images)
+
+
+@pytest.mark.parametrize("light", [False, True])
+def test_recorded_training_is_plain_training(light: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
+    prepare_device("cuda")
+
+    def trained() -> dict[str, torch.Tensor]:
+        flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda")
+        trainer = FlowTrainer(flow, FlowTraining(batch_size=16, memory_light=light), images)
+        for _ in range(5):
+            trainer.step()
+        return trainer.state_dict()
+
+    recorded = trained()
+    monkeypatch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
+    for name, value in trained().items():
+        assert torch.equal(value, recorded[name]), name

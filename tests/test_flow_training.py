@@ -1,5 +1,6 @@
 """Training a flow: resumed equals uninterrupted, to the bit, and nothing infinite gets in."""
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -135,6 +136,14 @@ def test_warm_up_grows_the_learning_rate_linearly() -> None:
         trainer.step()
         rates.append(trainer._adam.param_groups[0]["lr"])
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
+
+
+def test_memory_light_training_goes_the_same_way() -> None:
+    plain, light = _trainer(), _trainer(msgspec.structs.replace(TRAINING, memory_light=True))
+    # Float32; inputs that are rebuilt differ in their last bits, and so do gradients.
+    for _ in range(4):
+        assert light.step().loss_bits_per_dim == pytest.approx(plain.step().loss_bits_per_dim, abs=1e-4)
+    assert not light.flow._levels()[0].rebuild, "it would cost the next user of this flow time"
 
 
 def test_bfloat16_networks_train_close_to_float32() -> None:
