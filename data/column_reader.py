@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["ColumnArray", "ColumnReader", "LocatedRows", "ShardFiles", "open_columns"]
 
 _OPEN_SHARDS = 128  # a column's mapped shards; each holds a file descriptor, of which a process commonly has 1,024
+# Of a column's maps, before their pages are let go. Pages of a map count as memory of the process, though the kernel takes
+# them back when it needs them; a page that is wanted again comes from the kernel's cache.
+_TOUCHED_BYTES = 160 << 20
 _FIRST_ADDRESS, _MOST_ADDRESS = 4096, 1 << 47  # nothing is ever mapped below or above; 0 would mean no memory at all
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
@@ -68,6 +71,8 @@ class ColumnArray:
         chunks = -(-store.rows // column.chunk_rows)
         self._offsets = np.zeros(chunks, np.int64)  # of each chunk in its shard; known once the shard is mapped
         self._checked = np.zeros(chunks, bool)  # kept when a shard's map is dropped
+        self._settled = np.zeros(chunks, bool)  # checked, and counted among what was touched
+        self._touched_bytes = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,6 +148,7 @@ class ColumnArray:
     def release(self) -> None:
         """Drop the maps of all shards, whose pages count as memory of this process; the next read maps them again."""
         with self._lock:
+            self._let_go()
             self._maps.clear()
 
     def _span(self, start: int, stop: int) -> NDArray[Any]:
@@ -177,12 +183,30 @@ class ColumnArray:
         if self._files:
             self._prefetch(self._files, shards)
         maps = {shard: self._map(shard) for shard in shards}
-        if self._check_crc and not self._checked[chunks].all():
-            for chunk in np.unique(chunks[~self._checked[chunks]]).tolist():
+        settled = self._settled[chunks]
+        if not settled.all():
+            self._settle(np.unique(chunks[~settled]), maps)
+        return maps
+
+    def _settle(self, chunks: NDArray[np.int64], maps: "dict[int, _MappedShard]") -> None:
+        """Check chunks that nobody has touched before; let go of the pages of all others when they become many."""
+        if self._check_crc:
+            for chunk in chunks[~self._checked[chunks]].tolist():
                 mapped = maps[chunk // self._slots]
                 check_chunk(mapped.bytes, int(self._offsets[chunk]), self._column.chunk_bytes, where=mapped.where)
                 self._checked[chunk] = True
-        return maps
+        with self._lock:
+            self._touched_bytes += len(chunks) * self._column.chunk_bytes
+            if self._touched_bytes > _TOUCHED_BYTES:
+                self._let_go()
+                self._touched_bytes = len(chunks) * self._column.chunk_bytes
+            self._settled[chunks] = True
+
+    def _let_go(self) -> None:
+        for mapped in self._maps.values():
+            mapped.let_go()
+        self._settled[:] = False
+        self._touched_bytes = 0
 
     def _map(self, shard: int) -> "_MappedShard":
         mapped = self._maps.get(shard)
@@ -306,6 +330,11 @@ class _MappedShard:
         self.memory = memoryview(self._map)
         self.bytes = np.frombuffer(self._map, np.uint8)
         self.address = int(self.bytes.__array_interface__["data"][0])
+
+    def let_go(self) -> None:
+        """Let the kernel take the map's pages back; they come again when they are read."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            self._map.madvise(mmap.MADV_DONTNEED)
 
 
 class ColumnReader(Mapping[str, ColumnArray]):

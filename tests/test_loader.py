@@ -353,3 +353,19 @@ def test_a_state_of_other_labels_is_refused():
     first = ArrayLoader(images(10), np.zeros(10, int), 2)
     with pytest.raises(RecipeError, match="another order"):
         ArrayLoader(images(10), np.ones(10, int), 2).load_state_dict(first.state_dict())
+
+
+def test_labels_of_a_pool_with_many_rows_are_read_with_its_images(pool, monkeypatch):
+    kept = [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)]
+    monkeypatch.setattr("lsmix.data.loader._ROWS_KEPT", 1)
+    assert [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)] == kept
+
+
+def test_pages_that_were_let_go_come_again(pool, monkeypatch):
+    expected = pool.image[:]
+    monkeypatch.setattr("lsmix.data.column_reader._TOUCHED_BYTES", 2 * pool.image.chunk_rows * pool.image.row_bytes)
+    fresh = pool.reopen()
+    for _ in range(2):
+        np.testing.assert_array_equal(fresh.image.gather(np.arange(len(pool))), expected)
+        for row in range(0, len(pool), 3):
+            np.testing.assert_array_equal(fresh.image[row], expected[row])
