@@ -1,19 +1,25 @@
-"""``python -m benchmarks [NAME …]``: measure, print and save; all of them without a name."""
+"""``python -m benchmarks [NAME …]``: measure, print and save; all of them without a name, and a page of the results."""
 
 import importlib
 import sys
+import time
 
-_NAMES = ("stream", "glow", "export")
+_NAMES = ("start", "glow", "mix", "stream", "train", "export")
 
 
 def main() -> None:
     """Run the benchmarks that are named on the command line."""
     names = sys.argv[1:] or list(_NAMES)
-    unknown = [name for name in names if name not in _NAMES]
+    unknown = [name for name in names if name not in (*_NAMES, "page")]
     if unknown:
-        sys.exit(f"no benchmark {unknown[0]!r}; there are {', '.join(_NAMES)}")
+        sys.exit(f"no benchmark {unknown[0]!r}; there are {', '.join(_NAMES)}, and 'page' for the page alone")
     for name in names:
-        importlib.import_module(f"benchmarks.{name}").run()
+        begun = time.monotonic()
+        if name != "page":
+            importlib.import_module(f"benchmarks.{name}").run()
+            print(f"\n{name}: {time.monotonic() - begun:.0f} s", flush=True)
+    importlib.import_module("benchmarks.page").write()
 
 
-main()
+if __name__ == "__main__":  # contenders in processes of their own import this module
+    main()

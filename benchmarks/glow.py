@@ -1,97 +1,228 @@
-"""Glow: training step, encode and decode against normflows at one architecture, on one core and in float32."""
+"""Glow: a training step, encode and decode, ours and the peers', against the convolutions alone and the machine's peak."""
 
+import ctypes
+import gc
+import os
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.turns import measure, save
-from lsmix.glow.config import FlowConfig, FlowTraining
-from lsmix.glow.flow import Flow
-from lsmix.glow.training import FlowTrainer
+from benchmarks.contender import Contender, contenders, peak_mb
+from benchmarks.turns import Measured, Table, measure, save
 
-_STEPS = 4  # K; the paper's 32 only multiplies the same work
-_HIDDEN = 128
-_BATCH = 32
-
-
-def _normflows() -> Any:
-    """Return normflows' multi-scale Glow of the same shape, as its own documentation builds it."""
-    import normflows as nf
-
-    levels, channels, side = 3, 3, 32
-    bases, merges, flows = [], [], []
-    for level in range(levels):
-        squeezed = channels * 2 ** (levels + 1 - level)
-        blocks = [nf.flows.GlowBlock(squeezed, _HIDDEN, split_mode="channel", scale=True) for _ in range(_STEPS)]
-        flows.append([*blocks, nf.flows.Squeeze()])
-        if level > 0:
-            merges.append(nf.flows.Merge())
-            shape = (squeezed // 2, side // 2 ** (levels - level), side // 2 ** (levels - level))
-        else:
-            shape = (squeezed, side // 2**levels, side // 2**levels)
-        bases.append(nf.distributions.DiagGaussian(shape, trainable=False))
-    return nf.MultiscaleFlow(bases, flows, merges)
+_STEPS = 8  # K; the paper's 32 only multiplies the same work
+_DEEP = 32  # the paper's K, for the memory of a step
+_TRAIN_BATCH, _BATCH = 32, 64
+_CUDA_BATCH = 256
+_PEERS = ("normflows", "nflows", "FrEIA")
+_OURS, _LIGHT, _ALONE, _PEAK = "lsmix", "lsmix, memory_light", "its convolutions alone", "one wide convolution"
 
 
-def _ours(images: np.ndarray) -> dict[str, Callable[[], int]]:
-    flow = Flow(FlowConfig(height=32, width=32, channels=3, levels=3, steps=_STEPS, hidden=_HIDDEN))
-    trainer = FlowTrainer(flow, FlowTraining(batch_size=_BATCH), images)
-    trainer.step()
-    frozen = Flow(flow.config)
-    frozen.load_state_dict(flow.state_dict())
-    frozen.eval()
-    z = frozen.encode(images, batch_size=_BATCH)
-    if not (frozen.decode(z, batch_size=_BATCH) == images).all():
-        raise RuntimeError("decode(encode(x)) differs from x: the measurement would be of something broken")
+def flow_jobs(name: str, steps: int, device: str) -> dict[str, Callable[[], Any]]:
+    """Return the jobs of one flow, after a few steps of training and a look whether it still inverts."""
+    import torch
 
-    def train() -> int:
-        trainer.step()
-        return _BATCH
+    from benchmarks.flows import PEERS
 
-    return {
-        "train": train,
-        "encode": lambda: len(frozen.encode(images, batch_size=_BATCH)),
-        "decode": lambda: len(frozen.decode(z, batch_size=_BATCH)),
-    }
+    batch = _TRAIN_BATCH if device == "cpu" else _CUDA_BATCH
+    images = np.random.default_rng(0).integers(0, 256, (max(batch, _BATCH), 32, 32, 3), dtype=np.uint8)
+    y = torch.from_numpy((images.transpose(0, 3, 1, 2).astype(np.float32) + 0.5) / 256 - 0.5).to(device)
+    y = y.contiguous()  # (B, C, H, W) in memory, as torchvision gives images to everybody
+    if name in PEERS:
+        torch.manual_seed(0)
+        model = PEERS[name](steps)
+        model.module.to(device)
+        optimiser = torch.optim.Adam(model.module.parameters(), lr=1e-4)
 
+        def step(count: int = batch) -> int:
+            optimiser.zero_grad()
+            (-model.log_prob(y[:count]).mean() / 3072).backward()
+            optimiser.step()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            return count
 
-def _theirs(images: np.ndarray) -> dict[str, Callable[[], int]]:
-    model = _normflows()
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
-    y = torch.from_numpy(images.transpose(0, 3, 1, 2).astype(np.float32) / 256 - 0.5)
-    model.forward_kld(y[:_BATCH])  # initialises its ActNorm
-
-    def train() -> int:
-        optimiser.zero_grad()
-        loss = model.forward_kld(y[:_BATCH])
-        loss.backward()
-        optimiser.step()
-        return _BATCH
+    else:
+        model, step = _ours(steps, images, device, light=name == _LIGHT)
+    for _ in range(3):
+        step()
+    model.module.eval()
+    with torch.no_grad():
+        z = model.encode(y)
+        worst = float((model.decode(z) - y).abs().max())
+    if not worst < 1e-3:
+        raise RuntimeError(f"{name} does not invert: {worst}; the measurement would be of something broken")
 
     def encode() -> int:
         with torch.no_grad():
-            for start in range(0, len(y), _BATCH):
-                model.log_prob(y[start : start + _BATCH], None)
-        return len(y)
+            model.encode(y)
+        return _done(len(y), device)
 
     def decode() -> int:
         with torch.no_grad():
-            for _ in range(0, len(y), _BATCH):
-                model.sample(_BATCH)
-        return len(y)
+            model.decode(z)
+        return _done(len(y), device)
 
-    return {"train": train, "encode": encode, "decode": decode}
+    def train() -> int:
+        model.module.train()
+        return step()
+
+    def memory() -> float:
+        model.module.train()
+        step(2)  # gradients and moments are there
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        return peak_mb(step)
+
+    return {"train": train, "encode": _in(model, encode), "decode": _in(model, decode), "memory": memory}
+
+
+def _in(model: Any, work: Callable[[], int]) -> Callable[[], int]:
+    def run() -> int:
+        if model.module.training:
+            model.module.eval()
+            work()  # what a flow keeps between calls in evaluation is made outside of the measurement, for all alike
+        return work()
+
+    return run
+
+
+def _done(count: int, device: str) -> int:
+    if device != "cpu":
+        import torch
+
+        torch.cuda.synchronize()
+    return count
+
+
+def _ours(steps: int, images: np.ndarray, device: str, *, light: bool) -> tuple[Any, Callable[..., int]]:
+    """Return our flow as ``lsmix run`` sets it up, and its trainer's step."""
+    from benchmarks.flows import ours
+    from lsmix.glow.config import FlowTraining
+    from lsmix.glow.training import FlowTrainer
+    from lsmix.pipeline.environment import prepare_device
+
+    prepare_device(device)
+    model = ours(steps)
+    flow: Any = model.module.to(device)
+    batch = _TRAIN_BATCH if device == "cpu" else _CUDA_BATCH
+    trainer = FlowTrainer(flow, FlowTraining(batch_size=batch, memory_light=light), images)
+    few = FlowTrainer(flow, FlowTraining(batch_size=2, memory_light=light), images)
+    few._adam = trainer._adam  # the same moments, for a step on two images
+    trainer.step()
+    exact = flow.decode(flow.encode(images)) == images
+    if not exact.all():
+        raise RuntimeError("decode(encode(x)) differs from x: the measurement would be of something broken")
+
+    def step(count: int = batch) -> int:
+        (few if count == 2 else trainer).step()
+        return _done(count, device)
+
+    return model, step
+
+
+def floor_jobs(device: str) -> dict[str, Callable[[], Measured]]:
+    """Return the convolutions of K steps and nothing else, and one wide convolution, which is as good as it gets."""
+    import torch
+    from torch.nn import functional
+
+    from benchmarks.flows import HIDDEN, LEVELS, SIDE
+
+    def tensor(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, device=device).contiguous(memory_format=torch.channels_last)
+
+    batch = _BATCH if device == "cpu" else _CUDA_BATCH
+    layers: list[tuple[torch.Tensor, torch.Tensor]] = []
+    last = {}
+    for level in range(LEVELS):
+        channels, side = 12 << level, SIDE >> (level + 1)
+        wide = tensor(batch, HIDDEN, side, side)
+        layers.append((tensor(batch, channels // 2, side, side), tensor(HIDDEN, channels // 2, 3, 3)))
+        layers.append((wide, tensor(HIDDEN, HIDDEN, 1, 1)))
+        layers.append((wide, tensor(channels, HIDDEN, 3, 3)))
+        last[f"narrow {HIDDEN} → {channels}, {side}×{side}"] = [layers[-1]]
+    peak = [(tensor(batch, HIDDEN, 16, 16), tensor(HIDDEN, HIDDEN, 3, 3))]
+
+    def job(work: list[tuple[torch.Tensor, torch.Tensor]], times: int) -> Callable[[], float]:
+        flops = sum(2.0 * w.numel() * x.shape[0] * x.shape[2] * x.shape[3] for x, w in work) * times
+
+        def run() -> float:
+            with torch.no_grad():
+                for _ in range(times):
+                    for x, w in work:
+                        functional.conv2d(x, w, padding=w.shape[2] // 2)
+            return flops * _done(1, device)
+
+        return run
+
+    jobs = {_ALONE: job(layers, _STEPS), _PEAK: job(peak, 4)}
+    return jobs | {name: job(work, 8) for name, work in last.items()}  # type: ignore[return-value]
 
 
 def run() -> None:
     """Measure and save."""
-    torch.set_num_threads(1)
-    images = np.random.default_rng(0).integers(0, 256, (4 * _BATCH, 32, 32, 3), dtype=np.uint8)
-    ours, theirs = _ours(images), _theirs(images)
-    results = {}
-    for job in ("train", "encode", "decode"):
-        print(f"{job}, images a second, K={_STEPS}, L=3, width {_HIDDEN}, batch {_BATCH}, one core")
-        results[job] = measure({"normflows": theirs[job], "lsmix": ours[job]}, floor="normflows", turns=7)
-    print(f"written to {save('glow', {'steps': _STEPS, 'hidden': _HIDDEN, 'batch': _BATCH, 'results': results})}")
+    from benchmarks.flows import coupling_flops
+
+    tables: dict[str, Any] = {}
+    for threads in sorted({1, os.cpu_count() or 1}):
+        _speeds(tables, threads, "cpu", coupling_flops(_STEPS))
+    tables["memory of a training step"] = {"figures": _memory()}
+    if _has_cuda():
+        _speeds(tables, os.cpu_count() or 1, "cuda", coupling_flops(_STEPS))
+    save("glow", tables, steps=_STEPS, train_batch=_TRAIN_BATCH, batch=_BATCH, peers=list(_PEERS))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _speeds(tables: dict[str, Any], threads: int, device: str, image_flops: float) -> None:
+    where = f"{threads} core{'s' if threads > 1 else ''}" if device == "cpu" else "CUDA"
+    names = (_OURS, _LIGHT, *_PEERS)
+    builders: dict[str, tuple[Any, ...]] = {name: ("benchmarks.glow:flow_jobs", name, _STEPS, device) for name in names}
+    builders["floor"] = ("benchmarks.glow:floor_jobs", device)
+    with contenders(builders, threads=threads) as running:
+        floors = running.pop("floor")
+        for job, passes in (("train", 3), ("encode", 1), ("decode", 1)):
+            flows = {name: running[name].job(job) for name in names if name != _LIGHT or job == "train"}
+            best = f"{job}, {where}"
+            table = measure(flows, floor="FrEIA", title=f"{best} (K={_STEPS}, L=3, width 128, 32×32)")
+            tables[best] = {"floor": "FrEIA", "unit": "images", "rows": table, **_against_peers(table)}
+            work = {name: _flops(running[name], job, passes * image_flops) for name in names if name in flows}
+            work |= {name: floors.job(name) for name in (_ALONE, _PEAK)}
+            title = f"{job}, {where}: floating-point operations of the coupling networks"
+            rows = measure(work, floor=_PEAK, title=title, turns=3, unit="FLOP")
+            tables[title] = {"floor": _PEAK, "unit": "FLOP", "rows": rows}
+        narrow = [f"narrow 128 → {12 << level}, {16 >> level}×{16 >> level}" for level in range(3)]
+        work = {name: floors.job(name) for name in (*narrow, _PEAK)}
+        title = f"the narrow last convolution, {where}"
+        tables[title] = {"floor": _PEAK, "unit": "FLOP", "rows": measure(work, floor=_PEAK, title=title, unit="FLOP")}
+
+
+def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], Measured]:
+    def run() -> Measured:
+        items, seconds = contender.job(job)()
+        return Measured(items * image_flops, seconds)
+
+    return run
+
+
+def _against_peers(table: Table) -> dict[str, float]:
+    """Return ours against the peer that was best."""
+    best = max(table[name]["per_second"] for name in _PEERS)
+    return {
+        f"{name} against the best peer": table[name]["per_second"] / best for name in (_OURS, _LIGHT) if name in table
+    }
+
+
+def _memory() -> dict[str, float]:
+    figures = {}
+    for name in (_OURS, _LIGHT, *_PEERS):
+        contender = Contender("benchmarks.glow:flow_jobs", name, _DEEP, "cpu", threads=os.cpu_count() or 1)
+        figures[f"{name}, K={_DEEP}, batch {_TRAIN_BATCH}, MiB"] = contender.call("memory")
+        contender.close()
+    print(f"\nmemory of a training step above what model, gradients and optimiser hold\n  {figures}")
+    return figures

@@ -7,26 +7,44 @@ import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["measure", "save"]
+__all__ = ["RESULTS", "Measured", "Table", "measure", "save"]
 
-_RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = Path(__file__).resolve().parent / "results"
+
+Table = dict[str, dict[str, float]]  # by contender: per_second, least, most, ratio, ratio_least, ratio_most
 
 
-def measure(contenders: Mapping[str, Callable[[], int]], *, floor: str, turns: int = 5) -> dict[str, dict[str, float]]:
+class Measured(NamedTuple):
+    """What a contender did in one turn."""
+
+    items: float
+    seconds: float
+
+
+def measure(
+    contenders: Mapping[str, Callable[[], "int | Measured"]],
+    *,
+    floor: str,
+    title: str,
+    turns: int = 5,
+    unit: str = "images",
+) -> Table:
     """Run every contender once a turn; return items per second and the ratio to ``floor``, each with its spread.
 
-    A contender does its work and returns how many items it handled. The first turn warms up and does not count.
+    A contender does its work and returns how many items it handled, and the seconds if it took the time itself. The first
+    turn warms up and does not count.
     """
+    print(f"\n{title}", flush=True)
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(turns + 1):
         for name, work in contenders.items():
             begun = time.perf_counter()
-            items = work()
-            rate = items / (time.perf_counter() - begun)
+            done = work()
+            items, seconds = done if isinstance(done, Measured) else (done, time.perf_counter() - begun)
             if turn:
-                rates[name].append(rate)
+                rates[name].append(items / seconds)
     table = {}
     for name, values in rates.items():
         ratios = [value / base for value, base in zip(values, rates[floor], strict=True)]
@@ -35,20 +53,29 @@ def measure(contenders: Mapping[str, Callable[[], int]], *, floor: str, turns: i
             "least": min(values),
             "most": max(values),
             "ratio": statistics.median(ratios),
+            "ratio_least": min(ratios),
+            "ratio_most": max(ratios),
         }
         print(
-            f"{name:<40} {table[name]['per_second']:>12.1f} /s  ({min(values):.1f} to {max(values):.1f})"
-            f"  × {table[name]['ratio']:.3f} of {floor}"
+            f"  {name:<44} {table[name]['per_second']:>12.1f} {unit}/s  × {table[name]['ratio']:.3f}"
+            f"  ({min(ratios):.3f} to {max(ratios):.3f})",
+            flush=True,
         )
     return table
 
 
-def save(name: str, content: dict[str, Any]) -> Path:
-    """Write what was measured, with date and machine, to ``benchmarks/results/NAME.json``."""
+def save(name: str, tables: Mapping[str, Any], **facts: Any) -> None:
+    """Write what was measured, with date and machine, to ``benchmarks/results/NAME.json``.
+
+    Args:
+        name: of the section.
+        tables: by title: ``floor`` (the contender that ratios refer to), ``unit`` and ``rows`` (a ``Table``); or any
+            other figures under "figures".
+        facts: sizes and settings.
+    """
     from lsmix.pipeline.environment import describe_environment
 
-    _RESULTS.mkdir(exist_ok=True)
-    path = _RESULTS / f"{name}.json"
-    facts = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine()}
-    path.write_text(json.dumps({**facts, "environment": describe_environment("cpu"), **content}, indent=1) + "\n")
-    return path
+    RESULTS.mkdir(exist_ok=True)
+    machine = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine()}
+    content = {**machine, "environment": describe_environment("cpu"), **facts, "tables": dict(tables)}
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

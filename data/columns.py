@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -100,6 +99,8 @@ class ColumnStore:
         Raises:
             ValueError: a column is left out or unknown, or its array has another shape or dtype.
         """
+        from concurrent.futures import ThreadPoolExecutor  # which readers need not load
+
         count = len(self.shard_range(shard))
         if set(arrays) != {column.name for column in self.columns}:
             raise ValueError(

@@ -54,6 +54,7 @@ TABLE = {
     "flow.training.translate": (0, FROM_GLOW),
     "flow.training.rows": ("even", FROM_GLOW),
     "flow.training.seed": (1, FROM_GLOW),
+    "flow.training.memory_light": (True, FROM_GLOW),
     "flow.training.precision": ("bf16", FROM_GLOW),
     "flow.threads": (2, FROM_GLOW),
     "flow.evaluate_every": (10, NOTHING),

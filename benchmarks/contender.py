@@ -1,0 +1,120 @@
+"""A contender in a process of its own, which works only when it is its turn.
+
+The one rule: libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
+process works at a time.
+"""
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from benchmarks.turns import Measured
+
+__all__ = ["Contender", "contenders", "peak_mb"]
+
+
+class Contender:
+    """A process that builds something once and then does jobs with it.
+
+    Args:
+        builder: "module:function"; returns the jobs by name, each a function that returns a number of items, or anything
+            else that can be pickled.
+        arguments: of the builder.
+        threads: that torch and its libraries compute with.
+    """
+
+    def __init__(self, builder: str, *arguments: Any, threads: int = 1) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, builder, arguments), daemon=True)
+        with _environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):  # read when a library is loaded
+            self._process.start()
+        self._answer()
+
+    def call(self, job: str) -> Any:
+        """Do a job; return what it returns."""
+        return self._call(job)[0]
+
+    def job(self, name: str) -> Callable[[], Measured]:
+        """Return a job as a contender of ``measure``."""
+
+        def run() -> Measured:
+            items, seconds = self._call(name)
+            return Measured(items, seconds)
+
+        return run
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join()
+
+    def _call(self, job: str) -> tuple[Any, float]:
+        self._pipe.send(job)
+        return self._answer()
+
+    def _answer(self) -> tuple[Any, float]:
+        kind, *content = self._pipe.recv()
+        if kind == "error":
+            raise RuntimeError(content[0])
+        return content[0], content[1]
+
+
+@contextlib.contextmanager
+def contenders(builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1) -> Iterator[dict[str, Contender]]:
+    """Start one process for each name, of (builder, *arguments); end them all afterwards."""
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for name, (builder, *arguments) in builders.items():
+            running[name] = Contender(builder, *arguments, threads=threads)
+            stack.callback(running[name].close)
+        yield running
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(pipe: Connection, builder: str, arguments: tuple[Any, ...]) -> None:
+    warnings.simplefilter("ignore")  # peers' deprecations are theirs
+    module, _, function = builder.partition(":")
+    try:
+        jobs = getattr(importlib.import_module(module), function)(*arguments)
+        pipe.send(("ready", None, 0.0))
+        while True:
+            name = pipe.recv()
+            begun = time.perf_counter()
+            result = jobs[name]()
+            pipe.send(("done", result, time.perf_counter() - begun))
+    except EOFError:
+        pass
+    except Exception as error:
+        pipe.send(("error", f"{builder}{arguments}: {type(error).__name__}: {error}"))
+        raise
+
+
+def peak_mb(work: Callable[[], Any]) -> float:
+    """Return by how much the memory of this process rose at most while ``work`` ran, MiB: its resident set, maps included."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
+    before = _status_kb("VmRSS")
+    work()
+    return (_status_kb("VmHWM") - before) / 1024
+
+
+def _status_kb(field: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
