@@ -1,89 +1,196 @@
-"""Streaming a shuffled epoch of a pool against random rows of a memory map, and a DataLoader over one."""
+"""A shuffled epoch of a pool: ours against the floors and against other loaders; warm, cold, first batch, memory, disk."""
 
+import os
+import subprocess
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
 
-from benchmarks.turns import measure, save
+from benchmarks.contender import contenders
+from benchmarks.loaders import BATCH, write
+from benchmarks.pools import SHAPE, make_pool, smooth_images
+from benchmarks.turns import Measured, measure, save
+from lsmix.data.pool import create_pool, write_pool_shard
+
+_IMAGES = 50_000  # as CIFAR-10 has
+_FEW = 10_000  # for loaders that take seconds for as many
+_FLOOR = "random rows of a memory map"
+_PEERS = ("webdataset", "mosaicml-streaming", "litdata", "HF datasets")
+_FIRST = """
+import sys, time, torch, numpy
+begun = time.perf_counter()
+from lsmix.data.pool import open_pool
 from lsmix.data.loader import PoolLoader
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
-from lsmix.data.pool import create_pool, open_pool, write_pool_shard
-
-_IMAGES = 50_000
-_BATCH = 128
-
-
-def _make_pool(folder: Path, images: np.ndarray) -> None:
-    names = tuple(str(label) for label in range(10))
-    store = create_pool(
-        folder, images_per_copy=_IMAGES, copies=1, image_shape=(32, 32, 3), class_names=names, method="ls-mix"
-    )
-    for shard in range(store.shards):
-        rows = np.arange(store.shard_range(shard).start, store.shard_range(shard).stop)
-        numbers = {"source_a": rows, "source_b": rows, "label_a": rows % 10, "label_b": rows % 10}
-        halves = np.full(len(rows), 0.5, np.float32)
-        state = np.zeros(len(rows), np.uint8)
-        write_pool_shard(
-            folder, shard, {"image": images[rows], **numbers, "lam": halves, "share_b": halves, "state": state}
-        )
-    files = record_files(folder)
-    facts = {"stage": "mix", "stage_version": 1, "name": "bench", "key": "0" * 12}
-    write_manifest(folder, Manifest(**facts, root=root_digest(files), config={}, inputs=[], files=files))
-
-
-class _Rows(torch.utils.data.Dataset[torch.Tensor]):
-    def __init__(self, images: np.ndarray) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def __getitems__(self, rows: list[int]) -> torch.Tensor:
-        return torch.from_numpy(self._images[rows])
-
-
-def _same(batch: torch.Tensor) -> torch.Tensor:
-    return batch
+imported = time.perf_counter()
+batch = next(iter(PoolLoader(open_pool(sys.argv[1]), 128)))
+print(time.perf_counter() - imported, imported - begun)
+"""
 
 
 def run() -> None:
     """Measure and save."""
-    torch.set_num_threads(1)
+    tables: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        images = np.random.default_rng(0).integers(0, 256, (_IMAGES, 32, 32, 3), dtype=np.uint8)
-        np.save(folder / "images.npy", images)
-        _make_pool(folder / "pool", images)
-        mapped = np.load(folder / "images.npy", mmap_mode="r")
-        pool = open_pool(folder / "pool")
-        totals = []
+        images = smooth_images(_IMAGES)
+        for name in ("lsmix", "array"):
+            write(name, folder / name, images)
+        _one_thread(tables, folder)
+        _two_threads(tables, folder)
+        _cold(tables, folder)
+        _peers(tables, folder, images[:_FEW])
+        _writing(tables, folder, images[:8192])
+        tables["first batch and memory"] = {"figures": _first_batch_and_memory(folder)}
+    save("stream", tables, images=_IMAGES, batch=BATCH)
 
-        def random_rows() -> int:
-            order = np.random.default_rng(1).permutation(_IMAGES)
-            totals.append(sum(int(mapped[order[i : i + _BATCH]][:, 0].sum()) for i in range(0, _IMAGES, _BATCH)))
-            return _IMAGES
 
-        def data_loader() -> int:
-            loader = torch.utils.data.DataLoader(_Rows(mapped), _BATCH, shuffle=True, collate_fn=_same)
-            totals.append(sum(int(batch.numpy()[:, 0].sum()) for batch in loader))
-            return _IMAGES
+def _epochs(
+    tables: dict[str, Any],
+    title: str,
+    builders: Mapping[str, tuple[str, Path, dict[str, Any]]],
+    *,
+    floor: str,
+    turns: int,
+) -> None:
+    """Measure epochs, after a look that all of them see the same images."""
+    spawned = {
+        name: ("benchmarks.loaders:loader_jobs", kind, str(path), options)
+        for name, (kind, path, options) in builders.items()
+    }
+    with contenders(spawned) as running:
+        table = measure({name: it.job("epoch") for name, it in running.items()}, floor=floor, title=title, turns=turns)
+        sums = {name: it.call("sums") for name, it in running.items()}
+    if len(set(sums.values())) != 1:
+        raise RuntimeError(f"the loaders did not go over the same images: {sums}")
+    tables[title] = {"floor": floor, "unit": "images", "rows": table}
 
-        def streamed() -> int:
-            loader = PoolLoader(pool, _BATCH, seed=0)
-            totals.append(sum(int(batch.images.numpy()[:, :, 0].sum()) for batch in loader))
-            return _IMAGES
 
-        contenders = {
-            "random rows of a memory map": random_rows,
-            "DataLoader over it": data_loader,
-            "PoolLoader": streamed,
-        }
-        print(
-            f"a shuffled epoch of {_IMAGES} images, batches of {_BATCH}, one core, warm; the first line of each is summed as a check"
-        )
-        results = measure(contenders, floor="random rows of a memory map", turns=5)
-        if len(set(totals)) != 1:
-            raise RuntimeError("the contenders did not read the same pixels: something was skipped")
-    print(f"written to {save('stream', {'images': _IMAGES, 'batch': _BATCH, 'results': results})}")
+def _one_thread(tables: dict[str, Any], folder: Path) -> None:
+    pool, array = folder / "lsmix", folder / "array"
+    alone = {"read_ahead_bytes": 0}
+    builders: dict[str, tuple[str, Path, dict[str, Any]]] = {
+        "sequential read": ("sequential read", array, {}),
+        _FLOOR: ("random rows", array, {}),
+        "lsmix, no thread": ("lsmix", pool, alone),
+        "lsmix, no thread, opened anew, CRC of all": ("lsmix", pool, {**alone, "anew": True}),
+        "lsmix, no thread, opened anew, no CRC": ("lsmix", pool, {**alone, "anew": True, "check_crc": False}),
+        "DataLoader with __getitems__": ("map-style DataLoader", array, {"by_batch": True}),
+        "DataLoader, image by image": ("map-style DataLoader", array, {"by_batch": False}),
+    }
+    _epochs(tables, f"{_IMAGES} images, batches of {BATCH}, one thread, warm", builders, floor=_FLOOR, turns=5)
+
+
+def _two_threads(tables: dict[str, Any], folder: Path) -> None:
+    builders: dict[str, tuple[str, Path, dict[str, Any]]] = {
+        _FLOOR: ("random rows", folder / "array", {"ahead": True}),
+        "lsmix": ("lsmix", folder / "lsmix", {}),
+    }
+    title = f"{_IMAGES} images, batches of {BATCH}, a thread reads ahead, warm"
+    _epochs(tables, title, builders, floor=_FLOOR, turns=5)
+
+
+def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
+    sizes = {}
+    for name in ("lsmix", "array", *_PEERS):
+        begun = time.perf_counter()
+        write(name, folder / f"few {name}", images)
+        seconds = time.perf_counter() - begun
+        stored = sum(path.stat().st_size for path in (folder / f"few {name}").rglob("*") if path.is_file())
+        sizes[name] = {"bytes an image": stored / len(images), "seconds to write": seconds}
+    builders: dict[str, tuple[str, Path, dict[str, Any]]] = {
+        _FLOOR: ("random rows", folder / "few array", {}),
+        "lsmix": ("lsmix", folder / "few lsmix", {}),
+    }
+    builders |= {name: (name, folder / f"few {name}", {}) for name in _PEERS}
+    _epochs(tables, f"{len(images)} images, other loaders, warm", builders, floor="lsmix", turns=2)
+    tables["on the disk"] = {"figures": sizes}
+
+
+def _cold(tables: dict[str, Any], folder: Path) -> None:
+    """Measure with the pages of the files dropped from the kernel's cache before each turn, where it lets us."""
+
+    def cold(work: Callable[[], Measured]) -> Callable[[], Measured]:
+        def run() -> Measured:
+            os.sync()
+            for path in folder.rglob("*"):
+                if path.is_file():
+                    with path.open("rb") as file:
+                        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            return work()
+
+        return run
+
+    builders: dict[str, tuple[Any, ...]] = {
+        "sequential read": ("benchmarks.stream:cold_jobs", "sequential read", str(folder / "array")),
+        _FLOOR: ("benchmarks.stream:cold_jobs", "random rows", str(folder / "array")),
+        "lsmix": ("benchmarks.stream:cold_jobs", "lsmix", str(folder / "lsmix")),
+    }
+    title = f"{_IMAGES} images, cold cache, opened anew"
+    with contenders(builders) as running:
+        work = {name: cold(it.job("epoch")) for name, it in running.items()}
+        rows = measure(work, floor=_FLOOR, title=title, turns=3)
+    tables[title] = {"floor": _FLOOR, "unit": "images", "rows": rows}
+
+
+def cold_jobs(name: str, folder: str) -> dict[str, Callable[[], Any]]:
+    """Return an epoch that opens everything anew, so that no map holds pages in the cache."""
+    from benchmarks.loaders import loader_jobs
+
+    return {"epoch": lambda: loader_jobs(name, folder, {})["epoch"]()}
+
+
+def _writing(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
+    """Measure writing one shard of a pool, 25 MB, flushed, hashed and in place, against an array's bytes alone."""
+    store = create_pool(
+        folder / "written",
+        images_per_copy=len(images),
+        copies=1,
+        image_shape=SHAPE,
+        class_names=("a", "b"),
+        method="ls-mix",
+    )
+    zeros = {name: np.zeros(len(images), np.int64) for name in ("source_a", "source_b", "label_a", "label_b")}
+    more = {"lam": np.zeros(len(images), np.float32), "share_b": np.zeros(len(images), np.float32)}
+    columns = {"image": images, **zeros, **more, "state": np.zeros(len(images), np.uint8)}
+    if store.shards != 1:
+        raise RuntimeError(f"this measures one shard, got {store.shards}")
+
+    def flushed() -> int:
+        with (folder / "flat").open("wb") as file:
+            images.tofile(file)
+            os.fsync(file.fileno())
+        return len(images)
+
+    def unflushed() -> int:
+        images.tofile(folder / "flat")
+        return len(images)
+
+    def shard() -> int:
+        write_pool_shard(folder / "written", 0, columns)
+        return len(images)
+
+    contestants = {"tofile": unflushed, "tofile, flushed": flushed, "a shard of a pool, all columns": shard}
+    title = "writing 8,192 images"
+    rows = measure(contestants, floor="tofile, flushed", title=title, turns=7)
+    tables[title] = {"floor": "tofile, flushed", "unit": "images", "rows": rows}
+
+
+def _first_batch_and_memory(folder: Path) -> dict[str, float]:
+    figures: dict[str, float] = {}
+    for count in (10_000, 50_000, 200_000):
+        pool = folder / f"pool of {count}"
+        make_pool(pool, smooth_images(count))
+        words = [sys.executable, "-c", _FIRST, str(pool)]
+        took = [
+            float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0]) for _ in range(5)
+        ]
+        figures[f"first batch of {count} images, ms"] = 1000 * sorted(took)[2]
+        with contenders({"lsmix": ("benchmarks.loaders:loader_jobs", "lsmix", str(pool), {})}) as running:
+            figures[f"memory of an epoch of {count} images, MiB"] = running["lsmix"].call("memory")
+    print(f"\nopening a pool to its first batch, and memory\n  {figures}")
+    return figures

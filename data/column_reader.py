@@ -73,6 +73,7 @@ class ColumnArray:
         self._checked = np.zeros(chunks, bool)  # kept when a shard's map is dropped
         self._settled = np.zeros(chunks, bool)  # checked, and counted among what was touched
         self._touched_bytes = 0
+        self._mapped_before = _mapped_bytes()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -197,7 +198,8 @@ class ColumnArray:
                 self._checked[chunk] = True
         with self._lock:
             self._touched_bytes += len(chunks) * self._column.chunk_bytes
-            if self._touched_bytes > _TOUCHED_BYTES:
+            # The kernel may map 2 MiB for a page that is touched, so what was touched is only a lower bound.
+            if max(self._touched_bytes, _mapped_bytes() - self._mapped_before) > _TOUCHED_BYTES:
                 self._let_go()
                 self._touched_bytes = len(chunks) * self._column.chunk_bytes
             self._settled[chunks] = True
@@ -246,6 +248,15 @@ class ColumnArray:
         missing = sorted(shards - self._maps.keys())
         if len(missing) > 1:
             files.prefetch([self._column.shard_name(shard) for shard in missing])
+
+
+def _mapped_bytes() -> int:
+    """Return how much of files this process has mapped and touched, libraries included; 0 where nobody says."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path object for a kernel's file
+            return int(file.read().split()[2]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _as_rows(column: Column, content: NDArray[Any]) -> NDArray[Any]:
