@@ -1,9 +1,11 @@
 # make demo | test | test-all | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
+# make bench BENCHMARKS="stream start" measures these sections alone.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-from-lock
+BENCH := .venv-bench
 
-.PHONY: demo test test-all check bench docs lock clean setup
+.PHONY: demo test test-all check bench docs lock lock-of clean setup
 
 demo: $(STAMP)
 	$(BIN)/lsmix demo
@@ -20,9 +22,15 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-report=term
 
-bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[bench]"
-	$(BIN)/python -m benchmarks
+# In an environment of its own: the peers want older versions of some libraries than we do.
+bench: $(BENCH)/.installed-from-lock
+	$(BENCH)/bin/python -m benchmarks $(BENCHMARKS)
+
+$(BENCH)/.installed-from-lock: requirements-bench.lock pyproject.toml
+	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --requirement requirements-bench.lock
+	$(BENCH)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
 
 # The site, in site/, to be opened from there. To edit with a preview: .venv/bin/mkdocs serve.
 docs: $(STAMP)
@@ -38,18 +46,22 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
-# Writes requirements.lock anew from pyproject.toml. torch stays at the version that is named here, whatever its build
+# Writes requirements.lock and requirements-bench.lock anew from pyproject.toml. torch stays at the version that is named here, whatever its build
 # (an index may serve it as +cpu or +cu…); its CUDA libraries are left out, since pip fetches those that the build wants.
 lock:
+	$(MAKE) lock-of EXTRA=dev LOCK=requirements.lock
+	$(MAKE) lock-of EXTRA=bench LOCK=requirements-bench.lock
+
+lock-of:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
 	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" setuptools wheel
-	.venv-lock/bin/python -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	( echo "# Every package of 'pip install .[dev]' with its version. Written by 'make lock'."; \
+	.venv-lock/bin/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRA)]" "torch==2.13.0"
+	( echo "# Every package of 'pip install .[$(EXTRA)]' with its version. Written by 'make lock'."; \
 	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-	  | sed -E 's/^(torch==[^+]+)\+.*/\1/' | grep -Ev '^(nvidia-|triton|pytorch-triton|cuda-|#)' ) > requirements.lock.part
-	mv requirements.lock.part requirements.lock
+	  | sed -E 's/^(torch==[^+]+)\+.*/\1/' | grep -Ev '^(nvidia-|triton|pytorch-triton|cuda-|#)' ) > $(LOCK).part
+	mv $(LOCK).part $(LOCK)
 	rm -rf .venv-lock
 
 clean:
-	rm -rf .venv .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov site
+	rm -rf .venv .venv-bench .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov site

@@ -18,8 +18,8 @@ SHEET_TITLES = ["x₁", "mix", "x₂"] * _TRIPLES
 class SourceImages(Protocol):
     """Images of a train split by row, such as an array of them, uint8 (N, H, W, C)."""
 
-    def __getitem__(self, row: int, /) -> NDArray[np.uint8]:
-        """Return one image, uint8 (H, W, C)."""
+    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
+        """Return images, uint8 (n, H, W, C)."""
         ...
 
 
@@ -31,6 +31,9 @@ def pool_rows(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[
     """
     share = pool.share_b[:_LOOKED_AT]
     differ = pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
-    wanted = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count].tolist()
-    cells = [[train[int(pool.source_a[row])], pool.image[row], train[int(pool.source_b[row])]] for row in wanted]
+    wanted = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count]
+    sources = train[
+        np.concatenate([pool.source_a[wanted], pool.source_b[wanted]])
+    ]  # at once: they may have to be decoded
+    cells = [*zip(sources[: len(wanted)], pool.image[wanted], sources[len(wanted) :], strict=True)]
     return [[*chain.from_iterable(cells[start : start + _TRIPLES])] for start in range(0, len(cells), _TRIPLES)]

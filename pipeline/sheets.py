@@ -82,7 +82,7 @@ def thumbnails(images: Sequence[np.ndarray] | np.ndarray, *, columns: int, scale
 def png_bytes(image: Image.Image) -> bytes:
     """Return the image as PNG, without any metadata: the same image gives the same bytes."""
     buffer = io.BytesIO()
-    image.save(buffer, format="PNG", optimize=True)
+    image.save(buffer, format="PNG")
     return buffer.getvalue()
 
 

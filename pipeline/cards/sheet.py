@@ -64,7 +64,7 @@ def _source_images(pool: Pool, inputs: Mapping[str, Path], device: str) -> "Sour
 
 
 class _Decoded:
-    """The images of the train split, each decoded from its latent vector when it is asked for."""
+    """The images of the train split, decoded from their latent vectors when they are asked for."""
 
     def __init__(self, latents: Path, flow: Path, device: str) -> None:
         from lsmix.data.latents import open_latents
@@ -72,6 +72,5 @@ class _Decoded:
 
         self._latents, self._flow = open_latents(latents), load_flow(flow, device=device)
 
-    def __getitem__(self, row: int) -> NDArray[np.uint8]:
-        images = self._flow.decode(self._latents.z[row : row + 1])
-        return np.asarray(images[0])
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        return self._flow.decode(self._latents.z[rows])

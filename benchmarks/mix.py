@@ -1,0 +1,159 @@
+"""The mix and encode stages, disk to disk, against the bare loop over the same batches in memory; growth with N and workers."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.pools import smooth_images
+from benchmarks.turns import Measured, measure, save
+
+_STEPS = 4  # K of the flow; the loops only grow with it
+_BATCH = 64
+_SIZES = (1024, 4096, 16384)
+_RECIPE = """
+format = 1
+name = "bench"
+[data]
+format = "npz"
+path = {data!r}
+test = 10
+limit = {images}
+[flow]
+path = {flow!r}
+[latents]
+batch_size = {batch}
+[pools.lsmix]
+alpha = 0.4
+batch_size = {batch}
+on_corrupt = "keep"
+"""
+
+
+def run() -> None:
+    """Measure and save."""
+    import torch
+
+    from lsmix.pipeline.environment import prepare_device
+
+    prepare_device("cpu")
+    torch.set_num_threads(os.cpu_count() or 1)
+    tables: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        flow = _make_flow(folder / "flow")
+        images = smooth_images(max(_SIZES))
+        labels = np.arange(len(images)) % 10
+        np.savez(
+            folder / "data.npz",
+            train_images=images,
+            train_labels=labels,
+            test_images=images[:10],
+            test_labels=labels[:10],
+        )
+        stages = {count: _Stages(folder, flow, count) for count in _SIZES}
+        largest = stages[_SIZES[-1]]
+        loops = _bare_loops(flow, images)
+        for stage in ("encode", "mix"):
+            title = f"{stage}, {largest.count} images, all cores"
+            work = {"bare loop in memory": loops[stage], f"the whole stage {stage}": largest.job(stage)}
+            rows = measure(work, floor="bare loop in memory", title=title, turns=3)
+            tables[title] = {"floor": "bare loop in memory", "unit": "images", "rows": rows}
+            tables |= _growth(stage, stages)
+        tables |= _workers(largest)
+    save("mix", tables, steps=_STEPS, batch=_BATCH)
+
+
+def _make_flow(folder: Path) -> Path:
+    from lsmix.glow.checkpoint import save_flow
+    from lsmix.glow.config import FlowConfig, FlowTraining
+    from lsmix.glow.flow import Flow
+    from lsmix.glow.training import FlowTrainer
+
+    flow = Flow(FlowConfig(height=32, width=32, channels=3, levels=3, steps=_STEPS, hidden=128))
+    trainer = FlowTrainer(flow, FlowTraining(batch_size=32), smooth_images(64))
+    for _ in range(3):
+        trainer.step()
+    folder.mkdir()
+    save_flow(folder, flow, {})
+    return folder
+
+
+class _Stages:
+    """A workspace with so many images, in which a stage is made again and again."""
+
+    def __init__(self, folder: Path, flow: Path, count: int) -> None:
+        self.count = count
+        self.workspace = folder / f"runs {count}"
+        self._recipe = folder / f"{count}.toml"
+        text = _RECIPE.format(data=str(folder / "data.npz"), flow=str(flow), images=count, batch=_BATCH)
+        self._recipe.write_text(text, encoding="utf-8")
+        self._run("mix")
+
+    def job(self, stage: str, **options: Any) -> Callable[[], Measured]:
+        """Return the making of a stage, from nothing but its inputs, and its look that all images came back."""
+
+        def make() -> Measured:
+            shutil.rmtree(self.workspace / stage)
+            begun = time.perf_counter()
+            counts = self._run(stage, **options)
+            seconds = time.perf_counter() - begun
+            if counts["images"] != self.count or counts.get("exact_round_trips", self.count) != self.count:
+                raise RuntimeError(f"{stage} did not do its work: {counts}")
+            return Measured(self.count, seconds)
+
+        return make
+
+    def _run(self, stage: str, **options: Any) -> dict[str, Any]:
+        from lsmix.pipeline.api import run
+
+        result = run(self._recipe, workspace=self.workspace, stage=stage, device="cpu", **options)
+        return next(item for item in result.built if item.stage == stage).manifest.counts
+
+
+def _bare_loops(folder: Path, images: np.ndarray) -> dict[str, Callable[[], int]]:
+    """Return the same passes through the flow, batch by batch, from memory to memory: what a script would do."""
+    import torch
+
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.glow.pixels import dequantise, quantise
+
+    flow = load_flow(folder)
+    z = torch.from_numpy(flow.encode(images, batch_size=_BATCH))
+
+    def decode() -> int:
+        for start in range(0, len(z), _BATCH):
+            quantise(flow.decode_batch(z[start : start + _BATCH])).numpy()
+        return len(z)
+
+    def encode() -> int:
+        for start in range(0, len(images), _BATCH):
+            flow.encode_batch(dequantise(torch.from_numpy(images[start : start + _BATCH])))
+        return decode()  # the stage looks whether all images come back
+
+    return {"mix": decode, "encode": encode}
+
+
+def _growth(stage: str, stages: dict[int, _Stages]) -> dict[str, Any]:
+    title = f"{stage}, growth with the number of images"
+    work = {f"{count} images": it.job(stage) for count, it in stages.items()}
+    floor = f"{_SIZES[0]} images"
+    return {title: {"floor": floor, "unit": "images", "rows": measure(work, floor=floor, title=title, turns=1)}}
+
+
+def _workers(stages: _Stages) -> dict[str, Any]:
+    title = f"mix, {stages.count} images, in process and on Dask workers (their start-up included)"
+    work = {"in process": stages.job("mix")}
+    work |= {f"{count} worker{'s' if count > 1 else ''}": stages.job("mix", workers=count) for count in (1, 2)}
+    return {
+        title: {
+            "floor": "in process",
+            "unit": "images",
+            "rows": measure(work, floor="in process", title=title, turns=1),
+        }
+    }
