@@ -4,7 +4,7 @@ import importlib
 import sys
 import time
 
-_NAMES = ("start", "glow", "mix", "stream", "train", "export")
+_NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "export")
 
 
 def main() -> None:

@@ -9,11 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks.pools import make_pool, smooth_images
 from benchmarks.turns import save
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
-from lsmix.data.pool import create_pool, write_pool_shard
 
 _IMAGES = 50_000
 _EXPORTS = {
@@ -40,31 +37,6 @@ print(json.dumps({**used, **facts}))
 """
 
 
-def _images(count: int) -> np.ndarray:
-    """Return smooth images with some noise, which pack about as photographs do, uint8 (count, 32, 32, 3)."""
-    draw = np.random.default_rng(0)
-    ends = draw.uniform(0, 255, (2, count, 1, 1, 3)).astype(np.float32)
-    slope = np.linspace(0, 1, 32, dtype=np.float32)[None, :, None, None]
-    smooth = ends[0] + (ends[1] - ends[0]) * slope
-    return np.clip(smooth + draw.normal(0, 8, (count, 32, 32, 3)), 0, 255).astype(np.uint8)
-
-
-def _make_pool(folder: Path) -> None:
-    names = tuple(str(label) for label in range(10))
-    store = create_pool(
-        folder, images_per_copy=_IMAGES, copies=1, image_shape=(32, 32, 3), class_names=names, method="ls-mix"
-    )
-    for shard in range(store.shards):
-        rows = np.asarray(store.shard_range(shard))
-        numbers = {"source_a": rows, "source_b": rows, "label_a": rows % 10, "label_b": rows % 7}
-        share = (rows / _IMAGES).astype(np.float32)
-        more = {"lam": share, "share_b": share, "state": np.zeros(len(rows), np.uint8)}
-        write_pool_shard(folder, shard, {"image": _images(len(rows)), **numbers, **more})
-    files = record_files(folder)
-    facts = {"stage": "mix", "stage_version": 1, "name": "bench", "key": "0" * 12}
-    write_manifest(folder, Manifest(**facts, root=root_digest(files), config={}, inputs=[], files=files))
-
-
 def _measure(what: str, source: Path, target: Path, options: dict[str, str]) -> dict[str, float]:
     words = [sys.executable, "-c", _CODE, what, str(source), str(target), json.dumps(options)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
@@ -87,10 +59,10 @@ def run() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        _make_pool(folder / "pool")
+        make_pool(folder / "pool", smooth_images(_IMAGES))
         print(f"{_IMAGES} images of 32×32×3, all libraries imported, written to disk and flushed")
         for name, options in _EXPORTS.items():
             results[f"export {name}"] = _measure("export", folder / "pool", folder / name, options)
         for name in ("hdf5", "parquet"):
             results[f"import {name}"] = _measure("import", folder / name, folder / f"{name} back", {})
-    print(f"written to {save('export', {'images': _IMAGES, 'results': results})}")
+    save("export", {f"{_IMAGES} images, written to disk and flushed": {"figures": results}}, images=_IMAGES)

@@ -103,11 +103,12 @@ def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
         stored = sum(path.stat().st_size for path in (folder / f"few {name}").rglob("*") if path.is_file())
         sizes[name] = {"bytes an image": stored / len(images), "seconds to write": seconds}
     builders: dict[str, tuple[str, Path, dict[str, Any]]] = {
-        _FLOOR: ("random rows", folder / "few array", {}),
-        "lsmix": ("lsmix", folder / "few lsmix", {}),
+        _FLOOR: ("random rows", folder / "few array", {"passes": 20}),
+        "lsmix": ("lsmix", folder / "few lsmix", {"passes": 20}),
+        "lsmix, no thread": ("lsmix", folder / "few lsmix", {"passes": 20, "read_ahead_bytes": 0}),
     }
     builders |= {name: (name, folder / f"few {name}", {}) for name in _PEERS}
-    _epochs(tables, f"{len(images)} images, other loaders, warm", builders, floor="lsmix", turns=2)
+    _epochs(tables, f"{len(images)} images, other loaders, warm", builders, floor="lsmix", turns=3)
     tables["on the disk"] = {"figures": sizes}
 
 

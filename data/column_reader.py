@@ -430,7 +430,7 @@ def open_columns(folder: Path, *, check_crc: bool = True) -> ColumnReader:
 
 def _check_file(store: ColumnStore, column: Column, shard: int) -> None:
     # Before anything is allocated: metadata may claim any number of rows, but only files can back them.
-    path = store.folder / column.shard_name(shard)
+    path = f"{store.folder}/{column.shard_name(shard)}"
     least = shard_bytes(
         len(store.shard_range(shard)),
         row_bytes=column.row_bytes,
@@ -440,7 +440,7 @@ def _check_file(store: ColumnStore, column: Column, shard: int) -> None:
     try:
         facts = os.lstat(path)
     except OSError as error:
-        raise CorruptError(f"{str(path)!r} is missing: {error.strerror}. Fetch or make it again.") from error
+        raise CorruptError(f"{path!r} is missing: {error.strerror}. Fetch or make it again.") from error
     if not stat.S_ISREG(facts.st_mode) or facts.st_size < least:
         kind = f"{facts.st_size} bytes" if stat.S_ISREG(facts.st_mode) else "no plain file"
-        raise CorruptError(f"{str(path)!r} is damaged: expected {least} bytes or more, got {kind}. Make it again.")
+        raise CorruptError(f"{path!r} is damaged: expected {least} bytes or more, got {kind}. Make it again.")

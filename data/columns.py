@@ -7,7 +7,7 @@ when tasks run side by side, so nothing here can write less than a shard.
 import hashlib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.shard import encode_shard, shard_bytes
+from lsmix.data.shard import shard_bytes, shard_pieces
 
 __all__ = ["METADATA_NAME", "Column", "ColumnStore", "Dtype", "open_store", "rows_per_chunk", "rows_per_shard"]
 
@@ -117,10 +117,10 @@ class ColumnStore:
         # Hashing (2 GB/s) and waiting for the disk, twice a column, overlap: that was most of the time.
         with ThreadPoolExecutor(_WRITERS, "write") as threads:
             for column in self.columns:
-                content = encode_shard(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
+                pieces = shard_pieces(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
                 name = column.shard_name(shard)
-                written.append(threads.submit(write_durably, self.folder / name, memoryview(content)))
-                digests[name] = threads.submit(_sha256, content)
+                written.append(threads.submit(write_durably, self.folder / name, *pieces))
+                digests[name] = threads.submit(_sha256, pieces)
         for column_written in written:
             column_written.result()
         return {name: digest.result() for name, digest in digests.items()}
@@ -138,8 +138,11 @@ class ColumnStore:
         return True
 
 
-def _sha256(content: bytearray) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _sha256(pieces: Iterable[memoryview]) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def rows_per_chunk(row_bytes: int, shard_rows: int) -> int:

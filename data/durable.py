@@ -36,10 +36,10 @@ def durable_path(path: Path) -> Iterator[Path]:
     fsync_folder(path.parent)
 
 
-def write_durably(path: Path, content: bytes | memoryview) -> None:
-    """Write ``content`` to ``path`` at once: beside it, flushed, then renamed over it."""
-    with durable_path(path) as beside:
-        beside.write_bytes(content)
+def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
+    """Write ``pieces``, one behind the other, to ``path`` at once: beside it, flushed, then renamed over it."""
+    with durable_path(path) as beside, beside.open("wb") as file:
+        file.writelines(pieces)
 
 
 def sweep_parts(folder: Path) -> None:

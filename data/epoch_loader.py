@@ -182,7 +182,7 @@ class EpochLoader(IterableDataset[Any], ABC):
             yield from read(order.pick(spans), [stop - start for start, stop in spans])
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
-        positions = [plan.position_after(batch + 1) for batch in mine]
+        positions = (plan.position_after(batch + 1) for batch in mine)
         for position, content in zip(positions, batches, strict=True):
             self._position = position
             yield content

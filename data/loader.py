@@ -1,7 +1,7 @@
 """The streamer: batches of a pool, shuffled, in an order that depends on (seed, epoch) alone.
 
 The one rule: a batch's images come straight from the mapped shards, from a few chunks at a time; there is no copy of the
-pool in memory, only the labels of a pool of up to two million rows (20 bytes each) and the batches that wait to be taken.
+pool in memory, only the labels of a pool of up to 262,144 rows (20 bytes each) and the batches that wait to be taken.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ from lsmix.data.pool import Pool
 
 __all__ = ["PoolLoader"]
 
-_ROWS_KEPT = 1 << 21  # rows of a pool whose labels are kept in memory: 40 MB
+_ROWS_KEPT = 1 << 18  # rows of a pool whose labels are kept in memory: 5 MB, of up to 32 shards
 
 
 class PoolLoader(EpochLoader):
@@ -125,7 +125,7 @@ class PoolLoader(EpochLoader):
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
         names = ["label_a", "label_b", "share_b", *(("label_more", "share_more") if pool.sources > 2 else ())]
         columns = [pool.columns[name] for name in names]
-        # Read at once where that is small; else with the images that they belong to, at a tenth of the speed's cost.
+        # Read at once where that is small; else with the images that they belong to, at the cost of a tenth of the speed.
         kept = [
             _checked(pool, column[rows.start : rows.stop], classes) for column in columns if len(rows) <= _ROWS_KEPT
         ]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.errors import CorruptError
 
-__all__ = ["CRC_BYTES", "check_chunk", "encode_shard", "index_bytes", "read_index", "shard_bytes"]
+__all__ = ["CRC_BYTES", "check_chunk", "index_bytes", "read_index", "shard_bytes", "shard_pieces"]
 
 CRC_BYTES = 4
 _EMPTY = np.uint64(2**64 - 1)  # offset and size of a chunk that is not stored
@@ -31,8 +31,10 @@ def shard_bytes(rows: int, *, row_bytes: int, chunk_rows: int, shard_rows: int) 
     return chunks * (chunk_rows * row_bytes + CRC_BYTES) + index_bytes(shard_rows // chunk_rows)
 
 
-def encode_shard(rows: NDArray[Any], *, chunk_rows: int, shard_rows: int) -> bytearray:
-    """Return the bytes of the shard that holds ``rows``.
+def shard_pieces(rows: NDArray[Any], *, chunk_rows: int, shard_rows: int) -> list[memoryview]:
+    """Return the bytes of the shard that holds ``rows``, as pieces to be written one behind the other.
+
+    Whole chunks are views of the rows' own memory: a shard of 25 MB is written without a copy.
 
     Args:
         rows: (n, …) with 1 ≤ n ≤ shard_rows; only a column's last shard has fewer than ``shard_rows``.
@@ -46,31 +48,26 @@ def encode_shard(rows: NDArray[Any], *, chunk_rows: int, shard_rows: int) -> byt
 
     Example:
         >>> import numpy as np
-        >>> from lsmix.data.shard import encode_shard
-        >>> len(encode_shard(np.zeros((3, 5), np.uint8), chunk_rows=2, shard_rows=4))  # 2·(2·5 + 4) + 2·16 + 4
+        >>> from lsmix.data.shard import shard_pieces
+        >>> pieces = shard_pieces(np.zeros((3, 5), np.uint8), chunk_rows=2, shard_rows=4)
+        >>> sum(len(piece) for piece in pieces)  # 2·(2·5 + 4) + 2·16 + 4
         64
     """
     if not 1 <= len(rows) <= shard_rows or shard_rows % chunk_rows:
         raise ValueError(f"{len(rows)} rows in chunks of {chunk_rows} do not make a shard of at most {shard_rows}.")
     content = np.ascontiguousarray(rows, dtype=rows.dtype.newbyteorder("<")).reshape(-1).view(np.uint8)
     chunk_bytes = content.size // len(rows) * chunk_rows
-    chunks, slots = -(-len(rows) // chunk_rows), shard_rows // chunk_rows
-    stored = chunks * (chunk_bytes + CRC_BYTES)
-    shard = bytearray(stored + index_bytes(slots))
-    body = np.frombuffer(shard, np.uint8, stored).reshape(chunks, chunk_bytes + CRC_BYTES)
-    whole = content.size // chunk_bytes
-    body[:whole, :chunk_bytes] = content[: whole * chunk_bytes].reshape(whole, chunk_bytes)
-    if whole < chunks:
-        tail = content[whole * chunk_bytes :]
-        body[whole, : tail.size] = tail
-    for chunk in body:
-        chunk[chunk_bytes:] = _crc(chunk[:chunk_bytes])
+    slots, pieces = shard_rows // chunk_rows, []
+    for start in range(0, content.size, chunk_bytes):
+        chunk = content[start : start + chunk_bytes]
+        if chunk.size < chunk_bytes:
+            chunk = np.concatenate([chunk, np.zeros(chunk_bytes - chunk.size, np.uint8)])
+        pieces += [chunk.data, _crc(chunk).data]
+    chunks = len(pieces) // 2
     index = np.full((slots, 2), _EMPTY, _ENTRY)
     index[:chunks, 0] = np.arange(chunks) * (chunk_bytes + CRC_BYTES)
     index[:chunks, 1] = chunk_bytes + CRC_BYTES
-    shard[stored:-CRC_BYTES] = index.tobytes()
-    shard[-CRC_BYTES:] = _crc(index).tobytes()
-    return shard
+    return [*pieces, index.reshape(-1).view(np.uint8).data, _crc(index).data]
 
 
 def read_index(shard: NDArray[np.uint8], *, slots: int, chunks: int, chunk_bytes: int, where: str) -> NDArray[np.int64]:

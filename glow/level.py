@@ -7,7 +7,7 @@ layer after the other, which the other two are tested against.
 Axes: B batch, C channels, H height, W width.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -50,6 +50,7 @@ class FlowLevel(nn.ModuleList):
         self.rebuild = False  # whether activations are rebuilt on the way back: less memory, more work
         self._frozen: FrozenLevel | None = None
         self._frozen_from: tuple[object, ...] = ()
+        self._places: list[tuple[Mapping[str, torch.Tensor | None], str]] = []  # where parameters and buffers are
 
     def steps(self) -> Iterator[FlowStep]:
         """Go over the steps."""
@@ -113,11 +114,15 @@ class FlowLevel(nn.ModuleList):
         torch's fused optimisers write parameters without raising their version (seen in 2.13), so versions alone would
         serve stale numbers; hence nothing is kept in training mode, and ``train`` and ``eval`` forget what was.
         """
-        values = (*self.parameters(), *self.buffers())
-        made_from = tuple((id(value), value._version, value.device, value.dtype) for value in values)
-        if self.training or self._frozen is None or (*made_from, self.network_dtype) != self._frozen_from:
+        if not self._places:  # walking through all modules at each call would take 3% of a decode
+            modules = list(self.modules())
+            self._places = [(module._parameters, name) for module in modules for name in module._parameters]
+            self._places += [(module._buffers, name) for module in modules for name in module._buffers]
+        values = [cast(torch.Tensor, place[name]) for place, name in self._places]
+        made_from = (self.network_dtype, *[(id(value), value._version, value.data_ptr()) for value in values])
+        if self.training or self._frozen is None or made_from != self._frozen_from:
             couplings = [step.coupling for step in self.steps()]
             networks = [NetworkWeights.of(list(coupling.parameters()), self.network_dtype) for coupling in couplings]
             self._frozen = FrozenLevel(fold(list(self.steps())), networks)
-            self._frozen_from = (*made_from, self.network_dtype)
+            self._frozen_from = made_from
         return self._frozen

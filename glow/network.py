@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 
-__all__ = ["OUTPUT_GAIN", "Activations", "NetworkWeights", "network_gradients", "run_network"]
+__all__ = ["OUTPUT_GAIN", "Activations", "NetworkWeights", "fused_conv", "network_gradients", "run_network"]
 
 OUTPUT_GAIN = 3.0  # Glow's factor on the log of the learned output scale: lets the zero start leave faster
 
@@ -84,13 +84,25 @@ def network_gradients(
 
 
 def _conv(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, relu: bool) -> torch.Tensor:
-    padding = weight.shape[2] // 2
-    if _FUSED is not None and x_BCHW.device.type == "cpu" and x_BCHW.dtype == torch.float32:
-        one, attribute = [1, 1], "relu" if relu else "none"
-        fused: torch.Tensor = _FUSED(x_BCHW, weight, bias, [padding] * 2, one, one, 1, attribute, [], "")
-        return fused
-    y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=padding)
-    return F.relu_(y_BCHW) if relu else y_BCHW
+    y_BCHW = fused_conv(x_BCHW, weight, bias, relu=relu)
+    if y_BCHW is None:
+        y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=weight.shape[2] // 2)
+        y_BCHW = F.relu_(y_BCHW) if relu else y_BCHW
+    return y_BCHW
+
+
+def fused_conv(
+    x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, relu: bool = False
+) -> torch.Tensor | None:
+    """Return a convolution that keeps height and width, with or without ReLU; None where oneDNN's is not at hand.
+
+    It has no gradient of its own.
+    """
+    if _FUSED is None or x_BCHW.device.type != "cpu" or x_BCHW.dtype != torch.float32:
+        return None
+    one, padding, attribute = [1, 1], [weight.shape[2] // 2] * 2, "relu" if relu else "none"
+    fused: torch.Tensor = _FUSED(x_BCHW, weight, bias, padding, one, one, 1, attribute, [], "")
+    return fused
 
 
 def _conv_gradients(

@@ -18,7 +18,7 @@ from lsmix.data import column_reader, durable
 from lsmix.data.column_reader import open_columns
 from lsmix.data.columns import Column, ColumnStore, open_store, rows_per_chunk, rows_per_shard
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.shard import encode_shard, shard_bytes
+from lsmix.data.shard import shard_bytes, shard_pieces
 
 IMAGES = Column(name="image", dtype="uint8", row_shape=(2, 2, 3), chunk_rows=2)
 NUMBERS = Column(name="number", dtype="int64", chunk_rows=8)
@@ -278,7 +278,7 @@ def test_a_folder_without_a_store_is_missing_and_one_without_columns_is_damaged(
 def test_chunks_are_read_by_the_index_of_a_writer_that_orders_them_otherwise(tmp_path):
     store = written(tmp_path / "s.zarr", 4)
     path = store.folder / "image/c/0/0/0/0"
-    whole = bytes(encode_shard(contents(4)["image"], chunk_rows=2, shard_rows=8))
+    whole = b"".join(shard_pieces(contents(4)["image"], chunk_rows=2, shard_rows=8))
     index = np.frombuffer(whole[56:-4], "<u8").reshape(4, 2).copy()
     index[:2, 0] = [28, 0]
     checksum = google_crc32c.value(index.tobytes()).to_bytes(4, "little")

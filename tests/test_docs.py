@@ -221,17 +221,17 @@ def test_versions_agree():
     assert f"\n## {version}" in text_of("CHANGELOG.md")
 
 
-def test_the_lock_pins_everything_and_names_no_place():
-    lines = [line for line in text_of("requirements.lock").splitlines() if not line.startswith("#")]
+@pytest.mark.parametrize(("lock", "extras"), [("requirements", ["test", "dev"]), ("requirements-bench", ["bench"])])
+def test_a_lock_pins_everything_and_names_no_place(lock, extras):
+    lines = [line for line in text_of(f"{lock}.lock").splitlines() if not line.startswith("#")]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
     names = {re.sub("[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
     assert {"setuptools", "wheel", "torch"} <= names
+    assert "torch==2.13.0" in lines
     assert not any(name.startswith(("nvidia", "triton", "cuda")) for name in names)
-    assert (
-        set(re.findall(r'"([a-z0-9-]+)>=', text_of("pyproject.toml").split("[project.scripts]")[0]))
-        - {"normflows", "timm", "mkdocs", "mkdocs-material"}
-        <= names
-    )
+    project = tomllib.loads(text_of("pyproject.toml"))["project"]
+    wanted = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
+    assert {re.split(r"[>\[]", line)[0].lower() for line in wanted} - {"lsmix"} <= names
 
 
 # What is shown, is so.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from zarr.codecs import BytesCodec, Crc32cCodec, ShardingCodec
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.shard import CRC_BYTES, check_chunk, encode_shard, index_bytes, read_index, shard_bytes
+from lsmix.data.shard import CRC_BYTES, check_chunk, index_bytes, read_index, shard_bytes, shard_pieces
 
 
 def decode(shard, *, slots, chunks, chunk_bytes):
@@ -19,6 +19,10 @@ def decode(shard, *, slots, chunks, chunk_bytes):
     for offset in offsets.tolist():
         check_chunk(content, offset, chunk_bytes, where="the shard")
     return np.stack([content[offset : offset + chunk_bytes] for offset in offsets.tolist()])
+
+
+def encode_shard(rows, **sizes):
+    return bytearray(b"".join(shard_pieces(rows, **sizes)))
 
 
 def with_index(shard, entries):
