@@ -198,8 +198,10 @@ class ColumnArray:
                 self._checked[chunk] = True
         with self._lock:
             self._touched_bytes += len(chunks) * self._column.chunk_bytes
-            # The kernel may map 2 MiB for a page that is touched, so what was touched is only a lower bound.
-            if max(self._touched_bytes, _mapped_bytes() - self._mapped_before) > _TOUCHED_BYTES:
+            # The kernel may map 2 MiB for a page that is touched, so what was touched is only a lower bound; but what others
+            # in this process have mapped since is not ours to let go.
+            many = self._touched_bytes > _TOUCHED_BYTES // 4
+            if many and max(self._touched_bytes, _mapped_bytes() - self._mapped_before) > _TOUCHED_BYTES:
                 self._let_go()
                 self._touched_bytes = len(chunks) * self._column.chunk_bytes
             self._settled[chunks] = True
