@@ -4,13 +4,13 @@ The one rule: nothing is mixed here, so both labels are the image's own and the 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.epoch_loader import EpochLoader, to_batch
+from lsmix.data.epoch_loader import BatchReader, EpochLoader, to_batch
 from lsmix.data.errors import RecipeError
 from lsmix.data.order import EpochOrder
 
@@ -94,13 +94,11 @@ class ArrayLoader(EpochLoader):
     def _order_facts(self) -> dict[str, Any]:
         return {"labels": self._digest, "shuffle": self.shuffle}
 
-    def _reader(self) -> Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]:
-        def read(rows: NDArray[np.int64], sizes: Sequence[int]) -> Iterator[Any]:
-            start = 0
-            for size in sizes:
-                part = rows[start : start + size]
-                label = self._labels[part]
-                yield to_batch(self._images[part], label, label.copy(), np.zeros(size, np.float32))
-                start += size
+    def _reader(self) -> BatchReader:
+        def read(rows: NDArray[np.int64], parts: Sequence[slice]) -> Iterator[Any]:
+            for part in parts:
+                own = rows[part]
+                label = self._labels[own]
+                yield to_batch(self._images[own], label, label.copy(), np.zeros(len(own), np.float32))
 
         return read

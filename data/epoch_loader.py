@@ -6,6 +6,7 @@ ranks or another batch size goes on with exactly the samples that are left.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -19,11 +20,13 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.order import BatchPlan, EpochOrder
 from lsmix.data.read_ahead import read_ahead
 
-__all__ = ["EpochLoader", "LoaderState", "to_batch"]
+__all__ = ["BatchReader", "EpochLoader", "LoaderState", "to_batch"]
 
 _ROWS_TOGETHER = 2048  # as many as a shuffled window of 8 chunks of 32×32 images has
 
-_Reader = Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]
+BatchReader = Callable[
+    [NDArray[np.int64], Sequence[slice]], Iterator[Any]
+]  # rows of some batches, each one's part of them
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -89,8 +92,8 @@ class EpochLoader(IterableDataset[Any], ABC):
         """Return what the order depends on besides seed and epoch; plain numbers and strings."""
 
     @abstractmethod
-    def _reader(self) -> _Reader:
-        """Return the function from the rows of some batches, (n,), and the batches' sizes to the batches themselves.
+    def _reader(self) -> BatchReader:
+        """Return the function from the rows of some batches, (n,), and each one's part of them to the batches themselves.
 
         It is for the present epoch and process.
         """
@@ -174,12 +177,13 @@ class EpochLoader(IterableDataset[Any], ABC):
             batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
         return self._counted(plan, mine, batches)
 
-    def _read(self, plan: BatchPlan, mine: Sequence[int], order: EpochOrder, read: _Reader) -> Iterator[Any]:
+    def _read(self, plan: BatchPlan, mine: Sequence[int], order: EpochOrder, read: BatchReader) -> Iterator[Any]:
         # What can be done for many batches at once costs as much as for one; images are still copied batch by batch.
         together = max(_ROWS_TOGETHER // self.batch_size, 1)
         for first in range(0, len(mine), together):
             spans = [plan.span(batch) for batch in mine[first : first + together]]
-            yield from read(order.pick(spans), [stop - start for start, stop in spans])
+            edges = accumulate((stop - start for start, stop in spans), initial=0)
+            yield from read(order.pick(spans), [slice(*part) for part in pairwise(edges)])
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
         positions = (plan.position_after(batch + 1) for batch in mine)

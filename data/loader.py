@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
 from lsmix.data.batch import Batch, soft_target
-from lsmix.data.epoch_loader import EpochLoader, to_batch
+from lsmix.data.epoch_loader import BatchReader, EpochLoader, to_batch
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.order import EpochOrder
 from lsmix.data.pool import Pool
@@ -119,7 +119,7 @@ class PoolLoader(EpochLoader):
             "buffer_chunks": self.buffer_chunks,
         }
 
-    def _reader(self) -> Callable[[NDArray[np.int64], Sequence[int]], Iterator[Any]]:
+    def _reader(self) -> BatchReader:
         # A worker opens the pool anew: locks that another thread held while the process was forked would stay shut.
         pool = self.pool.reopen() if get_worker_info() else self.pool
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
@@ -130,23 +130,21 @@ class PoolLoader(EpochLoader):
             _checked(pool, column[rows.start : rows.stop], classes) for column in columns if len(rows) <= _ROWS_KEPT
         ]
 
-        def read(index: NDArray[np.int64], sizes: Sequence[int]) -> Iterator[Any]:
-            located, own, start = pool.image.locate(index), index - rows.start, 0
+        def read(index: NDArray[np.int64], parts: Sequence[slice]) -> Iterator[Any]:
+            located, own = pool.image.locate(index), index - rows.start
             label_a, label_b, share_b, *more = (
                 [part[own] for part in kept]
                 if kept
                 else [_checked(pool, column.gather(index), classes) for column in columns]
             )
-            for size in sizes:
-                part = slice(start, start + size)
+            for part in parts:
                 first = label_a[part].copy()  # so that no batch keeps the labels of many alive
-                batch = to_batch(located.take(start, start + size), first, label_b[part].copy(), share_b[part].copy())
+                batch = to_batch(located.take(part.start, part.stop), first, label_b[part].copy(), share_b[part].copy())
                 labelled = form(batch, classes)
                 if more:
                     label_more, share_more = more
                     _add_more(labelled[1], first, label_more[part], share_more[part])
                 yield labelled
-                start += size
 
         return read
 

@@ -17,7 +17,7 @@ from lsmix.glow.config import Scale
 from lsmix.glow.conv1x1 import mix_channels
 from lsmix.glow.coupling import log_scale_of
 from lsmix.glow.folding import Folded, fold
-from lsmix.glow.level_gradient import LevelOptions, level_forward
+from lsmix.glow.level_gradient import LevelOptions, couple_, level_forward
 from lsmix.glow.network import NetworkWeights, run_network
 from lsmix.glow.step import FlowStep
 
@@ -68,10 +68,7 @@ class FlowLevel(nn.ModuleList):
             y_BCHW, log_det_B = x_BCHW, torch.zeros(len(x_BCHW), dtype=torch.float64, device=x_BCHW.device)
             for weight_CC, bias_C, network in zip(folded.weight_KCC, folded.bias_KC, networks, strict=True):
                 y_BCHW = mix_channels(y_BCHW, weight_CC, bias_C)
-                x1_BCHW, x2_BCHW = y_BCHW.chunk(2, dim=1)
-                shift_BCHW, log_scale_BCHW = self._run(x1_BCHW, network)
-                log_det_B += log_scale_BCHW.sum(dim=(1, 2, 3))
-                x2_BCHW.add_(shift_BCHW).mul_(log_scale_BCHW.exp_())
+                log_det_B += couple_(y_BCHW, network, self.scale)[0].sum(dim=(1, 2, 3))
         return y_BCHW, log_det_B + folded.log_det_per_pixel * (y_BCHW.shape[2] * y_BCHW.shape[3])
 
     def inverse(self, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -85,15 +82,11 @@ class FlowLevel(nn.ModuleList):
         maps = zip(folded.inverse_weight_KCC, folded.inverse_bias_KC, networks, strict=True)
         for weight_CC, bias_C, network in reversed(list(maps)):
             y1_BCHW, y2_BCHW = x_BCHW.chunk(2, dim=1)
-            shift_BCHW, log_scale_BCHW = self._run(y1_BCHW, network)
+            shift_BCHW, raw_BCHW = run_network(y1_BCHW, network)[0].chunk(2, dim=1)
+            log_scale_BCHW = log_scale_of(raw_BCHW, self.scale)
             y2_BCHW.mul_(log_scale_BCHW.neg_().exp_()).sub_(shift_BCHW)
             x_BCHW = mix_channels(x_BCHW, weight_CC, bias_C)
         return x_BCHW
-
-    def _run(self, x_BCHW: torch.Tensor, network: NetworkWeights) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return shift and log-scale, each (B, C/2, H, W)."""
-        shift_BCHW, raw_BCHW = run_network(x_BCHW, network)[0].chunk(2, dim=1)
-        return shift_BCHW, log_scale_of(raw_BCHW, self.scale)
 
     @torch.no_grad()
     def initialise(self, x_BCHW: torch.Tensor) -> torch.Tensor:

@@ -18,7 +18,7 @@ from lsmix.glow.coupling import log_scale_gradient, log_scale_of
 from lsmix.glow.folding import Folded
 from lsmix.glow.network import Activations, NetworkWeights, network_gradients, run_network
 
-__all__ = ["LevelOptions", "level_forward"]
+__all__ = ["LevelOptions", "couple_", "level_forward"]
 
 _PARAMETERS = 7  # of a coupling
 
@@ -47,6 +47,16 @@ def level_forward(
     return result
 
 
+def couple_(x_BCHW: torch.Tensor, weights: NetworkWeights, scale: str) -> tuple[torch.Tensor, Activations]:
+    """Turn a coupling's input into its output, in its own memory; return its log-scale and its network's activations."""
+    x1_BCHW, x2_BCHW = x_BCHW.chunk(2, dim=1)
+    out_BCHW, activations = run_network(x1_BCHW, weights)
+    shift_BCHW, raw_BCHW = out_BCHW.chunk(2, dim=1)
+    log_scale_BCHW = log_scale_of(raw_BCHW, scale)
+    x2_BCHW.add_(shift_BCHW).mul_(log_scale_BCHW.exp())
+    return log_scale_BCHW, activations
+
+
 class _Step(NamedTuple):
     """What a step's gradient needs."""
 
@@ -73,14 +83,9 @@ class _Level(torch.autograd.Function):
         log_scale_B = torch.zeros(len(x_BCHW), dtype=torch.float64, device=x_BCHW.device)
         for k in range(len(weight_KCC)):
             y_BCHW = mix_channels(y_BCHW, weight_KCC[k], bias_KC[k])
-            x1_BCHW, x2_BCHW = y_BCHW.chunk(2, dim=1)
-            out_BCHW, activations = run_network(
-                x1_BCHW, NetworkWeights.of(_of_step(couplings, k), options.network_dtype)
-            )
-            shift_BCHW, raw_BCHW = out_BCHW.chunk(2, dim=1)
-            log_scale_BCHW = log_scale_of(raw_BCHW, options.scale)
+            weights = NetworkWeights.of(_of_step(couplings, k), options.network_dtype)
+            log_scale_BCHW, activations = couple_(y_BCHW, weights, options.scale)
             log_scale_B += log_scale_BCHW.sum(dim=(1, 2, 3))
-            x2_BCHW.add_(shift_BCHW).mul_(log_scale_BCHW.exp())
             if not options.rebuild:
                 kept += _Step(y_BCHW, log_scale_BCHW, *activations)
         if options.rebuild:
