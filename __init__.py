@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from lsmix.data.pool import open_pool
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.mixing import mix_latents
-    from lsmix.pipeline.api import pull, push, run, verify
+    from lsmix.pipeline.api import finish, pull, push, run, run_part, verify
     from lsmix.pipeline.proof.rebuild import rebuild
 
 __all__ = [
     "LsmixError",
     "PoolLoader",
     "__version__",
+    "finish",
     "load_flow",
     "mix_latents",
     "open_pool",
@@ -26,6 +27,7 @@ __all__ = [
     "push",
     "rebuild",
     "run",
+    "run_part",
     "verify",
 ]
 
@@ -34,6 +36,7 @@ __version__ = "0.1.0"
 _HOME = {
     "LsmixError": "lsmix.data.errors",
     "PoolLoader": "lsmix.data.loader",
+    "finish": "lsmix.pipeline.api",
     "load_flow": "lsmix.glow.checkpoint",
     "mix_latents": "lsmix.glow.mixing",
     "open_pool": "lsmix.data.pool",
@@ -41,6 +44,7 @@ _HOME = {
     "push": "lsmix.pipeline.api",
     "rebuild": "lsmix.pipeline.proof.rebuild",
     "run": "lsmix.pipeline.api",
+    "run_part": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",
 }
 

@@ -15,6 +15,7 @@ from lsmix.data.errors import LsmixError, StaleError
 from lsmix.pipeline.lines import (
     fact_lines,
     garbage_lines,
+    part_lines,
     rebuild_lines,
     run_facts,
     run_lines,
@@ -109,15 +110,39 @@ def init(name: str | None) -> None:
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
+    shards = options.pop("shards", "")
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
         _print("status", nodes, status_lines(nodes), as_json)
+        return
+    if shards:
+        _run_part(stage, recipe, shards, force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options)
         return
     from lsmix.pipeline.api import run as run_recipe
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
     _print("run", run_facts(result), run_lines(result), as_json)
+
+
+def _run_part(
+    stage: str,
+    recipe: Path,
+    shards: str,
+    force: str,
+    as_json: bool,
+    progress: TerminalProgress,
+    options: dict[str, Any],
+) -> None:
+    from lsmix.pipeline.api import run_part
+
+    if force or options.pop("download"):
+        raise click.UsageError(
+            "--shards makes a part of what is there to be made; it takes neither --force nor --download."
+        )
+    with progress as bars:
+        parts = run_part(recipe, stage, shards, progress=bars, **options)
+    _print("part", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -141,6 +166,9 @@ def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
     ]
 
 
+_DIVISIBLE = ("encode", "mix")  # stages whose shards a job array may share
+
+
 def _stage_command(stage: str, text: str, example: str) -> None:
     @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
     @_recipe_options
@@ -149,6 +177,12 @@ def _stage_command(stage: str, text: str, example: str) -> None:
     @click.option("--force", is_flag=True, help="Make this stage again although it is up to date.")
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
+
+    if stage in _DIVISIBLE:
+        part = click.option(
+            "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
+        )
+        part(command)
 
 
 for _stage, _text, _example in (
@@ -161,6 +195,19 @@ for _stage, _text, _example in (
     ("report", "Write the report of RECIPE.", ""),
 ):
     _stage_command(_stage, _text, _example)
+
+
+@cli.command(epilog="Example: lsmix finish my.toml")
+@_recipe_options
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+def finish(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Conclude what parts of a job array have made (--shards); computes none of it."""
+    from lsmix.pipeline.api import finish as finish_recipe
+
+    with TerminalProgress(quiet=quiet) as bars:
+        result = finish_recipe(recipe, progress=bars, **options)
+    _print("run", run_facts(result), run_lines(result), as_json)
 
 
 @cli.command(epilog="Example: lsmix status my.toml --check")

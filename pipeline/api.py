@@ -15,19 +15,21 @@ from lsmix.data.manifest import Manifest, read_manifest, verify_files
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
-from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
+from lsmix.pipeline.executors.choice import choose_executor
 from lsmix.pipeline.graph import Node, build_graph, upto
 from lsmix.pipeline.ingest import fetch_source
 from lsmix.pipeline.interruption import graceful_signals
+from lsmix.pipeline.parts import finish_parts, make_parts, parse_part
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.recipe import Recipe, read_recipe
 from lsmix.pipeline.runner import Built, bring_up_to_date
+from lsmix.pipeline.stage import PartMade
 from lsmix.pipeline.workspace import Workspace
 
 if TYPE_CHECKING:
     from lsmix.pipeline.figures import FigureSheet
 
-__all__ = ["RunResult", "figure", "plan", "pull", "push", "run", "verify"]
+__all__ = ["RunResult", "figure", "finish", "plan", "pull", "push", "run", "run_part", "verify"]
 
 # What a recipe may do without, unless it is asked for the stage.
 _SECTIONS = {
@@ -127,11 +129,81 @@ def run(
     progress = progress or SilentProgress()
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
-    executor: Executor = InProcessExecutor()
-    if workers or scheduler:
-        executor = DaskExecutor(workers=workers, scheduler=scheduler, say=progress.say)
+    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     with graceful_signals(), executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device, force=force)
+    return RunResult(recipe=content, built=built)
+
+
+def run_part(
+    recipe: Path | str,
+    stage: str,
+    shards: str,
+    *,
+    workspace: Path | str = "runs",
+    overrides: Sequence[str] = (),
+    scale: str = "",
+    workers: int = 0,
+    scheduler: str = "",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> list[PartMade]:
+    """Make one part of a stage's shards: what ``lsmix encode`` and ``lsmix mix`` do with ``--shards``.
+
+    Any number of processes, on any machines that share the workspace, may each make a part; ``finish`` concludes.
+
+    Args:
+        recipe: the TOML file.
+        stage: "encode" or "mix"; what it needs must be there.
+        shards: "i/n", the i-th of n parts, counted from 1.
+        workspace: folder of the artifacts, shared by all parts.
+        overrides: "section.key=value" each, over what the recipe says.
+        scale: name of the recipe's sizes to take; "" for none.
+        workers: make the shards in this many Dask workers on this machine; 0 in this process.
+        scheduler: make the shards on the Dask cluster at this address.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        progress: is told what happens; None tells nobody.
+
+    Returns:
+        What came of the part in each artifact of the stage that isn't complete.
+
+    Raises:
+        LsmixError: with one sentence on what is wrong, where, and what to do.
+    """
+    part = parse_part(shards)
+    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
+    progress = progress or SilentProgress()
+    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
+    with graceful_signals(), executor:
+        return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=progress, device=device)
+
+
+def finish(
+    recipe: Path | str,
+    *,
+    workspace: Path | str = "runs",
+    overrides: Sequence[str] = (),
+    scale: str = "",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> RunResult:
+    """Conclude the artifacts whose shards were made part by part: what ``lsmix finish`` does. Computes no shard.
+
+    Args:
+        recipe: the TOML file.
+        workspace: folder of the artifacts.
+        overrides: "section.key=value" each, as for the parts.
+        scale: name of the recipe's sizes, as for the parts; "" for none.
+        device: where a pool's card decodes its few pictures.
+        progress: is told what happens; None tells nobody.
+
+    Raises:
+        PartialError: shards are missing; the message names them.
+        LsmixError: with one sentence on what is wrong, where, and what to do.
+    """
+    content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
+    with graceful_signals():
+        built = finish_parts(nodes, place, progress=progress or SilentProgress(), device=device)
     return RunResult(recipe=content, built=built)
 
 

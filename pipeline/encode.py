@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import Meta
 
+from lsmix.data.columns import ColumnStore
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.pipeline.ingest import DATASET_FILE, origin_of
-from lsmix.pipeline.sharded import run_sharded
+from lsmix.pipeline.sharded import ShardedWork
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
@@ -103,8 +104,8 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
     return EncodeWorker(folder, msgspec.convert(config, EncodeConfig), inputs, device)
 
 
-def run(task: StageTask) -> Outcome:
-    """Encode the training images."""
+def _create(task: StageTask) -> ColumnStore:
+    """Write the metadata of the latents."""
     config: EncodeConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     flow = _open_flow(task.inputs["flow"].folder, "cpu")
@@ -118,11 +119,16 @@ def run(task: StageTask) -> Outcome:
         "origin": msgspec.to_builtins(origin_of(task.inputs["dataset"], dataset)),
     }
     shard_rows = min(config.shard_rows, rows) or None  # one longer than the latents would be padded on the disk
-    store = create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
-    counts, digests = run_sharded(task, module=__name__, store=store)
+    return create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
+
+
+def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> Outcome:
+    """Sum up the latents, and warn of images that do not come back."""
+    rows = store.rows
+    flow = _open_flow(task.inputs["flow"].folder, "cpu")
     log_prob = counts.pop("log_prob_sum") / rows
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
-    counts["image_shape"] = list(dataset.image_shape)
+    counts["image_shape"] = list(open_dataset(task.inputs["dataset"].folder / DATASET_FILE).image_shape)
     if counts.get("exact_round_trips", rows) < rows:
         task.progress.warn(
             f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "
@@ -138,4 +144,5 @@ def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
     )
 
 
-ENCODE = Stage(name="encode", version=3, run=run, estimate=_estimate)
+_WORK = ShardedWork(__name__, _create, _conclude)
+ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, make_part=_WORK.make_part)

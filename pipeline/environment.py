@@ -13,7 +13,7 @@ from typing import Any
 
 from lsmix.data.errors import RecipeError
 
-__all__ = ["cpu_threads", "describe_environment", "prepare_device", "resolve_device"]
+__all__ = ["cpu_threads", "describe_environment", "device_name", "prepare_device", "resolve_device"]
 
 _PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow", "scikit-learn")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -98,10 +98,19 @@ def describe_environment(device: str = "") -> dict[str, Any]:
     if device:
         import torch
 
-        facts["device"] = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+        facts["device"] = device_name(device)
         facts["device_kind"] = device.partition(":")[0]
         facts["deterministic_algorithms"] = torch.are_deterministic_algorithms_enabled()
     return facts
+
+
+def device_name(device: str) -> str:
+    """Return what the maker calls the processor or graphics card that "cpu", "cuda" or "cuda:N" stands for."""
+    if not device.startswith("cuda"):
+        return _processor()
+    import torch
+
+    return torch.cuda.get_device_name(device)
 
 
 def _processor() -> str:

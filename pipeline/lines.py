@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.garbage import Garbage
     from lsmix.pipeline.proof.rebuild import RebuildResult
+    from lsmix.pipeline.stage import PartMade
     from lsmix.pipeline.status import NodeStatus
 
 __all__ = [
     "fact_lines",
     "garbage_lines",
+    "part_lines",
     "rebuild_lines",
     "run_facts",
     "run_lines",
@@ -71,6 +73,15 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
         ],
         "report": str(result.report) if result.report else None,
     }
+
+
+def part_lines(parts: "Sequence[PartMade]", recipe: str) -> list[str]:
+    """Return what came of one part of a job array, and what is to be done when all have ended."""
+    lines = [
+        f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} are there"
+        for part in parts
+    ]
+    return [*lines, f"when all parts have ended: lsmix finish {recipe}" if parts else "all up to date already"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from msgspec import Meta
 
 from lsmix.classifiers.methods import PIXEL_METHODS
+from lsmix.data.columns import ColumnStore
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
@@ -26,7 +27,7 @@ from lsmix.pipeline.ingest import origin_of
 from lsmix.pipeline.keys import key_fields
 from lsmix.pipeline.mixers import LatentMixer, LatentSource, Mixed, Mixer, PixelMixer, Sources
 from lsmix.pipeline.plan import Draw, MixPlan
-from lsmix.pipeline.sharded import run_sharded
+from lsmix.pipeline.sharded import ShardedWork
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
 __all__ = [
@@ -247,10 +248,8 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Input
     return MixWorker(folder, msgspec.convert(config, PoolConfig), inputs, device)
 
 
-def run(task: StageTask) -> Outcome:
-    """Make the pool, and the card that tells of it."""
-    from lsmix.pipeline.cards.card import add_card
-
+def _create(task: StageTask) -> ColumnStore:
+    """Write the metadata of the pool."""
     config: PoolConfig = task.config
     facts = _facts(task)
     images = facts.origin.train_images
@@ -259,7 +258,7 @@ def run(task: StageTask) -> Outcome:
             f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
         )
     plan = make_plan(config, images)
-    store = create_pool(
+    return create_pool(
         task.folder,
         images_per_copy=plan.images,
         copies=plan.copies,
@@ -271,9 +270,15 @@ def run(task: StageTask) -> Outcome:
         corners=config.corner != CORNERS[0],
         attributes={"origin": msgspec.to_builtins(facts.origin)},
     )
-    counts, digests = run_sharded(task, module=__name__, store=store)
-    write_durably(task.folder / PLAN_NAME, _plan_text(task, facts))
-    counts |= {"copies": plan.copies, "images_per_copy": plan.images}
+
+
+def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> Outcome:
+    """Write the plan of the pool, and the card that tells of it."""
+    from lsmix.pipeline.cards.card import add_card
+
+    copies = task.config.copies_made
+    write_durably(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
+    counts |= {"copies": copies, "images_per_copy": store.rows // copies}
     if counts["corrupted"]:
         task.progress.warn(
             f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
@@ -323,4 +328,12 @@ def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
     return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
-MIX = Stage(name="mix", version=3, run=run, estimate=_estimate, not_in_key=frozenset({"flow"}))
+_WORK = ShardedWork(__name__, _create, _conclude)
+MIX = Stage(
+    name="mix",
+    version=3,
+    run=_WORK.run,
+    estimate=_estimate,
+    not_in_key=frozenset({"flow"}),
+    make_part=_WORK.make_part,
+)

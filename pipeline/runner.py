@@ -26,7 +26,7 @@ from lsmix.data.manifest import (
 )
 from lsmix.pipeline.environment import describe_environment, resolve_device
 from lsmix.pipeline.estimates import estimate
-from lsmix.pipeline.executors import Executor
+from lsmix.pipeline.executors.executor import Executor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.locks import artifact_lock
@@ -36,9 +36,9 @@ from lsmix.pipeline.stage import InputArtifact, StageTask
 from lsmix.pipeline.units import human_bytes
 from lsmix.pipeline.workspace import Workspace
 
-__all__ = ["Built", "bring_up_to_date"]
+__all__ = ["Begun", "Built", "begin", "bring_up_to_date", "note_seconds"]
 
-_SECONDS_FILE = "seconds.json"
+_SECONDS = "seconds"  # begins the names of the files that tell how long sessions took
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,43 +123,80 @@ def _built(node: Node, artifact: InputArtifact, *, cached: bool, seconds: float)
 
 
 def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress, device: str) -> InputArtifact:
-    inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
-    if inputs is None or records is None or key is None:
-        raise MissingError(
-            f"{node.label} cannot be made: one of its inputs is not there. Run its recipe from the start."
-        )
-    workspace = resolver.workspace
-    folder = workspace.folder(node.stage.name, node.name, key)
-    with artifact_lock(workspace.root, key, node.label):
-        finished = workspace.find(node.stage.name, key)
+    begun = begin(node, resolver, progress)
+    with artifact_lock(resolver.workspace.root, begun.key, node.label):
+        finished = resolver.workspace.find(node.stage.name, begun.key)
         if finished:  # another run made it while this one waited for nothing but the lock
             return finished
-        _check_disk(node, resolver, folder)
-        task_device = resolve_device(device) if node.stage.uses_torch else ""
-        made_from = ", ".join(f"{record.role} {record.root[:12]}" for record in records)
-        progress.detail(f"{node.label}: key {key} from {made_from}, on {task_device or 'no device'}, in {folder}")
-        folder.mkdir(parents=True, exist_ok=True)
-        task = StageTask(
-            stage=node.stage.name,
-            label=node.label,
-            folder=folder,
-            config=node.config,
-            inputs=inputs,
+        task = begun.task(executor, progress, device)
+        manifest = _run_stage(node, task, resolver, begun.records, begun.key)
+        shutil.rmtree(begun.folder / WORK_FOLDER, ignore_errors=True)
+    progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({begun.folder})")
+    return InputArtifact(folder=begun.folder, manifest=manifest)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """An artifact that can be made, since all that it is made from is there."""
+
+    node: Node
+    resolver: Resolver
+    inputs: dict[str, InputArtifact]
+    records: list[InputRecord]
+    key: str
+    folder: Path
+
+    def task(self, executor: Executor, progress: Progress, device: str) -> StageTask:
+        """Return the work on it; the lock must be held.
+
+        Raises:
+            DiskSpaceError: it would not fit on the disk.
+            RecipeError: there is no such device.
+        """
+        _check_disk(self.node, self.resolver, self.folder)
+        task_device = resolve_device(device) if self.node.stage.uses_torch else ""
+        made_from = ", ".join(f"{record.role} {record.root[:12]}" for record in self.records)
+        progress.detail(
+            f"{self.node.label}: key {self.key} from {made_from}, on {task_device or 'no device'}, in {self.folder}"
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if task_device:
+            from lsmix.pipeline.environment import prepare_device
+
+            prepare_device(task_device)
+        return StageTask(
+            stage=self.node.stage.name,
+            label=self.node.label,
+            folder=self.folder,
+            config=self.node.config,
+            inputs=self.inputs,
             device=task_device,
             executor=executor,
             progress=progress,
         )
-        manifest = _run_stage(node, task, resolver, records, key)
-        shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)
-    progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({folder})")
-    return InputArtifact(folder=folder, manifest=manifest)
+
+
+def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
+    """Return what is needed to make a node.
+
+    Raises:
+        MissingError: one of its inputs is not there.
+    """
+    inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
+    if inputs is None or records is None or key is None:
+        missing = [
+            source.label
+            for source in node.inputs.values()
+            if isinstance(source, Node) and resolver.artifact(source) is None
+        ]
+        raise MissingError(
+            f"{node.label} cannot be made: {' and '.join(missing) or 'one of its inputs'} is not there. Run its recipe from the start."
+        )
+    folder = resolver.workspace.folder(node.stage.name, node.name, key)
+    return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)
 
 
 def _run_stage(node: Node, task: StageTask, resolver: Resolver, records: list[InputRecord], key: str) -> Manifest:
-    if task.device:
-        from lsmix.pipeline.environment import prepare_device
-
-        prepare_device(task.device)
     before = _seconds_before(task)
     begun = time.monotonic()
     try:
@@ -190,19 +227,27 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver, records: list[In
 
 
 def _seconds_before(task: StageTask) -> float:
-    """Return the seconds of earlier sessions; 0 where there are none or their file is damaged, since they only inform."""
-    try:
-        return msgspec.json.decode((task.work / _SECONDS_FILE).read_bytes(), type=float)
-    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError):
-        return 0.0
+    """Return the seconds of earlier sessions; none where a file is damaged, since they only inform."""
+    total = 0.0
+    for path in task.work.glob(f"{_SECONDS}*.json"):
+        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            total += msgspec.json.decode(path.read_bytes(), type=float)
+    return total
+
+
+def note_seconds(task: StageTask, seconds: float, session: str = "") -> None:
+    """Note how long a session worked; ``session`` tells it from others that work on the same artifact."""
+    write_durably(task.work / f"{_SECONDS}{session}.json", msgspec.json.encode(seconds))
 
 
 def _leave_unfinished(task: StageTask, seconds: float) -> None:
     """Note the time of a session that did not finish; a folder in which it made nothing is removed."""
     with contextlib.suppress(OSError):  # the disk may be full, and that is what has to be told
         sweep_parts(task.folder)
-        if any(path.is_file() and path.name != _SECONDS_FILE for path in task.folder.rglob("*")):
-            write_durably(task.work / _SECONDS_FILE, msgspec.json.encode(seconds))
+        if any(path.is_file() and not path.name.startswith(_SECONDS) for path in task.folder.rglob("*")):
+            for path in task.work.glob(f"{_SECONDS}*.json"):
+                path.unlink()
+            note_seconds(task, seconds)
         else:
             shutil.rmtree(task.folder)
 

@@ -1,26 +1,31 @@
-"""The task of a sharded stage: ``run_shard(folder, shard)``, idempotent and without state; the disk is the only ledger.
+"""The task of a sharded stage: ``run_shard(work, shard)``, idempotent and without state; the disk is the only ledger.
 
 A stage's worker knows how to load, compute and store one shard. A shard counts as done when its record lies in the
 ledger, which is written after the shard's bytes are on the disk.
 """
 
 import functools
+import hashlib
 import importlib
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import WORK_FOLDER
+from lsmix.pipeline.environment import device_name, resolve_device
 from lsmix.pipeline.outside import finished_artifact
+from lsmix.pipeline.stage import InputArtifact
 
 __all__ = [
+    "InputPlace",
     "ShardRecord",
     "ShardSpec",
+    "ShardWork",
     "ShardWorker",
     "finished_shards",
     "merge_counts",
@@ -30,7 +35,6 @@ __all__ = [
     "write_spec",
 ]
 
-_SPEC_FILE = "spec.json"
 _LEDGER = "ledger"
 
 
@@ -42,6 +46,14 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     sizes: dict[str, int]  # bytes by path
     seconds: float
     counts: dict[str, Any]
+    made_on: str = ""  # processor or graphics card; "" of shards that an earlier version made
+
+
+class InputPlace(msgspec.Struct, frozen=True, kw_only=True):
+    """Where a worker finds one input, and which it must be."""
+
+    folder: str  # relative to the workspace where it is in it, since that may be mounted elsewhere on another machine
+    root: str  # root digest
 
 
 class ShardSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,8 +61,15 @@ class ShardSpec(msgspec.Struct, frozen=True, kw_only=True):
 
     module: str  # the stage's module, which has ``open_worker(folder, config, inputs, device)``
     config: dict[str, Any]
-    inputs: dict[str, str]  # folder of the artifact by role
-    device: str
+    inputs: dict[str, InputPlace]  # by role
+    device: str  # "auto", "cpu", "cuda" or "cuda:N"
+
+
+class ShardWork(NamedTuple):
+    """The shards of one unfinished artifact, as a reference that any process can follow."""
+
+    place: str  # its folder
+    spec: str  # name of the file below ``work`` that holds the ShardSpec, called by its digest
 
 
 class ShardWorker(Protocol):
@@ -66,41 +85,73 @@ class ShardWorker(Protocol):
         """Write the shard; return the SHA-256 of each file by path, and counts."""
 
 
-def write_spec(folder: Path, spec: ShardSpec) -> None:
-    """Write the reference that workers open; folders may have moved since an earlier session, so always anew."""
-    write_durably(folder / WORK_FOLDER / _SPEC_FILE, msgspec.json.encode(spec))
+def write_spec(folder: Path, spec: ShardSpec) -> ShardWork:
+    """Write what workers need beside an unfinished artifact, and return the reference to it.
+
+    The file is called by its contents, so several machines with other devices may work on one artifact side by side.
+    """
+    content = msgspec.json.encode(spec, order="sorted")
+    name = _spec_name(content)
+    write_durably(folder / WORK_FOLDER / name, content)
+    return ShardWork(str(folder.resolve()), name)
+
+
+def _spec_name(content: bytes) -> str:
+    return f"spec-{hashlib.sha256(content).hexdigest()[:32]}.json"
+
+
+class _OpenWorker(NamedTuple):
+    worker: ShardWorker
+    made_on: str
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_worker(folder: Path, spec: bytes) -> ShardWorker:
-    facts = msgspec.json.decode(spec, type=ShardSpec)
-    inputs = {role: finished_artifact(Path(path)) for role, path in facts.inputs.items()}
-    worker: ShardWorker = importlib.import_module(facts.module).open_worker(folder, facts.config, inputs, facts.device)
-    return worker
+def _cached_worker(work: ShardWork) -> _OpenWorker:
+    folder = Path(work.place)
+    content = (folder / WORK_FOLDER / work.spec).read_bytes()
+    if _spec_name(content) != work.spec:
+        raise CorruptError(f"{str(folder / WORK_FOLDER / work.spec)!r} was altered. Remove it and run again.")
+    spec = msgspec.json.decode(content, type=ShardSpec)
+    device = resolve_device(spec.device)
+    inputs = {role: _input(folder, role, place) for role, place in spec.inputs.items()}
+    worker: ShardWorker = importlib.import_module(spec.module).open_worker(folder, spec.config, inputs, device)
+    return _OpenWorker(worker, device_name(device))
 
 
-def open_worker(folder: Path) -> ShardWorker:
+def _input(folder: Path, role: str, place: InputPlace) -> InputArtifact:
+    artifact = finished_artifact(folder.parent.parent / place.folder)
+    if artifact.manifest.root != place.root:
+        raise CorruptError(
+            f"{str(artifact.folder)!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
+            f"{place.root[:12]}, got {artifact.manifest.root[:12]}. Run the recipe again."
+        )
+    return artifact
+
+
+def open_worker(work: ShardWork) -> ShardWorker:
     """Return the worker of an unfinished artifact; it is opened once a process, with its model."""
-    return _cached_worker(folder, (folder / WORK_FOLDER / _SPEC_FILE).read_bytes())
+    return _cached_worker(work).worker
 
 
-def run_shard(folder: Path, shard: int) -> ShardRecord:
+def run_shard(work: ShardWork, shard: int) -> ShardRecord:
     """Make one shard from beginning to end: the task that any executor runs, anywhere, any number of times."""
-    worker = open_worker(folder)
+    worker = open_worker(work)
     begun = time.monotonic()
     computed = worker.compute(worker.load(shard))
-    return store_shard(folder, worker, shard, computed, begun)
+    return store_shard(work, worker, shard, computed, begun)
 
 
-def store_shard(folder: Path, worker: ShardWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
+def store_shard(work: ShardWork, worker: ShardWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
     """Write a computed shard and then its record."""
     digests, counts = worker.store(shard, computed)
+    folder = Path(work.place)
     record = ShardRecord(
         shard=shard,
         digests=digests,
         sizes={path: (folder / path).stat().st_size for path in digests},
         seconds=round(time.monotonic() - begun, 4),
         counts=counts,
+        made_on=_cached_worker(work).made_on,
     )
     write_durably(_record_path(folder, shard), msgspec.json.encode(record))
     return record

@@ -6,16 +6,16 @@ Stages know neither the recipe nor each other; the runner hands them complete in
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lsmix.data.manifest import WORK_FOLDER, Manifest
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.progress import Progress
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.executors import Executor
+    from lsmix.pipeline.executors.executor import Executor
 
-__all__ = ["Estimate", "InputArtifact", "Outcome", "Stage", "StageTask", "WorkSize"]
+__all__ = ["Estimate", "InputArtifact", "Outcome", "Part", "PartMade", "Stage", "StageTask", "WorkSize"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +108,25 @@ class Outcome:
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
 
 
+class Part(NamedTuple):
+    """One of several parts of a stage's work, such as a task of a job array: every ``of``-th shard."""
+
+    number: int  # 1 to ``of``
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartMade:
+    """What came of one part of an artifact."""
+
+    label: str  # "mix lsmix"
+    folder: str  # of the unfinished artifact
+    shards: int  # of this part
+    made: int  # of these, now; the others were there
+    finished: int  # of the whole artifact, by anybody
+    of: int  # shards of the whole artifact
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stage:
     """A stage by name, with what its key must know."""
@@ -118,3 +137,4 @@ class Stage:
     estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
+    make_part: "Callable[[StageTask, Part], PartMade] | None" = None  # of a stage whose work can be divided

@@ -10,7 +10,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import InputRecord, Manifest
 from lsmix.pipeline.estimates import estimate, estimate_seconds
 from lsmix.pipeline.graph import Node
-from lsmix.pipeline.locks import working_owner
+from lsmix.pipeline.locks import working_owners
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.shards import finished_shards
 from lsmix.pipeline.workspace import Workspace
@@ -57,9 +57,9 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if folder.is_dir():
         done = len(finished_shards(folder))
         progress = f"{done} shards done" if done else "from its last checkpoint"
-        owner = working_owner(workspace.root, key)
-        if owner:
-            return _status(node, "under-way", key, folder, f"{progress}; {owner}", size, seconds)
+        owners = working_owners(workspace.root, key)
+        if owners:
+            return _status(node, "under-way", key, folder, f"{progress}; {'; '.join(owners)}", size, seconds)
         return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
     why = _why(node, resolver.fields(node), records, workspace)
     return _status(node, "to-run", key, folder, why, size, seconds)

@@ -16,6 +16,7 @@ import numpy as np
 from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.pool import create_pool, open_pool, write_pool_shard
 
+TESTS = Path(__file__).resolve().parent  # where modules lie that workers import
 CLASSES = ("cat", "dog", "frog")
 
 

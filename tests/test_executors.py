@@ -5,10 +5,12 @@ import shutil
 import pytest
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
-from lsmix.pipeline import executors, shards
+from lsmix.pipeline import shards
 from lsmix.pipeline.api import run
 from lsmix.pipeline.encode import EncodeWorker
-from lsmix.pipeline.executors import DaskExecutor
+from lsmix.pipeline.executors.executor import Failures
+from lsmix.pipeline.executors.on_dask import DaskExecutor
+from lsmix.pipeline.shards import ShardWork
 from lsmix.pipeline.workspace import Workspace
 
 
@@ -27,6 +29,7 @@ class Shared:
     def __init__(self, executor):
         self._executor = executor
         self.run = executor.run
+        self.worker_device = executor.worker_device
 
     def __enter__(self):
         return self
@@ -48,7 +51,8 @@ def on_dask(cluster, monkeypatch):
     """Let ``--workers`` use the one cluster of this module."""
     asked = []
     monkeypatch.setattr(
-        "lsmix.pipeline.api.DaskExecutor", lambda **options: asked.append(options["workers"]) or Shared(cluster[0])
+        "lsmix.pipeline.executors.on_dask.DaskExecutor",
+        lambda **options: asked.append(options["workers"]) or Shared(cluster[0]),
     )
     return asked
 
@@ -181,18 +185,18 @@ def test_a_dask_executor_wants_workers_or_a_scheduler():
 
 def test_a_dask_executor_starts_nothing_until_there_are_shards(tmp_path):
     with DaskExecutor(workers=2, say=print) as executor:
-        executor.run(tmp_path, [], print)
+        executor.run(ShardWork(str(tmp_path), ""), [], print)
         assert executor._client is None
 
 
 @late_sockets
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
     with DaskExecutor(scheduler="nonsense://x", say=print) as executor, pytest.raises(RecipeError, match="nonsense"):
-        executor.run(tmp_path, [0], print)
+        executor.run(ShardWork(str(tmp_path), ""), [0], print)
 
 
 def test_failures_in_dask_workers_are_told_as_in_this_process(tmp_path):
-    failures = executors._Failures(tmp_path, 9)
+    failures = Failures(ShardWork(str(tmp_path), ""), 9)
     failures.tell()
     failures.add(7, ValueError("later"))
     failures.add(3, CorruptError("first"))

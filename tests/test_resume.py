@@ -155,7 +155,12 @@ def interrupt_after(calls):
 
 @pytest.mark.parametrize(
     ("stage", "module", "calls"),
-    [("train-glow", "train_glow", 7), ("encode", "executors", 3), ("mix", "executors", 4), ("train", "train", 2)],
+    [
+        ("train-glow", "train_glow", 7),
+        ("encode", "executors.in_process", 3),
+        ("mix", "executors.in_process", 4),
+        ("train", "train", 2),
+    ],
 )
 def test_an_interrupted_stage_keeps_what_is_done_and_goes_on(
     tiny_recipe, finished_workspace, tiny_workspace, command, monkeypatch, stage, module, calls

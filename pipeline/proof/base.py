@@ -25,7 +25,7 @@ from lsmix.data.manifest import (
     write_manifest,
 )
 from lsmix.data.origin import Origin
-from lsmix.pipeline.executors import InProcessExecutor
+from lsmix.pipeline.executors.in_process import InProcessExecutor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.ingest import INGEST, DataConfig
 from lsmix.pipeline.keys import KEY_DIGITS

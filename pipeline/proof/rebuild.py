@@ -14,7 +14,7 @@ from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
 from lsmix.pipeline.encode import ENCODE
-from lsmix.pipeline.executors import DaskExecutor, Executor, InProcessExecutor
+from lsmix.pipeline.executors.choice import choose_executor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.interruption import graceful_signals
 from lsmix.pipeline.mix import MIX, check_pool
@@ -118,9 +118,7 @@ def rebuild(
     flow = _flow_of(content, flow)
     target = Path(out) if out is not None else None
     place = Workspace(_scratch(target) if target else workspace)
-    executor: Executor = InProcessExecutor()
-    if workers or scheduler:
-        executor = DaskExecutor(workers=workers, scheduler=scheduler, say=progress.say)
+    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
