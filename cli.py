@@ -57,7 +57,7 @@ def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
             click.argument("recipe", type=click.Path(path_type=Path)),
-            click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts."),
+            click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts."),
             click.option(
                 "--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."
             ),
@@ -223,7 +223,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 
 
 @cli.command(epilog="Example: lsmix demo")
-@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
@@ -316,7 +316,7 @@ def verify(artifact: Path, as_json: bool, **options: Any) -> None:
 @click.option("--data", type=click.Path(path_type=Path), required=True, help="Published files, digits, or dataset.h5.")
 @click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow; not for pools mixed in pixel space.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new pool; without it, in the workspace.")
-@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")
 @click.option("--compare", type=click.Path(path_type=Path), help="The original pool, to compare pixel by pixel.")
 @_work_options
@@ -404,7 +404,7 @@ def card(pool: Path, licence: str | None, creator: str | None, as_json: bool) ->
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--workspace", default="runs", show_default=True, help="Folder of the artifacts.")
+@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")

@@ -22,6 +22,7 @@ from lsmix.pipeline.interruption import graceful_signals
 from lsmix.pipeline.parts import finish_parts, make_parts, parse_part
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.recipe import Recipe, read_recipe
+from lsmix.pipeline.remote_workspace import open_workspace
 from lsmix.pipeline.runner import Built, bring_up_to_date
 from lsmix.pipeline.stage import PartMade
 from lsmix.pipeline.workspace import Workspace
@@ -68,9 +69,15 @@ class RunResult:
 
     @property
     def report(self) -> Path | None:
-        """The report's HTML page, where the run went as far as the report."""
+        """The report's HTML page on this machine, where the run went as far as the report."""
         pages = [item.folder / "report.html" for item in self.built if item.stage == "report"]
         return pages[0] if pages else None
+
+    @property
+    def report_place(self) -> str:
+        """Path or URL of the report's HTML page; "" where the run went not as far."""
+        pages = [f"{item.where}/report.html" for item in self.built if item.stage == "report"]
+        return pages[0] if pages else ""
 
 
 def plan(
@@ -83,7 +90,7 @@ def plan(
 ) -> tuple[Recipe, list[Node], Workspace]:
     """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
     content = read_recipe(recipe, overrides, scale)
-    place = Workspace(workspace)
+    place = open_workspace(workspace)
     nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted and stage in _SECTIONS:

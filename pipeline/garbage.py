@@ -35,15 +35,15 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
     found = []
     for stage in STAGES:
-        for folder in workspace.folders(stage):
-            name, _, key = folder.name.rpartition("-")
-            if folder.is_symlink() or not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):
+        for entry in workspace.entries(stage):
+            name, _, key = entry.name.rpartition("-")
+            if not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):
                 continue  # not made by lsmix
+            folder = workspace.root / stage / entry.name
             if key in wanted or (stage, name) in unknown or folder.resolve() in outside:
                 continue
-            size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
             removed = delete and _remove_unlocked(workspace, folder, key)
-            found.append(Garbage(folder=str(folder), bytes=size, removed=removed))
+            found.append(Garbage(folder=entry.where, bytes=entry.bytes, removed=removed))
     return found
 
 

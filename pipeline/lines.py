@@ -37,10 +37,10 @@ def run_lines(result: "RunResult") -> list[str]:
     for row in result.error_rates:
         paper = f"; the paper has {row.paper}" if row.paper else ""
         lines.append(f"error rate  {row.label:<26} {row.text} %  ({len(row.errors)} seeds{paper})")
-    if result.report:
-        lines.append(f"report      {result.report}")
+    if result.report_place:
+        lines.append(f"report      {result.report_place}")
     elif result.built:
-        lines.append(f"last        {result.built[-1].folder}")
+        lines.append(f"last        {result.built[-1].where}")
     return lines
 
 
@@ -52,7 +52,7 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
                 "stage": item.stage,
                 "name": item.name,
                 "key": item.key,
-                "folder": str(item.folder),
+                "folder": item.where,
                 "root": item.manifest.root,
                 "cached": item.cached,
                 "seconds": round(item.seconds, 3),
@@ -71,7 +71,7 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
             }
             for row in result.error_rates
         ],
-        "report": str(result.report) if result.report else None,
+        "report": result.report_place or None,
     }
 
 

@@ -19,6 +19,7 @@ from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.runner import Built, begin, bring_up_to_date, note_seconds
 from lsmix.pipeline.shards import finished_shards
+from lsmix.pipeline.shards_afar import read_ledger
 from lsmix.pipeline.stage import Part, PartMade
 from lsmix.pipeline.workspace import Workspace
 
@@ -75,7 +76,7 @@ def make_parts(
             raise RecipeError(f"stage {stage!r} has no shards to be divided: only 'encode' and 'mix' have.")
         there = resolver.artifact(node)
         if there:
-            progress.say(f"{node.label}: up to date ({there.folder})")
+            progress.say(f"{node.label}: up to date ({there.where})")
             continue
         begun = begin(node, resolver, progress)
         with artifact_lock(workspace.root, begun.key, node.label, shared=True):
@@ -104,13 +105,15 @@ def finish_parts(
         key = resolver.key(node) if node.stage.make_part else None
         if key is None:
             continue
-        begun = finished_shards(workspace.folder(node.stage.name, node.name, key))
+        folder = workspace.folder(node.stage.name, node.name, key)
+        url = workspace.url_of(folder)
+        begun = finished_shards(folder) or (url and read_ledger(url))
         if begun or resolver.artifact(node):
             built += bring_up_to_date([node], workspace, executor=NoExecutor(), progress=progress, device=device)
         else:
             progress.say(f"{node.label}: not begun")
     if not built:
         raise MissingError(
-            f"nothing in {str(workspace.root)!r} was begun in parts. Make them first: lsmix encode RECIPE --shards 1/N, …"
+            f"nothing in {workspace.where!r} was begun in parts. Make them first: lsmix encode RECIPE --shards 1/N, …"
         )
     return built

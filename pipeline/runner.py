@@ -16,7 +16,6 @@ import msgspec
 from lsmix.data.durable import sweep_parts, write_durably
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError
 from lsmix.data.manifest import (
-    MANIFEST_NAME,
     WORK_FOLDER,
     InputRecord,
     Manifest,
@@ -30,7 +29,7 @@ from lsmix.pipeline.executors.executor import Executor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.locks import artifact_lock
-from lsmix.pipeline.progress import Progress
+from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.stage import InputArtifact, StageTask
 from lsmix.pipeline.units import human_bytes
@@ -48,10 +47,21 @@ class Built:
     stage: str
     name: str
     key: str
-    folder: Path
     manifest: Manifest
     cached: bool  # whether it was there already
     seconds: float  # of this run
+    artifact: InputArtifact
+    workspace: Workspace
+
+    @property
+    def folder(self) -> Path:
+        """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
+        return self.workspace.here(self.artifact, SilentProgress()).folder
+
+    @property
+    def where(self) -> str:
+        """Its folder, or in a remote workspace its URL."""
+        return self.artifact.where
 
 
 def bring_up_to_date(
@@ -89,12 +99,13 @@ def bring_up_to_date(
             shutil.rmtree(
                 there.folder / WORK_FOLDER, ignore_errors=True
             )  # left by a kill between manifest and clean-up
-            progress.say(f"{node.label}: up to date ({there.folder})")
-            built.append(_built(node, there, cached=True, seconds=0.0))
+            there = workspace.publish(there, progress)  # if the run that made it could not
+            progress.say(f"{node.label}: up to date ({there.where})")
+            built.append(_built(node, there, workspace, cached=True, seconds=0.0))
             continue
         begun = time.monotonic()
         made = _make(node, resolver, executor, progress, device)
-        built.append(_built(node, made, cached=False, seconds=time.monotonic() - begun))
+        built.append(_built(node, made, workspace, cached=False, seconds=time.monotonic() - begun))
     return built
 
 
@@ -105,20 +116,21 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
         return
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
-    if (folder / MANIFEST_NAME).is_file():
+    if workspace.is_made(folder):
         workspace.remove(folder, key, node.label)
     resolver.forget(node)
 
 
-def _built(node: Node, artifact: InputArtifact, *, cached: bool, seconds: float) -> Built:
+def _built(node: Node, artifact: InputArtifact, workspace: Workspace, *, cached: bool, seconds: float) -> Built:
     return Built(
         stage=node.stage.name,
         name=node.name,
         key=artifact.manifest.key,
-        folder=artifact.folder,
         manifest=artifact.manifest,
         cached=cached,
         seconds=seconds,
+        artifact=artifact,
+        workspace=workspace,
     )
 
 
@@ -131,8 +143,9 @@ def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress
         task = begun.task(executor, progress, device)
         manifest = _run_stage(node, task, resolver, begun.records, begun.key)
         shutil.rmtree(begun.folder / WORK_FOLDER, ignore_errors=True)
-    progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({begun.folder})")
-    return InputArtifact(folder=begun.folder, manifest=manifest)
+        made = resolver.workspace.publish(InputArtifact(folder=begun.folder, manifest=manifest), progress)
+    progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({made.where})")
+    return made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +186,7 @@ class Begun:
             device=task_device,
             executor=executor,
             progress=progress,
+            url=self.resolver.workspace.url_of(self.folder),
         )
 
 
@@ -193,6 +207,7 @@ def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
             f"{node.label} cannot be made: {' and '.join(missing) or 'one of its inputs'} is not there. Run its recipe from the start."
         )
     folder = resolver.workspace.folder(node.stage.name, node.name, key)
+    inputs = {role: resolver.workspace.here(artifact, progress) for role, artifact in inputs.items()}
     return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)
 
 

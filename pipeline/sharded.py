@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 import msgspec
 
 from lsmix.data.columns import ColumnStore
+from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.shards import InputPlace, ShardRecord, ShardSpec, finished_shards, merge_counts, write_spec
+from lsmix.pipeline.shards_afar import fetch_shard, read_ledger, send_shard, send_work
 from lsmix.pipeline.stage import Outcome, Part, PartMade, StageTask
 
 __all__ = ["ShardedWork"]
@@ -31,6 +33,7 @@ class ShardedWork(NamedTuple):
         """
         store = self.create(task)
         finished = self._make_missing(task, store, range(store.shards))
+        _bring_here(task, store, finished)
         digests = {path: digest for record in finished.values() for path, digest in record.digests.items()}
         counts = {**merge_counts(finished, store.shards), "shards": store.shards}
         _tell_other_devices(task, finished)
@@ -45,7 +48,7 @@ class ShardedWork(NamedTuple):
         store = self.create(task)
         own = range(part.number - 1, store.shards, part.of)
         before = _finished(task, store)
-        finished = self._make_missing(task, store, own)
+        finished = self._make_missing(task, store, own, before)
         return PartMade(
             label=task.label,
             folder=str(task.folder),
@@ -55,7 +58,9 @@ class ShardedWork(NamedTuple):
             of=store.shards,
         )
 
-    def _make_missing(self, task: StageTask, store: ColumnStore, wanted: Sequence[int]) -> dict[int, ShardRecord]:
+    def _make_missing(
+        self, task: StageTask, store: ColumnStore, wanted: Sequence[int], before: dict[int, ShardRecord] | None = None
+    ) -> dict[int, ShardRecord]:
         """Make the wanted shards that are not done yet; return the records of all that are done then."""
         inputs = {}
         for role, artifact in task.inputs.items():
@@ -64,8 +69,11 @@ class ShardedWork(NamedTuple):
             inputs[role] = InputPlace(folder=str(inside), root=artifact.manifest.root)
         config: dict[str, Any] = msgspec.to_builtins(task.config)
         device = task.executor.worker_device(task.device)
-        work = write_spec(task.folder, ShardSpec(module=self.module, config=config, inputs=inputs, device=device))
-        finished = _finished(task, store)
+        spec = ShardSpec(module=self.module, config=config, inputs=inputs, device=device)
+        work = write_spec(task.folder, spec, task.url)
+        if task.url:
+            send_work(task.folder, task.url, work.spec)
+        finished = dict(_finished(task, store) if before is None else before)
         done = sum(len(store.shard_range(shard)) for shard in wanted if shard in finished)
         task.progress.start(task.label, sum(len(store.shard_range(shard)) for shard in wanted), "image", done=done)
 
@@ -79,11 +87,35 @@ class ShardedWork(NamedTuple):
 
 
 def _finished(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord]:
+    """Return the records of all shards that are done; in a remote workspace those that lie at the URL, or will at once."""
+    here = _finished_here(task, store)
+    if not task.url:
+        return here
+    afar = read_ledger(task.url)
+    for shard in here.keys() - afar.keys():  # made, and not sent before the end
+        send_shard(task.folder, task.url, here[shard])
+    return here | {shard: record for shard, record in afar.items() if shard < store.shards}
+
+
+def _finished_here(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord]:
     return {
         shard: record
         for shard, record in finished_shards(task.folder).items()
         if shard < store.shards and store.is_written(shard)
     }
+
+
+def _bring_here(task: StageTask, store: ColumnStore, finished: dict[int, ShardRecord]) -> None:
+    """Fetch the shards that other machines made."""
+    missing = sorted(finished.keys() - _finished_here(task, store).keys()) if task.url else []
+    if not missing:
+        return
+    task.progress.start(f"{task.label}: fetch", len(missing), "shard")
+    for shard in missing:
+        stop_point()
+        fetch_shard(task.folder, task.url, finished[shard])
+        task.progress.advance()
+    task.progress.finish()
 
 
 def _tell_other_devices(task: StageTask, finished: dict[int, ShardRecord]) -> None:

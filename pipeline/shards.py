@@ -20,8 +20,10 @@ from lsmix.data.manifest import WORK_FOLDER
 from lsmix.pipeline.environment import device_name, resolve_device
 from lsmix.pipeline.outside import finished_artifact
 from lsmix.pipeline.stage import InputArtifact
+from lsmix.pipeline.workspace import Workspace
 
 __all__ = [
+    "LEDGER",
     "InputPlace",
     "ShardRecord",
     "ShardSpec",
@@ -30,12 +32,13 @@ __all__ = [
     "finished_shards",
     "merge_counts",
     "open_worker",
+    "record_name",
     "run_shard",
     "store_shard",
     "write_spec",
 ]
 
-_LEDGER = "ledger"
+LEDGER = "ledger"  # the folder of the records, below ``work``
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,8 +71,9 @@ class ShardSpec(msgspec.Struct, frozen=True, kw_only=True):
 class ShardWork(NamedTuple):
     """The shards of one unfinished artifact, as a reference that any process can follow."""
 
-    place: str  # its folder
+    place: str  # its folder, or where no folder is shared its URL
     spec: str  # name of the file below ``work`` that holds the ShardSpec, called by its digest
+    url: str = ""  # where it is to lie in a remote workspace
 
 
 class ShardWorker(Protocol):
@@ -85,7 +89,7 @@ class ShardWorker(Protocol):
         """Write the shard; return the SHA-256 of each file by path, and counts."""
 
 
-def write_spec(folder: Path, spec: ShardSpec) -> ShardWork:
+def write_spec(folder: Path, spec: ShardSpec, url: str = "") -> ShardWork:
     """Write what workers need beside an unfinished artifact, and return the reference to it.
 
     The file is called by its contents, so several machines with other devices may work on one artifact side by side.
@@ -93,7 +97,7 @@ def write_spec(folder: Path, spec: ShardSpec) -> ShardWork:
     content = msgspec.json.encode(spec, order="sorted")
     name = _spec_name(content)
     write_durably(folder / WORK_FOLDER / name, content)
-    return ShardWork(str(folder.resolve()), name)
+    return ShardWork(str(folder.resolve()), name, url)
 
 
 def _spec_name(content: bytes) -> str:
@@ -101,25 +105,41 @@ def _spec_name(content: bytes) -> str:
 
 
 class _OpenWorker(NamedTuple):
+    folder: Path
     worker: ShardWorker
     made_on: str
 
 
 @functools.lru_cache(maxsize=2)
 def _cached_worker(work: ShardWork) -> _OpenWorker:
-    folder = Path(work.place)
+    workspace, folder = _working_copy(work)
     content = (folder / WORK_FOLDER / work.spec).read_bytes()
     if _spec_name(content) != work.spec:
         raise CorruptError(f"{str(folder / WORK_FOLDER / work.spec)!r} was altered. Remove it and run again.")
     spec = msgspec.json.decode(content, type=ShardSpec)
     device = resolve_device(spec.device)
-    inputs = {role: _input(folder, role, place) for role, place in spec.inputs.items()}
+    inputs = {role: _input(workspace, folder, role, place) for role, place in spec.inputs.items()}
     worker: ShardWorker = importlib.import_module(spec.module).open_worker(folder, spec.config, inputs, device)
-    return _OpenWorker(worker, device_name(device))
+    return _OpenWorker(folder, worker, device_name(device))
 
 
-def _input(folder: Path, role: str, place: InputPlace) -> InputArtifact:
-    artifact = finished_artifact(folder.parent.parent / place.folder)
+def _working_copy(work: ShardWork) -> tuple[Workspace, Path]:
+    """Return the workspace and the folder here in which shards are made; fetches what that needs from a URL."""
+    if "://" not in work.place:
+        folder = Path(work.place)
+        return Workspace(folder.parent.parent), folder
+    from lsmix.pipeline.remote_workspace import RemoteWorkspace
+    from lsmix.pipeline.shards_afar import fetch_work
+
+    home, stage, name = work.place.rsplit("/", 2)
+    workspace = RemoteWorkspace(home)
+    folder = workspace.root / stage / name
+    fetch_work(folder, work.place, work.spec)
+    return workspace, folder
+
+
+def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> InputArtifact:
+    artifact = finished_artifact(workspace.provide(place.folder))
     if artifact.manifest.root != place.root:
         raise CorruptError(
             f"{str(artifact.folder)!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
@@ -144,23 +164,28 @@ def run_shard(work: ShardWork, shard: int) -> ShardRecord:
 def store_shard(work: ShardWork, worker: ShardWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
     """Write a computed shard and then its record."""
     digests, counts = worker.store(shard, computed)
-    folder = Path(work.place)
+    opened = _cached_worker(work)
+    folder = opened.folder
     record = ShardRecord(
         shard=shard,
         digests=digests,
         sizes={path: (folder / path).stat().st_size for path in digests},
         seconds=round(time.monotonic() - begun, 4),
         counts=counts,
-        made_on=_cached_worker(work).made_on,
+        made_on=opened.made_on,
     )
-    write_durably(_record_path(folder, shard), msgspec.json.encode(record))
+    write_durably(folder / WORK_FOLDER / record_name(shard), msgspec.json.encode(record))
+    if work.url:
+        from lsmix.pipeline.shards_afar import send_shard
+
+        send_shard(folder, work.url, record)
     return record
 
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     """Return the records of finished shards whose files are there in full; damaged records count as unfinished."""
     finished = {}
-    for path in sorted((folder / WORK_FOLDER / _LEDGER).glob("*.json")):
+    for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
         except msgspec.MsgspecError:
@@ -187,5 +212,6 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
     return total
 
 
-def _record_path(folder: Path, shard: int) -> Path:
-    return folder / WORK_FOLDER / _LEDGER / f"{shard:06d}.json"
+def record_name(shard: int) -> str:
+    """Return the path of a shard's record below ``work``."""
+    return f"{LEDGER}/{shard:06d}.json"

@@ -22,8 +22,14 @@ __all__ = ["Estimate", "InputArtifact", "Outcome", "Part", "PartMade", "Stage", 
 class InputArtifact:
     """A complete artifact that a stage reads."""
 
-    folder: Path
+    folder: Path  # on this machine; where ``url`` is set, its files may not be there yet
     manifest: Manifest
+    url: str = ""  # where it lies in a remote workspace
+
+    @property
+    def where(self) -> str:
+        """Where it is found: its URL if it has one, else its folder."""
+        return self.url or str(self.folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +47,7 @@ class StageTask:
     device: str
     executor: "Executor"
     progress: Progress
+    url: str = ""  # where the artifact is to lie in a remote workspace
 
     @property
     def work(self) -> Path:

@@ -13,6 +13,7 @@ from lsmix.pipeline.graph import Node
 from lsmix.pipeline.locks import working_owners
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.shards import finished_shards
+from lsmix.pipeline.shards_afar import read_ledger
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["NodeStatus", "recipe_status"]
@@ -52,10 +53,12 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if there:
         manifest = there.manifest
         there_bytes = sum(file.bytes for file in manifest.files)
-        return _status(node, "cached", key, there.folder, "up to date", there_bytes, manifest.seconds)
+        return _status(node, "cached", key, there.where, "up to date", there_bytes, manifest.seconds)
     folder = workspace.folder(node.stage.name, node.name, key)
-    if folder.is_dir():
-        done = len(finished_shards(folder))
+    url = workspace.url_of(folder)
+    afar = read_ledger(url) if url and node.stage.make_part else {}
+    if folder.is_dir() or afar:
+        done = len(finished_shards(folder) | afar)
         progress = f"{done} shards done" if done else "from its last checkpoint"
         owners = working_owners(workspace.root, key)
         if owners:
@@ -69,7 +72,7 @@ def _status(
     node: Node,
     state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"],
     key: str = "",
-    folder: Path | None = None,
+    folder: Path | str = "",
     why: str = "",
     size: int | None = None,
     seconds: float | None = None,
@@ -79,7 +82,7 @@ def _status(
         name=node.name,
         state=state,
         key=key,
-        folder=str(folder) if folder else "",
+        folder=str(folder),
         why=why,
         bytes=size,
         seconds=seconds,

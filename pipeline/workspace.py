@@ -7,24 +7,62 @@ contents is found and used, whatever it is named.
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from lsmix.data.errors import CorruptError, LsmixError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, check_sizes, read_manifest
 from lsmix.pipeline.keys import SourceDigests
 from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import InputArtifact
 
-__all__ = ["STAGES", "Workspace", "input_folders"]
+__all__ = ["STAGES", "Entry", "Workspace", "check_identity", "input_folders"]
 
 STAGES = ("ingest", "train-glow", "encode", "mix", "train", "naturalness", "report")
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
 
+class Entry(NamedTuple):
+    """A folder below a stage's, be it an artifact, unfinished work or neither."""
+
+    name: str
+    where: str
+    bytes: int
+
+
 class Workspace:
-    """The artifacts below a folder; the folder is made when something is first written."""
+    """The artifacts below a folder; the folder is made when something is first written.
+
+    ``lsmix.pipeline.remote_workspace`` has one whose artifacts lie at a URL.
+    """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
+
+    @property
+    def where(self) -> str:
+        """What the user calls it: its folder, or its URL."""
+        return str(self.root)
+
+    def url_of(self, folder: Path) -> str:
+        """Return where the artifact in a folder of this workspace lies afar; "" where it does not."""
+        return ""
+
+    def is_made(self, folder: Path) -> bool:
+        """Tell whether there is an artifact, be it whole or damaged, called as a folder of this workspace."""
+        return (folder / MANIFEST_NAME).is_file()
+
+    def provide(self, path: str) -> Path:
+        """Return the folder here of a finished artifact, by its path relative to the workspace, or an absolute one."""
+        return self.root / path
+
+    def here(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+        """Return an artifact with all of its files on this machine."""
+        return artifact
+
+    def publish(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+        """Bring a finished artifact to where others find it."""
+        return artifact
 
     @property
     def sources(self) -> SourceDigests:
@@ -45,11 +83,7 @@ class Workspace:
         for folder in sorted((self.root / stage).glob(f"*-{key}")):
             if (folder / MANIFEST_NAME).is_file():
                 manifest = read_manifest(folder)
-                if (manifest.stage, manifest.key) != (stage, key):
-                    raise CorruptError(
-                        f"{str(folder)!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
-                        "Give it its own name again, or remove it."
-                    )
+                check_identity(str(folder), manifest, stage, key)
                 check_sizes(folder, manifest)
                 return InputArtifact(folder=folder, manifest=manifest)
         return None
@@ -69,6 +103,13 @@ class Workspace:
         below = [path for path in (self.root / stage).glob("*-*") if path.is_dir()]
         yield from sorted(below, key=lambda path: (path.stat().st_mtime_ns, path.name))
 
+    def entries(self, stage: str) -> Iterator[Entry]:
+        """Go through all folders of a stage with their sizes, links excepted."""
+        for folder in self.folders(stage):
+            if not folder.is_symlink():
+                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                yield Entry(folder.name, str(folder), size)
+
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """Go through the complete artifacts of a stage, oldest first; unreadable ones are passed over."""
         for folder in self.folders(stage):
@@ -77,6 +118,15 @@ class Workspace:
                     yield folder, read_manifest(folder)
                 except LsmixError:
                     continue
+
+
+def check_identity(where: str, manifest: Manifest, stage: str, key: str) -> None:
+    """Raise CorruptError if a manifest is not the one of a stage's artifact with this key."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise CorruptError(
+            f"{where!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+            "Give it its own name again, or remove it."
+        )
 
 
 def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:

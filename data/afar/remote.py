@@ -9,7 +9,7 @@ import http.client
 import shutil
 import urllib.error
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
@@ -60,6 +60,15 @@ class Place(Protocol):
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         """Tell whether a file of this size and with these checksums, both in hex, is there."""
 
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted; none where it is not there."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
+
 
 def local_folder(place: Path | str) -> Path | None:
     """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
@@ -89,7 +98,9 @@ def open_place(url: Path | str) -> Place:
     folder = local_folder(url)
     if folder is not None:
         return _Folder(folder)
-    text = str(url).rstrip("/")
+    text = str(url)
+    if not text.endswith("://"):  # the root of a file system stays what it is
+        text = text.rstrip("/")
     if text.partition("://")[0] in ("http", "https"):
         return _Web(text)
     return _FileSystem(text)
@@ -163,6 +174,18 @@ class _Folder:
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         return self.size(path) == size and sha256_file(self._folder / path) == sha256
 
+    def names(self, folder: str) -> list[str]:
+        home = self._folder / folder
+        return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        home = self._folder / folder
+        files = (path for path in home.rglob("*") if path.is_file())
+        return {path.relative_to(home).as_posix(): path.stat().st_size for path in files}
+
+    def remove(self, path: str) -> None:
+        (self._folder / path).unlink(missing_ok=True)
+
 
 class _Web:
     """A folder on a web server. Ranges are asked for, but a server that knows none is read from the beginning."""
@@ -209,6 +232,15 @@ class _Web:
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         raise RecipeError(f"{self.url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
+
+    def names(self, folder: str) -> list[str]:
+        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
+
+    def remove(self, path: str) -> None:
+        raise RecipeError(f"{self.url!r} is a web server: nothing can be removed there.")
 
     @contextmanager
     def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
@@ -308,6 +340,36 @@ class _FileSystem:
         for block in self.stream(path, 0, size):
             digest.update(block)
         return digest.hexdigest() == sha256
+
+    def names(self, folder: str) -> list[str]:
+        home = self._file(folder).strip("/")
+        found = self._listing(folder, deep=False)
+        below = [name.strip("/") for name, facts in found.items() if facts.get("type") == "directory"]
+        return sorted(name.rpartition("/")[2] for name in below if name != home)  # some list the folder itself
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        home = self._file(folder).strip("/")
+        found = self._listing(folder, deep=True)
+        return {
+            name.strip("/").removeprefix(home).lstrip("/"): int(facts["size"])
+            for name, facts in found.items()
+            if facts.get("type") == "file" and not name.endswith("/")
+        }
+
+    def _listing(self, folder: str, *, deep: bool) -> dict[str, dict[str, Any]]:
+        try:
+            with self._told(folder):
+                depth = None if deep else 1
+                found: dict[str, dict[str, Any]] = self._fs.find(
+                    self._file(folder), maxdepth=depth, withdirs=not deep, detail=True
+                )
+        except MissingError:
+            return {}
+        return found
+
+    def remove(self, path: str) -> None:
+        with suppress(MissingError), self._told(path):
+            self._fs.rm_file(self._file(path))
 
     @contextmanager
     def _told(self, path: str) -> Iterator[None]:

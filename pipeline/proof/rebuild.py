@@ -22,6 +22,7 @@ from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.proof.base import check_flow, provide_dataset
 from lsmix.pipeline.proof.compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.proof.plan_file import PoolPlan, check_plan_version, read_plan
+from lsmix.pipeline.remote_workspace import open_workspace
 from lsmix.pipeline.runner import Built, bring_up_to_date
 from lsmix.pipeline.workspace import Workspace
 
@@ -117,7 +118,7 @@ def rebuild(
     expected = _expected(expect, original)
     flow = _flow_of(content, flow)
     target = Path(out) if out is not None else None
-    place = Workspace(_scratch(target) if target else workspace)
+    place = open_workspace(_scratch(target) if target else workspace)
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
