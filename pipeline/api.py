@@ -23,6 +23,7 @@ from lsmix.pipeline.parts import finish_parts, make_parts, parse_part
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.recipe import Recipe, read_recipe
 from lsmix.pipeline.remote_workspace import open_workspace
+from lsmix.pipeline.run_log import logged
 from lsmix.pipeline.runner import Built, bring_up_to_date
 from lsmix.pipeline.stage import PartMade
 from lsmix.pipeline.workspace import Workspace
@@ -137,8 +138,10 @@ def run(
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
-    with graceful_signals(), executor:
-        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device, force=force)
+    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    where = {"workers": workers, "scheduler": scheduler}
+    with logged(progress, place.root, "run", **asked, **where, force=force) as log, graceful_signals(), executor:
+        built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
     return RunResult(recipe=content, built=built)
 
 
@@ -181,8 +184,9 @@ def run_part(
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     progress = progress or SilentProgress()
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
-    with graceful_signals(), executor:
-        return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=progress, device=device)
+    asked = {"recipe": str(recipe), "stage": stage, "shards": shards, "overrides": list(overrides), "scale": scale}
+    with logged(progress, place.root, "part", **asked, device=device) as log, graceful_signals(), executor:
+        return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
 
 
 def finish(
@@ -209,8 +213,9 @@ def finish(
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
-    with graceful_signals():
-        built = finish_parts(nodes, place, progress=progress or SilentProgress(), device=device)
+    asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
+    with logged(progress or SilentProgress(), place.root, "finish", **asked) as log, graceful_signals():
+        built = finish_parts(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 

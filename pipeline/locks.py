@@ -3,6 +3,7 @@
 The one rule: a lock goes with the process that holds it, so a dead owner's lock frees itself.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -14,14 +15,56 @@ from pathlib import Path
 import msgspec
 
 from lsmix.data.errors import LockedError
+from lsmix.data.versioned import UNDECODABLE
 
-__all__ = ["artifact_lock", "working_owners"]
+__all__ = ["Owner", "OwnerNote", "artifact_lock", "working_owners"]
 
 _FOLDER = ".locks"
 
 
+class Owner(msgspec.Struct, frozen=True, kw_only=True):
+    """Who works on an artifact, and how far the work is, as told by a note beside the lock."""
+
+    user: str
+    host: str
+    process: int
+    since: str  # ISO 8601
+    done: int = 0  # units of what is counted now
+    total: int = 0  # 0 while nothing is counted
+    unit: str = ""  # "image", "iteration", …
+    per_second: float = 0.0
+    seconds_left: float | None = None
+
+    def __str__(self) -> str:
+        told = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
+        return "".join(letter for letter in told if letter.isprintable())  # anybody may write notes there
+
+
+class OwnerNote:
+    """The note of this process beside the lock that it holds; it only informs, so that it can't be written is no error."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        user = os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid())
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._owner = Owner(user=user, host=socket.gethostname(), process=os.getpid(), since=since)
+
+    def tell(self, **facts: int | float | str | None) -> None:
+        """Write the note anew, with how far the work is."""
+        beside = self._path.with_suffix(".new")
+        with contextlib.suppress(OSError):
+            beside.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._owner, **facts)))
+            beside.replace(self._path)
+
+    def remove(self) -> None:
+        """Take the note away."""
+        for path in (self._path, self._path.with_suffix(".new")):
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+
 @contextmanager
-def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[None]:
+def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[OwnerNote]:
     """Hold the lock of the artifact with this key.
 
     Args:
@@ -37,47 +80,38 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
     folder.mkdir(parents=True, exist_ok=True)
     # Open to write, as locks on NFS want it; never removed, since a lock on a file without a name locks nobody out.
     handle = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    note = folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json"
+    note = OwnerNote(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json")
     try:
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            owners = "; ".join(working_owners(workspace, key)) or "owner unknown"
+            owners = "; ".join(map(str, working_owners(workspace, key))) or "owner unknown"
             raise LockedError(
                 f"{label} in {str(workspace)!r} is being made by another run ({owners}). Wait for it to end, or stop it."
             ) from error
         try:
-            note.write_bytes(msgspec.json.encode(_own_facts()))
-            yield
+            note.tell()
+            yield note
         finally:
-            note.unlink(missing_ok=True)
+            note.remove()
     finally:
         os.close(handle)
 
 
-def working_owners(workspace: Path, key: str) -> list[str]:
-    """Return who seems to work on the artifact with this key, a text each; without touching the lock.
+def working_owners(workspace: Path, key: str) -> list[Owner]:
+    """Return who seems to work on the artifact with this key; without touching the lock.
 
     A process on another host cannot be asked, so it counts as working as long as its note lies there.
     """
     owners = []
-    for note in sorted((workspace / _FOLDER).glob(f"{key}.*owner.json")):
+    for path in sorted((workspace / _FOLDER).glob(f"{key}.*owner.json")):
         try:
-            facts = msgspec.json.decode(note.read_bytes(), type=dict[str, str | int])
-        except (OSError, msgspec.MsgspecError, UnicodeDecodeError):
+            owner = msgspec.json.decode(path.read_bytes(), type=Owner)
+        except (OSError, *UNDECODABLE):
             continue  # gone in between, or damaged: it only informs
-        process = facts.get("process")
-        if facts.get("host") == socket.gethostname() and not (isinstance(process, int) and _is_alive(process)):
-            continue  # it was killed and could not take its note away
-        told = ", ".join(f"{name} {value}" for name, value in facts.items())
-        owners.append("".join(letter for letter in told[:200] if letter.isprintable()))  # anybody may write notes there
+        if owner.host != socket.gethostname() or _is_alive(owner.process):  # else killed before it took its note away
+            owners.append(owner)
     return owners
-
-
-def _own_facts() -> dict[str, str | int]:
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or str(os.getuid())
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    return {"user": user, "host": socket.gethostname(), "process": os.getpid(), "since": now}
 
 
 def _is_alive(process: int) -> bool:

@@ -21,6 +21,7 @@ from lsmix.pipeline.runner import Built, begin, bring_up_to_date, note_seconds
 from lsmix.pipeline.shards import finished_shards
 from lsmix.pipeline.shards_afar import read_ledger
 from lsmix.pipeline.stage import Part, PartMade
+from lsmix.pipeline.task_progress import TaskProgress
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["finish_parts", "make_parts", "parse_part"]
@@ -79,8 +80,8 @@ def make_parts(
             progress.say(f"{node.label}: up to date ({there.where})")
             continue
         begun = begin(node, resolver, progress)
-        with artifact_lock(workspace.root, begun.key, node.label, shared=True):
-            task = begun.task(executor, progress, device)
+        with artifact_lock(workspace.root, begun.key, node.label, shared=True) as note:
+            task = begun.task(executor, TaskProgress(progress, note), device)
             started = time.monotonic()
             done = make_part(task, part)
             note_seconds(task, time.monotonic() - started, f"-{socket.gethostname()}-{os.getpid()}")

@@ -1,6 +1,6 @@
 """Where the pipeline tells what it does: a protocol that the command line draws as bars, and a silent one."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 __all__ = ["Progress", "SilentProgress"]
 
@@ -26,6 +26,9 @@ class Progress(Protocol):
     def finish(self) -> None:
         """End the count that was begun last."""
 
+    def event(self, kind: str, **facts: Any) -> None:
+        """Note what only a log wants, such as that a shard is done; facts are ready for JSON."""
+
 
 class SilentProgress:
     """Tells nothing."""
@@ -46,4 +49,7 @@ class SilentProgress:
         """Tell nothing."""
 
     def finish(self) -> None:
+        """Tell nothing."""
+
+    def event(self, kind: str, **facts: Any) -> None:
         """Tell nothing."""

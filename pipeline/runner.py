@@ -32,6 +32,7 @@ from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.stage import InputArtifact, StageTask
+from lsmix.pipeline.task_progress import TaskProgress
 from lsmix.pipeline.units import human_bytes
 from lsmix.pipeline.workspace import Workspace
 
@@ -136,15 +137,16 @@ def _built(node: Node, artifact: InputArtifact, workspace: Workspace, *, cached:
 
 def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress, device: str) -> InputArtifact:
     begun = begin(node, resolver, progress)
-    with artifact_lock(resolver.workspace.root, begun.key, node.label):
+    with artifact_lock(resolver.workspace.root, begun.key, node.label) as note:
         finished = resolver.workspace.find(node.stage.name, begun.key)
         if finished:  # another run made it while this one waited for nothing but the lock
             return finished
-        task = begun.task(executor, progress, device)
+        task = begun.task(executor, TaskProgress(progress, note), device)
         manifest = _run_stage(node, task, resolver, begun.records, begun.key)
         shutil.rmtree(begun.folder / WORK_FOLDER, ignore_errors=True)
         made = resolver.workspace.publish(InputArtifact(folder=begun.folder, manifest=manifest), progress)
     progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({made.where})")
+    progress.event("artifact", label=node.label, key=begun.key, root=manifest.root, where=made.where)
     return made
 
 

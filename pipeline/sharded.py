@@ -79,6 +79,8 @@ class ShardedWork(NamedTuple):
 
         def report(record: ShardRecord) -> None:
             finished[record.shard] = record
+            facts = {"label": task.label, "shard": record.shard, "seconds": record.seconds, "made_on": record.made_on}
+            task.progress.event("shard", **facts)
             task.progress.advance(len(store.shard_range(record.shard)))
 
         task.executor.run(work, [shard for shard in wanted if shard not in finished], report)

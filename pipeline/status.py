@@ -10,10 +10,11 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import InputRecord, Manifest
 from lsmix.pipeline.estimates import estimate, estimate_seconds
 from lsmix.pipeline.graph import Node
-from lsmix.pipeline.locks import working_owners
+from lsmix.pipeline.locks import Owner, working_owners
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.shards import finished_shards
 from lsmix.pipeline.shards_afar import read_ledger
+from lsmix.pipeline.units import human_seconds
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["NodeStatus", "recipe_status"]
@@ -30,6 +31,11 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     why: str
     bytes: int | None  # on the disk, or estimated; None where it can't be known yet
     seconds: float | None  # it took, or one like it took; None where none was made yet
+    done: int | None = None  # units that all who work on it have done; this and what follows while it is under way
+    total: int | None = None  # units that they were given
+    unit: str = ""  # "image", "iteration", …
+    per_second: float | None = None  # units, of all together
+    seconds_left: float | None = None
 
 
 def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
@@ -62,10 +68,29 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
         progress = f"{done} shards done" if done else "from its last checkpoint"
         owners = working_owners(workspace.root, key)
         if owners:
-            return _status(node, "under-way", key, folder, f"{progress}; {'; '.join(owners)}", size, seconds)
+            return _under_way(_status(node, "under-way", key, folder, progress, size, seconds), owners)
         return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
     why = _why(node, resolver.fields(node), records, workspace)
     return _status(node, "to-run", key, folder, why, size, seconds)
+
+
+def _under_way(status: NodeStatus, owners: Sequence[Owner]) -> NodeStatus:
+    """Add who works on it, and how far all of them together are with what they count."""
+    counting = [owner for owner in owners if owner.total]
+    who = "; ".join(map(str, owners))
+    if not counting:
+        return msgspec.structs.replace(status, why=f"{status.why}; {who}")
+    done, total = sum(owner.done for owner in counting), sum(owner.total for owner in counting)
+    rate, unit = sum(owner.per_second for owner in counting), counting[0].unit
+    unit = unit if unit.isalpha() else "unit"  # anybody may write notes
+    known = [owner.seconds_left for owner in counting if owner.seconds_left is not None]
+    left = max(known) if len(known) == len(counting) else None  # parts run side by side
+    far = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
+        f", {human_seconds(left)} left" if left is not None else ""
+    )
+    return msgspec.structs.replace(
+        status, why=f"{far}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left
+    )
 
 
 def _status(

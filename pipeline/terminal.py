@@ -92,6 +92,9 @@ class TerminalProgress:
             self._line_at = now
             _print(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}))
 
+    def event(self, kind: str, **facts: Any) -> None:
+        """Print nothing: the log has it."""
+
     def finish(self) -> None:
         """Take the bar away."""
         if self._bar is not None:
