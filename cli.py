@@ -53,6 +53,10 @@ def cli() -> None:
     """Hold the commands."""
 
 
+# Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
+_place = click.Path()
+
+
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
@@ -233,18 +237,19 @@ def demo(workspace: str, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
-@click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--sheet", type=click.Path(path_type=Path), help="Write the sheet of samples to this PNG.")
-@click.option("--html", type=click.Path(path_type=Path), help="Write a page on a pool here, to look through.")
-@click.option("--data", type=click.Path(path_type=Path), help="With --html: the ingest artifact with the sources.")
+@click.argument("artifact", type=_place)
+@click.option("--sheet", type=_place, help="Write the sheet of samples to this PNG.")
+@click.option("--html", type=_place, help="Write a page on a pool here, to look through.")
+@click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
 @click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the sheet (8), or samples on the page (120).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def show(artifact: Path, as_json: bool, **options: Any) -> None:
+def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
     from lsmix.pipeline.show import artifact_facts, draw_artifact
 
-    facts = artifact_facts(artifact)
-    drawn = draw_artifact(artifact, **options)
+    with TerminalProgress() as bars:
+        facts = artifact_facts(artifact, bars)
+        drawn = draw_artifact(artifact, progress=bars, **options)
     if as_json:
         _print_json("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}})
         return
@@ -259,12 +264,12 @@ def show(artifact: Path, as_json: bool, **options: Any) -> None:
 @_recipe_options
 @_run_options
 @_download_option
-@click.option("--out", type=click.Path(path_type=Path), help="Write the PNG here, not to NAME.png.")
+@click.option("--out", type=_place, help="Write the PNG here, not to NAME.png.")
 @click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
 def figure(
     name: str,
     recipe: Path,
-    out: Path | None,
+    out: str | None,
     rows: int,
     dry_run: bool,
     as_json: bool,
@@ -281,11 +286,11 @@ def figure(
         return
     from lsmix.pipeline.api import figure as draw
 
-    target = out or Path(f"{name}.png")
+    target = out or f"{name}.png"
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
-        facts = {"name": name, "path": str(target), "caption": sheet.caption}
+        facts = {"name": name, "path": target, "caption": sheet.caption}
         _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
         return
     click.echo(f"figure      {target}")
@@ -294,34 +299,34 @@ def figure(
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=_place)
 @click.option("--deep", is_flag=True, help="Make a sample of a pool's rows again, and compare every pixel.")
 @click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
-@click.option("--data", type=click.Path(path_type=Path), help="Base set: published files, digits, or dataset.h5.")
-@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow.")
+@click.option("--data", type=_place, help="Base set: published files, digits, or dataset.h5.")
+@click.option("--flow", type=_place, help="Folder of the flow.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def verify(artifact: Path, as_json: bool, **options: Any) -> None:
+def verify(artifact: str, as_json: bool, **options: Any) -> None:
     """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
 
-    with TerminalProgress(quiet=not options["deep"]) as bars:
+    with TerminalProgress(quiet=not options["deep"] and "://" not in artifact) as bars:
         facts = verify_artifact(artifact, progress=bars, **options)
     _print("verify", facts, verify_lines(facts), as_json)
 
 
 @cli.command(epilog="Example: lsmix rebuild plan.json --data cifar-10-python.tar.gz --flow glow --out lsmix-pool")
-@click.argument("plan", type=click.Path(path_type=Path))
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Published files, digits, or dataset.h5.")
-@click.option("--flow", type=click.Path(path_type=Path), help="Folder of the flow; not for pools mixed in pixel space.")
-@click.option("--out", type=click.Path(path_type=Path), help="Folder of the new pool; without it, in the workspace.")
+@click.argument("plan", type=_place)
+@click.option("--data", type=_place, required=True, help="Published files, digits, or dataset.h5.")
+@click.option("--flow", type=_place, help="Folder of the flow; not for pools mixed in pixel space.")
+@click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")
-@click.option("--compare", type=click.Path(path_type=Path), help="The original pool, to compare pixel by pixel.")
+@click.option("--compare", type=_place, help="The original pool, to compare pixel by pixel.")
 @_work_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def rebuild(plan: Path, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
     from lsmix.pipeline.proof.rebuild import rebuild as rebuild_pool
 
@@ -331,14 +336,14 @@ def rebuild(plan: Path, as_json: bool, quiet: bool, verbose: bool, **options: An
 
 
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
-@click.argument("pool", type=click.Path(path_type=Path))
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("pool", type=_place)
+@click.argument("dest", type=_place)
 @click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder", "npz"]), help="What to write.")  # fmt: skip
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def export(pool: Path, dest: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
     from lsmix.pipeline.export import export_pool
 
@@ -348,11 +353,11 @@ def export(pool: Path, dest: Path, as_json: bool, quiet: bool, **options: Any) -
 
 
 @cli.command(name="import", epilog="Example: lsmix import exported lsmix-pool")
-@click.argument("source", type=click.Path(path_type=Path))
-@click.argument("dest", type=click.Path(path_type=Path))
+@click.argument("source", type=_place)
+@click.argument("dest", type=_place)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def import_(source: Path, dest: Path, as_json: bool, quiet: bool) -> None:
+def import_(source: str, dest: str, as_json: bool, quiet: bool) -> None:
     """Make a pool in the new folder DEST of SOURCE, an HDF5 or Parquet export or a file of it."""
     from lsmix.pipeline.export import import_pool
 
@@ -362,10 +367,10 @@ def import_(source: Path, dest: Path, as_json: bool, quiet: bool) -> None:
 
 
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
-@click.argument("artifact", type=click.Path(path_type=Path))
+@click.argument("artifact", type=_place)
 @click.argument("url")
 @_transfer_options
-def push(artifact: Path, url: str, as_json: bool, quiet: bool) -> None:
+def push(artifact: str, url: str, as_json: bool, quiet: bool) -> None:
     """Send ARTIFACT to URL, a folder or any URL that fsspec writes to; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
@@ -376,9 +381,9 @@ def push(artifact: Path, url: str, as_json: bool, quiet: bool) -> None:
 
 @cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
 @click.argument("url")
-@click.argument("dest", required=False, type=click.Path(path_type=Path))
+@click.argument("dest", required=False, type=_place)
 @_transfer_options
-def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
+def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
     """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
 
@@ -388,17 +393,18 @@ def pull(url: str, dest: Path | None, as_json: bool, quiet: bool) -> None:
 
 
 @cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab --licence CC-BY-4.0")
-@click.argument("pool", type=click.Path(path_type=Path))
+@click.argument("pool", type=_place)
 @click.option(
     "--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words; '' for the base set's."
 )
 @click.option("--creator", metavar="NAME", help="Who made the pool.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def card(pool: Path, licence: str | None, creator: str | None, as_json: bool) -> None:
+def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> None:
     """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
     from lsmix.pipeline.cards.card import card_text, write_card
 
-    facts = write_card(pool, licence=licence, creator=creator)
+    with TerminalProgress() as bars:
+        facts = write_card(pool, licence=licence, creator=creator, progress=bars)
     _print_json("card", facts) if as_json else click.echo(card_text(facts))
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "FileRecord",
     "InputRecord",
     "Manifest",
+    "check_listing",
     "check_sizes",
     "parse_manifest",
     "read_manifest",
@@ -149,11 +150,12 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
     except UNDECODABLE as error:
         raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
-    _check_listing(path, manifest.files)
+    check_listing(path, manifest.files)
     return manifest
 
 
-def _check_listing(manifest_path: str, files: list[FileRecord]) -> None:
+def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
+    """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike, sizes possible."""
     names: set[str] = set()
     folders: set[str] = set()
     for file in files:

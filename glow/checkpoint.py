@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
@@ -56,24 +57,29 @@ def save_flow(folder: Path, flow: Flow, facts: dict[str, Any]) -> None:
     write_durably(folder / CONFIG_NAME, content + b"\n")
 
 
+@naming_urls()
 def read_facts(path: Path | str) -> dict[str, Any]:
     """Return the facts that were saved with the flow in the folder ``path``, without reading the weights.
 
     Raises:
         MissingError, FormatError, CorruptError: as ``load_flow`` does.
     """
-    return _read_checkpoint(Path(path)).facts
+    return _read_checkpoint(fetched_artifact(path, SilentMeter())).facts
 
 
+@naming_urls()
 def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
-    """Load the flow from an artifact's folder, or from any folder with its two files, ready to encode and decode.
+    """Load the flow from an artifact's folder or URL, or from any folder with its two files, ready to encode and decode.
+
+    From a URL it is fetched whole to the cache, every file checked.
 
     Raises:
-        MissingError: there is no such folder or file.
+        MissingError: there is no such folder or file, or no complete artifact at the URL.
+        DownloadError: the URL cannot be reached.
         FormatError: the checkpoint is of another kind or version, or its architecture is none that we accept.
         CorruptError: bytes are damaged, or the tensors are not those of the architecture.
     """
-    folder = Path(path)
+    folder = fetched_artifact(path, SilentMeter())
     checkpoint = _read_checkpoint(folder)
     weights_path = folder / WEIGHTS_NAME
     if not weights_path.is_file():

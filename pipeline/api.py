@@ -5,13 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from lsmix.data.afar.fetched import as_told, fetched_artifact, fresh_copy, naming_urls, without_store
+from lsmix.data.afar.remote import local_folder, local_target
 from lsmix.data.afar.transfer import Transfer, pull_artifact, push_artifact
-from lsmix.data.dataset import open_dataset
+from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import Manifest, read_manifest, verify_files
+from lsmix.data.pool import POOL_NAME
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.environment import prepare_device, resolve_device
 from lsmix.pipeline.error_rates import RunSummary, summarise_runs
@@ -41,6 +46,7 @@ _SECTIONS = {
     "train": "[runs.NAME]",
     "naturalness": "[naturalness]",
 }
+_STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
 _VERBS = {"naturalness": "judge"}  # where the stage's name is none
 
 
@@ -88,11 +94,15 @@ def plan(
     stage: str = "",
     overrides: Sequence[str] = (),
     scale: str = "",
+    progress: Progress | None = None,
 ) -> tuple[Recipe, list[Node], Workspace]:
-    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
+    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made.
+
+    A flow that the recipe names by a URL is fetched to the cache, of which ``progress`` is told.
+    """
     content = read_recipe(recipe, overrides, scale)
     place = open_workspace(workspace)
-    nodes = build_graph(content, place)
+    nodes = build_graph(content, place, progress)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted and stage in _SECTIONS:
         raise RecipeError(
@@ -101,6 +111,7 @@ def plan(
     return content, wanted, place
 
 
+@naming_urls()
 def run(
     recipe: Path | str,
     *,
@@ -133,8 +144,10 @@ def run(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     progress = progress or SilentProgress()
+    content, nodes, place = plan(
+        recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
+    )
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
@@ -181,8 +194,10 @@ def run_part(
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     part = parse_part(shards)
-    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     progress = progress or SilentProgress()
+    _, nodes, place = plan(
+        recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
+    )
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     asked = {"recipe": str(recipe), "stage": stage, "shards": shards, "overrides": list(overrides), "scale": scale}
     with logged(progress, place.root, "part", **asked, device=device) as log, graceful_signals(), executor:
@@ -222,7 +237,7 @@ def finish(
 def figure(
     name: str,
     recipe: Path | str,
-    target: Path,
+    target: Path | str,
     *,
     pairs: int = 6,
     workspace: Path | str = "runs",
@@ -252,6 +267,7 @@ def figure(
     from lsmix.pipeline.figures import check_figure, draw_figure, figure_png
 
     check_figure(name)
+    target = local_target(target, "a figure")
     if not target.parent.is_dir():
         raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
     asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
@@ -276,6 +292,7 @@ def figure(
     return sheet
 
 
+@naming_urls()
 def verify(
     artifact: Path | str,
     *,
@@ -292,17 +309,19 @@ def verify(
     Of latents and pools it also opens the store, and compares it with what zarr-python reads.
 
     Args:
-        artifact: its folder; all that follows is for pools.
+        artifact: its folder or its URL, of which every byte is fetched anew; all that follows is for pools.
         deep: make a sample of rows again, and compare every pixel.
         sample: rows of that sample, at least 1.
         seed: of their choice.
-        data: the base set: published files, "digits", or a data set that ingest made; None looks in the pool's workspace.
-        flow: folder of the flow; None looks in the pool's workspace.
+        data: the base set: published files, "digits", or a data set that ingest made, or the URL of such; None looks in
+            the pool's workspace.
+        flow: folder or URL of the flow; None looks in the pool's workspace.
         device: where the sample is made: "auto", "cpu", "cuda" or "cuda:N".
         progress: is told what happens; None tells nobody.
 
     Returns:
-        What it is and how big; of a pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``.
+        What it is and how big; of a pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked``
+        also of whatever lies at a URL.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
@@ -310,7 +329,28 @@ def verify(
         FormatError: it is of a version that this lsmix does not read.
         CorruptError: on the first damage, with the file's name, or the row and its value.
     """
-    folder = Path(artifact)
+    progress = progress or SilentProgress()
+    asked: dict[str, Any] = {"deep": deep, "sample": sample, "seed": seed, "data": data, "flow": flow, "device": device}
+    folder = local_folder(artifact)
+    if folder is not None:
+        return _verify(folder, progress=progress, **asked)
+    url = str(without_store(artifact, POOL_NAME))
+    with fresh_copy(url, progress) as folder:
+        facts = _verify(folder, progress=progress, **asked)
+    return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
+
+
+def _verify(
+    folder: Path,
+    *,
+    deep: bool,
+    sample: int,
+    seed: int,
+    data: Path | str | None,
+    flow: Path | str | None,
+    device: str,
+    progress: Progress,
+) -> dict[str, Any]:
     if is_export(folder):
         return verify_export(folder)
     manifest = read_manifest(folder)
@@ -336,19 +376,21 @@ def verify(
     elif manifest.stage == "mix":
         from lsmix.pipeline.proof.verify import verify_pool
 
-        facts |= verify_pool(
+        checks = verify_pool(
             folder,
             deep=deep,
             sample=sample,
             seed=seed,
-            data=None if data is None else Path(data),
-            flow=None if flow is None else Path(flow),
+            data=None if data is None else fetched_artifact(without_store(data, DATASET_NAME), progress),
+            flow=None if flow is None else fetched_artifact(flow, progress),
             device=device,
-            progress=progress or SilentProgress(),
+            progress=progress,
         )
+        facts |= checks | {name: list(map(as_told, checks[name])) for name in ("checked", "unchecked")}
     return facts
 
 
+@naming_urls()
 def push(artifact: Path | str, url: str, *, progress: Progress | None = None) -> Transfer:
     """Send an artifact to a URL or a folder: what ``lsmix push`` does.
 
@@ -356,7 +398,7 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
     manifest goes last. Stop it whenever you like; the same call goes on.
 
     Args:
-        artifact: its folder.
+        artifact: its folder, or its URL, from which it is fetched to the cache first.
         url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool.
         progress: is told how many bytes are there; None tells nobody.
 
@@ -366,7 +408,9 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
         CorruptError: a file here is damaged, or arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """
-    return push_artifact(Path(artifact), url, progress or SilentProgress())
+    progress = progress or SilentProgress()
+    done = push_artifact(fetched_artifact(artifact, progress), url, progress)
+    return msgspec.structs.replace(done, folder=str(artifact))
 
 
 def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:
@@ -389,4 +433,5 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
         DownloadError: the place cannot be reached; what came is kept.
         LockedError: another pull writes there.
     """
-    return pull_artifact(url, Path(target) if target else None, progress or SilentProgress())
+    folder = local_target(target, "a pulled artifact") if target else None
+    return pull_artifact(url, folder, progress or SilentProgress())

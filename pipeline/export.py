@@ -6,13 +6,16 @@ The one rule: Ctrl-C stops between two blocks of rows, and leaves nothing under 
 from pathlib import Path
 from typing import Any, Literal
 
-from lsmix.data.pool import open_pool
+from lsmix.data.afar.fetched import fetched_artifact, fetched_export, naming_urls, without_store
+from lsmix.data.afar.remote import local_target
+from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.pipeline.interruption import graceful_signals, stop_point
 from lsmix.pipeline.progress import Progress, SilentProgress
 
 __all__ = ["export_pool", "import_pool"]
 
 
+@naming_urls()
 def export_pool(
     pool: Path | str,
     dest: Path | str,
@@ -25,7 +28,7 @@ def export_pool(
     """Write a pool to the new folder ``dest`` in another form: what ``lsmix export`` does.
 
     Args:
-        pool: the artifact's folder.
+        pool: the artifact's folder, or its URL, from which it is fetched to the cache first.
         dest: the folder to make.
         format: "hdf5", "parquet", "webdataset", "folder" or "npz".
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
@@ -40,21 +43,20 @@ def export_pool(
     """
     from lsmix.data.exports.writing import write_export
 
+    target = local_target(dest, "an export")
     progress = progress or SilentProgress()
-    opened = open_pool(pool)
+    opened = open_pool(fetched_artifact(without_store(pool, POOL_NAME), progress))
 
     def advance(rows: int) -> None:
         progress.advance(rows)
         stop_point()
 
-    progress.start(f"export {Path(dest).name}", 2 * len(opened), "image")  # each is read for its digest, then written
+    progress.start(f"export {target.name}", 2 * len(opened), "image")  # each is read for its digest, then written
     with graceful_signals():
-        record = write_export(
-            opened, Path(dest), form=format, shard_images=shard_images, encoding=image, on_rows=advance
-        )
+        record = write_export(opened, target, form=format, shard_images=shard_images, encoding=image, on_rows=advance)
     progress.finish()
     return {
-        "folder": str(dest),
+        "folder": str(target),
         "format": format,
         "images": record.facts.images,
         "files": record.files,
@@ -64,11 +66,13 @@ def export_pool(
     }
 
 
+@naming_urls()
 def import_pool(source: Path | str, dest: Path | str, *, progress: Progress | None = None) -> dict[str, Any]:
     """Make the pool of an HDF5 or Parquet export again, in the new folder ``dest``: what ``lsmix import`` does.
 
     Args:
-        source: the export's folder, or a file of it that holds the whole pool.
+        source: the export's folder, or a file of it that holds the whole pool; or the URL of either, from which the export
+            is fetched to the cache first.
         dest: the folder to make.
         progress: is told what happens; None tells nobody.
 
@@ -80,7 +84,9 @@ def import_pool(source: Path | str, dest: Path | str, *, progress: Progress | No
     """
     from lsmix.data.exports.reading import read_export
 
+    target = local_target(dest, "a pool")
     progress = progress or SilentProgress()
+    found = fetched_export(source, progress)
 
     def advance(rows: int) -> None:
         progress.advance(rows)
@@ -88,9 +94,9 @@ def import_pool(source: Path | str, dest: Path | str, *, progress: Progress | No
 
     with graceful_signals():
         pool = read_export(
-            Path(source),
-            Path(dest),
-            on_start=lambda images: progress.start(f"import {Path(dest).name}", images, "image"),
+            found,
+            target,
+            on_start=lambda images: progress.start(f"import {target.name}", images, "image"),
             on_rows=advance,
         )
     progress.finish()
@@ -99,4 +105,4 @@ def import_pool(source: Path | str, dest: Path | str, *, progress: Progress | No
             f"all values are as exported, but the root digest is {pool.root[:12]}, not {pool.exported_root[:12]}: "
             "the exported pool was laid out by another program or version."
         )
-    return {"folder": str(dest), **pool._asdict()}
+    return {"folder": str(target), **pool._asdict()}

@@ -1,6 +1,6 @@
 """The graph of a recipe: which artifacts it wants, from which inputs, in an order in which they can be made.
 
-Pure planning: nothing is read or written but the manifests of a finished flow that a recipe names.
+Pure planning: nothing is read but the manifests of a finished flow that a recipe names; one at a URL is fetched to the cache.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
+from lsmix.data.afar.remote import local_folder
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.pipeline.encode import ENCODE
 from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.mix import MIX, in_latent_space
 from lsmix.pipeline.naturalness import NATURALNESS, NaturalnessConfig
+from lsmix.pipeline.outside import outside_artifact
+from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart
 from lsmix.pipeline.report import REPORT
 from lsmix.pipeline.stage import Stage
@@ -40,11 +44,17 @@ class Node:
         return f"{self.stage.name} {self.name}"
 
 
-def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
+def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None = None) -> list[Node]:
     """Return all nodes of a recipe, inputs before what is made from them.
+
+    Args:
+        recipe: checked.
+        workspace: where a flow that is named by name or key lies.
+        progress: is told how far a flow is that has to be fetched; None tells nobody.
 
     Raises:
         MissingError: the recipe names a flow that is not there.
+        LsmixError: it names one by a URL, and it cannot be fetched.
     """
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
     nodes = [dataset]
@@ -55,7 +65,7 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
         if flow_name not in encoded:
             flow: Node | Path
             if flow_name:
-                flow = _find_flow(flow_name, workspace)
+                flow = _find_flow(flow_name, workspace, progress)
             else:
                 flow = Node(
                     stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
@@ -133,9 +143,14 @@ def _training_part(flow: FlowSection) -> FlowRecipe:
     return FlowRecipe(**{name: getattr(flow, name) for name in FlowRecipe.__struct_fields__})
 
 
-def _find_flow(name: str, workspace: Workspace) -> Path:
-    """Return the folder of a finished flow that is named by its folder, or by name or key in the workspace."""
-    path = Path(name)
+def _find_flow(name: str, workspace: Workspace, progress: Progress | None) -> Path:
+    """Return the folder of a finished flow that is named by its folder or URL, or by name or key in the workspace."""
+    path = local_folder(name)
+    if path is None:
+        with naming_urls():
+            path = fetched_artifact(name, progress or SilentMeter())
+            outside_artifact(path, "flow")  # now, since whoever looks at it later knows the copy only
+            return path
     if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
         return path
     fits = []

@@ -59,7 +59,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
-    flow: str = ""  # another finished flow than the recipe's: its folder, or its name or key in the workspace
+    flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB

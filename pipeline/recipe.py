@@ -43,7 +43,9 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    path: str = ""  # folder of a finished flow, or its name or key in the workspace, to use instead of training one
+    path: str = (
+        ""  # a finished flow to use instead of training one: its folder or URL, or its name or key in the workspace
+    )
 
 
 class RunPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -220,6 +222,8 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for part, key in parts:
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(value, str) and value and "\0" not in value:
+            if "://" in value and part is not table.get("data"):
+                continue  # the URL of a flow
             path = folder / Path(value).expanduser()
             if (key == "path" and part is table.get("data")) or path.exists():
                 cast("dict[str, Any]", part)[key] = str(path)

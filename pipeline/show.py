@@ -5,11 +5,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from lsmix.data.afar.fetched import fetched_artifact, naming_urls, without_store
+from lsmix.data.afar.remote import local_folder, local_target
+from lsmix.data.afar.transfer import folder_name
+from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
+from lsmix.data.pool import POOL_NAME
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.naturalness import SHEET_FILE
+from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.workspace import input_folders
 
 if TYPE_CHECKING:
@@ -30,12 +36,19 @@ class Drawn(NamedTuple):
     what: str  # what it shows; "" where there is nothing to show, and so no file
 
 
-def artifact_facts(folder: Path) -> dict[str, Any]:
+@naming_urls()
+def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> dict[str, Any]:
     """Return the facts of an artifact, in the order in which a reader wants them.
+
+    Args:
+        artifact: its folder, or its URL, from which it is fetched to the cache first.
+        progress: is told of that; None tells nobody.
 
     Raises:
         MissingError, FormatError, CorruptError: it is not there, unfinished, of another version, or damaged.
+        DownloadError: the URL cannot be reached.
     """
+    folder = _folder_of(artifact, progress)
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
     facts: dict[str, Any] = {
@@ -54,46 +67,57 @@ def artifact_facts(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def _folder_of(artifact: Path | str, progress: Progress | None) -> Path:
+    return fetched_artifact(without_store(artifact, POOL_NAME), progress or SilentProgress())
+
+
 def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
     return value
 
 
+@naming_urls()
 def draw_artifact(
-    folder: Path,
+    artifact: Path | str,
     *,
-    sheet: Path | None = None,
-    html: Path | None = None,
-    data: Path | None = None,
+    sheet: Path | str | None = None,
+    html: Path | str | None = None,
+    data: Path | str | None = None,
     rows: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Drawn]:
     """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
 
     Args:
-        folder: the artifact.
+        artifact: its folder, or its URL, from which it is fetched to the cache first.
         sheet: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
         html: the page to write.
-        data: the data set's artifact, for the page; see ``show_page.write_pool_page``.
+        data: the data set's artifact or its URL, for the page; see ``show_page.write_pool_page``.
         rows: rows of the sheet, 1 to 64, or samples on the page; None for 8, or 120.
+        progress: is told of what is fetched; None tells nobody.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     if data and not html:
         raise RecipeError("--data names the sources for a page; say with --html where to write it.")
-    drawn = []
-    if sheet or not html:
+    picture = local_target(sheet, "a sheet") if sheet else None
+    page = local_target(html, "a page") if html else None
+    folder, drawn = _folder_of(artifact, progress), []
+    if picture or not page:
         if rows and rows > _MOST_SHEET_ROWS:
             raise RecipeError(
                 f"a sheet has 1 to {_MOST_SHEET_ROWS} rows, got --rows {rows}. More fit on a page: --html."
             )
-        target = sheet or Path(f"{folder.resolve().name}.png")
+        here = local_folder(artifact)
+        target = picture or Path(f"{here.resolve().name if here else folder_name(str(artifact))}.png")
         drawn.append(Drawn("sheet", target, write_sheet(folder, target, rows=rows or _SHEET_ROWS)))
-    if html:
+    if page:
         from lsmix.pipeline.show_page import PAGE_SAMPLES, write_pool_page
 
-        drawn.append(Drawn("html", html, write_pool_page(folder, html, samples=rows or PAGE_SAMPLES, data=data)))
+        base = fetched_artifact(without_store(data, DATASET_NAME), progress or SilentProgress()) if data else None
+        drawn.append(Drawn("html", page, write_pool_page(folder, page, samples=rows or PAGE_SAMPLES, data=base)))
     return drawn
 
 

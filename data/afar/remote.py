@@ -19,7 +19,7 @@ from lsmix.data.durable import durable_path, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, parse_manifest, root_digest
 
-__all__ = ["Place", "fetch_manifest", "local_folder", "open_place"]
+__all__ = ["Place", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_place"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -88,6 +88,21 @@ def local_folder(place: Path | str) -> Path | None:
     return Path(unquote(parts.path))
 
 
+def local_target(place: Path | str, what: str) -> Path:
+    """Return the local path that a result is to be written to.
+
+    Raises:
+        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
+    """
+    folder = local_folder(place)
+    if folder is None:
+        raise RecipeError(
+            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
+            "'lsmix push' sends artifacts on, and the place's own tools other files."
+        )
+    return folder
+
+
 def open_place(url: Path | str) -> Place:
     """Return the place that a URL or a path names; nothing is read or written yet.
 
@@ -104,6 +119,12 @@ def open_place(url: Path | str) -> Place:
     if text.partition("://")[0] in ("http", "https"):
         return _Web(text)
     return _FileSystem(text)
+
+
+def check_writable(url: str) -> None:
+    """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
+    if url.partition("://")[0] in ("http", "https"):
+        raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
 def fetch_manifest(place: Place) -> tuple[Manifest, bytes]:
@@ -228,10 +249,11 @@ class _Web:
                 first += len(block)
 
     def write(self, path: str, source: Path) -> None:
-        raise RecipeError(f"{self.url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
+        check_writable(self.url)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
-        raise RecipeError(f"{self.url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
+        check_writable(self.url)
+        return False
 
     def names(self, folder: str) -> list[str]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")

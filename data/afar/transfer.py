@@ -7,10 +7,12 @@ artifact; and a fetched folder gets its name only when every byte in it is the l
 import hashlib
 import queue
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -28,9 +30,19 @@ from lsmix.data.manifest import (
     check_sizes,
     read_manifest,
     verify_files,
+    write_manifest,
 )
 
-__all__ = ["Transfer", "pull_artifact", "push_artifact"]
+__all__ = [
+    "Listing",
+    "Transfer",
+    "amend_artifact",
+    "artifact_listing",
+    "folder_name",
+    "pull_artifact",
+    "pull_listed",
+    "push_artifact",
+]
 
 _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
@@ -51,6 +63,20 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # size of these
     moved_files: int  # how many of them had to be sent or fetched
     moved_bytes: int  # what was sent or fetched
+
+
+class Listing(NamedTuple):
+    """What lies at a place: its files, and the one that makes them whole, which is written last."""
+
+    name: str  # for people
+    files: list[FileRecord]  # all but the last
+    last: str  # name of the last
+    content: bytes  # of the last
+
+    @property
+    def bytes(self) -> int:
+        """Size of all but the last."""
+        return sum(record.bytes for record in self.files)
 
 
 def push_artifact(folder: Path, url: str, meter: Meter) -> Transfer:
@@ -77,11 +103,56 @@ def push_artifact(folder: Path, url: str, meter: Meter) -> Transfer:
 
     moved = _in_parallel(manifest.files, send, meter, f"push {manifest.name}")
     if there is None:
-        source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
-        _send(place, folder, record, lambda count: None)
-        if patiently(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
-            raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
+        _send_manifest(place, folder)
     return _facts(manifest, folder, place.url, moved)
+
+
+def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> list[str]:
+    """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
+
+    Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
+    an artifact without them, never a damaged one.
+
+    Args:
+        folder: the artifact as it is to be.
+        url: where it lies.
+        before: its manifest there when ``folder`` was fetched.
+        meter: is told how many bytes are there.
+
+    Returns:
+        The paths of the files that were sent, but for the manifest.
+
+    Raises:
+        RecipeError: it was changed there meanwhile, or nothing can be sent there.
+        CorruptError: a file arrives damaged, twice.
+        DownloadError: the place cannot be reached.
+    """
+    manifest, place = read_manifest(folder), open_place(url)
+    if _listing(manifest) == _listing(before):
+        return []
+    there, _ = patiently(repr(place.url), lambda: fetch_manifest(place))
+    if _listing(there) != _listing(before) or manifest.root != before.root:
+        raise RecipeError(f"what lies at {place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
+    same = _listing(manifest) & _listing(before)
+    changed = [record for record in manifest.files if record not in same]
+    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
+        bare = [record for record in manifest.files if record in same]
+        write_manifest(Path(scratch), msgspec.structs.replace(manifest, files=bare))
+        _send_manifest(place, Path(scratch))
+
+    def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+        return _send(place, folder, record, tell)
+
+    _in_parallel(changed, send, meter, f"push {manifest.name}")
+    _send_manifest(place, folder)
+    return [record.path for record in changed]
+
+
+def _send_manifest(place: Place, folder: Path) -> None:
+    source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
+    _send(place, folder, record, lambda count: None)
+    if patiently(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+        raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
 
 
 def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
@@ -105,26 +176,46 @@ def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
         LockedError: another pull writes to ``target``.
     """
     place = open_place(url)
-    folder = target or Path(_last_part(url))
+    folder = target or Path(folder_name(url))
     manifest, content = patiently(repr(place.url), lambda: fetch_manifest(place))
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
+    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, meter)
+    return _facts(manifest, folder, place.url, moved)
+
+
+def artifact_listing(place: Place) -> Listing:
+    """Return what the artifact at a place consists of.
+
+    Raises:
+        MissingError, FormatError, CorruptError: as ``fetch_manifest``.
+    """
+    manifest, content = fetch_manifest(place)
+    return Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
+
+
+def pull_listed(place: Place, listing: Listing, folder: Path, meter: Meter) -> list[int]:
+    """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
+
+    Raises:
+        RecipeError, DiskSpaceError, DownloadError, CorruptError, LockedError: as ``pull_artifact``.
+    """
     part = folder.with_name(folder.name + _PART)
     _prepare(part)
     with locked_file(part / WORK_FOLDER / _LOCK, wait=False):
-        _sweep(part, manifest)
-        _check_room(part, manifest)
+        _sweep(part, listing)
+        _check_room(part, listing)
 
         def fetch(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
             return _fetch(place, part, record, tell, stop)
 
-        moved = _in_parallel(manifest.files, fetch, meter, f"pull {manifest.name}")
+        moved = _in_parallel(listing.files, fetch, meter, f"pull {listing.name}")
         shutil.rmtree(part / WORK_FOLDER)
         fsync_tree(part)
-        write_durably(part / MANIFEST_NAME, content)
+        write_durably(part / listing.last, listing.content)
         part.replace(folder)  # over an empty folder, or nothing
     fsync_folder(folder.absolute().parent)
-    return _facts(manifest, folder, place.url, moved)
+    return moved
 
 
 def _in_parallel(
@@ -231,9 +322,9 @@ def _prepare(part: Path) -> None:
     (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
 
 
-def _sweep(part: Path, manifest: Manifest) -> None:
-    """Remove what an earlier pull left there that is no part of this artifact, and all links."""
-    wanted = {record.path for record in manifest.files}
+def _sweep(part: Path, listing: Listing) -> None:
+    """Remove what an earlier pull left there that is not listed, and all links."""
+    wanted = {record.path for record in listing.files}
     folders = {parent.as_posix() for path in wanted for parent in Path(path).parents}
     for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
         relative = path.relative_to(part).as_posix()
@@ -246,9 +337,9 @@ def _sweep(part: Path, manifest: Manifest) -> None:
             path.rmdir()
 
 
-def _check_room(part: Path, manifest: Manifest) -> None:
+def _check_room(part: Path, listing: Listing) -> None:
     there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
-    needed, free = sum(record.bytes for record in manifest.files) - there, shutil.disk_usage(part).free
+    needed, free = listing.bytes - there, shutil.disk_usage(part).free
     if needed > free:
         raise DiskSpaceError(
             f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
@@ -287,7 +378,12 @@ def _record_of(path: Path) -> FileRecord:
     return FileRecord(path=path.name, bytes=path.stat().st_size, sha256=_digests(path)[0], payload=False)
 
 
-def _last_part(url: str) -> str:
+def folder_name(url: str) -> str:
+    """Return what a folder in which the artifact at a URL lies is called: the URL's last part.
+
+    Raises:
+        RecipeError: that is no name for a folder.
+    """
     name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2] or urlsplit(url).netloc)
     if name in ("", ".", "..") or "/" in name or not name.isprintable():
         raise RecipeError(f"{url!r} does not end in a name that a folder could have. Say where to put the artifact.")

@@ -16,12 +16,23 @@ from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.facts import ExportFacts
 from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
-__all__ = ["RECORD_NAME", "SUMS_NAME", "ExportRecord", "is_export", "read_record", "verify_export", "write_record"]
+__all__ = [
+    "MOST_RECORD_BYTES",
+    "RECORD_NAME",
+    "SUMS_NAME",
+    "ExportRecord",
+    "is_export",
+    "parse_record",
+    "parse_sums",
+    "read_record",
+    "verify_export",
+    "write_record",
+]
 
 RECORD_NAME: Final = "lsmix-export.json"
 SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
-_MAX_RECORD_BYTES = 1 << 27
+MOST_RECORD_BYTES: Final = 1 << 27
 _HEX_DIGITS = 64
 
 
@@ -81,14 +92,23 @@ def read_record(folder: Path) -> ExportRecord:
     path = folder / RECORD_NAME
     if not path.is_file():
         raise MissingError(f"{str(folder)!r} has no {RECORD_NAME}: it is no export of a pool, or not whole.")
-    if path.stat().st_size > _MAX_RECORD_BYTES:
+    if path.stat().st_size > MOST_RECORD_BYTES:
         raise CorruptError(f"{str(path)!r} has {path.stat().st_size} bytes, which no record has. Do not use it.")
-    content = path.read_bytes()
+    return parse_record(path.read_bytes(), str(folder))
+
+
+def parse_record(content: bytes, where: str) -> ExportRecord:
+    """Return the record that ``content`` holds; ``where`` is the export's folder or URL, for messages.
+
+    Raises:
+        FormatError, CorruptError: as ``read_record``.
+    """
     try:
         remedy = "Use a newer lsmix, or export the pool again."
-        return decode_versioned(content, ExportRecord, _VERSION, what=f"export {str(folder)!r} has", remedy=remedy)
+        return decode_versioned(content, ExportRecord, _VERSION, what=f"export {where!r} has", remedy=remedy)
     except UNDECODABLE as error:
-        raise CorruptError(f"{str(path)!r} is damaged ({error}). Fetch or export it again.") from error
+        path = f"{where}/{RECORD_NAME}"
+        raise CorruptError(f"{path!r} is damaged ({error}). Fetch or export it again.") from error
 
 
 def verify_export(folder: Path) -> dict[str, Any]:
@@ -128,11 +148,20 @@ def verify_export(folder: Path) -> dict[str, Any]:
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, str]]:
-    """Go through (SHA-256, path); a path that could lead out of the folder is refused."""
     with (folder / SUMS_NAME).open(encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].rstrip("\n")
-            parts = name.split("/")
-            if line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
-                raise CorruptError(f"{str(folder / SUMS_NAME)!r} has the line {line[:200]!r}, which is no checksum.")
-            yield digest, name
+        yield from parse_sums(lines, str(folder))
+
+
+def parse_sums(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
+    """Go through (SHA-256, path) of SHA256SUMS; ``where`` is the export's folder or URL, for messages.
+
+    Raises:
+        CorruptError: at a line that is no checksum, or a path that could lead out of the folder.
+    """
+    for line in lines:
+        digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].rstrip("\n")
+        parts = name.split("/")
+        if line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
+            path = f"{where}/{SUMS_NAME}"
+            raise CorruptError(f"{path!r} has the line {line[:200]!r}, which is no checksum.")
+        yield digest, name

@@ -9,6 +9,9 @@ from typing import Any, Final
 
 import msgspec
 
+from lsmix.data.afar.fetched import own_copy, without_store
+from lsmix.data.afar.remote import check_writable, local_folder
+from lsmix.data.afar.transfer import amend_artifact
 from lsmix.data.durable import sha256_file, sweep_parts, write_durably
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.manifest import (
@@ -39,6 +42,7 @@ from lsmix.pipeline.cards.samples import SAMPLES_FILE, samples_digest, write_sam
 from lsmix.pipeline.cards.sheet import SHEET_FILE, draw_sheet
 from lsmix.pipeline.environment import describe_environment
 from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.stage import StageTask
 from lsmix.pipeline.workspace import input_folders
 
@@ -105,14 +109,19 @@ def add_card(
     return {name: record.sha256 for name, record in card.records().items()}
 
 
-def write_card(folder: Path | str, *, licence: str | None = None, creator: str | None = None) -> dict[str, Any]:
+def write_card(
+    pool: Path | str, *, licence: str | None = None, creator: str | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
     """Write or refresh the card of a finished pool: what ``lsmix card`` does.
 
+    At a URL the pool is fetched to the cache, and what changed of a copy is sent back, the manifest last.
+
     Args:
-        folder: the artifact.
+        pool: the artifact's folder or URL.
         licence: of the images, an SPDX identifier or in words; "" goes back to what the base set says. None keeps what
             was said before.
         creator: who made the pool; None keeps what was said before.
+        progress: is told of what is fetched and sent; None tells nobody.
 
     Returns:
         ``folder``, ``root``, ``licence`` ("" where none is known), ``files`` of the card, and ``written``, those of them
@@ -123,8 +132,22 @@ def write_card(folder: Path | str, *, licence: str | None = None, creator: str |
         FormatError: it is no pool, or of a format that this version does not read.
         CorruptError: it is damaged; then nothing is touched.
         LockedError: a run works on it.
+        RecipeError: it lies at a URL and was changed there meanwhile, or nothing can be sent there.
+        DownloadError: the URL cannot be reached.
     """
-    folder = Path(folder)
+    folder = local_folder(pool)
+    if folder is not None:
+        return _write_here(folder, licence, creator)
+    url, progress = str(without_store(pool, POOL_NAME)), progress or SilentProgress()
+    check_writable(url)
+    with own_copy(url, progress) as folder:
+        before = read_manifest(folder)
+        facts = _write_here(folder, licence, creator)
+        amend_artifact(folder, url, before, progress)
+    return {**facts, "folder": url}
+
+
+def _write_here(folder: Path, licence: str | None, creator: str | None) -> dict[str, Any]:
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest = read_manifest(folder)
     if manifest.stage != "mix":

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lsmix.data.afar.fetched import fetched_artifact, fetched_file, naming_urls, without_store
+from lsmix.data.afar.remote import local_folder, local_target
+from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.durable import fsync_folder, sha256_file
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, read_manifest
@@ -73,6 +76,7 @@ class _Original(NamedTuple):
     pool: Path | None  # its folder, where its images are there too
 
 
+@naming_urls()
 def rebuild(
     plan: Path | str,
     *,
@@ -89,7 +93,7 @@ def rebuild(
 ) -> RebuildResult:
     """Make a pool again from its plan: what ``lsmix rebuild`` does. Interrupted, it goes on where it stopped.
 
-    Args:
+    Args: (each input may be a URL instead; of the plan's pool no more than plan and manifest are fetched then)
         plan: plan.json, or the folder of a pool with one; a manifest beside it tells what to expect.
         data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
@@ -111,13 +115,16 @@ def rebuild(
     """
     begun = time.monotonic()
     progress = progress or SilentProgress()
+    target = local_target(out, "a rebuilt pool") if out is not None else None
+    plan = _fetched_plan(plan, progress)
+    data = _fetched(data, progress)
+    flow, compare = (None if place is None else _fetched(place, progress) for place in (flow, compare))
     content = read_plan(plan)
-    original = _original(Path(plan), compare)
+    original = _original(plan, compare)
     check_plan_version(content, f"the pool of plan {str(plan)!r}{_made_with(original)}")
     check_pool(content.pool)
     expected = _expected(expect, original)
     flow = _flow_of(content, flow)
-    target = Path(out) if out is not None else None
     place = open_workspace(_scratch(target) if target else workspace)
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     with graceful_signals(), executor:
@@ -147,6 +154,16 @@ def rebuild(
     )
     _judge(result, content, original)
     return result
+
+
+def _fetched_plan(plan: Path | str, progress: Progress) -> Path:
+    """Return the plan's file or folder; of one at a URL a copy of the file, with the manifest beside it."""
+    here = local_folder(plan)
+    return fetched_file(str(plan), PLAN_NAME, progress) if here is None else here
+
+
+def _fetched(place: Path | str, progress: Progress) -> Path:
+    return fetched_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
 
 
 def _original(plan: Path, compare: Path | str | None) -> _Original:
