@@ -111,7 +111,9 @@ def draw_artifact(
                 f"a sheet has 1 to {_MOST_SHEET_ROWS} rows, got --rows {rows}. More fit on a page: --html."
             )
         here = local_folder(artifact)
-        target = picture or Path(f"{here.resolve().name if here else folder_name(str(artifact))}.png")
+        target = picture or Path(
+            f"{here.resolve().name if here else folder_name(str(without_store(artifact, POOL_NAME)))}.png"
+        )
         drawn.append(Drawn("sheet", target, write_sheet(folder, target, rows=rows or _SHEET_ROWS)))
     if page:
         from lsmix.pipeline.show_page import PAGE_SAMPLES, write_pool_page

@@ -721,3 +721,28 @@ def test_a_recipe_whose_flow_is_not_there_or_no_flow_names_the_url(there, made, 
         plan(tiny_recipe, overrides=[f"flow.path={there['data']}"])
     with pytest.raises(DownloadError, match=r"'http://127\.0\.0\.1:9/flow' cannot be reached"):
         plan(tiny_recipe, overrides=["flow.path=http://127.0.0.1:9/flow"])
+
+
+@pytest.mark.parametrize("wrong", ["s3://bucket/nothing", "nonsense://bucket/x", "http://127.0.0.1:9/x"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("show", "POOL", "--html", "out.html", "--data", "URL"),
+        ("verify", "POOL", "--data", "URL"),
+        ("verify", "POOL", "--flow", "URL"),
+        ("rebuild", "POOL", "--data", "URL", "--flow", "FLOW", "--out", "out"),
+        ("rebuild", "POOL", "--data", "digits", "--flow", "URL", "--out", "out"),
+        ("rebuild", "POOL", "--data", "digits", "--flow", "FLOW", "--compare", "URL", "--out", "out"),
+        ("encode", "RECIPE", "--set", "flow.path=URL"),
+        ("mix", "RECIPE", "--set", "pools.lsmix.flow=URL"),
+        ("status", "RECIPE", "--set", "flow.path=URL"),
+    ],
+)
+def test_a_wrong_url_in_an_option_or_a_recipe_is_named(words, wrong, s3, made, tiny_recipe, command):
+    make_bucket("bucket")
+    known = {"POOL": made["pool"], "FLOW": made["flow"], "RECIPE": tiny_recipe}
+    result = command(*(known.get(word, word.replace("URL", wrong)) for word in words))
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert wrong in result.err
+    assert list(Path.cwd().iterdir()) == []

@@ -25,7 +25,7 @@ from lsmix.data.afar.remote import Place, local_folder, open_place
 from lsmix.data.afar.remote_export import export_listing
 from lsmix.data.afar.transfer import Listing, artifact_listing, pull_listed
 from lsmix.data.durable import is_file_at
-from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError
+from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedError, LsmixError, MissingError
 from lsmix.data.manifest import read_manifest, verify_files
 
 __all__ = [
@@ -137,6 +137,10 @@ def fetched_file(url: str, path: str, meter: Meter) -> Path:
         whole = None
     wanted = [record for record in whole.files if record.path == path] if whole else []
     if whole and wanted:
+        if wanted[0].bytes > _MOST_JSON_BYTES:
+            raise FormatError(
+                f"{there.url + '/' + path!r} has {wanted[0].bytes} bytes, too many for what it should be."
+            )
         return _copy_of(there, whole._replace(files=wanted), meter, f"{path}-of-") / path
     content = patiently(repr(there.url), lambda: there.read(path, _MOST_JSON_BYTES))
     return _copy_of(there, Listing(path, [], path, content), meter) / path

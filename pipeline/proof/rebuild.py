@@ -93,8 +93,9 @@ def rebuild(
 ) -> RebuildResult:
     """Make a pool again from its plan: what ``lsmix rebuild`` does. Interrupted, it goes on where it stopped.
 
-    Args: (each input may be a URL instead; of the plan's pool no more than plan and manifest are fetched then)
-        plan: plan.json, or the folder of a pool with one; a manifest beside it tells what to expect.
+    Args:
+        plan: plan.json, or the folder of a pool with one; a manifest beside it tells what to expect. A URL is taken here and
+            for ``data``, ``flow`` and ``compare``; of the plan's pool no more than these two files are fetched.
         data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
         out: folder of the new pool, which must not be there yet; None leaves it in the workspace.
@@ -123,8 +124,7 @@ def rebuild(
     original = _original(plan, compare)
     check_plan_version(content, f"the pool of plan {str(plan)!r}{_made_with(original)}")
     check_pool(content.pool)
-    expected = _expected(expect, original)
-    flow = _flow_of(content, flow)
+    expected, flow = _expected(expect, original), _flow_of(content, flow)
     place = open_workspace(_scratch(target) if target else workspace)
     executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
     with graceful_signals(), executor:
