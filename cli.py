@@ -304,7 +304,7 @@ def figure(
 @click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
 @click.option("--data", type=_place, help="Base set: published files, digits, or dataset.h5.")
-@click.option("--flow", type=_place, help="Folder of the flow.")
+@click.option("--flow", type=_place, help="Folder or URL of the flow.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
@@ -319,7 +319,7 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @cli.command(epilog="Example: lsmix rebuild plan.json --data cifar-10-python.tar.gz --flow glow --out lsmix-pool")
 @click.argument("plan", type=_place)
 @click.option("--data", type=_place, required=True, help="Published files, digits, or dataset.h5.")
-@click.option("--flow", type=_place, help="Folder of the flow; not for pools mixed in pixel space.")
+@click.option("--flow", type=_place, help="Folder or URL of the flow; not for pools mixed in pixels.")
 @click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")

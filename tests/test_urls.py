@@ -240,7 +240,7 @@ def test_a_card_is_written_where_the_pool_lies(there, made, command, tmp_path):
     write_card(near, creator="Ann")
     assert contents(tmp_path / "here") == contents(near)
     assert write_card(there["pool"])["written"] == []
-    assert not [name for name in copies(tmp_path) if name.startswith("fresh-")]
+    assert not [name for name in copies(tmp_path) if name.startswith(".fresh-")]
 
 
 # What goes wrong.
@@ -553,7 +553,7 @@ def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path
     there.change("pool", SHARD, flipped)
     with pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"):
         verify(there["pool"])
-    assert not [name for name in copies(tmp_path) if name.startswith("fresh-")]
+    assert not [name for name in copies(tmp_path) if name.startswith(".fresh-")]
 
 
 def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
@@ -562,7 +562,7 @@ def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
         "with fresh_copy(sys.argv[1], SilentMeter()): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, f"{web.url}/pool"], check=False).returncode == 9
-    assert [name[:6] for name in copies(tmp_path)] == ["fresh-"]
+    assert [name[:7] for name in copies(tmp_path)] == [".fresh-"]
     with fresh_copy(f"{web.url}/pool", SilentMeter()) as folder:
         assert copies(tmp_path) == [folder.name]
     assert copies(tmp_path) == []

@@ -42,7 +42,7 @@ __all__ = [
 
 _HOME = "artifacts"  # in the cache folder
 _KEPT_BYTES = 20 << 30  # of all copies together; one that is larger is fetched all the same, and goes with the next
-_FRESH = "fresh-"  # begins the name of a copy that belongs to one call of one process
+_FRESH = ".fresh-"  # begins the name of a copy that belongs to one call of one process; others begin with no dot
 _LOCK = ".lock"  # ends the name of a copy's lock, whose time says when the copy was last asked for
 _PART = ".part"  # … of a copy that is being fetched
 _DIGITS = 12
@@ -178,7 +178,7 @@ def own_copy(url: str, meter: Meter) -> Iterator[Path]:
 
 def as_told(text: str) -> str:
     """Return a text with every copy that this process was given called by its URL."""
-    for folder, copy in _copies.items():
+    for folder, copy in list(_copies.items()):  # other threads may be given more meanwhile
         text = text.replace(str(folder), copy.url)
     return text
 
@@ -192,7 +192,7 @@ def naming_urls() -> Iterator[None]:
         told = as_told(str(error))
         if told == str(error):
             raise
-        damaged = [str(folder) for folder in _copies if str(folder) in str(error) and not _is_fresh(folder.name)]
+        damaged = [str(folder) for folder in list(_copies) if str(folder) in str(error) and not _is_fresh(folder.name)]
         if isinstance(error, CorruptError) and damaged:
             told += f" Its copy here is {damaged[0]!r}; if that was damaged since, remove it, and it is fetched anew."
         raise type(error)(told) from error
