@@ -135,7 +135,18 @@ class ColumnArray:
             IndexError: a row is outside of the column.
             CorruptError: a chunk that holds one of the rows is damaged.
         """
-        return self.locate(rows).take()
+        index = self._wrap(np.asarray(rows, np.int64))
+        chunk = index // self.chunk_rows
+        together = max(_TOUCHED_BYTES // 4 // self._column.chunk_bytes, 1)
+        if len(index) <= together or len(np.unique(chunk)) <= together:
+            return self.locate(index).take()
+        # Rows from all over the column: chunk by chunk, so that the pages of those that are done can go.
+        taken = np.empty((len(index), *self._column.row_shape), self.dtype)
+        order = np.argsort(index, kind="stable")
+        group = np.cumsum(np.diff(chunk[order], prepend=chunk[order[0]]) > 0) // together
+        for part in np.split(order, np.flatnonzero(np.diff(group)) + 1):
+            taken[part] = self.locate(index[part]).take()
+        return taken
 
     def locate(self, rows: ArrayLike) -> "LocatedRows":
         """Find and check the given rows, as ``gather`` does, and copy none yet: for taking them part by part."""

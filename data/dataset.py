@@ -9,6 +9,7 @@ attribute ``published_split`` names. Attributes of the file: ``format_version``,
 """
 
 import math
+import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ DATASET_NAME = "dataset.h5"
 FORMAT_VERSION = 1
 SPLIT_NAMES = ("train", "heldout", "test")
 
-_BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing needs little memory beyond the source's
+_BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
 _MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
@@ -66,6 +67,20 @@ class SplitArrays:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return a copy of some images, uint8 (n, H, W, C), and let go of the pages that they were read from.
+
+        Pages of a map count as memory of the process until the kernel wants them back; a stage that goes over all images
+        would seem to hold them all. Pages that are wanted again come from the kernel's cache.
+        """
+        images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
+        order = np.argsort(rows, kind="stable")
+        block = rows[order] // max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
+        for part in np.split(order, np.flatnonzero(np.diff(block)) + 1):
+            images[part] = self.images[rows[part]]
+            _let_go(self.images)
+        return images
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a split is never pickled, since that would copy all of its images; pass the path instead")
@@ -356,6 +371,15 @@ def _map_column(path: Path, group: Any, name: str) -> npt.NDArray[Any]:
     plain: npt.NDArray[Any] = mapped.view(np.ndarray)
     plain.flags.writeable = False
     return plain
+
+
+def _let_go(array: npt.NDArray[Any]) -> None:
+    """Let the kernel take back the pages of the map behind an array, if there is one."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_whole(data_set: DataSet) -> None:

@@ -184,6 +184,10 @@ class Flow(nn.Module):
             kept = self._recordings[direction, order] = frozen, Replayed(function)
         return kept[1]
 
+    def forget_recordings(self) -> None:
+        """Give back the memory of what was recorded on a CUDA device; the next pass records it anew."""
+        self._recordings.clear()
+
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
         if y_BCHW.shape[2:] == (self.padded_height, self.padded_width):
             return y_BCHW

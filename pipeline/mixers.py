@@ -3,6 +3,7 @@
 The one rule: an image depends on its sources, its λ and its own draws alone, so it is the same in any batch and any split.
 """
 
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["LatentMixer", "LatentSource", "Mixed", "Mixer", "PixelMixer", "Sources"]
 
 Sources = npt.NDArray[Any]  # what a mixer gathers: latents float32 (n, D), or images uint8 (n, H, W, C)
+_TOGETHER_BYTES = 1 << 20  # of x₁ that are mixed at a time: MixUp takes some 25 times as much on the way
 
 
 class Mixed(NamedTuple):
@@ -57,14 +59,13 @@ class PixelMixer:
     """Mixes images as they are."""
 
     def __init__(self, dataset: Path, method: str) -> None:
-        train = open_dataset(dataset).train
-        self._images = train.images
+        self._train = open_dataset(dataset).train
         self._method = method
-        self.labels = train.labels
+        self.labels = self._train.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
         """Return images, uint8 (n, H, W, C)."""
-        return self._images[rows]
+        return self._train.gather(rows)
 
     def mix(
         self,
@@ -77,8 +78,12 @@ class PixelMixer:
         """Mix pairs of images; nothing can come out corrupted."""
         from lsmix.classifiers.mixing import mix_images
 
-        images, share = mix_images(self._method, first, others[0], lam[:, 0], draws=draws)
-        return Mixed(images, share[:, None], np.zeros(len(images), bool))
+        images, shares = np.empty_like(first), np.empty(lam.shape, np.float32)
+        for part in _parts(first):
+            images[part], shares[part, 0] = mix_images(
+                self._method, first[part], others[0][part], lam[part, 0], draws=_shifted(draws, part.start)
+            )
+        return Mixed(images, shares, np.zeros(len(images), bool))
 
     def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
         """Return the images themselves."""
@@ -160,6 +165,20 @@ class LatentMixer:
         More than two sources are mixed one after another, the last one first: each time the sum of the λ that are still
         to come is given away, so that in the end every one has its own share, one region behind the other.
         """
+        mixed = [
+            self._mix(first[part], [z[part] for z in others], lam[part], corner[part], _shifted(draws, part.start))
+            for part in _parts(first, multiple=self._batch_size)  # so that only the last batch is filled up
+        ]
+        return Mixed(*(np.concatenate(column) for column in zip(*mixed, strict=True)))
+
+    def _mix(
+        self,
+        first: Sources,
+        others: list[Sources],
+        lam: npt.NDArray[np.float64],
+        corner: npt.NDArray[np.uint8],
+        draws: Draws,
+    ) -> Mixed:
         from lsmix.glow.mixing import mix_latents
 
         z = self._turn(first, corner)
@@ -169,6 +188,11 @@ class LatentMixer:
             z, taken[:, place + 1] = mix_latents(self._method, z, self._turn(others[place], corner), rates, draws=draws)
         images, corrupted = self._decode(self._turn(z, corner, back=True))
         return Mixed(images, np.diff(taken, axis=1), corrupted)
+
+    def try_batch(self, images: int) -> None:
+        """Decode so many latents of zeros in one pass, to learn whether they fit, once memory has run out."""
+        self._flow.forget_recordings()
+        self._decode(np.zeros((images, self._flow.dim), np.float32), images)
 
     def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
         """Return the images that the latents stand for."""
@@ -191,10 +215,23 @@ class LatentMixer:
         rows = [corner_index(shapes, order, bottom=down == "bottom", right=side == "right") for down, side in words]
         return np.stack([row.numpy() for row in rows])
 
-    def _decode(self, z: Sources) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    def _decode(self, z: Sources, batch_size: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         from lsmix.glow.mixing import is_corrupted
 
         def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
             return is_corrupted(y_BCHW, margin=self._margin, share=self._broken_share)
 
-        return self._flow.decode_judged(z, judge, order=self._order, output=self._output, batch_size=self._batch_size)
+        size = batch_size or self._batch_size
+        return self._flow.decode_judged(z, judge, order=self._order, output=self._output, batch_size=size)
+
+
+def _parts(first: Sources, multiple: int = 1) -> Iterator[slice]:
+    """Cut rows, at least one, into parts of some megabytes; each but the last has a multiple of so many rows."""
+    row_bytes = first[0].nbytes
+    step = multiple * max(_TOGETHER_BYTES // (multiple * row_bytes), 1)
+    return (slice(start, min(start + step, len(first))) for start in range(0, len(first), step))
+
+
+def _shifted(draws: Draws, start: int) -> Draws:
+    """Return the generators of a part's rows, the first of which is row ``start`` of the whole."""
+    return lambda row: draws(start + row)

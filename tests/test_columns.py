@@ -320,3 +320,14 @@ def test_rows_are_gathered_over_shards_and_part_by_part(tmp_path, row_shape):
     np.testing.assert_array_equal(located.take(2, 5), content[rows[2:5]])
     assert located.take().flags.writeable
     assert image.locate([]).take().shape == (0, *row_shape)
+
+
+@pytest.mark.parametrize("touched_bytes", [1, 60, 10**9])
+def test_however_little_may_be_mapped_rows_come_in_the_order_asked_for(tmp_path, monkeypatch, touched_bytes):
+    written(tmp_path / "s.zarr", 24)
+    monkeypatch.setattr(column_reader, "_TOUCHED_BYTES", touched_bytes)
+    rows = np.random.default_rng(0).integers(-24, 24, 100)
+    columns = open_columns(tmp_path / "s.zarr")
+    for name, expected in contents(24).items():
+        np.testing.assert_array_equal(columns[name].gather(rows), expected[rows])
+        assert columns[name].gather(rows).flags.writeable

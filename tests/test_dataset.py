@@ -185,6 +185,17 @@ def test_arrays_are_read_only_and_outlive_the_file(stored):
             array[0] = 0
 
 
+@pytest.mark.parametrize("block_bytes", [1, 60, 16 << 20])
+def test_images_are_gathered_as_they_would_be_picked(stored, monkeypatch, block_bytes):
+    monkeypatch.setattr("lsmix.data.dataset._BLOCK_BYTES", block_bytes)
+    train = open_dataset(stored).train
+    rows = np.random.default_rng(0).integers(0, len(train), 50)  # in any order, some twice
+    gathered = train.gather(rows)
+    np.testing.assert_array_equal(gathered, train.images[rows])
+    assert gathered.flags.writeable
+    assert train.gather(rows[:0]).shape == (0, *train.images.shape[1:])
+
+
 @pytest.mark.parametrize("take", [pickle.dumps, copy.deepcopy])
 def test_a_split_is_never_pickled(stored, take):
     with pytest.raises(TypeError, match="pass the path instead"):

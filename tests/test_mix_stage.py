@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsmix.data.dataset import open_dataset
+from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATES, Pool, open_pool
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.mix import MixWorker, PoolConfig, open_worker
+from lsmix.pipeline.mix import MixWorker, PoolConfig, RowMaker, open_worker
+from lsmix.pipeline.mixers import PixelMixer
 from lsmix.pipeline.stage import InputArtifact
 from lsmix.pipeline.workspace import Workspace
 
@@ -114,3 +115,24 @@ def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the
     assert (one["state"] == STATES.index("redrawn")).any()
     for name, values in one.items():
         np.testing.assert_array_equal(values, two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pool", ["lsmix", "cutmix"])
+def test_rows_come_out_the_same_in_parts_of_any_size(
+    pool: str, finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> dict[str, Any]:
+        if pool == "lsmix":
+            worker = _worker(finished_workspace, margin=0.02, corner="random")
+            return worker.compute(worker.load(0))
+        maker = RowMaker(
+            PoolConfig(method=pool), PixelMixer(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME, pool)
+        )
+        rows = np.arange(20, 150)
+        return maker.make(maker.load(rows, maker.plan.pick(rows)))
+
+    expected = made()
+    for together in (1, 3000):  # bytes: one image or batch at a time, and a few
+        monkeypatch.setattr("lsmix.pipeline.mixers._TOGETHER_BYTES", together)
+        for name, values in made().items():
+            np.testing.assert_array_equal(values, expected[name], err_msg=name)
