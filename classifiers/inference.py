@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lsmix.data.seeds import torch_seed
 
-__all__ = ["arithmetic", "logits_of", "passes", "seeded"]
+__all__ = ["PASS_IMAGES", "arithmetic", "logits_of", "passes", "seeded"]
 
-_BATCH = 256  # images; fixed, since other batch sizes give other last bits
+PASS_IMAGES = 256  # in a batch; fixed, since other batch sizes give other last bits
 
 
 def logits_of(model: nn.Module, images: Tensor, precision: str) -> Tensor:
@@ -34,8 +34,8 @@ def passes(
     Puts the model into evaluation mode.
     """
     model.eval()
-    for start in range(0, len(images), _BATCH):
-        rows = slice(start, start + _BATCH)
+    for start in range(0, len(images), PASS_IMAGES):
+        rows = slice(start, start + PASS_IMAGES)
         # Copied, because a slice of a data set is a read-only map of its file, which torch does not take.
         pixels = torch.from_numpy(np.array(images[rows], order="C")).permute(0, 3, 1, 2)
         with torch.inference_mode(), arithmetic(precision):  # not around the yield: the caller keeps its own modes

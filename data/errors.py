@@ -7,6 +7,7 @@
     ├── DownloadError               1   a file cannot be fetched, or is not the wanted one (OSError)
     ├── FormatError                 1   an artifact is of a kind or version we don't read  (ValueError)
     ├── DiskSpaceError              1   the result would not fit on the disk               (OSError)
+    ├── DeviceMemoryError           1   the work does not fit into a device's memory       (MemoryError)
     ├── DivergedError               1   training left the finite numbers                   (ArithmeticError)
     ├── StaleError                  3   something is not up to date
     ├── LockedError                 4   another run works on the same artifact
@@ -21,6 +22,7 @@ from typing import ClassVar
 
 __all__ = [
     "CorruptError",
+    "DeviceMemoryError",
     "DiskSpaceError",
     "DivergedError",
     "DownloadError",
@@ -63,6 +65,10 @@ class FormatError(LsmixError, ValueError):
 
 class DiskSpaceError(LsmixError, OSError):
     """The result would not fit on the disk."""
+
+
+class DeviceMemoryError(LsmixError, MemoryError):
+    """The work does not fit into the memory of the device that it is done on."""
 
 
 class DivergedError(LsmixError, ArithmeticError):

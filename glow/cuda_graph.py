@@ -71,6 +71,7 @@ class Replayed:
         if why:
             warnings.warn(f"this work runs without a CUDA graph, and slower: {why}", RuntimeWarning, stacklevel=3)
             self._plain = True
+            del graph, own, results, expected  # the plain call may want their memory
             return list(self._function(x))
         self._graph, self._input, self._results = graph, own, results
         return [result.clone() for result in results]

@@ -23,6 +23,7 @@ from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
 __all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
 
+_EVALUATED_TOGETHER = 64  # images
 _BETAS = (0.9, 0.999)  # [P B.3]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
 
@@ -163,11 +164,24 @@ class FlowTrainer:
             pieces.append(self._epoch_order[1][max(start - first, 0) : max(stop - first, 0)])
         return np.concatenate(pieces)
 
-    def evaluate(self, images: np.ndarray, *, batch_size: int = 64) -> float:
+    def evaluate(self, images: np.ndarray, *, batch_size: int = _EVALUATED_TOGETHER) -> float:
         """Return the mean bits per dimension of uint8 images (N, H, W, C), with seeded uniform noise."""
         self.flow.eval()  # step goes back to training mode by itself
         log_prob = self.flow.log_prob(images, dequantise="uniform", batch_size=batch_size, seed=self.config.seed)
         return float(self.flow.bits_per_dim(log_prob).mean())
+
+    def try_batch(self, batch_size: int, *, memory_light: bool) -> None:
+        """Do a step and a measure with other settings, to learn whether they fit, once memory has run out.
+
+        Its update is none of the training's, and what this trainer held on the device is gone: do not go on with it.
+        """
+        self._gradients = Replayed(self._loss)
+        self._adam.state.clear()
+        self.flow.forget_recordings()
+        config = msgspec.structs.replace(self.config, batch_size=batch_size, memory_light=memory_light)
+        other = FlowTrainer(self.flow, config, self._images)
+        other.step()
+        other.evaluate(self._images[:_EVALUATED_TOGETHER])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that a later trainer needs to go on: weights, Adam's moments, the iteration. Names are flat."""

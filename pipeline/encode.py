@@ -16,6 +16,7 @@ from msgspec import Meta
 from lsmix.data.columns import ColumnStore
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
+from lsmix.pipeline.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE, origin_of
 from lsmix.pipeline.sharded import ShardedWork
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
@@ -49,24 +50,43 @@ class EncodeWorker:
     def __init__(self, folder: Path, config: EncodeConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
         self._folder = folder
         self._config = config
+        self._device = device
         self._train = open_dataset(inputs["dataset"].folder / DATASET_FILE).train
-        self._flow = _open_flow(inputs["flow"].folder, device)
+        with device_memory(None, label=" ".join(artifact_label(folder)), device=device):
+            self._flow = _open_flow(inputs["flow"].folder, device)
         self._store = latent_store(folder)
 
     def load(self, shard: int) -> _Loaded:
         """Read the images of a shard."""
         rows = self._store.shard_range(shard)
-        part = slice(rows.start, rows.stop)
-        return _Loaded(rows.start, np.array(self._train.images[part]), np.array(self._train.labels[part]))
+        return _Loaded(
+            rows.start, self._train.gather(np.asarray(rows)), np.array(self._train.labels[rows.start : rows.stop])
+        )
 
     def compute(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
         """Encode the images of a shard, and check that they come back."""
+        setting = BatchSetting(
+            label=" ".join(artifact_label(self._folder)),
+            device=self._device,
+            field="latents.batch_size",
+            value=self._config.batch_size,
+            attempt=self._try_batch,
+        )
+        with device_memory(setting):
+            return self._encode(loaded, self._config.batch_size)
+
+    def _try_batch(self, images: int) -> None:
+        self._flow.forget_recordings()
+        black = np.zeros((images, *self._train.images.shape[1:]), np.uint8)
+        self._encode(_Loaded(0, black, np.zeros(images, np.int64)), images)
+
+    def _encode(self, loaded: _Loaded, batch_size: int) -> dict[str, npt.NDArray[Any]]:
         config = self._config
         z, log_prob = self._flow.encode_scored(
             loaded.images,
             dequantise=config.dequantise,
             order=config.order,
-            batch_size=config.batch_size,
+            batch_size=batch_size,
             seed=config.seed,
             first_index=loaded.first,
         )
@@ -77,7 +97,7 @@ class EncodeWorker:
             "bits_per_dim": self._flow.bits_per_dim(log_prob).astype(np.float32),
         }
         if config.check_round_trip:
-            back = self._flow.decode(z, order=config.order, batch_size=config.batch_size)
+            back = self._flow.decode(z, order=config.order, batch_size=batch_size)
             columns["exact"] = (back == loaded.images).all(axis=(1, 2, 3))
         return columns
 

@@ -23,6 +23,7 @@ from lsmix.data.methods import nearest
 from lsmix.data.origin import Origin, read_origin
 from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
 from lsmix.glow.methods import LATENT_METHODS
+from lsmix.pipeline.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.ingest import origin_of
 from lsmix.pipeline.keys import key_fields
 from lsmix.pipeline.mixers import LatentMixer, LatentSource, Mixed, Mixer, PixelMixer, Sources
@@ -178,7 +179,20 @@ class MixWorker:
 
     def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
         self._folder = folder
-        self._maker = RowMaker(config, _open_mixer(config, inputs, device))
+        stage, name = artifact_label(folder)
+        self._label, self._device = f"{stage} {name}", device
+        with device_memory(None, label=self._label, device=device):
+            mixer = _open_mixer(config, inputs, device)
+        self._maker = RowMaker(config, mixer)
+        self._batch: BatchSetting | None = None  # methods in pixel space go by no batch, and use no device
+        if isinstance(mixer, LatentMixer):
+            self._batch = BatchSetting(
+                label=self._label,
+                device=device,
+                field=f"pools.{name}.batch_size",
+                value=config.batch_size,
+                attempt=mixer.try_batch,
+            )
         self._store = pool_store(folder)
 
     def load(self, shard: int) -> LoadedRows:
@@ -188,7 +202,8 @@ class MixWorker:
 
     def compute(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
         """Mix a shard; draw corrupted images again."""
-        return self._maker.make(loaded)
+        with device_memory(self._batch, label=self._label, device=self._device):
+            return self._maker.make(loaded)
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of the pool."""

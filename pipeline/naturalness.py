@@ -15,6 +15,7 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.methods import nearest
 from lsmix.glow.methods import LATENT_METHODS
+from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.judging.result import NATURALNESS_FILE, Naturalness, write_naturalness
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
@@ -23,6 +24,7 @@ from lsmix.pipeline.train import WEIGHTS_FILE, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
+    from lsmix.glow.flow import Flow
     from lsmix.pipeline.judging.measures import Measured
     from lsmix.pipeline.judging.samples import Samples
 
@@ -88,17 +90,18 @@ def run(task: StageTask) -> Outcome:
     config: NaturalnessConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     count = _sample_size(task, dataset)
-    flow = load_flow(task.inputs["flow"].folder, device=task.device)
-    judge = load_flow(task.inputs["judge"].folder, device=task.device)
+    with device_memory(None, label=task.label, device=task.device):
+        flow, judge = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "judge"))
     samples = Samples(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
     meter = Meter(judge, classifier, config, count=count, shown=_SHEET_ROWS)
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
-    for sample in every:
-        measured.append(meter.measure(sample))
-        task.progress.advance()
+    with device_memory(_batch(task, flow, judge)):
+        for sample in every:
+            measured.append(meter.measure(sample))
+            task.progress.advance()
     drawn = Resamples(count=config.bootstrap, pairs=count, originals=count, seed=config.seed)
     result = Naturalness(
         lam=config.lam,
@@ -116,6 +119,25 @@ def run(task: StageTask) -> Outcome:
     corrupted = sum(one.corrupted or 0 for one in measured)
     counts = {"pairs": count, "samples": len(every), "corrupted": corrupted}
     return Outcome(payload=frozenset({NATURALNESS_FILE}), counts=counts)
+
+
+def _batch(task: StageTask, flow: "Flow", judge: "Flow") -> BatchSetting:
+    import numpy as np
+
+    def attempt(images: int) -> None:
+        for model in (flow, judge):
+            model.forget_recordings()
+        black = flow.decode(np.zeros((images, flow.dim), np.float32), batch_size=images)
+        judge.encode(black, batch_size=images)
+
+    config: NaturalnessConfig = task.config
+    return BatchSetting(
+        label=task.label,
+        device=task.device,
+        field="naturalness.batch_size",
+        value=config.batch_size,
+        attempt=attempt,
+    )
 
 
 def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":

@@ -18,6 +18,7 @@ from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import DivergedError
 from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
@@ -64,9 +65,18 @@ def run(task: StageTask) -> Outcome:
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     source = _open_source(task, dataset)
     with cpu_threads(task.config.threads):
-        trainer, metrics = _restore(task, dataset, source)
-        _train(task, trainer, dataset, source, metrics)
-        return _publish(task, trainer, metrics, source)
+        with device_memory(None, label=task.label, device=task.device):
+            trainer, metrics = _restore(task, dataset, source)
+        batch = BatchSetting(
+            label=task.label,
+            device=task.device,
+            field="classifier.batch_size",
+            value=task.config.batch_size,
+            attempt=trainer.try_batch,
+        )
+        with device_memory(batch):
+            _train(task, trainer, dataset, source, metrics)
+            return _publish(task, trainer, metrics, source)
 
 
 def _train(

@@ -17,6 +17,7 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import DivergedError
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
@@ -60,9 +61,11 @@ def run(task: StageTask) -> Outcome:
 
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     with cpu_threads(task.config.threads):
-        trainer, log = _restore(task, dataset)
-        _train(task, trainer, dataset, log)
-        return _publish(task, trainer, dataset, log)
+        with device_memory(None, label=task.label, device=task.device):
+            trainer, log = _restore(task, dataset)
+        with device_memory(_batch(task, trainer)):
+            _train(task, trainer, dataset, log)
+            return _publish(task, trainer, dataset, log)
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
@@ -86,6 +89,19 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     tensors, facts = checkpoint
     trainer.load_state_dict(tensors)
     return trainer, msgspec.convert(facts["log"], list[LogLine])
+
+
+def _batch(task: StageTask, trainer: "FlowTrainer") -> BatchSetting:
+    training: FlowTraining = task.config.training
+    light = "flow.training.memory_light = true", lambda size: trainer.try_batch(size, memory_light=True)
+    return BatchSetting(
+        label=task.label,
+        device=task.device,
+        field="flow.training.batch_size",
+        value=training.batch_size,
+        attempt=lambda size: trainer.try_batch(size, memory_light=training.memory_light),
+        others=() if training.memory_light else (light,),
+    )
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:

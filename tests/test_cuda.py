@@ -1,11 +1,14 @@
 """The stages on CUDA against the CPU: the same plan, the same pixels within ±1, latents within a stated tolerance."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from lsmix.data.errors import DeviceMemoryError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
 from lsmix.glow.config import FlowConfig, FlowTraining
@@ -95,3 +98,44 @@ def test_recorded_training_is_plain_training(light: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
     for name, value in trained().items():
         assert torch.equal(value, recorded[name]), name
+
+
+@pytest.fixture
+def little_memory() -> Iterator[None]:
+    """Let this process have 600 MB of the device: enough for a flow of 512 channels and some hundred images."""
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(600e6 / total)
+    yield
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting"),
+    [
+        ("train-glow", "flow.training.batch_size"),
+        ("encode", "latents.batch_size"),
+        ("mix", "pools.lsmix.batch_size"),
+    ],
+)
+@pytest.mark.usefixtures("little_memory")
+def test_memory_that_runs_out_is_told_with_a_batch_that_then_fits(
+    stage: str, setting: str, tiny_recipe: Path, tmp_path: Path
+) -> None:
+    wide = ["flow.hidden=512", "flow.training.iterations=2"]
+
+    def make(batch: int) -> None:
+        run(
+            tiny_recipe,
+            workspace=tmp_path / "runs",
+            stage=stage,
+            device="cuda",
+            overrides=[*wide, f"{setting}={batch}"],
+        )
+
+    with pytest.raises(DeviceMemoryError, match=rf"'{re.escape(setting)} = 65536' .* Tried now, and it fits: ") as told:
+        make(65536)
+    found = re.search(rf"it fits: '{re.escape(setting)} = (\d+)'", str(told.value))
+    assert found, told.value
+    make(int(found[1]))

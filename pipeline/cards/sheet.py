@@ -73,4 +73,5 @@ class _Decoded:
         self._latents, self._flow = open_latents(latents), load_flow(flow, device=device)
 
     def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return self._flow.decode(self._latents.z[rows])
+        # One at a time, which fits on the device whatever batch the pool was mixed in.
+        return self._flow.decode(self._latents.z[rows], batch_size=1)

@@ -12,10 +12,10 @@ from concurrent.futures import CancelledError
 from contextlib import ExitStack
 from typing import Any, Self
 
-from lsmix.data.errors import PartialError, RecipeError
+from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.pipeline.executors.executor import Failures, Report
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.shards import ShardWork, run_shard
+from lsmix.pipeline.shards import ShardRecord, ShardWork, run_shard
 
 __all__ = ["DaskExecutor"]
 
@@ -86,8 +86,14 @@ class DaskExecutor:
         def settle(shard: int, task: Any) -> None:
             nonlocal made
             if task.status == "finished":
+                result = task.result()
+                if isinstance(result, MemoryError):
+                    raise result
+                if isinstance(result, CorruptError):
+                    failures.add(shard, result)
+                    return
                 made += 1
-                report(task.result())
+                report(result)
             elif isinstance(task.exception(), KilledWorker):
                 suspects.append(shard)
             else:
@@ -120,7 +126,7 @@ class DaskExecutor:
                 while waiting and len(running) < most:
                     shard = waiting.popleft()
                     # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
-                    running[client.submit(run_shard, work, shard, pure=False, retries=_RETRIES)] = shard
+                    running[client.submit(_attempt, work, shard, pure=False, retries=_RETRIES)] = shard
                 try:
                     ended = wait(list(running), timeout=_ROUND_SECONDS, return_when="FIRST_COMPLETED").done
                 except TimeoutError:
@@ -158,6 +164,14 @@ class DaskExecutor:
                 self._client.register_plugin(_ignoring_interrupts(), name="lsmix-interrupts")
             self._say(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
+
+
+def _attempt(work: ShardWork, shard: int) -> ShardRecord | CorruptError | MemoryError:
+    """Make a shard; errors that trying again would not change are returned, since Dask tries again what is raised."""
+    try:
+        return run_shard(work, shard)
+    except (CorruptError, MemoryError) as error:
+        return error
 
 
 class _Patience:

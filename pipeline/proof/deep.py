@@ -16,6 +16,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.pool import Pool
 from lsmix.data.seeds import generator
 from lsmix.glow.methods import LATENT_METHODS
+from lsmix.pipeline.device_memory import device_memory
 from lsmix.pipeline.encode import EncodeConfig
 from lsmix.pipeline.environment import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.mix import RowMaker, check_pool, open_latent_mixer
@@ -54,15 +55,18 @@ def check_deep(
     """
     check_pool(plan.pool)
     device = resolve_device(device) if plan.latent else "cpu"
-    maker = RowMaker(plan.pool, _open_mixer(plan, base, device))
+    label = f"deep check of {pool.manifest.name or pool.path.name}"
+    with device_memory(None, label=label, device=device):
+        maker = RowMaker(plan.pool, _open_mixer(plan, base, device))
     exact = not plan.latent or same_kind_of_device(describe_environment(device), pool.manifest.environment)
     count = min(sample, len(pool))
     rows = np.sort(generator(seed, "verify", "deep").choice(len(pool), count, replace=False)).astype(np.int64)
     tally, otherwise = PixelTally(), 0
-    progress.start(f"deep check of {pool.manifest.name or pool.path.name}", count, "image")
+    progress.start(label, count, "image")
     for start in range(0, count, _ROWS):
         some = rows[start : start + _ROWS]
-        made = maker.make(maker.load(some, maker.plan.pick(some)))
+        with device_memory(None, label=label, device=device):  # in batches that the plan fixes
+            made = maker.make(maker.load(some, maker.plan.pick(some)))
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
         same = np.ones(len(some), bool) if exact else made["state"] == stored["state"]
         otherwise += int((~same).sum())

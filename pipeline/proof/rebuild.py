@@ -13,7 +13,7 @@ from lsmix.data.afar.fetched import fetched_artifact, fetched_file, naming_urls,
 from lsmix.data.afar.remote import local_folder, local_target
 from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.durable import fsync_folder, sha256_file
-from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.errors import CorruptError, DeviceMemoryError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, read_manifest
 from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
 from lsmix.pipeline.encode import ENCODE
@@ -130,7 +130,13 @@ def rebuild(
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
-        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
+        try:
+            built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
+        except DeviceMemoryError as error:
+            raise DeviceMemoryError(
+                f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device "
+                "with more memory."
+            ) from error
     _tell_other_latents(content, built, progress)
     made = built[-1]
     if original.pool and made.folder.resolve() == original.pool.resolve():
