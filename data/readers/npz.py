@@ -30,6 +30,7 @@ _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
 )
+_PIECE_BYTES = 1 << 20
 _RATIO = 100  # an archive that unpacks to more than this many times its size …
 _RATIO_BYTES = 1 << 30  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
 
@@ -92,7 +93,11 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
                 f"{where} is damaged: {dtype} of shape {shape} needs {size} bytes, got {info.file_size - file.tell()}. "
                 "Write it again."
             )
-        content = file.read()
+        # Piece by piece into its place: read in one go, it would be there twice.
+        content = bytearray(size)
+        for start in range(0, size, _PIECE_BYTES):
+            piece = file.read(min(_PIECE_BYTES, size - start))
+            content[start : start + len(piece)] = piece
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 
