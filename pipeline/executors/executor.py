@@ -14,7 +14,10 @@ __all__ = ["FATAL", "Executor", "Failures", "Report"]
 
 Report = Callable[[ShardRecord], None]
 
-FATAL: Final = (OSError, MemoryError)  # such as a full disk, or a full graphics card: the next shard would meet them too
+FATAL: Final = (
+    OSError,
+    MemoryError,
+)  # such as a full disk, or a full graphics card: the next shard would meet them too
 
 
 class Executor(Protocol):

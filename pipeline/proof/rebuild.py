@@ -5,6 +5,8 @@ The one rule: a rebuilt pool counts as the original only by its root digest, or 
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,13 +132,8 @@ def rebuild(
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
-        try:
+        with _plan_fixes_batches():
             built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
-        except DeviceMemoryError as error:
-            raise DeviceMemoryError(
-                f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device "
-                "with more memory."
-            ) from error
     _tell_other_latents(content, built, progress)
     made = built[-1]
     if original.pool and made.folder.resolve() == original.pool.resolve():
@@ -170,6 +167,18 @@ def _fetched_plan(plan: Path | str, progress: Progress) -> Path:
 
 def _fetched(place: Path | str, progress: Progress) -> Path:
     return fetched_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
+
+
+@contextmanager
+def _plan_fixes_batches() -> Iterator[None]:
+    """Say, where a device's memory runs out, that its way out is none here."""
+    try:
+        yield
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(
+            f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device with "
+            "more memory."
+        ) from error
 
 
 def _original(plan: Path, compare: Path | str | None) -> _Original:
