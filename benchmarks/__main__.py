@@ -4,7 +4,7 @@ import importlib
 import sys
 import time
 
-_NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "export")
+_NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "export", "memory")
 
 
 def main() -> None:
