@@ -67,7 +67,7 @@ class DiskSpaceError(LsmixError, OSError):
     """The result would not fit on the disk."""
 
 
-class DeviceMemoryError(LsmixError, MemoryError):
+class DeviceMemoryError(MemoryError, LsmixError):  # in this order, or it does not come back from a Dask worker
     """The work does not fit into the memory of the device that it is done on."""
 
 

@@ -1,12 +1,13 @@
 """A device's memory that runs out is told with the setting behind it, and with a value that was tried."""
 
+import importlib
 import pickle
 
 import pytest
 import torch
 
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.errors import DeviceMemoryError
+from lsmix.data.errors import DeviceMemoryError, LsmixError
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
@@ -188,7 +189,9 @@ def test_a_size_at_which_anything_else_goes_wrong_is_not_named():
 
 
 def test_the_error_comes_back_whole_from_another_process():
+    importlib.import_module("distributed")  # which changes how errors are pickled
     error = DeviceMemoryError("encode x: device 'cuda' ran out of memory")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.exit_code) == (DeviceMemoryError, str(error), 1)
     assert isinstance(again, MemoryError)
+    assert isinstance(again, LsmixError)
