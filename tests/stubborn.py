@@ -6,6 +6,8 @@ import signal
 import time
 from pathlib import Path
 
+from lsmix.data.errors import DeviceMemoryError
+
 
 class Worker:
     """Writes one file a shard; ``config`` says which shards kill the process, always or once, and how long one takes."""
@@ -24,6 +26,8 @@ class Worker:
             os.kill(os.getpid(), signal.SIGKILL)
         if shard in self._config.get("always", ()):
             os.kill(os.getpid(), signal.SIGKILL)
+        if shard == self._config.get("out_of_memory"):
+            raise DeviceMemoryError("card 0 is full.")
         if shard in self._config.get("raises", ()):
             raise OSError(28, "No space left on device")
         return shard

@@ -9,7 +9,7 @@ import time
 import pytest
 from places import TESTS
 
-from lsmix.data.errors import PartialError, RecipeError
+from lsmix.data.errors import DeviceMemoryError, PartialError, RecipeError
 from lsmix.pipeline.executors.choice import choose_executor
 from lsmix.pipeline.executors.in_process import InProcessExecutor
 from lsmix.pipeline.executors.local_cluster import worker_environment
@@ -52,6 +52,14 @@ def test_a_shard_that_kills_its_workers_is_left_out_and_all_others_are_made(tmp_
     with executor, pytest.raises(PartialError, match=r"1 of 9 shards of .* failed; the first is shard 2: .*died"):
         executor.run(work, range(9), lambda record: done.append(record.shard))
     assert sorted(done) == [0, 1, 3, 4, 5, 6, 7, 8]
+
+
+def test_a_device_that_is_full_stops_the_work_at_once(tmp_path):
+    work = stubborn_work(tmp_path / "stage" / "some-key", out_of_memory=0, seconds=0.05)
+    done = []
+    with on_dask(1) as executor, pytest.raises(DeviceMemoryError, match="card 0 is full"):
+        executor.run(work, range(100), lambda record: done.append(record.shard))
+    assert len(done) < 50
 
 
 def test_where_every_shard_fails_not_all_are_tried(tmp_path):
