@@ -65,7 +65,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     afar = read_ledger(url) if url and node.stage.make_part else {}
     if folder.is_dir() or afar:
         done = len(finished_shards(folder) | afar)
-        progress = f"{done} shards done" if done else "from its last checkpoint"
+        progress = f"{done} shards done" if node.stage.make_part else "it has its last checkpoint"
         owners = working_owners(workspace.root, key)
         if owners:
             return _under_way(_status(node, "under-way", key, folder, progress, size, seconds), owners)
