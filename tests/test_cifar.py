@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.cifar import CIFAR10_BINARY, CIFAR10_PYTHON, CIFAR100_BINARY, CIFAR100_PYTHON
@@ -145,6 +147,11 @@ def test_a_label_of_no_class_is_named(tmp_path):
         ({b"labels": [1, 2, 0.5]}, r"must be a list of small integers"),
         ({b"labels": None, b"fine_labels": [1]}, r"must be a list of small integers"),
         ({b"data": np.zeros((0, 3072), np.uint8), b"labels": []}, r"holds no images"),
+        ({b"data": np.zeros((), np.uint8)}, r"got uint8 of shape \(\)"),
+        ({b"data": None}, r"got NoneType"),
+        ({b"labels": np.arange(3)}, r"must be a list of small integers"),
+        ({b"labels": {b"a": 1}}, r"must be a list of small integers"),
+        ({b"labels": [1, True, 2]}, r"must be a list of small integers"),
     ],
 )
 def test_a_python_batch_of_another_content_is_refused(tmp_path, change, message):
@@ -155,11 +162,33 @@ def test_a_python_batch_of_another_content_is_refused(tmp_path, change, message)
         CIFAR10_PYTHON.read(folder)
 
 
+def test_a_batch_that_is_an_empty_dictionary_is_refused_by_its_reader(tmp_path):
+    folder = write(CIFAR10_PYTHON, tmp_path)
+    first_batch(folder).write_bytes(b"}.")
+    with pytest.raises(SourceError, match=r"data_batch_1' has no 'data'; it has \[\]. Is it a batch of CIFAR-10\?$"):
+        CIFAR10_PYTHON.read(folder)
+
+
 def test_a_batch_without_labels_is_another_data_set(tmp_path):
     folder = write(CIFAR10_PYTHON, tmp_path)
     first_batch(folder).write_bytes(pickle.dumps({b"data": batch(0)[0], b"fine_labels": [1, 2, 3]}, 2))
     with pytest.raises(SourceError, match=r"has no 'labels'; it has .*fine_labels"):
         CIFAR10_PYTHON.read(folder)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])  # the file is written anew each time
+@given(content=st.binary(max_size=60))
+@example(content=b"}.")  # a pickle after all, of nothing
+def test_noise_in_place_of_a_batch_or_of_the_names_is_a_source_error(tmp_path, content):
+    folder = tmp_path / FOLDERS[CIFAR10_PYTHON.name]
+    if not folder.is_dir():
+        write(CIFAR10_PYTHON, tmp_path)
+    for path in (first_batch(folder), folder / "batches.meta"):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(SourceError):
+            CIFAR10_PYTHON.read(folder)
+        path.write_bytes(before)
 
 
 def test_another_number_of_class_names_is_refused(kind, folder):

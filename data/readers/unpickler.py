@@ -101,7 +101,22 @@ def load_batch(source: bytes | Path, *, name: str = "") -> dict[str | bytes, Any
     result = _Machine(source, name).run()
     if not isinstance(result, dict):
         raise SourceError(f"{name} holds a {type(result).__name__}, expected a dictionary. Wrong file?")
+    _check_plain(result, name)
     return result
+
+
+def _check_plain(result: dict[str | bytes, Any], name: str) -> None:
+    """Refuse what a pickle named and then used for nothing: it would be no number, text or array to whoever reads on."""
+    waiting: list[Any] = [result]
+    seen = {id(result)}
+    while waiting:
+        value = waiting.pop()
+        for part in value.values() if isinstance(value, dict) else value:
+            if isinstance(part, _Known | _Dtype):
+                raise SourceError(f"{name} contains code (a name that stands for itself); it was not run. Wrong file?")
+            if isinstance(part, dict | list | tuple) and id(part) not in seen:
+                seen.add(id(part))  # a list may hold itself
+                waiting.append(part)
 
 
 def _check_size(size: int, name: str) -> None:
