@@ -23,6 +23,7 @@ from lsmix.pipeline.lines import (
     transfer_lines,
     verify_lines,
 )
+from lsmix.pipeline.printable import printable, printable_json
 from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -250,13 +251,10 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
     with TerminalProgress() as bars:
         facts = artifact_facts(artifact, bars)
         drawn = draw_artifact(artifact, progress=bars, **options)
-    if as_json:
-        _print_json("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}})
-        return
-    for name, value in facts.items():
-        click.echo(f"{name:<12} {value}")
+    lines = [f"{name:<12} {value}" for name, value in facts.items()]
     for name, target, what in drawn:
-        click.echo(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")
+        lines.append(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")
+    _print("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}}, lines, as_json)
 
 
 @cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")
@@ -405,7 +403,7 @@ def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> 
 
     with TerminalProgress() as bars:
         facts = write_card(pool, licence=licence, creator=creator, progress=bars)
-    _print_json("card", facts) if as_json else click.echo(card_text(facts))
+    _print("card", facts, card_text(facts).splitlines(), as_json)
 
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
@@ -442,14 +440,14 @@ def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
     if as_json:
         _print_json(kind, facts)
     else:
-        click.echo("\n".join(lines))
+        click.echo("\n".join(map(printable, lines)))
 
 
 def _print_json(kind: str, content: Any) -> None:
     import msgspec
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
-    click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
+    click.echo(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=1).decode()))
 
 
 def main() -> None:
@@ -460,7 +458,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LsmixError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {printable(str(error))}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; what is done is kept. Go on with: {_command_line()}", err=True)
@@ -473,7 +471,7 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         where = f": {error.filename!r}" if error.filename else ""
-        click.echo(f"error: {error.strerror or error}{where}. What is done is kept.", err=True)
+        click.echo(f"error: {printable(str(error.strerror or error))}{where}. What is done is kept.", err=True)
         sys.exit(LsmixError.exit_code)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lsmix.data.columns import Column, ColumnStore, open_store
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError, FormatError, LsmixError
 from lsmix.data.shard import check_chunk, read_index, shard_bytes
 
 if TYPE_CHECKING:
@@ -403,9 +403,19 @@ class ColumnReader(Mapping[str, ColumnArray]):
         """Compare the first and the last row of every shard with what zarr-python, the reference, reads there.
 
         Raises:
-            CorruptError: the two differ.
+            CorruptError: the two differ, or zarr-python cannot read it.
         """
-        group = self.open_zarr()
+        try:
+            self._compare_rows(self.open_zarr())
+        except LsmixError:
+            raise
+        except Exception as error:  # whatever zarr-python raises on a store that is none to it
+            raise CorruptError(
+                f"{str(self.store.folder)!r} cannot be read by zarr-python: {type(error).__name__}: {error}. Do not use it; "
+                "make the artifact again."
+            ) from error
+
+    def _compare_rows(self, group: "zarr.Group") -> None:
         for name, column in self.items():
             reference: Any = group[name]
             for shard in range(self.store.shards):

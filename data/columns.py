@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.shard import shard_bytes, shard_pieces
+from lsmix.data.versioned import UNDECODABLE
 
 __all__ = ["METADATA_NAME", "Column", "ColumnStore", "Dtype", "open_store", "rows_per_chunk", "rows_per_shard"]
 
 METADATA_NAME = "zarr.json"
 _CHUNK_BYTES = 800_000  # the best measured sizes for 3 KiB rows: chunks of 256 rows in shards of 8,192
 _CHUNKS_A_SHARD = 32
+_METADATA_BYTES = 16 << 20  # class names and a citation, at most
 _WRITERS = 8  # threads that write one shard of all columns; a pool has eight or nine
 
 Dtype = Literal["uint8", "int64", "float32", "float64"]
@@ -153,8 +155,8 @@ def rows_per_chunk(row_bytes: int, shard_rows: int) -> int:
         >>> rows_per_chunk(3072, 8192)
         256
     """
-    fewest = -(-shard_rows // max(_CHUNK_BYTES // row_bytes, 1))
-    return next(shard_rows // chunks for chunks in range(fewest, shard_rows + 1) if shard_rows % chunks == 0)
+    most = shard_rows // -(-shard_rows // max(_CHUNK_BYTES // row_bytes, 1))
+    return next(rows for rows in range(most, 0, -1) if shard_rows % rows == 0)
 
 
 def rows_per_shard(row_bytes: int, rows: int | None = None) -> int:
@@ -227,8 +229,12 @@ class _BytesCodec(_Json, frozen=True, tag_field="name", tag="bytes"):
     configuration: _Endian | msgspec.UnsetType = msgspec.UNSET  # zarr-python leaves it out for single bytes
 
 
+class _Nothing(_Json, frozen=True):
+    """A configuration in which nothing is said."""
+
+
 class _Crc32cCodec(_Json, frozen=True, tag_field="name", tag="crc32c"):
-    configuration: dict[str, Any] | msgspec.UnsetType = msgspec.UNSET
+    configuration: _Nothing | msgspec.UnsetType = msgspec.UNSET
 
 
 class _ShardingConfiguration(_Json, frozen=True, omit_defaults=False):
@@ -318,9 +324,11 @@ def _write_json(path: Path, content: msgspec.Struct) -> None:
 
 
 def _read_json(path: Path, kind: type[_Model]) -> _Model:
+    if path.is_symlink() or path.stat().st_size > _METADATA_BYTES:
+        _refuse(path, f"it is a link, or has more than {_METADATA_BYTES} bytes")
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.ValidationError as error:
         _refuse(path, str(error))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make or fetch it again.") from error

@@ -20,6 +20,7 @@ from lsmix.data.versioned import UNDECODABLE, decode_versioned
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
+    "MOST_MANIFEST_BYTES",
     "WORK_FOLDER",
     "FileRecord",
     "InputRecord",
@@ -37,6 +38,9 @@ __all__ = [
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
+MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
+_MOST_DEPTH = 32  # of a configuration; ours have four levels
+_MOST_SECONDS = 1e10  # three hundred years
 _MOST_BYTES = 2**48  # of a file; more is a lie
 _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
 _MOST_PATH_BYTES = 1024
@@ -74,6 +78,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     counts: dict[str, Any] = {}  # facts such as the number of images, of corrupted ones, of shards
     seconds: float = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
+
+
+class _Environment(msgspec.Struct):
+    """What is read again of an artifact's environment."""
+
+    versions: dict[str, str] = {}
+    device: str = ""
 
 
 def root_digest(files: list[FileRecord]) -> str:
@@ -131,6 +142,12 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
+    size = path.stat().st_size
+    if path.is_symlink() or size > MOST_MANIFEST_BYTES:
+        what = (
+            "a link" if path.is_symlink() else f"of {size} bytes, where no manifest has more than {MOST_MANIFEST_BYTES}"
+        )
+        raise CorruptError(f"{str(path)!r} is {what}. Do not use this artifact.")
     return parse_manifest(path.read_bytes(), str(folder))
 
 
@@ -150,8 +167,52 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
     except UNDECODABLE as error:
         raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
+    if wrong := _wrong_facts(manifest):
+        raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
     check_listing(path, manifest.files)
     return manifest
+
+
+def _wrong_facts(manifest: Manifest) -> str:
+    """Return what is said that cannot be, or "": so that nobody else has to doubt a name, a digest or a version."""
+    for what, text in (
+        ("stage", manifest.stage),
+        ("name", manifest.name),
+        *(("role", one.role) for one in manifest.inputs),
+    ):
+        if not 0 < len(text) <= _MOST_NAME_BYTES or not text.isprintable():
+            return f"its {what} is {text[:80]!r}"
+    for what, text in (("key", manifest.key), *(("key of an input", one.key) for one in manifest.inputs)):
+        if not re.fullmatch("([0-9a-f]{12})?", text):
+            return f"its {what} is {text[:80]!r}, expected 12 hex digits"
+    for what, text in (
+        ("root digest", manifest.root),
+        *(("root digest of an input", one.root) for one in manifest.inputs),
+    ):
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            return f"its {what} is {text[:80]!r}, expected 64 hex digits"
+    if not 0 <= manifest.seconds < _MOST_SECONDS:
+        return f"it took {manifest.seconds} seconds"
+    try:
+        msgspec.convert(manifest.environment, _Environment)
+    except msgspec.ValidationError as error:
+        return f"its environment is wrong ({error})"
+    for what, fields in (
+        ("config", manifest.config),
+        ("counts", manifest.counts),
+        ("environment", manifest.environment),
+    ):
+        if not _is_modest(fields, _MOST_DEPTH):
+            return f"its {what} is nested too deeply, or holds a number beyond 64 bits"
+    return ""
+
+
+def _is_modest(value: Any, depth: int) -> bool:
+    """Tell whether a value can be gone through and written again: few levels, numbers of 64 bits."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_modest(part, depth - 1) for part in parts)
+    return not isinstance(value, int) or abs(value) < 2**63
 
 
 def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
@@ -189,6 +250,7 @@ def _check_relative(manifest_path: str, relative: str) -> None:
 
 def check_sizes(folder: Path | str, manifest: Manifest) -> None:
     """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded."""
+    _check_folders(folder, manifest)
     for file in manifest.files:
         path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
         try:
@@ -203,6 +265,20 @@ def check_sizes(folder: Path | str, manifest: Manifest) -> None:
             raise CorruptError(
                 f"{path!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
             )
+
+
+def _check_folders(folder: Path | str, manifest: Manifest) -> None:
+    """Refuse links in place of folders, which would lead out of the artifact, or round in it."""
+    known: set[str] = set()
+    for file in manifest.files:
+        parent = file.path.rpartition("/")[0]
+        while parent and parent not in known:
+            known.add(parent)
+            if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as above, no Path for each
+                raise CorruptError(
+                    f"{f'{folder}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
+                )
+            parent = parent.rpartition("/")[0]
 
 
 def verify_files(folder: Path | str, manifest: Manifest) -> int:
@@ -227,6 +303,7 @@ def verify_files(folder: Path | str, manifest: Manifest) -> int:
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        if not path.is_dir() and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
+        odd = path.is_symlink() or not path.is_dir()
+        if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
             raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
     return sum(file.bytes for file in manifest.files)

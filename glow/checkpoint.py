@@ -18,6 +18,7 @@ from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.versioned import UNDECODABLE
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 
@@ -119,7 +120,7 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
         raise FormatError(f"{str(path)!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
     try:
         head = msgspec.json.decode(content, type=_Head)
-    except (msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError) as error:
+    except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
     if (head.kind, head.format_version) != ("lsmix-glow", FORMAT_VERSION):
         raise FormatError(
@@ -130,6 +131,8 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
         return msgspec.json.decode(content, type=_Checkpoint)
     except msgspec.ValidationError as error:
         raise FormatError(f"{str(path)!r} describes no flow that we accept: {error}.") from error
+    except UNDECODABLE as error:  # what the head was not asked about
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
 
 
 def _check_header(path: Path, blank: Flow) -> None:

@@ -213,7 +213,7 @@ class FlowTrainer:
                     "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False).copy_(second),
                     "step": step.to(parameter.device, copy=True),
                 }
-        except (KeyError, RuntimeError) as error:
+        except (KeyError, RuntimeError, ValueError, OverflowError) as error:
             raise FormatError(
                 f"the training state does not fit this flow: {error}. It is from another architecture or version; "
                 "remove it and train from the start."

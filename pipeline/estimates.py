@@ -5,22 +5,31 @@ artifacts of the stage took per operation; where there is none, from a round gue
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
-from lsmix.data.errors import LsmixError
+from lsmix.data.errors import CorruptError, LsmixError
 from lsmix.data.manifest import read_manifest
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.resolver import Resolver
-from lsmix.pipeline.stage import Estimate, WorkSize
+from lsmix.pipeline.stage import Estimate, InputArtifact, WorkSize
 from lsmix.pipeline.workspace import Workspace
 
 __all__ = ["estimate", "estimate_seconds"]
 
 _GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 _STARTING_SECONDS = 1.0  # of importing and opening, which small artifacts mostly are
+
+
+class _Counts(msgspec.Struct):
+    """What the manifest of a data set counts."""
+
+    image_shape: tuple[_Size, _Size, _Size]  # height, width, channels
+    train: _Size
+    test: Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 
 
 def estimate(node: Node, resolver: Resolver) -> Estimate | None:
@@ -31,11 +40,11 @@ def estimate(node: Node, resolver: Resolver) -> Estimate | None:
     there = resolver.artifact(dataset)
     if there is None:
         return None
-    counts = there.manifest.counts
-    height, width, channels = counts["image_shape"]
+    counts = _counts_of(there)
+    height, width, channels = counts.image_shape
     size = WorkSize(
-        images=counts["train"],
-        test_images=counts["test"],
+        images=counts.train,
+        test_images=counts.test,
         height=height,
         width=width,
         channels=channels,
@@ -49,11 +58,22 @@ def estimate_seconds(node: Node, cost: Estimate | None, workspace: Workspace) ->
     if cost is None:
         return None
     rates = [
-        manifest.counts["gflop"] * 1e9 / manifest.seconds
+        gflop * 1e9 / manifest.seconds
         for _, manifest in workspace.manifests(node.stage.name)
-        if manifest.seconds > _STARTING_SECONDS and manifest.counts.get("gflop")
+        if manifest.seconds > _STARTING_SECONDS
+        and isinstance(gflop := manifest.counts.get("gflop"), float)
+        and gflop > 0
     ]
     return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
+
+
+def _counts_of(dataset: InputArtifact) -> _Counts:
+    try:
+        return msgspec.convert(dataset.manifest.counts, _Counts)
+    except msgspec.ValidationError as error:
+        raise CorruptError(
+            f"{str(dataset.folder)!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
+        ) from error
 
 
 def _find(node: Node, stage: str) -> Node | None:
@@ -81,4 +101,9 @@ def _flow_shape(node: Node) -> FlowShape:
 
 
 def _shape(fields: Mapping[str, Any]) -> FlowShape:
-    return FlowShape(**{name: fields[name] for name in FlowShape.__struct_fields__ if name in fields})
+    try:
+        return msgspec.convert(
+            {name: fields[name] for name in FlowShape.__struct_fields__ if name in fields}, FlowShape
+        )
+    except msgspec.ValidationError:  # of a stranger's flow; whoever loads it will say what is wrong with it
+        return FlowShape()

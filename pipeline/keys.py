@@ -7,6 +7,7 @@ input everywhere.
 
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import msgspec
 from lsmix.data.durable import sha256_file, write_durably
 from lsmix.data.errors import MissingError, SourceError
 from lsmix.data.manifest import InputRecord
+from lsmix.data.versioned import UNDECODABLE
 
 __all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "key_fields"]
 
@@ -52,7 +54,7 @@ class SourceDigests:
         if memory.is_file():
             try:
                 self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
-            except (msgspec.MsgspecError, UnicodeDecodeError):
+            except UNDECODABLE:
                 self._known = {}
 
     def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
@@ -78,7 +80,7 @@ class SourceDigests:
         stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
         name = str(file.resolve())
         remembered = self._known.get(name)
-        if remembered and remembered[1:] == stamp:
+        if remembered and remembered[1:] == stamp and re.fullmatch("[0-9a-f]{64}", str(remembered[0])):
             return str(remembered[0])
         try:
             digest = sha256_file(file)

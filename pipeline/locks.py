@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
 from lsmix.data.errors import LockedError
 from lsmix.data.versioned import UNDECODABLE
+from lsmix.pipeline.printable import printable
 
 __all__ = ["Owner", "OwnerNote", "artifact_lock", "working_owners"]
 
 _FOLDER = ".locks"
+_NOTE_BYTES = 4096
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,7 +30,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
     user: str
     host: str
-    process: int
+    process: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]  # its number; others would mean groups of processes
     since: str  # ISO 8601
     done: int = 0  # units of what is counted now
     total: int = 0  # 0 while nothing is counted
@@ -37,7 +40,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         told = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
-        return "".join(letter for letter in told if letter.isprintable())  # anybody may write notes there
+        return printable(told)  # anybody may write notes there
 
 
 class OwnerNote:
@@ -106,7 +109,8 @@ def working_owners(workspace: Path, key: str) -> list[Owner]:
     owners = []
     for path in sorted((workspace / _FOLDER).glob(f"{key}.*owner.json")):
         try:
-            owner = msgspec.json.decode(path.read_bytes(), type=Owner)
+            with path.open("rb") as file:
+                owner = msgspec.json.decode(file.read(_NOTE_BYTES), type=Owner)
         except (OSError, *UNDECODABLE):
             continue  # gone in between, or damaged: it only informs
         if owner.host != socket.gethostname() or _is_alive(owner.process):  # else killed before it took its note away
@@ -115,8 +119,6 @@ def working_owners(workspace: Path, key: str) -> list[Owner]:
 
 
 def _is_alive(process: int) -> bool:
-    if not 0 < process < 1 << 31:
-        return False
     try:
         os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:

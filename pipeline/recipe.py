@@ -33,6 +33,8 @@ __all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe"]
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
 _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB of "a.a.a…" were seen to fill 60 GB
+_MAX_DEPTH = 32  # ours have six levels at most
+_MAX_SCALES = 64  # each is checked as a recipe of its own
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
 
 _FLOW_FIELDS = FlowRecipe.__struct_fields__
@@ -165,6 +167,8 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = ""
     if scale and scale not in scales:
         known = ", ".join(scales) or "none"
         raise RecipeError(f"{where} has no scale {scale!r}; it has {known}.{did_you_mean(scale, list(scales))}")
+    if len(scales) > _MAX_SCALES:
+        raise RecipeError(f"{where} has {len(scales)} scales; at most {_MAX_SCALES} are read.")
     for name in scales:
         if name != scale:  # the one that is asked for is checked with its overrides
             _to_recipe(table, name, (), path, f"{where}, scale {name!r}")
@@ -209,9 +213,16 @@ def _parse_toml(text: str) -> dict[str, Any]:
     if text.count(".") > _MAX_DOTS:
         raise ValueError(f"it has more than {_MAX_DOTS} dots, so it is no recipe")
     try:
-        return tomllib.loads(text)
+        table = tomllib.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    level: list[Any] = [table]
+    for _ in range(_MAX_DEPTH):  # a key of many parts is no recursion to tomllib, but would be to all that follows
+        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value)]
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return table
+    raise ValueError("it is nested too deeply")
 
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import WORK_FOLDER
+from lsmix.data.versioned import UNDECODABLE
 from lsmix.pipeline.environment import device_name, resolve_device
 from lsmix.pipeline.outside import finished_artifact
 from lsmix.pipeline.stage import InputArtifact
@@ -188,13 +189,20 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
-        except msgspec.MsgspecError:
+        except UNDECODABLE:
             continue
-        if all(
-            (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in record.sizes.items()
+        if path == _record_path(folder, record.shard) and all(
+            _has_size(folder / name, size) for name, size in record.sizes.items()
         ):
             finished[record.shard] = record
     return finished
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.is_file() and path.stat().st_size == size
+    except OSError:  # a name that no file can have
+        return False
 
 
 def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, Any]:
@@ -208,7 +216,13 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
         if shard not in records:
             raise CorruptError(f"shard {shard} of {shards} has no record in the ledger. Run the stage again.")
         for name, value in records[shard].counts.items():
-            total[name] = value if name not in total else total[name] + value
+            try:
+                total[name] = value if name not in total else total[name] + value
+            except TypeError as error:
+                raise CorruptError(
+                    f"the record of shard {shard} in the ledger does not count as the others do ({name!r}). Remove it, and "
+                    "run the stage again."
+                ) from error
     return total
 
 

@@ -1,5 +1,7 @@
 """What ``lsmix show`` tells of one artifact: its facts, and a sheet of its pictures or a page."""
 
+import io
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,7 +12,7 @@ from lsmix.data.afar.remote import local_folder, local_target
 from lsmix.data.afar.transfer import folder_name
 from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import RecipeError
+from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
 from lsmix.data.pool import POOL_NAME
 from lsmix.pipeline.ingest import DATASET_FILE
@@ -187,13 +189,31 @@ def _flow_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
     from lsmix.glow.training import sample
     from lsmix.pipeline.sheets import thumbnails
 
-    temperature = float(manifest.config["temperature"])
+    temperature = _config_number(folder, manifest, "temperature")
     images = sample(load_flow(folder), rows * _SHEET_COLUMNS, temperature=temperature)
     return thumbnails(images, columns=_SHEET_COLUMNS), f"samples at temperature {temperature}"
 
 
 def _naturalness_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+    rate = _config_number(folder, manifest, "lam")
+    return _read_sheet(folder / SHEET_FILE), f"x₁ | mixes of each method at λ = {rate:g} | x₂"
+
+
+def _read_sheet(path: Path) -> "Image.Image":
+    """Return a sheet that an artifact brings along: a PNG only, since Pillow starts a program for some other formats."""
     from PIL import Image
 
-    with Image.open(folder / SHEET_FILE) as picture:
-        return picture.copy(), f"x₁ | mixes of each method at λ = {manifest.config['lam']:g} | x₂"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as picture:
+                return picture.copy()
+    except Exception as error:  # Pillow raises more kinds than anybody lists
+        raise CorruptError(f"{str(path)!r} is no PNG, or damaged ({error}). Make the artifact again.") from error
+
+
+def _config_number(folder: Path, manifest: Manifest, name: str) -> float:
+    value = manifest.config.get(name)
+    if not isinstance(value, int | float):
+        raise CorruptError(f"{str(folder)!r} was made with {name} = {value!r}, expected a number. Do not use it.")
+    return float(value)

@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from lsmix.pipeline.printable import printable
 from lsmix.pipeline.units import human_bytes
 
 __all__ = ["TerminalProgress"]
@@ -17,7 +18,7 @@ _LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr)  # noqa: T201 - this is where progress is printed
+    print(printable(line), file=sys.stderr)  # noqa: T201 - this is where progress is printed
 
 
 class TerminalProgress:
@@ -72,7 +73,7 @@ class TerminalProgress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            desc=label,
+            desc=printable(label),
             unit="B" if bytewise else f" {unit}",
             unit_scale=bytewise,
             dynamic_ncols=terminal,

@@ -16,8 +16,9 @@ from lsmix.classifiers.architectures import cost_per_pixel
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import DivergedError
-from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.data.errors import CorruptError, DivergedError
+from lsmix.data.versioned import UNDECODABLE
+from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
@@ -56,6 +57,9 @@ class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
     test_error: float  # error rate on the test split, %
     images: int  # seen so far
     updates: int  # done so far
+
+
+_Metrics = Annotated[list[EpochMetrics], Meta(min_length=1)]
 
 
 def run(task: StageTask) -> Outcome:
@@ -127,8 +131,9 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
     if checkpoint is None:
         return trainer, []
     tensors, facts = checkpoint
+    metrics = facts_as(facts, "metrics", list[EpochMetrics], task.work / _CHECKPOINT)
     trainer.load_state_dict(tensors)
-    return trainer, msgspec.convert(facts["metrics"], list[EpochMetrics])
+    return trainer, metrics
 
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
@@ -164,8 +169,17 @@ def _publish(
 
 
 def read_metrics(folder: Path) -> list[EpochMetrics]:
-    """Return the metrics of a train artifact, epoch by epoch."""
-    return msgspec.json.decode((folder / METRICS_FILE).read_bytes(), type=list[EpochMetrics])
+    """Return the metrics of a train artifact, epoch by epoch; at least one.
+
+    Raises:
+        CorruptError: they are damaged.
+    """
+    path = folder / METRICS_FILE
+    try:
+        metrics: list[EpochMetrics] = msgspec.json.decode(path.read_bytes(), type=_Metrics)
+    except UNDECODABLE as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
+    return metrics
 
 
 def _estimate(config: RunConfig, size: WorkSize) -> Estimate:

@@ -14,9 +14,10 @@ from msgspec import Meta
 
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import DivergedError
+from lsmix.data.errors import CorruptError, DivergedError
+from lsmix.data.versioned import UNDECODABLE
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
-from lsmix.pipeline.checkpoints import load_checkpoint, save_checkpoint
+from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
@@ -87,8 +88,9 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     if checkpoint is None:
         return trainer, []
     tensors, facts = checkpoint
+    log = facts_as(facts, "log", list[LogLine], task.work / _CHECKPOINT)
     trainer.load_state_dict(tensors)
-    return trainer, msgspec.convert(facts["log"], list[LogLine])
+    return trainer, log
 
 
 def _batch(task: StageTask, trainer: "FlowTrainer") -> BatchSetting:
@@ -181,9 +183,16 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
 
 
 def read_log(folder: Path) -> list[LogLine]:
-    """Return the training log of a flow artifact."""
-    lines = (folder / _LOG_FILE).read_bytes().splitlines()
-    return [msgspec.json.decode(line, type=LogLine) for line in lines]
+    """Return the training log of a flow artifact.
+
+    Raises:
+        CorruptError: it is damaged.
+    """
+    path = folder / _LOG_FILE
+    try:
+        return [msgspec.json.decode(line, type=LogLine) for line in path.read_bytes().splitlines()]
+    except UNDECODABLE as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
 
 
 def _estimate(config: FlowRecipe, size: WorkSize) -> Estimate:

@@ -349,7 +349,7 @@ def read_manifest_root(content):
 
 
 def test_an_endless_manifest_is_not_read_to_its_end(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.afar.remote._MOST_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("lsmix.data.afar.remote.MOST_MANIFEST_BYTES", 1000)
     with pytest.raises(CorruptError, match="more than 1000 bytes"):
         pull(f"{web.url}/pool", tmp_path / "here")
 

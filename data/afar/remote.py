@@ -17,13 +17,12 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from lsmix.data.afar.download import Interruption, open_web
 from lsmix.data.durable import durable_path, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.manifest import MANIFEST_NAME, Manifest, parse_manifest, root_digest
+from lsmix.data.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
 
 __all__ = ["Place", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_place"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
-_MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
 _GONE = (http.client.NOT_FOUND, http.client.GONE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
 
@@ -136,7 +135,7 @@ def fetch_manifest(place: Place) -> tuple[Manifest, bytes]:
         CorruptError: it is not what a manifest must be.
     """
     try:
-        content = place.read(MANIFEST_NAME, _MOST_MANIFEST_BYTES)
+        content = place.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
     except MissingError as error:
         raise MissingError(
             f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "

@@ -25,6 +25,7 @@ __all__ = ["ImportedPool", "read_export"]
 
 _READERS = (Hdf5Rows, ParquetRows)
 _MAX_SHARD_BYTES = 1 << 30  # of memory for one shard of the pool
+_MAX_SHARD_ROWS = 1 << 24  # of which a shard's index has an entry each, at worst
 _STAGE = "mix"  # what makes pools
 
 
@@ -104,6 +105,8 @@ def _check_facts(facts: ExportFacts, path: Path) -> int:
             f"{str(path)!r} wants shards of {facts.shard_rows} rows of {row_bytes} bytes, more than {_MAX_SHARD_BYTES} "
             "bytes of memory. Do not use it."
         )
+    if facts.shard_rows > _MAX_SHARD_ROWS:
+        raise SourceError(f"{str(path)!r} wants shards of {facts.shard_rows} rows, as no pool has. Do not use it.")
     copies = facts.attributes["copies"] * facts.attributes["images_per_copy"]
     if (
         copies != facts.images

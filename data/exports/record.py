@@ -34,6 +34,7 @@ SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
 MOST_RECORD_BYTES: Final = 1 << 27
 _HEX_DIGITS = 64
+_MAX_LINE = 4096  # of a checksum and a path
 
 
 class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,12 +120,14 @@ def verify_export(folder: Path) -> dict[str, Any]:
         CorruptError: on the first file that is missing, altered or not listed.
     """
     record = read_record(folder)
+    if link := _first_link(folder):
+        raise CorruptError(f"{str(link)!r} is a link; exports hold their own files. Fetch or export it again.")
     if not (folder / SUMS_NAME).is_file() or sha256_file(folder / SUMS_NAME) != record.sums_sha256:
         raise CorruptError(f"{str(folder / SUMS_NAME)!r} is missing or altered. Fetch or export it again.")
     count, size = 0, 0
     for digest, name in _listed(folder):
         path = folder / name
-        if not path.is_file() or path.is_symlink():
+        if not path.is_file():
             raise CorruptError(f"{str(path)!r} is missing, or no plain file. Fetch or export it again.")
         if sha256_file(path) != digest:
             raise CorruptError(f"{str(path)!r} is damaged: its sha256 is not {digest[:12]}…. Fetch or export it again.")
@@ -147,9 +150,18 @@ def verify_export(folder: Path) -> dict[str, Any]:
     }
 
 
+def _first_link(folder: Path) -> Path | None:
+    """Return a link anywhere in a folder, which could lead out of it."""
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *names):
+            if Path(place, name).is_symlink():
+                return Path(place, name)
+    return None
+
+
 def _listed(folder: Path) -> Iterator[tuple[str, str]]:
     with (folder / SUMS_NAME).open(encoding="utf-8", errors="replace") as lines:
-        yield from parse_sums(lines, str(folder))
+        yield from parse_sums(iter(lambda: lines.readline(_MAX_LINE), ""), str(folder))
 
 
 def parse_sums(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
@@ -159,9 +171,10 @@ def parse_sums(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
         CorruptError: at a line that is no checksum, or a path that could lead out of the folder.
     """
     for line in lines:
-        digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].rstrip("\n")
+        digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].removesuffix("\n")
         parts = name.split("/")
-        if line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
+        odd = len(line) >= _MAX_LINE or not name.isprintable() or any(len(part.encode()) > 255 for part in parts)
+        if odd or line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} has the line {line[:200]!r}, which is no checksum.")
         yield digest, name

@@ -139,7 +139,8 @@ def _open_archive(path: Path) -> Iterator[tarfile.TarFile]:
             yield stack.enter_context(tarfile.open(fileobj=bounded, mode="r|"))
         except LsmixError:
             raise
-        except (tarfile.TarError, OSError, EOFError, ValueError, zlib.error) as error:
+        # RecursionError: of long names without end, which tarfile reads by calling itself.
+        except (tarfile.TarError, OSError, EOFError, ValueError, LookupError, RecursionError, zlib.error) as error:
             raise SourceError(f"{str(path)!r} is damaged, cut short or no tar.gz ({error}). Fetch it again.") from error
 
 

@@ -21,6 +21,9 @@ IMAGE_ENDINGS = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".pp
 # The formats that Pillow decodes by itself; others start programs (EPS) or are no images of a data set.
 _PILLOW_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _GREY_MODES = frozenset(["1", "L"])
+_MAX_FILE_BYTES = 64 << 20  # of an image in a data set, packed
+_RATIO = 100  # an image of more than this many times its file's size …
+_RATIO_BYTES = 16 << 20  # … and of more than this is a bomb: no photograph shrinks so far
 _COLOUR_MODES = frozenset(["CMYK", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"])
 
 
@@ -43,18 +46,19 @@ class ImageDecoder:
         """
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
                 warnings.simplefilter("error", Image.DecompressionBombWarning)
-                return self._decode(source, name)
+                return self._decode(source if isinstance(source, bytes) else _content(source, name), name)
         except SourceError:
             raise
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             raise SourceError(f"{name} is far too big for an image of a data set ({error}). Remove it.") from error
-        # Pillow's decoders raise these, and more kinds than it documents, on damaged files.
-        except (OSError, ValueError, SyntaxError, TypeError, IndexError, KeyError, EOFError, OverflowError) as error:
+        except Exception as error:  # Pillow's decoders raise more kinds than anybody lists, on damaged files
             raise SourceError(f"{name} cannot be read as an image ({error}). Mend or remove it.") from error
 
-    def _decode(self, source: Path | bytes, name: str) -> npt.NDArray[np.uint8]:
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_PILLOW_FORMATS) as image:
+    def _decode(self, source: bytes, name: str) -> npt.NDArray[np.uint8]:
+        # From memory alone: a chunk that claims more bytes than there are would be given room for them otherwise.
+        with Image.open(io.BytesIO(source), formats=_PILLOW_FORMATS) as image:
             if image.mode not in _GREY_MODES | _COLOUR_MODES:
                 raise SourceError(
                     f"{name} has pixels of the kind {image.mode!r}; expected 8-bit grey or colour. Convert it."
@@ -66,4 +70,17 @@ class ImageDecoder:
                     f"images differ in size: {self._first} has {self._size[0]}×{self._size[1]} pixels, {name} has "
                     f"{image.size[0]}×{image.size[1]}. Bring all to one size first."
                 )
+            size = 3 * image.size[0] * image.size[1]
+            if size > max(_RATIO_BYTES, _RATIO * len(source)):
+                raise SourceError(
+                    f"{name} would unpack from {len(source)} to {size} bytes, as no image of a data set does. Remove it."
+                )
             return np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
+
+
+def _content(path: Path, name: str) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(_MAX_FILE_BYTES + 1)
+    if len(content) > _MAX_FILE_BYTES:
+        raise SourceError(f"{name} has more than {_MAX_FILE_BYTES} bytes, as no image of a data set has. Remove it.")
+    return content

@@ -72,7 +72,9 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
     keys = [key for key in _KEYS if find_array(where, file, key) is not None]
     splits = {}
-    for split, names in choose_names(where, keys or list(file)[:20], _LAYOUTS, _LOOKS_FOR).items():
+    if not keys:  # what there is may have the right name, and be a group
+        raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
+    for split, names in choose_names(where, keys, _LAYOUTS, _LOOKS_FOR).items():
         images, labels = (_read_numbers(path, find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = find_array(where, file, _NAMES)

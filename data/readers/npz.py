@@ -5,8 +5,8 @@ never read.
 """
 
 import math
+import tokenize
 import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from numpy.lib import format as npy
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat
+from lsmix.data.readers.zip_members import ZIP_ERRORS
 
 __all__ = ["NPZ"]
 
@@ -31,6 +32,8 @@ _LOOKS_FOR = (
     "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
 )
 _PIECE_BYTES = 1 << 20
+# What NumPy raises on a header that is none; it reads it with Python's own parser.
+_HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 _RATIO = 100  # an archive that unpacks to more than this many times its size …
 _RATIO_BYTES = 1 << 30  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
 
@@ -43,7 +46,9 @@ def _read(path: Path) -> PublishedData:
     try:
         with zipfile.ZipFile(path) as archive:
             return _read_archive(path, archive)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+    except SourceError:
+        raise
+    except (*ZIP_ERRORS, MemoryError) as error:  # MemoryError: of a header nested too deeply for Python's parser
         raise SourceError(f"{str(path)!r} is damaged or no .npz archive ({error}). Write it again.") from error
 
 
@@ -81,12 +86,14 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
         try:
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
             shape, fortran, dtype = read_header(file)
-        except (ValueError, KeyError) as error:
+        except _HEADER_ERRORS as error:
             raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
-        if dtype.hasobject or dtype.fields:
+        if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
             raise SourceError(
                 f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."
             )
+        if any(length < 0 for length in shape):
+            raise SourceError(f"{where} is damaged: an array cannot have the shape {shape}. Write it again.")
         size = math.prod(shape) * dtype.itemsize
         if info.file_size - file.tell() != size:
             raise SourceError(

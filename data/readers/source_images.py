@@ -61,6 +61,13 @@ class PublishedData:
     def __post_init__(self) -> None:
         if "train" not in self.splits or not set(self.splits) <= set(_SPLIT_NAMES):
             raise SourceError(f"a data set has the split 'train' and perhaps 'test'; got {sorted(self.splits)}.")
+        for label, class_name in enumerate(self.class_names):
+            try:
+                class_name.encode()
+            except (
+                UnicodeEncodeError
+            ) as error:  # a lone surrogate, of a pickle or of a folder's name in another encoding
+                raise SourceError(f"the name of class {label} is no text ({class_name!r}). Rename it.") from error
         train = self.splits["train"]
         for name, split in self.splits.items():
             if split.images.shape[1:] != train.images.shape[1:]:

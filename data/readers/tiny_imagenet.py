@@ -19,7 +19,7 @@ import numpy.typing as npt
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.decode import IMAGE_ENDINGS, ImageDecoder
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
-from lsmix.data.readers.zip_members import ZipMembers
+from lsmix.data.readers.zip_members import ZIP_ERRORS, ZipMembers
 
 __all__ = ["TINY_IMAGENET"]
 
@@ -100,7 +100,7 @@ def _recognise(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return f"{_FOLDER}/{_WNIDS}" in archive.NameToInfo
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except ZIP_ERRORS:
         return path.name.startswith("tiny-imagenet")  # so that a damaged one is said to be damaged
 
 

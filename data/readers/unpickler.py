@@ -10,6 +10,7 @@ import itertools
 import math
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -141,16 +142,21 @@ class _Machine:
     def run(self) -> Any:
         """Return the value that the pickle leaves."""
         try:
-            for opcode, argument, _ in itertools.islice(pickletools.genops(self._content), _MAX_OPCODES):
-                if opcode.name == "STOP":
-                    return self._pop()
-                self._step(opcode.name, argument)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # pickletools warns of odd escapes in a name
+                return self._walk()
         except SourceError:
             raise
         except (ValueError, IndexError, KeyError, OverflowError, TypeError) as error:
             raise SourceError(
                 f"{self._name} is damaged or no pickle ({type(error).__name__}: {error}). Fetch it again."
             ) from error
+
+    def _walk(self) -> Any:
+        for opcode, argument, _ in itertools.islice(pickletools.genops(self._content), _MAX_OPCODES):
+            if opcode.name == "STOP":
+                return self._pop()
+            self._step(opcode.name, argument)
         raise SourceError(f"{self._name} goes on past {_MAX_OPCODES} opcodes; no published batch does. Wrong file?")
 
     def _step(self, opcode: str, argument: Any) -> None:

@@ -12,15 +12,15 @@ from types import TracebackType
 
 from lsmix.data.errors import SourceError
 
-__all__ = ["ZipMembers"]
+__all__ = ["ZIP_ERRORS", "ZipMembers"]
 
 _MAX_MEMBERS = 1_000_000  # TinyImageNet has 120,609
 _MAX_BYTES = 8 << 30  # of all members, unpacked
 _RATIO = 100  # an archive that unpacks to more than this many times its size …
 _RATIO_BYTES = 64 << 20  # … and to more than this is a bomb; photographs don't shrink, texts by ten times or so
 
-# What zipfile raises on damaged archives, encrypted members and unknown methods.
-_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError)
+# What zipfile raises on damaged archives, encrypted members, and methods and versions that it does not know.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError)
 
 
 class ZipMembers:
@@ -34,7 +34,7 @@ class ZipMembers:
         self._name = repr(str(path))
         try:
             self._archive = zipfile.ZipFile(path)
-        except _ERRORS as error:
+        except ZIP_ERRORS as error:
             raise SourceError(f"{self._name} is damaged or no zip archive ({error}). Fetch it again.") from error
         try:
             self._members = self._checked(path.stat().st_size)
@@ -65,7 +65,7 @@ class ZipMembers:
             raise SourceError(f"{self.label(name)} has {member.file_size} bytes; at most {max_bytes} are read.")
         try:
             return self._archive.read(member)
-        except _ERRORS as error:
+        except ZIP_ERRORS as error:
             raise SourceError(f"{self.label(name)} is damaged ({error}). Fetch the archive again.") from error
 
     def label(self, name: str) -> str:

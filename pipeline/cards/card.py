@@ -26,6 +26,7 @@ from lsmix.data.manifest import (
     write_manifest,
 )
 from lsmix.data.pool import POOL_NAME, Pool, unsealed_pool
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 from lsmix.pipeline.cards.croissant import CROISSANT_FILE, croissant
 from lsmix.pipeline.cards.facts import CardFacts, card_facts
 from lsmix.pipeline.cards.licence import NO_LICENCE, Licence, read_licence
@@ -40,6 +41,7 @@ from lsmix.pipeline.cards.page import (
 )
 from lsmix.pipeline.cards.samples import SAMPLES_FILE, samples_digest, write_samples
 from lsmix.pipeline.cards.sheet import SHEET_FILE, draw_sheet
+from lsmix.pipeline.cards.text import clean
 from lsmix.pipeline.environment import describe_environment
 from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.progress import Progress, SilentProgress
@@ -50,6 +52,7 @@ __all__ = ["CARD_FILES", "add_card", "card_text", "write_card"]
 
 _GIVEN_FILE: Final = "card.json"
 _GIVEN_BYTES: Final = 1 << 16
+_GIVEN_VERSION: Final = 1
 CARD_FILES: Final = frozenset(
     {README_FILE, SHEET_FILE, SAMPLES_FILE, CROISSANT_FILE, IMAGES_NOTICE, LSMIX_NOTICE, _GIVEN_FILE}
 )
@@ -58,7 +61,7 @@ CARD_FILES: Final = frozenset(
 class _Given(msgspec.Struct, frozen=True, kw_only=True):
     """What a card tells that the pool does not hold; kept in card.json, so that the next card tells it too."""
 
-    format_version: int = 1
+    format_version: int = _GIVEN_VERSION
     licence: str | None = None  # of the images, as given by hand; None takes the base set's
     creator: str = ""  # who made the pool
     sheet_has_sources: bool = False  # whether card.png shows each mix between its sources
@@ -182,9 +185,9 @@ def _refresh(folder: Path, licence: str | None, creator: str | None) -> dict[str
     facts = card_facts(pool)
     given = _read_given(folder) if _GIVEN_FILE in whole else _Given()
     if licence is not None:
-        given = msgspec.structs.replace(given, licence=licence or None)
+        given = msgspec.structs.replace(given, licence=clean(licence) or None)
     if creator is not None:
-        given = msgspec.structs.replace(given, creator=creator)
+        given = msgspec.structs.replace(given, creator=clean(creator))
     picture, given = _picture(folder, pool, given, whole)
     named = read_licence(facts.origin.licence if given.licence is None else given.licence)
     samples = samples_digest(pool) if SAMPLES_FILE in whole else ""
@@ -274,8 +277,9 @@ def _read_given(folder: Path) -> _Given:
     if path.stat().st_size > _GIVEN_BYTES:
         raise CorruptError(f"{str(path)!r} is too long to be what a card was told. Remove it.")
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Given)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        what, remedy = f"what the card of {str(folder)!r} was told has", "Use a newer lsmix, or remove card.json."
+        return decode_versioned(path.read_bytes(), _Given, _GIVEN_VERSION, what=what, remedy=remedy)
+    except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Remove it.") from error
 
 

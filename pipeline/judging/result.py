@@ -9,7 +9,8 @@ from typing import Literal
 import msgspec
 
 from lsmix.data.durable import write_durably
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, MissingError
+from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = ["NATURALNESS_FILE", "Interval", "Naturalness", "SampleFacts", "read_naturalness", "write_naturalness"]
 
@@ -85,13 +86,7 @@ def read_naturalness(folder: Path) -> Naturalness:
     if not path.is_file():
         raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
     try:
-        content = path.read_bytes()
-        version = msgspec.json.decode(content, type=dict[str, msgspec.Raw]).get("format_version", msgspec.Raw(b"null"))
-        if bytes(version) != str(_FORMAT).encode():
-            raise FormatError(
-                f"{str(path)!r} has format {bytes(version).decode()}; this version of lsmix reads format {_FORMAT}. "
-                "Use a newer lsmix, or make it again with 'lsmix naturalness'."
-            )
-        return msgspec.json.decode(content, type=Naturalness)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+        return decode_versioned(path.read_bytes(), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+    except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
