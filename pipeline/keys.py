@@ -64,8 +64,15 @@ class SourceDigests:
 
         Raises:
             MissingError: a file is not there.
-            SourceError: a file is a folder.
+            SourceError: a file is a folder, or its name is no text.
         """
+        for file in files:
+            try:
+                str(file.absolute()).encode()
+            except UnicodeEncodeError as error:
+                raise SourceError(
+                    f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it."
+                ) from error
         known_before = dict(self._known)
         lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
         if remember and self._known != known_before:
