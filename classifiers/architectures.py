@@ -6,6 +6,7 @@ to a file; what it leads to is imported when the classifier is built.
 
 import importlib.util
 import re
+import sys
 from typing import TYPE_CHECKING, Final
 
 from lsmix.data.errors import RecipeError
@@ -136,6 +137,9 @@ def _depth_and_widening(name: str) -> tuple[int, int]:
 
 
 def _check_installed(name: str, package: str, remedy: str) -> None:
+    # What comes with Python has no networks, but much that a stranger's recipe should not call.
+    if package in sys.stdlib_module_names:
+        raise RecipeError(f"architecture {name!r} is of Python itself, which has no networks. Name one of a package.")
     # Looking for a top-level package imports nothing; "__main__" is whatever was started, and no package.
     if package == "__main__" or importlib.util.find_spec(package) is None:
         raise RecipeError(f"architecture {name!r} needs the package {package!r}, which is not installed. {remedy}.")

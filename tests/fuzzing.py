@@ -21,6 +21,7 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from types import FunctionType, ModuleType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -153,16 +154,23 @@ def _bound_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, -1))
 
 
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Go through the functions of a module and the methods of its classes; it is loaded, so atheris cannot hook its import."""
+    for value in list(vars(module).values()):
+        own = getattr(value, "__module__", None) == module.__name__
+        if own and isinstance(value, FunctionType):
+            yield value
+        elif own and isinstance(value, type):
+            yield from (method for method in vars(value).values() if isinstance(method, FunctionType))
+
+
 def _run_atheris(name: str, arguments: list[str]) -> None:
     import atheris
 
-    modules = TARGETS[name].modules
-    # What is loaded already is instrumented function by function; Python's own modules of a format count as well.
-    for module in (module for key, module in list(sys.modules.items()) if key.startswith(modules)):
-        for value in list(vars(module).values()):
-            if callable(value) and getattr(value, "__module__", None) == module.__name__ and hasattr(value, "__code__"):
-                with contextlib.suppress(Exception):
-                    setattr(module, value.__name__, atheris.instrument_func(value))
+    for module in [module for key, module in sys.modules.items() if key.startswith(TARGETS[name].modules)]:
+        for function in _functions(module):
+            with contextlib.suppress(Exception):  # what atheris cannot instrument runs as it is
+                atheris.instrument_func(function)
     with tempfile.TemporaryDirectory(prefix="lsmix-atheris-") as scratch:
         corpus, folder = Path(scratch, "corpus"), Path(scratch, "work")
         corpus.mkdir()

@@ -346,10 +346,13 @@ RECIPE = 'name = "x"\n[data]\nformat = "digits"\n'
         (RECIPE + 'format = "digits"\n', "no valid TOML"),
         (RECIPE.replace('"x"', '"../../x"'), "name"),
         (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
+        (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
+        (RECIPE + '[classifier]\narchitecture = "antigravity:webbrowser"\n', "is of Python itself"),
+        (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
         ("\0" * 1000, "no valid TOML"),
         ("\ufeff\u202e", "no valid TOML"),
     ],
-    ids=["many parts", "brackets", "digits", "beyond 64 bits", "1e400", "nan", "NUL", "escapes", "twice", "a name that leads out", "many scales", "zeros", "no text"],
+    ids=["many parts", "brackets", "digits", "beyond 64 bits", "1e400", "nan", "NUL", "escapes", "twice", "a name that leads out", "many scales", "an exit", "an import that does something", "a file", "zeros", "no text"],
 )  # fmt: skip
 def test_a_recipe_of_a_stranger_is_refused(text, words, tmp_path, guarded):
     (tmp_path / "my.toml").write_text(text, encoding="utf-8")
