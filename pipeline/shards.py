@@ -191,7 +191,7 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
             record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
         except UNDECODABLE:
             continue
-        if path == _record_path(folder, record.shard) and all(
+        if path.name == Path(record_name(record.shard)).name and all(
             _has_size(folder / name, size) for name, size in record.sizes.items()
         ):
             finished[record.shard] = record

@@ -250,6 +250,14 @@ def test_files_that_are_named_exist(page):
         assert (ROOT / name).exists(), name
 
 
+def test_proofs_that_are_named_are_tests():
+    named = {name for page in PAGES for name in re.findall(r"`(test_\w+\.py::\w+)`", text_of(page))}
+    assert len(named) > 40
+    for name in named:
+        file, test = name.split("::")
+        assert re.search(rf"^def {test}\(", text_of(f"tests/{file}"), re.MULTILINE), name
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_python_blocks_run(page, inside):
     names: dict[str, object] = {}
