@@ -167,6 +167,9 @@ def _functions(module: ModuleType) -> Iterator[FunctionType]:
 def _run_atheris(name: str, arguments: list[str]) -> None:
     import atheris
 
+    with tempfile.TemporaryDirectory(prefix="lsmix-fuzz-") as scratch:
+        for content in TARGETS[name].seeds():
+            read_bytes(name, content, Path(scratch))  # which loads all that there is to instrument
     for module in [module for key, module in sys.modules.items() if key.startswith(TARGETS[name].modules)]:
         for function in _functions(module):
             with contextlib.suppress(Exception):  # what atheris cannot instrument runs as it is

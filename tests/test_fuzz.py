@@ -135,6 +135,12 @@ def zip_of_another_version() -> bytes:
     return bytes(content)
 
 
+def zip_with_a_name_that_begins_with_nul() -> bytes:
+    return (
+        TARGETS["tiny-imagenet-zip"].seeds()[0].replace(b"tiny-imagenet-200/words.txt", b"\0iny-imagenet-200/words.txt")
+    )
+
+
 def npz_with_a_name_that_is_no_text() -> bytes:
     content = bytearray(TARGETS["npz"].seeds()[0])
     at = content.index(b"PK\x01\x02")
@@ -168,6 +174,7 @@ EXAMPLES = {
     "a header that is another type": ("npz", npz(b"{'descr':1,'fortran_order':2,'shape':3}")),
     "a member's name that is no text": ("npz", npz_with_a_name_that_is_no_text()),
     "a zip of a version that zipfile does not know": ("tiny-imagenet-zip", zip_of_another_version()),
+    "a zip with a name that begins with NUL": ("tiny-imagenet-zip", zip_with_a_name_that_begins_with_nul()),
     "a PNG chunk that claims gigabytes": ("image-folder", png_chunk_of_gigabytes()),
     "a TIFF of which Pillow warns": ("picture", tiff_with_an_odd_tag()),
     "a tar of long names without end": ("cifar-tar", long_names()),

@@ -86,6 +86,8 @@ class ZipMembers:
             parts = PurePosixPath(member.filename).parts
             if member.filename.startswith("/") or "\\" in member.filename or ".." in parts:
                 raise self._refusal(member, "a name that leads out of the archive")
+            if not member.filename:  # as zipfile gives one that begins with NUL
+                raise self._refusal(member, "a file without a name")
             if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise self._refusal(member, "a link or device, no plain file")
             if member.filename in members:
