@@ -181,7 +181,9 @@ def _run_atheris(name: str, arguments: list[str]) -> None:
         for index, content in enumerate(TARGETS[name].seeds()):
             (corpus / str(index)).write_bytes(content)
         atheris.Setup(
-            [sys.argv[0], *arguments, str(corpus)], lambda content: read_bytes(name, content, folder) and None
+            # What libFuzzer finds would lie in the current folder; the message of the error has it all.
+            [sys.argv[0], f"-artifact_prefix={scratch}/", *arguments, str(corpus)],
+            lambda content: read_bytes(name, content, folder) and None,
         )
         atheris.Fuzz()
 

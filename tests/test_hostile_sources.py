@@ -95,6 +95,20 @@ def test_an_array_of_objects_in_an_npz_is_never_unpickled(tmp_path, ingest):
     assert_refused(ingest(tmp_path / "a.npz", "npz"), 1, "'images'", "holds Python objects or records (object)")
 
 
+@pytest.mark.parametrize("form", ["npz", "hdf5"])
+def test_a_label_that_claims_a_million_million_classes_names_none_of_them(form, tmp_path, ingest):
+    """A name for each would fill the memory: atheris found it."""
+    arrays = {"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": np.array([0, 1 << 40])}
+    if form == "npz":
+        np.savez(tmp_path / "a.npz", **arrays)
+    else:
+        with h5py.File(tmp_path / "a.hdf5", "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    result = ingest(tmp_path / f"a.{form}", form, memory=True)
+    assert_refused(result, 1, "has the label 1099511627776", "no data set has more than 65536")
+
+
 # Archives.
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
 from lsmix.data.errors import LsmixError, SourceError
-from lsmix.data.readers.named_arrays import choose_names, to_split
+from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
 
 __all__ = ["HDF5", "check_storage", "find_array", "opened_hdf5"]
@@ -78,8 +78,7 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
         images, labels = (_read_numbers(path, find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = find_array(where, file, _NAMES)
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    class_names = tuple(map(str, range(classes))) if stored is None else _read_names(path, stored)
+    class_names = number_classes(where, splits) if stored is None else _read_names(path, stored)
     return PublishedData(splits=splits, class_names=class_names)
 
 

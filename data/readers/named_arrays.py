@@ -3,7 +3,7 @@
 The one rule: a file fits exactly one set of names, so nobody's data are chosen by guessing.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,9 @@ import numpy.typing as npt
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import Split
 
-__all__ = ["Names", "choose_names", "to_split"]
+__all__ = ["Names", "choose_names", "number_classes", "to_split"]
+
+_MAX_CLASSES = 1 << 16  # ImageNet-21k has 21,841
 
 Names = tuple[str, str]  # of the images and of their labels
 
@@ -40,6 +42,21 @@ def choose_names(
     if not set(test) <= set(keys):
         raise SourceError(f"{where} holds only one of {test[0]!r} and {test[1]!r}; add the other.")
     return {"train": train, "test": test}
+
+
+def number_classes(where: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
+    """Return "0", "1", … for the classes that labels speak of, where nobody has named them.
+
+    Raises:
+        SourceError: a label is so high that there cannot be as many classes.
+    """
+    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    if classes > _MAX_CLASSES:
+        raise SourceError(
+            f"{where} has the label {classes - 1}; classes are counted from 0, and no data set has more than "
+            f"{_MAX_CLASSES}. Number them anew, or do not use it."
+        )
+    return tuple(map(str, range(classes)))
 
 
 def to_split(where: str, names: Names, images: npt.NDArray[Any], labels: npt.NDArray[Any]) -> Split:

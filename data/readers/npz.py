@@ -15,7 +15,7 @@ import numpy.typing as npt
 from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.named_arrays import choose_names, to_split
+from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat
 from lsmix.data.readers.zip_members import ZIP_ERRORS
 
@@ -64,8 +64,8 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
     for split, names in choose_names(repr(str(path)), keys, _LAYOUTS, _LOOKS_FOR).items():
         images, labels = (_read_array(path, archive, name) for name in names)
         splits[split] = to_split(repr(str(path)), names, images, labels)
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    class_names = _read_names(path, archive) if _NAMES in keys else tuple(map(str, range(classes)))
+    named = _NAMES in keys
+    class_names = _read_names(path, archive) if named else number_classes(repr(str(path)), splits)
     return PublishedData(splits=splits, class_names=class_names)
 
 
