@@ -9,6 +9,7 @@ from pathlib import Path
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
+from fuzz_targets import is_plain
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -148,26 +149,6 @@ def test_a_pickle_cut_short_anywhere_is_an_error():
     for length in range(len(content)):
         with pytest.raises(SourceError):
             load_batch(content[:length])
-
-
-def is_plain(value) -> bool:
-    """Tell whether a value is made of plain containers, text, bytes, numbers and numeric arrays, all the way down."""
-    waiting, seen = [value], set()
-    while waiting:
-        part = waiting.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
-        if type(part) is dict:
-            waiting += [*part.keys(), *part.values()]
-        elif type(part) in (list, tuple):
-            waiting += part
-        elif type(part) is np.ndarray:
-            if part.dtype.kind not in "biuf":
-                return False
-        elif part is not None and type(part) not in (bool, int, float, str, bytes, bytearray):
-            return False
-    return True
 
 
 @settings(deadline=None)  # shared machines pause
