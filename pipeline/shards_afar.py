@@ -13,7 +13,7 @@ from lsmix.data.afar.fetch import fetch_file, locked_file, patiently
 from lsmix.data.afar.remote import Place, open_place
 from lsmix.data.columns import METADATA_NAME
 from lsmix.data.durable import write_durably
-from lsmix.data.manifest import WORK_FOLDER, FileRecord
+from lsmix.data.manifest import WORK_FOLDER, FileRecord, check_listing
 from lsmix.data.versioned import UNDECODABLE
 from lsmix.pipeline.shards import LEDGER, ShardRecord, record_name
 
@@ -36,6 +36,7 @@ def fetch_work(folder: Path, url: str, spec: str) -> None:
     place = open_place(url)
     sizes = patiently(repr(url), lambda: place.sizes(""))
     paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
+    check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
         content = patiently(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
@@ -55,7 +56,12 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
 
 
 def read_ledger(url: str) -> dict[int, ShardRecord]:
-    """Return the records of all shards at a URL whose files are there in full; damaged ones count as unfinished."""
+    """Return the records of all shards at a URL whose files are there in full; damaged ones count as unfinished.
+
+    Raises:
+        CorruptError: a record names files outside of the artifact.
+        DownloadError: the URL cannot be reached.
+    """
     place = open_place(url)
     sizes = patiently(repr(url), lambda: place.sizes(""))
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
@@ -69,9 +75,19 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
                 record = msgspec.json.decode(content, type=ShardRecord)
             except (msgspec.ValidationError, *UNDECODABLE):
                 continue
-            if all(sizes.get(path) == size for path, size in record.sizes.items()):
+            if record.sizes.keys() == record.digests.keys() and all(
+                sizes.get(path) == size for path, size in record.sizes.items()
+            ):
+                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", _files(record))
                 records[record.shard] = record
     return records
+
+
+def _files(record: ShardRecord) -> list[FileRecord]:
+    return [
+        FileRecord(path=path, bytes=record.sizes[path], sha256=digest, payload=True)
+        for path, digest in record.digests.items()
+    ]
 
 
 def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
@@ -82,14 +98,13 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
         DownloadError: the URL cannot be reached.
     """
     place = open_place(url)
-    for path, digest in record.digests.items():
-        wanted = FileRecord(path=path, bytes=record.sizes[path], sha256=digest, payload=True)
-        part = folder / WORK_FOLDER / "fetched" / digest
+    for wanted in _files(record):
+        part = folder / WORK_FOLDER / "fetched" / wanted.sha256
         part.parent.mkdir(parents=True, exist_ok=True)
         with locked_file(part, wait=True) as stream:
             fetch_file(place, wanted, stream, lambda _: None, lambda: False)
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            part.replace(folder / path)
+            (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
+            part.replace(folder / wanted.path)
     write_durably(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
 
 

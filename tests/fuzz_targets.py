@@ -479,7 +479,7 @@ def _notes() -> list[bytes]:
 def _read_notes(content: bytes, folder: Path) -> None:
     """What lies in a workspace that others may write to; ``status`` reads it all, and never fails for it."""
     from lsmix.pipeline.keys import SourceDigests
-    from lsmix.pipeline.locks import working_owner
+    from lsmix.pipeline.locks import working_owners
     from lsmix.pipeline.shards import finished_shards, merge_counts
 
     kind, note = content[:1], content[1:]
@@ -489,8 +489,8 @@ def _read_notes(content: bytes, folder: Path) -> None:
         records = finished_shards(folder)
         merge_counts({**records, 1: next(iter(records.values()))} if records else {0: None}, 2 if records else 0)
     elif kind == b"\x01":
-        _put(folder, ".locks/0123456789ab.owner.json", note)
-        assert working_owner(folder, "0123456789ab").isprintable()
+        _put(folder, ".locks/0123456789ab.host.1-2.owner.json", note)
+        assert all(str(owner).isprintable() for owner in working_owners(folder, "0123456789ab"))
     elif kind == b"\x02":
         _put(folder, "sources.json", note)
         assert len(SourceDigests(folder / "sources.json").digest([_put(folder, "a", b"")], folder)) == 64

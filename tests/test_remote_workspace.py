@@ -1,5 +1,6 @@
 """A workspace at a URL: the same digests, from any machine; what stops on one goes on at another; nothing half there counts."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import lsmix
 from lsmix.data.afar.download import Interruption
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.pipeline.remote_workspace import RemoteWorkspace, open_workspace
+from lsmix.pipeline.shards_afar import read_ledger
 from lsmix.pipeline.workspace import STAGES, Workspace
 
 
@@ -161,6 +163,26 @@ def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
     assert f"error: '{url}/{path}' is damaged: expected sha256" in flipped.err
     assert command("encode", tiny_recipe, "--workspace", url, "--force", "--device", "cpu").code == 0
     assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/outside", "manifest.json", "work/ledger/000001.json", "a/../../b"]
+)
+def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path, path):
+    record = {"shard": 0, "digests": {path: "0" * 64}, "sizes": {path: 3}, "seconds": 1, "counts": {}}
+
+    class Hostile:
+        """A store whose keys are what its owner likes."""
+
+        def sizes(self, folder):
+            return {path: 3, "work/ledger/000000.json": 99}
+
+        def read(self, path, most_bytes):
+            return json.dumps(record).encode()
+
+    monkeypatch.setattr("lsmix.pipeline.shards_afar.open_place", lambda url: Hostile())
+    with pytest.raises(CorruptError, match="which lies outside its folder|which no artifact has"):
+        read_ledger("s3://bucket/runs/mix/pool-0123456789ab")
 
 
 def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
