@@ -181,7 +181,7 @@ def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path
             return json.dumps(record).encode()
 
     monkeypatch.setattr("lsmix.pipeline.shards_afar.open_place", lambda url: Hostile())
-    with pytest.raises(CorruptError, match="which lies outside its folder|which no artifact has"):
+    with pytest.raises(CorruptError, match=r"which lies outside its folder|which no artifact has"):
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab")
 
 
