@@ -15,6 +15,7 @@ import msgspec
 
 from lsmix.data.durable import fsync_tree, sha256_file, write_durably
 from lsmix.data.errors import CorruptError, MissingError
+from lsmix.data.sealed import is_as_written, is_broken, sealed_json
 from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
@@ -121,8 +122,7 @@ def record_files(
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete."""
     fsync_tree(folder)
-    content = msgspec.json.format(msgspec.json.encode(manifest, order="sorted"), indent=1)
-    write_durably(folder / MANIFEST_NAME, content + b"\n")
+    write_durably(folder / MANIFEST_NAME, sealed_json(manifest))
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -162,6 +162,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         CorruptError: it is not what a manifest must be.
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
+    if is_broken(content):
+        raise CorruptError(_altered(path))
     try:
         remedy = "Use a newer lsmix, or make the artifact again."
         manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
@@ -213,6 +215,10 @@ def _is_modest(value: Any, depth: int) -> bool:
         parts = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(_is_modest(part, depth - 1) for part in parts)
     return not isinstance(value, int) or abs(value) < 2**63
+
+
+def _altered(manifest_path: str) -> str:
+    return f"{manifest_path!r} is damaged: its bytes are not those that were written. Fetch or make the artifact again."
 
 
 def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
@@ -293,6 +299,7 @@ def verify_files(folder: Path | str, manifest: Manifest) -> int:
         raise CorruptError(
             f"{str(folder / MANIFEST_NAME)!r} was altered: its root digest does not fit its list of files."
         )
+    _check_manifest_bytes(folder / MANIFEST_NAME)
     for file in manifest.files:
         digest = sha256_file(folder / file.path)
         if digest != file.sha256:
@@ -307,3 +314,9 @@ def verify_files(folder: Path | str, manifest: Manifest) -> int:
         if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
             raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
     return sum(file.bytes for file in manifest.files)
+
+
+def _check_manifest_bytes(path: Path) -> None:
+    content = path.read_bytes()
+    if path.is_symlink() or not is_as_written(content, parse_manifest(content, str(path.parent))):
+        raise CorruptError(_altered(str(path)))

@@ -17,6 +17,7 @@ from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedE
 from lsmix.data.latents import open_latents
 from lsmix.data.manifest import read_manifest
 from lsmix.data.pool import open_pool
+from lsmix.data.sealed import seal
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import plan, run, verify
 from lsmix.pipeline.garbage import collect_garbage
@@ -109,7 +110,8 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe,
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
     path = first_folder(tiny_workspace, stage) / "manifest.json"
-    path.write_bytes(path.read_bytes().replace(b'"format_version": 1', b'"format_version": 2'))
+    bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
+    path.write_bytes(seal(bare.replace(b'"format_version": 1', b'"format_version": 2')))
     with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
         verify(path.parent)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)

@@ -28,6 +28,7 @@ from lsmix.data.errors import (
     RecipeError,
 )
 from lsmix.data.manifest import read_manifest, root_digest
+from lsmix.data.sealed import seal
 from lsmix.pipeline.api import pull, push, verify
 
 # Of botocore under Python 3.12 and newer, and of sessions that fsspec closes when its loop has ended already.
@@ -336,10 +337,11 @@ def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path)
         path.write_text(bad, encoding="latin-1")
         with pytest.raises(CorruptError, match="is damaged"):
             pull(f"{web.url}/pool", tmp_path / "here")
-    path.write_text(content.replace('"format_version": 1', '"format_version": 2'))
+    bare = "{\n" + content.split("\n", 2)[2]  # without its checksum
+    path.write_bytes(seal(bare.replace('"format_version": 1', '"format_version": 2').encode()))
     with pytest.raises(FormatError, match="has format 2"):
         pull(f"{web.url}/pool", tmp_path / "here")
-    path.write_text(content.replace(read_manifest_root(content), "0" * 64))
+    path.write_bytes(seal(bare.replace(read_manifest_root(content), "0" * 64).encode()))
     with pytest.raises(CorruptError, match="root digest does not fit"):
         pull(f"{web.url}/pool", tmp_path / "here")
 

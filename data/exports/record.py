@@ -14,6 +14,7 @@ import msgspec
 from lsmix.data.durable import sha256_file, write_durably
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.facts import ExportFacts
+from lsmix.data.sealed import is_as_written, is_broken, sealed_json
 from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
@@ -72,8 +73,7 @@ def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layo
             count, size = count + 1, size + path.stat().st_size
     digest = sha256_file(folder / SUMS_NAME)
     record = ExportRecord(kind="lsmix-export", facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
-    content = msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1)
-    write_durably(folder / RECORD_NAME, content + b"\n")
+    write_durably(folder / RECORD_NAME, sealed_json(record))
     return record
 
 
@@ -104,11 +104,13 @@ def parse_record(content: bytes, where: str) -> ExportRecord:
     Raises:
         FormatError, CorruptError: as ``read_record``.
     """
+    path = f"{where}/{RECORD_NAME}"
+    if is_broken(content):
+        raise CorruptError(_altered(path))
     try:
         remedy = "Use a newer lsmix, or export the pool again."
         return decode_versioned(content, ExportRecord, _VERSION, what=f"export {where!r} has", remedy=remedy)
     except UNDECODABLE as error:
-        path = f"{where}/{RECORD_NAME}"
         raise CorruptError(f"{path!r} is damaged ({error}). Fetch or export it again.") from error
 
 
@@ -122,6 +124,8 @@ def verify_export(folder: Path) -> dict[str, Any]:
     record = read_record(folder)
     if link := _first_link(folder):
         raise CorruptError(f"{str(link)!r} is a link; exports hold their own files. Fetch or export it again.")
+    if not is_as_written((folder / RECORD_NAME).read_bytes(), record):
+        raise CorruptError(_altered(str(folder / RECORD_NAME)))
     if not (folder / SUMS_NAME).is_file() or sha256_file(folder / SUMS_NAME) != record.sums_sha256:
         raise CorruptError(f"{str(folder / SUMS_NAME)!r} is missing or altered. Fetch or export it again.")
     count, size = 0, 0
@@ -148,6 +152,10 @@ def verify_export(folder: Path) -> dict[str, Any]:
         "bytes": size,
         "counts": {"images": record.facts.images, "format": record.format, "pixel_digest": record.pixel_digest},
     }
+
+
+def _altered(path: str) -> str:
+    return f"{path!r} is damaged: its bytes are not those that were written. Fetch or export it again."
 
 
 def _first_link(folder: Path) -> Path | None:
