@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lsmix.data.durable import durable_path
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError, SourceError
+from lsmix.data.hdf5_draft import Place, new_hdf5, reserve, write_rows
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
 from lsmix.data.readers.source_images import PublishedData
 from lsmix.data.strata import choose_rows
@@ -202,23 +203,32 @@ def write_dataset(
 
 
 def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) -> None:
-    # The oldest layout of headers holds no times, so that the bytes depend on the content only.
-    with h5py.File(path, "w", libver=("earliest", "v110")) as file:
-        file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-        _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
-        _write_text(file, "licence", published.licence)
-        _write_text(file, "citation", published.citation)
+    with new_hdf5(path, lambda file: _lay_out(file, published, plan)) as (stream, places):
         for name, rows in plan.items():
             source = published.splits[rows.published_split]
-            group = file.create_group(name)
-            _write_text(group, "published_split", rows.published_split)
-            shape = (len(rows.index), *source.images.shape[1:])
-            images = group.create_dataset("images", shape, "|u1", track_times=False)
-            block = max(1, _BLOCK_BYTES // math.prod(shape[1:]))
+            block = max(1, _BLOCK_BYTES // math.prod(source.images.shape[1:]))
             for start in range(0, len(rows.index), block):
-                images[start : start + block] = source.images[rows.index[start : start + block]]
-            group.create_dataset("labels", data=source.labels[rows.index].astype("<i8"), track_times=False)
-            group.create_dataset("source_index", data=rows.index.astype("<i8"), track_times=False)
+                index = rows.index[start : start + block]
+                write_rows(stream, places[f"{name}/images"], start, source.images[index])
+                write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
+                write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
+
+
+def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Place]:
+    """Write all but the rows, and return the places of the arrays."""
+    file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+    _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
+    _write_text(file, "licence", published.licence)
+    _write_text(file, "citation", published.citation)
+    places = {}
+    for split, rows in plan.items():
+        group = file.create_group(split)
+        _write_text(group, "published_split", rows.published_split)
+        image_shape = published.splits[rows.published_split].images.shape[1:]
+        for name, (dtype, _) in _COLUMNS.items():
+            shape = (len(rows.index), *(image_shape if name == "images" else ()))
+            places[f"{split}/{name}"] = reserve(group.create_dataset(name, shape, dtype, track_times=False))
+    return places
 
 
 def _write_text(item: Any, name: str, text: str) -> None:

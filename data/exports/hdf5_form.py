@@ -3,6 +3,7 @@
 The one rule: no filters, so that the arrays can be memory-mapped by their offset and the same rows give the same bytes.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from lsmix.data.errors import SourceError
 from lsmix.data.exports.facts import FACTS_NAME, MAX_FACTS_BYTES, ExportFacts, seal_facts, unseal_facts
 from lsmix.data.exports.form import ExportForm, ExportJob
 from lsmix.data.exports.rows import Block, block_rows, pool_blocks
+from lsmix.data.hdf5_draft import Place, new_hdf5, reserve, write_rows
 from lsmix.data.pool import pool_columns
 from lsmix.data.readers.hdf5 import check_storage, find_array, opened_hdf5
 
@@ -24,24 +26,26 @@ _CLASS_NAMES = "class_names"
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    facts = seal_facts(job.facts)
-    names = np.char.encode(job.pool.class_names, "utf-8")
     for path, rows in job.shards("h5"):
-        with h5py.File(path, "w", libver=("earliest", "v110")) as file:
-            arrays = {
-                name: file.create_dataset(name, (len(rows), *row_shape), _little(dtype), track_times=False)
-                for name, (dtype, row_shape) in job.columns.items()
-            }
-            file.create_dataset(_CLASS_NAMES, data=names, track_times=False)
-            file.create_dataset(FACTS_NAME, data=np.bytes_(facts), track_times=False)
+        with new_hdf5(path, functools.partial(_lay_out, job, len(rows))) as (stream, places):
             done = 0
             for block in pool_blocks(job.pool, rows):
-                count = len(block["state"])
-                for name, array in arrays.items():
-                    array[done : done + count] = block[name]
-                done += count
-                job.on_rows(count)
+                for name, values in block.items():
+                    write_rows(stream, places[name], done, values.astype(_little(values.dtype.str), copy=False))
+                done += len(block["state"])
+                job.on_rows(len(block["state"]))
         yield path
+
+
+def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Place]:
+    """Write all but the columns, and return their places."""
+    arrays = {
+        name: file.create_dataset(name, (rows, *row_shape), _little(dtype), track_times=False)
+        for name, (dtype, row_shape) in job.columns.items()
+    }
+    file.create_dataset(_CLASS_NAMES, data=np.char.encode(job.pool.class_names, "utf-8"), track_times=False)
+    file.create_dataset(FACTS_NAME, data=np.bytes_(seal_facts(job.facts)), track_times=False)
+    return {name: reserve(array) for name, array in arrays.items()}
 
 
 def _little(dtype: str) -> np.dtype[Any]:
