@@ -3,6 +3,9 @@
 The one rule: what a reader may look at appears under its final name only when all of its bytes are on the disk.
 """
 
+import contextlib
+import fcntl
+import glob
 import hashlib
 import os
 import tempfile
@@ -11,7 +14,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-__all__ = ["durable_path", "fsync_folder", "fsync_tree", "is_file_at", "sha256_file", "sweep_parts", "write_durably"]
+__all__ = [
+    "durable_path",
+    "fsync_folder",
+    "fsync_tree",
+    "is_file_at",
+    "sha256_file",
+    "sweep_dead_parts",
+    "sweep_parts",
+    "write_durably",
+]
 
 _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a file being written
@@ -46,6 +58,14 @@ def sweep_parts(folder: Path) -> None:
     """Remove what writers that were killed left beside their files, anywhere below ``folder``."""
     for path in folder.rglob(f".*{_PART}"):
         path.unlink(missing_ok=True)
+
+
+def sweep_dead_parts(path: Path) -> None:
+    """Remove what writers of the file at ``path`` left beside it that hold no lock on that, as killed ones do not."""
+    for part in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
+        with contextlib.suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink(missing_ok=True)
 
 
 def fsync_folder(folder: Path) -> None:

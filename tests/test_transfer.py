@@ -389,7 +389,7 @@ def test_a_folder_that_holds_something_else_is_left_alone(web, tmp_path):
     with pytest.raises(RecipeError, match="holds something else"):
         pull(f"{web.url}/pool", tmp_path / "here")
     assert contents(tmp_path / "here").keys() == {"thesis.txt"}
-    (tmp_path / "new.part").mkdir()
+    (tmp_path / "new.part/mine").mkdir(parents=True)
     with pytest.raises(RecipeError, match="in the way"):
         pull(f"{web.url}/pool", tmp_path / "new")
     (tmp_path / "empty").mkdir()

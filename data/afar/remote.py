@@ -4,6 +4,7 @@ The one rule: nothing that comes from a place is believed; a place gives bytes, 
 servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
 """
 
+import fcntl
 import hashlib
 import http.client
 import shutil
@@ -15,7 +16,7 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from lsmix.data.afar.download import Interruption, open_web
-from lsmix.data.durable import durable_path, sha256_file
+from lsmix.data.durable import durable_path, sha256_file, sweep_dead_parts
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
 
@@ -189,6 +190,8 @@ class _Folder:
             beside.open("wb") as file,
             source.open("rb") as origin,
         ):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            sweep_dead_parts(self._folder / path)
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:

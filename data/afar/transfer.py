@@ -210,10 +210,10 @@ def pull_listed(place: Place, listing: Listing, folder: Path, meter: Meter) -> l
             return _fetch(place, part, record, tell, stop)
 
         moved = _in_parallel(listing.files, fetch, meter, f"pull {listing.name}")
-        shutil.rmtree(part / WORK_FOLDER)
         fsync_tree(part)
         write_durably(part / listing.last, listing.content)
         part.replace(folder)  # over an empty folder, or nothing
+        shutil.rmtree(folder / WORK_FOLDER)  # only now: by its lock a killed pull is known as ours
     fsync_folder(folder.absolute().parent)
     return moved
 
@@ -315,11 +315,17 @@ def _fetch(place: Place, part: Path, record: FileRecord, tell: Callable[[int], N
 
 def _prepare(part: Path) -> None:
     links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
-    if links or (part.exists() and not (part / WORK_FOLDER / _LOCK).is_file()):
+    if links or (part.exists() and not _is_begun(part)):
         raise RecipeError(
             f"{str(part)!r} is in the way: it was not begun by 'lsmix pull'. Move it, or choose another folder."
         )
     (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+
+
+def _is_begun(part: Path) -> bool:
+    """Tell whether a pull made the folder; one that was killed as it began left no lock, but nothing else either."""
+    work = part / WORK_FOLDER
+    return (work / _LOCK).is_file() or (part.is_dir() and {*part.iterdir(), *work.glob("*")} <= {work})
 
 
 def _sweep(part: Path, listing: Listing) -> None:
@@ -360,6 +366,7 @@ def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
         raise CorruptError(
             f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
         ) from error
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # left by a kill between the last two steps
     return _facts(manifest, folder, url, [0] * len(manifest.files))
 
 
