@@ -5,6 +5,7 @@ Not in it: paths, times, the device, the number of workers. Contents, so that a 
 input everywhere.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -76,7 +77,10 @@ class SourceDigests:
         known_before = dict(self._known)
         lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
         if remember and self._known != known_before:
-            write_durably(self._memory, msgspec.json.encode(self._known))
+            with contextlib.suppress(
+                OSError
+            ):  # it only saves time, and nothing is lost on a disk that cannot be written
+                write_durably(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
     def _file_digest(self, file: Path) -> str:

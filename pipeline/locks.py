@@ -121,7 +121,7 @@ def working_owners(workspace: Path, key: str) -> list[Owner]:
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)  # signal 0 only asks
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True  # somebody else's, but there

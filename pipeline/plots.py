@@ -123,7 +123,8 @@ def curves(
 ) -> bytes:
     """Draw lines over a common axis; a series of a single point is drawn as one.
 
-    ``y_log`` is for what falls by factors, such as an error rate from its first epoch on; zeros then leave a gap.
+    ``y_log`` is for what falls by factors, such as an error rate from its first epoch on; zeros then leave a gap, and where
+    there is nothing else the axis stays as it is.
     """
     with _figure(_WIDTH, 3.3) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
@@ -142,7 +143,7 @@ def curves(
         axes.margins(x=0.01)
         if all(float(value).is_integer() for one in series for value in one.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if y_log:
+        if y_log and any(np.max(one.y, initial=0) > 0 for one in series):
             axes.set_yscale("log", nonpositive="mask")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
