@@ -4,6 +4,7 @@ The one rule: the work lies within ``NAME.part`` beside it, marked as ours to th
 a killed process left is replaced, and nobody else's folder ever is.
 """
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -54,10 +55,15 @@ def folder_beside(target: Path) -> Iterator[Path]:
 
 def _claim(part: Path) -> int:
     """Make the folder, or clear what a killed process left of it; return the handle that holds the lock."""
-    if os.path.lexists(part) and (part.is_symlink() or not (part / _MARK).is_file()):
+    if os.path.lexists(part) and not _is_ours(part):
         raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
     part.mkdir(exist_ok=True)
-    handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    try:
+        handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.rmdir()
+        raise
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -67,6 +73,11 @@ def _claim(part: Path) -> int:
         ) from error
     _clear(part)
     return handle
+
+
+def _is_ours(part: Path) -> bool:
+    """Tell whether it was made here: marked, or as empty as it is before it is marked and after the mark is gone."""
+    return not part.is_symlink() and part.is_dir() and ((part / _MARK).is_file() or not any(part.iterdir()))
 
 
 def _clear(part: Path) -> None:
