@@ -1,11 +1,11 @@
-# make demo | test | test-all | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
+# make demo | test | test-all | test-faults | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
 # make bench BENCHMARKS="stream start" measures these sections alone.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-from-lock
 BENCH := .venv-bench
 
-.PHONY: demo test test-all check bench docs lock lock-of clean setup
+.PHONY: demo test test-all test-faults check bench docs lock lock-of clean setup
 
 demo: $(STAMP)
 	$(BIN)/lsmix demo
@@ -15,6 +15,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest -m "slow or not slow"
+
+# Each call that writes failed, cut short and killed in turn, damage to each file, signals, races: about ten minutes.
+test-faults: $(STAMP)
+	$(BIN)/python -m pytest -s -m "faults and (slow or not slow)"
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
