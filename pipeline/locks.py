@@ -93,6 +93,10 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
                 f"{label} in {str(workspace)!r} is being made by another run ({owners}). Wait for it to end, or stop it."
             ) from error
         try:
+            if not shared:  # nobody else works on it, whatever notes killed processes have left
+                for other in folder.glob(f"{key}.*owner.json"):
+                    with contextlib.suppress(OSError):
+                        other.unlink(missing_ok=True)
             note.tell()
             yield note
         finally:
