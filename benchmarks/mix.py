@@ -2,6 +2,8 @@
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -12,6 +14,8 @@ import numpy as np
 
 from benchmarks.pools import smooth_images
 from benchmarks.turns import Measured, measure, save
+
+__all__ = ["Stages", "make_flow", "run"]
 
 _STEPS = 32  # K of the paper, for the comparison with the loop
 _COUNT = 4096  # images of it
@@ -50,7 +54,7 @@ def run() -> None:
     tables: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        flow, light = _make_flow(folder / "flow", _STEPS), _make_flow(folder / "light", _FEW_STEPS)
+        flow, light = make_flow(folder / "flow", _STEPS), make_flow(folder / "light", _FEW_STEPS)
         images = smooth_images(max(_SIZES))
         labels = np.arange(len(images)) % 10
         np.savez(
@@ -60,8 +64,8 @@ def run() -> None:
             test_images=images[:10],
             test_labels=labels[:10],
         )
-        stages = {count: _Stages(folder, light, count) for count in _SIZES}
-        deep = _Stages(folder, flow, _COUNT)
+        stages = {count: Stages(folder, light, count, _SHARD_ROWS["light"]) for count in _SIZES}
+        deep = Stages(folder, flow, _COUNT, _SHARD_ROWS["flow"])
         loops = _bare_loops(flow, images[:_COUNT])
         for stage in ("encode", "mix"):
             title = f"{stage}, {_COUNT} images, K={_STEPS}, all cores"
@@ -73,7 +77,8 @@ def run() -> None:
     save("mix", tables, batch=_BATCH)
 
 
-def _make_flow(folder: Path, steps: int) -> Path:
+def make_flow(folder: Path, steps: int) -> Path:
+    """Write a flow for 32×32×3 of so many steps a level, trained for a moment."""
     from lsmix.glow.checkpoint import save_flow
     from lsmix.glow.config import FlowConfig, FlowTraining
     from lsmix.glow.flow import Flow
@@ -88,15 +93,15 @@ def _make_flow(folder: Path, steps: int) -> Path:
     return folder
 
 
-class _Stages:
-    """A workspace with so many images, in which a stage is made again and again."""
+class Stages:
+    """A workspace with so many images, in which a stage is made again and again; 0 ``shard_rows`` lets lsmix choose."""
 
-    def __init__(self, folder: Path, flow: Path, count: int) -> None:
+    def __init__(self, folder: Path, flow: Path, count: int, shard_rows: int) -> None:
         self.count = count
         self.workspace = folder / f"runs {flow.name} {count}"
         self._recipe = folder / f"{flow.name} {count}.toml"
         text = _RECIPE.format(
-            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=_BATCH, shard_rows=_SHARD_ROWS[flow.name]
+            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=_BATCH, shard_rows=shard_rows
         )
         self._recipe.write_text(text, encoding="utf-8")
         self._run("mix")
@@ -111,6 +116,26 @@ class _Stages:
             seconds = time.perf_counter() - begun
             if counts["images"] != self.count or counts.get("exact_round_trips", self.count) != self.count:
                 raise RuntimeError(f"{stage} did not do its work: {counts}")
+            return Measured(self.count, seconds)
+
+        return make
+
+    def array_job(self, stage: str, parts: int) -> Callable[[], Measured]:
+        """Return the making of a stage by parts in processes of their own, side by side, and ``finish``."""
+        words = [sys.executable, "-m", "lsmix", stage, str(self._recipe), "--workspace", str(self.workspace), "-q"]
+        threads = str(max(1, (os.cpu_count() or 1) // parts))
+        quiet = {"env": {**os.environ, "OMP_NUM_THREADS": threads}, "stdout": subprocess.DEVNULL}
+
+        def make() -> Measured:
+            shutil.rmtree(self.workspace / stage)
+            begun = time.perf_counter()
+            side_by_side = [subprocess.Popen([*words, "--shards", f"{i + 1}/{parts}"], **quiet) for i in range(parts)]
+            if sum(part.wait() != 0 for part in side_by_side):
+                raise RuntimeError(f"a part of {stage} failed")
+            subprocess.run([*words[:3], "finish", *words[4:]], check=True, **quiet)
+            seconds = time.perf_counter() - begun
+            if self._run(stage)["images"] != self.count:
+                raise RuntimeError(f"{stage} did not do its work")
             return Measured(self.count, seconds)
 
         return make
@@ -145,14 +170,14 @@ def _bare_loops(folder: Path, images: np.ndarray) -> dict[str, Callable[[], int]
     return {"mix": decode, "encode": encode}
 
 
-def _growth(stage: str, stages: dict[int, _Stages]) -> dict[str, Any]:
+def _growth(stage: str, stages: dict[int, Stages]) -> dict[str, Any]:
     title = f"{stage}, growth with the number of images, K={_FEW_STEPS}"
     work = {f"{count} images": it.job(stage) for count, it in stages.items()}
     floor = f"{_SIZES[0]} images"
     return {title: {"floor": floor, "unit": "images", "rows": measure(work, floor=floor, title=title, turns=1)}}
 
 
-def _workers(stages: _Stages) -> dict[str, Any]:
+def _workers(stages: Stages) -> dict[str, Any]:
     title = f"mix, {_COUNT} images, K={_STEPS}, in process and on Dask workers (their start-up included)"
     work = {"in process": stages.job("mix")}
     work |= {f"{count} worker{'s' if count > 1 else ''}": stages.job("mix", workers=count) for count in (1, 2)}

@@ -7,6 +7,7 @@ ledger, which is written after the shard's bytes are on the disk.
 import functools
 import hashlib
 import importlib
+import stat
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -192,17 +193,19 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
         except UNDECODABLE:
             continue
         if path.name == Path(record_name(record.shard)).name and all(
-            _has_size(folder / name, size) for name, size in record.sizes.items()
+            _is_whole(folder / name, size) for name, size in record.sizes.items()
         ):
             finished[record.shard] = record
     return finished
 
 
-def _has_size(path: Path, size: int) -> bool:
+def _is_whole(path: Path, size: int) -> bool:
+    """Return whether a file is there in full; asked once, since a pool has hundreds of thousands, maybe on a network."""
     try:
-        return path.is_file() and path.stat().st_size == size
-    except OSError:  # a name that no file can have
+        found = path.stat()
+    except (OSError, ValueError):  # the latter of a name that can be none
         return False
+    return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, Any]:
