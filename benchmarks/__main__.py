@@ -4,7 +4,7 @@ import importlib
 import sys
 import time
 
-_NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "executors", "export", "memory")
+_NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "executors", "scheduler", "export", "memory")
 
 
 def main() -> None:

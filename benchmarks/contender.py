@@ -6,18 +6,21 @@ process works at a time.
 
 import contextlib
 import importlib
+import json
 import multiprocessing
 import os
+import subprocess
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from benchmarks.turns import Measured
 
-__all__ = ["Contender", "contenders", "peak_mb"]
+__all__ = ["Contender", "call_fresh", "contenders", "peak_mb"]
 
 
 class Contender:
@@ -76,6 +79,20 @@ def contenders(builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1) -> 
             running[name] = Contender(builder, *arguments, threads=threads)
             stack.callback(running[name].close)
         yield running
+
+
+def call_fresh(module: str, calls: Sequence[Sequence[Any]]) -> list[Any]:
+    """Call functions of a module, each in a fresh process that may start others, all at once; return what they return."""
+    code = f"import json, sys, {module} as it; name, *args = json.loads(sys.argv[1]); "
+    code += "print(json.dumps(getattr(it, name)(*args)))"
+    started = [
+        subprocess.Popen([sys.executable, "-c", code, json.dumps(call)], stdout=subprocess.PIPE, text=True)
+        for call in calls
+    ]
+    printed = [process.communicate()[0] for process in started]
+    if any(process.returncode for process in started):
+        raise RuntimeError(f"{module}.{calls[0][0]} failed in a process of its own")
+    return [json.loads(text.splitlines()[-1]) for text in printed]
 
 
 @contextlib.contextmanager

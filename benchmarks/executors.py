@@ -1,34 +1,29 @@
-"""Where shards are made: mix in process, on Dask and as a job array; what a shard costs; the scheduler's load; the ledger.
+"""Where shards are made: mix in process, on Dask and as a job array; and what a shard costs, of 256 bytes.
 
 The one rule: a cluster's start is told apart from its work, since it is paid once a command and not once a shard.
 """
 
 import contextlib
 import hashlib
-import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.contender import peak_mb
+from benchmarks.contender import call_fresh
 from benchmarks.mix import Stages, make_flow
 from benchmarks.pools import smooth_images
-from benchmarks.turns import Measured, measure, save
+from benchmarks.turns import Measured, expect, measure, save
 
 _STEPS = 8  # K of the flow
 _COUNT = 4096  # images to mix
 _SHARD_ROWS = 512
 _TINY_SHARDS = 2000
-_LOADS = (1000, 10_000, 100_000)  # shards
 _SHARD_BYTES = 256  # of a tiny shard: four digits of 8×8
-_FILES_A_SHARD = 8  # as a pool has them, one a column
 
 
 def run() -> None:
@@ -44,8 +39,6 @@ def run() -> None:
         folder = Path(temporary)
         tables |= _mixing(folder)
         tables |= _tiny_shards(folder)
-        tables |= _load()
-        tables |= _ledger(folder)
     save("executors", tables, images=_COUNT, shard_rows=_SHARD_ROWS, steps=_STEPS, tiny_shards=_TINY_SHARDS)
 
 
@@ -121,7 +114,7 @@ def make_tiny(place: str, spec: str, first: int, count: int, step: int) -> float
     done: list[int] = []
     shards = range(first, count, step)
     InProcessExecutor().run(work, shards, lambda record: done.append(record.shard))
-    _expect(sorted(done), shards)
+    expect(sorted(done), shards)
     return time.perf_counter() - begun
 
 
@@ -141,7 +134,7 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
         def make() -> Measured:
             place = work(flush=flush)
             calls = [["make_tiny", place.place, place.spec, first, _TINY_SHARDS, count] for first in range(count)]
-            return Measured(_TINY_SHARDS, max(_call_side_by_side(calls)))
+            return Measured(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
 
         return make
 
@@ -150,7 +143,7 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
         def on_dask() -> int:
             done: list[int] = []
             executor.run(work(flush=True), range(_TINY_SHARDS), lambda record: done.append(record.shard))
-            _expect(sorted(done), range(_TINY_SHARDS))
+            expect(sorted(done), range(_TINY_SHARDS))
             return _TINY_SHARDS
 
         jobs = {
@@ -162,105 +155,3 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
         title = f"{_TINY_SHARDS} shards of {_SHARD_BYTES} bytes, written durably"
         rows = measure(jobs, floor="in process", title=title, turns=3, unit="shards")
     return {title: {"floor": "in process", "unit": "shards", "rows": rows}}
-
-
-def _expect(got: Sequence[int], wanted: Sequence[int]) -> None:
-    if list(got) != list(wanted):
-        raise RuntimeError(f"{len(got)} of {len(wanted)} shards were made: the measurement would be of something else")
-
-
-def _call_side_by_side(calls: Sequence[Sequence[Any]]) -> list[Any]:
-    """Call functions of this module, each in a fresh process, all at once; return what they return."""
-    code = "import json, sys, benchmarks.executors as it; name, *args = json.loads(sys.argv[1]); "
-    code += "print(json.dumps(getattr(it, name)(*args)))"
-    started = [
-        subprocess.Popen([sys.executable, "-c", code, json.dumps(call)], stdout=subprocess.PIPE, text=True)
-        for call in calls
-    ]
-    printed = [process.communicate()[0] for process in started]
-    if any(process.returncode for process in started):
-        raise RuntimeError(f"{calls[0][0]} failed in a process of its own")
-    return [json.loads(text.splitlines()[-1]) for text in printed]
-
-
-# The scheduler's load: tasks that do next to nothing, so that all there is to measure is how they are handed out.
-
-
-def next_to_nothing(work: Any, shard: int) -> Any:
-    """Return a record such as a shard of a pool has, and write nothing."""
-    from lsmix.pipeline.shards import ShardRecord
-
-    names = [f"column{i}/c/{shard}" for i in range(_FILES_A_SHARD)]
-    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
-    return ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1}, made_on="cpu")
-
-
-def hand_out(how: str, shards: int) -> dict[str, float]:
-    """Hand out tasks to two workers; return what it cost this process, which is client and scheduler in one."""
-    from lsmix.pipeline.executors import on_dask
-
-    on_dask.run_shard = next_to_nothing
-    heard: list[int] = []
-    facts = {"shards": float(shards)}
-    with on_dask.DaskExecutor(workers=2, device="cpu", say=lambda _: None) as executor:
-        executor.run(_NOWHERE, range(100), lambda record: None)  # starts the cluster, and warms it up
-
-        def bounded() -> None:
-            executor.run(_NOWHERE, range(shards), lambda record: heard.append(record.shard))
-
-        def at_once() -> None:
-            from distributed import as_completed, get_client
-
-            tasks = get_client().map(lambda shard: next_to_nothing(None, shard), range(shards), pure=False)
-            heard.extend(record.shard for _, record in as_completed(tasks, with_results=True))
-
-        begun, cpu = time.perf_counter(), time.process_time()
-        facts["peak_mb"] = peak_mb({"DaskExecutor": bounded, "client.map": at_once}[how])
-        facts["seconds"], facts["cpu_seconds"] = time.perf_counter() - begun, time.process_time() - cpu
-        facts["shards_per_second"] = shards / facts["seconds"]
-        _expect(sorted(heard), range(shards))
-    return facts
-
-
-_NOWHERE: Any = ("nowhere", "no spec")
-
-
-def _load() -> dict[str, Any]:
-    rows = {}
-    print("\nhanding out shards that do next to nothing, 2 workers; process of client and scheduler", flush=True)
-    for shards in _LOADS:
-        for how in ("DaskExecutor", "client.map"):
-            (row,) = _call_side_by_side([["hand_out", how, shards]])
-            rows[f"{how}, {shards}"] = row
-            print(f"  {how:<14} {shards:>7}  {row}", flush=True)
-    return {"the scheduler's load, nothing written": {"figures": rows}}
-
-
-def _ledger(folder: Path) -> dict[str, Any]:
-    """Read a ledger of many records; all name the same files, so what is measured is reading and looking, not a disk."""
-    import msgspec
-
-    from lsmix.pipeline.shards import ShardRecord, finished_shards
-
-    print("\nthe ledger, read from the kernel's cache", flush=True)
-    rows, artifact = {}, folder / "ledger" / "artifact"
-    ledger = artifact / "work" / "ledger"
-    ledger.mkdir(parents=True)
-    names = [f"column{i}" for i in range(_FILES_A_SHARD)]
-    for name in names:
-        (artifact / name).write_bytes(b"1")
-    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
-    written = 0
-    for shards in _LOADS:
-        for shard in range(written, shards):
-            record = ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1})
-            (ledger / f"{shard:06d}.json").write_bytes(msgspec.json.encode(record))
-        written = shards
-        taken = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            _expect(sorted(finished_shards(artifact)), range(shards))
-            taken.append(time.perf_counter() - begun)
-        rows[f"{shards} records"] = {"seconds": sorted(taken)[1], "µs a record": sorted(taken)[1] / shards * 1e6}
-        print(f"  {shards:>7}  {rows[f'{shards} records']}", flush=True)
-    return {"reading the ledger": {"figures": rows}}

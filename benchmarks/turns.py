@@ -4,12 +4,12 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["RESULTS", "Measured", "Table", "measure", "save"]
+__all__ = ["RESULTS", "Measured", "Table", "expect", "measure", "save"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -62,6 +62,12 @@ def measure(
             flush=True,
         )
     return table
+
+
+def expect(got: Sequence[int], wanted: Sequence[int]) -> None:
+    """Raise unless a contender did what it was to do."""
+    if list(got) != list(wanted):
+        raise RuntimeError(f"{len(got)} of {len(wanted)} shards were made: the measurement would be of something else")
 
 
 def save(name: str, tables: Mapping[str, Any], **facts: Any) -> None:

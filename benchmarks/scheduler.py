@@ -1,0 +1,101 @@
+"""What a hundred thousand shards cost that do next to nothing: handing them out on Dask, and reading their ledger.
+
+The one rule: nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
+"""
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contender import call_fresh, peak_mb
+from benchmarks.turns import expect, save
+
+_LOADS = (1000, 10_000, 100_000)  # shards
+_FILES_A_SHARD = 8  # as a pool has them, one a column
+_NOWHERE: Any = ("nowhere", "no spec")
+
+
+def run() -> None:
+    """Measure and save."""
+    tables = _load()
+    with tempfile.TemporaryDirectory() as temporary:
+        tables |= _ledger(Path(temporary))
+    save("scheduler", tables)
+
+
+def next_to_nothing(work: Any, shard: int) -> Any:
+    """Return a record such as a shard of a pool has, and write nothing."""
+    from lsmix.pipeline.shards import ShardRecord
+
+    names = [f"column{i}/c/{shard}" for i in range(_FILES_A_SHARD)]
+    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
+    return ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1}, made_on="cpu")
+
+
+def hand_out(how: str, shards: int) -> dict[str, float]:
+    """Hand out tasks to two workers; return what it cost this process, which is client and scheduler in one."""
+    from lsmix.pipeline.executors import on_dask
+
+    on_dask.run_shard = next_to_nothing
+    heard: list[int] = []
+    facts = {"shards": float(shards)}
+    with on_dask.DaskExecutor(workers=2, device="cpu", say=lambda _: None) as executor:
+        executor.run(_NOWHERE, range(100), lambda record: None)  # starts the cluster, and warms it up
+
+        def bounded() -> None:
+            executor.run(_NOWHERE, range(shards), lambda record: heard.append(record.shard))
+
+        def at_once() -> None:
+            from distributed import as_completed, get_client
+
+            tasks = get_client().map(lambda shard: next_to_nothing(None, shard), range(shards), pure=False)
+            heard.extend(record.shard for _, record in as_completed(tasks, with_results=True))
+
+        begun, cpu = time.perf_counter(), time.process_time()
+        facts["peak_mb"] = peak_mb({"DaskExecutor": bounded, "client.map": at_once}[how])
+        facts["seconds"], facts["cpu_seconds"] = time.perf_counter() - begun, time.process_time() - cpu
+        facts["shards_per_second"] = shards / facts["seconds"]
+        expect(sorted(heard), range(shards))
+    return facts
+
+
+def _load() -> dict[str, Any]:
+    rows = {}
+    print("\nhanding out shards that do next to nothing, 2 workers; process of client and scheduler", flush=True)
+    for shards in _LOADS:
+        for how in ("DaskExecutor", "client.map"):
+            (row,) = call_fresh("benchmarks.scheduler", [["hand_out", how, shards]])
+            rows[f"{how}, {shards}"] = row
+            print(f"  {how:<14} {shards:>7}  {row}", flush=True)
+    return {"the scheduler's load, nothing written": {"figures": rows}}
+
+
+def _ledger(folder: Path) -> dict[str, Any]:
+    """Read a ledger of many records; all name the same files, so what is measured is reading and looking, not a disk."""
+    import msgspec
+
+    from lsmix.pipeline.shards import ShardRecord, finished_shards
+
+    print("\nthe ledger, read from the kernel's cache", flush=True)
+    rows, artifact = {}, folder / "ledger" / "artifact"
+    ledger = artifact / "work" / "ledger"
+    ledger.mkdir(parents=True)
+    names = [f"column{i}" for i in range(_FILES_A_SHARD)]
+    for name in names:
+        (artifact / name).write_bytes(b"1")
+    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
+    written = 0
+    for shards in _LOADS:
+        for shard in range(written, shards):
+            record = ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1})
+            (ledger / f"{shard:06d}.json").write_bytes(msgspec.json.encode(record))
+        written = shards
+        taken = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            expect(sorted(finished_shards(artifact)), range(shards))
+            taken.append(time.perf_counter() - begun)
+        rows[f"{shards} records"] = {"seconds": sorted(taken)[1], "µs a record": sorted(taken)[1] / shards * 1e6}
+        print(f"  {shards:>7}  {rows[f'{shards} records']}", flush=True)
+    return {"reading the ledger": {"figures": rows}}
