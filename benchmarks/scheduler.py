@@ -10,10 +10,11 @@ from typing import Any
 
 from benchmarks.contender import call_fresh, peak_mb
 from benchmarks.turns import expect, save
+from lsmix.pipeline.shards import ShardRecord, ShardWork
 
 _LOADS = (1000, 10_000, 100_000)  # shards
 _FILES_A_SHARD = 8  # as a pool has them, one a column
-_NOWHERE: Any = ("nowhere", "no spec")
+_NOWHERE = ShardWork("nowhere", "no spec")
 
 
 def run() -> None:
@@ -26,8 +27,6 @@ def run() -> None:
 
 def next_to_nothing(work: Any, shard: int) -> Any:
     """Return a record such as a shard of a pool has, and write nothing."""
-    from lsmix.pipeline.shards import ShardRecord
-
     names = [f"column{i}/c/{shard}" for i in range(_FILES_A_SHARD)]
     digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
     return ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1}, made_on="cpu")
@@ -37,7 +36,7 @@ def hand_out(how: str, shards: int) -> dict[str, float]:
     """Hand out tasks to two workers; return what it cost this process, which is client and scheduler in one."""
     from lsmix.pipeline.executors import on_dask
 
-    on_dask.run_shard = next_to_nothing
+    on_dask._attempt = next_to_nothing
     heard: list[int] = []
     facts = {"shards": float(shards)}
     with on_dask.DaskExecutor(workers=2, device="cpu", say=lambda _: None) as executor:
@@ -75,7 +74,7 @@ def _ledger(folder: Path) -> dict[str, Any]:
     """Read a ledger of many records; all name the same files, so what is measured is reading and looking, not a disk."""
     import msgspec
 
-    from lsmix.pipeline.shards import ShardRecord, finished_shards
+    from lsmix.pipeline.shards import finished_shards
 
     print("\nthe ledger, read from the kernel's cache", flush=True)
     rows, artifact = {}, folder / "ledger" / "artifact"
