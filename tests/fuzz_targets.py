@@ -20,6 +20,7 @@ import h5py
 import msgspec
 import numpy as np
 import scipy.io
+from guarded import sealed_again
 from PIL import Image
 from places import CLASSES
 
@@ -519,7 +520,7 @@ def _read_record(content: bytes, folder: Path) -> None:
     if content[0]:
         record = msgspec.json.decode((place / "lsmix-export.json").read_bytes())
         record["sums_sha256"] = hashlib.sha256(content[1:]).hexdigest()
-        _put(place, "lsmix-export.json", msgspec.json.encode(record))
+        _put(place, "lsmix-export.json", sealed_again(record))
     read_record(place)
     verify_export(place)
 

@@ -3,16 +3,31 @@
 The one rule: Python's own audit events tell what was opened or started, so a test does not depend on an attack's success.
 """
 
+import json
 import sys
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["Watch", "assert_refused", "watched"]
+from lsmix.data.sealed import seal
+
+__all__ = ["Watch", "assert_refused", "plain_json", "sealed_again", "watched"]
 
 _STARTS = ("os.system", "os.exec", "os.posix_spawn", "os.fork", "subprocess.Popen", "pty.spawn")
 _SECRET = b"what nobody gave to lsmix"
+
+
+def plain_json(record: dict[str, Any]) -> bytes:
+    """Return a record as JSON as lsmix lays it out, without its checksum."""
+    bare = {name: value for name, value in record.items() if name != "checksum"}
+    return json.dumps(bare, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def sealed_again(record: dict[str, Any]) -> bytes:
+    """Return a record under a checksum that fits, which whoever forges it can compute."""
+    return seal(plain_json(record))
 
 
 class Watch:

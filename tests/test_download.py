@@ -408,7 +408,7 @@ def published(server, tmp_path) -> str:
 @pytest.mark.parametrize("name", ["ingest", "run"])
 def test_ingest_and_run_fetch_what_is_missing_once(server, published, tmp_path, command, monkeypatch, path, name):
     whole = api.build_graph
-    monkeypatch.setattr(api, "build_graph", lambda recipe, place: whole(recipe, place)[:1])  # run would train, too
+    monkeypatch.setattr(api, "build_graph", lambda *asked: whole(*asked)[:1])  # run would train, too
     recipe = tmp_path / "my.toml"
     recipe.write_text(
         f'name = "mine"\n[data]\npath = "{path}"\ndownload = "{published}"\ntest = 4\nheldout = 4\n', encoding="utf-8"

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 import pytest
 from fuzz_targets import remake_manifest
-from guarded import assert_refused, watched
+from guarded import assert_refused, plain_json, sealed_again, watched
 
 from lsmix.data.manifest import read_manifest
 from lsmix.data.pool import open_pool
+from lsmix.data.sealed import seal
 
 MEMORY_BYTES = 128 << 20  # what a refusal may take, imports included; every claim below is far above it
 
@@ -50,7 +51,8 @@ def flow(tiny_workspace: Path) -> Path:
 def edit(path: Path, change: Callable) -> None:
     """Change a JSON file through its Python value."""
     value = json.loads(path.read_bytes())
-    path.write_text(json.dumps(change(value) or value))
+    forged = change(value) or value
+    path.write_bytes(sealed_again(forged) if "checksum" in value else json.dumps(forged).encode())
 
 
 POOL_COMMANDS = {
@@ -123,8 +125,8 @@ def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
 
 def test_of_two_values_for_a_key_the_last_counts_for_every_reader(pool, guarded):
     """So that nobody can show one thing to a person and another to a program: all of lsmix reads through one parser."""
-    text = (pool / "manifest.json").read_text()
-    (pool / "manifest.json").write_text(text.replace("{", '{"name": "first",', 1))
+    record = json.loads((pool / "manifest.json").read_text())
+    (pool / "manifest.json").write_bytes(seal(b'{\n"name": "first",' + plain_json(record)[1:]))
     assert read_manifest(pool).name == "lsmix"
     assert guarded("verify", pool).code == 0
 

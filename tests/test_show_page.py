@@ -119,7 +119,7 @@ def test_a_manifest_that_names_rows_which_are_not_there_is_refused(rows: Any, tm
     folder = make_pool(tmp_path / "p")
     (folder / "manifest.json").unlink()
     finish(folder, counts={"corrupted_rows": rows})
-    with pytest.raises(CorruptError, match="corrupted_rows"):
+    with pytest.raises(CorruptError, match=r"corrupted_rows|its counts is"):
         render_pool_page(folder)
 
 
