@@ -77,13 +77,13 @@ def to_split(where: str, names: Names, images: npt.NDArray[Any], labels: npt.NDA
             f"{names[0]!r} of {where} must have the shape (images, height, width) or (images, height, width, "
             f"channels) with 1 or 3 channels last; got {images.shape}. Transpose it."
         )
-    if 0 in images.shape:
-        raise SourceError(
-            f"{names[0]!r} of {where} has no images: its shape is {images.shape}. Leave a split without images out."
-        )
     if labels.dtype.kind not in "iu" or labels.shape not in ((len(images),), (len(images), 1)):
         raise SourceError(
             f"{names[1]!r} of {where} must be integers of shape ({len(images)},), one an image; got "
             f"{labels.dtype} of shape {labels.shape}."
+        )
+    if 0 in images.shape:
+        raise SourceError(
+            f"{names[0]!r} of {where} has no images: its shape is {images.shape}. Leave a split without images out."
         )
     return Split(np.ascontiguousarray(images), labels.ravel().astype(np.int64))
