@@ -136,7 +136,7 @@ def virtual(file) -> None:
         (replaced("train_images", data=1), None),
         (replaced("images", data=IMAGES.astype("f4")), r"'images' of .* must be uint8, 0 to 255; got float32"),
         (replaced("images", data=IMAGES.transpose(0, 3, 1, 2)), r"channels last; got \(6, 3, 5, 4\)"),
-        (replaced("images", data=np.zeros((0, 4, 4, 3), "u1")), "has no images"),
+        (replaced("images", data=np.zeros((0, 4, 4, 3), "u1")), r"must be integers of shape \(0,\)"),
         (replaced("labels", data=np.zeros(6)), r"must be integers of shape \(6,\)"),
         (replaced("labels", data=np.arange(5)), r"must be integers of shape \(6,\)"),
         (replaced("labels", data=np.array(list("abcdef"), object), dtype=h5py.string_dtype()), r"only plain numbers"),
