@@ -287,6 +287,7 @@ def kubernetes(place, tiny_recipe):
     return lambda: made(script, "--namespace=mine", env={**os.environ, "PAUSE": "0"})
 
 
+@pytest.mark.slow
 def test_a_recipe_on_kubernetes_comes_to_the_same_bytes(kubernetes, place, tiny_workspace, finished_workspace):
     assert bare(tiny_workspace) == place / "runs"
     done = kubernetes()

@@ -1,10 +1,10 @@
 """No executor at all: for whoever wants an artifact concluded from what is there, and nothing computed."""
 
 from collections.abc import Sequence
-from typing import Self
 
 from lsmix.data.errors import PartialError
 from lsmix.pipeline.executors.executor import Report
+from lsmix.pipeline.executors.in_process import InProcessExecutor
 from lsmix.pipeline.shards import ShardWork
 
 __all__ = ["NoExecutor"]
@@ -12,18 +12,8 @@ __all__ = ["NoExecutor"]
 _NAMED = 10
 
 
-class NoExecutor:
+class NoExecutor(InProcessExecutor):
     """Makes no shards, and says which ones are missing."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-    def worker_device(self, device: str) -> str:
-        """Return the same device."""
-        return device
 
     def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
         """Raise PartialError if any shard is missing."""
