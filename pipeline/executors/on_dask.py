@@ -85,21 +85,24 @@ class DaskExecutor:
 
         def settle(shard: int, task: Any) -> None:
             nonlocal made
-            if task.status == "finished":
-                result = task.result()
-                if isinstance(result, MemoryError):
-                    raise result
-                if isinstance(result, CorruptError):
-                    failures.add(shard, result)
-                    return
+            try:
+                result = task.result()  # made again first, if the worker that held it has died since
+            except KilledWorker:
+                suspects.append(shard)
+                return
+            except CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+                result = error
+            if isinstance(result, MemoryError):
+                raise result
+            if isinstance(result, ShardRecord):
                 made += 1
                 report(result)
-            elif isinstance(task.exception(), KilledWorker):
-                suspects.append(shard)
-            else:
-                failures.add(shard, task.exception())
-                if not made and len(failures) >= _MOST_FAILURES:
-                    failures.tell()
+                return
+            failures.add(shard, result)
+            if not made and len(failures) >= _MOST_FAILURES:
+                failures.tell()
 
         self._go_through(client, work, shards, settle)
         # Who merely waited on a worker that died is suspected along with the shard that killed it. Each alone, the one
