@@ -158,6 +158,7 @@ def run(
     return RunResult(recipe=content, built=built)
 
 
+@naming_urls()
 def run_part(
     recipe: Path | str,
     stage: str,
@@ -204,6 +205,7 @@ def run_part(
         return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
 
 
+@naming_urls()
 def finish(
     recipe: Path | str,
     *,
@@ -227,9 +229,10 @@ def finish(
         PartialError: shards are missing; the message names them.
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
+    progress = progress or SilentProgress()
+    content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
-    with logged(progress or SilentProgress(), place.root, "finish", **asked) as log, graceful_signals():
+    with logged(progress, place.root, "finish", **asked) as log, graceful_signals():
         built = finish_parts(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 

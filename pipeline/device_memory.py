@@ -108,9 +108,7 @@ def _fits(attempt: Attempt, images: int) -> bool:
     _free()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # such as that work runs without a CUDA graph; what counts is whether it runs
+            warnings.simplefilter("ignore")  # such as of work without a CUDA graph; what counts is whether it runs
             attempt(images)
     except Exception as error:  # noqa: BLE001 - whatever else is wrong with so few images, it is no way out
         traceback.clear_frames(error.__traceback__)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
+from lsmix.data.afar.fetched import fetched_artifact, naming_urls
 from lsmix.data.afar.remote import local_folder
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME
@@ -17,7 +17,7 @@ from lsmix.pipeline.ingest import INGEST
 from lsmix.pipeline.mix import MIX, in_latent_space
 from lsmix.pipeline.naturalness import NATURALNESS, NaturalnessConfig
 from lsmix.pipeline.outside import outside_artifact
-from lsmix.pipeline.progress import Progress
+from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.recipe import FlowSection, Recipe, RunPart
 from lsmix.pipeline.report import REPORT
 from lsmix.pipeline.stage import Stage
@@ -148,7 +148,7 @@ def _find_flow(name: str, workspace: Workspace, progress: Progress | None) -> Pa
     path = local_folder(name)
     if path is None:
         with naming_urls():
-            path = fetched_artifact(name, progress or SilentMeter())
+            path = fetched_artifact(name, progress or SilentProgress())
             outside_artifact(path, "flow")  # now, since whoever looks at it later knows the copy only
             return path
     if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():

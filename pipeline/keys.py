@@ -77,9 +77,8 @@ class SourceDigests:
         known_before = dict(self._known)
         lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
         if remember and self._known != known_before:
-            with contextlib.suppress(
-                OSError
-            ):  # it only saves time, and nothing is lost on a disk that cannot be written
+            # It only saves time, and nothing is lost on a disk that cannot be written.
+            with contextlib.suppress(OSError):
                 write_durably(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 

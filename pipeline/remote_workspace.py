@@ -8,9 +8,10 @@ import hashlib
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from lsmix.data.afar.fetch import patiently
 from lsmix.data.afar.file_cache import cache_folder
@@ -26,6 +27,7 @@ from lsmix.pipeline.workspace import Entry, Workspace, check_identity
 
 __all__ = ["RemoteWorkspace", "open_workspace"]
 
+_Answer = TypeVar("_Answer")
 _PAUSE_SECONDS = 0.5  # while another process fetches what this one wants
 
 
@@ -102,8 +104,8 @@ class RemoteWorkspace(Workspace):
 
     def is_made(self, folder: Path) -> bool:
         """Tell whether there is an artifact, be it whole or damaged, at the URL or here."""
-        place = open_place(self.url_of(folder))
-        return super().is_made(folder) or patiently(repr(place.url), partial(place.size, MANIFEST_NAME)) is not None
+        path = f"{folder.parent.name}/{folder.name}/{MANIFEST_NAME}"
+        return super().is_made(folder) or self._ask(self._place.size, path) is not None
 
     def provide(self, path: str) -> Path:
         """Return the folder here of a finished artifact at the URL, fetched if need be."""
@@ -129,9 +131,7 @@ class RemoteWorkspace(Workspace):
         there = self._manifest(artifact.folder.parent.name, artifact.folder.name)
         if there is None:
             push_artifact(artifact.folder, url, progress)
-            for path in self._place.sizes(f"{artifact.folder.parent.name}/{artifact.folder.name}/{WORK_FOLDER}"):
-                place = open_place(f"{url}/{WORK_FOLDER}")
-                patiently(repr(place.url), partial(place.remove, path))
+            self._clear(f"{artifact.folder.parent.name}/{artifact.folder.name}/{WORK_FOLDER}")
             return InputArtifact(folder=artifact.folder, manifest=artifact.manifest, url=url)
         if there.root != artifact.manifest.root:
             raise CorruptError(
@@ -147,10 +147,9 @@ class RemoteWorkspace(Workspace):
             LockedError: another run on this machine works on it.
         """
         with artifact_lock(self.root, key, label):
-            place = open_place(self.url_of(folder))
-            paths = patiently(repr(place.url), partial(place.sizes, ""))
-            for path in [MANIFEST_NAME, *sorted(paths.keys() - {MANIFEST_NAME})]:
-                patiently(repr(place.url), partial(place.remove, path))
+            path = f"{folder.parent.name}/{folder.name}"
+            self._ask(self._place.remove, f"{path}/{MANIFEST_NAME}")
+            self._clear(path)
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -158,7 +157,7 @@ class RemoteWorkspace(Workspace):
         """Go through all folders of a stage at the URL, and those that are only here, with their sizes."""
         names = self._names(stage)
         for name in names:
-            sizes = patiently(repr(self._url), partial(self._place.sizes, f"{stage}/{name}"))
+            sizes = self._ask(self._place.sizes, f"{stage}/{name}")
             if sizes:  # some list a folder whose files are gone
                 yield Entry(name, self.url_of(self.root / stage / name), sum(sizes.values()))
         yield from (entry for entry in super().entries(stage) if entry.name not in names)
@@ -174,17 +173,25 @@ class RemoteWorkspace(Workspace):
                 yield self.root / stage / name, manifest
 
     def _names(self, stage: str) -> list[str]:
-        return patiently(repr(self._url), partial(self._place.names, stage))
+        return self._ask(self._place.names, stage)
+
+    def _clear(self, path: str) -> None:
+        """Remove all files below a folder at the URL."""
+        for name in self._ask(self._place.sizes, path):
+            self._ask(self._place.remove, f"{path}/{name}")
+
+    def _ask(self, action: Callable[[str], _Answer], path: str) -> _Answer:
+        return patiently(repr(self._url), partial(action, path))
 
     def _manifest(self, stage: str, name: str) -> Manifest | None:
-        place = open_place(f"{self._url.rstrip('/')}/{stage}/{name}")
+        place = open_place(self.url_of(self.root / stage / name))
         try:
             return patiently(repr(place.url), partial(fetch_manifest, place))[0]
         except MissingError:
             return None
 
     def _check_sizes(self, path: str, url: str, manifest: Manifest) -> None:
-        there = patiently(repr(url), partial(self._place.sizes, path))
+        there = self._ask(self._place.sizes, path)
         for file in manifest.files:
             if there.get(file.path) != file.bytes:
                 got = "nothing" if file.path not in there else f"{there[file.path]} bytes"

@@ -69,6 +69,11 @@ class Resolver:
             self._found[id(node)] = there
         return self._found[id(node)]
 
+    def missing(self, node: Node) -> list[str]:
+        """Return what those inputs of a node are called that its graph makes and that aren't there yet."""
+        sources = [source for source in node.inputs.values() if isinstance(source, Node)]
+        return [source.label for source in sources if self.artifact(source) is None]
+
     def forget(self, node: Node) -> None:
         """Look for a node's artifact anew next time, since it was removed."""
         self._found.pop(id(node), None)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -23,7 +24,8 @@ from lsmix.data.manifest import (
     root_digest,
     write_manifest,
 )
-from lsmix.pipeline.environment import describe_environment, resolve_device
+from lsmix.data.versioned import UNDECODABLE
+from lsmix.pipeline.environment import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.estimates import estimate
 from lsmix.pipeline.executors.executor import Executor
 from lsmix.pipeline.graph import Node
@@ -47,12 +49,20 @@ class Built:
 
     stage: str
     name: str
-    key: str
-    manifest: Manifest
-    cached: bool  # whether it was there already
-    seconds: float  # of this run
     artifact: InputArtifact
     workspace: Workspace
+    cached: bool  # whether it was there already
+    seconds: float = 0.0  # of this run
+
+    @property
+    def manifest(self) -> Manifest:
+        """All that is known of it."""
+        return self.artifact.manifest
+
+    @property
+    def key(self) -> str:
+        """Its key, 12 hex digits."""
+        return self.manifest.key
 
     @property
     def folder(self) -> Path:
@@ -95,18 +105,18 @@ def bring_up_to_date(
         stop_point()
         if node.stage.name == force:
             _remove_made(node, resolver)
+        common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
         there = resolver.artifact(node)
         if there:
-            shutil.rmtree(
-                there.folder / WORK_FOLDER, ignore_errors=True
-            )  # left by a kill between manifest and clean-up
+            # Left by a kill between manifest and clean-up.
+            shutil.rmtree(there.folder / WORK_FOLDER, ignore_errors=True)
             there = workspace.publish(there, progress)  # if the run that made it could not
             progress.say(f"{node.label}: up to date ({there.where})")
-            built.append(_built(node, there, workspace, cached=True, seconds=0.0))
+            built.append(Built(**common, artifact=there, cached=True))
             continue
         begun = time.monotonic()
         made = _make(node, resolver, executor, progress, device)
-        built.append(_built(node, made, workspace, cached=False, seconds=time.monotonic() - begun))
+        built.append(Built(**common, artifact=made, cached=False, seconds=time.monotonic() - begun))
     return built
 
 
@@ -120,19 +130,6 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
     if workspace.is_made(folder):
         workspace.remove(folder, key, node.label)
     resolver.forget(node)
-
-
-def _built(node: Node, artifact: InputArtifact, workspace: Workspace, *, cached: bool, seconds: float) -> Built:
-    return Built(
-        stage=node.stage.name,
-        name=node.name,
-        key=artifact.manifest.key,
-        manifest=artifact.manifest,
-        cached=cached,
-        seconds=seconds,
-        artifact=artifact,
-        workspace=workspace,
-    )
 
 
 def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress, device: str) -> InputArtifact:
@@ -176,8 +173,6 @@ class Begun:
         )
         self.folder.mkdir(parents=True, exist_ok=True)
         if task_device:
-            from lsmix.pipeline.environment import prepare_device
-
             prepare_device(task_device)
         return StageTask(
             stage=self.node.stage.name,
@@ -200,14 +195,8 @@ def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
     """
     inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
     if inputs is None or records is None or key is None:
-        missing = [
-            source.label
-            for source in node.inputs.values()
-            if isinstance(source, Node) and resolver.artifact(source) is None
-        ]
-        raise MissingError(
-            f"{node.label} cannot be made: {' and '.join(missing) or 'one of its inputs'} is not there. Run its recipe from the start."
-        )
+        missing = " and ".join(resolver.missing(node)) or "one of its inputs"
+        raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
     folder = resolver.workspace.folder(node.stage.name, node.name, key)
     inputs = {role: resolver.workspace.here(artifact, progress) for role, artifact in inputs.items()}
     return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)
@@ -247,7 +236,7 @@ def _seconds_before(task: StageTask) -> float:
     """Return the seconds of earlier sessions; none where a file is damaged, since they only inform."""
     total = 0.0
     for path in task.work.glob(f"{_SECONDS}*.json"):
-        with contextlib.suppress(OSError, msgspec.MsgspecError, UnicodeDecodeError):
+        with contextlib.suppress(OSError, *UNDECODABLE):
             total += msgspec.json.decode(path.read_bytes(), type=float)
     return total
 

@@ -32,7 +32,7 @@ class ShardedWork(NamedTuple):
             PartialError: some shards failed.
         """
         store = self.create(task)
-        finished = self._make_missing(task, store, range(store.shards))
+        finished = self._make_missing(task, store, range(store.shards), _finished(task, store))
         _bring_here(task, store, finished)
         digests = {path: digest for record in finished.values() for path, digest in record.digests.items()}
         counts = {**merge_counts(finished, store.shards), "shards": store.shards}
@@ -59,7 +59,7 @@ class ShardedWork(NamedTuple):
         )
 
     def _make_missing(
-        self, task: StageTask, store: ColumnStore, wanted: Sequence[int], before: dict[int, ShardRecord] | None = None
+        self, task: StageTask, store: ColumnStore, wanted: Sequence[int], before: dict[int, ShardRecord]
     ) -> dict[int, ShardRecord]:
         """Make the wanted shards that are not done yet; return the records of all that are done then."""
         inputs = {}
@@ -73,7 +73,7 @@ class ShardedWork(NamedTuple):
         work = write_spec(task.folder, spec, task.url)
         if task.url:
             send_work(task.folder, task.url, work.spec)
-        finished = dict(_finished(task, store) if before is None else before)
+        finished = dict(before)
         done = sum(len(store.shard_range(shard)) for shard in wanted if shard in finished)
         task.progress.start(task.label, sum(len(store.shard_range(shard)) for shard in wanted), "image", done=done)
 

@@ -115,11 +115,7 @@ def _status(
 
 
 def _waits_for(node: Node, resolver: Resolver) -> str:
-    missing = [
-        source.label
-        for source in node.inputs.values()
-        if isinstance(source, Node) and resolver.artifact(source) is None
-    ]
+    missing = resolver.missing(node)
     return f"waits for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
 
 

@@ -14,10 +14,8 @@ __all__ = ["FATAL", "Executor", "Failures", "Report"]
 
 Report = Callable[[ShardRecord], None]
 
-FATAL: Final = (
-    OSError,
-    MemoryError,
-)  # such as a full disk, or a full graphics card: the next shard would meet them too
+# Such as a full disk, or a full graphics card: the next shard would meet them too.
+FATAL: Final = (OSError, MemoryError)
 
 
 class Executor(Protocol):

@@ -74,11 +74,11 @@ class DaskExecutor:
             return
         from distributed import KilledWorker
 
-        client = self._connected()
+        if work.url.startswith("memory://"):
+            raise RecipeError(f"{work.url!r} lives in the memory of this process: workers cannot reach it.")
         if work.url and self._scheduler:  # its workers are anywhere, and have folders of their own
             work = work._replace(place=work.url)
-        elif work.url.startswith("memory://"):
-            raise RecipeError(f"{work.url!r} lives in the memory of this process: workers cannot reach it.")
+        client = self._connected()
         failures = Failures(work, len(shards))
         suspects: list[int] = []
         made = 0
