@@ -13,6 +13,10 @@ __all__ = ["UNDECODABLE", "decode_versioned"]
 
 _Record = TypeVar("_Record")
 
+# What is counted before decoding, since every list, object, key and value takes much more memory than its bytes in JSON:
+# 64 MiB of "[]," took 3 GB. A pool has one number for each corrupted row, and a manifest four keys for each file.
+_MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000_000, b",": 6_000_000}
+
 # What decoding raises on bytes that are damaged, or were made to do harm.
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
@@ -35,6 +39,9 @@ def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what:
         FormatError: it is of another version.
         One of UNDECODABLE: it is no such record; the caller knows what that means of its file.
     """
+    for mark, most in _MOST_PARTS.items():
+        if (count := content.count(mark)) > most:
+            raise msgspec.ValidationError(f"it holds {count} times {mark.decode()!r}, and lsmix reads at most {most}")
     found = msgspec.json.decode(content, type=_Version).format_version
     if found != version:
         raise FormatError(f"{what} format {found}; this version of lsmix reads format {version}. {remedy}")

@@ -120,7 +120,7 @@ def test_a_manifest_that_is_no_json_of_ours_is_refused(content, pool, guarded):
 
 def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
     os.truncate(pool / "manifest.json", 4 << 30)
-    assert_refused(guarded("verify", pool, memory=True), 5, "of 4294967296 bytes")
+    assert_refused(guarded("verify", pool, memory=True), 5, "has 4294967296 bytes")
 
 
 def test_of_two_values_for_a_key_the_last_counts_for_every_reader(pool, guarded):
@@ -216,7 +216,7 @@ def everywhere(change: Callable) -> Callable:
         (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=[])), 5, "class_names"),
         (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(copies=2**40)), 5, "do not make"),
         (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(sources=10**9)), 5, "sources"),
-        (lambda pool: (pool / "pool.zarr/lam/zarr.json").write_bytes(b'{"attributes":' + b'{"a":' * 100_000), 5, "is damaged"),
+        (lambda pool: (pool / "pool.zarr/lam/zarr.json").write_bytes(b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
         (lambda pool: os.truncate(pool / "pool.zarr/lam/zarr.json", 1 << 30), 1, "more than"),
     ],
     ids=["shape", "rows without files", "one huge shard", "object", "string", "pickle codec", "unknown codec", "codec with settings", "transformer", "dimension names", "no classes", "copies", "sources", "deep", "gigabytes"],

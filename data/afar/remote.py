@@ -173,7 +173,9 @@ class _Folder:
         if not file.is_file():
             raise MissingError(f"{str(file)!r} is not there.")
         if file.stat().st_size > most_bytes:
-            raise CorruptError(f"{str(file)!r} has {file.stat().st_size} bytes, at most {most_bytes} are possible.")
+            raise CorruptError(
+                f"{str(file)!r} has {file.stat().st_size} bytes, and lsmix reads at most {most_bytes} of it."
+            )
         return file.read_bytes()
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
@@ -230,7 +232,9 @@ class _Web:
                 raise MissingError(f"{self._file(path)!r} is not there.")
             content = b"".join(_blocks(answer, most_bytes + 1))
             if len(content) > most_bytes:
-                raise CorruptError(f"{self._file(path)!r} has more than {most_bytes} bytes, which cannot be.")
+                raise CorruptError(
+                    f"{self._file(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+                )
             if answer.length:  # what was announced and did not come
                 raise Interruption(f"the connection ended {answer.length} bytes early")
             return content
@@ -331,7 +335,9 @@ class _FileSystem:
         with self._told(path):
             content: bytes = self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1)
         if len(content) > most_bytes:
-            raise CorruptError(f"{self.url + '/' + path!r} has more than {most_bytes} bytes, which cannot be.")
+            raise CorruptError(
+                f"{self.url + '/' + path!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+            )
         return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
