@@ -130,7 +130,7 @@ class RemoteWorkspace(Workspace):
         url = self.url_of(artifact.folder)
         there = self._manifest(artifact.folder.parent.name, artifact.folder.name)
         if there is None:
-            push_artifact(artifact.folder, url, progress)
+            push_artifact(artifact.folder, url, progress, owned=True)
             self._clear(f"{artifact.folder.parent.name}/{artifact.folder.name}/{WORK_FOLDER}")
             return InputArtifact(folder=artifact.folder, manifest=artifact.manifest, url=url)
         if there.root != artifact.manifest.root:
