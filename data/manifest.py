@@ -154,12 +154,15 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
-    size = path.stat().st_size
     if path.is_symlink():
         raise CorruptError(f"{str(path)!r} is a link. Do not use this artifact.")
-    if size > MOST_MANIFEST_BYTES:
-        raise CorruptError(_too_large(str(path), size))
-    return parse_manifest(path.read_bytes(), str(folder))
+    try:
+        if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
+            raise CorruptError(_too_large(str(path), size))
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(f"{str(folder)!r} was removed by another process.") from error
+    return parse_manifest(content, str(folder))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
