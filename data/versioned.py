@@ -3,13 +3,14 @@
 The one rule: the version is looked at first, since what another version holds is unknown.
 """
 
+from pathlib import Path
 from typing import Final, TypeVar
 
 import msgspec
 
 from lsmix.data.errors import FormatError
 
-__all__ = ["UNDECODABLE", "decode_versioned"]
+__all__ = ["UNDECODABLE", "decode_versioned", "read_small"]
 
 _Record = TypeVar("_Record")
 
@@ -19,6 +20,22 @@ _MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000
 
 # What decoding raises on bytes that are damaged, or were made to do harm.
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+_MOST_BYTES = 16 << 20  # of results, which have some hundred bytes for each epoch or sample
+
+
+def read_small(path: Path) -> bytes:
+    """Return the content of a file of results.
+
+    Raises:
+        One of UNDECODABLE: it is larger than any such file.
+    """
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise msgspec.ValidationError(f"it has {path.stat().st_size} bytes, and lsmix reads at most {_MOST_BYTES}")
+    return content
 
 
 class _Version(msgspec.Struct):

@@ -270,3 +270,14 @@ def test_attributes_that_could_not_be_read_again_are_not_written(tmp_path):
     with pytest.raises(FormatError, match=r"would have \d+ bytes, and lsmix reads at most 1048576"):
         store.create({"class_names": ["n" * 100] * 20_000})
     store.create({"class_names": [f"a class with a name {number}" for number in range(21_841)]})
+
+
+@pytest.mark.parametrize(("stage", "name"), [("train", "metrics.json"), ("train-glow", "log.jsonl")])
+def test_results_of_more_than_16_megabytes_are_refused(stage, name, tmp_path):
+    from lsmix.pipeline.train import read_metrics
+    from lsmix.pipeline.train_glow import read_log
+
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CorruptError, match=f"it has {1 << 40} bytes, and lsmix reads at most {16 << 20}"):
+        {"train": read_metrics, "train-glow": read_log}[stage](tmp_path)
