@@ -10,7 +10,7 @@ import msgspec
 
 from lsmix.data.errors import FormatError
 
-__all__ = ["UNDECODABLE", "decode_versioned", "read_small"]
+__all__ = ["UNDECODABLE", "check_tensor_header", "decode_versioned", "read_small"]
 
 _Record = TypeVar("_Record")
 
@@ -22,6 +22,7 @@ _MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000
 UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
+_MOST_HEADER_BYTES = 4 << 20  # some 40,000 tensors
 _MOST_BYTES = 16 << 20  # of results, which have some hundred bytes for each epoch or sample
 
 
@@ -36,6 +37,18 @@ def read_small(path: Path) -> bytes:
     if len(content) > _MOST_BYTES:
         raise msgspec.ValidationError(f"it has {path.stat().st_size} bytes, and lsmix reads at most {_MOST_BYTES}")
     return content
+
+
+def check_tensor_header(path: Path) -> None:
+    """Look at the length of a safetensors file's header, which takes some 16 times as much memory when it is read.
+
+    Raises:
+        OSError: it is longer than any of ours, or the file cannot be read.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MOST_HEADER_BYTES:
+        raise OSError(f"its header has {size} bytes, and lsmix reads at most {_MOST_HEADER_BYTES}")
 
 
 class _Version(msgspec.Struct):

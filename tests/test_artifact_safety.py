@@ -4,6 +4,8 @@ import hashlib
 import json
 import re
 import resource
+import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -164,7 +166,7 @@ def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_ar
 # Memory. Importing what is needed takes some 60 MB; what is read may take some ten times its size in JSON.
 
 
-def peak_mebibytes(code: str, *words: object) -> tuple[int, str]:
+def peak_mebibytes(code: str, *words: object, room: int = 2 << 30) -> tuple[int, str]:
     """Return the most memory that a program took, and what it printed."""
     program = f"import re, sys\nfrom lsmix.data.errors import LsmixError\ntry:\n {code}\nexcept LsmixError as error:\n print(error)\n"
     # Not ru_maxrss, which begins with what the test process took when it was forked.
@@ -175,7 +177,7 @@ def peak_mebibytes(code: str, *words: object) -> tuple[int, str]:
         check=True,
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)),
     )
     *lines, peak = done.stdout.splitlines()
     return int(peak), "\n".join(lines)
@@ -281,3 +283,16 @@ def test_results_of_more_than_16_megabytes_are_refused(stage, name, tmp_path):
         file.truncate(1 << 40)
     with pytest.raises(CorruptError, match=f"it has {1 << 40} bytes, and lsmix reads at most {16 << 20}"):
         {"train": read_metrics, "train-glow": read_log}[stage](tmp_path)
+
+
+def test_weights_with_a_header_of_70_megabytes_are_refused_in_little_memory(finished_workspace, tmp_path):
+    flow = next(path for path in (finished_workspace / "train-glow").iterdir() if "judge" not in path.name)
+    shutil.copy(flow / "glow.json", tmp_path / "glow.json")
+    names = b",".join(
+        b'"%07x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(1_200_000)
+    )
+    (tmp_path / "glow.safetensors").write_bytes(struct.pack("<Q", len(names) + 2) + b"{" + names + b"}")
+    code = "from lsmix.glow.checkpoint import load_flow\n load_flow(sys.argv[1])"
+    peak, told = peak_mebibytes(code, tmp_path, room=64 << 30)  # torch alone asks for much address space
+    assert re.search(r"its header has \d+ bytes, and lsmix reads at most 4194304", told)
+    assert peak < 700  # torch alone takes some 300; the header would take 1,200
