@@ -1,4 +1,4 @@
-"""JSON that begins with its version: decoded so that another version is told from damage.
+"""Reading JSON and weights with bounds: versioned JSON is decoded so that another version is told from damage.
 
 The one rule: the version is looked at first, since what another version holds is unknown.
 """
