@@ -15,7 +15,7 @@ from msgspec import Meta
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, DivergedError
-from lsmix.data.versioned import UNDECODABLE
+from lsmix.data.versioned import UNDECODABLE, read_small
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
@@ -190,7 +190,7 @@ def read_log(folder: Path) -> list[LogLine]:
     """
     path = folder / _LOG_FILE
     try:
-        return [msgspec.json.decode(line, type=LogLine) for line in path.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
     except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
 
