@@ -125,9 +125,12 @@ class Breaks:
         self._maybe("store", shard)
         return self._worker.store(shard, computed)
 
+    def close(self):
+        self._worker.close()
+
 
 def break_shards(monkeypatch, bad, where, error):
-    shards._cached_worker.cache_clear()  # this process may know the worker of another test
+    shards.close_workers()  # this process may know the worker of another test
     monkeypatch.setattr(
         "lsmix.pipeline.encode.EncodeWorker", lambda *words: Breaks(EncodeWorker(*words), bad, where, error)
     )
@@ -153,7 +156,7 @@ def test_a_failing_shard_is_set_aside_and_made_the_next_time(
     status = command("status", tiny_recipe, "--workspace", tiny_workspace)
     assert f"was interrupted: {5 - len(bad)} shards done" in status.out
 
-    shards._cached_worker.cache_clear()
+    shards.close_workers()
     made = []
     real = EncodeWorker.load
     monkeypatch.setattr(EncodeWorker, "load", lambda self, shard: made.append(shard) or real(self, shard))
