@@ -97,9 +97,9 @@ def _why(error: RuntimeError) -> str:
 
 
 def _way_out(setting: BatchSetting) -> str:
-    ways = [f"'{way}'" for way in setting.others]
-    if setting.value > 1:
-        ways.insert(0, f"half of it, '{setting.field} = {setting.value // 2}'")
+    ways = [f"halve it to '{setting.field} = {setting.value // 2}'"] if setting.value > 1 else []
+    ways += [f"set '{way}'" for way in setting.others]
     if not ways:
         return f"A smaller batch is impossible. {_FREE}"
-    return f"Set {' or '.join(ways)} and run again; this makes an artifact of another key, since it changes last bits."
+    sentence = " or ".join(ways)
+    return f"{sentence[0].upper()}{sentence[1:]}, and run again; this makes an artifact of another key, since it changes last bits."
