@@ -76,7 +76,6 @@ def run(task: StageTask) -> Outcome:
             device=task.device,
             field="classifier.batch_size",
             value=task.config.batch_size,
-            attempt=trainer.try_batch,
         )
         with device_memory(batch):
             _train(task, trainer, dataset, source, metrics)

@@ -64,7 +64,7 @@ def run(task: StageTask) -> Outcome:
     with cpu_threads(task.config.threads):
         with device_memory(None, label=task.label, device=task.device):
             trainer, log = _restore(task, dataset)
-        with device_memory(_batch(task, trainer)):
+        with device_memory(_batch(task)):
             _train(task, trainer, dataset, log)
             return _publish(task, trainer, dataset, log)
 
@@ -93,16 +93,14 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     return trainer, log
 
 
-def _batch(task: StageTask, trainer: "FlowTrainer") -> BatchSetting:
+def _batch(task: StageTask) -> BatchSetting:
     training: FlowTraining = task.config.training
-    light = "flow.training.memory_light = true", lambda size: trainer.try_batch(size, memory_light=True)
     return BatchSetting(
         label=task.label,
         device=task.device,
         field="flow.training.batch_size",
         value=training.batch_size,
-        attempt=lambda size: trainer.try_batch(size, memory_light=training.memory_light),
-        others=() if training.memory_light else (light,),
+        others=() if training.memory_light else ("flow.training.memory_light = true",),
     )
 
 
