@@ -23,6 +23,7 @@ __all__ = [
     "padding",
     "quantise",
     "reflected_index",
+    "to_device",
 ]
 
 Padding = tuple[int, int, int, int]  # pixels added at the top, bottom, left, right
@@ -35,6 +36,14 @@ _NOISE_BITS = (
 def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """Draw the noise for ``dequantise(..., "uniform")``: int16 in [0, 2¹⁴), uniform."""
     return generator.integers(0, 1 << _NOISE_BITS, size=shape, dtype=np.int16)
+
+
+def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
+    """Return an array as a tensor on the device; to CUDA it is copied behind the work that waits there, without waiting."""
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def dequantise(

@@ -119,6 +119,9 @@ def little_memory() -> Iterator[None]:
         ("mix", "pools.lsmix.batch_size"),
     ],
 )
+@pytest.mark.filterwarnings(
+    "ignore:this work runs without a CUDA graph"
+)  # where memory suffices for the plain call only
 @pytest.mark.usefixtures("little_memory")
 def test_memory_that_runs_out_is_told_with_a_batch_that_then_fits(
     stage: str, setting: str, tiny_recipe: Path, tmp_path: Path

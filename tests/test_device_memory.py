@@ -58,14 +58,14 @@ def test_a_sharded_stage_names_its_setting_and_the_largest_fraction_that_fits(
 
 
 def test_a_training_of_a_flow_names_both_ways_out(tiny_recipe, tmp_path, monkeypatch):
-    real = FlowTrainer.step
+    real = FlowTrainer.steps
 
-    def step(self):
+    def steps(self, count):
         if self.iteration == (1 if self.config.batch_size == 32 and not self.config.memory_light else 99):
             raise torch.OutOfMemoryError(CUDA_SAYS)
-        return real(self)
+        return real(self, count)
 
-    monkeypatch.setattr(FlowTrainer, "step", step)
+    monkeypatch.setattr(FlowTrainer, "steps", steps)
     with pytest.raises(
         DeviceMemoryError,
         match=r"^train-glow tiny: .* with 'flow.training.batch_size = 32' .* it fits: 'flow.training.batch_size = 16' or "
