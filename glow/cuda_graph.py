@@ -16,6 +16,7 @@ import torch
 __all__ = ["Replayed", "can_record"]
 
 _WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
+_RECORDED_ON = frozenset({"cuda"})  # types of devices
 _MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
 
 _Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
@@ -34,7 +35,7 @@ class _Recording(NamedTuple):
 
 def can_record(device: torch.device) -> bool:
     """Tell whether work on this device can be recorded."""
-    return device.type == "cuda"
+    return device.type in _RECORDED_ON
 
 
 class Replayed:
@@ -89,6 +90,7 @@ class Replayed:
             self._plain = True
             self._recordings.clear()  # the plain call may want their memory
             _restore(state, before)
+            del before
             return list(self._function(x))
         self._recordings[x.shape] = recording
         return [result.clone() for result in recording.results]

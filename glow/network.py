@@ -22,6 +22,7 @@ _FUSED = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch._C._
 
 # cuDNN's convolution with bias and ReLU: one pass over the hidden activations instead of three. What its build has no
 # kernel for is remembered here, by device, types, shapes and precision, so that both directions take the same operator.
+_CUDNN_RELU = torch.ops.aten.cudnn_convolution_relu
 _CUDNN_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NOT_IN_CUDNN: set[tuple[object, ...]] = set()
 
@@ -114,24 +115,27 @@ def fused_conv(
 
 def _cudnn_relu(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor | None:
     """Return ReLU of a convolution that keeps height and width, in one cuDNN kernel; None where there is none."""
-    if x_BCHW.device.type != "cuda" or x_BCHW.dtype not in _CUDNN_TYPES:
+    if not _has_cudnn(x_BCHW):
         return None
-    cudnn = torch.backends.cudnn
-    if torch.version.hip or not (torch._C._has_cudnn and cudnn.enabled):
-        return None
-    precision = cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch puts it there at import
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch puts it there at import
     case = x_BCHW.device, x_BCHW.dtype, x_BCHW.shape, weight.shape, precision
     if case in _NOT_IN_CUDNN:
         return None
     one, padding = [1, 1], [weight.shape[2] // 2] * 2
     try:
-        fused: torch.Tensor = torch.ops.aten.cudnn_convolution_relu(x_BCHW, weight, bias, one, padding, one, 1)
+        fused: torch.Tensor = _CUDNN_RELU(x_BCHW, weight, bias, one, padding, one, 1)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:
         _NOT_IN_CUDNN.add(case)
         return None
     return fused
+
+
+def _has_cudnn(x_BCHW: torch.Tensor) -> bool:
+    if x_BCHW.device.type != "cuda" or x_BCHW.dtype not in _CUDNN_TYPES:
+        return False
+    return torch.version.hip is None and torch._C._has_cudnn and torch.backends.cudnn.enabled
 
 
 def _conv_gradients(
