@@ -22,7 +22,16 @@ from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
 from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.level import FlowLevel, FrozenLevel
-from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index, to_device
+from lsmix.glow.pixels import (
+    draw_noise,
+    output_bits,
+    pad_images,
+    padding,
+    quantise,
+    reflected_index,
+    to_device,
+    to_host,
+)
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
 
 __all__ = ["Flow", "exact_arithmetic"]
@@ -243,12 +252,12 @@ class Flow(nn.Module):
         """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,)."""
         self.check_images(images)
         z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
-        for rows in _batches(len(images), batch_size):
+
+        def encoded(rows: slice) -> Sequence[torch.Tensor]:
             indices = range(first_index + rows.start, first_index + rows.stop)
-            y_BCHW = self._batch(images[rows], batch_size, dequantise, seed, indices)
-            z_BD, log_prob_B = self.encode_batch(y_BCHW, order)
-            count = rows.stop - rows.start
-            z[rows], log_prob[rows] = z_BD[:count].cpu().numpy(), log_prob_B[:count].cpu().numpy()
+            return self.encode_batch(self._batch(images[rows], batch_size, dequantise, seed, indices), order)
+
+        _fill((z, log_prob), encoded, batch_size)
         return z, log_prob
 
     def log_prob(
@@ -297,12 +306,13 @@ class Flow(nn.Module):
         config = self.config
         images = np.empty((len(z), config.height, config.width, config.channels), np.uint8)
         judged = np.empty(len(z), bool)
-        for rows in _batches(len(z), batch_size):
+
+        def decoded(rows: slice) -> Sequence[torch.Tensor]:
             z_BD = to_device(_filled(z[rows].astype(np.float32), batch_size), self.device)
             y_BCHW = self.decode_batch(z_BD, order)
-            count = rows.stop - rows.start
-            images[rows] = quantise(y_BCHW, bits)[:count].cpu().numpy()
-            judged[rows] = judge(y_BCHW)[:count].cpu().numpy()
+            return quantise(y_BCHW, bits), judge(y_BCHW)
+
+        _fill((images, judged), decoded, batch_size)
         return images, judged
 
     def _batch(
@@ -339,6 +349,21 @@ def _batches(count: int, batch_size: int) -> Iterator[slice]:
         raise RecipeError(f"batch_size must be at least 1, got {batch_size}.")
     for start in range(0, count, batch_size):
         yield slice(start, min(start + batch_size, count))
+
+
+def _fill(arrays: Sequence[np.ndarray], compute: Callable[[slice], Sequence[torch.Tensor]], batch_size: int) -> None:
+    """Fill arrays with what ``compute`` returns for batches of their rows, of which tails are shorter.
+
+    A GPU gets the next batch before the host waits for the one before.
+    """
+    ahead: tuple[slice, Callable[[], list[np.ndarray]]] | None = None
+    for rows in [*_batches(len(arrays[0]), batch_size), None]:
+        queued = None if rows is None else (rows, to_host(compute(rows)))
+        if ahead is not None:
+            done, results = ahead[0], ahead[1]()
+            for array, result in zip(arrays, results, strict=True):
+                array[done] = result[: done.stop - done.start]
+        ahead = queued
 
 
 def _filled(rows: np.ndarray, batch_size: int) -> np.ndarray:

@@ -7,6 +7,7 @@ Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C) as t
 """
 
 import re
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ __all__ = [
     "quantise",
     "reflected_index",
     "to_device",
+    "to_host",
 ]
 
 Padding = tuple[int, int, int, int]  # pixels added at the top, bottom, left, right
@@ -44,6 +46,23 @@ def to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
+
+
+def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+    """Begin to copy tensors of one device to the host; return what waits for the copies, and for no work after them."""
+    if tensors[0].device.type != "cuda":
+        return lambda: [tensor.cpu().numpy() for tensor in tensors]
+    stream = torch.cuda.current_stream(tensors[0].device)
+    copies = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True) for tensor in tensors]
+    for copy, tensor in zip(copies, tensors, strict=True):
+        copy.copy_(tensor, non_blocking=True)
+    copied = stream.record_event()
+
+    def wait() -> list[np.ndarray]:
+        copied.synchronize()
+        return [copy.numpy() for copy in copies]
+
+    return wait
 
 
 def dequantise(

@@ -8,7 +8,8 @@ import contextlib
 import copy
 import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -18,10 +19,13 @@ from emulated_graphs import Recorder, emulate_cuda_graphs
 
 from lsmix.data.errors import DivergedError
 from lsmix.glow import cuda_graph, network
+from lsmix.glow import flow as flow_module
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
+from lsmix.pipeline.api import run
+from lsmix.pipeline.train_glow import read_log
 
 CONFIG = FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
@@ -140,6 +144,21 @@ def test_a_graph_that_does_nothing_is_found_even_where_results_stand_there_alrea
     with pytest.warns(RuntimeWarning, match="other numbers"):
         flow.encode(IMAGES[:4], batch_size=4)
     assert not np.array_equal(flow.encode(IMAGES[4:8], batch_size=4), flow.encode(IMAGES[:4], batch_size=4))
+
+
+def test_the_next_batch_is_queued_before_the_host_waits_for_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def to_host(tensors: Sequence[torch.Tensor]) -> Callable[[], list[np.ndarray]]:
+        number = len([word for word in seen if word.startswith("queue")])
+        seen.append(f"queue {number}")
+        return lambda: (seen.append(f"wait {number}"), [tensor.numpy() for tensor in tensors])[1]
+
+    monkeypatch.setattr(flow_module, "to_host", to_host)
+    flow = _flow().eval()
+    z = flow.encode(IMAGES, batch_size=8)
+    assert seen == ["queue 0", "queue 1", "wait 0", "queue 2", "wait 1", "wait 2"]
+    assert np.array_equal(flow.decode(z, batch_size=8), IMAGES)
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "deepcopy"])
@@ -298,6 +317,21 @@ def test_on_the_cpu_no_batch_is_prepared_ahead() -> None:
     trainer.step()
     assert trainer._ahead is None
     assert trainer.steps_together == 1
+
+
+def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(
+    recorder: Recorder, tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    steps = FlowTrainer.steps
+    monkeypatch.setattr(FlowTrainer, "steps", lambda self, count: (sizes.append(count), steps(self, count))[1])
+    settings = ["flow.checkpoint_every=25", "flow.evaluate_every=20"]
+    run(tiny_recipe, workspace=tmp_path / "runs", device="cpu", stage="train-glow", overrides=settings)
+    assert sizes == [16, 4, 5, 15]
+    (folder,) = (tmp_path / "runs" / "train-glow").glob("tiny-*")
+    log = read_log(folder)
+    assert [line.iteration for line in log] == list(range(1, 41))
+    assert [line.iteration for line in log if line.heldout_bits_per_dim is not None] == [20, 40]
 
 
 def test_a_training_leaves_torch_as_it_was() -> None:
