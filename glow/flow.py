@@ -9,7 +9,7 @@ Axes: B batch, C channels, H height, W width, D components of the latent vector;
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,10 +19,17 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.seeds import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
-from lsmix.glow.cuda_graph import Replayed
+from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.level import FlowLevel, FrozenLevel
-from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
+from lsmix.glow.pixels import (
+    draw_noise,
+    output_bits,
+    pad_images,
+    padding,
+    quantise,
+    reflected_index,
+)
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
 from lsmix.glow.transfers import run_batches
 
@@ -144,9 +151,12 @@ class Flow(nn.Module):
             level.network_dtype = dtype
 
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them."""
+        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them.
+
+        True holds for the parameters as they are: call it again before each pass after an update.
+        """
         for level in self._levels():
-            level.rebuild = rebuild
+            level.set_rebuild(rebuild)
 
     # Latent vectors, on tensors.
 
@@ -178,10 +188,13 @@ class Flow(nn.Module):
 
     def _replayed(
         self, direction: str, order: LatentOrder, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
-    ) -> Replayed:
-        """Return ``function`` as a graph of this direction and order, recorded anew if a parameter has changed."""
-        if self.training or self.device.type != "cuda":
-            return Replayed(function)
+    ) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        """Return ``function`` as a graph of this direction and order, recorded again if a parameter has changed.
+
+        In training mode it stays a plain call: nothing is frozen there that a graph could read.
+        """
+        if self.training or not can_record(self.device):
+            return function
         frozen = [level.freeze() for level in self._levels()]
         kept = self._recordings.get((direction, order))
         if kept is None or any(a is not b for a, b in zip(kept[0], frozen, strict=True)):
@@ -191,6 +204,10 @@ class Flow(nn.Module):
     def forget_recordings(self) -> None:
         """Give back the memory of what was recorded on a CUDA device; the next pass records it anew."""
         self._recordings.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the recordings, which can be neither copied nor stored."""
+        return {**self.__dict__, "_recordings": {}}
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
         if y_BCHW.shape[2:] == (self.padded_height, self.padded_width):

@@ -120,7 +120,7 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             _save(task, trainer, log)
             raise
         try:
-            facts = trainer.step()
+            steps = trainer.steps(_steps_until_a_break(trainer, config))
         except DivergedError as error:
             kept = trainer.iteration - trainer.iteration % config.checkpoint_every
             checkpoint = f"The checkpoint at iteration {kept} is kept in {str(task.work)!r}. " if kept else ""
@@ -130,19 +130,28 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
         last = trainer.iteration == iterations
         look = last or trainer.iteration % config.evaluate_every == 0
         measures = _evaluate(trainer, dataset, config) if look else {}
-        log.append(
+        seconds = round(time.monotonic() - begun, 3)
+        log += [
             LogLine(
-                iteration=trainer.iteration,
+                iteration=facts.iteration + 1,
                 loss_bits_per_dim=facts.loss_bits_per_dim,
                 grad_norm=facts.grad_norm,
-                seconds=round(time.monotonic() - begun, 3),
-                **measures,
+                seconds=seconds,
+                **(measures if facts is steps[-1] else {}),
             )
-        )
+            for facts in steps
+        ]
         if last or trainer.iteration % config.checkpoint_every == 0:
             _save(task, trainer, log)
-        task.progress.advance(note=f"{facts.loss_bits_per_dim:.3f} bits/dim")
+        task.progress.advance(len(steps), note=f"{steps[-1].loss_bits_per_dim:.3f} bits/dim")
     task.progress.finish()
+
+
+def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
+    """Return how many steps to do before the next look at the trainer: measure, checkpoint, end, or wait for the device."""
+    done = trainer.iteration
+    breaks = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
+    return min(trainer.steps_together, config.training.iterations - done, *breaks)
 
 
 def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 import torch
+from emulated_graphs import emulate_cuda_graphs
 
 from lsmix.classifiers.training import ClassifierTrainer
 from lsmix.data.errors import DeviceMemoryError, LsmixError
@@ -66,10 +67,10 @@ def test_a_sharded_stage_names_its_setting_and_half_of_its_value(
     ],
 )
 def test_a_training_of_a_flow_names_the_ways_that_are_left(light, ways, tiny_recipe, tmp_path, monkeypatch):
-    def step(_):
+    def step(*_):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
-    monkeypatch.setattr(FlowTrainer, "step", step)
+    monkeypatch.setattr(FlowTrainer, "steps", step)
     light_setting = [f"flow.training.memory_light={str(light).lower()}"]
     with pytest.raises(
         DeviceMemoryError,
@@ -182,49 +183,22 @@ def test_the_error_comes_back_whole_from_another_process():
     assert isinstance(again, LsmixError)
 
 
-class OnCuda:
-    """Stands in for a tensor on a CUDA device."""
-
-    device = torch.device("cuda")
-    shape = (64, 3)
-
-    def clone(self):
-        return self
-
-    copy_ = clone
-
-
 @pytest.mark.parametrize("plain_fits", [True, False])
-def test_where_memory_runs_out_in_recording_the_plain_call_goes_on_or_its_failure_names_the_setting(
-    plain_fits, monkeypatch
-):
+def test_where_memory_runs_out_in_recording_the_plain_call_goes_on_or_its_failure_names_the_setting(plain_fits):
     calls = []
 
-    class Recording(contextlib.nullcontext):
-        def __init__(self, _):
-            super().__init__()
-            calls.append("record")
-
-    class Stream:
-        def wait_stream(self, _):
-            pass
-
-    def function(_):
-        calls.append("call")
-        full = calls[-2:] == ["record", "call"] or (calls.count("call") > 3 and not plain_fits)
-        if full:
+    def function(x):
+        calls.append(x)
+        if len(calls) > 2 and not plain_fits:  # the first two warm up
             raise torch.OutOfMemoryError(CUDA_SAYS)
-        return [torch.ones(1)]
+        return [x + 1.0]
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda *_: Stream())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda *_: Stream())
-    monkeypatch.setattr(torch.cuda, "stream", contextlib.nullcontext)
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", Recording)
     told = contextlib.nullcontext() if plain_fits else pytest.raises(DeviceMemoryError, match="batch_size = 4")
-    replayed = Replayed(function)
-    with pytest.warns(RuntimeWarning, match="without a CUDA graph"), told, device_memory(SETTING):
-        replayed(OnCuda())
-    if plain_fits:
-        replayed(OnCuda())
-    assert calls.count("record") == 1, "what could not be recorded is not recorded again"
+    with emulate_cuda_graphs() as recorder:
+        recorder.fault = "no memory"
+        replayed = Replayed(function)
+        with pytest.warns(RuntimeWarning, match="without a CUDA graph"), told, device_memory(SETTING):
+            replayed(torch.ones(4))
+        if plain_fits:
+            replayed(torch.ones(4))
+        assert recorder.captures == 1, "what could not be recorded is not recorded again"
