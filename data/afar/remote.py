@@ -19,6 +19,7 @@ from lsmix.data.afar.download import Interruption, open_web
 from lsmix.data.durable import durable_path, sha256_file, sweep_dead_parts
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
+from lsmix.data.urls import checked_url, is_web
 
 __all__ = ["Place", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_place"]
 
@@ -73,6 +74,9 @@ class Place(Protocol):
 def local_folder(place: Path | str) -> Path | None:
     """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
 
+    Raises:
+        RecipeError: it is a URL that ``checked_url`` refuses.
+
     Example:
         >>> from lsmix.data.afar.remote import local_folder
         >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
@@ -80,12 +84,8 @@ def local_folder(place: Path | str) -> Path | None:
     """
     if isinstance(place, Path) or "://" not in place:
         return Path(place)
-    parts = urlsplit(place)
-    if parts.scheme != "file" or "::" in place:
-        return None
-    if parts.netloc not in ("", "localhost"):
-        raise RecipeError(f"{place!r} names a file on another host. Write file:///path for a folder of this one.")
-    return Path(unquote(parts.path))
+    url = checked_url(place)
+    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
 
 
 def local_target(place: Path | str, what: str) -> Path:
@@ -107,23 +107,23 @@ def open_place(url: Path | str) -> Place:
     """Return the place that a URL or a path names; nothing is read or written yet.
 
     Raises:
-        RecipeError: there is no file system for URLs of this kind.
+        RecipeError: ``checked_url`` refuses the URL.
         LsmixError: the package that reads them is not installed.
     """
     folder = local_folder(url)
     if folder is not None:
         return _Folder(folder)
-    text = str(url)
+    text = checked_url(str(url))
     if not text.endswith("://"):  # the root of a file system stays what it is
         text = text.rstrip("/")
-    if text.partition("://")[0] in ("http", "https"):
+    if is_web(text):
         return _Web(text)
     return _FileSystem(text)
 
 
 def check_writable(url: str) -> None:
     """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
-    if url.partition("://")[0] in ("http", "https"):
+    if is_web(checked_url(url)):
         raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
@@ -301,7 +301,7 @@ class _FileSystem:
         self.url = url
         import fsspec
 
-        kind = url.partition("://")[0].split("::")[0]
+        kind = url.partition("://")[0]
         try:
             # Listings are never remembered: what another process sent meanwhile must be seen.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
