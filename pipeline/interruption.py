@@ -13,6 +13,7 @@ from lsmix.data.waiting import asked, stop_point
 
 __all__ = ["graceful_signals", "stop_point"]
 
+
 def _on_signal(number: int, frame: FrameType | None) -> None:
     if asked.is_set():
         raise KeyboardInterrupt

@@ -380,7 +380,9 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
                     f"{url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
                     "fetch the file by hand."
                 ) from error
-    except ValueError as error:  # of a redirect: urllib takes apart what the server sends before it asks whether to go there
+    except (
+        ValueError
+    ) as error:  # of a redirect: urllib takes apart what the server sends before it asks whether to go there
         raise DownloadError(f"{url!r} leads to what is no URL: {error}. Fetch the file by hand.") from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
