@@ -18,6 +18,7 @@ from lsmix.data.afar.remote import fetch_manifest, local_folder, open_place
 from lsmix.data.afar.transfer import pull_artifact, push_artifact
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, WORK_FOLDER, Manifest, check_sizes, read_manifest, verify_files
+from lsmix.data.waiting import pause
 from lsmix.pipeline.locks import artifact_lock
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.stage import InputArtifact

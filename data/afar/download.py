@@ -191,6 +191,15 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except BaseException:  # which urllib leaves open if the redirect is not followed
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
 
 def download(file: PublishedFile, target: Path, meter: Meter) -> None:
     """Fetch ``file`` to ``target``, going on with what an earlier call left; its folder is made if need be.
