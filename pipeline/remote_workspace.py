@@ -43,7 +43,7 @@ def open_workspace(where: Path | str) -> Workspace:
 
 
 class RemoteWorkspace(Workspace):
-    """The artifacts below a URL that fsspec reads and writes."""
+    """The artifacts below the URL of an object store."""
 
     def __init__(self, url: str) -> None:
         self._place = open_place(url)

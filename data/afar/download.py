@@ -194,7 +194,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
         try:
             return super().http_error_302(req, fp, code, msg, headers)
-        except BaseException:  # which urllib leaves open if the redirect is not followed
+        except urllib.error.HTTPError:  # which holds the answer, and is closed by who catches it
+            raise
+        except BaseException:
             fp.close()
             raise
 

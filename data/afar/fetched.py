@@ -82,14 +82,14 @@ def fetched_artifact(place: Path | str, meter: Meter) -> Path:
     write to it: other processes read it.
 
     Args:
-        place: a path, or any URL that fsspec or a web server reads.
+        place: a path, or a URL of a web server or an object store.
         meter: is told how many bytes are there.
 
     Raises:
         MissingError: there is no complete artifact at the URL; of a path nothing is asked.
         FormatError: it is of a version that this lsmix does not read.
         CorruptError: it is damaged, or its manifest would write to where it must not.
-        RecipeError: there is no file system for URLs of this kind.
+        RecipeError: lsmix reads no URLs of this kind.
         DiskSpaceError: it does not fit on the disk.
         DownloadError: the place cannot be reached; what came is kept.
         LockedError: the copy is damaged, and another process uses it.
