@@ -181,13 +181,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         try:
-            web, reason = is_web(checked_url(newurl)), ""
+            reason = "" if is_web(checked_url(newurl)) else "that is no place on the web."
         except RecipeError as error:
-            web, reason = False, f" ({error})"
-        if not web:
+            reason = str(error)
+        if reason:
             raise DownloadError(
-                f"{req.full_url!r} leads to {newurl[:200]!r}, which is no place on the web; it was not followed{reason}. "
-                "Fetch the file by hand."
+                f"{req.full_url!r} leads to {newurl[:200]!r}, which was not followed: {reason} Fetch the file by hand."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
