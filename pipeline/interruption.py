@@ -9,21 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from lsmix.data.waiting import asked, stop_point
+
 __all__ = ["graceful_signals", "stop_point"]
-
-_asked = threading.Event()
-
-
-def stop_point() -> None:
-    """Raise KeyboardInterrupt if a signal asked the work to stop."""
-    if _asked.is_set():
-        raise KeyboardInterrupt
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    if _asked.is_set():
+    if asked.is_set():
         raise KeyboardInterrupt
-    _asked.set()
+    asked.set()
 
 
 @contextmanager
@@ -32,11 +26,11 @@ def graceful_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
-    _asked.clear()
+    asked.clear()
     before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked.clear()
+        asked.clear()

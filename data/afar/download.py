@@ -6,31 +6,45 @@ The one rule: a file gets its final name only when its checksum is the known one
 
 import errno
 import fcntl
+import functools
 import hashlib
 import http.client
+import io
 import os
 import re
 import shutil
+import socket
 import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Protocol
-from urllib.parse import urlsplit
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeVar
 
 from lsmix.data.durable import fsync_folder, is_file_at
-from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
+from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError, RecipeError
 from lsmix.data.readers.published_sets import PublishedFile
+from lsmix.data.urls import checked_url, is_web
+from lsmix.data.waiting import ROUND_SECONDS, bounded, pause, stop_point
 
-__all__ = ["Interruption", "Meter", "append_block", "download", "open_web"]
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as Buffer
+
+__all__ = ["LEAST_PROGRESS_BYTES", "Interruption", "Meter", "append_block", "download", "open_web"]
 
 _BLOCK_BYTES = 1 << 18
 _TIMEOUT_SECONDS = 30.0  # without a byte
-_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; a byte that comes begins the row anew
+_PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the file a second
+_LEAST_BYTES_PER_SECOND = 4096
+_MOST_OTHER_BYTES = 1 << 20  # headers, trailers, pages that redirect
+_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; one that gets on begins the row anew
+LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
+
+_Answer = TypeVar("_Answer")
+_Kind = TypeVar("_Kind", bound=http.client.HTTPConnection)
 
 
 class Meter(Protocol):
@@ -53,18 +67,139 @@ class Interruption(Exception):  # noqa: N818  # no error yet: another attempt ma
     """The connection failed in a way that may pass."""
 
 
+class _Limits:
+    """What a server may still take of time and bytes until it must have sent more of the file.
+
+    The seconds fill up again as the file comes: so a server that sends too slowly, or other things than the file, is given up.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = _PATIENCE_SECONDS
+        self.bytes = _MOST_OTHER_BYTES
+
+    def wait(self, action: Callable[[], _Answer]) -> _Answer:
+        """Return what ``action`` returns, and take the time that it needs."""
+        if self.seconds <= 0:
+            raise TimeoutError(f"the server sends less than {_LEAST_BYTES_PER_SECOND} bytes a second")
+        begun = time.monotonic()
+        try:
+            return action()
+        finally:
+            self.seconds -= time.monotonic() - begun
+
+    def take(self, count: int) -> None:
+        """Count bytes that came, of whatever kind."""
+        self.bytes -= count
+        if self.bytes < 0:
+            raise TimeoutError("the server sends headers or trailers without end")
+
+    def came(self, count: int, next_bytes: int) -> None:
+        """Count bytes of the file; before the next ``next_bytes`` of it, no more than some others may come."""
+        self.seconds = min(_PATIENCE_SECONDS, self.seconds + count / _LEAST_BYTES_PER_SECOND)
+        self.bytes = next_bytes + _MOST_OTHER_BYTES
+
+
+class _Stream(io.RawIOBase):
+    """What a socket receives, within limits; a stop counts at once."""
+
+    def __init__(self, held: io.RawIOBase, sock: socket.socket, limits: _Limits) -> None:
+        self._held = held  # keeps the socket open
+        self._sock = sock
+        self._limits = limits
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "Buffer") -> int:
+        count = self._limits.wait(lambda: self._receive(buffer))
+        self._limits.take(count)
+        return count
+
+    def _receive(self, buffer: "Buffer") -> int:
+        end = time.monotonic() + min(_TIMEOUT_SECONDS, self._limits.seconds)
+        while True:
+            stop_point()
+            left = end - time.monotonic()
+            if left <= 0:
+                raise TimeoutError("timed out")
+            self._sock.settimeout(min(left, ROUND_SECONDS))
+            with suppress(TimeoutError):
+                return self._sock.recv_into(buffer)
+
+    def close(self) -> None:
+        super().close()
+        self._held.close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, limits: _Limits, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self._limits = limits
+        self.fp = io.BufferedReader(_Stream(self.fp.detach(), sock, limits))
+
+    def read1(self, n: int = -1) -> bytes:
+        """Return some bytes of the body."""
+        self._limits.came(0, max(n, 0))
+        block = super().read1(n)
+        self._limits.came(len(block), 0)
+        return block
+
+
+def _limited(kind: type[_Kind], limits: _Limits) -> Callable[..., _Kind]:
+    """Return what makes connections of a kind, http or https, that keep to limits."""
+
+    def connection(host: str, **options: Any) -> _Kind:
+        made = kind(host, **options)
+        connect = made.connect
+        made.response_class = functools.partial(_Response, limits)  # type: ignore[assignment]  # called, never asked for its type
+        made.connect = lambda: limits.wait(lambda: bounded(connect, min(_TIMEOUT_SECONDS, limits.seconds)))  # type: ignore[method-assign]
+        return made
+
+    return connection
+
+
+class _Web(urllib.request.AbstractHTTPHandler):
+    """Opens http and https, all redirects of a request within the same limits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._limits = _Limits()
+
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_limited(http.client.HTTPConnection, self._limits), req)
+
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_limited(http.client.HTTPSConnection, self._limits), req)
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects, but to the web only."""
 
     def redirect_request(  # the signature of urllib
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
-        if urlsplit(newurl).scheme not in ("http", "https"):
+        try:
+            reason = "" if is_web(checked_url(newurl)) else "that is no place on the web."
+        except RecipeError as error:
+            reason = str(error)
+        if reason:
             raise DownloadError(
-                f"{req.full_url!r} leads to {newurl[:200]!r}, which is no place on the web; it was not followed. "
-                "Fetch the file by hand."
+                f"{req.full_url!r} leads to {newurl[:200]!r}, which was not followed: {reason} Fetch the file by hand."
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except urllib.error.HTTPError:  # which holds the answer, and is closed by who catches it
+            raise
+        except BaseException:
+            fp.close()
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def download(file: PublishedFile, target: Path, meter: Meter) -> None:
@@ -126,13 +261,13 @@ def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter)
             _fetch_rest(file, stream, part, meter)
         except Interruption as reason:
             came = os.fstat(stream.fileno()).st_size
-            failures = 1 if came > before else failures + 1
+            failures = 1 if came >= before + LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(_PAUSES_SECONDS):
                 kept = f"{came} bytes are kept at {str(part)!r}; run again to go on." if came else "Run again later."
                 raise DownloadError(f"{file.url!r} cannot be fetched: {reason}. {kept}") from reason
-            pause = _PAUSES_SECONDS[failures - 1]
-            meter.say(f"{file.name}: {reason}; going on in {pause:g} s")
-            time.sleep(pause)
+            seconds = _PAUSES_SECONDS[failures - 1]
+            meter.say(f"{file.name}: {reason}; going on in {seconds:g} s")
+            pause(seconds)
         else:
             return attempts > 1
 
@@ -161,7 +296,7 @@ def _where(file: PublishedFile, have: int, answer: http.client.HTTPResponse) -> 
     """Return at which byte the answer begins, ``have`` or 0, and how many the file has (0 if it does not say)."""
     length = answer.length or 0
     if answer.status == http.client.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", answer.headers.get("Content-Range", ""))
         if not found or int(found[1]) != have:
             raise DownloadError(
                 f"{file.url!r} answers with another part than the one asked for, from byte {have}. Fetch the file by hand."
@@ -232,8 +367,7 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
     opener = urllib.request.OpenerDirector()  # the usual one would also open local files and ftp
     for handler in (
         urllib.request.ProxyHandler(),
-        urllib.request.HTTPHandler(),
-        urllib.request.HTTPSHandler(),
+        _Web(),
         urllib.request.HTTPDefaultErrorHandler(),
         _Redirects(),
         urllib.request.HTTPErrorProcessor(),
@@ -256,6 +390,10 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
                     f"{url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
                     "fetch the file by hand."
                 ) from error
+    except (
+        ValueError
+    ) as error:  # of a redirect: urllib takes apart what the server sends before it asks whether to go there
+        raise DownloadError(f"{url!r} leads to what is no URL: {error}. Fetch the file by hand.") from error
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
             raise DownloadError(f"{url!r} cannot be trusted: {_reason(error)}. Fetch the file by hand.") from error

@@ -7,27 +7,23 @@ fetched once more, and then given up.
 import fcntl
 import hashlib
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
-from lsmix.data.afar.download import Interruption, append_block
+from lsmix.data.afar.download import LEAST_PROGRESS_BYTES, Interruption, append_block
 from lsmix.data.afar.remote import Place
 from lsmix.data.durable import is_file_at
 from lsmix.data.errors import CorruptError, DownloadError, LockedError
 from lsmix.data.manifest import FileRecord
+from lsmix.data.waiting import lock_file, pause, stop_point
 
-__all__ = ["Stopped", "digest_of", "fetch_file", "locked_file", "patiently"]
+__all__ = ["digest_of", "fetch_file", "locked_file", "patiently"]
 
 _BLOCK_BYTES = 1 << 20
-_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; a byte that comes begins the row anew
+_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; one that gets on begins the row anew
 _Answer = TypeVar("_Answer")
-
-
-class Stopped(Exception):  # noqa: N818  # no error: whoever asked for it knows why
-    """Somebody asked the transfer to stop."""
 
 
 def patiently(what: str, action: Callable[[], _Answer]) -> _Answer:
@@ -36,19 +32,17 @@ def patiently(what: str, action: Callable[[], _Answer]) -> _Answer:
     Raises:
         DownloadError: it was interrupted each time; ``what`` begins the message.
     """
-    for pause in (*_PAUSES_SECONDS, None):
+    for seconds in (*_PAUSES_SECONDS, None):
         try:
             return action()
         except Interruption as reason:
-            if pause is None:
+            if seconds is None:
                 raise DownloadError(f"{what} cannot be reached: {reason}. Try again later.") from reason
-            time.sleep(pause)
+            pause(seconds)
     raise AssertionError  # unreachable: the last pause is None
 
 
-def fetch_file(
-    place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
-) -> int:
+def fetch_file(place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
     Args:
@@ -56,7 +50,6 @@ def fetch_file(
         record: its path, size and checksum.
         stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
         tell: is told how many bytes came; a negative number when they are thrown away.
-        stop: tells whether to stop.
 
     Returns:
         The number of bytes that were fetched.
@@ -65,11 +58,10 @@ def fetch_file(
         CorruptError: what is there is not the listed file; the stream is empty then.
         DownloadError: it cannot be reached; what came so far is in the stream.
         DiskSpaceError: the disk is full.
-        Stopped: ``stop`` said so.
     """
     fetched, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, record, stream, tell, stop)
+        fetched += _complete(place, record, stream, tell)
         got = digest_of(stream)
         if got == record.sha256:
             os.fsync(stream.fileno())
@@ -82,9 +74,7 @@ def fetch_file(
     )
 
 
-def _complete(
-    place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
-) -> int:
+def _complete(place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
     fetched = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
@@ -96,8 +86,7 @@ def _complete(
         before = have
         try:
             for block in place.stream(record.path, have, record.bytes):
-                if stop():
-                    raise Stopped
+                stop_point()
                 append_block(stream, block[: record.bytes - have], repr(record.path))
                 have += len(block)
                 fetched += len(block)
@@ -106,12 +95,12 @@ def _complete(
         except Interruption as error:
             reason = error
         if have < record.bytes:
-            failures = 1 if have > before else failures + 1
+            failures = 1 if have >= before + LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(_PAUSES_SECONDS):
                 raise DownloadError(
                     f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
-            time.sleep(_PAUSES_SECONDS[failures - 1])
+            pause(_PAUSES_SECONDS[failures - 1])
 
 
 def digest_of(stream: IO[bytes]) -> str:
@@ -133,7 +122,10 @@ def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
     while True:
         stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if wait:
+                lock_file(stream, fcntl.LOCK_EX)
+            else:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between opening and locking, another may have given the file its final name or removed it.
             mine = is_file_at(path, stream)
         except BlockingIOError as error:

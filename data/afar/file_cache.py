@@ -7,6 +7,7 @@ it first uses it. The files used longest ago go when room is needed; who has one
 import contextlib
 import os
 import shutil
+import stat
 import threading
 from pathlib import Path
 from typing import IO
@@ -16,8 +17,9 @@ from lsmix.data.afar.remote import Place
 from lsmix.data.errors import DiskSpaceError, LockedError, LsmixError, RecipeError
 from lsmix.data.manifest import FileRecord
 
-__all__ = ["FileCache", "cache_folder"]
+__all__ = ["FileCache", "cache_folder", "private_folder"]
 
+_ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 
 
@@ -28,21 +30,41 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
 
 
+def private_folder(cache: Path, name: str) -> Path:
+    """Return the folder ``name`` in a cache, both made if need be, which no other user may write to.
+
+    Raises:
+        LsmixError: it cannot be made, or another user owns it or may write to it.
+    """
+    for folder in (cache, cache / name):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            facts = folder.stat()
+        except OSError as error:
+            raise LsmixError(
+                f"the cache {str(folder)!r} cannot be made: {error.strerror}. {_ANOTHER_FOLDER}"
+            ) from error
+        if facts.st_uid != os.geteuid():
+            raise LsmixError(
+                f"the cache {str(folder)!r} belongs to another user, who could change what is in it. {_ANOTHER_FOLDER}"
+            )
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise LsmixError(
+                f"other users may write to the cache {str(folder)!r} (mode {stat.S_IMODE(facts.st_mode):o}), so nothing in it "
+                f"can be trusted. Run 'chmod go-w' on it if only you have used it, or remove it. {_ANOTHER_FOLDER}"
+            )
+    return cache / name
+
+
 class FileCache:
     """Files by checksum in a folder, together at most ``limit_bytes``; safe to share among threads and processes."""
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self._files = folder / "files"
+        self._files = private_folder(folder, "files")
         self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
         self._checking = threading.Lock()
-        try:
-            self._files.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LsmixError(
-                f"the cache {str(folder)!r} cannot be made: {error.strerror}. Name another folder with cache= or LSMIX_CACHE."
-            ) from error
 
     def has(self, record: FileRecord) -> bool:
         """Tell whether a file is there, checked or not."""
@@ -108,7 +130,7 @@ class FileCache:
                 part.unlink()
                 return None
             self._make_room(record, part)
-            fetch_file(place, record, stream, _tell_nobody, _never)
+            fetch_file(place, record, stream, _tell_nobody)
             self._remember(record, stream)
             opened = part.open("rb")
             part.replace(path)
@@ -158,7 +180,3 @@ def _remove(path: Path) -> bool:
 
 def _tell_nobody(count: int) -> None:
     pass
-
-
-def _never() -> bool:
-    return False

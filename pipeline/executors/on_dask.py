@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
+from lsmix.data.waiting import bounded
 from lsmix.pipeline.executors.executor import Failures, Report
 from lsmix.pipeline.interruption import stop_point
 from lsmix.pipeline.shards import ShardRecord, ShardWork, close_workers, run_shard
@@ -22,6 +23,7 @@ __all__ = ["DaskExecutor"]
 _RETRIES = 2  # of a shard that raises
 _TASKS_A_THREAD = 4  # handed out ahead, so that no thread waits; the rest waits here, and the scheduler stays small
 _FEWEST_TASKS = 16
+_CONNECT_SECONDS = 10.0
 _ROUND_SECONDS = 0.5  # after which an interruption is seen
 _MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
 _PATIENCE_SECONDS = 15.0  # without any worker, after which it is told
@@ -154,12 +156,7 @@ class DaskExecutor:
 
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what fails is told once, by our own errors
             if self._scheduler:
-                try:
-                    self._client = self._open.enter_context(Client(self._scheduler, timeout="10s"))
-                except (OSError, ValueError) as error:
-                    raise RecipeError(
-                        f"no Dask scheduler answers at {self._scheduler!r}: {error}. Check '--scheduler'."
-                    ) from error
+                self._client = self._open.enter_context(_client_of(self._scheduler))
             else:
                 from lsmix.pipeline.executors.local_cluster import start_cluster
 
@@ -169,6 +166,27 @@ class DaskExecutor:
                 self._client.register_plugin(_ignoring_interrupts(), name="lsmix-interrupts")
             self._say(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
+
+
+def _client_of(scheduler: str) -> Any:
+    """Return a client of a running scheduler.
+
+    Raises:
+        RecipeError: the address is of another kind, or no scheduler answers there in time.
+    """
+    from distributed import Client
+
+    kind, separator, _ = scheduler.rpartition("://")
+    if not scheduler.isprintable() or (separator and kind not in ("tcp", "tls")):
+        raise RecipeError(
+            f"{scheduler!r} is not the address of a Dask scheduler. Expected one such as 'tcp://10.0.0.5:8786'."
+        )
+    try:
+        # Another server than a scheduler may answer anything, or never.
+        return bounded(lambda: Client(scheduler, timeout=_CONNECT_SECONDS), _CONNECT_SECONDS + _ROUND_SECONDS)
+    except Exception as error:
+        # What is no scheduler, or has no TLS configured, makes distributed raise errors of any kind.
+        raise RecipeError(f"no Dask scheduler answers at {scheduler!r}: {error}. Check '--scheduler'.") from error
 
 
 def _attempt(work: ShardWork, shard: int) -> ShardRecord | CorruptError | MemoryError:
