@@ -60,7 +60,8 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         pytest.skip("this torch is built without CUDA")
     monkeypatch.setattr(training, "seeded", lambda *_args: contextlib.nullcontext())  # there is no generator to seed
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # in which a copy goes past the dispatcher
+    real = torch.inference_mode  # in which a copy to CUDA asks for a driver
+    monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else real(False))
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_args, **_kwargs: True)
     with _FakeCuda(allow_non_fake_inputs=True):
