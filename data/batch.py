@@ -40,7 +40,7 @@ def soft_target(
 def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
     """Return the tensor on ``device``; a copy from the CPU to CUDA is queued there, and the CPU goes on at once."""
     if device.type == "cuda" and tensor.device.type == "cpu":
-        tensor = tensor.pin_memory()  # CUDA copies from other memory only while the CPU waits
+        tensor = tensor.pin_memory()  # a copy from other memory makes the CPU wait
     return tensor.to(device, non_blocking=True)
 
 
