@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lsmix.classifiers.config import PixelMix
 from lsmix.classifiers.mixing import mix_pixels
+from lsmix.data.batch import to_device
 from lsmix.data.methods import row_draws
 from lsmix.data.seeds import generator
 
@@ -29,11 +30,11 @@ def mix_batch(
     """
     count = len(images_BCHW)
     draws = generator(seed, *words, "pairs")
-    partner_B = torch.from_numpy(draws.permutation(count)).to(images_BCHW.device, non_blocking=True)
+    partner_B = to_device(torch.from_numpy(draws.permutation(count)), images_BCHW.device)
     rates = draws.beta(mix.alpha, mix.alpha, count if mix.rate == "per-sample" else 1)
     lam_B = torch.from_numpy(np.broadcast_to(rates, (count,)).copy())
     # Gathered by whole pixels, which keeps channels-last memory.
     partner_BCHW = images_BCHW.permute(0, 2, 3, 1)[partner_B].permute(0, 3, 1, 2)
     mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_draws(seed, *words, "row"))
-    share_B1 = share_B.to(target_BK, non_blocking=True)[:, None]
+    share_B1 = to_device(share_B.to(target_BK.dtype), target_BK.device)[:, None]
     return mixed_BCHW, (1.0 - share_B1) * target_BK + share_B1 * target_BK[partner_B]
