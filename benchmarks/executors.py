@@ -95,6 +95,9 @@ class TinyWorker:
         write_durably(self._folder / f"{shard}.bin", computed)
         return {f"{shard}.bin": hashlib.sha256(computed).hexdigest()}, {"shards": 1}
 
+    def close(self) -> None:
+        """Do nothing: it uses no device."""
+
 
 def open_worker(folder: Path, config: dict[str, Any], inputs: Any, device: str) -> TinyWorker:
     """Return the worker of the stage of tiny shards; without ``flush``, this process flushes nothing from now on."""

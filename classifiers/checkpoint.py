@@ -17,6 +17,7 @@ from lsmix.classifiers.inference import seeded
 from lsmix.classifiers.state import check_tensors
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.versioned import check_tensor_header
 
 __all__ = ["load_classifier", "save_classifier"]
 
@@ -64,6 +65,7 @@ def load_classifier(
     with seeded(torch.device("cpu"), 0, "load"):  # what is drawn here is replaced, but must not move the global state
         model = build_classifier(config, classes, image_shape)
     try:
+        check_tensor_header(weights)
         with safe_open(weights, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
     except (SafetensorError, OSError) as error:

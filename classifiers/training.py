@@ -17,7 +17,7 @@ from torch.nn import functional
 from lsmix.classifiers.architectures import build_classifier
 from lsmix.classifiers.augment import augment
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
-from lsmix.classifiers.inference import PASS_IMAGES, arithmetic, logits_of, passes, seeded
+from lsmix.classifiers.inference import arithmetic, logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
 from lsmix.classifiers.on_the_fly import mix_batch
 from lsmix.classifiers.schedule import Schedule, constant, cosine, exponential
@@ -143,19 +143,6 @@ class ClassifierTrainer:
             truth = torch.from_numpy(np.array(labels[rows], dtype=np.int64)).to(self.device)
             wrong += (logits.argmax(dim=1) != truth).sum()
         return 100.0 * int(wrong) / len(images)
-
-    def try_batch(self, batch_size: int) -> None:
-        """Do an update and a pass of ``evaluate`` on black images, to learn whether they fit, once memory has run out.
-
-        The update is none of the training's: do not go on with this trainer.
-        """
-        height, width, channels = self.image_shape
-        images = torch.zeros((batch_size, channels, height, width), dtype=torch.uint8)
-        labels = torch.zeros(batch_size, dtype=torch.int64)
-        self.model.train()
-        with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
-            self._train_batch(Batch(images, labels, labels, torch.zeros(batch_size)), 0)
-        self.evaluate(np.zeros((PASS_IMAGES, *self.image_shape), np.uint8), np.zeros(PASS_IMAGES, np.int64))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that resuming needs as contiguous tensors that share no memory, as safetensors wants them."""

@@ -21,12 +21,25 @@ from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.shard import shard_bytes, shard_pieces
 from lsmix.data.versioned import UNDECODABLE
 
-__all__ = ["METADATA_NAME", "Column", "ColumnStore", "Dtype", "open_store", "rows_per_chunk", "rows_per_shard"]
+__all__ = [
+    "ARRAY_BYTES",
+    "GROUP_BYTES",
+    "METADATA_NAME",
+    "MOST_COLUMNS",
+    "Column",
+    "ColumnStore",
+    "Dtype",
+    "open_store",
+    "rows_per_chunk",
+    "rows_per_shard",
+]
 
 METADATA_NAME = "zarr.json"
 _CHUNK_BYTES = 800_000  # the best measured sizes for 3 KiB rows: chunks of 256 rows in shards of 8,192
 _CHUNKS_A_SHARD = 32
-_METADATA_BYTES = 16 << 20  # class names and a citation, at most
+GROUP_BYTES = 1 << 20  # of metadata that are read: 20,000 class names and a citation
+ARRAY_BYTES = 1 << 14  # … of a column
+MOST_COLUMNS = 64  # a pool has fourteen at most
 _WRITERS = 8  # threads that write one shard of all columns; a pool has eight or nine
 
 Dtype = Literal["uint8", "int64", "float32", "float64"]
@@ -86,8 +99,8 @@ class ColumnStore:
         """Write the metadata, which makes the group readable by any Zarr v3 library once its shards are there."""
         for column in self.columns:
             _check_column(column, self.shard_rows)
-            _write_json(self.folder / column.name / METADATA_NAME, _array_metadata(self, column))
-        _write_json(self.folder / METADATA_NAME, _Group(attributes=dict(attributes)))
+            _write_json(self.folder / column.name / METADATA_NAME, _array_metadata(self, column), ARRAY_BYTES)
+        _write_json(self.folder / METADATA_NAME, _Group(attributes=dict(attributes)), GROUP_BYTES)
 
     def write_shard(self, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
         """Write one whole shard of every column; writing it again is harmless.
@@ -183,10 +196,13 @@ def open_store(folder: Path) -> tuple[ColumnStore, dict[str, Any]]:
     """
     if not (folder / METADATA_NAME).is_file():
         raise MissingError(f"no columns at {str(folder)!r}: {METADATA_NAME} is not there. Make or fetch them again.")
-    group = _read_json(folder / METADATA_NAME, _Group)
-    found = {path.parent.name: _read_json(path, _Array) for path in sorted(folder.glob(f"*/{METADATA_NAME}"))}
-    if not found:
+    group = _read_json(folder / METADATA_NAME, _Group, GROUP_BYTES)
+    paths = sorted(folder.glob(f"*/{METADATA_NAME}"))
+    if not paths:
         raise CorruptError(f"{str(folder)!r} has no columns at all. Make or fetch it again.")
+    if len(paths) > MOST_COLUMNS:
+        _refuse(folder, f"it has {len(paths)} columns, and at most {MOST_COLUMNS} are read")
+    found = {path.parent.name: _read_json(path, _Array, ARRAY_BYTES) for path in paths}
     columns = {name: _column(folder, name, array) for name, array in found.items()}
     extents = {(array.shape[0], array.chunk_grid.configuration.chunk_shape[0]) for array in found.values()}
     if len(extents) > 1:
@@ -319,13 +335,21 @@ def _refuse(path: Path, reason: str) -> NoReturn:
     )
 
 
-def _write_json(path: Path, content: msgspec.Struct) -> None:
-    write_durably(path, msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n")
+def _write_json(path: Path, record: msgspec.Struct, most_bytes: int) -> None:
+    content = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+    if len(content) > most_bytes:
+        raise FormatError(
+            f"{str(path)!r} would have {len(content)} bytes, and lsmix reads at most {most_bytes}. "
+            "Shorten the names of the classes, or the citation."
+        )
+    write_durably(path, content)
 
 
-def _read_json(path: Path, kind: type[_Model]) -> _Model:
-    if path.is_symlink() or path.stat().st_size > _METADATA_BYTES:
-        _refuse(path, f"it is a link, or has more than {_METADATA_BYTES} bytes")
+def _read_json(path: Path, kind: type[_Model], most_bytes: int) -> _Model:
+    if path.is_symlink():
+        _refuse(path, "it is a link")
+    if (size := path.stat().st_size) > most_bytes:
+        _refuse(path, f"it has {size} bytes, and lsmix reads at most {most_bytes}")
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.ValidationError as error:

@@ -8,7 +8,7 @@ import fcntl
 import glob
 import hashlib
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,13 +33,12 @@ _PART = ".part"  # ends the name of a file being written
 def durable_path(path: Path) -> Iterator[Path]:
     """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
-    os.close(handle)
-    beside = Path(name)
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
+    # Not mkstemp, whose files only their owner may read, whatever the umask says.
+    os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
     try:
         yield beside
         with beside.open("rb") as file:
-            os.fchmod(file.fileno(), 0o644)  # mkstemp makes files that only their owner reads; ours are for sharing
             os.fsync(file.fileno())
         beside.replace(path)
     except BaseException:

@@ -13,8 +13,9 @@ from typing import Any
 
 import msgspec
 
+from lsmix.data.artifact_files import ARTIFACT_FILES, is_expected_path
 from lsmix.data.durable import fsync_tree, sha256_file, write_durably
-from lsmix.data.errors import CorruptError, MissingError
+from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.sealed import is_as_written, is_broken, sealed_json
 from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
@@ -120,9 +121,20 @@ def record_files(
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete."""
+    """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete.
+
+    Raises:
+        CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
+    """
+    path, content = folder / MANIFEST_NAME, sealed_json(manifest)
+    if odd := _unexpected(manifest):
+        raise CorruptError(
+            f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
+        )
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise CorruptError(_too_large(str(path), len(content)))
     fsync_tree(folder)
-    write_durably(folder / MANIFEST_NAME, sealed_json(manifest))
+    write_durably(path, content)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -142,23 +154,25 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
-    size = path.stat().st_size
-    if path.is_symlink() or size > MOST_MANIFEST_BYTES:
-        what = (
-            "a link" if path.is_symlink() else f"of {size} bytes, where no manifest has more than {MOST_MANIFEST_BYTES}"
-        )
-        raise CorruptError(f"{str(path)!r} is {what}. Do not use this artifact.")
-    return parse_manifest(path.read_bytes(), str(folder))
+    if path.is_symlink():
+        raise CorruptError(f"{str(path)!r} is a link. Do not use this artifact.")
+    try:
+        if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
+            raise CorruptError(_too_large(str(path), size))
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(f"{str(folder)!r} was removed by another process.") from error
+    return parse_manifest(content, str(folder))
 
 
 def parse_manifest(content: bytes, where: str) -> Manifest:
     """Return the manifest that ``content`` holds; ``where`` is the artifact's folder or URL, for messages.
 
-    Manifests come from strangers: every path in the result stays inside of the artifact, no two collide, and every size
-    and checksum is possible, so that files may be written by it.
+    Manifests come from strangers: every path in the result is one that the stage makes, no two collide, and every size and
+    checksum is possible, so that files may be written by it.
 
     Raises:
-        FormatError: it is of a version that this lsmix does not read.
+        FormatError: it is of a version or a stage that this lsmix does not read.
         CorruptError: it is not what a manifest must be.
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
@@ -171,8 +185,27 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
     if wrong := _wrong_facts(manifest):
         raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
+    if manifest.stage not in ARTIFACT_FILES:
+        raise FormatError(f"{path!r} is of the unknown stage {manifest.stage!r}. Use a newer lsmix.")
     check_listing(path, manifest.files)
+    if odd := _unexpected(manifest):
+        raise CorruptError(
+            f"{path!r} lists the file {odd!r}, which no artifact of the stage {manifest.stage!r} has. "
+            "Do not use this artifact."
+        )
     return manifest
+
+
+def _unexpected(manifest: Manifest) -> str:
+    """Return the path of a listed file that the stage does not make; "" where there is none."""
+    return next((file.path for file in manifest.files if not is_expected_path(manifest.stage, file.path)), "")
+
+
+def _too_large(manifest_path: str, size: int) -> str:
+    return (
+        f"{manifest_path!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
+        "Do not use this artifact; make its shards larger if it is yours."
+    )
 
 
 def _wrong_facts(manifest: Manifest) -> str:

@@ -18,7 +18,7 @@ from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.versioned import UNDECODABLE
+from lsmix.data.versioned import UNDECODABLE, check_tensor_header
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 
@@ -139,6 +139,7 @@ def _check_header(path: Path, blank: Flow) -> None:
     """Compare names, types and shapes in the file with those of the architecture, before any tensor is read."""
     expected = {name: (_DTYPES[value.dtype], list(value.shape)) for name, value in blank.state_dict().items()}
     try:
+        check_tensor_header(path)
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
             found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}

@@ -47,4 +47,5 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rows: Literal["all", "even", "odd"] = "all"  # of the training split that the flow learns from
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0  # of order, augmentation and noise
     memory_light: bool = False  # rebuild activations on the way back: a tenth of the memory, 0.85 of the speed
-    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of the coupling networks; encoding is always float32
+    # Of the coupling networks on CUDA; a CPU has no TF32 and takes float32 for it. Encoding and decoding are float32.
+    precision: Literal["float32", "tf32", "bf16"] = "tf32"

@@ -1,80 +1,164 @@
 """Replaying work on a CUDA device as one recorded graph, instead of launching its thousands of small kernels each time.
 
-The one rule: a recording is only trusted after its first replay gave, bit for bit, what the plain call gave; where CUDA
-cannot record it, or the bits differ, the plain call stays in use, with a warning.
+The one rule: a recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
+results that held other numbers before; where CUDA cannot record it, or the bits differ, the plain call stays in use,
+with a warning.
 """
 
+import contextlib
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 import torch
 
-__all__ = ["Replayed"]
+__all__ = ["Replayed", "can_record"]
 
 _WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
+_RECORDED_ON = frozenset({"cuda"})  # types of devices
+_MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
+
+_Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+
+
+class _Graph(Protocol):
+    def replay(self) -> None: ...
+
+
+class _Recording(NamedTuple):
+    graph: _Graph
+    input: torch.Tensor
+    results: list[torch.Tensor]
+    addresses: tuple[int, ...]  # of the state, which the graph reads and writes there
+
+
+def can_record(device: torch.device) -> bool:
+    """Tell whether work on this device can be recorded."""
+    return device.type in _RECORDED_ON
 
 
 class Replayed:
-    """A function from one tensor of a fixed shape to tensors, recorded at its first call.
+    """A function from one tensor to tensors, recorded at its first call with a shape and replayed from then on.
 
     The function must not wait for the device, and must read whatever else it needs from the same memory each time.
-    Results are copies, which the next call leaves alone.
+    Results are copies, which the next call leaves alone. At most four shapes are kept, those used last.
 
     Args:
-        function: what to record; it may leave other results in ``outputs``.
-        outputs: returns further tensors that the function fills, such as gradients; they belong to the recording, so the
-            next call writes over them.
+        function: what to record.
+        state: returns the tensors that the function also reads and that may move, or writes, such as parameters. Where
+            one of them lies elsewhere than when it was recorded, the function is recorded again.
 
     On the CPU it just calls.
     """
 
-    def __init__(
-        self,
-        function: Callable[[torch.Tensor], Sequence[torch.Tensor]],
-        outputs: Callable[[], Sequence[torch.Tensor]] = tuple,
-    ) -> None:
+    def __init__(self, function: _Function, state: Callable[[], Sequence[torch.Tensor]] = tuple) -> None:
         self._function = function
-        self._outputs = outputs
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._input: torch.Tensor | None = None
-        self._results: Sequence[torch.Tensor] = ()
+        self._state = state
+        self._recordings: dict[torch.Size, _Recording] = {}  # the one used last stands at the end
         self._plain = False
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return what the function returns for x."""
-        if self._plain or x.device.type != "cuda":
+        if self._plain or not can_record(x.device):
             return list(self._function(x))
-        if self._graph is None or self._input is None or self._input.shape != x.shape:
-            return self._record(x)
-        self._input.copy_(x)
-        self._graph.replay()
-        return [result.clone() for result in self._results]
+        with _device_guard(x.device):
+            state = self._state()
+            recording = self._recordings.pop(x.shape, None)
+            if recording is None or recording.addresses != _addresses(state):
+                del recording  # it may hold the memory that its successor needs
+                return self._record(x, state)
+            self._recordings[x.shape] = recording
+            recording.input.copy_(x)
+            recording.graph.replay()
+            return [result.clone() for result in recording.results]
 
-    def _record(self, x: torch.Tensor) -> list[torch.Tensor]:
-        stream = torch.cuda.Stream(x.device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        stream.wait_stream(torch.cuda.current_stream(x.device))
-        with torch.cuda.stream(stream):
-            for _ in range(_WARM_UPS):
-                expected = [result.clone() for result in self._function(x)]
-                expected += [output.clone() for output in self._outputs()]
-        torch.cuda.current_stream(x.device).wait_stream(stream)
-        graph, own, why = torch.cuda.CUDAGraph(), x.clone(), ""
-        results: list[torch.Tensor] = []
+    def _record(self, x: torch.Tensor, state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        while len(self._recordings) >= _MOST_RECORDINGS:
+            del self._recordings[next(iter(self._recordings))]
+        before = [value.clone() for value in state]
         try:
-            with torch.cuda.graph(graph):
-                results = list(self._function(own))
-            graph.replay()
-            if not _same([*results, *self._outputs()], expected):
-                why = "its replay gave other numbers than the plain call"
-        except RuntimeError as error:
-            why = str(error)
-        if why:
+            recording, why = self._checked(x, state, before)
+        except RuntimeError as error:  # what cannot be recorded, and memory that ran out
+            recording, why = None, str(error)
+        if recording is None:
             warnings.warn(f"this work runs without a CUDA graph, and slower: {why}", RuntimeWarning, stacklevel=3)
             self._plain = True
-            del graph, own, results, expected  # the plain call may want their memory
+            self._recordings.clear()  # the plain call may want their memory
+            _restore(state, before)
+            del before
             return list(self._function(x))
-        self._graph, self._input, self._results = graph, own, results
-        return [result.clone() for result in results]
+        self._recordings[x.shape] = recording
+        return [result.clone() for result in recording.results]
+
+    def _checked(
+        self, x: torch.Tensor, state: Sequence[torch.Tensor], before: Sequence[torch.Tensor]
+    ) -> tuple[_Recording | None, str]:
+        """Record, replay once, and compare with a plain call: the recording, or why there is none."""
+        stream = _stream(x.device)
+        with _on_stream(stream):
+            for _ in range(_WARM_UPS):
+                _restore(state, before)
+                expected = [result.clone() for result in self._function(x)]
+            expected_state = [value.clone() for value in state]
+        own = x.clone()
+        graph, results = _capture(self._function, own, stream)
+        _restore(state, before)
+        for result, plain in zip(results, expected, strict=True):
+            result.copy_(plain == 0)  # differs from what is expected everywhere: a graph that does nothing is found
+        graph.replay()
+        if not _same([*results, *state], [*expected, *expected_state]):
+            return None, "its replay gave other numbers than the plain call"
+        return _Recording(graph, own, results, _addresses(state)), ""
+
+
+# All that touches CUDA; tests without a device put an emulation in its place.
+
+
+@contextmanager
+def _device_guard(device: torch.device) -> Iterator[None]:
+    with torch.cuda.device(device):
+        yield
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+
+@contextmanager
+def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Run the block on the stream, behind all work before it and before all work after it."""
+    around = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(around)
+    with torch.cuda.stream(stream):
+        yield
+    around.wait_stream(stream)
+
+
+def _capture(function: _Function, x: torch.Tensor, stream: torch.cuda.Stream) -> tuple[_Graph, list[torch.Tensor]]:
+    """Record a call of ``function`` with x, without running it; return the graph, and the tensors that it will fill."""
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    try:
+        # Other threads, such as one that loads images, may use the device meanwhile.
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            results = list(function(x))
+    except RuntimeError:
+        # Before 2.12 torch leaves the pool of a failed capture open, and each later empty_cache() fails an assertion
+        # (https://github.com/pytorch/pytorch/pull/180395).
+        with contextlib.suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(x.device.index, pool)
+        raise
+    return graph, results
+
+
+def _addresses(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
+    return tuple([tensor.data_ptr() for tensor in tensors])
+
+
+@torch.no_grad()
+def _restore(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
 
 
 def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:

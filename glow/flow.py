@@ -9,7 +9,7 @@ Axes: B batch, C channels, H height, W width, D components of the latent vector;
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -19,13 +19,24 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.seeds import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
-from lsmix.glow.cuda_graph import Replayed
+from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.level import FlowLevel, FrozenLevel
-from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
+from lsmix.glow.pixels import (
+    draw_noise,
+    output_bits,
+    pad_images,
+    padding,
+    quantise,
+    reflected_index,
+)
 from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.transfers import run_batches
 
-__all__ = ["Flow", "exact_arithmetic"]
+__all__ = ["Flow", "Mix", "exact_arithmetic"]
+
+# Makes latents (n, D) from some rows, and the tensors that hold them.
+Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
 
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -140,9 +151,12 @@ class Flow(nn.Module):
             level.network_dtype = dtype
 
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them."""
+        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them.
+
+        True holds for the parameters as they are: call it again before each pass after an update.
+        """
         for level in self._levels():
-            level.rebuild = rebuild
+            level.set_rebuild(rebuild)
 
     # Latent vectors, on tensors.
 
@@ -174,10 +188,13 @@ class Flow(nn.Module):
 
     def _replayed(
         self, direction: str, order: LatentOrder, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
-    ) -> Replayed:
-        """Return ``function`` as a graph of this direction and order, recorded anew if a parameter has changed."""
-        if self.training or self.device.type != "cuda":
-            return Replayed(function)
+    ) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
+        """Return ``function`` as a graph of this direction and order, recorded again if a parameter has changed.
+
+        In training mode it stays a plain call: nothing is frozen there that a graph could read.
+        """
+        if self.training or not can_record(self.device):
+            return function
         frozen = [level.freeze() for level in self._levels()]
         kept = self._recordings.get((direction, order))
         if kept is None or any(a is not b for a, b in zip(kept[0], frozen, strict=True)):
@@ -187,6 +204,10 @@ class Flow(nn.Module):
     def forget_recordings(self) -> None:
         """Give back the memory of what was recorded on a CUDA device; the next pass records it anew."""
         self._recordings.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out the recordings, which can be neither copied nor stored."""
+        return {**self.__dict__, "_recordings": {}}
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
         if y_BCHW.shape[2:] == (self.padded_height, self.padded_width):
@@ -233,12 +254,19 @@ class Flow(nn.Module):
         """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,)."""
         self.check_images(images)
         z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
-        for rows in _batches(len(images), batch_size):
+
+        def load(rows: slice) -> list[np.ndarray]:
             indices = range(first_index + rows.start, first_index + rows.stop)
-            y_BCHW = self._batch(images[rows], batch_size, dequantise, seed, indices)
-            z_BD, log_prob_B = self.encode_batch(y_BCHW, order)
-            count = rows.stop - rows.start
-            z[rows], log_prob[rows] = z_BD[:count].cpu().numpy(), log_prob_B[:count].cpu().numpy()
+            return self._batch(images[rows], dequantise, seed, indices)
+
+        def encode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            filled = [_filled(values, batch_size) for values in batch]
+            noise = filled[1] if len(filled) > 1 else None
+            y_BCHW = pixels.dequantise(filled[0], dequantise, bits=self.config.bits, noise_BHWC=noise)
+            return [result[: rows.stop - rows.start] for result in self.encode_batch(y_BCHW, order)]
+
+        for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
+            z[rows], log_prob[rows] = z_BD, log_prob_B
         return z, log_prob
 
     def log_prob(
@@ -275,10 +303,13 @@ class Flow(nn.Module):
         order: LatentOrder = "morton",
         output: str = "8bit",
         batch_size: int = 64,
+        others: Sequence[np.ndarray] = (),
+        mix: Mix | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Do ``decode``; return also what ``judge`` says of each image before it is rounded: bool (N,).
 
-        ``judge`` gets y as ``decode_batch`` gives it, float (B, C, height, width), and returns bool (B,).
+        ``judge`` gets y as ``decode_batch`` gives it, float (B, C, height, width), and returns bool (B,). ``mix`` makes
+        what is decoded, (n, D), from some rows of z and of ``others``, on the flow's device; it must not wait for that.
         """
         bits = output_bits(output)
         z = np.asarray(z)
@@ -287,26 +318,26 @@ class Flow(nn.Module):
         config = self.config
         images = np.empty((len(z), config.height, config.width, config.channels), np.uint8)
         judged = np.empty(len(z), bool)
-        for rows in _batches(len(z), batch_size):
-            z_BD = torch.from_numpy(_filled(z[rows].astype(np.float32), batch_size))
-            y_BCHW = self.decode_batch(z_BD, order)
-            count = rows.stop - rows.start
-            images[rows] = quantise(y_BCHW, bits)[:count].cpu().numpy()
-            judged[rows] = judge(y_BCHW)[:count].cpu().numpy()
+
+        def load(rows: slice) -> list[np.ndarray]:
+            return [source[rows].astype(np.float32, copy=False) for source in (z, *others)]
+
+        def decode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+            z_BD = mix(rows, batch) if mix else batch[0]
+            y_BCHW = self.decode_batch(_filled(z_BD, batch_size), order)
+            return [result[: len(z_BD)] for result in (quantise(y_BCHW, bits), judge(y_BCHW))]
+
+        for rows, (images_BHWC, judged_B) in run_batches(self.device, _batches(len(z), batch_size), load, decode):
+            images[rows], judged[rows] = images_BHWC, judged_B
         return images, judged
 
-    def _batch(
-        self, images: np.ndarray, batch_size: int, mode: Dequantise, seed: int, indices: Sequence[int]
-    ) -> torch.Tensor:
-        """Pad and dequantise up to ``batch_size`` images: y, padded (batch_size, C, H, W), on the flow's device."""
-        padded = _filled(pad_images(images, self.pads), batch_size)
-        noise = None
-        if mode == "uniform":
-            draws = [draw_noise(generator(seed, "dequantise", index), padded.shape[1:]) for index in indices]
-            noise = torch.from_numpy(_filled(np.stack(draws), batch_size)).to(self.device)
-        return pixels.dequantise(
-            torch.from_numpy(padded).to(self.device), mode, bits=self.config.bits, noise_BHWC=noise
-        )
+    def _batch(self, images: np.ndarray, mode: Dequantise, seed: int, indices: Sequence[int]) -> list[np.ndarray]:
+        """Return images, padded, and where the mode needs it their noise."""
+        padded = pad_images(images, self.pads)
+        if mode != "uniform":
+            return [padded]
+        draws = [draw_noise(generator(seed, "dequantise", index), padded.shape[1:]) for index in indices]
+        return [padded, np.stack(draws)]
 
     def check_images(self, images: np.ndarray) -> None:
         """Raise RecipeError unless the images are uint8 of this flow's shape."""
@@ -323,7 +354,7 @@ class Flow(nn.Module):
 
 
 def _no_judge(y_BCHW: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(y_BCHW), dtype=torch.bool)
+    return torch.zeros(len(y_BCHW), dtype=torch.bool, device=y_BCHW.device)
 
 
 def _batches(count: int, batch_size: int) -> Iterator[slice]:
@@ -333,8 +364,7 @@ def _batches(count: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, count))
 
 
-def _filled(rows: np.ndarray, batch_size: int) -> np.ndarray:
-    """Fill a tail up with zeros to the fixed batch size, and own the memory, which torch may ask for."""
-    filled = np.zeros((batch_size, *rows.shape[1:]), rows.dtype)
-    filled[: len(rows)] = rows
-    return filled
+def _filled(rows: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Fill a tail up with zeros to the fixed batch size."""
+    missing = batch_size - len(rows)
+    return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows

@@ -7,7 +7,7 @@ Axes: B batch, C channels, H height, W width, D components of the latent vector.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache
 
 import torch
 
@@ -56,7 +56,7 @@ def cell_order(height: int, width: int, order: LatentOrder = "morton") -> list[i
     raise RecipeError(f"unknown latent order {order!r}: expected 'morton' or 'raster'.")
 
 
-@lru_cache(maxsize=16)
+@cache  # never let go: a recorded CUDA graph reads them where they lie
 def _orders(height: int, width: int, order: LatentOrder, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     forward = torch.tensor(cell_order(height, width, order))
     return forward.to(device), torch.argsort(forward).to(device)  # kept there: a CUDA graph cannot copy from here

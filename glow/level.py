@@ -8,7 +8,7 @@ Axes: B batch, C channels, H height, W width.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -48,6 +48,7 @@ class FlowLevel(nn.ModuleList):
         self.scale: Scale = scale
         self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer works in that precision
         self.rebuild = False  # whether activations are rebuilt on the way back: less memory, more work
+        self._way_back: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps to rebuild with
         self._frozen: FrozenLevel | None = None
         self._frozen_from: tuple[object, ...] = ()
         self._places: list[tuple[Mapping[str, torch.Tensor | None], str]] = []  # where parameters and buffers are
@@ -59,7 +60,9 @@ class FlowLevel(nn.ModuleList):
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return y (B, C, H, W) and the log-determinant (B,), float64."""
         if torch.is_grad_enabled():
-            folded = fold(list(self.steps()), inverse=self.rebuild)
+            folded = fold(list(self.steps()), inverse=False)
+            if self.rebuild and self._way_back is not None:
+                folded = folded._replace(inverse_weight_KCC=self._way_back[0], inverse_bias_KC=self._way_back[1])
             couplings = [parameter for step in self.steps() for parameter in step.coupling.parameters()]
             options = LevelOptions(self.scale, self.network_dtype, self.rebuild)
             y_BCHW, log_det_B = level_forward(x_BCHW, folded, couplings, options)
@@ -94,6 +97,30 @@ class FlowLevel(nn.ModuleList):
         for step in self.steps():
             x_BCHW = step.initialise(x_BCHW)
         return x_BCHW
+
+    @torch.no_grad()
+    def set_rebuild(self, rebuild: bool) -> None:
+        """Choose whether the way back rebuilds activations; if so, solve now for the maps that it takes.
+
+        Solved here and not in ``forward``, since not every triangular solver can be part of a CUDA graph. The maps stay
+        in the same memory, where a recorded graph reads them; so this is called again after each update.
+        """
+        self.rebuild = rebuild
+        if not rebuild:
+            return
+        folded = fold(list(self.steps()))
+        solved = folded.inverse_weight_KCC, folded.inverse_bias_KC
+        kept = self._way_back
+        if kept is None or (kept[0].device, kept[0].dtype) != (solved[0].device, solved[0].dtype):
+            self._way_back = solved
+        else:
+            kept[0].copy_(solved[0])
+            kept[1].copy_(solved[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what is computed from the parameters again."""
+        blank: dict[str, Any] = {"_way_back": None, "_frozen": None, "_frozen_from": (), "_places": []}
+        return {**self.__dict__, "rebuild": False, **blank}
 
     def train(self, mode: bool = True) -> "FlowLevel":
         """Switch between training and evaluation; forget what was frozen."""

@@ -14,7 +14,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.methods import Draws, Method, checked_rates, row_draws
 from lsmix.glow.methods import LATENT_METHODS
 
-__all__ = ["is_corrupted", "mix_latents", "zero_fill"]
+__all__ = ["is_corrupted", "mix_latents", "mix_on_device", "zero_fill"]
 
 _Array = TypeVar("_Array", np.ndarray, torch.Tensor)
 
@@ -44,20 +44,32 @@ def mix_latents(
         >>> int(z.sum()), float(share[0])
         (5, 0.3125)
     """
-    function: Method = LATENT_METHODS.load(method)
     first, second = _tensor(z1), _tensor(z2)
     if first.ndim != 2 or first.shape != second.shape or first.dtype != second.dtype:
         raise RecipeError(
             f"cannot mix: expected two arrays (N, D) of one shape and type, got {first.dtype} {tuple(first.shape)} and "
             f"{second.dtype} {tuple(second.shape)}."
         )
-    rates = lam.detach().cpu().numpy() if isinstance(lam, torch.Tensor) else lam
-    lam_N = torch.from_numpy(checked_rates(rates, len(first)))
-    mixed, share = function(first, second, lam_N, draws or row_draws(seed, "mix", "method"))
-    share = share.to(torch.float32)
+    rates = checked_rates(lam.detach().cpu().numpy() if isinstance(lam, torch.Tensor) else lam, len(first))
+    mixed, share = mix_on_device(method, first, second, rates, draws or row_draws(seed, "mix", "method"))
     if isinstance(z1, torch.Tensor):
         return mixed, share.to(mixed.device)
     return mixed.numpy(), share.numpy()
+
+
+def mix_on_device(
+    method: str, z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam: np.ndarray, draws: Draws
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mix pairs where they are, without waiting for the device; return the shares of z2, float32 (N,), on the CPU.
+
+    λ, float64 (N,), and all draws are the CPU's, so that the shares are the same bits on any device.
+
+    Raises:
+        RecipeError: the method is unknown.
+    """
+    function: Method = LATENT_METHODS.load(method)
+    mixed_ND, share_N = function(z1_ND, z2_ND, torch.from_numpy(lam), draws)
+    return mixed_ND, share_N.to(torch.float32)
 
 
 def _tensor(z: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -17,13 +17,15 @@ import torch
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.seeds import generator
 from lsmix.glow.config import FlowTraining
-from lsmix.glow.cuda_graph import Replayed
+from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
+from lsmix.glow.transfers import on_device
 
 __all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
 
 _EVALUATED_TOGETHER = 64  # images
+_STEPS_AHEAD = 16  # that a GPU is given before the host waits for it
 _BETAS = (0.9, 0.999)  # [P B.3]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
 
@@ -50,18 +52,21 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, fli
 
 @contextmanager
 def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
-    """Let the coupling networks compute in the precision asked for; the 1×1 matrices stay in float32 (see conv1x1.py)."""
-    matmul = torch.backends.cuda.matmul
-    conv = torch.backends.cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
-    before = conv.fp32_precision, matmul.fp32_precision
+    """Let the coupling networks compute in the precision asked for, with the same kernels each time.
+
+    The 1×1 matrices stay in float32 (see conv1x1.py).
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
+    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
     try:
         conv.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
         matmul.fp32_precision = "ieee"
+        cudnn.deterministic, cudnn.benchmark = True, False
         flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
-        flow.set_rebuild(config.memory_light)
         yield
     finally:
-        conv.fp32_precision, matmul.fp32_precision = before
+        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
         flow.set_network_dtype(None)
         flow.set_rebuild(False)
 
@@ -90,65 +95,138 @@ class FlowTrainer:
         self.iteration = 0  # number of steps done
         self._images = images
         self._epoch_order: tuple[int, np.ndarray] | None = None
+        self._ahead: tuple[int, torch.Tensor] | None = None  # an iteration, and its batch
         # "fused" is one kernel for all parameters, on the CPU as on a GPU.
-        self._gradients = Replayed(
-            self._loss, lambda: [value.grad for value in flow.parameters() if value.grad is not None]
-        )
         self._adam = torch.optim.Adam(
             flow.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay, fused=True
         )
+        self._broken = torch.zeros(())  # 1 once a loss or gradient was not finite: no update is applied from then on
+        self._update = Replayed(self._apply, self._state)
+
+    @property
+    def steps_together(self) -> int:
+        """How many steps are best done in one call of ``steps``: several where the host can run ahead of a device."""
+        return _STEPS_AHEAD if can_record(self.flow.device) else 1
 
     def step(self) -> StepFacts:
-        """Do one update, and tell of it. The very first step initialises ActNorm from its batch before that.
+        """Do one update, and tell of it: ``steps(1)``."""
+        (facts,) = self.steps(1)
+        return facts
+
+    def steps(self, count: int) -> list[StepFacts]:
+        """Do ``count`` updates and tell of each; wait for the device once, at the end of them.
+
+        The very first step of all initialises ActNorm from its batch before that.
 
         Raises:
-            DivergedError: loss or gradient is not finite; the update was not applied.
+            DivergedError: a loss or gradient is not finite; that update was not applied, nor any after it.
         """
         config, flow = self.config, self.flow
         if not flow.training:  # it walks through all layers
             flow.train()
-        y_BCHW = self._batch(self.iteration)
+        self._place()
+        first, measured = self.iteration, []
         with _as_configured(flow, config):
-            if self.iteration == 0 and not bool(flow.initialised):
-                flow.initialise(y_BCHW)
-            (loss,) = self._gradients(y_BCHW)
-        grad_norm = torch.nn.utils.clip_grad_norm_(flow.parameters(), config.grad_clip or math.inf)
-        loss_nats, norm = torch.stack((loss, grad_norm.double())).tolist()  # the step's only wait for a GPU
-        if not (math.isfinite(loss_nats) and math.isfinite(norm)):
-            self._adam.zero_grad(set_to_none=True)
-            raise DivergedError(
-                f"training diverged at iteration {self.iteration}: loss {loss_nats} nats/dim, gradient norm {norm}; "
-                "expected finite numbers. The update was not applied. Lower learning_rate, or use warmup and grad_clip."
-            )
-        for group in self._adam.param_groups:
-            group["lr"] = config.learning_rate * min(1.0, (self.iteration + 1) / max(config.warmup, 1))
-        self._adam.step()
-        facts = StepFacts(
-            iteration=self.iteration,
-            loss_bits_per_dim=loss_nats / math.log(2.0) + flow.config.bits,
-            grad_norm=norm,
-        )
-        self.iteration += 1
-        return facts
+            for _ in range(count):
+                y_BCHW = self._prepared(self.iteration)
+                if self.iteration == 0 and not bool(flow.initialised):
+                    flow.initialise(y_BCHW)
+                flow.set_rebuild(config.memory_light)
+                self._set_rate(config.learning_rate * min(1.0, (self.iteration + 1) / max(config.warmup, 1)))
+                measured += self._update(y_BCHW)
+                self.iteration += 1
+                if can_record(flow.device) and self.iteration < config.iterations:  # while the device computes
+                    self._ahead = self.iteration, self._prepared(self.iteration)
+        return self._facts(first, torch.stack(measured).tolist())  # the only wait for a GPU
 
-    def _loss(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+    def _facts(self, first: int, measured: list[list[float]]) -> list[StepFacts]:
+        """Return what the steps from ``first`` on tell; end at the one that diverged, if one did."""
+        for iteration, (loss, norm) in enumerate(measured, start=first):
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                self.iteration = iteration
+                self._broken.zero_()
+                self._adam.zero_grad(set_to_none=True)
+                raise DivergedError(
+                    f"training diverged at iteration {iteration}: loss {loss} nats/dim, gradient norm {norm}; expected "
+                    "finite numbers. The update was not applied. Lower learning_rate, or use warmup and grad_clip."
+                )
+        bits = self.flow.config.bits
+        return [
+            StepFacts(iteration=iteration, loss_bits_per_dim=loss / math.log(2.0) + bits, grad_norm=norm)
+            for iteration, (loss, norm) in enumerate(measured, start=first)
+        ]
+
+    def _apply(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+        """Do the update of a batch, unless one before was broken; return its loss and gradient norm, nats/dim (2,).
+
+        Nothing in here waits for the device, so that all of it can be recorded.
+        """
+        loss = self._loss(y_BCHW)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.grad_clip or math.inf)
+        measured = torch.stack((loss, norm.double()))
+        broken = (~torch.isfinite(measured).all()).to(self._broken.dtype)
+        self._broken.copy_(torch.maximum(self._broken, broken))
+        self._adam.step()
+        return (measured,)
+
+    def _loss(self, y_BCHW: torch.Tensor) -> torch.Tensor:
         """Set the gradients of all parameters from a batch; return its loss, nats/dim."""
-        for parameter in self.flow.parameters():
+        for parameter in self._parameters():
             parameter.grad = None
         loss = -self.flow.log_prob_y(y_BCHW).mean() / self.flow.dim
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        return (loss.detach(),)
+        return loss.detach()
+
+    def _parameters(self) -> list[torch.Tensor]:
+        parameters: list[torch.Tensor] = self._adam.param_groups[0]["params"]
+        return parameters
+
+    def _place(self) -> None:
+        """Let Adam's numbers lie where the flow does, and exist before a step is recorded."""
+        device, group = self.flow.device, self._adam.param_groups[0]
+        recorded = can_record(device)
+        if self._broken.device != device or isinstance(group["lr"], torch.Tensor) != recorded:
+            self._broken = torch.zeros((), device=device)
+            group["capturable"] = device.type == "cuda"
+            group["lr"] = torch.zeros((), device=device) if recorded else self.config.learning_rate
+            for state in self._adam.state.values():
+                state.update({moment: state[moment].to(device) for moment in _MOMENTS})
+        # Where it is 1, the fused kernel leaves parameters and moments as they are; GradScaler hands it over like this.
+        self._adam.found_inf = self._broken  # type: ignore[attr-defined]  # torch asks for it with getattr
+        for parameter in self._parameters() if recorded else ():
+            if parameter not in self._adam.state:
+                zeros = torch.zeros_like(parameter, requires_grad=False)
+                step = torch.zeros((), device=device)
+                self._adam.state[parameter] = {"exp_avg": zeros, "exp_avg_sq": zeros.clone(), "step": step}
+
+    def _set_rate(self, rate: float) -> None:
+        group = self._adam.param_groups[0]
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(rate)  # where a recorded step reads it
+        else:
+            group["lr"] = rate
+
+    def _state(self) -> list[torch.Tensor]:
+        """Return all that a recorded step reads and writes besides its batch."""
+        moments = [state[moment] for state in self._adam.state.values() for moment in _MOMENTS]
+        return [*self._parameters(), *self.flow.buffers(), *moments, self._adam.param_groups[0]["lr"], self._broken]
+
+    def _prepared(self, iteration: int) -> torch.Tensor:
+        """Return the batch of a step, which may have been prepared ahead."""
+        if self._ahead is not None and self._ahead[0] == iteration and self._ahead[1].device == self.flow.device:
+            return self._ahead[1]
+        return self._batch(iteration)
 
     def _batch(self, iteration: int) -> torch.Tensor:
         """Return the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""
-        config = self.config
+        config, device = self.config, self.flow.device
         rng = generator(config.seed, "train-glow", "batch", iteration)
         images = self._images[np.sort(self._rows(iteration))]  # sorted: a mapped file is read in one direction
         images = augment(images, rng, translate=config.translate, flip=config.flip)
         images = np.ascontiguousarray(pad_images(images, self.flow.pads))
-        noise = torch.from_numpy(draw_noise(rng, images.shape)).to(self.flow.device)
-        pixels = torch.from_numpy(images).to(self.flow.device)
-        y_BCHW = dequantise(pixels, "uniform", bits=self.flow.config.bits, noise_BHWC=noise)
+        noise = on_device(torch.from_numpy(draw_noise(rng, images.shape)), device)
+        images_BHWC = on_device(torch.from_numpy(images), device)
+        y_BCHW = dequantise(images_BHWC, "uniform", bits=self.flow.config.bits, noise_BHWC=noise)
         return y_BCHW.to(self.flow.dtype)
 
     def _rows(self, iteration: int) -> np.ndarray:
@@ -169,19 +247,6 @@ class FlowTrainer:
         self.flow.eval()  # step goes back to training mode by itself
         log_prob = self.flow.log_prob(images, dequantise="uniform", batch_size=batch_size, seed=self.config.seed)
         return float(self.flow.bits_per_dim(log_prob).mean())
-
-    def try_batch(self, batch_size: int, *, memory_light: bool) -> None:
-        """Do a step and a measure with other settings, to learn whether they fit, once memory has run out.
-
-        Its update is none of the training's, and what this trainer held on the device is gone: do not go on with it.
-        """
-        self._gradients = Replayed(self._loss)
-        self._adam.state.clear()
-        self.flow.forget_recordings()
-        config = msgspec.structs.replace(self.config, batch_size=batch_size, memory_light=memory_light)
-        other = FlowTrainer(self.flow, config, self._images)
-        other.step()
-        other.evaluate(self._images[:_EVALUATED_TOGETHER])
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that a later trainer needs to go on: weights, Adam's moments, the iteration. Names are flat."""

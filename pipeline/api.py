@@ -402,12 +402,13 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
 
     Args:
         artifact: its folder, or its URL, from which it is fetched to the cache first.
-        url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool.
+        url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool. It is
+            empty, not there yet, or holds what an earlier push of the same artifact sent.
         progress: is told how many bytes are there; None tells nobody.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished.
-        RecipeError: another artifact lies there, or nothing can be written there.
+        RecipeError: something else lies there, or nothing can be written there.
         CorruptError: a file here is damaged, or arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """

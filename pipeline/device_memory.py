@@ -1,20 +1,19 @@
-"""When a device's memory runs out: one sentence that names the setting, and a value of it that fits.
+"""Device memory: the error message when it runs out, and how to give it back.
 
-The one rule: a value is only named if it was tried, on this device and on input of the real shape, after the failure.
+The message names the setting to halve. It names no size that would fit: that depends on what else uses the device, and on
+whether a CUDA graph, which needs memory of its own, can be recorded.
 """
 
+import sys
 import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from lsmix.data.errors import DeviceMemoryError
 
-__all__ = ["BatchSetting", "artifact_label", "device_memory"]
-
-Attempt = Callable[[int], object]  # does the work that failed with so many made-up images
+__all__ = ["BatchSetting", "artifact_label", "device_memory", "free_device_memory"]
 
 # How torch and the libraries below it say that there is no memory, where they don't raise torch.OutOfMemoryError.
 _WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -25,22 +24,23 @@ _FREE = (
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSetting:
-    """The setting of a recipe that decides how much memory a stage takes on the device, and how to try others."""
+    """The setting of a recipe that decides how much memory a stage takes on the device."""
 
     label: str  # of the work, for people: "encode cifar10"
     device: str  # "cpu", "cuda" or "cuda:N"
     field: str  # of the recipe: "latents.batch_size"
     value: int  # images a pass
-    attempt: Attempt
-    others: Sequence[tuple[str, Attempt]] = ()  # other ways out, by what to set
+    others: Sequence[str] = ()  # other ways out, as lines of a recipe
 
 
 @contextmanager
 def device_memory(setting: BatchSetting | None, *, label: str = "", device: str = "") -> Iterator[None]:
-    """Turn running out of a device's memory inside the block into an error that says what fits.
+    """Turn running out of a device's memory inside the block into an error that says what to change.
+
+    What the failed pass held is freed, so the caller may try again with another setting.
 
     Args:
-        setting: what to try smaller values of; None where there is no choice, as when a model is loaded.
+        setting: what to halve; None where there is no choice, as when a model is loaded.
         label: of the work, without a setting.
         device: likewise.
 
@@ -56,10 +56,25 @@ def device_memory(setting: BatchSetting | None, *, label: str = "", device: str 
         traceback.clear_frames(error.__traceback__)  # whose variables hold what the failed pass had made so far
     else:
         return
-    # Outside of the handler, so that nothing of the failed pass is alive while others are tried.
+    # Outside of the handler, or the error raised here would keep the failed pass alive as its context.
     if setting is None:
         raise DeviceMemoryError(f"{label}: device {device!r} ran out of memory ({why}). {_FREE}")
-    raise DeviceMemoryError(f"{_what_happened(setting, why)} {_way_out(setting)}")
+    raise DeviceMemoryError(
+        f"{setting.label}: device {setting.device!r} ran out of memory with '{setting.field} = {setting.value}' ({why}). "
+        f"{_way_out(setting)}"
+    )
+
+
+def free_device_memory() -> None:
+    """Give memory that nothing uses any more back to the device, for other processes; does nothing without CUDA."""
+    torch = sys.modules.get("torch")  # a process that never imported it holds nothing
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    import gc
+
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
 
 
 def artifact_label(folder: Path) -> tuple[str, str]:
@@ -81,49 +96,10 @@ def _why(error: RuntimeError) -> str:
     return head + free if free else plain.partition(". ")[0].rstrip(".")
 
 
-def _what_happened(setting: BatchSetting, why: str) -> str:
-    return f"{setting.label}: device {setting.device!r} ran out of memory with '{setting.field} = {setting.value}' ({why})."
-
-
 def _way_out(setting: BatchSetting) -> str:
-    """Try smaller batches, and the other ways; return the sentence that says what fits."""
-    fitting = next((value for value in _smaller(setting.value) if _fits(setting.attempt, value)), 0)
-    ways = [f"'{setting.field} = {fitting}'"] if fitting else []
-    ways += [f"'{way}'" for way, attempt in setting.others if _fits(attempt, setting.value)]
+    ways = [f"halve it to '{setting.field} = {setting.value // 2}'"] if setting.value > 1 else []
+    ways += [f"set '{way}'" for way in setting.others]
     if not ways:
-        return f"Not even a batch of 1 fits. {_FREE}"
-    return (
-        f"Tried now, and it fits: {' or '.join(ways)}; set that and run again, which makes an artifact of another key, "
-        "since it changes last bits."
-    )
-
-
-def _smaller(value: int) -> Iterator[int]:
-    while value > 1:
-        value //= 2
-        yield value
-
-
-def _fits(attempt: Attempt, images: int) -> bool:
-    _free()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # such as of work without a CUDA graph; what counts is whether it runs
-            attempt(images)
-    except Exception as error:  # noqa: BLE001 - whatever else is wrong with so few images, it is no way out
-        traceback.clear_frames(error.__traceback__)
-        return False
-    finally:
-        _free()
-    return True
-
-
-def _free() -> None:
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
+        return f"A smaller batch is impossible. {_FREE}"
+    sentence = " or ".join(ways)
+    return f"{sentence[0].upper()}{sentence[1:]}, and run again; this makes an artifact of another key, since it changes last bits."

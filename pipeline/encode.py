@@ -70,23 +70,17 @@ class EncodeWorker:
             device=self._device,
             field="latents.batch_size",
             value=self._config.batch_size,
-            attempt=self._try_batch,
         )
         with device_memory(setting):
-            return self._encode(loaded, self._config.batch_size)
+            return self._encode(loaded)
 
-    def _try_batch(self, images: int) -> None:
-        self._flow.forget_recordings()
-        black = np.zeros((images, *self._train.images.shape[1:]), np.uint8)
-        self._encode(_Loaded(0, black, np.zeros(images, np.int64)), images)
-
-    def _encode(self, loaded: _Loaded, batch_size: int) -> dict[str, npt.NDArray[Any]]:
+    def _encode(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
         config = self._config
         z, log_prob = self._flow.encode_scored(
             loaded.images,
             dequantise=config.dequantise,
             order=config.order,
-            batch_size=batch_size,
+            batch_size=config.batch_size,
             seed=config.seed,
             first_index=loaded.first,
         )
@@ -97,9 +91,13 @@ class EncodeWorker:
             "bits_per_dim": self._flow.bits_per_dim(log_prob).astype(np.float32),
         }
         if config.check_round_trip:
-            back = self._flow.decode(z, order=config.order, batch_size=batch_size)
+            back = self._flow.decode(z, order=config.order, batch_size=config.batch_size)
             columns["exact"] = (back == loaded.images).all(axis=(1, 2, 3))
         return columns
+
+    def close(self) -> None:
+        """Give back the memory of recorded CUDA graphs."""
+        self._flow.forget_recordings()
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of latents."""

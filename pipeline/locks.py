@@ -1,4 +1,6 @@
-"""Kernel locks on artifacts under work: one run alone makes or removes one, or parts of a job array fill it together.
+"""Kernel locks on artifacts: one run alone makes or removes one, or parts of a job array fill it together.
+
+Runs also lock what they read, so that it is not removed under them.
 
 The one rule: a lock goes with the process that holds it, so a dead owner's lock frees itself.
 """
@@ -15,11 +17,13 @@ from typing import Annotated
 
 import msgspec
 
-from lsmix.data.errors import LockedError
+from lsmix.data.errors import LockedError, MissingError
+from lsmix.data.manifest import MANIFEST_NAME
 from lsmix.data.versioned import UNDECODABLE
 from lsmix.pipeline.printable import printable
+from lsmix.pipeline.stage import InputArtifact
 
-__all__ = ["Owner", "OwnerNote", "artifact_lock", "working_owners"]
+__all__ = ["InputLocks", "Owner", "OwnerNote", "artifact_lock", "removal_lock", "working_owners"]
 
 _FOLDER = ".locks"
 _NOTE_BYTES = 4096
@@ -79,10 +83,7 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
     Raises:
         LockedError: somebody else holds it; the message names owner, host, process and since when.
     """
-    folder = workspace / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    # Open to write, as locks on NFS want it; never removed, since a lock on a file without a name locks nobody out.
-    handle = os.open(folder / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    folder, handle = workspace / _FOLDER, _open_lock(workspace, f"{key}.lock")
     note = OwnerNote(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json")
     try:
         try:
@@ -103,6 +104,68 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
             note.remove()
     finally:
         os.close(handle)
+
+
+def _open_lock(workspace: Path, name: str) -> int:
+    folder = workspace / _FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    # Open to write, as locks on NFS want it; never removed, since a lock on a file without a name locks nobody out.
+    return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+
+
+@contextmanager
+def removal_lock(workspace: Path, key: str, label: str) -> Iterator[None]:
+    """Hold the lock that allows an artifact to be removed, while no run reads it.
+
+    Raises:
+        LockedError: a run reads it.
+    """
+    handle = _open_lock(workspace, f"{key}.inuse.lock")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise LockedError(
+            f"{label} in {str(workspace)!r} is read by another run. Wait for that to end, or stop it."
+        ) from error
+    finally:
+        os.close(handle)
+
+
+class InputLocks:
+    """Locks on artifacts that a run reads, so that nobody removes them; each is held until the end of the run."""
+
+    def __init__(self) -> None:
+        self._handles: dict[Path, int] = {}
+
+    def __enter__(self) -> "InputLocks":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles.values():
+            os.close(handle)
+
+    def hold(self, artifact: InputArtifact) -> None:
+        """Keep an artifact from being removed; one that lies in no workspace, or in a read-only one, is left as it is.
+
+        Raises:
+            LockedError: it is being removed.
+            MissingError: it was removed.
+        """
+        place, manifest = artifact.folder.resolve(), artifact.manifest
+        if place in self._handles or place.parent.name != manifest.stage or not place.name.endswith(f"-{manifest.key}"):
+            return
+        try:
+            handle = _open_lock(place.parent.parent, f"{manifest.key}.inuse.lock")
+        except OSError:
+            return
+        self._handles[place] = handle
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LockedError(f"{artifact.where!r} is being removed by another process. Run this again.") from error
+        if not artifact.url and not (place / MANIFEST_NAME).is_file():
+            raise MissingError(f"{artifact.where!r} was removed by another process. Run this again.")
 
 
 def working_owners(workspace: Path, key: str) -> list[Owner]:

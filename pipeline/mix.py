@@ -183,7 +183,7 @@ class MixWorker:
         self._label, self._device = f"{stage} {name}", device
         with device_memory(None, label=self._label, device=device):
             mixer = _open_mixer(config, inputs, device)
-        self._maker = RowMaker(config, mixer)
+        self._mixer, self._maker = mixer, RowMaker(config, mixer)
         self._batch: BatchSetting | None = None  # methods in pixel space go by no batch, and use no device
         if isinstance(mixer, LatentMixer):
             self._batch = BatchSetting(
@@ -191,7 +191,6 @@ class MixWorker:
                 device=device,
                 field=f"pools.{name}.batch_size",
                 value=config.batch_size,
-                attempt=mixer.try_batch,
             )
         self._store = pool_store(folder)
 
@@ -220,6 +219,10 @@ class MixWorker:
             "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
         }
         return digests, counts
+
+    def close(self) -> None:
+        """Give back the memory of recorded CUDA graphs."""
+        self._mixer.close()
 
 
 def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> Mixer:

@@ -3,7 +3,7 @@
 The one rule: an image depends on its sources, its λ and its own draws alone, so it is the same in any batch and any split.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
@@ -18,6 +18,8 @@ from lsmix.data.pool import CORNERS
 
 if TYPE_CHECKING:
     import torch
+
+    from lsmix.glow.flow import Mix
 
 __all__ = ["LatentMixer", "LatentSource", "Mixed", "Mixer", "PixelMixer", "Sources"]
 
@@ -54,6 +56,9 @@ class Mixer(Protocol):
     def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
         """Return the images themselves."""
 
+    def close(self) -> None:
+        """Give back what is held on the device."""
+
 
 class PixelMixer:
     """Mixes images as they are."""
@@ -88,6 +93,9 @@ class PixelMixer:
     def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
         """Return the images themselves."""
         return first
+
+    def close(self) -> None:
+        """Do nothing: pixels are mixed on the CPU."""
 
 
 class LatentSource(Protocol):
@@ -160,75 +168,91 @@ class LatentMixer:
         corner: npt.NDArray[np.uint8],
         draws: Draws,
     ) -> Mixed:
-        """Mix latents and decode them.
+        """Mix latents and decode them, both on the flow's device.
 
         More than two sources are mixed one after another, the last one first: each time the sum of the λ that are still
         to come is given away, so that in the end every one has its own share, one region behind the other.
         """
-        mixed = [
-            self._mix(first[part], [z[part] for z in others], lam[part], corner[part], _shifted(draws, part.start))
-            for part in _parts(first, multiple=self._batch_size)  # so that only the last batch is filled up
-        ]
-        return Mixed(*(np.concatenate(column) for column in zip(*mixed, strict=True)))
+        share = np.empty(lam.shape, np.float32)
+
+        def mixed(rows: slice, batch: "Sequence[torch.Tensor]") -> "torch.Tensor":
+            z_BD, share[rows] = self._mix(batch, lam[rows], corner[rows], _shifted(draws, rows.start))
+            return z_BD
+
+        images, corrupted = self._decode(first, others, mixed)
+        return Mixed(images, share, corrupted)
 
     def _mix(
         self,
-        first: Sources,
-        others: list[Sources],
+        batch: "Sequence[torch.Tensor]",
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
         draws: Draws,
-    ) -> Mixed:
-        from lsmix.glow.mixing import mix_latents
+    ) -> "tuple[torch.Tensor, npt.NDArray[np.float32]]":
+        from lsmix.glow.mixing import mix_on_device
 
-        z = self._turn(first, corner)
-        taken = np.zeros((len(z), len(others) + 1), np.float32)  # the first k columns together, for k = 0, 1, …
+        z_BD, *others = (self._turn(z_BD, corner) for z_BD in batch)
+        taken = np.zeros((len(z_BD), len(others) + 1), np.float32)  # the first k columns together, for k = 0, 1, …
         for place in reversed(range(len(others))):
             rates = np.minimum(lam[:, : place + 1].sum(axis=1), 1.0)
-            z, taken[:, place + 1] = mix_latents(self._method, z, self._turn(others[place], corner), rates, draws=draws)
-        images, corrupted = self._decode(self._turn(z, corner, back=True))
-        return Mixed(images, np.diff(taken, axis=1), corrupted)
-
-    def try_batch(self, images: int) -> None:
-        """Decode so many latents of zeros in one pass, to learn whether they fit, once memory has run out."""
-        self._flow.forget_recordings()
-        self._decode(np.zeros((images, self._flow.dim), np.float32), images)
+            z_BD, share_B = mix_on_device(self._method, z_BD, others[place], rates, draws)
+            taken[:, place + 1] = share_B.numpy()
+        return self._turn(z_BD, corner, back=True), np.diff(taken, axis=1)
 
     def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
         """Return the images that the latents stand for."""
         return self._decode(first)[0]
 
-    def _turn(self, z: Sources, corner: npt.NDArray[np.uint8], *, back: bool = False) -> Sources:
+    def close(self) -> None:
+        """Give back the memory of recorded CUDA graphs."""
+        self._flow.forget_recordings()
+
+    def _turn(self, z_BD: "torch.Tensor", corner: npt.NDArray[np.uint8], *, back: bool = False) -> "torch.Tensor":
         """Return latents in the order that begins at each row's corner, or undo that."""
+        import torch
+
+        from lsmix.glow.transfers import on_device
+
         if not corner.any():
-            return z
-        index = np.argsort(self._corner_order, axis=1) if back else self._corner_order
-        return np.take_along_axis(z, index[corner], axis=1)
+            return z_BD
+        corner_B = on_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
+        return z_BD.gather(1, self._corner_orders[int(back)].index_select(0, corner_B))
 
     @cached_property
-    def _corner_order(self) -> npt.NDArray[np.int64]:
-        """Where each component stands in the usual order, by corner, (4, D)."""
+    def _corner_orders(self) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Where each component stands in the usual order, by corner, int64 (4, D), and the way back."""
+        import torch
+
         from lsmix.glow.latent_order import corner_index
 
         shapes, order = self._flow.part_shapes, self._order
         words = [corner.split("-") for corner in CORNERS]
         rows = [corner_index(shapes, order, bottom=down == "bottom", right=side == "right") for down, side in words]
-        return np.stack([row.numpy() for row in rows])
+        index = torch.stack(rows)
+        return index.to(self._flow.device), index.argsort(dim=1).to(self._flow.device)
 
-    def _decode(self, z: Sources, batch_size: int = 0) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    def _decode(
+        self, first: Sources, others: Sequence[Sources] = (), mix: "Mix | None" = None
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         from lsmix.glow.mixing import is_corrupted
 
         def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
             return is_corrupted(y_BCHW, margin=self._margin, share=self._broken_share)
 
-        size = batch_size or self._batch_size
-        return self._flow.decode_judged(z, judge, order=self._order, output=self._output, batch_size=size)
+        return self._flow.decode_judged(
+            first,
+            judge,
+            order=self._order,
+            output=self._output,
+            batch_size=self._batch_size,
+            others=others,
+            mix=mix,
+        )
 
 
-def _parts(first: Sources, multiple: int = 1) -> Iterator[slice]:
-    """Cut rows, at least one, into parts of some megabytes; each but the last has a multiple of so many rows."""
-    row_bytes = first[0].nbytes
-    step = multiple * max(_TOGETHER_BYTES // (multiple * row_bytes), 1)
+def _parts(first: Sources) -> Iterator[slice]:
+    """Cut rows, at least one, into parts of some megabytes."""
+    step = max(_TOGETHER_BYTES // first[0].nbytes, 1)
     return (slice(start, min(start + step, len(first))) for start in range(0, len(first), step))
 
 

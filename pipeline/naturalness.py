@@ -24,7 +24,6 @@ from lsmix.pipeline.train import WEIGHTS_FILE, TrainConfig
 if TYPE_CHECKING:
     from torch import nn
 
-    from lsmix.glow.flow import Flow
     from lsmix.pipeline.judging.measures import Measured
     from lsmix.pipeline.judging.samples import Samples
 
@@ -98,7 +97,7 @@ def run(task: StageTask) -> Outcome:
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
-    with device_memory(_batch(task, flow, judge)):
+    with device_memory(_batch(task)):
         for sample in every:
             measured.append(meter.measure(sample))
             task.progress.advance()
@@ -121,23 +120,9 @@ def run(task: StageTask) -> Outcome:
     return Outcome(payload=frozenset({NATURALNESS_FILE}), counts=counts)
 
 
-def _batch(task: StageTask, flow: "Flow", judge: "Flow") -> BatchSetting:
-    import numpy as np
-
-    def attempt(images: int) -> None:
-        for model in (flow, judge):
-            model.forget_recordings()
-        black = flow.decode(np.zeros((images, flow.dim), np.float32), batch_size=images)
-        judge.encode(black, batch_size=images)
-
+def _batch(task: StageTask) -> BatchSetting:
     config: NaturalnessConfig = task.config
-    return BatchSetting(
-        label=task.label,
-        device=task.device,
-        field="naturalness.batch_size",
-        value=config.batch_size,
-        attempt=attempt,
-    )
+    return BatchSetting(label=task.label, device=task.device, field="naturalness.batch_size", value=config.batch_size)
 
 
 def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":

@@ -14,7 +14,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.pipeline.executors.executor import Executor
 from lsmix.pipeline.executors.nothing import NoExecutor
 from lsmix.pipeline.graph import Node
-from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.locks import InputLocks, artifact_lock
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.runner import Built, begin, bring_up_to_date, note_seconds
@@ -80,7 +80,8 @@ def make_parts(
             progress.say(f"{node.label}: up to date ({there.where})")
             continue
         begun = begin(node, resolver, progress)
-        with artifact_lock(workspace.root, begun.key, node.label, shared=True) as note:
+        with InputLocks() as locks, artifact_lock(workspace.root, begun.key, node.label, shared=True) as note:
+            begun.hold_inputs(locks)
             task = begun.task(executor, TaskProgress(progress, note), device)
             started = time.monotonic()
             done = make_part(task, part)

@@ -20,7 +20,7 @@ from lsmix.data.afar.transfer import pull_artifact, push_artifact
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, WORK_FOLDER, Manifest, check_sizes, read_manifest
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.locks import artifact_lock, removal_lock
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.stage import InputArtifact
 from lsmix.pipeline.workspace import Entry, Workspace, check_identity
@@ -130,7 +130,7 @@ class RemoteWorkspace(Workspace):
         url = self.url_of(artifact.folder)
         there = self._manifest(artifact.folder.parent.name, artifact.folder.name)
         if there is None:
-            push_artifact(artifact.folder, url, progress)
+            push_artifact(artifact.folder, url, progress, owned=True)
             self._clear(f"{artifact.folder.parent.name}/{artifact.folder.name}/{WORK_FOLDER}")
             return InputArtifact(folder=artifact.folder, manifest=artifact.manifest, url=url)
         if there.root != artifact.manifest.root:
@@ -144,9 +144,9 @@ class RemoteWorkspace(Workspace):
         """Remove an artifact or unfinished work, here and at the URL; the manifest first.
 
         Raises:
-            LockedError: another run on this machine works on it.
+            LockedError: another run on this machine works on it, or reads it.
         """
-        with artifact_lock(self.root, key, label):
+        with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             path = f"{folder.parent.name}/{folder.name}"
             self._ask(self._place.remove, f"{path}/{MANIFEST_NAME}")
             self._clear(path)

@@ -30,7 +30,7 @@ from lsmix.pipeline.estimates import estimate
 from lsmix.pipeline.executors.executor import Executor
 from lsmix.pipeline.graph import Node
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.locks import InputLocks, artifact_lock
 from lsmix.pipeline.progress import Progress, SilentProgress
 from lsmix.pipeline.resolver import Resolver
 from lsmix.pipeline.stage import InputArtifact, StageTask
@@ -99,11 +99,24 @@ def bring_up_to_date(
         DiskSpaceError: one would not fit on the disk.
         LsmixError: whatever a stage has to say.
     """
-    resolver = Resolver(workspace, remember=True)
-    built = []
+    with InputLocks() as locks:
+        return _bring_up_to_date(nodes, Resolver(workspace, remember=True), locks, executor, progress, device, force)
+
+
+def _bring_up_to_date(
+    nodes: Sequence[Node],
+    resolver: Resolver,
+    locks: InputLocks,
+    executor: Executor,
+    progress: Progress,
+    device: str,
+    force: str,
+) -> list[Built]:
+    workspace = resolver.workspace
+    built: list[Built] = []
     for node in nodes:
         stop_point()
-        if node.stage.name == force:
+        if node.stage.name == force and resolver.key(node) not in {item.key for item in built if not item.cached}:
             _remove_made(node, resolver)
         common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
         there = resolver.artifact(node)
@@ -115,7 +128,9 @@ def bring_up_to_date(
             built.append(Built(**common, artifact=there, cached=True))
             continue
         begun = time.monotonic()
-        made = _make(node, resolver, executor, progress, device)
+        for item in built:  # now, since a run that makes nothing may be given a workspace that it cannot write to
+            locks.hold(item.artifact)
+        made = _make(node, resolver, locks, executor, progress, device)
         built.append(Built(**common, artifact=made, cached=False, seconds=time.monotonic() - begun))
     return built
 
@@ -132,8 +147,11 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
     resolver.forget(node)
 
 
-def _make(node: Node, resolver: Resolver, executor: Executor, progress: Progress, device: str) -> InputArtifact:
+def _make(
+    node: Node, resolver: Resolver, locks: InputLocks, executor: Executor, progress: Progress, device: str
+) -> InputArtifact:
     begun = begin(node, resolver, progress)
+    begun.hold_inputs(locks)
     with artifact_lock(resolver.workspace.root, begun.key, node.label) as note:
         finished = resolver.workspace.find(node.stage.name, begun.key)
         if finished:  # another run made it while this one waited for nothing but the lock
@@ -157,6 +175,15 @@ class Begun:
     records: list[InputRecord]
     key: str
     folder: Path
+
+    def hold_inputs(self, locks: InputLocks) -> None:
+        """Keep what it is made from from being removed.
+
+        Raises:
+            LockedError, MissingError: another process removes it, or did.
+        """
+        for artifact in self.inputs.values():
+            locks.hold(artifact)
 
     def task(self, executor: Executor, progress: Progress, device: str) -> StageTask:
         """Return the work on it; the lock must be held.

@@ -4,7 +4,6 @@ A stage's worker knows how to load, compute and store one shard. A shard counts 
 ledger, which is written after the shard's bytes are on the disk.
 """
 
-import functools
 import hashlib
 import importlib
 import stat
@@ -19,6 +18,7 @@ from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError
 from lsmix.data.manifest import WORK_FOLDER
 from lsmix.data.versioned import UNDECODABLE
+from lsmix.pipeline.device_memory import free_device_memory
 from lsmix.pipeline.environment import device_name, resolve_device
 from lsmix.pipeline.outside import finished_artifact
 from lsmix.pipeline.stage import InputArtifact
@@ -27,10 +27,12 @@ from lsmix.pipeline.workspace import Workspace
 __all__ = [
     "LEDGER",
     "InputPlace",
+    "OpenWorker",
     "ShardRecord",
     "ShardSpec",
     "ShardWork",
     "ShardWorker",
+    "close_workers",
     "finished_shards",
     "merge_counts",
     "open_worker",
@@ -90,6 +92,9 @@ class ShardWorker(Protocol):
     def store(self, shard: int, computed: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Write the shard; return the SHA-256 of each file by path, and counts."""
 
+    def close(self) -> None:
+        """Give back what it holds on a device."""
+
 
 def write_spec(folder: Path, spec: ShardSpec, url: str = "") -> ShardWork:
     """Write what workers need beside an unfinished artifact, and return the reference to it.
@@ -106,14 +111,27 @@ def _spec_name(content: bytes) -> str:
     return f"spec-{hashlib.sha256(content).hexdigest()[:32]}.json"
 
 
-class _OpenWorker(NamedTuple):
+class OpenWorker(NamedTuple):
+    """The worker of an unfinished artifact, ready to make shards."""
+
     folder: Path
     worker: ShardWorker
-    made_on: str
+    made_on: str  # processor or graphics card
 
 
-@functools.lru_cache(maxsize=2)
-def _cached_worker(work: ShardWork) -> _OpenWorker:
+_opened: dict[ShardWork, OpenWorker] = {}  # at most one: the worker, with its model, of the last shard
+
+
+def open_worker(work: ShardWork) -> OpenWorker:
+    """Return the worker of an unfinished artifact; it stays open, with its model, until another one is asked for."""
+    opened = _opened.get(work)
+    if opened is None:
+        close_workers()  # first, since a device may not have room for two models
+        opened = _opened[work] = _open(work)
+    return opened
+
+
+def _open(work: ShardWork) -> OpenWorker:
     workspace, folder = _working_copy(work)
     content = (folder / WORK_FOLDER / work.spec).read_bytes()
     if _spec_name(content) != work.spec:
@@ -122,7 +140,7 @@ def _cached_worker(work: ShardWork) -> _OpenWorker:
     device = resolve_device(spec.device)
     inputs = {role: _input(workspace, folder, role, place) for role, place in spec.inputs.items()}
     worker: ShardWorker = importlib.import_module(spec.module).open_worker(folder, spec.config, inputs, device)
-    return _OpenWorker(folder, worker, device_name(device))
+    return OpenWorker(folder, worker, device_name(device))
 
 
 def _working_copy(work: ShardWork) -> tuple[Workspace, Path]:
@@ -150,23 +168,26 @@ def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> 
     return artifact
 
 
-def open_worker(work: ShardWork) -> ShardWorker:
-    """Return the worker of an unfinished artifact; it is opened once a process, with its model."""
-    return _cached_worker(work).worker
+def close_workers() -> None:
+    """Close the worker that is open in this process, and give the memory of its model back to the device."""
+    while _opened:
+        _, opened = _opened.popitem()
+        opened.worker.close()
+        del opened
+    free_device_memory()
 
 
 def run_shard(work: ShardWork, shard: int) -> ShardRecord:
     """Make one shard from beginning to end: the task that any executor runs, anywhere, any number of times."""
-    worker = open_worker(work)
+    opened = open_worker(work)
     begun = time.monotonic()
-    computed = worker.compute(worker.load(shard))
-    return store_shard(work, worker, shard, computed, begun)
+    computed = opened.worker.compute(opened.worker.load(shard))
+    return store_shard(work, opened, shard, computed, begun)
 
 
-def store_shard(work: ShardWork, worker: ShardWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
+def store_shard(work: ShardWork, opened: OpenWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
     """Write a computed shard and then its record."""
-    digests, counts = worker.store(shard, computed)
-    opened = _cached_worker(work)
+    digests, counts = opened.worker.store(shard, computed)
     folder = opened.folder
     record = ShardRecord(
         shard=shard,

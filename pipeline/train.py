@@ -17,7 +17,7 @@ from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, DivergedError
-from lsmix.data.versioned import UNDECODABLE
+from lsmix.data.versioned import UNDECODABLE, read_small
 from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
@@ -76,7 +76,6 @@ def run(task: StageTask) -> Outcome:
             device=task.device,
             field="classifier.batch_size",
             value=task.config.batch_size,
-            attempt=trainer.try_batch,
         )
         with device_memory(batch):
             _train(task, trainer, dataset, source, metrics)
@@ -176,7 +175,7 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
     """
     path = folder / METRICS_FILE
     try:
-        metrics: list[EpochMetrics] = msgspec.json.decode(path.read_bytes(), type=_Metrics)
+        metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
     except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
     return metrics

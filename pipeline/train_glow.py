@@ -15,7 +15,7 @@ from msgspec import Meta
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, DivergedError
-from lsmix.data.versioned import UNDECODABLE
+from lsmix.data.versioned import UNDECODABLE, read_small
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
@@ -64,7 +64,7 @@ def run(task: StageTask) -> Outcome:
     with cpu_threads(task.config.threads):
         with device_memory(None, label=task.label, device=task.device):
             trainer, log = _restore(task, dataset)
-        with device_memory(_batch(task, trainer)):
+        with device_memory(_batch(task)):
             _train(task, trainer, dataset, log)
             return _publish(task, trainer, dataset, log)
 
@@ -93,16 +93,14 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     return trainer, log
 
 
-def _batch(task: StageTask, trainer: "FlowTrainer") -> BatchSetting:
+def _batch(task: StageTask) -> BatchSetting:
     training: FlowTraining = task.config.training
-    light = "flow.training.memory_light = true", lambda size: trainer.try_batch(size, memory_light=True)
     return BatchSetting(
         label=task.label,
         device=task.device,
         field="flow.training.batch_size",
         value=training.batch_size,
-        attempt=lambda size: trainer.try_batch(size, memory_light=training.memory_light),
-        others=() if training.memory_light else (light,),
+        others=() if training.memory_light else ("flow.training.memory_light = true",),
     )
 
 
@@ -122,7 +120,7 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             _save(task, trainer, log)
             raise
         try:
-            facts = trainer.step()
+            steps = trainer.steps(_steps_until_a_break(trainer, config))
         except DivergedError as error:
             kept = trainer.iteration - trainer.iteration % config.checkpoint_every
             checkpoint = f"The checkpoint at iteration {kept} is kept in {str(task.work)!r}. " if kept else ""
@@ -132,19 +130,28 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
         last = trainer.iteration == iterations
         look = last or trainer.iteration % config.evaluate_every == 0
         measures = _evaluate(trainer, dataset, config) if look else {}
-        log.append(
+        seconds = round(time.monotonic() - begun, 3)
+        log += [
             LogLine(
-                iteration=trainer.iteration,
+                iteration=facts.iteration + 1,
                 loss_bits_per_dim=facts.loss_bits_per_dim,
                 grad_norm=facts.grad_norm,
-                seconds=round(time.monotonic() - begun, 3),
-                **measures,
+                seconds=seconds,
+                **(measures if facts is steps[-1] else {}),
             )
-        )
+            for facts in steps
+        ]
         if last or trainer.iteration % config.checkpoint_every == 0:
             _save(task, trainer, log)
-        task.progress.advance(note=f"{facts.loss_bits_per_dim:.3f} bits/dim")
+        task.progress.advance(len(steps), note=f"{steps[-1].loss_bits_per_dim:.3f} bits/dim")
     task.progress.finish()
+
+
+def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
+    """Return how many steps to do before the next look at the trainer: measure, checkpoint, end, or wait for the device."""
+    done = trainer.iteration
+    breaks = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
+    return min(trainer.steps_together, config.training.iterations - done, *breaks)
 
 
 def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
@@ -190,7 +197,7 @@ def read_log(folder: Path) -> list[LogLine]:
     """
     path = folder / _LOG_FILE
     try:
-        return [msgspec.json.decode(line, type=LogLine) for line in path.read_bytes().splitlines()]
+        return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
     except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
 

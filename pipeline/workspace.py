@@ -4,19 +4,22 @@ What an artifact is called by is its key; the name is for people. So an artifact
 contents is found and used, whatever it is named.
 """
 
+import contextlib
+import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lsmix.data.errors import CorruptError, LsmixError
+from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME, Manifest, check_sizes, read_manifest
 from lsmix.pipeline.keys import SourceDigests
-from lsmix.pipeline.locks import artifact_lock
+from lsmix.pipeline.locks import artifact_lock, removal_lock
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import InputArtifact
 
-__all__ = ["STAGES", "Entry", "Workspace", "check_identity", "input_folders"]
+__all__ = ["STAGES", "Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
 
 STAGES = ("ingest", "train-glow", "encode", "mix", "train", "naturalness", "report")
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
@@ -81,34 +84,46 @@ class Workspace:
             CorruptError: it is there, but a file is missing or has another size, or its manifest is another artifact's.
         """
         for folder in sorted((self.root / stage).glob(f"*-{key}")):
-            if (folder / MANIFEST_NAME).is_file():
+            if not (folder / MANIFEST_NAME).is_file():
+                continue
+            try:
                 manifest = read_manifest(folder)
                 check_identity(str(folder), manifest, stage, key)
                 check_sizes(folder, manifest)
-                return InputArtifact(folder=folder, manifest=manifest)
+            except (CorruptError, MissingError):
+                if (folder / MANIFEST_NAME).is_file():  # else it was removed meanwhile
+                    raise
+                continue
+            return InputArtifact(folder=folder, manifest=manifest)
         return None
 
     def remove(self, folder: Path, key: str, label: str) -> None:
         """Remove an artifact or unfinished work, so that what is half removed is never read.
 
         Raises:
-            LockedError: another run works on it.
+            LockedError: another run works on it, or reads it.
         """
-        with artifact_lock(self.root, key, label):
+        with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest is no artifact
-            shutil.rmtree(folder)
+            while folder.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                    shutil.rmtree(folder)
 
     def folders(self, stage: str) -> Iterator[Path]:
         """Go through all folders of a stage, complete or not, oldest first."""
-        below = [path for path in (self.root / stage).glob("*-*") if path.is_dir()]
-        yield from sorted(below, key=lambda path: (path.stat().st_mtime_ns, path.name))
+        below = []
+        for path in (self.root / stage).glob("*-*"):
+            with contextlib.suppress(FileNotFoundError):  # others remove folders meanwhile
+                facts = path.stat()
+                if stat.S_ISDIR(facts.st_mode):
+                    below.append((facts.st_mtime_ns, path.name, path))
+        yield from (path for _, _, path in sorted(below))
 
     def entries(self, stage: str) -> Iterator[Entry]:
         """Go through all folders of a stage with their sizes, links excepted."""
         for folder in self.folders(stage):
             if not folder.is_symlink():
-                size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                yield Entry(folder.name, str(folder), size)
+                yield Entry(folder.name, str(folder), folder_bytes(folder))
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """Go through the complete artifacts of a stage, oldest first; unreadable ones are passed over."""
@@ -118,6 +133,16 @@ class Workspace:
                     yield folder, read_manifest(folder)
                 except LsmixError:
                     continue
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, from which others may remove some meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
 
 
 def check_identity(where: str, manifest: Manifest, stage: str, key: str) -> None:

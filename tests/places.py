@@ -49,8 +49,8 @@ def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
                 "state": np.zeros(count, np.uint8),
             },
         )
-    (folder / "empty.txt").touch()
-    (folder / "a name with spaces & ümlauts.txt").write_text("hello")
+    (folder / "samples.csv").touch()
+    (folder / "README.md").write_text("hello")
     files = record_files(folder)
     facts = {"stage": "mix", "stage_version": 1, "name": "mine", "key": "0123456789ab", "config": {}, "inputs": []}
     write_manifest(folder, Manifest(root=root_digest(files), files=files, **facts))

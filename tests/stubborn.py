@@ -37,6 +37,9 @@ class Worker:
         Path(self._folder, f"{shard}.bin").write_bytes(content)
         return {f"{shard}.bin": hashlib.sha256(content).hexdigest()}, {"shards": 1, "threads": _threads()}
 
+    def close(self):
+        pass
+
 
 def _threads():
     import torch

@@ -338,7 +338,7 @@ def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe
     shutil.rmtree(tiny_workspace / "train-glow")
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=[f"flow.path={moved}"])
     assert all(item.cached for item in result.built)
-    manifest = msgspec.structs.replace(read_manifest(moved), stage="mix")
+    manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
     (moved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
     with pytest.raises(FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Check 'flow\.path'"):
         run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])

@@ -235,7 +235,7 @@ def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
 
 def loading_blocks() -> list[str]:
     text = (ROOT / "pipeline" / "cards" / "card.md.j2").read_text(encoding="utf-8")
-    return re.findall(r"^```python\n(import \w+)", text, re.MULTILINE)
+    return re.findall(r"^```python\n(?:import sys\n\n)?(import \w+)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("place", range(4), ids=loading_blocks())
@@ -246,7 +246,7 @@ def test_the_code_that_loads_the_pool_runs(place: int, made: Path, monkeypatch: 
     assert len(code) == 4
     for module in re.findall(r"^(?:import|from) (\w+)", code[place], re.MULTILINE):
         pytest.importorskip(module)
-    monkeypatch.chdir(made)
+    monkeypatch.setattr("sys.argv", ["load.py", str(made)])
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         if "dask" in code[place]:
@@ -270,7 +270,7 @@ def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path: Path, m
     code = re.findall(
         r"^```python\n(.*?)^```", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
-    monkeypatch.chdir(folder)
+    monkeypatch.setattr("sys.argv", ["load.py", str(folder)])
     names: dict[str, Any] = {}
     exec(compile(code[0], "README.md", "exec"), names)
     assert names["targets"].shape[1] == 2

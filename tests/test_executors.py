@@ -1,10 +1,13 @@
 """Shards come out the same wherever they are made, and one that fails does not take the others with it."""
 
 import shutil
+import weakref
 
 import pytest
+import stubborn
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
+from lsmix.glow.flow import Flow
 from lsmix.pipeline import shards
 from lsmix.pipeline.api import run
 from lsmix.pipeline.encode import EncodeWorker
@@ -125,9 +128,12 @@ class Breaks:
         self._maybe("store", shard)
         return self._worker.store(shard, computed)
 
+    def close(self):
+        self._worker.close()
+
 
 def break_shards(monkeypatch, bad, where, error):
-    shards._cached_worker.cache_clear()  # this process may know the worker of another test
+    shards.close_workers()  # this process may know the worker of another test
     monkeypatch.setattr(
         "lsmix.pipeline.encode.EncodeWorker", lambda *words: Breaks(EncodeWorker(*words), bad, where, error)
     )
@@ -153,7 +159,7 @@ def test_a_failing_shard_is_set_aside_and_made_the_next_time(
     status = command("status", tiny_recipe, "--workspace", tiny_workspace)
     assert f"was interrupted: {5 - len(bad)} shards done" in status.out
 
-    shards._cached_worker.cache_clear()
+    shards.close_workers()
     made = []
     real = EncodeWorker.load
     monkeypatch.setattr(EncodeWorker, "load", lambda self, shard: made.append(shard) or real(self, shard))
@@ -209,3 +215,78 @@ def test_a_shard_longer_than_the_whole_is_cut_to_it(tiny_recipe, tiny_workspace)
     overrides = ["latents.shard_rows=1000000000000", "pools.lsmix.shard_rows=1000000000000"]
     result = run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", overrides=overrides)
     assert result["encode"].manifest.counts["shards"] == result["mix/lsmix"].manifest.counts["shards"] == 1
+
+
+def test_a_finished_stage_leaves_no_model_behind(tiny_recipe, tiny_workspace, monkeypatch):
+    seen, alive = [], []
+    real = EncodeWorker.close
+
+    def close(self):
+        seen.append("close")
+        alive.append(weakref.ref(self))
+        real(self)
+
+    def free():
+        seen.append("free")
+        assert all(worker() is None for worker in alive), "its memory cannot be given back yet"
+
+    monkeypatch.setattr(EncodeWorker, "close", close)
+    monkeypatch.setattr(shards, "free_device_memory", free)
+    monkeypatch.setattr(Flow, "forget_recordings", lambda _: seen.append("forget"))
+    run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu", force="encode")
+    assert seen[-3:] == ["close", "forget", "free"]
+    assert seen.count("close") == 1
+    assert not shards._opened
+
+
+def test_a_stage_that_fails_gives_back_what_its_model_recorded(tiny_recipe, tiny_workspace, monkeypatch):
+    forgotten = []
+    monkeypatch.setattr(Flow, "forget_recordings", lambda _: forgotten.append(len(shards._opened)))
+    monkeypatch.setattr(EncodeWorker, "compute", lambda *_: 1 / 0)
+    with pytest.raises(PartialError):
+        run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu", force="encode")
+    assert forgotten == [0]
+
+
+def stubborn_work(folder, **config):
+    return shards.write_spec(folder, shards.ShardSpec(module="stubborn", config=config, inputs={}, device="cpu"))
+
+
+def test_a_worker_that_is_given_another_stage_closes_the_model_before_it_opens_the_next(tmp_path, monkeypatch):
+    seen = []
+
+    def opened(folder, *_):
+        seen.append(f"open {folder.name}")
+        worker = stubborn.Worker(folder, {})
+        worker.close = lambda: seen.append(f"close {folder.name}")
+        return worker
+
+    monkeypatch.setattr(stubborn, "open_worker", opened)
+    monkeypatch.setattr(shards, "free_device_memory", lambda: seen.append("free"))
+    shards.close_workers()
+    seen.clear()
+    works = {}
+    for name in ("encode", "mix"):
+        (tmp_path / name).mkdir()
+        works[name] = stubborn_work(tmp_path / name)
+    for name, shard in (("encode", 0), ("encode", 1), ("mix", 0)):
+        shards.run_shard(works[name], shard)
+    shards.close_workers()
+    assert seen == ["free", "open encode", "close encode", "free", "open mix", "close mix", "free"]
+
+
+@late_sockets
+def test_dask_workers_close_their_models_when_a_stage_on_cards_ends(tmp_path, cluster, monkeypatch):
+    executor, _ = cluster
+    work = stubborn_work(tmp_path)
+
+    def open_models():
+        from lsmix.pipeline import shards as it
+
+        return len(it._opened)
+
+    for device, left in (("cpu", 1), ("cuda", 0)):
+        executor.run(work, range(8), lambda _: None)  # starts the cluster, where no test before did
+        monkeypatch.setattr(executor, "_device", device)
+        executor.run(work, range(8), lambda _: None)
+        assert max(executor._client.run(open_models).values()) == left, device

@@ -132,7 +132,7 @@ def test_a_level_is_its_steps_one_after_the_other(scale: Scale, gradients: bool)
 @pytest.mark.parametrize("rebuild", [False, True])
 def test_the_gradient_written_by_hand_is_that_of_the_steps(scale: Scale, rebuild: bool) -> None:
     level = _level(scale).double()
-    level.rebuild = rebuild
+    level.set_rebuild(rebuild)
     gradients = []
     for run in (level, lambda x: _by_its_steps(level, x)):
         level.zero_grad()
@@ -151,7 +151,7 @@ def test_the_gradient_written_by_hand_is_that_of_the_steps(scale: Scale, rebuild
 def test_rebuilding_keeps_nothing_between_the_levels_ends() -> None:
     def kept_numbers(steps: int) -> int:
         level = FlowLevel(CHANNELS, steps=steps, hidden=8, scale="tanh")
-        level.rebuild = True
+        level.set_rebuild(True)
         kept: list[torch.Tensor] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda x: x):
             level(_x(16).requires_grad_())

@@ -31,11 +31,11 @@ def pool_rows(rows):
     }
 
 
-def finish(folder, known=None):
+def finish(folder, known=None, stage="mix"):
     """Write the manifest, which makes an artifact complete."""
     files = record_files(folder, known=known)
     manifest = Manifest(
-        stage="mix",
+        stage=stage,
         stage_version=1,
         name="mine",
         key="0123456789ab",
@@ -260,7 +260,7 @@ def write_latents(folder, rows):
     for shard in range(store.shards):
         span = store.shard_range(shard)
         write_latent_shard(folder, shard, {n: c[span.start : span.stop] for n, c in latent_rows(rows).items()})
-    finish(folder)
+    finish(folder, stage="encode")
 
 
 def test_latents_give_back_what_was_written(tmp_path):
@@ -287,12 +287,12 @@ def test_pools_and_latents_are_not_taken_for_each_other(folder, tmp_path):
     with pytest.raises(MissingError, match="no columns at"):
         open_latents(folder)
     (folder / "pool.zarr").rename(folder / "latents.zarr")
-    finish(folder)
+    finish(folder, stage="encode")
     with pytest.raises(FormatError, match="holds no latents"):
         open_latents(folder)
     write_latents(tmp_path / "z", 4)
     path = tmp_path / "z/latents.zarr/zarr.json"
     path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 7'))
-    finish(tmp_path / "z")
+    finish(tmp_path / "z", stage="encode")
     with pytest.raises(FormatError, match="have format 7"):
         open_latents(tmp_path / "z")

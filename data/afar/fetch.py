@@ -131,7 +131,7 @@ def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
     """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     while True:
-        stream = os.fdopen(os.open(path, flags, 0o644), "r+b", buffering=0)
+        stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
             fcntl.flock(stream.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Between opening and locking, another may have given the file its final name or removed it.

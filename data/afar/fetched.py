@@ -288,7 +288,7 @@ def _shared(path: Path, wait: Callable[[], None]) -> IO[bytes]:
     """Return a copy's lock file, locked so that others may read the copy too, and nobody may change it."""
     while True:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        stream = os.fdopen(os.open(path, flags, 0o644), "r+b", buffering=0)
+        stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
             try:
                 fcntl.flock(stream.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)

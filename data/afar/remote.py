@@ -63,11 +63,14 @@ class Place(Protocol):
     def names(self, folder: str) -> list[str]:
         """Return the names of the folders in a folder, sorted; none where it is not there."""
 
+    def entries(self) -> list[str]:
+        """Return the names of all files and folders that lie directly here, sorted."""
+
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
 
     def remove(self, path: str) -> None:
-        """Remove a file, if it is there."""
+        """Remove a file, if it is there, and the folder in this place that it leaves empty."""
 
 
 def local_folder(place: Path | str) -> Path | None:
@@ -173,7 +176,9 @@ class _Folder:
         if not file.is_file():
             raise MissingError(f"{str(file)!r} is not there.")
         if file.stat().st_size > most_bytes:
-            raise CorruptError(f"{str(file)!r} has {file.stat().st_size} bytes, at most {most_bytes} are possible.")
+            raise CorruptError(
+                f"{str(file)!r} has {file.stat().st_size} bytes, and lsmix reads at most {most_bytes} of it."
+            )
         return file.read_bytes()
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
@@ -185,6 +190,7 @@ class _Folder:
                 yield block
 
     def write(self, path: str, source: Path) -> None:
+        self._refuse_links(path)
         with (
             durable_path(self._folder / path) as beside,
             beside.open("wb") as file,
@@ -195,7 +201,23 @@ class _Folder:
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
-        return self.size(path) == size and sha256_file(self._folder / path) == sha256
+        self._refuse_links(path)
+        file = self._folder / path
+        return not file.is_symlink() and self.size(path) == size and sha256_file(file) == sha256
+
+    def _refuse_links(self, path: str) -> None:
+        """Raise RecipeError if a folder in the path is a link, by which a file would be written elsewhere."""
+        for parent in Path(path).parents:
+            if (self._folder / parent).is_symlink() and parent != Path():
+                raise RecipeError(
+                    f"{str(self._folder / parent)!r} is a link, and lsmix writes to no folder through one. Remove it, or "
+                    "choose another folder."
+                )
+
+    def entries(self) -> list[str]:
+        if self._folder.exists() and not self._folder.is_dir():
+            raise RecipeError(f"{str(self._folder)!r} is no folder. Choose another.")
+        return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
 
     def names(self, folder: str) -> list[str]:
         home = self._folder / folder
@@ -207,7 +229,11 @@ class _Folder:
         return {path.relative_to(home).as_posix(): path.stat().st_size for path in files}
 
     def remove(self, path: str) -> None:
+        self._refuse_links(path)
         (self._folder / path).unlink(missing_ok=True)
+        if "/" in path:
+            with suppress(OSError):  # it holds something else
+                (self._folder / path).parent.rmdir()
 
 
 class _Web:
@@ -230,7 +256,9 @@ class _Web:
                 raise MissingError(f"{self._file(path)!r} is not there.")
             content = b"".join(_blocks(answer, most_bytes + 1))
             if len(content) > most_bytes:
-                raise CorruptError(f"{self._file(path)!r} has more than {most_bytes} bytes, which cannot be.")
+                raise CorruptError(
+                    f"{self._file(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+                )
             if answer.length:  # what was announced and did not come
                 raise Interruption(f"the connection ended {answer.length} bytes early")
             return content
@@ -256,6 +284,10 @@ class _Web:
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         check_writable(self.url)
         return False
+
+    def entries(self) -> list[str]:
+        check_writable(self.url)
+        return []
 
     def names(self, folder: str) -> list[str]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
@@ -331,7 +363,9 @@ class _FileSystem:
         with self._told(path):
             content: bytes = self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1)
         if len(content) > most_bytes:
-            raise CorruptError(f"{self.url + '/' + path!r} has more than {most_bytes} bytes, which cannot be.")
+            raise CorruptError(
+                f"{self.url + '/' + path!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+            )
         return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
@@ -364,6 +398,11 @@ class _FileSystem:
         for block in self.stream(path, 0, size):
             digest.update(block)
         return digest.hexdigest() == sha256
+
+    def entries(self) -> list[str]:
+        home = self._file("").strip("/")
+        found = (name.strip("/") for name in self._listing("", deep=False))
+        return sorted({name.removeprefix(home).strip("/").partition("/")[0] for name in found if name != home})
 
     def names(self, folder: str) -> list[str]:
         home = self._file(folder).strip("/")

@@ -15,7 +15,7 @@ from lsmix.data.afar.fetch import patiently
 from lsmix.data.afar.file_cache import FileCache, cache_folder
 from lsmix.data.afar.remote import Place, fetch_manifest, open_place
 from lsmix.data.column_reader import ColumnReader
-from lsmix.data.columns import METADATA_NAME, ColumnStore, open_store
+from lsmix.data.columns import ARRAY_BYTES, GROUP_BYTES, METADATA_NAME, MOST_COLUMNS, ColumnStore, open_store
 from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.manifest import FileRecord, Manifest
 from lsmix.data.shard import shard_bytes
@@ -23,7 +23,7 @@ from lsmix.data.shard import shard_bytes
 __all__ = ["open_remote_columns"]
 
 _JOBS = 4  # shards on their way at a time
-_MOST_METADATA_BYTES = 16 << 20
+_MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
 _MOST_OPEN = 128
 
 
@@ -102,8 +102,10 @@ def _open_metadata(
     if METADATA_NAME not in records:
         raise MissingError(f"no columns {name!r} in the artifact at {place.url!r}: {METADATA_NAME} is not listed.")
     metadata = {path: record for path, record in records.items() if path.rpartition("/")[2] == METADATA_NAME}
-    if sum(record.bytes for record in metadata.values()) > _MOST_METADATA_BYTES:
-        raise CorruptError(f"the metadata at {place.url!r} is larger than any could be. Do not use it.")
+    if (size := sum(record.bytes for record in metadata.values())) > _MOST_METADATA_BYTES:
+        raise CorruptError(
+            f"the metadata at {place.url!r} has {size} bytes, and lsmix reads at most {_MOST_METADATA_BYTES}. Do not use it."
+        )
     with tempfile.TemporaryDirectory(prefix="lsmix-") as folder:
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
             contents = pool.map(lambda record: _content(cache, place, record), metadata.values())

@@ -4,6 +4,7 @@ The one rule: a place is not asked what lies there; what the record and SHA256SU
 """
 
 import hashlib
+import io
 from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
@@ -18,7 +19,7 @@ from lsmix.data.manifest import FileRecord, check_listing
 __all__ = ["export_listing"]
 
 _JOBS = 4  # sizes that are asked for at a time
-_MOST_SUMS_BYTES = 1 << 28  # some two million files
+_MOST_SUMS_BYTES = 1 << 26  # some 600,000 files
 
 
 def export_listing(place: Place) -> Listing:
@@ -48,10 +49,10 @@ def export_listing(place: Place) -> Listing:
 
 def _sized(place: Place, record: ExportRecord, sums: bytes) -> list[FileRecord]:
     """Return the listed files with the sizes that the place tells; together they must be those of the record."""
-    lines = sums.decode(errors="replace").split("\n")
+    lines = io.TextIOWrapper(io.BytesIO(sums), encoding="utf-8", errors="replace", newline="\n")
     listed = [
         FileRecord(path=path, bytes=0, sha256=digest, payload=True)
-        for digest, path in parse_sums((line for line in lines if line), place.url)
+        for digest, path in parse_sums(lines, place.url, record.format)
     ]
     check_listing(f"{place.url}/{SUMS_NAME}", listed)  # before anything is asked for by a path in it
     with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-sizes") as pool:

@@ -29,6 +29,7 @@ from lsmix.data.manifest import (
     Manifest,
     check_sizes,
     read_manifest,
+    root_digest,
     verify_files,
     write_manifest,
 )
@@ -48,6 +49,8 @@ _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a folder that is being fetched
 _LOCK = "lock"
+_BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
+_OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +82,19 @@ class Listing(NamedTuple):
         return sum(record.bytes for record in self.files)
 
 
-def push_artifact(folder: Path, url: str, meter: Meter) -> Transfer:
+def push_artifact(folder: Path, url: str, meter: Meter, *, owned: bool = False) -> Transfer:
     """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
+
+    Args:
+        folder: the artifact.
+        url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
+        meter: is told how many bytes are there.
+        owned: whether the folder at ``url`` is this artifact's own in a workspace, so that shards may lie there already.
 
     Raises:
         MissingError: there is no artifact in ``folder``.
         CorruptError: a file here is damaged, or arrives damaged, twice.
-        RecipeError: another artifact lies at ``url``, or nothing can be sent there.
+        RecipeError: something else lies at ``url``, or nothing can be sent there.
         DownloadError: the place cannot be reached; what was sent counts the next time.
     """
     manifest = read_manifest(folder)
@@ -98,13 +107,59 @@ def push_artifact(folder: Path, url: str, meter: Meter) -> Transfer:
             f"{manifest.root[:12]}. Choose another URL, or remove it there first."
         )
 
+    note = _note(manifest)
+    if there is None and not owned:
+        _begin_push(place, note)
+
     def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
         return _send(place, folder, record, tell)
 
     moved = _in_parallel(manifest.files, send, meter, f"push {manifest.name}")
     if there is None:
+        if not owned:
+            _check_begun(place, note)
         _send_manifest(place, folder)
+    if not owned:
+        patiently(repr(place.url), lambda: place.remove(_BEGUN))
     return _facts(manifest, folder, place.url, moved)
+
+
+def _note(manifest: Manifest) -> bytes:
+    """Return what tells an artifact from every other at a place, cards included."""
+    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
+    return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
+
+
+def _begin_push(place: Place, note: bytes) -> None:
+    """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
+
+    Raises:
+        RecipeError: something else lies there.
+    """
+    found = patiently(repr(place.url), place.entries)
+    if WORK_FOLDER in found and patiently(repr(place.url), lambda: place.size(_BEGUN)) is not None:
+        return _check_begun(place, note)
+    if others := set(found) - {WORK_FOLDER, _OF_HUB}:
+        raise RecipeError(
+            f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
+            "folder."
+        )
+    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
+        source = Path(scratch, "note")
+        source.write_bytes(note)
+        patiently(repr(place.url), lambda: place.write(_BEGUN, source))
+    return _check_begun(place, note)  # somebody else may have begun at the same time
+
+
+def _check_begun(place: Place, note: bytes) -> None:
+    try:
+        same = patiently(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
+    except (MissingError, CorruptError):
+        same = False
+    if not same:
+        raise RecipeError(
+            f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
+        )
 
 
 def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> list[str]:

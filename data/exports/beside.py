@@ -59,7 +59,7 @@ def _claim(part: Path) -> int:
         raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
     part.mkdir(exist_ok=True)
     try:
-        handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+        handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     except OSError:
         with contextlib.suppress(OSError):
             part.rmdir()

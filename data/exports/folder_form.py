@@ -61,5 +61,5 @@ FOLDER_FORM = ExportForm(
     write=_write,
     encodes=True,
     row_overhead_bytes=1024,
-    loads_with='torchvision.datasets.ImageFolder("images")',
+    loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',
 )

@@ -51,4 +51,4 @@ class ExportForm:
     write: Callable[[ExportJob], Iterator[Path]]
     encodes: bool  # whether it holds image files, so that ``encoding`` counts
     row_overhead_bytes: int  # of a row beyond its pixels and numbers, about
-    loads_with: str  # a line of Python that reads it, for the export's README
+    loads_with: str  # a line of Python that reads it from ``folder``, for the export's README

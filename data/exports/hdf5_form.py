@@ -122,5 +122,5 @@ HDF5_FORM = ExportForm(
     write=_write,
     encodes=False,
     row_overhead_bytes=0,
-    loads_with='h5py.File("pool-00000.h5")["image"][:8]',
+    loads_with='h5py.File(f"{folder}/pool-00000.h5")["image"][:8]',
 )

@@ -59,5 +59,5 @@ NPZ_FORM = ExportForm(
     write=_write,
     encodes=False,
     row_overhead_bytes=0,
-    loads_with='numpy.load("pool-00000.npz")["image"][:8]',
+    loads_with='numpy.load(f"{folder}/pool-00000.npz")["image"][:8]',
 )

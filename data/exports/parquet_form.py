@@ -213,5 +213,5 @@ PARQUET_FORM = ExportForm(
     write=_write,
     encodes=True,
     row_overhead_bytes=256,
-    loads_with='datasets.load_dataset("parquet", data_files="pool-*.parquet")',
+    loads_with='datasets.load_dataset("parquet", data_files=f"{folder}/pool-*.parquet")',
 )

@@ -17,6 +17,7 @@ _TEXT = """\
 # A pool of mixed images
 
 {images} images of {height}×{width}×{channels}, each mixed from training images of the base set; made and exported by lsmix.
+To read them, start Python in another folder, set `folder` to the path of this one, and import the package named here:
 
     {loads_with}
 

@@ -7,10 +7,11 @@ their own, which ``sha256sum -c`` reads too; the record has that file's checksum
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 
 import msgspec
 
+from lsmix.data.artifact_files import is_expected_export_path
 from lsmix.data.durable import sha256_file, write_durably
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.facts import ExportFacts
@@ -33,7 +34,7 @@ __all__ = [
 RECORD_NAME: Final = "lsmix-export.json"
 SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
-MOST_RECORD_BYTES: Final = 1 << 27
+MOST_RECORD_BYTES: Final = 1 << 26  # a pool's corrupted rows, some 14 bytes each
 _HEX_DIGITS = 64
 _MAX_LINE = 4096  # of a checksum and a path
 
@@ -94,7 +95,9 @@ def read_record(folder: Path) -> ExportRecord:
     if not path.is_file():
         raise MissingError(f"{str(folder)!r} has no {RECORD_NAME}: it is no export of a pool, or not whole.")
     if path.stat().st_size > MOST_RECORD_BYTES:
-        raise CorruptError(f"{str(path)!r} has {path.stat().st_size} bytes, which no record has. Do not use it.")
+        raise CorruptError(
+            f"{str(path)!r} has {path.stat().st_size} bytes, and lsmix reads at most {MOST_RECORD_BYTES}. Do not use it."
+        )
     return parse_record(path.read_bytes(), str(folder))
 
 
@@ -129,7 +132,7 @@ def verify_export(folder: Path) -> dict[str, Any]:
     if not (folder / SUMS_NAME).is_file() or sha256_file(folder / SUMS_NAME) != record.sums_sha256:
         raise CorruptError(f"{str(folder / SUMS_NAME)!r} is missing or altered. Fetch or export it again.")
     count, size = 0, 0
-    for digest, name in _listed(folder):
+    for digest, name in _listed(folder, record.format):
         path = folder / name
         if not path.is_file():
             raise CorruptError(f"{str(path)!r} is missing, or no plain file. Fetch or export it again.")
@@ -167,22 +170,31 @@ def _first_link(folder: Path) -> Path | None:
     return None
 
 
-def _listed(folder: Path) -> Iterator[tuple[str, str]]:
+def _listed(folder: Path, form: str) -> Iterator[tuple[str, str]]:
     with (folder / SUMS_NAME).open(encoding="utf-8", errors="replace") as lines:
-        yield from parse_sums(iter(lambda: lines.readline(_MAX_LINE), ""), str(folder))
+        yield from parse_sums(lines, str(folder), form)
 
 
-def parse_sums(lines: Iterable[str], where: str) -> Iterator[tuple[str, str]]:
-    """Go through (SHA-256, path) of SHA256SUMS; ``where`` is the export's folder or URL, for messages.
+def parse_sums(lines: IO[str], where: str, form: str) -> Iterator[tuple[str, str]]:
+    """Go through (SHA-256, path) of SHA256SUMS.
+
+    Args:
+        lines: the file's text.
+        where: the export's folder or URL, for messages.
+        form: the export's format.
 
     Raises:
-        CorruptError: at a line that is no checksum, or a path that could lead out of the folder.
+        CorruptError: at a line that is no checksum, or a path that could lead out of the folder or that no export in this
+            format has.
     """
-    for line in lines:
+    for line in iter(lambda: lines.readline(_MAX_LINE), ""):
         digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].removesuffix("\n")
         parts = name.split("/")
         odd = len(line) >= _MAX_LINE or not name.isprintable() or any(len(part.encode()) > 255 for part in parts)
         if odd or line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} has the line {line[:200]!r}, which is no checksum.")
+        if not is_expected_export_path(form, name):
+            path = f"{where}/{SUMS_NAME}"
+            raise CorruptError(f"{path!r} lists {name!r}, which no export as {form!r} has. Do not use this export.")
         yield digest, name

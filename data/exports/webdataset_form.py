@@ -51,5 +51,7 @@ WEBDATASET_FORM = ExportForm(
     write=_write,
     encodes=True,
     row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
-    loads_with='webdataset.WebDataset("pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")',
+    loads_with=(
+        'webdataset.WebDataset(f"{folder}/pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")'
+    ),
 )

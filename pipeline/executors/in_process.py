@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from lsmix.pipeline.executors.executor import Failures, Report
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.shards import ShardRecord, ShardWork, open_worker, store_shard
+from lsmix.pipeline.shards import ShardRecord, ShardWork, close_workers, open_worker, store_shard
 
 __all__ = ["InProcessExecutor"]
 
@@ -26,10 +26,17 @@ class InProcessExecutor:
         return device
 
     def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        """Make the shards; an interruption lets the shard being written be written."""
+        """Make the shards; an interruption lets the shard being written be written. The model is closed at the end."""
         if not shards:
             return
-        worker = open_worker(work)
+        try:
+            self._run(work, shards, report)
+        finally:
+            close_workers()  # or the next stage would have less of the device's memory
+
+    def _run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
+        opened = open_worker(work)
+        worker = opened.worker
         failures = Failures(work, len(shards))
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
             ahead: Future[Any] = loading.submit(worker.load, shards[0])
@@ -48,7 +55,7 @@ class InProcessExecutor:
                         with failures.of(before[0]):
                             report(before[1].result())
                     if computed is not None:
-                        stored = shard, storing.submit(store_shard, work, worker, shard, computed, begun)
+                        stored = shard, storing.submit(store_shard, work, opened, shard, computed, begun)
             finally:
                 ahead.cancel()
                 if stored:

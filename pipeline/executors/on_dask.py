@@ -15,7 +15,7 @@ from typing import Any, Self
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.pipeline.executors.executor import Failures, Report
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.shards import ShardRecord, ShardWork, run_shard
+from lsmix.pipeline.shards import ShardRecord, ShardWork, close_workers, run_shard
 
 __all__ = ["DaskExecutor"]
 
@@ -112,6 +112,8 @@ class DaskExecutor:
             self._go_through(client, work, [shard], settle)
         for shard in suspects:
             failures.add(shard, RuntimeError("each worker that took it died, so it is left out"))
+        if self._device.startswith("cuda") and not self._scheduler:
+            client.run(close_workers, on_error="ignore")  # or the next stage would have less of the cards' memory
         failures.tell()
 
     def _go_through(

@@ -10,7 +10,7 @@ import msgspec
 
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, MissingError
-from lsmix.data.versioned import UNDECODABLE, decode_versioned
+from lsmix.data.versioned import UNDECODABLE, decode_versioned, read_small
 
 __all__ = ["NATURALNESS_FILE", "Interval", "Naturalness", "SampleFacts", "read_naturalness", "write_naturalness"]
 
@@ -87,6 +87,6 @@ def read_naturalness(folder: Path) -> Naturalness:
         raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
     try:
         remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
-        return decode_versioned(path.read_bytes(), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+        return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
     except UNDECODABLE as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
