@@ -29,7 +29,7 @@ _SECTIONS: dict[str, tuple[Callable[[Bench], None], float]] = {
     "flow: TF32 in both directions": (Bench.tf32, 10.0),
     "fused convolution, bias and ReLU": (Bench.fused, 10.0),
     "classifier: training step": (Bench.classifiers, 45.0),
-    "mix stage, disk to disk": (Bench.mix_stage, 30.0),
+    "mix stage, disk to disk": (Bench.mix_stage, 35.0),
     "kernel profiles": (Bench.profiles, 25.0),
 }
 

@@ -12,6 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional
+
+from benchmarks import roofline
+from benchmarks.pools import smooth_images
+from benchmarks.sections import Results
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.training import ClassifierTrainer
 from lsmix.data.array_loader import ArrayLoader
@@ -22,11 +27,6 @@ from lsmix.glow.flow import Flow, exact_arithmetic
 from lsmix.glow.latent_order import join_parts, split_parts
 from lsmix.glow.pixels import dequantise, draw_noise, quantise
 from lsmix.glow.training import FlowTrainer, augment
-from torch.nn import functional
-
-from benchmarks import roofline
-from benchmarks.pools import smooth_images
-from benchmarks.sections import Results
 
 __all__ = ["FULL", "TINY", "Bench", "Size", "tf32_round_trips"]
 
@@ -65,7 +65,7 @@ FULL = Size(
     width=128,
     class_batch=128,
     class_updates=16,
-    mixed=50_000,
+    mixed=25_000,
 )
 TINY = Size(
     steps=1,
@@ -108,14 +108,14 @@ class Bench:
     def training(self) -> None:
         """A step in each precision and memory-light, and what it is made of."""
         size, add = self.size, self.results.add
-        for _ in range(2):
-            self._trainer("float32").step()
         for precision, light in (("float32", False), ("tf32", False), ("bf16", False), ("float32", True)):
             trainer = self._trainer(precision, light=light)
+            together = trainer.steps_together  # as the stage does them: the host runs ahead of the device
             self._reset_peak()
-            step = self._timed(trainer.step, warm=3)
+            step = self._timed(lambda t=trainer, n=together: t.steps(n), 4, warm=1) / together
             name = f"step, {precision}{', memory-light' if light else ''}, batch {size.train_batch}"
-            details = {"busy_ms": self._busy_ms(trainer.step), "peak_MiB": self._peak_mib()}
+            details = {"busy_ms": self._busy_ms(lambda t=trainer, n=together: t.steps(n)) / together}
+            details |= {"steps_together": together, "peak_MiB": self._peak_mib()}
             add(name, step, "ms", None if light else roofline.flow_step_ms(precision), **details)
         parameters = list(self.flow.parameters())
         adam = torch.optim.Adam(parameters, lr=0.0, fused=True)
@@ -127,9 +127,7 @@ class Bench:
         }
         for name, work in pieces.items():
             add(f"of a step: {name}", self._timed(work), "ms")
-        trainer = self._trainer("float32")
-        for _ in range(size.trained):
-            trainer.step()
+        self._trainer("float32").steps(size.trained)
 
     def _trainer(self, precision: Any, *, light: bool = False) -> FlowTrainer:
         settings = FlowTraining(
@@ -237,13 +235,11 @@ class Bench:
                 loader = ArrayLoader(images, labels, size.class_batch)
                 self._reset_peak()
                 took = self._timed(lambda t=trainer, source=loader: t.run_epoch(source), 2, warm=1) / size.class_updates
-                evaluated = self._timed(lambda t=trainer: t.evaluate(images, labels), 1, warm=0)
                 self.results.add(
                     f"{architecture}, {precision}, batch {size.class_batch}",
                     took,
                     "ms a step",
                     roofline.classifier_step_ms(architecture, precision),
-                    evaluated_images_per_s=1e3 * len(images) / evaluated,
                     peak_MiB=self._peak_mib(),
                 )
 
@@ -346,10 +342,11 @@ def _device_ms(profile: Any) -> float:
 def _fused(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Convolve, add the bias and apply ReLU in one kernel of cuDNN, or of oneDNN on the CPU."""
     pad = [weight.shape[2] // 2] * 2
+    result: torch.Tensor
     if x.device.type == "cuda":
-        result: torch.Tensor = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, [1, 1], pad, [1, 1], 1)
-        return result
-    result = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, pad, [1, 1], [1, 1], 1, "relu", [], "")
+        result = torch.ops.aten.cudnn_convolution_relu(x, weight, bias, [1, 1], pad, [1, 1], 1)
+    else:
+        result = torch.ops.mkldnn._convolution_pointwise(x, weight, bias, pad, [1, 1], [1, 1], 1, "relu", [], "")
     return result
 
 

@@ -78,7 +78,7 @@ class Results:
                 self._open["status"] = "done"
             except _OverBudgetError:
                 self._open["status"] = f"cut after {max(seconds, 0):.0f} s: over its time budget"
-            except Exception:
+            except Exception:  # noqa: BLE001 - whatever fails is recorded, and the other sections go on
                 self._open["status"] = "failed"
                 self._open["traceback"] = traceback.format_exc()
             except BaseException:  # an interrupt: nobody measures on, and the section is not a result
