@@ -49,7 +49,7 @@ def main(words: list[str]) -> int:
         about["size"] = "toy size on the CPU: the figures mean nothing"
     results = Results(folder, f"First run on {about['device']}", about)
     if not options.no_tests:
-        results.section("tests marked gpu", lambda: _test(results), seconds=_TEST_SECONDS)
+        results.section("tests marked gpu", lambda: _test(results, tiny=options.tiny), seconds=_TEST_SECONDS)
     bench = Bench(results, device, TINY if options.tiny else FULL)
     end = time.monotonic() + 60.0 * options.minutes
     for name, (work, seconds) in _SECTIONS.items():
@@ -81,12 +81,13 @@ def require_cuda() -> str:
     return "cuda"
 
 
-def _test(results: Results) -> None:
+def _test(results: Results, *, tiny: bool) -> None:
     """Run the tests that are marked gpu, in a process of their own; their output goes to tests.txt.
 
     Only files that have the mark are collected: a machine with a GPU may lack what the others import.
     """
     marked = [path for path in sorted((_ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
+    marked = marked[:1] if tiny else marked
     words = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8"]
     done = subprocess.run(
         [sys.executable, *words, "--continue-on-collection-errors", *map(str, marked)],

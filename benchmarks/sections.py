@@ -66,7 +66,13 @@ class Results:
         A failure is recorded with its traceback, and warnings with their text.
         """
         self.say(f"\n{name}")
-        self._open = self.sections[name] = {"status": "running", "seconds": 0.0, "rows": [], "warnings": []}
+        self._open = self.sections[name] = {
+            "status": "running",
+            "device": self.about.get("device", ""),  # a later call may run on another
+            "seconds": 0.0,
+            "rows": [],
+            "warnings": [],
+        }
         begun = time.monotonic()
         with warnings.catch_warnings(record=True) as seen:
             warnings.simplefilter("default")
@@ -106,7 +112,7 @@ class Results:
     def _markdown(self) -> str:
         lines = [f"# {self.title}", "", *(f"- {name}: {value}" for name, value in self.about.items())]
         for name, section in self.sections.items():
-            lines += ["", f"## {name}", "", f"{section['status']}, {section['seconds']:.1f} s"]
+            lines += ["", f"## {name}", "", f"{section['status']}, {section['seconds']:.1f} s, {section['device']}"]
             if section["rows"]:
                 lines += ["", "| | measured | predicted | measured / predicted | details |", "|---|---:|---:|---:|---|"]
                 lines += [_line(row) for row in section["rows"]]
