@@ -13,6 +13,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import check_file
 
 __all__ = ["IMAGE_ENDINGS", "ImageDecoder"]
 
@@ -79,6 +80,7 @@ class ImageDecoder:
 
 
 def _content(path: Path, name: str) -> bytes:
+    check_file(path)
     with path.open("rb") as file:
         content = file.read(_MAX_FILE_BYTES + 1)
     if len(content) > _MAX_FILE_BYTES:
