@@ -164,14 +164,15 @@ def _check_chunks(where: str, item: Any, plist: Any, file_bytes: int) -> None:
     chunk = math.prod(map(int, item.chunks)) * item.id.get_type().get_size()
     packer = next((code for code in codes if code in _UNPACKED_SIZES), None)
     after = codes[codes.index(packer) + 1 :] if packer is not None else []
-    if not set(codes) <= _FILTERS or len(set(codes)) < len(codes) or set(_UNPACKED_SIZES) <= set(codes):
+    odd = len(set(codes)) < len(codes) or set(_UNPACKED_SIZES) <= set(codes)
+    if not set(codes) <= _FILTERS or odd or after not in ([], [h5py.h5z.FILTER_FLETCHER32]):
         raise SourceError(
-            f"{where} is stored through filters that are not read here; gzip or lzf, shuffle and fletcher32 are. Write it again."
-        )
-    if chunk > _MAX_CHUNK_BYTES or after not in ([], [h5py.h5z.FILTER_FLETCHER32]):
-        raise SourceError(
-            f"{where} has chunks of {chunk} bytes, of which at most {_MAX_CHUNK_BYTES} are read, or an odd order of filters. "
+            f"{where} is stored through filters that are not read here; shuffle, then gzip or lzf, then fletcher32 are. "
             "Write it again."
+        )
+    if chunk > _MAX_CHUNK_BYTES:
+        raise SourceError(
+            f"{where} has chunks of {chunk} bytes; at most {_MAX_CHUNK_BYTES} are read. Write it again with smaller chunks."
         )
     for code, _, values, _ in filters:
         # The third value of LZF is the size that it sets aside for a chunk.
