@@ -311,7 +311,7 @@ def huge_chunk(file, outside):
         (external_link, "links 'images' to another place"),
         (soft_link, "links 'images' to another place"),
         (huge, "would take 27487790694400 bytes"),
-        (huge_chunk, "was never written whole"),
+        (huge_chunk, "would take 1073741824 bytes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
