@@ -20,6 +20,7 @@ from lsmix.data.exports.record import is_export, read_record
 from lsmix.data.exports.rows import Block, ColumnDigests
 from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.pool import PLAN_NAME, POOL_NAME, create_pool, open_pool, pool_columns, pool_store, write_pool_shard
+from lsmix.data.readers.source_images import check_file
 
 __all__ = ["ImportedPool", "read_export"]
 
@@ -67,6 +68,8 @@ def read_export(
         DiskSpaceError: the pool would not fit on the disk.
     """
     found = _find(source)
+    for file in found.files:
+        check_file(file)
     with found.reader.opened(found.files[0]) as first:
         facts = first.facts
     row_bytes = _check_facts(facts, found.files[0])

@@ -15,7 +15,7 @@ from lsmix.data.readers.hdf5 import HDF5
 from lsmix.data.readers.image_folder import IMAGE_FOLDER
 from lsmix.data.readers.npz import NPZ
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import PublishedData, SourceFormat
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
 from lsmix.data.readers.svhn import SVHN
 from lsmix.data.readers.tiny_imagenet import TINY_IMAGENET
 
@@ -75,7 +75,10 @@ def source_files(config: SourceConfig) -> list[Path]:
     Raises:
         RecipeError, MissingError, SourceError: as ``read_source``.
     """
-    return _resolve(config).files(_path(config))
+    files = _resolve(config).files(_path(config))
+    for file in files:
+        check_file(file)
+    return files
 
 
 def source_version(config: SourceConfig) -> str:
@@ -125,6 +128,7 @@ def _detect(config: SourceConfig) -> SourceFormat:
             'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
         )
     path = _path(config)
+    check_file(path)
     if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
         fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
         raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")
