@@ -16,8 +16,8 @@ from typing import Annotated
 import msgspec
 
 from lsmix.data.errors import LockedError
+from lsmix.data.printable import printable
 from lsmix.data.versioned import UNDECODABLE
-from lsmix.pipeline.printable import printable
 
 __all__ = ["Owner", "OwnerNote", "artifact_lock", "working_owners"]
 

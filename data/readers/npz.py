@@ -5,6 +5,7 @@ never read.
 """
 
 import math
+import sys
 import tokenize
 import zipfile
 from pathlib import Path
@@ -75,6 +76,11 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
         raise SourceError(
             f"{_NAMES!r} of {str(path)!r} must be a one-dimensional array of text; got {names.dtype} of shape "
             f"{names.shape}. Save numpy.array([...names...])."
+        )
+    # NumPy does not check the numbers of characters, and makes of larger ones strings that break Python.
+    if (names.view(f"{names.dtype.str[0]}u4") > sys.maxunicode).any():
+        raise SourceError(
+            f"{_NAMES!r} of {str(path)!r} is no text: it holds numbers that no character has. Write the names again."
         )
     return tuple(names.tolist())
 
