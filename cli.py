@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmix.data.errors import LsmixError, StaleError
+from lsmix.data.printable import printable, printable_json
 from lsmix.pipeline.lines import (
     fact_lines,
     garbage_lines,
@@ -23,7 +24,6 @@ from lsmix.pipeline.lines import (
     transfer_lines,
     verify_lines,
 )
-from lsmix.pipeline.printable import printable, printable_json
 from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ __all__ = ["CNN13", "build_classifier", "check_architecture", "cost_per_pixel"]
 
 CNN13: Final = "cnn-13"  # the one of the paper, Table 5
 _KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
+_MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
 _WRN = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read what a stranger made
@@ -128,10 +129,10 @@ def _foreign(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.
 
 def _depth_and_widening(name: str) -> tuple[int, int]:
     _, depth, widening = name.split("-")
-    if int(depth) < 10 or (int(depth) - 4) % 6 or not int(widening):
+    if not 10 <= int(depth) <= _MOST_DEPTH or (int(depth) - 4) % 6 or not 1 <= int(widening) <= _MOST_WIDENING:
         raise RecipeError(
-            f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …) and K at least 1, "
-            "as in 'wrn-28-10'."
+            f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …, {_MOST_DEPTH}) and K 1 to "
+            f"{_MOST_WIDENING}, as in 'wrn-28-10'."
         )
     return int(depth), int(widening)
 

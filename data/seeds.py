@@ -6,10 +6,16 @@ from a shared stream, so the plan is the same however the work is split, resumed
 
 import hashlib
 import json
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
-__all__ = ["generator", "torch_seed"]
+__all__ = ["Seed", "generator", "torch_seed"]
+
+Seed = Annotated[
+    int, msgspec.Meta(ge=0, le=2**53 - 1)
+]  # as a recipe says it; larger ones lose digits in many JSON readers
 
 
 def _digest(seed: int, words: tuple[str | int, ...]) -> bytes:

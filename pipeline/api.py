@@ -11,7 +11,7 @@ from lsmix.data.afar.fetched import as_told, fetched_artifact, fresh_copy, namin
 from lsmix.data.afar.remote import local_folder, local_target
 from lsmix.data.afar.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
-from lsmix.data.durable import write_durably
+from lsmix.data.durable import check_replaceable, write_durably
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
@@ -273,6 +273,7 @@ def figure(
     target = local_target(target, "a figure")
     if not target.parent.is_dir():
         raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
+    check_replaceable(target)
     asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
     encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
     result = run(recipe, **asked, device=device, **options)

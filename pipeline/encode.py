@@ -16,10 +16,20 @@ from msgspec import Meta
 from lsmix.data.columns import ColumnStore
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
+from lsmix.data.seeds import Seed
 from lsmix.pipeline.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE, origin_of
 from lsmix.pipeline.sharded import ShardedWork
-from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stage import (
+    Estimate,
+    InputArtifact,
+    Outcome,
+    ShardRows,
+    Stage,
+    StageTask,
+    WorkSize,
+    check_shard_rows,
+)
 
 if TYPE_CHECKING:
     from lsmix.glow.flow import Flow
@@ -33,8 +43,8 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
     order: Literal["morton", "raster"] = "morton"  # of the latent components
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
+    seed: Seed = 0  # of the noise, where dequantise is "uniform"
+    shard_rows: ShardRows = 0  # latents a shard; 0 chooses about 25 MB
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 
@@ -162,5 +172,9 @@ def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
     )
 
 
+def _check(config: EncodeConfig, size: WorkSize) -> None:
+    check_shard_rows("latents.shard_rows", config.shard_rows, _estimate(config, size).bytes, size.images)
+
+
 _WORK = ShardedWork(__name__, _create, _conclude)
-ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, make_part=_WORK.make_part)
+ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)

@@ -4,7 +4,7 @@ Later stages that make pools read the train split alone, so no test image can ge
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from msgspec import Meta
 
@@ -12,24 +12,26 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.origin import Origin
 from lsmix.data.readers.published_sets import files_to_fetch
 from lsmix.data.readers.sources import SourceConfig, read_source
+from lsmix.data.seeds import Seed
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
 
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
 
-__all__ = ["DATASET_FILE", "INGEST", "DataConfig", "fetch_source", "origin_of"]
+__all__ = ["DATASET_FILE", "INGEST", "DataConfig", "dataset_counts", "fetch_source", "origin_of"]
 
 DATASET_FILE = "dataset.h5"
+_Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
 
-    limit: Annotated[int, Meta(ge=0)] = 0  # images kept of the published training split, class by class; 0 keeps all
-    heldout: Annotated[int, Meta(ge=0)] = 0  # images taken off the training split to watch the flow's likelihood
-    test: Annotated[int, Meta(ge=0)] = 0  # images in the test split; 0 keeps all of a published one
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the choice of rows
+    limit: _Images = 0  # images kept of the published training split, class by class; 0 keeps all
+    heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
+    test: _Images = 0  # images in the test split; 0 keeps all of a published one
+    seed: Seed = 0  # of the choice of rows
 
 
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
@@ -70,17 +72,21 @@ def run(task: StageTask) -> Outcome:
         limit=config.limit or None,
         seed=config.seed,
     )
-    dataset = open_dataset(path)
+    counts = dataset_counts(open_dataset(path))
     task.progress.advance()
     task.progress.finish()
-    counts = {
+    return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
+
+
+def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
+    """Return what the manifest of a data set counts, by which later stages know how big their work is."""
+    return {
         "train": len(dataset.train.images),
         "heldout": len(dataset.heldout.images),
         "test": len(dataset.test.images),
         "classes": len(dataset.class_names),
         "image_shape": list(dataset.image_shape),
     }
-    return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
 def _estimate(config: DataConfig, size: WorkSize) -> Estimate:

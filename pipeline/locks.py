@@ -19,8 +19,8 @@ import msgspec
 
 from lsmix.data.errors import LockedError, MissingError
 from lsmix.data.manifest import MANIFEST_NAME
+from lsmix.data.printable import printable
 from lsmix.data.versioned import UNDECODABLE
-from lsmix.pipeline.printable import printable
 from lsmix.pipeline.stage import InputArtifact
 
 __all__ = ["InputLocks", "Owner", "OwnerNote", "artifact_lock", "removal_lock", "working_owners"]

@@ -22,6 +22,7 @@ from lsmix.data.latents import open_latents
 from lsmix.data.methods import nearest
 from lsmix.data.origin import Origin, read_origin
 from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.seeds import Seed
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.ingest import origin_of
@@ -29,7 +30,16 @@ from lsmix.pipeline.keys import key_fields
 from lsmix.pipeline.mixers import LatentMixer, LatentSource, Mixed, Mixer, PixelMixer, Sources
 from lsmix.pipeline.plan import Draw, MixPlan
 from lsmix.pipeline.sharded import ShardedWork
-from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stage import (
+    Estimate,
+    InputArtifact,
+    Outcome,
+    ShardRows,
+    Stage,
+    StageTask,
+    WorkSize,
+    check_shard_rows,
+)
 
 __all__ = [
     "MIX",
@@ -54,19 +64,21 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A pool of mixed images."""
 
     method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0)] = 0.4  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
     lambdas: tuple[Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0)] = 0  # times the training set is gone through; 0: one, or one for each of lambdas
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = (
+        0  # times the training set is gone through; 0: one, or one for each of lambdas
+    )
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
+    seed: Seed = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
+    shard_rows: ShardRows = 0  # images a shard; 0 chooses about 25 MB
     on_corrupt: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # draws for a corrupted image before x₁ takes its place
-    margin: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
+    margin: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
     broken_share: Rate = 0.02  # share of broken pixels above which an image is corrupted
 
     @property
@@ -346,12 +358,18 @@ def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
     return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
+def _check(config: PoolConfig, size: WorkSize) -> None:
+    cost = _estimate(config, size)
+    check_shard_rows("shard_rows of the pool", config.shard_rows, cost.bytes, size.images * config.copies_made)
+
+
 _WORK = ShardedWork(__name__, _create, _conclude)
 MIX = Stage(
     name="mix",
     version=3,
     run=_WORK.run,
     estimate=_estimate,
+    check=_check,
     not_in_key=frozenset({"flow"}),
     make_part=_WORK.make_part,
 )

@@ -14,6 +14,7 @@ from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import RecipeError
 from lsmix.data.methods import nearest
+from lsmix.data.seeds import Seed
 from lsmix.glow.methods import LATENT_METHODS
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
@@ -44,7 +45,7 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     methods: Annotated[tuple[str, ...], Meta(min_length=1)] = _METHODS  # in latent or in pixel space, and "hard-cut"
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
+    seed: Seed = 0  # of pairs, methods, noise and resamples
     dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one

@@ -24,7 +24,9 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
-    bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
+    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
+        1000  # images of each pool whose bits per dimension are measured
+    )
 
 
 class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

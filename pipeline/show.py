@@ -11,7 +11,7 @@ from lsmix.data.afar.fetched import fetched_artifact, naming_urls, without_store
 from lsmix.data.afar.remote import local_folder, local_target
 from lsmix.data.afar.transfer import folder_name
 from lsmix.data.dataset import DATASET_NAME
-from lsmix.data.durable import write_durably
+from lsmix.data.durable import check_replaceable, write_durably
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.manifest import Manifest, check_sizes, read_manifest
 from lsmix.data.pool import POOL_NAME
@@ -106,6 +106,8 @@ def draw_artifact(
         raise RecipeError("--data names the sources for a page; say with --html where to write it.")
     picture = local_target(sheet, "a sheet") if sheet else None
     page = local_target(html, "a page") if html else None
+    for target in filter(None, (picture, page)):
+        check_replaceable(target)
     folder, drawn = _folder_of(artifact, progress), []
     if picture or not page:
         if rows and rows > _MOST_SHEET_ROWS:

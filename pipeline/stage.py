@@ -6,8 +6,11 @@ Stages know neither the recipe nor each other; the runner hands them complete in
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from msgspec import Meta
+
+from lsmix.data.errors import RecipeError
 from lsmix.data.manifest import WORK_FOLDER, Manifest
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.progress import Progress
@@ -15,7 +18,22 @@ from lsmix.pipeline.progress import Progress
 if TYPE_CHECKING:
     from lsmix.pipeline.executors.executor import Executor
 
-__all__ = ["Estimate", "InputArtifact", "Outcome", "Part", "PartMade", "Stage", "StageTask", "WorkSize"]
+__all__ = [
+    "Estimate",
+    "InputArtifact",
+    "Outcome",
+    "Part",
+    "PartMade",
+    "ShardRows",
+    "Stage",
+    "StageTask",
+    "WorkSize",
+    "check_shard_rows",
+    "check_translate",
+]
+
+_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
+ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,4 +162,24 @@ class Stage:
     estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
+    check: Callable[[Any, "WorkSize"], None] = lambda config, size: None  # what only the size of the data can tell
     make_part: "Callable[[StageTask, Part], PartMade] | None" = None  # of a stage whose work can be divided
+
+
+def check_translate(field: str, translate: int, size: WorkSize) -> None:
+    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    side = min(size.height, size.width)
+    if translate and translate >= side:
+        raise RecipeError(
+            f"{field}: expected at most {side - 1} for images of {size.height}×{size.width}, got {translate}. Lower it."
+        )
+
+
+def check_shard_rows(field: str, shard_rows: int, total_bytes: int, rows: int) -> None:
+    """Raise RecipeError where one shard of ``rows`` that take ``total_bytes`` would take too much memory."""
+    row_bytes = max(1, total_bytes // max(1, rows))
+    if min(shard_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
+        raise RecipeError(
+            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
+            f"in memory, got {shard_rows}. Lower it, or leave it out."
+        )

@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from lsmix.pipeline.printable import printable
+from lsmix.data.printable import printable
 from lsmix.pipeline.units import human_bytes
 
 __all__ = ["TerminalProgress"]

@@ -17,12 +17,13 @@ from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.durable import write_durably
 from lsmix.data.errors import CorruptError, DivergedError
+from lsmix.data.seeds import Seed
 from lsmix.data.versioned import UNDECODABLE, read_small
 from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize, check_translate
 from lsmix.pipeline.train_source import Combine, TrainPart, TrainSource
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ _CHECKPOINT = "checkpoint.safetensors"
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
 
-    seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
+    seed: Seed = 0  # of weights, order, augmentation and dropout
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
 
 
@@ -190,4 +191,8 @@ def _estimate(config: RunConfig, size: WorkSize) -> Estimate:
     return Estimate(bytes=4 * (2 + moments) * parameters, flops=flops)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate)
+def _check(config: RunConfig, size: WorkSize) -> None:
+    check_translate("classifier.translate", config.translate, size)
+
+
+TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)

@@ -21,7 +21,7 @@ from lsmix.pipeline.checkpoints import facts_as, load_checkpoint, save_checkpoin
 from lsmix.pipeline.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.ingest import DATASET_FILE
 from lsmix.pipeline.interruption import stop_point
-from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stage import Estimate, Outcome, Stage, StageTask, WorkSize, check_translate
 
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
@@ -39,9 +39,11 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
-    evaluate_every: Annotated[int, Meta(ge=1)] = 500  # iterations between measures of held-out bits per dimension
-    evaluate_images: Annotated[int, Meta(ge=1)] = 512  # images of each split in such a measure, at most
-    checkpoint_every: Annotated[int, Meta(ge=1)] = 200  # iterations between checkpoints
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
+        500  # iterations between measures of held-out bits per dimension
+    )
+    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
+    checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
 
 
@@ -208,10 +210,15 @@ def _estimate(config: FlowRecipe, size: WorkSize) -> Estimate:
     return Estimate(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 
 
+def _check(config: FlowRecipe, size: WorkSize) -> None:
+    check_translate("flow.training.translate", config.training.translate, size)
+
+
 TRAIN_GLOW = Stage(
     name="train-glow",
     version=2,
     run=run,
     estimate=_estimate,
+    check=_check,
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

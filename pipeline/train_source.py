@@ -31,9 +31,9 @@ class MixOnTheFly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How images are mixed while a classifier trains, with others of their batch."""
 
     method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
-    alpha: Annotated[float, Meta(gt=0)] = 1.0  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
-    weight: Annotated[float, Meta(gt=0)] = 1.0  # of this way against the others, where one is drawn for each batch
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, where one way is drawn for each batch
 
 
 class TrainPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -27,7 +27,7 @@ from lsmix.data.manifest import (
 from lsmix.data.origin import Origin
 from lsmix.pipeline.executors.in_process import InProcessExecutor
 from lsmix.pipeline.graph import Node
-from lsmix.pipeline.ingest import INGEST, DataConfig
+from lsmix.pipeline.ingest import INGEST, DataConfig, dataset_counts
 from lsmix.pipeline.keys import KEY_DIGITS
 from lsmix.pipeline.outside import outside_artifact
 from lsmix.pipeline.progress import Progress
@@ -176,7 +176,7 @@ def _adopted(file: Path, origin: Origin, workspace: Workspace) -> Path:
     folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
     if (folder / MANIFEST_NAME).is_file():
         return folder
-    open_dataset(file)  # refuses what is none before it is copied
+    counts = dataset_counts(open_dataset(file))  # refuses what is none before it is copied
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, folder / DATASET_NAME)
     files = record_files(folder, {DATASET_NAME})
@@ -189,6 +189,7 @@ def _adopted(file: Path, origin: Origin, workspace: Workspace) -> Path:
         config=dict(origin.config),
         inputs=[],
         files=files,
+        counts=counts,
     )
     if manifest.root != origin.root:
         shutil.rmtree(folder)

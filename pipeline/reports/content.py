@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from lsmix.data.printable import printable_json
 from lsmix.pipeline.reports.flow import flow_section
 from lsmix.pipeline.reports.material import Material
 from lsmix.pipeline.reports.mixes import mixes_section
@@ -143,4 +144,4 @@ def _toml_value(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_toml_value(part)}" for key, part in value.items()) + " }"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml_value, value))}]"
-    return msgspec.json.encode(value).decode()  # JSON's strings, numbers and booleans are TOML's
+    return printable_json(msgspec.json.encode(value).decode())  # JSON's strings, numbers and booleans are TOML's
