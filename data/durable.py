@@ -65,8 +65,8 @@ def durable_path(path: Path) -> Iterator[Path]:
     Raises:
         RecipeError: what is at ``path`` is not a regular file, so it is not replaced.
     """
-    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(path)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PART, dir=path.parent)
     os.close(handle)
     beside = Path(name)
