@@ -15,6 +15,7 @@ from msgspec import Meta
 
 from lsmix.data.columns import ColumnStore
 from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.seeds import Seed
 from lsmix.pipeline.device_memory import BatchSetting, artifact_label, device_memory
@@ -94,6 +95,11 @@ class EncodeWorker:
             seed=config.seed,
             first_index=loaded.first,
         )
+        if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
+            raise CorruptError(
+                f"{' '.join(artifact_label(self._folder))}: the flow gives latents that are no finite numbers, so its weights "
+                "are unusable. Do not use this flow; train it again."
+            )
         columns: dict[str, npt.NDArray[Any]] = {
             "z": z,
             "label": loaded.labels,

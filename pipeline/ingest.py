@@ -11,7 +11,7 @@ from msgspec import Meta
 from lsmix.data.errors import RecipeError
 from lsmix.data.origin import Origin
 from lsmix.data.readers.published_sets import files_to_fetch
-from lsmix.data.readers.sources import SourceConfig, read_source
+from lsmix.data.readers.sources import SourceConfig, expand_home, read_source
 from lsmix.data.seeds import Seed
 from lsmix.pipeline.progress import Progress
 from lsmix.pipeline.stage import Estimate, InputArtifact, Outcome, Stage, StageTask, WorkSize
@@ -52,7 +52,7 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
             f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
             f"{config.path!r}."
         )
-    for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
+    for file, target in files_to_fetch(config.download, expand_home(config.path)):
         progress.say(f"fetching {file.url} to {target}")
         download(file, target, progress)
 

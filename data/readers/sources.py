@@ -19,7 +19,7 @@ from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_
 from lsmix.data.readers.svhn import SVHN
 from lsmix.data.readers.tiny_imagenet import TINY_IMAGENET
 
-__all__ = ["FormatName", "SourceConfig", "read_source", "source_files", "source_version"]
+__all__ = ["FormatName", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
 FormatName = Literal[
     "auto", "digits", "cifar10-python", "cifar10-binary", "cifar100-python", "cifar100-binary", "svhn", "tiny-imagenet",
@@ -88,12 +88,26 @@ def source_version(config: SourceConfig) -> str:
 
 def _path(config: SourceConfig) -> Path:
     """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
-    path = Path(config.path).expanduser()
+    path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)
         if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
             return inside[0]
     return path
+
+
+def expand_home(path: str) -> Path:
+    """Return a path with a "~" or "~user" at its beginning replaced by the home folder.
+
+    Raises:
+        MissingError: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MissingError(
+            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the whole path instead."
+        ) from error
 
 
 def _visible(folder: Path) -> list[Path]:
