@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lsmix.data.errors import LsmixError
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.glow.mixing import mix_latents
+    from lsmix.glow.latent_mixing import mix_latents
     from lsmix.pipeline.api import finish, pull, push, run, run_part, verify
-    from lsmix.pipeline.proof.rebuild import rebuild
+    from lsmix.pipeline.verify.rebuild import rebuild
 
 __all__ = [
     "LsmixError",
@@ -35,14 +35,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "LsmixError": "lsmix.data.errors",
-    "PoolLoader": "lsmix.data.loader",
+    "PoolLoader": "lsmix.data.loaders.pool_loader",
     "finish": "lsmix.pipeline.api",
     "load_flow": "lsmix.glow.checkpoint",
-    "mix_latents": "lsmix.glow.mixing",
+    "mix_latents": "lsmix.glow.latent_mixing",
     "open_pool": "lsmix.data.pool",
     "pull": "lsmix.pipeline.api",
     "push": "lsmix.pipeline.api",
-    "rebuild": "lsmix.pipeline.proof.rebuild",
+    "rebuild": "lsmix.pipeline.verify.rebuild",
     "run": "lsmix.pipeline.api",
     "run_part": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError
-from lsmix.pipeline.lines import (
+from lsmix.data.errors import LsmixError, StaleError, printable, printable_json
+from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
     part_lines,
@@ -23,11 +23,10 @@ from lsmix.pipeline.lines import (
     transfer_lines,
     verify_lines,
 )
-from lsmix.pipeline.printable import printable, printable_json
 from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.status import NodeStatus
+    from lsmix.pipeline.engine.status import NodeStatus
 
 __all__ = ["main"]
 
@@ -108,7 +107,7 @@ _download_option = click.option(
 @click.argument("name", required=False)
 def init(name: str | None) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
-    from lsmix.pipeline.builtin import builtin_recipes, recipe_text
+    from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
 
     click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
 
@@ -232,7 +231,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
-    from lsmix.pipeline.builtin import recipe_path
+    from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
 
@@ -246,7 +245,7 @@ def demo(workspace: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
-    from lsmix.pipeline.show import artifact_facts, draw_artifact
+    from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     with TerminalProgress() as bars:
         facts = artifact_facts(artifact, bars)
@@ -276,7 +275,7 @@ def figure(
     **options: Any,
 ) -> None:
     """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
-    from lsmix.pipeline.figures import check_figure
+    from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
     if dry_run:
@@ -326,7 +325,7 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
-    from lsmix.pipeline.proof.rebuild import rebuild as rebuild_pool
+    from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         result = rebuild_pool(plan, progress=bars, **options)
@@ -399,7 +398,7 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> None:
     """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
-    from lsmix.pipeline.cards.card import card_text, write_card
+    from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
     with TerminalProgress() as bars:
         facts = write_card(pool, licence=licence, creator=creator, progress=bars)
@@ -415,7 +414,7 @@ def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> 
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
     from lsmix.pipeline.api import plan
-    from lsmix.pipeline.garbage import collect_garbage
+    from lsmix.pipeline.engine.garbage import collect_garbage
 
     place, nodes = None, []
     for recipe in recipes:
@@ -429,7 +428,7 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
 def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
-    from lsmix.pipeline.status import recipe_status
+    from lsmix.pipeline.engine.status import recipe_status
 
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     return recipe_status(nodes, place)

@@ -101,7 +101,7 @@ def _ours(steps: int, images: np.ndarray, device: str, *, light: bool) -> tuple[
     from benchmarks.flows import ours
     from lsmix.glow.config import FlowTraining
     from lsmix.glow.training import FlowTrainer
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device(device)
     model = ours(steps)

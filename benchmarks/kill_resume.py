@@ -17,7 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmix.pipeline.workspace import STAGES, Workspace
+from lsmix.pipeline.workspace.local import STAGES, Workspace
 
 __all__ = ["main"]
 

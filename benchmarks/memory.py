@@ -51,7 +51,7 @@ _CODE = """
 import json, sys, threading, time
 from pathlib import Path
 import torch, h5py, zarr
-import lsmix.pipeline.api, lsmix.pipeline.mix, lsmix.pipeline.cards.card, lsmix.pipeline.export, lsmix.data.loader
+import lsmix.pipeline.api, lsmix.pipeline.stages.mix, lsmix.pipeline.views.dataset_card.card, lsmix.pipeline.export, lsmix.data.loaders.pool_loader
 from benchmarks.memory import JOBS
 
 def status(field):
@@ -91,7 +91,7 @@ def _stage(stage: str) -> Any:
 
 
 def _stream(_recipe: str, _workspace: str, pool: str) -> None:
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
     seen = sum(len(batch.images) for batch in PoolLoader(open_pool(pool), 128))

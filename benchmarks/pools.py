@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.pool import create_pool, write_pool_shard
 
 __all__ = ["SHAPE", "make_pool", "smooth_images"]

@@ -47,7 +47,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device("cpu")
     torch.set_num_threads(os.cpu_count() or 1)

@@ -25,7 +25,7 @@ _FIRST = """
 import sys, time, torch, numpy
 begun = time.perf_counter()
 from lsmix.data.pool import open_pool
-from lsmix.data.loader import PoolLoader
+from lsmix.data.loaders.pool_loader import PoolLoader
 imported = time.perf_counter()
 batch = next(iter(PoolLoader(open_pool(sys.argv[1]), 128)))
 print(time.perf_counter() - imported, imported - begun)

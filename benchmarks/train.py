@@ -21,7 +21,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     tables: dict[str, Any] = {}
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
@@ -41,8 +41,8 @@ def run() -> None:
 def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[], Measured]]:
     from lsmix.classifiers.config import ClassifierTraining
     from lsmix.classifiers.training import ClassifierTrainer
-    from lsmix.data.array_loader import ArrayLoader
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.array_loader import ArrayLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
     labels = np.arange(len(images)) % 10

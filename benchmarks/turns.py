@@ -79,7 +79,7 @@ def save(name: str, tables: Mapping[str, Any], **facts: Any) -> None:
             other figures under "figures".
         facts: sizes and settings.
     """
-    from lsmix.pipeline.environment import describe_environment
+    from lsmix.pipeline.engine.device import describe_environment
 
     RESULTS.mkdir(exist_ok=True)
     machine = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine()}

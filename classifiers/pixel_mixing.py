@@ -14,14 +14,22 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lsmix.data.methods import Draws
+from lsmix.classifiers.config import PixelMix
+from lsmix.data.errors import RecipeError
+from lsmix.data.mixing import PIXEL_METHODS, Draws, Method, checked_rates, row_draws
+from lsmix.data.rng import generator
 
-__all__ = ["cutmix", "fmix", "mixup", "resizemix"]
+__all__ = ["cutmix", "fmix", "mix_batch", "mix_images", "mix_pixels", "mixup", "resizemix"]
 
 _Mixed = tuple[Tensor, Tensor]
+
+
 _UNIT = 1 << 32  # MixUp takes λ to the nearest multiple of its inverse, which moves no pixel by more than 1e-7
+
+
 _DECAY = 3.0  # of FMix's spectrum, as published
 
 
@@ -125,3 +133,87 @@ def _shrunk(start_B: Tensor, stop_B: Tensor, length: int) -> Tensor:
 def _there(tensor: Tensor, images: Tensor) -> Tensor:
     """Return a tensor on the images' device, without waiting for what the device is at."""
     return tensor.to(images.device, non_blocking=True)
+
+
+def mix_images(
+    method: str,
+    x1: NDArray[np.uint8],
+    x2: NDArray[np.uint8],
+    lam: float | NDArray[np.float64],
+    *,
+    seed: int = 0,
+    draws: Draws | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Mix images pair by pair; return uint8 (N, H, W, C) and the effective shares of x2, float32 (N,).
+
+    x1 and x2 are uint8 (N, H, W, C). ``lam`` is a number or (N,) in [0, 1], taken as float64. Methods with chance draw
+    row i from (seed, i), or from ``draws(i)`` where that is given.
+
+    Raises:
+        RecipeError: the method is unknown or breaks its contract, shapes or types differ, or a λ lies outside [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from lsmix.classifiers.pixel_mixing import mix_images
+        >>> black, white = np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2, 1), 255, np.uint8)
+        >>> mixed, share = mix_images("mixup", black, white, 0.25)
+        >>> int(mixed[0, 0, 0, 0]), float(share[0])
+        (64, 0.25)
+    """
+    if x1.ndim != 4 or x1.shape != x2.shape or x1.dtype != np.uint8 or x2.dtype != np.uint8:
+        raise RecipeError(
+            f"cannot mix: expected two arrays uint8 (N, H, W, C) of one shape, got {x1.dtype} {x1.shape} and "
+            f"{x2.dtype} {x2.shape}."
+        )
+    lam_N = torch.from_numpy(checked_rates(lam, len(x1)))
+    mixed, share = mix_pixels(method, _tensor(x1), _tensor(x2), lam_N, draws or row_draws(seed, "mix", "method"))
+    return np.ascontiguousarray(mixed.permute(0, 2, 3, 1).numpy()), share.to(torch.float32).numpy()
+
+
+def mix_pixels(method: str, x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Mix tensors as a ``Method`` does, and check what comes back, since another package may have made it.
+
+    Raises:
+        RecipeError: the method is unknown, or gives other than uint8 like x1 and shares float64 (B,) in [0, 1] on the CPU.
+    """
+    function: Method = PIXEL_METHODS.load(method)
+    mixed_BCHW, share_B = function(x1_BCHW, x2_BCHW, lam_B, draws)
+    if (mixed_BCHW.shape, mixed_BCHW.dtype, mixed_BCHW.device) != (x1_BCHW.shape, torch.uint8, x1_BCHW.device):
+        raise RecipeError(
+            f"{PIXEL_METHODS.kind} {method!r} gave {mixed_BCHW.dtype} {tuple(mixed_BCHW.shape)} on {mixed_BCHW.device}; "
+            f"expected torch.uint8 {tuple(x1_BCHW.shape)} on {x1_BCHW.device}."
+        )
+    fits = (share_B.shape, share_B.dtype, share_B.device.type) == (lam_B.shape, torch.float64, "cpu")
+    if not fits or not bool(((share_B >= 0) & (share_B <= 1)).all()):
+        raise RecipeError(
+            f"{PIXEL_METHODS.kind} {method!r} gave shares {share_B.dtype} {tuple(share_B.shape)} on {share_B.device}; "
+            f"expected torch.float64 {tuple(lam_B.shape)} on the CPU, all within 0 to 1."
+        )
+    return mixed_BCHW, share_B
+
+
+def _tensor(images: NDArray[np.uint8]) -> Tensor:
+    # torch shares memory only with arrays that may be written; rows of a store may not be.
+    return torch.from_numpy(images if images.flags.writeable else images.copy()).permute(0, 3, 1, 2)
+
+
+def mix_batch(
+    mix: PixelMix, images_BCHW: Tensor, target_BK: Tensor, seed: int, *words: str | int
+) -> tuple[Tensor, Tensor]:
+    """Return mixed images uint8 (B, C, H, W) and targets float32 (B, K), both on the images' device.
+
+    Partners, λ and what else a method draws come from generators named by ``seed`` and ``words``.
+
+    Raises:
+        RecipeError: the method cannot be loaded, or breaks its contract.
+    """
+    count = len(images_BCHW)
+    draws = generator(seed, *words, "pairs")
+    partner_B = torch.from_numpy(draws.permutation(count)).to(images_BCHW.device, non_blocking=True)
+    rates = draws.beta(mix.alpha, mix.alpha, count if mix.rate == "per-sample" else 1)
+    lam_B = torch.from_numpy(np.broadcast_to(rates, (count,)).copy())
+    # Gathered by whole pixels, which keeps channels-last memory.
+    partner_BCHW = images_BCHW.permute(0, 2, 3, 1)[partner_B].permute(0, 3, 1, 2)
+    mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_draws(seed, *words, "row"))
+    share_B1 = share_B.to(target_BK, non_blocking=True)[:, None]
+    return mixed_BCHW, (1.0 - share_B1) * target_BK + share_B1 * target_BK[partner_B]

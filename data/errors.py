@@ -18,6 +18,7 @@ The one rule: a message says what, where, expected, got, and what to do, in one 
 Exit code 2 is a usage error of the command line, 130 an interruption.
 """
 
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -34,6 +35,10 @@ __all__ = [
     "RecipeError",
     "SourceError",
     "StaleError",
+    "human_bytes",
+    "human_seconds",
+    "printable",
+    "printable_json",
 ]
 
 
@@ -97,3 +102,62 @@ class PartialError(LsmixError):
     """Some shards failed; the rest is done and kept."""
 
     exit_code = 6
+
+
+def printable(text: str) -> str:
+    r"""Return a line in which every letter that does not print, a line break included, is shown as its escape.
+
+    Example:
+        >>> print(printable("a cat\x1b[2J\n\u202e"))
+        a cat\x1b[2J\n\u202e
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def printable_json(text: str) -> str:
+    r"""Return the same JSON, with letters that do not print as their escapes; line breaks between values stay.
+
+    Example:
+        >>> print(printable_json('"a \x9b"'))
+        "a \u009b"
+    """
+    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
+
+
+def _escaped(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def human_bytes(count: int) -> str:
+    """Return a number of bytes for reading.
+
+    Example:
+        >>> human_bytes(999), human_bytes(153_600_000)
+        ('999 B', '153.6 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def human_seconds(seconds: float) -> str:
+    """Return a time span for reading.
+
+    Example:
+        >>> human_seconds(0.42), human_seconds(75), human_seconds(7_260)
+        ('0.4 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -13,11 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact_columns import open_artifact_columns
-from lsmix.data.column_reader import ColumnArray, ColumnReader, open_columns
-from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.artifact import Manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.manifest import Manifest
+from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
 
 __all__ = [
     "CORNERS",
@@ -398,8 +397,8 @@ def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
 
 
 def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
-    from lsmix.data.afar.remote import local_folder
-    from lsmix.data.afar.remote_columns import open_remote_columns
+    from lsmix.data.cache import open_remote_columns
+    from lsmix.data.remote import local_folder
 
     folder = local_folder(url)
     if folder is not None:

@@ -11,16 +11,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmix.data.atomic import write_durably
 from lsmix.data.dataset import open_dataset
-from lsmix.data.durable import write_durably
 from lsmix.data.latents import open_latents
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.config import FlowConfig, LatentOrder
 from lsmix.pipeline.api import run
-from lsmix.pipeline.builtin import recipe_path
-from lsmix.pipeline.figures import draw_figure, figure_png
-from lsmix.pipeline.judging.regions import second_region
-from lsmix.pipeline.sheets import png_bytes, sheet
+from lsmix.pipeline.config.recipes import recipe_path
+from lsmix.pipeline.naturalness.regions import second_region
+from lsmix.pipeline.views.figures import draw_figure, figure_png
+from lsmix.pipeline.views.images import png_bytes, sheet
 
 __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
 

@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
-from lsmix.data.durable import write_durably
+from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.atomic import UNDECODABLE, check_tensor_header, write_durably
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.versioned import UNDECODABLE, check_tensor_header
+from lsmix.data.progress import SilentMeter
+from lsmix.data.store import fetched_artifact, naming_urls
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 

@@ -16,21 +16,14 @@ import torch
 from torch import nn
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.seeds import generator
+from lsmix.data.rng import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
 from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
+from lsmix.glow.layers import depth_to_space, space_to_depth
 from lsmix.glow.level import FlowLevel, FrozenLevel
-from lsmix.glow.pixels import (
-    draw_noise,
-    output_bits,
-    pad_images,
-    padding,
-    quantise,
-    reflected_index,
-)
-from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.transfers import run_batches
 
 __all__ = ["Flow", "Mix", "exact_arithmetic"]

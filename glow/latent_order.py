@@ -13,7 +13,7 @@ import torch
 
 from lsmix.data.errors import RecipeError
 from lsmix.glow.config import LatentOrder
-from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.layers import depth_to_space, space_to_depth
 
 __all__ = ["cell_order", "corner_index", "join_parts", "part_shapes", "split_parts"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
-from lsmix.data.seeds import generator
+from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining
 from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow

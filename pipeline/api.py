@@ -7,34 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.afar.fetched import as_told, fetched_artifact, fresh_copy, naming_urls, without_store
-from lsmix.data.afar.remote import local_folder, local_target
-from lsmix.data.afar.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.data.artifact import Manifest, read_manifest, verify_files
+from lsmix.data.atomic import write_durably
 from lsmix.data.dataset import DATASET_NAME, open_dataset
-from lsmix.data.durable import write_durably
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.latents import open_latents
-from lsmix.data.manifest import Manifest, read_manifest, verify_files
+from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import POOL_NAME
-from lsmix.glow.methods import LATENT_METHODS
-from lsmix.pipeline.environment import prepare_device, resolve_device
-from lsmix.pipeline.error_rates import RunSummary, summarise_runs
-from lsmix.pipeline.executors.choice import choose_executor
-from lsmix.pipeline.graph import Node, build_graph, upto
-from lsmix.pipeline.ingest import fetch_source
-from lsmix.pipeline.interruption import graceful_signals
-from lsmix.pipeline.parts import finish_parts, make_parts, parse_part
-from lsmix.pipeline.progress import Progress, SilentProgress
-from lsmix.pipeline.recipe import Recipe, read_recipe
-from lsmix.pipeline.remote_workspace import open_workspace
-from lsmix.pipeline.run_log import logged
-from lsmix.pipeline.runner import Built, bring_up_to_date
-from lsmix.pipeline.stage import PartMade
-from lsmix.pipeline.workspace import Workspace
+from lsmix.data.progress import Progress, SilentProgress, graceful_signals
+from lsmix.data.remote import local_folder, local_target
+from lsmix.data.store import as_told, fetched_artifact, fresh_copy, naming_urls, without_store
+from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.pipeline.config.recipe import Recipe, read_recipe
+from lsmix.pipeline.engine.array_task import finish_parts, make_parts, parse_part
+from lsmix.pipeline.engine.dask import choose_executor
+from lsmix.pipeline.engine.device import prepare_device, resolve_device
+from lsmix.pipeline.engine.run_log import logged
+from lsmix.pipeline.engine.runner import Built, bring_up_to_date
+from lsmix.pipeline.engine.stage import Node, PartMade, upto
+from lsmix.pipeline.stages.graph import build_graph
+from lsmix.pipeline.stages.ingest import fetch_source
+from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.remote import open_workspace
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.figures import FigureSheet
+    from lsmix.pipeline.views.figures import FigureSheet
 
 __all__ = ["RunResult", "figure", "finish", "plan", "pull", "push", "run", "run_part", "verify"]
 
@@ -254,7 +253,7 @@ def figure(
     Brings the latents up to date first, and what they need; nothing further.
 
     Args:
-        name: a name in ``lsmix.pipeline.figures.FIGURES``.
+        name: a name in ``lsmix.pipeline.views.figures.FIGURES``.
         recipe: the TOML file; where it has no flow of its own, the first flow that a pool of it names.
         target: the PNG to write, in a folder that exists.
         pairs: pairs of images that the figure shows, at least 1.
@@ -267,7 +266,7 @@ def figure(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    from lsmix.pipeline.figures import check_figure, draw_figure, figure_png
+    from lsmix.pipeline.views.figures import check_figure, draw_figure, figure_png
 
     check_figure(name)
     target = local_target(target, "a figure")
@@ -377,7 +376,7 @@ def _verify(
     if manifest.stage == "encode":
         open_latents(folder).columns.check_against_zarr()
     elif manifest.stage == "mix":
-        from lsmix.pipeline.proof.verify import verify_pool
+        from lsmix.pipeline.verify.verify import verify_pool
 
         checks = verify_pool(
             folder,

@@ -6,11 +6,10 @@ The one rule: Ctrl-C stops between two blocks of rows, and leaves nothing under 
 from pathlib import Path
 from typing import Any, Literal
 
-from lsmix.data.afar.fetched import fetched_artifact, fetched_export, naming_urls, without_store
-from lsmix.data.afar.remote import local_target
 from lsmix.data.pool import POOL_NAME, open_pool
-from lsmix.pipeline.interruption import graceful_signals, stop_point
-from lsmix.pipeline.progress import Progress, SilentProgress
+from lsmix.data.progress import Progress, SilentProgress, graceful_signals, stop_point
+from lsmix.data.remote import local_target
+from lsmix.data.store import fetched_artifact, fetched_export, naming_urls, without_store
 
 __all__ = ["export_pool", "import_pool"]
 

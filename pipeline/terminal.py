@@ -8,8 +8,7 @@ import sys
 import time
 from typing import Any
 
-from lsmix.pipeline.printable import printable
-from lsmix.pipeline.units import human_bytes
+from lsmix.data.errors import human_bytes, printable
 
 __all__ = ["TerminalProgress"]
 

@@ -151,7 +151,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes a small complete pool of two copies with invented contents."""
     import numpy as np
 
-    from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+    from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
     from lsmix.data.pool import create_pool, write_pool_shard
 
     def make(

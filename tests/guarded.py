@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.sealed import seal
+from lsmix.data.atomic import seal
 
 __all__ = ["Watch", "assert_refused", "plain_json", "sealed_again", "watched"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.pool import create_pool, open_pool, write_pool_shard
 
 TESTS = Path(__file__).resolve().parent  # where modules lie that workers import

@@ -226,7 +226,7 @@ def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, 
     def too_much(*words, **more):
         raise MemoryError("Unable to allocate 1.00 TiB")
 
-    monkeypatch.setattr("lsmix.data.dataset.write_dataset", too_much)
+    monkeypatch.setattr("lsmix.data.readers.dataset_writer.write_dataset", too_much)
     result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
     assert is_one_sentence(result)
     assert "this needs more memory than there is: Unable to allocate 1.00 TiB" in result.err

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lsmix.data.durable import fsync_folder, fsync_tree
+from lsmix.data.atomic import fsync_folder, fsync_tree
 from lsmix.data.errors import DiskSpaceError, LockedError, MissingError, RecipeError
 
 __all__ = ["check_space", "folder_beside"]

@@ -12,13 +12,11 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 
-from lsmix.data.durable import sha256_file
+from lsmix.data.artifact import InputRecord, read_origin
+from lsmix.data.atomic import UNDECODABLE, decode_versioned, sha256_file
 from lsmix.data.errors import CorruptError
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
-from lsmix.data.manifest import InputRecord
-from lsmix.data.origin import read_origin
 from lsmix.data.pool import PLAN_NAME, Pool
-from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
     "FACTS_NAME",

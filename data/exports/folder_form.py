@@ -13,8 +13,7 @@ import msgspec
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.exports.form import ExportForm, ExportJob
-from lsmix.data.exports.row_facts import row_facts
-from lsmix.data.exports.rows import pool_blocks
+from lsmix.data.exports.rows import pool_blocks, row_facts
 
 __all__ = ["FOLDER_FORM", "FOLDER_IMAGES", "METADATA_LINES"]
 

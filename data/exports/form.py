@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmix.data.columns import Dtype
 from lsmix.data.exports.facts import ExportFacts
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
 from lsmix.data.pool import Pool, pool_columns
+from lsmix.data.table import Dtype
 
 __all__ = ["ExportForm", "ExportJob"]
 

@@ -16,9 +16,9 @@ from lsmix.data.errors import SourceError
 from lsmix.data.exports.facts import FACTS_NAME, MAX_FACTS_BYTES, ExportFacts, seal_facts, unseal_facts
 from lsmix.data.exports.form import ExportForm, ExportJob
 from lsmix.data.exports.rows import Block, block_rows, pool_blocks
-from lsmix.data.hdf5_draft import Place, new_hdf5, reserve, write_rows
 from lsmix.data.pool import pool_columns
 from lsmix.data.readers.hdf5 import check_storage, find_array, opened_hdf5
+from lsmix.data.readers.hdf5_writer import Place, new_hdf5, reserve, write_rows
 
 __all__ = ["HDF5_FORM", "Hdf5Rows"]
 

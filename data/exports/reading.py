@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lsmix.data.durable import write_durably
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.atomic import write_durably
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, SourceError
 from lsmix.data.exports.beside import check_space, folder_beside
 from lsmix.data.exports.facts import ExportFacts
@@ -18,8 +19,15 @@ from lsmix.data.exports.hdf5_form import Hdf5Rows
 from lsmix.data.exports.parquet_form import ParquetRows
 from lsmix.data.exports.record import is_export, read_record
 from lsmix.data.exports.rows import Block, ColumnDigests
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
-from lsmix.data.pool import PLAN_NAME, POOL_NAME, create_pool, open_pool, pool_columns, pool_store, write_pool_shard
+from lsmix.data.pool import (
+    PLAN_NAME,
+    POOL_NAME,
+    create_pool,
+    open_pool,
+    pool_columns,
+    pool_store,
+    write_pool_shard,
+)
 
 __all__ = ["ImportedPool", "read_export"]
 

@@ -11,12 +11,18 @@ from typing import IO, Any, Final, Literal
 
 import msgspec
 
-from lsmix.data.artifact_files import is_expected_export_path
-from lsmix.data.durable import sha256_file, write_durably
+from lsmix.data.artifact import is_expected_export_path
+from lsmix.data.atomic import (
+    UNDECODABLE,
+    decode_versioned,
+    is_as_written,
+    is_broken,
+    sealed_json,
+    sha256_file,
+    write_durably,
+)
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.facts import ExportFacts
-from lsmix.data.sealed import is_as_written, is_broken, sealed_json
-from lsmix.data.versioned import UNDECODABLE, decode_versioned
 
 __all__ = [
     "MOST_RECORD_BYTES",

@@ -5,7 +5,7 @@ every format, and ``hashlib.sha256(numpy.ascontiguousarray(images)).hexdigest()`
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from lsmix.data.pool import Pool
 
-__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks"]
+__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_facts"]
 
 Block = dict[str, NDArray[Any]]  # some rows, by column
+
+
 _BLOCK_BYTES = 8 << 20
 
 
@@ -59,3 +61,19 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
         yield {name: array[start:stop] for name, array in arrays.items()}
         for array in arrays.values():
             array.release()  # what has been read once is not read again
+
+
+def row_facts(block: Block, first_row: int, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Go through the rows of a block: everything but the image, ready for JSON.
+
+    Args:
+        block: some rows, by column.
+        first_row: which row of the pool the first one is.
+        class_names: by label.
+    """
+    numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
+    for index in range(len(block["state"])):
+        facts: dict[str, Any] = {"row": first_row + index}
+        facts |= {name: values[index] for name, values in numbers.items()}
+        facts["class_a"], facts["class_b"] = class_names[facts["label_a"]], class_names[facts["label_b"]]
+        yield facts

@@ -10,7 +10,7 @@ import numpy as np
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
-from lsmix.data.strata import choose_rows
+from lsmix.data.rng import choose_rows
 
 __all__ = ["DIGITS", "DIGITS_SHA256", "read_digits"]
 

@@ -1,0 +1,108 @@
+"""What an artifact will cost before it is made: bytes on the disk, floating-point operations, and so the time.
+
+Operations are counted for convolutions and matrix products, a multiply-add as two. Time follows from what earlier
+artifacts of the stage took per operation; where there is none, from a round guess that the user is told to be one.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import msgspec
+
+from lsmix.data.artifact import InputArtifact, read_manifest
+from lsmix.data.errors import CorruptError, LsmixError
+from lsmix.glow.config import FlowShape
+from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.stage import Estimate, Node, WorkSize
+from lsmix.pipeline.workspace.local import Workspace
+
+__all__ = ["estimate", "estimate_seconds"]
+
+_GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+_STARTING_SECONDS = 1.0  # of importing and opening, which small artifacts mostly are
+
+
+class _Counts(msgspec.Struct):
+    """What the manifest of a data set counts."""
+
+    image_shape: tuple[_Size, _Size, _Size]  # height, width, channels
+    train: _Size
+    test: Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+
+
+def estimate(node: Node, resolver: Resolver) -> Estimate | None:
+    """Return what a node will cost; None while its data set was not read yet."""
+    dataset = _find(node, "ingest")
+    if dataset is None or dataset is node:
+        return node.stage.estimate(node.config, WorkSize())
+    there = resolver.artifact(dataset)
+    if there is None:
+        return None
+    counts = _counts_of(there)
+    height, width, channels = counts.image_shape
+    size = WorkSize(
+        images=counts.train,
+        test_images=counts.test,
+        height=height,
+        width=width,
+        channels=channels,
+        flow=_flow_shape(node),
+    )
+    return node.stage.estimate(node.config, size)
+
+
+def estimate_seconds(node: Node, cost: Estimate | None, workspace: Workspace) -> float | None:
+    """Return the seconds that a node will take, by what the stage's earlier artifacts took, or by a round guess."""
+    if cost is None:
+        return None
+    rates = [
+        gflop * 1e9 / manifest.seconds
+        for _, manifest in workspace.manifests(node.stage.name)
+        if manifest.seconds > _STARTING_SECONDS
+        and isinstance(gflop := manifest.counts.get("gflop"), float)
+        and gflop > 0
+    ]
+    return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
+
+
+def _counts_of(dataset: InputArtifact) -> _Counts:
+    try:
+        return msgspec.convert(dataset.manifest.counts, _Counts)
+    except msgspec.ValidationError as error:
+        raise CorruptError(
+            f"{str(dataset.folder)!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
+        ) from error
+
+
+def _find(node: Node, stage: str) -> Node | None:
+    if node.stage.name == stage:
+        return node
+    for source in node.inputs.values():
+        found = _find(source, stage) if isinstance(source, Node) else None
+        if found:
+            return found
+    return None
+
+
+def _flow_shape(node: Node) -> FlowShape:
+    own = _find(node, "train-glow")
+    if own:
+        return _shape(msgspec.to_builtins(own.config))
+    for source in node.inputs.values():
+        if isinstance(source, Node):
+            return _flow_shape(source)
+        try:
+            return _shape(read_manifest(source).config)
+        except LsmixError:  # a flow that was only saved has no manifest; its cost is then guessed by the defaults
+            break
+    return FlowShape()
+
+
+def _shape(fields: Mapping[str, Any]) -> FlowShape:
+    try:
+        return msgspec.convert(
+            {name: fields[name] for name in FlowShape.__struct_fields__ if name in fields}, FlowShape
+        )
+    except msgspec.ValidationError:  # of a stranger's flow; whoever loads it will say what is wrong with it
+        return FlowShape()

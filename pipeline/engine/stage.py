@@ -1,0 +1,219 @@
+"""What a stage is: a plain function of its configuration, its inputs and an output folder.
+
+Stages know neither the recipe nor each other; the runner hands them complete inputs and makes the result an artifact.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import msgspec
+
+from lsmix.data.artifact import WORK_FOLDER, InputArtifact
+from lsmix.data.progress import Progress
+from lsmix.glow.config import FlowShape
+
+__all__ = [
+    "Estimate",
+    "Executor",
+    "Node",
+    "Outcome",
+    "Part",
+    "PartMade",
+    "Report",
+    "ShardRecord",
+    "ShardWork",
+    "Stage",
+    "StageTask",
+    "WorkSize",
+    "upto",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTask:
+    """One piece of work: make ``folder`` from ``config`` and ``inputs``.
+
+    ``folder / "work"`` keeps whatever lets the work go on after an interruption; it is removed at the end.
+    """
+
+    stage: str
+    label: str  # how to call it to a user: "mix lsmix"
+    folder: Path
+    config: Any  # the stage's own configuration model
+    inputs: Mapping[str, InputArtifact]
+    device: str
+    executor: "Executor"
+    progress: Progress
+    url: str = ""  # where the artifact is to lie in a remote workspace
+
+    @property
+    def work(self) -> Path:
+        """The folder for unfinished work, made if need be."""
+        path = self.folder / WORK_FOLDER
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkSize:
+    """How big the work is: what an estimate depends on besides the stage's own configuration."""
+
+    images: int = 0  # in the training split
+    test_images: int = 0
+    height: int = 0  # pixels
+    width: int = 0  # pixels
+    channels: int = 0
+    flow: FlowShape = field(default_factory=FlowShape)
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image."""
+        return self.height * self.width * self.channels
+
+    @property
+    def flow_flops(self) -> int:
+        """Operations of one pass of one image through the flow, in either direction."""
+        cells, channels, total = self.height * self.width, self.channels, 0
+        for _ in range(self.flow.levels):
+            cells, channels = cells // 4, channels * 4
+            total += cells * self.flow.steps * (_network_weights(channels, self.flow.hidden) + channels**2)
+            channels //= 2
+        return 2 * total
+
+    @property
+    def flow_parameters(self) -> int:
+        """Number of weights of the flow."""
+        channels, total = self.channels, 0
+        for _ in range(self.flow.levels):
+            channels *= 4
+            total += self.flow.steps * (_network_weights(channels, self.flow.hidden) + 2 * channels**2)
+            channels //= 2
+        return total
+
+
+def _network_weights(channels: int, hidden: int) -> int:
+    return 9 * (channels // 2) * hidden + hidden**2 + 9 * hidden * channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What an artifact will cost."""
+
+    bytes: int  # on the disk, with what lies under work
+    flops: float = 0.0  # floating-point operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a stage says of its work when it is done."""
+
+    payload: frozenset[str]  # files, or first parts of paths, that the next stages read
+    counts: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
+
+
+class Part(NamedTuple):
+    """One of several parts of a stage's work, such as a task of a job array: every ``of``-th shard."""
+
+    number: int  # 1 to ``of``
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartMade:
+    """What came of one part of an artifact."""
+
+    label: str  # "mix lsmix"
+    folder: str  # of the unfinished artifact
+    shards: int  # of this part
+    made: int  # of these, now; the others were there
+    finished: int  # of the whole artifact, by anybody
+    of: int  # shards of the whole artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage by name, with what its key must know."""
+
+    name: str
+    version: int  # raised whenever the same inputs would give other bytes
+    run: Callable[[StageTask], Outcome]
+    estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
+    not_in_key: frozenset[str] = frozenset()
+    uses_torch: bool = True
+    make_part: "Callable[[StageTask, Part], PartMade] | None" = None  # of a stage whose work can be divided
+
+
+class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a finished shard."""
+
+    shard: int
+    digests: dict[str, str]  # SHA-256 by path relative to the artifact
+    sizes: dict[str, int]  # bytes by path
+    seconds: float
+    counts: dict[str, Any]
+    made_on: str = ""  # processor or graphics card; "" of shards that an earlier version made
+
+
+class ShardWork(NamedTuple):
+    """The shards of one unfinished artifact, as a reference that any process can follow."""
+
+    place: str  # its folder, or where no folder is shared its URL
+    spec: str  # name of the file below ``work`` that holds the ShardSpec, called by its digest
+    url: str = ""  # where it is to lie in a remote workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One artifact that a recipe wants."""
+
+    stage: Stage
+    name: str
+    config: Any  # the stage's configuration model
+    inputs: dict[str, "Node | Path"] = field(default_factory=dict)  # by role; a path is a finished artifact elsewhere
+
+    @property
+    def label(self) -> str:
+        """How to call it to a user."""
+        return f"{self.stage.name} {self.name}"
+
+
+def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
+    """Return the nodes of one stage and all that they need, in order."""
+    wanted: set[int] = set()
+
+    def want(node: Node) -> None:
+        wanted.add(id(node))
+        for source in node.inputs.values():
+            if isinstance(source, Node):
+                want(source)
+
+    for node in nodes:
+        if node.stage.name == stage:
+            want(node)
+    return [node for node in nodes if id(node) in wanted]
+
+
+Report = Callable[[ShardRecord], None]
+
+
+class Executor(Protocol):
+    """Makes shards of unfinished artifacts; a context that owns whatever it needs for that."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """Give back whatever it holds."""
+
+    def worker_device(self, device: str) -> str:
+        """Return the device that a worker shall use, where this process would use ``device``."""
+
+    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
+        """Make ``shards`` of an artifact; call ``report`` as each is done, in any order.
+
+        Raises:
+            PartialError: some shards failed; all others are done.
+        """

@@ -1,0 +1,107 @@
+"""The ingest stage: published files → ``dataset.h5`` with a train, a held-out and a test split.
+
+Later stages that make pools read the train split alone, so no test image can get into one.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lsmix.data.artifact import InputArtifact, Origin
+from lsmix.data.errors import RecipeError
+from lsmix.data.progress import Progress
+from lsmix.data.readers.published.sources import files_to_fetch
+from lsmix.data.readers.registry import read_source
+from lsmix.pipeline.config.results import DATASET_FILE
+from lsmix.pipeline.config.schema import DataConfig
+from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+
+if TYPE_CHECKING:
+    from lsmix.data.dataset import DataSet
+
+__all__ = ["INGEST", "fetch_source", "origin_of"]
+
+_JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
+
+
+def fetch_source(config: DataConfig, progress: Progress) -> None:
+    """Fetch the published files of a data set that are not there yet; what there is, is left alone.
+
+    Raises:
+        RecipeError: the recipe does not say what to fetch, or where to.
+        DownloadError, DiskSpaceError, LockedError: as ``data.download.download``.
+    """
+    # Imported here since it takes a while, which a run without a download should not pay.
+    from lsmix.data.readers.published.download import download
+
+    if not config.download or not config.path:
+        raise RecipeError(
+            f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
+            f"{config.path!r}."
+        )
+    for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
+        progress.say(f"fetching {file.url} to {target}")
+        download(file, target, progress)
+
+
+def run(task: StageTask) -> Outcome:
+    """Read the source and write the data set."""
+    from lsmix.data.dataset import open_dataset
+    from lsmix.data.readers.dataset_writer import write_dataset
+
+    config: DataConfig = task.config
+    task.progress.start(task.label, 1, "data set")
+    path = task.folder / DATASET_FILE
+    write_dataset(
+        path,
+        read_source(config),
+        heldout=config.heldout,
+        test=config.test,
+        limit=config.limit or None,
+        seed=config.seed,
+    )
+    dataset = open_dataset(path)
+    task.progress.advance()
+    task.progress.finish()
+    counts = {
+        "train": len(dataset.train.images),
+        "heldout": len(dataset.heldout.images),
+        "test": len(dataset.test.images),
+        "classes": len(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+    }
+    return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
+
+
+def _estimate(config: DataConfig, size: WorkSize) -> Estimate:
+    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
+    path = Path(config.path)
+    if not config.path or not path.exists():
+        return Estimate(bytes=0)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return Estimate(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+
+
+def _unpacked_ratio(file: Path) -> int:
+    return _JPEG_RATIO if file.suffix.lower() in (".jpeg", ".jpg", ".zip") else 2
+
+
+INGEST = Stage(
+    name="ingest",
+    version=1,
+    run=run,
+    estimate=_estimate,
+    not_in_key=frozenset({"path", "format", "download"}),  # contents count, not where they lie or how they came
+    uses_torch=False,
+)
+
+
+def origin_of(artifact: InputArtifact, dataset: "DataSet") -> Origin:
+    """Return where the images of a data set are from, as latents and pools keep it."""
+    config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
+    return Origin(
+        root=artifact.manifest.root,
+        config=config,
+        licence=dataset.licence,
+        citation=dataset.citation,
+        train_images=len(dataset.train),
+    )

@@ -1,0 +1,300 @@
+"""The mix stage: latents + flow + plan → ``pool.zarr``, the mixed images with their labels, shares and sources.
+
+A method in pixel space needs the data set alone. The plan says what is mixed with what; this module only applies it, and
+draws again what the flow cannot decode.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.artifact import InputArtifact, Origin, read_origin
+from lsmix.data.atomic import write_durably
+from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.errors import RecipeError
+from lsmix.data.latents import open_latents
+from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.table import ColumnStore
+from lsmix.pipeline.config.schema import PoolConfig, in_latent_space
+from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
+from lsmix.pipeline.engine.shards import ShardedWork
+from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.stages.ingest import origin_of
+from lsmix.pipeline.stages.pair_sampler import Draw, MixPlan
+from lsmix.pipeline.stages.pool_builder import (
+    LatentMixer,
+    LatentSource,
+    Mixed,
+    Mixer,
+    PixelMixer,
+    Sources,
+)
+from lsmix.pipeline.workspace.cache_key import key_fields
+
+__all__ = ["MIX", "LoadedRows", "MixWorker", "RowMaker", "make_plan", "open_latent_mixer", "open_worker"]
+
+_OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
+
+
+class LoadedRows(NamedTuple):
+    """Some rows of a pool, with what they are made from."""
+
+    rows: npt.NDArray[np.int64]  # of the pool, (n,)
+    draw: Draw
+    first: Sources
+    others: list[Sources]
+
+
+class RowMaker:
+    """Makes rows of a pool, whichever they are: what its shards consist of.
+
+    Args:
+        config: of the pool.
+        mixer: gathers the training images and mixes them.
+    """
+
+    def __init__(self, config: PoolConfig, mixer: Mixer) -> None:
+        self._config = config
+        self._mixer = mixer
+        self.plan = make_plan(config, len(mixer.labels))
+
+    def load(self, rows: npt.NDArray[np.int64], draw: Draw) -> LoadedRows:
+        """Read what rows of the pool are mixed from; ``draw`` is what the plan has for them."""
+        gather = self._mixer.gather
+        if self._config.corner not in (CORNERS[0], "random"):
+            draw = draw._replace(corner=np.full_like(draw.corner, CORNERS.index(self._config.corner)))
+        return LoadedRows(rows, draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
+
+    def make(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
+        """Mix rows; draw corrupted images again. Returns the pool's columns, and ``corrupted``, bool (n,)."""
+        draw = loaded.draw._replace(others=loaded.draw.others.copy(), lam=loaded.draw.lam.copy())
+        images, share, corrupted = self._mix(loaded, draw, slice(None), attempt=0)
+        state = np.full(len(images), _OK, np.uint8)
+        bad = np.flatnonzero(corrupted)
+        if self._config.on_corrupt == "redraw":
+            for attempt in range(1, self._config.attempts + 1):
+                if not len(bad):
+                    break
+                again = [self.plan.again(int(row), attempt) for row in loaded.rows[bad]]
+                draw.others[bad], draw.lam[bad] = (np.stack(column) for column in zip(*again, strict=True))
+                images[bad], share[bad], still = self._mix(loaded, draw, bad, attempt=attempt)
+                state[bad] = _REDRAWN
+                bad = bad[still]
+            if len(bad):
+                images[bad] = self._mixer.plain(loaded.first[bad])
+                share[bad], state[bad] = 0, _REPLACED
+        return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
+
+    def _mix(self, loaded: LoadedRows, draw: Draw, part: "slice | npt.NDArray[np.int64]", *, attempt: int) -> Mixed:
+        """Mix some of the rows; partners that were drawn again are read anew."""
+        others = loaded.others
+        if attempt:
+            others = [self._mixer.gather(source) for source in draw.others[part].T]
+        draws = self.plan.method_draws(loaded.rows[part], attempt)
+        return self._mixer.mix(loaded.first[part], others, draw.lam[part], draw.corner[part], draws)
+
+    def _columns(self, draw: Draw, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        labels, lam = self._mixer.labels[draw.others], draw.lam.astype(np.float32)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "source_a": draw.source_a,
+            "source_b": draw.others[:, 0],
+            "label_a": self._mixer.labels[draw.source_a],
+            "label_b": labels[:, 0],
+            "lam": lam[:, 0],
+            "share_b": share[:, 0],
+        }
+        if self._config.sources > 2:
+            more: dict[str, npt.NDArray[Any]] = {"source": draw.others, "label": labels, "lam": lam, "share": share}
+            columns |= {f"{name}_more": values[:, 1:] for name, values in more.items()}
+        if self._config.corner != CORNERS[0]:
+            columns["corner"] = draw.corner
+        return columns
+
+
+class MixWorker:
+    """Makes the shards of one pool."""
+
+    def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
+        self._folder = folder
+        stage, name = artifact_label(folder)
+        self._label, self._device = f"{stage} {name}", device
+        with device_memory(None, label=self._label, device=device):
+            mixer = _open_mixer(config, inputs, device)
+        self._mixer, self._maker = mixer, RowMaker(config, mixer)
+        self._batch: BatchSetting | None = None  # methods in pixel space go by no batch, and use no device
+        if isinstance(mixer, LatentMixer):
+            self._batch = BatchSetting(
+                label=self._label,
+                device=device,
+                field=f"pools.{name}.batch_size",
+                value=config.batch_size,
+            )
+        self._store = pool_store(folder)
+
+    def load(self, shard: int) -> LoadedRows:
+        """Read what a shard mixes."""
+        rows = self._store.shard_range(shard)
+        return self._maker.load(np.asarray(rows), self._maker.plan.rows(rows.start, rows.stop))
+
+    def compute(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
+        """Mix a shard; draw corrupted images again."""
+        with device_memory(self._batch, label=self._label, device=self._device):
+            return self._maker.make(loaded)
+
+    def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
+        """Write a shard of the pool."""
+        corrupted = computed.pop("corrupted")
+        state = computed["state"]
+        digests = write_pool_shard(self._folder, shard, computed)
+        first = self._store.shard_range(shard).start
+        counts = {
+            "images": len(state),
+            "ok": int((state == _OK).sum()),
+            "redrawn": int((state == _REDRAWN).sum()),
+            "replaced": int((state == _REPLACED).sum()),
+            "corrupted": int(corrupted.sum()),
+            "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
+        }
+        return digests, counts
+
+    def close(self) -> None:
+        """Give back the memory of recorded CUDA graphs."""
+        self._mixer.close()
+
+
+def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> Mixer:
+    from lsmix.pipeline.engine.device import prepare_device
+
+    prepare_device(device)
+    if not in_latent_space(config):
+        return PixelMixer(inputs["dataset"].folder / DATASET_NAME, config.method)
+    return open_latent_mixer(config, inputs["latents"].folder, inputs["flow"].folder, device)
+
+
+def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Path, device: str) -> LatentMixer:
+    """Return what mixes the latents of a pool; ``latents`` and ``flow`` are as for ``LatentMixer``."""
+    return LatentMixer(
+        latents,
+        flow,
+        method=config.method,
+        device=device,
+        output=config.output,
+        batch_size=config.batch_size,
+        margin=config.margin,
+        broken_share=config.broken_share,
+    )
+
+
+def make_plan(config: PoolConfig, images: int) -> MixPlan:
+    """Return the plan of a pool over ``images`` training images."""
+    return MixPlan(
+        images=images,
+        copies=config.copies_made,
+        alpha=config.alpha,
+        lambdas=config.lambdas,
+        seed=config.seed,
+        sources=config.sources,
+        random_corner=config.corner == "random",
+    )
+
+
+def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, InputArtifact], device: str) -> MixWorker:
+    """Open what makes the shards of an unfinished pool."""
+    return MixWorker(folder, msgspec.convert(config, PoolConfig), inputs, device)
+
+
+def _create(task: StageTask) -> ColumnStore:
+    """Write the metadata of the pool."""
+    config: PoolConfig = task.config
+    facts = _facts(task)
+    images = facts.origin.train_images
+    if images < config.sources:
+        raise RecipeError(
+            f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
+        )
+    plan = make_plan(config, images)
+    return create_pool(
+        task.folder,
+        images_per_copy=plan.images,
+        copies=plan.copies,
+        image_shape=facts.image_shape,
+        class_names=facts.class_names,
+        method=config.method,
+        shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
+        sources=config.sources,
+        corners=config.corner != CORNERS[0],
+        attributes={"origin": msgspec.to_builtins(facts.origin)},
+    )
+
+
+def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> Outcome:
+    """Write the plan of the pool, and the card that tells of it."""
+    from lsmix.pipeline.views.dataset_card.card import add_card
+
+    copies = task.config.copies_made
+    write_durably(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
+    counts |= {"copies": copies, "images_per_copy": store.rows // copies}
+    if counts["corrupted"]:
+        task.progress.warn(
+            f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
+            f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
+        )
+    payload = {"pool.zarr", PLAN_NAME}
+    digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
+    return Outcome(payload=frozenset(payload), counts=counts, digests=digests)
+
+
+class _Facts(NamedTuple):
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    origin: Origin
+    dim: int | None  # length of a latent vector
+
+
+def _facts(task: StageTask) -> _Facts:
+    """Return what is known of the training images, from the latents or from the data set itself."""
+    if "dataset" in task.inputs:
+        dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
+        return _Facts(dataset.image_shape, dataset.class_names, origin_of(task.inputs["dataset"], dataset), None)
+    latents = open_latents(task.inputs["latents"].folder)
+    height, width, channels = latents.attributes["image_shape"]
+    origin = read_origin(latents.attributes, f"latents {str(latents.path)!r}")
+    return _Facts((height, width, channels), tuple(latents.attributes["class_names"]), origin, latents.dim)
+
+
+def _plan_text(task: StageTask, facts: _Facts) -> bytes:
+    """Return what is enough, with the published images and the flow, to make every pixel again."""
+    plan: dict[str, Any] = {
+        "format_version": 1,
+        "stage_version": MIX.version,
+        "pool": key_fields(task.config, MIX.not_in_key),
+        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
+        "origin": msgspec.to_builtins(facts.origin),
+    }
+    if "latents" in task.inputs:
+        plan["latents"] = task.inputs["latents"].manifest.config
+        plan["dim"] = facts.dim
+    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
+
+
+def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
+    images = size.images * config.copies_made
+    flops = float(images) * size.flow_flops if in_latent_space(config) else 0.0
+    return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
+
+
+_WORK = ShardedWork(__name__, _create, _conclude)
+
+
+MIX = Stage(
+    name="mix",
+    version=3,
+    run=_WORK.run,
+    estimate=_estimate,
+    not_in_key=frozenset({"flow"}),
+    make_part=_WORK.make_part,
+)
