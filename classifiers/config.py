@@ -109,6 +109,7 @@ def check_architecture(name: str) -> None:
 
 
 def depth_and_widening(name: str) -> tuple[int, int]:
+    """Return depth D and widening factor K of "wrn-D-K"."""
     _, depth, widening = name.split("-")
     if int(depth) < 10 or (int(depth) - 4) % 6 or not int(widening):
         raise RecipeError(

@@ -107,5 +107,6 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
 
 
 def reason_of(error: Exception) -> str:
+    """Return why a request failed, as text."""
     reason = getattr(error, "reason", None) or error
     return str(reason) or type(reason).__name__

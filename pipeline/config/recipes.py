@@ -7,7 +7,7 @@ from lsmix.data.errors import RecipeError
 
 __all__ = ["builtin_recipes", "recipe_path", "recipe_text"]
 
-_RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
 
 def builtin_recipes() -> list[str]:

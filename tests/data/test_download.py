@@ -70,7 +70,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setattr(module, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 5.0)
+    monkeypatch.setattr("lsmix.data.web._TIMEOUT_SECONDS", 5.0)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         server.content, server.asked, server.statuses, server.cuts = CONTENT, [], [], []
         server.ranges, server.tells_length, server.shift, server.location = True, True, 0, ""
@@ -279,7 +279,7 @@ def test_nobody_at_the_other_end_is_said(server, target):
 
 
 def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
-    monkeypatch.setattr(module, "_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("lsmix.data.web._TIMEOUT_SECONDS", 0.05)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

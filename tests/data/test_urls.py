@@ -563,7 +563,7 @@ def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path
 
 def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
     code = (
-        "import os, sys\nfrom lsmix.data.store import SilentMeter, fresh_copy\n"
+        "import os, sys\nfrom lsmix.data.progress import SilentMeter\nfrom lsmix.data.store import fresh_copy\n"
         "with fresh_copy(sys.argv[1], SilentMeter()): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, f"{web.url}/pool"], check=False).returncode == 9

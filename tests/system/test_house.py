@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "classifiers": {"classifiers", "data"},
     "data": {"data"},
 }
-AT_HOME = {"click": "cli.py", "dask": "pipeline/executors/", "distributed": "pipeline/executors/"}
+AT_HOME = {"click": "cli.py", "dask": "pipeline/engine/dask.py", "distributed": "pipeline/engine/dask.py"}
 HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "dask", "distributed", "zarr", "pandas", "pyarrow"}
 
 
