@@ -134,6 +134,7 @@ def open_dataset(path: Path | str) -> DataSet:
     Example:
         >>> import tempfile
         >>> from lsmix.data.readers.digits import read_digits
+        >>> from lsmix.data.readers.dataset_writer import write_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "dataset.h5"
         ...     counts = write_dataset(path, read_digits(), heldout=100, test=0, limit=None, seed=0)

@@ -29,7 +29,6 @@ from lsmix.data.errors import (
     LsmixError,
     MissingError,
 )
-from lsmix.data.exports.remote import export_listing
 from lsmix.data.progress import Meter
 from lsmix.data.remote import Place, local_folder, open_place
 from lsmix.data.transfer import Listing, artifact_listing, pull_listed
@@ -37,7 +36,6 @@ from lsmix.data.transfer import Listing, artifact_listing, pull_listed
 __all__ = [
     "as_told",
     "fetched_artifact",
-    "fetched_export",
     "fetched_file",
     "fresh_copy",
     "naming_urls",
@@ -106,22 +104,6 @@ def fetched_artifact(place: Path | str, meter: Meter) -> Path:
     return _copy_of(there, patiently(repr(there.url), lambda: artifact_listing(there)), meter)
 
 
-def fetched_export(place: Path | str, meter: Meter) -> Path:
-    """Return the folder of an export, or the path of a file in one, as ``fetched_artifact`` does of an artifact.
-
-    Raises:
-        LsmixError: as ``fetched_artifact``.
-    """
-    path = local_folder(place)
-    if path is not None:
-        return path
-    url = str(place).rstrip("/")
-    home, _, name = url.rpartition("/")
-    in_it = name if name.endswith((".h5", ".parquet")) else ""
-    there = open_place(home if in_it else url)
-    return _copy_of(there, export_listing(there), meter) / in_it
-
-
 def fetched_file(url: str, path: str, meter: Meter) -> Path:
     """Return a copy of one small JSON file of the artifact at a URL, with the manifest beside it where there is one.
 
@@ -152,15 +134,22 @@ def fetched_file(url: str, path: str, meter: Meter) -> Path:
 
 
 @contextmanager
-def fresh_copy(url: str, meter: Meter) -> Iterator[Path]:
-    """Give the folder of a copy of its own of the artifact or the export that lies at a URL now; it goes at the end.
+def fresh_copy(
+    url: str, meter: Meter, listing_of: Callable[[Place], Listing] = artifact_listing
+) -> Iterator[Path]:
+    """Yield the folder of a new copy of what is stored at a URL now; the copy is removed at the end.
+
+    Args:
+        url: of an artifact, or of what ``listing_of`` lists.
+        meter: optional progress reporter.
+        listing_of: returns the files that belong to the copy.
 
     Raises:
         LsmixError: as ``fetched_artifact``.
     """
     there = open_place(url)
     with _own_folder(there.url) as folder:
-        listing = _listing_of(there)
+        listing = patiently(repr(there.url), lambda: listing_of(there))
         _make_room(folder.parent, listing.bytes, folder.name)
         _pull(there, listing, folder, meter)
         yield folder
@@ -254,15 +243,6 @@ def _home() -> Path:
             f"the cache {str(home)!r} cannot be made: {error.strerror}. Name another folder with LSMIX_CACHE."
         ) from error
     return home
-
-
-def _listing_of(there: Place) -> Listing:
-    try:
-        return patiently(repr(there.url), lambda: artifact_listing(there))
-    except MissingError:
-        with contextlib.suppress(MissingError):
-            return export_listing(there)
-        raise
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from lsmix.data.atomic import write_durably
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
+from lsmix.data.exports.remote import artifact_or_export_listing
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import POOL_NAME
@@ -337,7 +338,7 @@ def verify(
     if folder is not None:
         return _verify(folder, progress=progress, **asked)
     url = str(without_store(artifact, POOL_NAME))
-    with fresh_copy(url, progress) as folder:
+    with fresh_copy(url, progress, artifact_or_export_listing) as folder:
         facts = _verify(folder, progress=progress, **asked)
     return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
 

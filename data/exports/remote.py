@@ -3,6 +3,7 @@
 The one rule: a place is not asked what lies there; what the record and SHA256SUMS don't list is none of the export.
 """
 
+import contextlib
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -21,9 +22,9 @@ from lsmix.data.exports.record import (
     parse_sums,
 )
 from lsmix.data.remote import Place
-from lsmix.data.transfer import Listing
+from lsmix.data.transfer import Listing, artifact_listing
 
-__all__ = ["export_listing"]
+__all__ = ["artifact_or_export_listing", "export_listing"]
 
 _JOBS = 4  # sizes that are asked for at a time
 _MOST_SUMS_BYTES = 1 << 26  # some 600,000 files
@@ -52,6 +53,21 @@ def export_listing(place: Place) -> Listing:
     name = record.facts.artifact.name
     own = FileRecord(path=SUMS_NAME, bytes=len(sums), sha256=record.sums_sha256, payload=False)
     return Listing(name, [*files, own], RECORD_NAME, content)
+
+
+def artifact_or_export_listing(place: Place) -> Listing:
+    """Return what the artifact at a place consists of, or if there is none, the export.
+
+    Raises:
+        MissingError: there is neither.
+        LsmixError: as ``artifact_listing`` and ``export_listing``.
+    """
+    try:
+        return artifact_listing(place)
+    except MissingError:
+        with contextlib.suppress(MissingError):
+            return export_listing(place)
+        raise
 
 
 def _sized(place: Place, record: ExportRecord, sums: bytes) -> list[FileRecord]:

@@ -1,53 +1,50 @@
-"""Reading a published data set, whatever its format.
+"""The formats of data sets by name, and reading a data set in whichever format it has.
 
-The one rule: ``_FORMATS`` is all there is to know about a format here; the next one is a module and a line.
+Formats are named by "module:object" and imported on use, so that recipes are checked without any reader. Other packages
+add formats with the entry point group ``lsmix.data_formats``.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal, cast
 
 import msgspec
 
 from lsmix.data.errors import MissingError, RecipeError, SourceError
-from lsmix.data.readers.digits import DIGITS, DIGITS_SHA256
-from lsmix.data.readers.hdf5 import HDF5
-from lsmix.data.readers.image_folder import IMAGE_FOLDER
-from lsmix.data.readers.npz import NPZ
-from lsmix.data.readers.published.cifar import (
-    CIFAR10_BINARY,
-    CIFAR10_PYTHON,
-    CIFAR100_BINARY,
-    CIFAR100_PYTHON,
-)
-from lsmix.data.readers.published.sources import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.published.svhn import SVHN
-from lsmix.data.readers.published.tiny_imagenet import TINY_IMAGENET
+from lsmix.data.mixing import Registry
+from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
 from lsmix.data.readers.source_images import PublishedData, SourceFormat
 
-__all__ = ["FormatName", "SourceConfig", "read_source", "source_files", "source_version"]
+__all__ = ["DATA_FORMATS", "SourceConfig", "read_source", "source_files", "source_version"]
 
-FormatName = Literal[
-    "auto", "digits", "cifar10-python", "cifar10-binary", "cifar100-python", "cifar100-binary", "svhn", "tiny-imagenet",
-    "npz", "hdf5", "image-folder",
-]  # fmt: skip
+_DIGITS = "digits"  # the built-in data set, which has no path
 
-_FORMATS = {
-    kind.name: kind
-    for kind in (
-        DIGITS, CIFAR10_PYTHON, CIFAR10_BINARY, CIFAR100_PYTHON, CIFAR100_BINARY, SVHN, TINY_IMAGENET, NPZ, HDF5, IMAGE_FOLDER,
-    )
-}  # fmt: skip
+DATA_FORMATS: Final = Registry(
+    "format",
+    "lsmix.data_formats",
+    {
+        _DIGITS: "lsmix.data.readers.digits:DIGITS",
+        "cifar10-python": "lsmix.data.readers.published.cifar:CIFAR10_PYTHON",
+        "cifar10-binary": "lsmix.data.readers.published.cifar:CIFAR10_BINARY",
+        "cifar100-python": "lsmix.data.readers.published.cifar:CIFAR100_PYTHON",
+        "cifar100-binary": "lsmix.data.readers.published.cifar:CIFAR100_BINARY",
+        "svhn": "lsmix.data.readers.published.svhn:SVHN",
+        "tiny-imagenet": "lsmix.data.readers.published.tiny_imagenet:TINY_IMAGENET",
+        "npz": "lsmix.data.readers.npz:NPZ",
+        "hdf5": "lsmix.data.readers.hdf5:HDF5",
+        "image-folder": "lsmix.data.readers.image_folder:IMAGE_FOLDER",
+    },
+)
 
 
 class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a published data set lies, in which format, and which of its readings is wanted.
 
     Raises:
-        RecipeError: ``download`` names nothing that can be fetched.
+        RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
     """
 
     path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder; "" for digits
-    format: FormatName = "auto"  # "auto" looks at what is there
+    format: str = "auto"  # a name in DATA_FORMATS; "auto" looks at what is there
     labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: 100 classes, or 20 superclasses
     extra: bool = False  # of SVHN: whether the 531,131 images of extra_32x32.mat join the training split
     download: Annotated[str, msgspec.Meta(max_length=4096)] = (
@@ -55,7 +52,9 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     )
 
     def __post_init__(self) -> None:
-        """Refuse a download that is not known."""
+        """Refuse a format or a download that is not known."""
+        if self.format != "auto":
+            DATA_FORMATS.check(self.format)
         check_download(self.download)
 
 
@@ -85,7 +84,19 @@ def source_files(config: SourceConfig) -> list[Path]:
 
 def source_version(config: SourceConfig) -> str:
     """Return what stands for the content of a data set that has no files, a SHA-256 in hex; "" where files count."""
-    return DIGITS_SHA256 if config.format == DIGITS.name else ""
+    if config.format != _DIGITS:
+        return ""
+    from lsmix.data.readers.digits import DIGITS_SHA256
+
+    return DIGITS_SHA256
+
+
+def _format(name: str) -> SourceFormat:
+    return cast(SourceFormat, DATA_FORMATS.load(name))
+
+
+def _formats() -> list[SourceFormat]:
+    return [_format(name) for name in DATA_FORMATS.names()]
 
 
 def _path(config: SourceConfig) -> Path:
@@ -112,19 +123,19 @@ def _resolve(config: SourceConfig) -> SourceFormat:
         if not wanted:
             continue
         if word not in kind.variants:
-            having = " and ".join(name for name, known in _FORMATS.items() if word in known.variants)
+            having = " and ".join(other.name for other in _formats() if word in other.variants)
             raise RecipeError(f"{field} is for {having}, but this data set is {kind.name}. Remove it.")
         kind = kind.variants[word]
     return kind
 
 
 def _detect(config: SourceConfig) -> SourceFormat:
-    if config.format == DIGITS.name:
+    if config.format == _DIGITS:
         if config.path or config.download:
             raise RecipeError(
                 f"digits come with scikit-learn and have no path; got {config.path or config.download!r}. Remove the path."
             )
-        return DIGITS
+        return _format(_DIGITS)
     if not config.path:
         raise RecipeError(
             'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
@@ -134,8 +145,9 @@ def _detect(config: SourceConfig) -> SourceFormat:
         fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
         raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")
     if config.format != "auto":
-        return _FORMATS[config.format]
-    fitting = [kind for kind in _FORMATS.values() if kind.recognise(path)]
+        return _format(config.format)
+    formats = _formats()
+    fitting = [kind for kind in formats if kind.recognise(path)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:
@@ -143,5 +155,5 @@ def _detect(config: SourceConfig) -> SourceFormat:
             f"{config.path!r} fits several formats: {', '.join(kind.name for kind in fitting)}. "
             f'Say which, for example format = "{fitting[0].name}".'
         )
-    looked_for = "; ".join(f"{kind.name}: {kind.looks_for}" for kind in _FORMATS.values() if kind is not DIGITS)
+    looked_for = "; ".join(f"{kind.name}: {kind.looks_for}" for kind in formats if kind.name != _DIGITS)
     raise SourceError(f"{config.path!r} fits no known format. Looked for {looked_for}.")

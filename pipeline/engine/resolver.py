@@ -6,7 +6,6 @@ from typing import Any
 from lsmix.data.artifact import InputArtifact, InputRecord
 from lsmix.data.readers.registry import source_files, source_version
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.stages.ingest import INGEST
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
 from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
@@ -41,7 +40,7 @@ class Resolver:
 
     def records(self, node: Node) -> list[InputRecord] | None:
         """Return what goes into a node's key for its inputs; None while one isn't there yet."""
-        if node.stage is INGEST:
+        if node.stage.reads_source:
             return [self._source_record(node)]
         inputs = self.inputs(node)
         if inputs is None:

@@ -143,6 +143,7 @@ class Stage:
     estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
+    reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
     make_part: "Callable[[StageTask, Part], PartMade] | None" = None  # of a stage whose work can be divided
 
 

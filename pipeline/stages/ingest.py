@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from lsmix.data.artifact import InputArtifact, Origin
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
-from lsmix.data.readers.published.sources import files_to_fetch
+from lsmix.data.readers.published_sets import files_to_fetch
 from lsmix.data.readers.registry import read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
@@ -92,6 +92,7 @@ INGEST = Stage(
     estimate=_estimate,
     not_in_key=frozenset({"path", "format", "download"}),  # contents count, not where they lie or how they came
     uses_torch=False,
+    reads_source=True,
 )
 
 

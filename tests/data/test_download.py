@@ -16,7 +16,7 @@ from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError, Missin
 from lsmix.data.progress import SilentProgress
 from lsmix.data.readers.published import download as module
 from lsmix.data.readers.published.download import download
-from lsmix.data.readers.published.sources import PublishedFile, check_download, files_to_fetch
+from lsmix.data.readers.published_sets import PublishedFile, check_download, files_to_fetch
 from lsmix.data.readers.registry import SourceConfig, source_files
 from lsmix.pipeline import api
 from lsmix.pipeline.config.schema import DataConfig

@@ -19,7 +19,7 @@ from typing import IO
 from lsmix.data.atomic import fsync_folder, is_file_at
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
 from lsmix.data.progress import Meter
-from lsmix.data.readers.published.sources import PublishedFile
+from lsmix.data.readers.published_sets import PublishedFile
 from lsmix.data.web import Interruption, append_block, open_web, reason_of
 
 __all__ = ["download"]
