@@ -335,7 +335,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
 @click.argument("pool", type=_place)
 @click.argument("dest", type=_place)
-@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder", "npz"]), help="What to write.")  # fmt: skip
+@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder"]), help="What to write.")  # fmt: skip
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
@@ -347,20 +347,6 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
     with TerminalProgress(quiet=quiet) as bars:
         facts = export_pool(pool, dest, progress=bars, **options)
     _print("export", facts, fact_lines(facts), as_json)
-
-
-@cli.command(name="import", epilog="Example: lsmix import exported lsmix-pool")
-@click.argument("source", type=_place)
-@click.argument("dest", type=_place)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def import_(source: str, dest: str, as_json: bool, quiet: bool) -> None:
-    """Make a pool in the new folder DEST of SOURCE, an HDF5 or Parquet export or a file of it."""
-    from lsmix.pipeline.export import import_pool
-
-    with TerminalProgress(quiet=quiet) as bars:
-        facts = import_pool(source, dest, progress=bars)
-    _print("import", facts, fact_lines(facts), as_json)
 
 
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")

@@ -134,9 +134,7 @@ def fetched_file(url: str, path: str, meter: Meter) -> Path:
 
 
 @contextmanager
-def fresh_copy(
-    url: str, meter: Meter, listing_of: Callable[[Place], Listing] = artifact_listing
-) -> Iterator[Path]:
+def fresh_copy(url: str, meter: Meter, listing_of: Callable[[Place], Listing] = artifact_listing) -> Iterator[Path]:
     """Yield the folder of a new copy of what is stored at a URL now; the copy is removed at the end.
 
     Args:

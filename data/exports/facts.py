@@ -13,23 +13,20 @@ import msgspec
 import numpy as np
 
 from lsmix.data.artifact import InputRecord, read_origin
-from lsmix.data.atomic import UNDECODABLE, decode_versioned, sha256_file
+from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import CorruptError
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
 from lsmix.data.pool import PLAN_NAME, Pool
 
 __all__ = [
     "FACTS_NAME",
-    "MAX_FACTS_BYTES",
     "ArtifactFacts",
     "ExportFacts",
     "gather_facts",
     "seal_facts",
-    "unseal_facts",
 ]
 
 FACTS_NAME: Final = "facts"  # what the facts are called inside of a file
-MAX_FACTS_BYTES: Final = 1 << 26
 _VERSION: Final = 1
 _MAX_PLAN_BYTES = 1 << 24
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
@@ -142,23 +139,3 @@ def seal_facts(facts: ExportFacts) -> bytes:
     """Return the facts as JSON, with their checksum; the same facts give the same bytes."""
     content = msgspec.json.encode(facts)  # not sorted: the order of attributes counts in the pool's root digest
     return msgspec.json.encode(_Sealed(hashlib.sha256(content).hexdigest(), msgspec.Raw(content)))
-
-
-def unseal_facts(content: bytes, where: str) -> ExportFacts:
-    """Return the facts that ``seal_facts`` wrote.
-
-    Raises:
-        CorruptError: they are altered, or not what facts must be; ``where`` begins the message.
-        FormatError: they are of a version that this lsmix does not read.
-    """
-    try:
-        sealed = msgspec.json.decode(content, type=_Sealed)
-        raw = bytes(sealed.facts)
-        if hashlib.sha256(raw).hexdigest() != sealed.sha256:
-            raise CorruptError(f"{where}: the facts of the pool do not fit their checksum. Fetch or export it again.")
-        remedy = "Use a newer lsmix, or export it again."
-        return decode_versioned(raw, ExportFacts, _VERSION, what=f"{where} has facts of", remedy=remedy)
-    except UNDECODABLE as error:
-        raise CorruptError(
-            f"{where}: the facts of the pool are damaged ({error}). Fetch or export it again."
-        ) from error

@@ -32,7 +32,7 @@ class ImageCoder:
         channels = image_shape[2]
         if channels not in (_GREY, _COLOUR):
             raise RecipeError(
-                f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5 or npz."
+                f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5."
             )
         if encoding == "webp" and channels == _GREY:
             raise RecipeError("WebP has no grey images, and this pool's have one channel. Choose png.")

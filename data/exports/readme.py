@@ -29,7 +29,7 @@ of more than two sources have `…_more` for the others, pools that begin at dra
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
 {form_note}`lsmix-export.json` has all that is known of the pool, `SHA256SUMS` a checksum of every file: `sha256sum -c SHA256SUMS`, or
-`lsmix verify` on this folder.{import_note}
+`lsmix verify` on this folder.
 
 Root digest of the pool:
 
@@ -54,13 +54,11 @@ Citation of the base set:
 _NOTES = {
     "folder": "An image lies in the folder of its first label; all the rest stands in `metadata.jsonl`, a line an image.\n\n"
 }
-_IMPORTED = (" `lsmix import` makes the pool of it again.", {"hdf5", "parquet"})
 
 
 def readme_text(facts: ExportFacts, form: ExportForm) -> str:
     """Return the README of a pool's export in some form."""
     height, width, channels = facts.image_shape
-    note, importable = _IMPORTED
     return _TEXT.format(
         images=facts.images,
         height=height,
@@ -68,7 +66,6 @@ def readme_text(facts: ExportFacts, form: ExportForm) -> str:
         channels=channels,
         loads_with=form.loads_with,
         form_note=_NOTES.get(form.name, ""),
-        import_note=note if form.name in importable else "",
         root=facts.root,
         pixels=facts.digests["image"],
         class_names=_block("\n".join(" ".join(name.split()) for name in facts.class_names)),

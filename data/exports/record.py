@@ -50,7 +50,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["lsmix-export"]
     format_version: int = _VERSION
-    format: str  # hdf5, parquet, webdataset, folder or npz
+    format: str  # hdf5, parquet, webdataset or folder
     encoding: str  # of the images: png, webp, or raw
     shard_images: int  # rows in a file; of a folder, in a sub-folder
     files: int  # listed in SHA256SUMS

@@ -15,7 +15,6 @@ from lsmix.data.exports.folder_form import FOLDER_FORM, FOLDER_IMAGES
 from lsmix.data.exports.form import ExportForm, ExportJob
 from lsmix.data.exports.hdf5_form import HDF5_FORM
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
-from lsmix.data.exports.npz_form import NPZ_FORM
 from lsmix.data.exports.parquet_form import PARQUET_FORM
 from lsmix.data.exports.readme import README_NAME, readme_text
 from lsmix.data.exports.record import ExportRecord, write_record
@@ -24,7 +23,7 @@ from lsmix.data.pool import Pool
 
 __all__ = ["FORM_NAMES", "write_export"]
 
-_FORMS = {form.name: form for form in (HDF5_FORM, PARQUET_FORM, WEBDATASET_FORM, FOLDER_FORM, NPZ_FORM)}
+_FORMS = {form.name: form for form in (HDF5_FORM, PARQUET_FORM, WEBDATASET_FORM, FOLDER_FORM)}
 FORM_NAMES: Final = tuple(_FORMS)
 _FILE_BYTES = 500_000_000  # of a file, unless asked otherwise
 _MOST_FILE_BYTES = 20_000_000_000  # the big hubs refuse longer ones

@@ -33,7 +33,7 @@ from lsmix.data.progress import SilentMeter
 from lsmix.data.remote import open_place
 from lsmix.data.store import fetched_artifact, fresh_copy
 from lsmix.pipeline.api import plan, pull, push, run, verify
-from lsmix.pipeline.export import export_pool, import_pool
+from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.verify.rebuild import rebuild
 from lsmix.pipeline.views.dataset_card.card import CARD_FILES, write_card
 from lsmix.pipeline.views.show import draw_artifact
@@ -183,12 +183,7 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
 
     assert command("export", pool, "near", "--format", "hdf5", "-q").code == 0
     there.put("exported", Path("near"))
-    brought = command("import", there["exported"], "imported", "-q")
-    assert brought.code == 0, brought.err
-    assert open_pool("imported").manifest.root == read_manifest(made["pool"]).root
-    (file,) = Path("near").glob("*.h5")
-    assert command("import", f"{there['exported']}/{file.name}", "again", "-q").code == 0
-    assert contents(Path("again/pool.zarr")) == contents(Path("imported/pool.zarr"))
+    assert command("verify", there["exported"]).code == 0
 
     sent = command("push", pool, f"memory://{tmp_path.name}-other/pool", "-q")
     assert sent.code == 0, sent.err
@@ -251,9 +246,7 @@ def test_a_card_is_written_where_the_pool_lies(there, made, command, tmp_path):
 COMMANDS = {
     "show": ("show", "URL"),
     "verify": ("verify", "URL"),
-    "export": ("export", "URL", "out", "--format", "npz"),
-    "import": ("import", "URL", "out"),
-    "import a file": ("import", "URL/pool.h5", "out"),
+    "export": ("export", "URL", "out", "--format", "hdf5"),
     "card": ("card", "URL"),
     "push": ("push", "URL", "out"),
     "rebuild": ("rebuild", "URL", "--data", "digits", "--out", "out"),
@@ -325,7 +318,7 @@ def test_refused_credentials_are_told(words, command, monkeypatch):
     assert "Check the URL and your credentials" in result.err
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS.values() if words[0] not in ("import", "rebuild")])
+@pytest.mark.parametrize("words", [words for words in COMMANDS.values() if words[0] not in ("rebuild",)])
 def test_a_damaged_file_there_is_exit_code_5_and_named_by_its_url(words, s3, made, command, tmp_path):
     make_bucket("bucket")
     found = There("s3", "s3://bucket", None)
@@ -444,7 +437,7 @@ def test_a_copy_whose_bytes_flipped_is_named_beside_its_url(web, tmp_path):
     folder = fetched_artifact(url, SilentMeter())
     (folder / SHARD).write_bytes(flipped((folder / SHARD).read_bytes()))
     with pytest.raises(CorruptError, match=f"'{url}/{SHARD}.* Its copy here is '{folder}'; if that was damaged"):
-        export_pool(url, tmp_path / "out", format="npz")
+        export_pool(url, tmp_path / "out", format="hdf5")
 
 
 def test_a_fetch_goes_on_where_it_was_stopped(web, command):
@@ -452,7 +445,7 @@ def test_a_fetch_goes_on_where_it_was_stopped(web, command):
     with pytest.raises(KeyboardInterrupt):
         fetched_artifact(f"{web.url}/pool", Meter(stop_at=total // 2))
     web.sent = 0
-    assert command("export", f"{web.url}/pool", "out", "--format", "npz", "-q").code == 0
+    assert command("export", f"{web.url}/pool", "out", "--format", "hdf5", "-q").code == 0
     assert 0 < web.sent <= total - total // 2 + (web.artifact / "manifest.json").stat().st_size
 
 
@@ -596,7 +589,7 @@ def test_an_export_at_a_url_is_verified_file_by_file(there, form, invented_pool,
 
 
 def test_an_export_whose_checksums_lead_elsewhere_is_refused_before_anything_is_written(web, invented_pool, tmp_path):
-    export_pool(invented_pool(), web.folder / "out", format="npz")
+    export_pool(invented_pool(), web.folder / "out", format="hdf5")
     sums, record = web.folder / "out/SHA256SUMS", web.folder / "out/lsmix-export.json"
     for path in ("../evil", "/tmp/evil", "a\\b", "manifest.json", "x" * 300):
         sums.write_text(f"{'0' * 64}  {path}\n")
@@ -605,7 +598,7 @@ def test_an_export_whose_checksums_lead_elsewhere_is_refused_before_anything_is_
         record.write_bytes(msgspec.json.encode(content))
         (web.folder / "out" / "manifest.json").write_bytes(b"")
         with pytest.raises(CorruptError):
-            import_pool(f"{web.url}/out", tmp_path / "new")
+            verify(f"{web.url}/out")
         assert copies(tmp_path) == []
         assert not (tmp_path / "evil").exists()
 
@@ -615,7 +608,7 @@ def test_a_file_that_an_export_lacks_is_named(web, invented_pool, tmp_path):
     (name,) = (path.name for path in (web.folder / "out").glob("*.parquet"))
     (web.folder / "out" / name).unlink()
     with pytest.raises(CorruptError, match=f"'{web.url}/out/{name}' is missing; SHA256SUMS lists it"):
-        import_pool(f"{web.url}/out", tmp_path / "new")
+        verify(f"{web.url}/out")
 
 
 # Cards: sent back, the manifest last.
@@ -691,8 +684,7 @@ def test_a_copy_that_others_read_is_not_touched_by_a_card(far_pool):
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("export", "POOL", "s3://bucket/out", "--format", "npz"), "an export"),
-        (("import", "POOL", "s3://bucket/out"), "a pool"),
+        (("export", "POOL", "s3://bucket/out", "--format", "hdf5"), "an export"),
         (("rebuild", "POOL", "--data", "digits", "--out", "s3://bucket/out"), "a rebuilt pool"),
         (("show", "POOL", "--sheet", "s3://bucket/out.png"), "a sheet"),
         (("show", "POOL", "--html", "s3://bucket/out.html"), "a page"),
@@ -708,7 +700,7 @@ def test_a_result_is_not_written_to_a_url(words, what, made, tiny_recipe, comman
 
 
 def test_a_file_url_is_a_folder_to_write_to(made, tmp_path):
-    export_pool(made["pool"], f"file://{tmp_path}/out", format="npz")
+    export_pool(made["pool"], f"file://{tmp_path}/out", format="hdf5")
     assert verify(tmp_path / "out")["stage"] == "export"
 
 

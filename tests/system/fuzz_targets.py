@@ -328,7 +328,7 @@ def _read_pool(content: bytes, folder: Path) -> None:
     write_sheet(pool, folder / "sheet.png", rows=2)
     verify_lines(verify(pool))
     write_card(pool)
-    export_pool(pool, folder / "out", format="npz")
+    export_pool(pool, folder / "out", format="hdf5")
 
 
 def _read_manifest(content: bytes, folder: Path) -> None:
@@ -533,40 +533,6 @@ def _read_record(content: bytes, folder: Path) -> None:
     verify_export(place)
 
 
-def _importer(form: str, ending: str) -> Target:
-    def seeds() -> list[bytes]:
-        return [(_export(form) / f"pool-00000.{ending}").read_bytes()]
-
-    def read(content: bytes, folder: Path) -> None:
-        from lsmix.pipeline.export import import_pool
-
-        shutil.rmtree(folder / "back", ignore_errors=True)
-        import_pool(_put(folder, f"in.{ending}", content), folder / "back")
-        assert len(open_pool(folder / "back")) == 20
-
-    return Target(seeds, read, ("lsmix.data.exports",))
-
-
-def _facts() -> list[bytes]:
-    with h5py.File(_export("hdf5") / "pool-00000.h5") as file:
-        sealed = msgspec.json.decode(bytes(file["facts"][()]), type=dict[str, msgspec.Raw])
-    return [bytes(sealed["facts"])]
-
-
-def _read_facts(content: bytes, folder: Path) -> None:
-    """The facts of an export, sealed again: import with a stranger's facts that fit their checksum."""
-    from lsmix.pipeline.export import import_pool
-
-    path = folder / "in.h5"
-    shutil.copy(_export("hdf5") / "pool-00000.h5", path)
-    with h5py.File(path, "r+") as file:
-        del file["facts"]
-        sealed = b'{"sha256":"%s","facts":%s}' % (hashlib.sha256(content).hexdigest().encode(), content)
-        file.create_dataset("facts", data=np.bytes_(sealed), track_times=False)
-    shutil.rmtree(folder / "back", ignore_errors=True)
-    import_pool(path, folder / "back")
-
-
 def _results() -> list[bytes]:
     from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleFacts
 
@@ -617,8 +583,5 @@ TARGETS: dict[str, Target] = {
     "recipe": Target(_recipes, _read_recipe, ("lsmix.pipeline.config.recipe", "lsmix.pipeline.config.validation", "tomllib")),
     "notes": Target(_notes, _read_notes, ("lsmix.pipeline",)),
     "export-record": Target(_records, _read_record, ("lsmix.data.exports",)),
-    "export-facts": Target(_facts, _read_facts, ("lsmix.data.exports",)),
-    "export-hdf5": _importer("hdf5", "h5"),
-    "export-parquet": _importer("parquet", "parquet"),
     "results": Target(_results, _read_results, ("lsmix.pipeline",)),
 }  # fmt: skip

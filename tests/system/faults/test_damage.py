@@ -18,13 +18,13 @@ from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import pull, verify
-from lsmix.pipeline.export import export_pool, import_pool
+from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.workspace.local import STAGES, Workspace
 
 pytestmark = pytest.mark.faults
 
-FORMS = ("hdf5", "parquet", "webdataset", "folder", "npz")
-KINDS = (*STAGES, *FORMS, "imported", "pulled")
+FORMS = ("hdf5", "parquet", "webdataset", "folder")
+KINDS = (*STAGES, *FORMS, "pulled")
 OPENERS = {
     "ingest": open_dataset,
     "train-glow": load_flow,
@@ -45,8 +45,7 @@ def every_kind(small_finished: Path, tmp_path_factory: pytest.TempPathFactory) -
     for form in FORMS:
         found[form] = place / form
         export_pool(found["mix"], found[form], format=form, shard_images=6)
-    found |= {"imported": place / "imported", "pulled": place / "pulled"}
-    import_pool(found["hdf5"], found["imported"])
+    found["pulled"] = place / "pulled"
     pull(str(found["mix"]), found["pulled"])
     return found
 

@@ -17,13 +17,12 @@ import pytest
 from driver import FAIL, KILL, ROOM, SHORT
 
 from lsmix.pipeline.api import push
-from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.workspace.local import STAGES
 
 pytestmark = pytest.mark.faults
 
-FORMS = ("hdf5", "parquet", "webdataset", "folder", "npz")
-COMMANDS = (*STAGES, *(f"export {form}" for form in FORMS), "import", "push", "pull", "card")
+FORMS = ("hdf5", "parquet", "webdataset", "folder")
+COMMANDS = (*STAGES, *(f"export {form}" for form in FORMS), "push", "pull", "card")
 # In how many steps the short form goes through the calls of a command, so that it takes seconds.
 SHORT_FORM = {"ingest": 9, "mix": 90, "export hdf5": 15, "pull": 60}
 STRIDES = {"report": 4}  # a page with its plots takes a second, so every fourth call
@@ -64,9 +63,6 @@ def setting(small_recipe: Path, small_workspace: Path, tmp_path: Path) -> Callab
         made, kept = [place / "new"], [small_workspace]
         if name == "export":
             return Setting([name, pool, made[0], "--format", form, "-q"], place, made, kept)
-        if name == "import":
-            export_pool(pool, tmp_path / "exported", format="hdf5")
-            return Setting([name, tmp_path / "exported", made[0], "-q"], place, made, [*kept, tmp_path / "exported"])
         if name == "push":
             return Setting([name, pool, made[0], "-q"], place, made, kept)
         if name == "pull":

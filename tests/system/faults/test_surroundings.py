@@ -223,7 +223,7 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
         ["gc", *recipe],
         *(["verify", folder] for folder in of.values()),
         *(["show", of[stage], "--sheet", str(tmp_path / f"{stage}.png")] for stage in ("ingest", "mix")),
-        ["export", of["mix"], str(tmp_path / "exported"), "--format", "npz", "-q"],
+        ["export", of["mix"], str(tmp_path / "exported"), "--format", "hdf5", "-q"],
         ["push", of["mix"], str(tmp_path / "pushed"), "-q"],
     ]
     writes = [
@@ -231,7 +231,7 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
         ["mix", *recipe, "--set", "pools.mixed.alpha=0.3", "--device", "cpu", "-q"],
         ["mix", *recipe, "--force", "--device", "cpu", "-q"],
         ["card", of["mix"], "--creator", "Somebody"],
-        ["export", of["mix"], str(workspace / "exported"), "--format", "npz", "-q"],
+        ["export", of["mix"], str(workspace / "exported"), "--format", "hdf5", "-q"],
         ["push", of["mix"], str(workspace / "pushed"), "-q"],
         ["pull", of["mix"], str(workspace / "pulled"), "-q"],
     ]
