@@ -413,7 +413,6 @@ EXPORT_FILES: Final = {
     "hdf5": r"pool-[0-9]+\.h5",
     "parquet": r"pool-[0-9]+\.parquet",
     "webdataset": r"pool-[0-9]+\.tar",
-    "npz": r"pool-[0-9]+\.npz",
     "folder": r"metadata\.jsonl|images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)",
 }
 
