@@ -31,8 +31,6 @@ from lsmix.data.atomic import sealed_json
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.writing import FORM_NAMES
 from lsmix.data.pool import open_pool
-from lsmix.data.progress import SilentProgress
-from lsmix.data.store import fetched_export
 from lsmix.data.table import Column, ColumnStore
 from lsmix.pipeline.api import pull, push, verify
 from lsmix.pipeline.workspace.local import STAGES
@@ -145,14 +143,14 @@ def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(pool, tm
     record |= {"files": record["files"] + 1, "bytes": record["bytes"] + 16}
     record["sums_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
     (exported / "lsmix-export.json").write_bytes(sealed_again(record))
-    with pytest.raises(CorruptError, match=r"lists 'numpy\.py', which no export as 'npz' has"):
+    with pytest.raises(CorruptError, match=r"lists 'numpy\.py', which no export as 'hdf5' has"):
         verify(exported)
     import fsspec
 
     there = fsspec.filesystem("memory")
     there.put(str(exported), f"/{tmp_path.name}", recursive=True)
     with pytest.raises(CorruptError, match=r"lists 'numpy\.py'"):
-        fetched_export(f"memory://{tmp_path.name}", SilentProgress())
+        verify(f"memory://{tmp_path.name}")
 
 
 def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_argument(finished_workspace, tmp_path):

@@ -234,7 +234,7 @@ def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
 
 
 def loading_blocks() -> list[str]:
-    text = (ROOT / "pipeline" / "cards" / "card.md.j2").read_text(encoding="utf-8")
+    text = (ROOT / "pipeline" / "views" / "dataset_card" / "card.md.j2").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(?:import sys\n\n)?(import \w+)", text, re.MULTILINE)
 
 
