@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError, printable, printable_json
+from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -274,7 +274,7 @@ def figure(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+    """PairBatch a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
@@ -425,14 +425,14 @@ def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
     if as_json:
         _print_json(kind, facts)
     else:
-        click.echo("\n".join(map(printable, lines)))
+        click.echo("\n".join(map(escape_terminal, lines)))
 
 
 def _print_json(kind: str, content: Any) -> None:
     import msgspec
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
-    click.echo(printable_json(msgspec.json.format(msgspec.json.encode(document), indent=1).decode()))
+    click.echo(escape_json(msgspec.json.format(msgspec.json.encode(document), indent=1).decode()))
 
 
 def main() -> None:
@@ -443,7 +443,7 @@ def main() -> None:
         error.show()
         sys.exit(error.exit_code)
     except LsmixError as error:
-        click.echo(f"error: {printable(str(error))}", err=True)
+        click.echo(f"error: {escape_terminal(str(error))}", err=True)
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; what is done is kept. Go on with: {_command_line()}", err=True)
@@ -456,7 +456,7 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         where = f": {error.filename!r}" if error.filename else ""
-        click.echo(f"error: {printable(str(error.strerror or error))}{where}. What is done is kept.", err=True)
+        click.echo(f"error: {escape_terminal(str(error.strerror or error))}{where}. What is done is kept.", err=True)
         sys.exit(LsmixError.exit_code)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contender import call_fresh
 from benchmarks.mix import Stages, make_flow
 from benchmarks.pools import smooth_images
-from benchmarks.turns import Measured, expect, measure, save
+from benchmarks.turns import Scores, expect, measure, save
 
 _STEPS = 8  # K of the flow
 _COUNT = 4096  # images to mix
@@ -90,9 +90,9 @@ class TinyWorker:
 
     def store(self, shard: int, computed: bytes) -> tuple[dict[str, str], dict[str, Any]]:
         """Write the shard."""
-        from lsmix.data.atomic import write_durably
+        from lsmix.data.atomic import write_atomic
 
-        write_durably(self._folder / f"{shard}.bin", computed)
+        write_atomic(self._folder / f"{shard}.bin", computed)
         return {f"{shard}.bin": hashlib.sha256(computed).hexdigest()}, {"shards": 1}
 
     def close(self) -> None:
@@ -133,11 +133,11 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
         config = {"flush": flush}
         return write_spec(fresh, ShardSpec(module="benchmarks.executors", config=config, inputs={}, device="cpu"))
 
-    def parts(count: int, *, flush: bool = True) -> Callable[[], Measured]:
-        def make() -> Measured:
+    def parts(count: int, *, flush: bool = True) -> Callable[[], Scores]:
+        def make() -> Scores:
             place = work(flush=flush)
             calls = [["make_tiny", place.place, place.spec, first, _TINY_SHARDS, count] for first in range(count)]
-            return Measured(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
+            return Scores(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
 
         return make
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contender import Contender, contenders, peak_mb
-from benchmarks.turns import Measured, Table, measure, save
+from benchmarks.turns import Scores, Table, measure, save
 
 _STEPS = 8  # K; the paper's 32 only multiplies the same work
 _DEEP = 32  # the paper's K, for the memory of a step
@@ -122,7 +122,7 @@ def _ours(steps: int, images: np.ndarray, device: str, *, light: bool) -> tuple[
     return model, step
 
 
-def floor_jobs(device: str) -> dict[str, Callable[[], Measured]]:
+def floor_jobs(device: str) -> dict[str, Callable[[], Scores]]:
     """Return the convolutions of K steps and nothing else, and one wide convolution, which is as good as it gets."""
     import torch
     from torch.nn import functional
@@ -202,10 +202,10 @@ def _speeds(tables: dict[str, Any], threads: int, device: str, image_flops: floa
         tables[title] = {"floor": _PEAK, "unit": "FLOP", "rows": measure(work, floor=_PEAK, title=title, unit="FLOP")}
 
 
-def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], Measured]:
-    def run() -> Measured:
+def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], Scores]:
+    def run() -> Scores:
         items, seconds = contender.job(job)()
-        return Measured(items * image_flops, seconds)
+        return Scores(items * image_flops, seconds)
 
     return run
 

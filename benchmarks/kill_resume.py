@@ -25,7 +25,7 @@ _KILLED_STAGES = STAGES[:-1]  # the report's pages tell how long things took, so
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageResult:
     """What became of one stage."""
 
     stage: str
@@ -59,7 +59,7 @@ def main() -> int:
 
 def _kill_stage(
     stage: str, options: argparse.Namespace, whole: Path, disturbed: Path, moments: random.Random
-) -> Outcome:
+) -> StageResult:
     for later in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(disturbed / later, ignore_errors=True)
     begun = time.monotonic()
@@ -81,7 +81,7 @@ def _kill_stage(
             shutil.rmtree(disturbed / stage)
     _command(stage, options.recipe, disturbed, options.options).wait()
     same = _roots(disturbed, stage) == _roots(whole, stage)
-    return Outcome(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
+    return StageResult(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
 
 
 def _command(stage: str, recipe: Path, workspace: Path, options: str) -> "subprocess.Popen[bytes]":
@@ -120,7 +120,7 @@ def _roots(workspace: Path, stage: str) -> dict[str, str]:
     return {manifest.key: manifest.root for _, manifest in Workspace(workspace).manifests(stage)}
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: StageResult) -> str:
     verdict = "same bytes" if outcome.same else "DIFFERS"
     return (
         f"{outcome.stage:<12} {outcome.kills:>4} kills, {outcome.in_work:>4} in unfinished work, "

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.contender import contenders
 from benchmarks.loaders import BATCH, write
 from benchmarks.pools import SHAPE, make_pool, smooth_images
-from benchmarks.turns import Measured, measure, save
+from benchmarks.turns import Scores, measure, save
 from lsmix.data.pool import create_pool, write_pool_shard
 
 _IMAGES = 50_000  # as CIFAR-10 has
@@ -115,8 +115,8 @@ def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
 def _cold(tables: dict[str, Any], folder: Path) -> None:
     """Measure with the pages of the files dropped from the kernel's cache before each turn, where it lets us."""
 
-    def cold(work: Callable[[], Measured]) -> Callable[[], Measured]:
-        def run() -> Measured:
+    def cold(work: Callable[[], Scores]) -> Callable[[], Scores]:
+        def run() -> Scores:
             os.sync()
             for path in folder.rglob("*"):
                 if path.is_file():

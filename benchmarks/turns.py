@@ -9,14 +9,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["RESULTS", "Measured", "Table", "expect", "measure", "save"]
+__all__ = ["RESULTS", "Scores", "Table", "expect", "measure", "save"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
 Table = dict[str, dict[str, float]]  # by contender: per_second, least, most, ratio, ratio_least, ratio_most
 
 
-class Measured(NamedTuple):
+class Scores(NamedTuple):
     """What a contender did in one turn."""
 
     items: float
@@ -24,7 +24,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    contenders: Mapping[str, Callable[[], "int | Measured"]],
+    contenders: Mapping[str, Callable[[], "int | Scores"]],
     *,
     floor: str,
     title: str,
@@ -42,7 +42,7 @@ def measure(
         for name, work in contenders.items():
             begun = time.perf_counter()
             done = work()
-            items, seconds = done if isinstance(done, Measured) else (done, time.perf_counter() - begun)
+            items, seconds = done if isinstance(done, Scores) else (done, time.perf_counter() - begun)
             if turn:
                 rates[name].append(items / seconds)
     table = {}

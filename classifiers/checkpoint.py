@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.evaluation import seeded
 from lsmix.classifiers.registry import build_classifier
-from lsmix.data.atomic import check_tensor_header, write_durably
+from lsmix.data.atomic import check_tensor_header, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 
 __all__ = ["check_tensors", "flat_state", "load_classifier", "restore_state", "save_classifier"]
@@ -110,7 +110,7 @@ def save_classifier(path: Path, model: nn.Module) -> None:
         .clone(memory_format=torch.contiguous_format)  # tied weights share no memory then
         for name, tensor in model.state_dict().items()
     }
-    write_durably(path, save(tensors))
+    write_atomic(path, save(tensors))
 
 
 def load_classifier(

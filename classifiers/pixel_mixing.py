@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lsmix.classifiers.config import PixelMix
 from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import PIXEL_METHODS, Draws, Method, checked_rates, row_draws
+from lsmix.data.mixing import PIXEL_METHODS, Method, RowRng, checked_rates, row_rngs
 from lsmix.data.rng import generator
 
 __all__ = ["cutmix", "fmix", "mix_batch", "mix_images", "mix_pixels", "mixup", "resizemix"]
@@ -33,14 +33,14 @@ _UNIT = 1 << 32  # MixUp takes λ to the nearest multiple of its inverse, which 
 _DECAY = 3.0  # of FMix's spectrum, as published
 
 
-def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: Draws) -> _Mixed:
+def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: RowRng) -> _Mixed:
     """(1 − λ)·x₁ + λ·x₂, rounded to the nearest level, halves up; the share is λ. λ = 1 gives x₂ [Zhang et al. 2018]."""
     weight_B = _there(torch.round(lam_B * _UNIT).to(torch.int64), x1_BCHW)[:, None, None, None]
     sum_BCHW = (_UNIT - weight_B) * x1_BCHW + weight_B * x2_BCHW  # below 2^40, so exact
     return ((sum_BCHW + _UNIT // 2) >> 32).to(torch.uint8), lam_B.clone()
 
 
-def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """A box of x₂ in x₁, at its own place; the share is the box's area [Yun et al. 2019, and their code].
 
     Its sides are √λ of the image's, its centre lies anywhere, and what sticks out is cut off. So λ = 1 gives x₂ only where
@@ -60,7 +60,7 @@ def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mi
     return torch.where(_inside(box_B4, x1_BCHW), x2_BCHW, x1_BCHW), _area(box_B4, x1_BCHW)
 
 
-def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """The whole of x₂, made smaller, pasted on x₁; the share is the patch's area [Qin et al. 2020].
 
     The patch has √λ of the image's sides, rounded down, and lies wholly inside. Each of its pixels is the pixel of x₂ at
@@ -83,7 +83,7 @@ def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> 
     return torch.where(_inside(box_B4, x1_BCHW), small_BHWC.permute(0, 3, 1, 2), x1_BCHW), _area(box_B4, x1_BCHW)
 
 
-def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """⌊λHW⌋ pixels of x₂ where a smooth random field is largest; the share is ⌊λHW⌋/HW [Harris et al. 2020].
 
     The field is noise whose spectrum falls with the third power of the frequency. λ = 1 gives x₂.
@@ -102,7 +102,7 @@ def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixe
     return torch.where(mask_B1HW, x2_BCHW, x1_BCHW), taken_B / (height * width)
 
 
-def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: Tensor, draws: Draws) -> Tensor:
+def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: Tensor, draws: RowRng) -> Tensor:
     """Return int64 (B, 4) on the CPU: top, bottom, left, right of each row's box; bottom and right are exclusive."""
     boxes = [box(lam, draws(row)) for row, lam in enumerate(lam_B.tolist())]
     return torch.tensor(boxes, dtype=torch.int64).view(-1, 4)
@@ -142,7 +142,7 @@ def mix_images(
     lam: float | NDArray[np.float64],
     *,
     seed: int = 0,
-    draws: Draws | None = None,
+    draws: RowRng | None = None,
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Mix images pair by pair; return uint8 (N, H, W, C) and the effective shares of x2, float32 (N,).
 
@@ -166,11 +166,11 @@ def mix_images(
             f"{x2.dtype} {x2.shape}."
         )
     lam_N = torch.from_numpy(checked_rates(lam, len(x1)))
-    mixed, share = mix_pixels(method, _tensor(x1), _tensor(x2), lam_N, draws or row_draws(seed, "mix", "method"))
+    mixed, share = mix_pixels(method, _tensor(x1), _tensor(x2), lam_N, draws or row_rngs(seed, "mix", "method"))
     return np.ascontiguousarray(mixed.permute(0, 2, 3, 1).numpy()), share.to(torch.float32).numpy()
 
 
-def mix_pixels(method: str, x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+def mix_pixels(method: str, x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> tuple[Tensor, Tensor]:
     """Mix tensors as a ``Method`` does, and check what comes back, since another package may have made it.
 
     Raises:
@@ -214,6 +214,6 @@ def mix_batch(
     lam_B = torch.from_numpy(np.broadcast_to(rates, (count,)).copy())
     # Gathered by whole pixels, which keeps channels-last memory.
     partner_BCHW = images_BCHW.permute(0, 2, 3, 1)[partner_B].permute(0, 3, 1, 2)
-    mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_draws(seed, *words, "row"))
+    mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_rngs(seed, *words, "row"))
     share_B1 = share_B.to(target_BK, non_blocking=True)[:, None]
     return mixed_BCHW, (1.0 - share_B1) * target_BK + share_B1 * target_BK[partner_B]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from lsmix.data.atomic import (
-    UNDECODABLE,
+    DECODE_ERRORS,
+    checksummed_json,
     decode_versioned,
     fsync_tree,
     is_as_written,
     is_broken,
-    sealed_json,
     sha256_file,
-    write_durably,
+    write_atomic,
 )
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 
@@ -36,18 +36,18 @@ __all__ = [
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
     "WORK_FOLDER",
+    "Artifact",
     "FileRecord",
-    "InputArtifact",
     "InputRecord",
     "Manifest",
-    "Origin",
+    "Provenance",
     "check_listing",
     "check_sizes",
     "is_expected_export_path",
     "is_expected_path",
     "parse_manifest",
     "read_manifest",
-    "read_origin",
+    "read_provenance",
     "record_files",
     "root_digest",
     "verify_files",
@@ -159,7 +159,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
     """
-    path, content = folder / MANIFEST_NAME, sealed_json(manifest)
+    path, content = folder / MANIFEST_NAME, checksummed_json(manifest)
     if odd := _unexpected(manifest):
         raise CorruptError(
             f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
@@ -167,7 +167,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     if len(content) > MOST_MANIFEST_BYTES:
         raise CorruptError(_too_large(str(path), len(content)))
     fsync_tree(folder)
-    write_durably(path, content)
+    write_atomic(path, content)
 
 
 def read_manifest(folder: Path | str) -> Manifest:
@@ -214,7 +214,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     try:
         remedy = "Use a newer lsmix, or make the artifact again."
         manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
     if wrong := _wrong_facts(manifest):
         raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
@@ -433,7 +433,7 @@ def is_expected_export_path(form: str, path: str) -> bool:
     return path == "README.md" or (form in EXPORT_FILES and re.fullmatch(EXPORT_FILES[form], path) is not None)
 
 
-class Origin(msgspec.Struct, frozen=True, kw_only=True):
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """The data set that the images are from."""
 
     root: str  # root digest of its artifact
@@ -443,20 +443,20 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     train_images: int  # rows of the train split, which sources are counted in
 
 
-def read_origin(attributes: dict[str, Any], what: str) -> Origin:
+def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
     """Return the origin that a store's attributes hold under ``origin``.
 
     Raises:
         CorruptError: it is missing or not whole; ``what`` begins the message.
     """
     try:
-        return msgspec.convert(attributes.get("origin"), Origin)
+        return msgspec.convert(attributes.get("origin"), Provenance)
     except msgspec.ValidationError as error:
         raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
 
 
 @dataclass(frozen=True, kw_only=True)
-class InputArtifact:
+class Artifact:
     """A complete artifact that a stage reads."""
 
     folder: Path  # on this machine; where ``url`` is set, its files may not be there yet
@@ -464,6 +464,6 @@ class InputArtifact:
     url: str = ""  # where it lies in a remote workspace
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Where it is found: its URL if it has one, else its folder."""
         return self.url or str(self.folder)

@@ -20,22 +20,22 @@ import msgspec
 from lsmix.data.errors import FormatError
 
 __all__ = [
-    "UNDECODABLE",
+    "DECODE_ERRORS",
+    "atomic_path",
     "check_tensor_header",
+    "checksummed_json",
     "decode_versioned",
-    "durable_path",
     "fsync_folder",
     "fsync_tree",
     "is_as_written",
     "is_broken",
     "is_file_at",
     "read_small",
+    "remove_stale",
+    "remove_stale_parts",
     "seal",
-    "sealed_json",
     "sha256_file",
-    "sweep_dead_parts",
-    "sweep_parts",
-    "write_durably",
+    "write_atomic",
 ]
 
 _BLOCK_BYTES = 1 << 20
@@ -45,7 +45,7 @@ _PART = ".part"  # ends the name of a file being written
 
 
 @contextmanager
-def durable_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path) -> Iterator[Path]:
     """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
@@ -62,19 +62,19 @@ def durable_path(path: Path) -> Iterator[Path]:
     fsync_folder(path.parent)
 
 
-def write_durably(path: Path, *pieces: bytes | memoryview) -> None:
+def write_atomic(path: Path, *pieces: bytes | memoryview) -> None:
     """Write ``pieces``, one behind the other, to ``path`` at once: beside it, flushed, then renamed over it."""
-    with durable_path(path) as beside, beside.open("wb") as file:
+    with atomic_path(path) as beside, beside.open("wb") as file:
         file.writelines(pieces)
 
 
-def sweep_parts(folder: Path) -> None:
+def remove_stale(folder: Path) -> None:
     """Remove what writers that were killed left beside their files, anywhere below ``folder``."""
     for path in folder.rglob(f".*{_PART}"):
         path.unlink(missing_ok=True)
 
 
-def sweep_dead_parts(path: Path) -> None:
+def remove_stale_parts(path: Path) -> None:
     """Remove what writers of the file at ``path`` left beside it that hold no lock on that, as killed ones do not."""
     for part in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
         with contextlib.suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
@@ -126,7 +126,7 @@ _MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000
 
 
 # What decoding raises on bytes that are damaged, or were made to do harm.
-UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 _MOST_HEADER_BYTES = 4 << 20  # some 40,000 tensors
@@ -139,7 +139,7 @@ def read_small(path: Path) -> bytes:
     """Return the content of a file of results.
 
     Raises:
-        One of UNDECODABLE: it is larger than any such file.
+        One of DECODE_ERRORS: it is larger than any such file.
     """
     with path.open("rb") as file:
         content = file.read(_MOST_BYTES + 1)
@@ -176,7 +176,7 @@ def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what:
 
     Raises:
         FormatError: it is of another version.
-        One of UNDECODABLE: it is no such record; the caller knows what that means of its file.
+        One of DECODE_ERRORS: it is no such record; the caller knows what that means of its file.
     """
     for mark, most in _MOST_PARTS.items():
         if (count := content.count(mark)) > most:
@@ -193,7 +193,7 @@ _OPENING = b"{\n"
 _SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
 
 
-def sealed_json(record: msgspec.Struct) -> bytes:
+def checksummed_json(record: msgspec.Struct) -> bytes:
     """Return a record as JSON, its fields sorted and one a line, below a checksum of these bytes."""
     return seal(_plain_json(record))
 

@@ -30,7 +30,7 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.remote import Place, fetch_manifest, open_place
+from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 from lsmix.data.table import (
     ARRAY_BYTES,
     GROUP_BYTES,
@@ -41,7 +41,7 @@ from lsmix.data.table import (
     shard_bytes,
 )
 from lsmix.data.table_reader import ColumnReader
-from lsmix.data.web import Interruption, append_block
+from lsmix.data.web import TransientError, append_block
 
 __all__ = [
     "FileCache",
@@ -51,7 +51,7 @@ __all__ = [
     "fetch_file",
     "locked_file",
     "open_remote_columns",
-    "patiently",
+    "with_retries",
 ]
 
 _JOBS = 4  # shards on their way at a time
@@ -83,7 +83,7 @@ class FileCache:
         """Tell whether a file is there, checked or not."""
         return (self._files / record.sha256).exists()
 
-    def check(self, place: Place, record: FileRecord) -> None:
+    def check(self, place: RemoteFS, record: FileRecord) -> None:
         """Raise RecipeError if a file is larger than the whole cache may be."""
         if record.bytes > self.limit_bytes:
             raise RecipeError(
@@ -91,7 +91,7 @@ class FileCache:
                 "Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
 
-    def open(self, place: Place, record: FileRecord) -> IO[bytes]:
+    def open(self, place: RemoteFS, record: FileRecord) -> IO[bytes]:
         """Return a listed file, opened to read; it is fetched if need be.
 
         Raises:
@@ -133,7 +133,7 @@ class FileCache:
         with self._checking:
             self._checked[record.sha256] = (facts.st_dev, facts.st_ino)
 
-    def _fetch(self, place: Place, record: FileRecord) -> IO[bytes] | None:
+    def _fetch(self, place: RemoteFS, record: FileRecord) -> IO[bytes] | None:
         """Fetch a file and return it opened; None if somebody else did so in between."""
         self.check(place, record)
         path = self._files / record.sha256
@@ -173,7 +173,7 @@ class FileCache:
 class _RemoteShards:
     """The shards of a store afar, as files in the cache."""
 
-    def __init__(self, place: Place, cache: FileCache, name: str, records: dict[str, FileRecord]) -> None:
+    def __init__(self, place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]) -> None:
         self._place = place
         self._url = f"{place.url}/{name}"
         self._cache = cache
@@ -222,8 +222,8 @@ def open_remote_columns(
         CorruptError: its manifest or metadata is damaged, or they do not fit together.
         DownloadError: the place cannot be reached.
     """
-    place = open_place(url)
-    manifest, _ = patiently(repr(place.url), lambda: fetch_manifest(place))
+    place = open_remote(url)
+    manifest, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
     kept = FileCache(Path(cache) if cache else cache_folder(), cache_bytes)
     records = {
         record.path.removeprefix(f"{name}/"): record for record in manifest.files if record.path.startswith(f"{name}/")
@@ -240,7 +240,7 @@ def open_remote_columns(
 
 
 def _open_metadata(
-    place: Place, cache: FileCache, name: str, records: dict[str, FileRecord]
+    place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]
 ) -> tuple[ColumnStore, dict[str, Any]]:
     if METADATA_NAME not in records:
         raise MissingError(f"no columns {name!r} in the artifact at {place.url!r}: {METADATA_NAME} is not listed.")
@@ -263,12 +263,12 @@ def _open_metadata(
     return replace(store, folder=Path(f"{place.url}/{name}")), attributes
 
 
-def _content(cache: FileCache, place: Place, record: FileRecord) -> bytes:
+def _content(cache: FileCache, place: RemoteFS, record: FileRecord) -> bytes:
     with cache.open(place, record) as stream:
         return stream.read()
 
 
-def _check_record(place: Place, store: ColumnStore, shard: int, column: str, record: FileRecord | None) -> None:
+def _check_record(place: RemoteFS, store: ColumnStore, shard: int, column: str, record: FileRecord | None) -> None:
     # Before anything is allocated: metadata may claim any number of rows, but only listed files can back them.
     (own,) = (each for each in store.columns if each.name == column)
     where = f"{place.url}/{store.folder.name}/{own.shard_name(shard)}"
@@ -333,8 +333,8 @@ class Stopped(Exception):  # noqa: N818  # no error: whoever asked for it knows 
     """Somebody asked the transfer to stop."""
 
 
-def patiently(what: str, action: Callable[[], _Answer]) -> _Answer:
-    """Return what ``action`` returns, trying again after each ``Interruption``, a few times.
+def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
+    """Return what ``action`` returns, trying again after each ``TransientError``, a few times.
 
     Raises:
         DownloadError: it was interrupted each time; ``what`` begins the message.
@@ -342,7 +342,7 @@ def patiently(what: str, action: Callable[[], _Answer]) -> _Answer:
     for pause in (*_PAUSES_SECONDS, None):
         try:
             return action()
-        except Interruption as reason:
+        except TransientError as reason:
             if pause is None:
                 raise DownloadError(f"{what} cannot be reached: {reason}. Try again later.") from reason
             time.sleep(pause)
@@ -350,7 +350,7 @@ def patiently(what: str, action: Callable[[], _Answer]) -> _Answer:
 
 
 def fetch_file(
-    place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
+    place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
 ) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
@@ -386,7 +386,7 @@ def fetch_file(
 
 
 def _complete(
-    place: Place, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
+    place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
 ) -> int:
     fetched = failures = 0
     while True:
@@ -405,8 +405,8 @@ def _complete(
                 have += len(block)
                 fetched += len(block)
                 tell(len(block))
-            reason: Interruption | str = f"the connection ended after {have} of {record.bytes} bytes"
-        except Interruption as error:
+            reason: TransientError | str = f"the connection ended after {have} of {record.bytes} bytes"
+        except TransientError as error:
             reason = error
         if have < record.bytes:
             failures = 1 if have > before else failures + 1

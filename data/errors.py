@@ -35,10 +35,10 @@ __all__ = [
     "RecipeError",
     "SourceError",
     "StaleError",
-    "human_bytes",
-    "human_seconds",
-    "printable",
-    "printable_json",
+    "escape_json",
+    "escape_terminal",
+    "format_bytes",
+    "format_duration",
 ]
 
 
@@ -104,21 +104,21 @@ class PartialError(LsmixError):
     exit_code = 6
 
 
-def printable(text: str) -> str:
+def escape_terminal(text: str) -> str:
     r"""Return a line in which every letter that does not print, a line break included, is shown as its escape.
 
     Example:
-        >>> print(printable("a cat\x1b[2J\n\u202e"))
+        >>> print(escape_terminal("a cat\x1b[2J\n\u202e"))
         a cat\x1b[2J\n\u202e
     """
     return text if text.isprintable() else "".join(map(_shown, text))
 
 
-def printable_json(text: str) -> str:
+def escape_json(text: str) -> str:
     r"""Return the same JSON, with letters that do not print as their escapes; line breaks between values stay.
 
     Example:
-        >>> print(printable_json('"a \x9b"'))
+        >>> print(escape_json('"a \x9b"'))
         "a \u009b"
     """
     return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
@@ -133,11 +133,11 @@ def _escaped(letter: str) -> str:
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
 
 
-def human_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return a number of bytes for reading.
 
     Example:
-        >>> human_bytes(999), human_bytes(153_600_000)
+        >>> format_bytes(999), format_bytes(153_600_000)
         ('999 B', '153.6 MB')
     """
     size = float(count)
@@ -148,11 +148,11 @@ def human_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def human_seconds(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a time span for reading.
 
     Example:
-        >>> human_seconds(0.42), human_seconds(75), human_seconds(7_260)
+        >>> format_duration(0.42), format_duration(75), format_duration(7_260)
         ('0.4 s', '1 min 15 s', '2 h 1 min')
     """
     if seconds < 59.95:

@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 __all__ = [
     "LATENT_METHODS",
     "PIXEL_METHODS",
-    "Draws",
     "Method",
     "Registry",
+    "RowRng",
     "checked_rates",
     "import_object",
     "nearest",
-    "row_draws",
+    "row_rngs",
 ]
 
 # Gives the generator of a row, 0 to N − 1; the same one in any split of the work.
-Draws: TypeAlias = Callable[[int], np.random.Generator]
+RowRng: TypeAlias = Callable[[int], np.random.Generator]
 
 
 # (x1, x2, λ float64 (N,) on the CPU, draws) -> mixed like x1, share of x2 float64 (N,) on the CPU.
 # In latent space x is float (N, D), in pixel space uint8 (N, C, H, W).
-Method: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, Draws], tuple[torch.Tensor, torch.Tensor]]"
+Method: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowRng], tuple[torch.Tensor, torch.Tensor]]"
 
 
 class Registry:
@@ -105,7 +105,7 @@ def nearest(word: str, known: list[str]) -> str:
     return (f" Did you mean {close[0]!r}?" if close else "") + f" Known: {', '.join(known)}."
 
 
-def row_draws(seed: int, *words: str | int) -> Draws:
+def row_rngs(seed: int, *words: str | int) -> RowRng:
     """Return the generators of rows that are named by a seed, words and their own number."""
     return lambda row: generator(seed, *words, row)
 

@@ -110,7 +110,7 @@ class Pool:
         attributes: _Attributes,
         reopen: "Callable[..., Pool] | None" = None,
     ) -> None:
-        self.where = where  # its folder, or its URL
+        self.location = where  # its folder, or its URL
         self._reopen = reopen or functools.partial(open_pool, where)
         self.manifest = manifest
         self.columns = columns
@@ -127,9 +127,11 @@ class Pool:
         Raises:
             MissingError: it is read from afar, and has none here.
         """
-        if "://" in self.where:
-            raise MissingError(f"pool {self.where!r} is not on this machine. Fetch it first: lsmix pull {self.where}")
-        return Path(self.where)
+        if "://" in self.location:
+            raise MissingError(
+                f"pool {self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}"
+            )
+        return Path(self.location)
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
@@ -185,7 +187,7 @@ class Pool:
     def info(self) -> dict[str, Any]:
         """Facts about the pool, from its manifest and its metadata; ready for JSON."""
         return {
-            "path": self.where,
+            "path": self.location,
             "name": self.manifest.name,
             "key": self.manifest.key,
             "root": self.manifest.root,
@@ -206,11 +208,11 @@ class Pool:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         row = index.__index__()
         if not -len(self) <= row < len(self):
-            raise IndexError(f"sample {row} is outside of pool {self.where!r}, which has {len(self)} images.")
+            raise IndexError(f"sample {row} is outside of pool {self.location!r}, which has {len(self)} images.")
         numbers = {name: self.columns[name][row].item() for name in _NUMBERS}
         state = numbers.pop("state")
         if state >= len(STATES):
-            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown state {state}. Do not use it.")
+            raise CorruptError(f"pool {self.location!r}: sample {row} has the unknown state {state}. Do not use it.")
         return Sample(
             image=self.image[row], state=STATES[state], more=self._more(row), corner=self._corner(row), **numbers
         )
@@ -227,12 +229,12 @@ class Pool:
     def _corner(self, row: int) -> str:
         corner = int(self.columns["corner"][row]) if "corner" in self.columns else 0
         if corner >= len(CORNERS):
-            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown corner {corner}. Do not use it.")
+            raise CorruptError(f"pool {self.location!r}: sample {row} has the unknown corner {corner}. Do not use it.")
         return CORNERS[corner]
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
-        return f"Pool({self.where!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
+        return f"Pool({self.location!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A map of a file belongs to one process; another opens its own.

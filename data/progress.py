@@ -7,19 +7,19 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
 
-__all__ = ["Meter", "Progress", "SilentMeter", "SilentProgress", "graceful_signals", "stop_point"]
+__all__ = ["NullProgress", "Progress", "graceful_signals", "stop_point"]
 
 
 class Progress(Protocol):
     """What a run tells while it works. Calls come from one thread."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell one line, such as that a stage is up to date."""
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Tell one line that only the curious want, such as what an artifact is made from."""
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Tell that something deserves a look, though the work goes on correctly."""
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
@@ -35,16 +35,16 @@ class Progress(Protocol):
         """Note what only a log wants, such as that a shard is done; facts are ready for JSON."""
 
 
-class SilentProgress:
+class NullProgress:
     """Tells nothing."""
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell nothing."""
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Tell nothing."""
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Tell nothing."""
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
@@ -89,35 +89,3 @@ def graceful_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         _asked.clear()
-
-
-class SilentMeter:
-    """Tells nobody how far a transfer is."""
-
-    def say(self, message: str) -> None:
-        """Tell nothing."""
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Tell nothing."""
-
-    def advance(self, units: int = 1) -> None:
-        """Tell nothing."""
-
-    def finish(self) -> None:
-        """Tell nothing."""
-
-
-class Meter(Protocol):
-    """Where a download tells how far it is, in bytes."""
-
-    def say(self, message: str) -> None:
-        """Tell one line."""
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count to ``total``, of which ``done`` were there before."""
-
-    def advance(self, units: int = 1) -> None:
-        """Count what came."""
-
-    def finish(self) -> None:
-        """End the count."""

@@ -16,11 +16,11 @@ from typing import Any, Protocol
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
-from lsmix.data.atomic import durable_path, sha256_file, sweep_dead_parts
+from lsmix.data.atomic import atomic_path, remove_stale_parts, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.web import Interruption, open_web
+from lsmix.data.web import TransientError, open_web
 
-__all__ = ["Place", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_place"]
+__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -28,10 +28,10 @@ _GONE = (http.client.NOT_FOUND, http.client.GONE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
 
 
-class Place(Protocol):
+class RemoteFS(Protocol):
     """Where an artifact lies, or is to lie. Paths are relative, with forward slashes. Safe to share among threads.
 
-    Every method may raise ``Interruption`` for what may pass, and DownloadError for what will not.
+    Every method may raise ``TransientError`` for what may pass, and DownloadError for what will not.
     """
 
     url: str
@@ -106,7 +106,7 @@ def local_target(place: Path | str, what: str) -> Path:
     return folder
 
 
-def open_place(url: Path | str) -> Place:
+def open_remote(url: Path | str) -> RemoteFS:
     """Return the place that a URL or a path names; nothing is read or written yet.
 
     Raises:
@@ -130,7 +130,7 @@ def check_writable(url: str) -> None:
         raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
-def fetch_manifest(place: Place) -> tuple[Manifest, bytes]:
+def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
     """Return the manifest of the artifact at a place, and its very bytes.
 
     Raises:
@@ -153,7 +153,7 @@ def fetch_manifest(place: Place) -> tuple[Manifest, bytes]:
     return manifest, content
 
 
-def _check_end(place: Place, path: str, got: int | None, size: int) -> None:
+def _check_end(place: RemoteFS, path: str, got: int | None, size: int) -> None:
     if got is None:
         raise CorruptError(f"{place.url + '/' + path!r} is missing; the manifest lists it with {size} bytes.")
     if got != size:
@@ -192,12 +192,12 @@ class _Folder:
     def write(self, path: str, source: Path) -> None:
         self._refuse_links(path)
         with (
-            durable_path(self._folder / path) as beside,
+            atomic_path(self._folder / path) as beside,
             beside.open("wb") as file,
             source.open("rb") as origin,
         ):
             fcntl.flock(file, fcntl.LOCK_EX)
-            sweep_dead_parts(self._folder / path)
+            remove_stale_parts(self._folder / path)
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
@@ -260,14 +260,14 @@ class _Web:
                     f"{self._file(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
                 )
             if answer.length:  # what was announced and did not come
-                raise Interruption(f"the connection ended {answer.length} bytes early")
+                raise TransientError(f"the connection ended {answer.length} bytes early")
             return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
         with self._opened(path, start) as answer:
             if answer is None:  # it is not there, or has no such byte
                 _check_end(self, path, self.size(path), size)
-                raise Interruption("the server says that there is nothing from this byte on")
+                raise TransientError("the server says that there is nothing from this byte on")
             partial = answer.status == http.client.PARTIAL_CONTENT
             if partial and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise DownloadError(f"{self._file(path)!r} answers with another part than the one asked for.")
@@ -316,7 +316,7 @@ def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes
         try:
             block = answer.read1(min(_BLOCK_BYTES, most_bytes))
         except (OSError, http.client.HTTPException) as error:
-            raise Interruption(str(error) or type(error).__name__) from error
+            raise TransientError(str(error) or type(error).__name__) from error
         if not block:
             return
         most_bytes -= len(block)
@@ -374,12 +374,12 @@ class _FileSystem:
             try:
                 with self._told(path):
                     block: bytes = self._fs.cat_file(self._file(path), start=start, end=stop)
-            except (MissingError, Interruption):  # a range beyond the end of a file is an error of any kind
+            except (MissingError, TransientError):  # a range beyond the end of a file is an error of any kind
                 _check_end(self, path, self.size(path), size)
                 raise
             if len(block) != stop - start:
                 _check_end(self, path, self.size(path), size)
-                raise Interruption(f"{len(block)} bytes came where {stop - start} were asked for")
+                raise TransientError(f"{len(block)} bytes came where {stop - start} were asked for")
             start = stop
             yield block
 
@@ -440,7 +440,7 @@ class _FileSystem:
         where = f"{self.url}/{path}"
         try:
             yield
-        except (LsmixError, Interruption):
+        except (LsmixError, TransientError):
             raise
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"{where!r} is not there: {error}.") from error
@@ -450,4 +450,4 @@ class _FileSystem:
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
                 raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error
-            raise Interruption(reason) from error
+            raise TransientError(reason) from error

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["choose_rows", "class_quotas", "generator", "torch_seed"]
+__all__ = ["class_quotas", "generator", "stratified_sample", "torch_seed"]
 
 
 def class_quotas(
@@ -36,7 +36,7 @@ def class_quotas(
     return quotas
 
 
-def choose_rows(
+def stratified_sample(
     labels: npt.NDArray[np.int64], count: int, *, seed: int, words: tuple[str | int, ...]
 ) -> npt.NDArray[np.int64]:
     """Return ``count`` rows, ascending, int64 (count,), with every class at its share of ``labels`` to within one.

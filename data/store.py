@@ -20,7 +20,7 @@ from typing import IO, NamedTuple
 
 from lsmix.data.artifact import read_manifest, verify_files
 from lsmix.data.atomic import is_file_at
-from lsmix.data.cache import cache_folder, locked_file, patiently
+from lsmix.data.cache import cache_folder, locked_file, with_retries
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -29,18 +29,18 @@ from lsmix.data.errors import (
     LsmixError,
     MissingError,
 )
-from lsmix.data.progress import Meter
-from lsmix.data.remote import Place, local_folder, open_place
+from lsmix.data.progress import Progress
+from lsmix.data.remote import RemoteFS, local_folder, open_remote
 from lsmix.data.transfer import Listing, artifact_listing, pull_listed
 
 __all__ = [
     "as_told",
-    "fetched_artifact",
-    "fetched_file",
-    "fresh_copy",
+    "download_artifact",
+    "download_file",
+    "fresh_download",
     "naming_urls",
-    "own_copy",
     "without_store",
+    "writable_copy",
 ]
 
 _HOME = "artifacts"  # in the cache folder
@@ -78,7 +78,7 @@ class _Copy(NamedTuple):
 _copies: dict[Path, _Copy] = {}  # of this process; locks are a process's own, and so is what it was told
 
 
-def fetched_artifact(place: Path | str, meter: Meter) -> Path:
+def download_artifact(place: Path | str, progress: Progress) -> Path:
     """Return the folder of an artifact: its own where it is on this machine, else that of a complete and checked copy.
 
     A copy that is there already is taken if the manifest at the URL is still the same. One that was begun goes on. Never
@@ -86,7 +86,7 @@ def fetched_artifact(place: Path | str, meter: Meter) -> Path:
 
     Args:
         place: a path, or any URL that fsspec or a web server reads.
-        meter: is told how many bytes are there.
+        progress: is told how many bytes are there.
 
     Raises:
         MissingError: there is no complete artifact at the URL; of a path nothing is asked.
@@ -100,26 +100,26 @@ def fetched_artifact(place: Path | str, meter: Meter) -> Path:
     folder = local_folder(place)
     if folder is not None:
         return folder
-    there = open_place(place)
-    return _copy_of(there, patiently(repr(there.url), lambda: artifact_listing(there)), meter)
+    there = open_remote(place)
+    return _copy_of(there, with_retries(repr(there.url), lambda: artifact_listing(there)), progress)
 
 
-def fetched_file(url: str, path: str, meter: Meter) -> Path:
+def download_file(url: str, path: str, progress: Progress) -> Path:
     """Return a copy of one small JSON file of the artifact at a URL, with the manifest beside it where there is one.
 
     Args:
         url: of the artifact, or of a file that ends in ".json".
         path: the file in the artifact, where the URL names no file.
-        meter: is told how many bytes are there.
+        progress: is told how many bytes are there.
 
     Raises:
-        LsmixError: as ``fetched_artifact``.
+        LsmixError: as ``download_artifact``.
     """
     home, _, name = url.rstrip("/").rpartition("/")
-    there = open_place(home if name.endswith(".json") else url)
+    there = open_remote(home if name.endswith(".json") else url)
     path = name if name.endswith(".json") else path
     try:
-        whole = patiently(repr(there.url), lambda: artifact_listing(there))
+        whole = with_retries(repr(there.url), lambda: artifact_listing(there))
     except MissingError:
         whole = None
     wanted = [record for record in whole.files if record.path == path] if whole else []
@@ -128,42 +128,44 @@ def fetched_file(url: str, path: str, meter: Meter) -> Path:
             raise FormatError(
                 f"{there.url + '/' + path!r} has {wanted[0].bytes} bytes, too many for what it should be."
             )
-        return _copy_of(there, whole._replace(files=wanted), meter, f"{path}-of-") / path
-    content = patiently(repr(there.url), lambda: there.read(path, _MOST_JSON_BYTES))
-    return _copy_of(there, Listing(path, [], path, content), meter) / path
+        return _copy_of(there, whole._replace(files=wanted), progress, f"{path}-of-") / path
+    content = with_retries(repr(there.url), lambda: there.read(path, _MOST_JSON_BYTES))
+    return _copy_of(there, Listing(path, [], path, content), progress) / path
 
 
 @contextmanager
-def fresh_copy(url: str, meter: Meter, listing_of: Callable[[Place], Listing] = artifact_listing) -> Iterator[Path]:
+def fresh_download(
+    url: str, progress: Progress, listing_of: Callable[[RemoteFS], Listing] = artifact_listing
+) -> Iterator[Path]:
     """Yield the folder of a new copy of what is stored at a URL now; the copy is removed at the end.
 
     Args:
         url: of an artifact, or of what ``listing_of`` lists.
-        meter: optional progress reporter.
+        progress: optional progress reporter.
         listing_of: returns the files that belong to the copy.
 
     Raises:
-        LsmixError: as ``fetched_artifact``.
+        LsmixError: as ``download_artifact``.
     """
-    there = open_place(url)
+    there = open_remote(url)
     with _own_folder(there.url) as folder:
-        listing = patiently(repr(there.url), lambda: listing_of(there))
+        listing = with_retries(repr(there.url), lambda: listing_of(there))
         _make_room(folder.parent, listing.bytes, folder.name)
-        _pull(there, listing, folder, meter)
+        _pull(there, listing, folder, progress)
         yield folder
 
 
 @contextmanager
-def own_copy(url: str, meter: Meter) -> Iterator[Path]:
+def writable_copy(url: str, progress: Progress) -> Iterator[Path]:
     """Give the folder of a copy that may be changed, by files that take others' places; it goes at the end.
 
     Raises:
-        LsmixError: as ``fetched_artifact``.
+        LsmixError: as ``download_artifact``.
     """
-    shared = fetched_artifact(url, meter)
+    shared = download_artifact(url, progress)
     with naming_urls():
         verify_files(shared, read_manifest(shared))
-    with _own_folder(open_place(url).url) as folder:
+    with _own_folder(open_remote(url).url) as folder:
         shutil.copytree(shared, folder, copy_function=_link)
         yield folder
 
@@ -195,14 +197,14 @@ def without_store(place: Path | str, store: str) -> Path | str:
     return place if local_folder(place) is not None else str(place).rstrip("/").removesuffix(f"/{store}")
 
 
-def _copy_of(there: Place, listing: Listing, meter: Meter, kind: str = "") -> Path:
+def _copy_of(there: RemoteFS, listing: Listing, progress: Progress, kind: str = "") -> Path:
     home = _home()
     last = re.sub(r"[^A-Za-z0-9._-]+", "_", there.url.rpartition("/")[2]).strip(".")[:64]
     name = f"{kind}{last or 'artifact'}-{hashlib.sha256(listing.content).hexdigest()[:_DIGITS]}"
     folder = home / name
 
     def wait() -> None:
-        meter.say(f"another process is fetching {there.url}; waiting for it")
+        progress.info(f"another process is fetching {there.url}; waiting for it")
 
     for _ in range(_TRIES):
         shared = _shared(home / f"{name}{_LOCK}", wait)
@@ -215,7 +217,7 @@ def _copy_of(there: Place, listing: Listing, meter: Meter, kind: str = "") -> Pa
             with locked_file(home / f"{name}{_LOCK}", wait=False):
                 _make_room(home, listing.bytes, name)
                 _drop(folder)
-                _pull(there, listing, folder, meter)
+                _pull(there, listing, folder, progress)
         except LockedError:  # somebody else was quicker to fetch it, or uses it
             time.sleep(_PAUSE_SECONDS)
     raise LockedError(
@@ -300,9 +302,9 @@ def _is_whole(folder: Path, listing: Listing) -> bool:
     )
 
 
-def _pull(there: Place, listing: Listing, folder: Path, meter: Meter) -> None:
+def _pull(there: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> None:
     try:
-        pull_listed(there, listing, folder, meter)
+        pull_listed(there, listing, folder, progress)
     except DiskSpaceError as error:
         raise DiskSpaceError(
             f"{there.url!r} needs a copy on this machine. {error} LSMIX_CACHE says where copies lie."

@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.atomic import UNDECODABLE, write_durably
+from lsmix.data.atomic import DECODE_ERRORS, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 
 __all__ = [
@@ -156,7 +156,7 @@ class ColumnStore:
             for column in self.columns:
                 pieces = shard_pieces(arrays[column.name], chunk_rows=column.chunk_rows, shard_rows=self.shard_rows)
                 name = column.shard_name(shard)
-                written.append(threads.submit(write_durably, self.folder / name, *pieces))
+                written.append(threads.submit(write_atomic, self.folder / name, *pieces))
                 digests[name] = threads.submit(_sha256, pieces)
         for column_written in written:
             column_written.result()
@@ -364,7 +364,7 @@ def _write_json(path: Path, record: msgspec.Struct, most_bytes: int) -> None:
             f"{str(path)!r} would have {len(content)} bytes, and lsmix reads at most {most_bytes}. "
             "Shorten the names of the classes, or the citation."
         )
-    write_durably(path, content)
+    write_atomic(path, content)
 
 
 def _read_json(path: Path, kind: type[_Model], most_bytes: int) -> _Model:
@@ -376,7 +376,7 @@ def _read_json(path: Path, kind: type[_Model], most_bytes: int) -> _Model:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except msgspec.ValidationError as error:
         _refuse(path, str(error))
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make or fetch it again.") from error
 
 

@@ -211,7 +211,7 @@ class ColumnArray:
         if self._check_crc:
             for chunk in chunks[~self._checked[chunks]].tolist():
                 mapped = maps[chunk // self._slots]
-                check_chunk(mapped.bytes, int(self._offsets[chunk]), self._column.chunk_bytes, where=mapped.where)
+                check_chunk(mapped.bytes, int(self._offsets[chunk]), self._column.chunk_bytes, where=mapped.location)
                 self._checked[chunk] = True
         with self._lock:
             self._touched_bytes += len(chunks) * self._column.chunk_bytes
@@ -244,7 +244,7 @@ class ColumnArray:
                     slots=self._slots,
                     chunks=last - first,
                     chunk_bytes=self._column.chunk_bytes,
-                    where=mapped.where,
+                    where=mapped.location,
                 )
                 self._maps[shard] = mapped
                 if len(self._maps) > self._most_open:
@@ -355,7 +355,7 @@ class _MappedShard:
     """The bytes of one shard's file."""
 
     def __init__(self, file: IO[bytes], where: str) -> None:
-        self.where = where
+        self.location = where
         self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         self.memory = memoryview(self._map)
         self.bytes = np.frombuffer(self._map, np.uint8)

@@ -28,11 +28,11 @@ from lsmix.data.artifact import (
     verify_files,
     write_manifest,
 )
-from lsmix.data.atomic import fsync_folder, fsync_tree, write_durably
-from lsmix.data.cache import Stopped, fetch_file, locked_file, patiently
+from lsmix.data.atomic import fsync_folder, fsync_tree, write_atomic
+from lsmix.data.cache import Stopped, fetch_file, locked_file, with_retries
 from lsmix.data.errors import CorruptError, DiskSpaceError, LsmixError, MissingError, RecipeError
-from lsmix.data.progress import Meter
-from lsmix.data.remote import Place, fetch_manifest, open_place
+from lsmix.data.progress import Progress
+from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 
 __all__ = [
     "Listing",
@@ -82,13 +82,13 @@ class Listing(NamedTuple):
         return sum(record.bytes for record in self.files)
 
 
-def push_artifact(folder: Path, url: str, meter: Meter, *, owned: bool = False) -> Transfer:
+def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
     """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
 
     Args:
         folder: the artifact.
         url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
-        meter: is told how many bytes are there.
+        progress: is told how many bytes are there.
         owned: whether the folder at ``url`` is this artifact's own in a workspace, so that shards may lie there already.
 
     Raises:
@@ -99,8 +99,8 @@ def push_artifact(folder: Path, url: str, meter: Meter, *, owned: bool = False) 
     """
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
-    place = open_place(url)
-    there = patiently(repr(place.url), lambda: _manifest_there(place))
+    place = open_remote(url)
+    there = with_retries(repr(place.url), lambda: _manifest_there(place))
     if there is not None and _listing(there) != _listing(manifest):
         raise RecipeError(
             f"another artifact lies at {place.url!r}: {there.stage} {there.name!r} with root {there.root[:12]}, not "
@@ -114,13 +114,13 @@ def push_artifact(folder: Path, url: str, meter: Meter, *, owned: bool = False) 
     def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
         return _send(place, folder, record, tell)
 
-    moved = _in_parallel(manifest.files, send, meter, f"push {manifest.name}")
+    moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
     if there is None:
         if not owned:
             _check_begun(place, note)
         _send_manifest(place, folder)
     if not owned:
-        patiently(repr(place.url), lambda: place.remove(_BEGUN))
+        with_retries(repr(place.url), lambda: place.remove(_BEGUN))
     return _facts(manifest, folder, place.url, moved)
 
 
@@ -130,14 +130,14 @@ def _note(manifest: Manifest) -> bytes:
     return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
 
 
-def _begin_push(place: Place, note: bytes) -> None:
+def _begin_push(place: RemoteFS, note: bytes) -> None:
     """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
 
     Raises:
         RecipeError: something else lies there.
     """
-    found = patiently(repr(place.url), place.entries)
-    if WORK_FOLDER in found and patiently(repr(place.url), lambda: place.size(_BEGUN)) is not None:
+    found = with_retries(repr(place.url), place.entries)
+    if WORK_FOLDER in found and with_retries(repr(place.url), lambda: place.size(_BEGUN)) is not None:
         return _check_begun(place, note)
     if others := set(found) - {WORK_FOLDER, _OF_HUB}:
         raise RecipeError(
@@ -147,13 +147,13 @@ def _begin_push(place: Place, note: bytes) -> None:
     with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
         source = Path(scratch, "note")
         source.write_bytes(note)
-        patiently(repr(place.url), lambda: place.write(_BEGUN, source))
+        with_retries(repr(place.url), lambda: place.write(_BEGUN, source))
     return _check_begun(place, note)  # somebody else may have begun at the same time
 
 
-def _check_begun(place: Place, note: bytes) -> None:
+def _check_begun(place: RemoteFS, note: bytes) -> None:
     try:
-        same = patiently(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
+        same = with_retries(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
     except (MissingError, CorruptError):
         same = False
     if not same:
@@ -162,7 +162,7 @@ def _check_begun(place: Place, note: bytes) -> None:
         )
 
 
-def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> list[str]:
+def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
     """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
 
     Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
@@ -172,7 +172,7 @@ def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> li
         folder: the artifact as it is to be.
         url: where it lies.
         before: its manifest there when ``folder`` was fetched.
-        meter: is told how many bytes are there.
+        progress: is told how many bytes are there.
 
     Returns:
         The paths of the files that were sent, but for the manifest.
@@ -182,10 +182,10 @@ def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> li
         CorruptError: a file arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """
-    manifest, place = read_manifest(folder), open_place(url)
+    manifest, place = read_manifest(folder), open_remote(url)
     if _listing(manifest) == _listing(before):
         return []
-    there, _ = patiently(repr(place.url), lambda: fetch_manifest(place))
+    there, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
     if _listing(there) != _listing(before) or manifest.root != before.root:
         raise RecipeError(f"what lies at {place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
     same = _listing(manifest) & _listing(before)
@@ -198,19 +198,19 @@ def amend_artifact(folder: Path, url: str, before: Manifest, meter: Meter) -> li
     def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
         return _send(place, folder, record, tell)
 
-    _in_parallel(changed, send, meter, f"push {manifest.name}")
+    _in_parallel(changed, send, progress, f"push {manifest.name}")
     _send_manifest(place, folder)
     return [record.path for record in changed]
 
 
-def _send_manifest(place: Place, folder: Path) -> None:
+def _send_manifest(place: RemoteFS, folder: Path) -> None:
     source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
     _send(place, folder, record, lambda count: None)
-    if patiently(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
         raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
 
 
-def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
+def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
     """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
 
     Until everything is there the files lie in a folder beside it, called as ``target`` with ".part" behind.
@@ -219,7 +219,7 @@ def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
         url: the artifact's folder at a place.
         target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
             named as the last part of the URL.
-        meter: is told how many bytes are there.
+        progress: is told how many bytes are there.
 
     Raises:
         MissingError: there is no complete artifact at ``url``.
@@ -230,16 +230,16 @@ def pull_artifact(url: str, target: Path | None, meter: Meter) -> Transfer:
         DownloadError: the place cannot be reached; what came is kept.
         LockedError: another pull writes to ``target``.
     """
-    place = open_place(url)
+    place = open_remote(url)
     folder = target or Path(folder_name(url))
-    manifest, content = patiently(repr(place.url), lambda: fetch_manifest(place))
+    manifest, content = with_retries(repr(place.url), lambda: fetch_manifest(place))
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
-    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, meter)
+    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
     return _facts(manifest, folder, place.url, moved)
 
 
-def artifact_listing(place: Place) -> Listing:
+def artifact_listing(place: RemoteFS) -> Listing:
     """Return what the artifact at a place consists of.
 
     Raises:
@@ -249,7 +249,7 @@ def artifact_listing(place: Place) -> Listing:
     return Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
 
 
-def pull_listed(place: Place, listing: Listing, folder: Path, meter: Meter) -> list[int]:
+def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> list[int]:
     """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
 
     Raises:
@@ -264,9 +264,9 @@ def pull_listed(place: Place, listing: Listing, folder: Path, meter: Meter) -> l
         def fetch(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
             return _fetch(place, part, record, tell, stop)
 
-        moved = _in_parallel(listing.files, fetch, meter, f"pull {listing.name}")
+        moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
         fsync_tree(part)
-        write_durably(part / listing.last, listing.content)
+        write_atomic(part / listing.last, listing.content)
         part.replace(folder)  # over an empty folder, or nothing
         shutil.rmtree(folder / WORK_FOLDER)  # only now: by its lock a killed pull is known as ours
     fsync_folder(folder.absolute().parent)
@@ -276,7 +276,7 @@ def pull_listed(place: Place, listing: Listing, folder: Path, meter: Meter) -> l
 def _in_parallel(
     records: list[FileRecord],
     work: Callable[[FileRecord, Callable[[int], None], Callable[[], bool]], int],
-    meter: Meter,
+    progress: Progress,
     label: str,
 ) -> list[int]:
     """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
@@ -296,7 +296,7 @@ def _in_parallel(
         finally:
             told.put(None)
 
-    meter.start(label, sum(record.bytes for record in records), "byte")
+    progress.start(label, sum(record.bytes for record in records), "byte")
     try:
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
             try:
@@ -308,18 +308,18 @@ def _in_parallel(
                     if count is None:
                         left -= 1
                     else:
-                        meter.advance(count)
+                        progress.advance(count)
             except BaseException:
                 stop.set()  # so that leaving the block does not wait for all that was asked for
                 raise
     finally:
-        meter.finish()
+        progress.finish()
     if errors:
         raise errors[0]
     return moved
 
 
-def _send(place: Place, folder: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+def _send(place: RemoteFS, folder: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
     source = folder / record.path
     sha256, md5 = _digests(source)
     if sha256 != record.sha256:
@@ -333,10 +333,10 @@ def _send(place: Place, folder: Path, record: FileRecord, tell: Callable[[int], 
         return place.has(record.path, record.bytes, sha256, md5)
 
     sent = 0
-    while not patiently(repr(where), arrived):
+    while not with_retries(repr(where), arrived):
         if sent == 2:
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
-        patiently(repr(where), lambda: place.write(record.path, source))
+        with_retries(repr(where), lambda: place.write(record.path, source))
         sent += 1
     tell(record.bytes)
     return sent * record.bytes
@@ -351,7 +351,9 @@ def _digests(path: Path) -> tuple[str, str]:
     return sha256.hexdigest(), md5.hexdigest()
 
 
-def _fetch(place: Place, part: Path, record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+def _fetch(
+    place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]
+) -> int:
     target = part / record.path
     if target.is_file():  # of an earlier pull; no links, those were swept away
         if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
@@ -425,7 +427,7 @@ def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
     return _facts(manifest, folder, url, [0] * len(manifest.files))
 
 
-def _manifest_there(place: Place) -> Manifest | None:
+def _manifest_there(place: RemoteFS) -> Manifest | None:
     try:
         return fetch_manifest(place)[0]
     except MissingError:

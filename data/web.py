@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from lsmix.data.errors import DiskSpaceError, DownloadError
 
-__all__ = ["Interruption", "append_block", "open_web", "reason_of"]
+__all__ = ["TransientError", "append_block", "open_web", "reason_of"]
 
 _TIMEOUT_SECONDS = 30.0  # without a byte
 
@@ -24,7 +24,7 @@ _TIMEOUT_SECONDS = 30.0  # without a byte
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
 
 
-class Interruption(Exception):  # noqa: N818  # no error yet: another attempt may get the rest
+class TransientError(Exception):  # no error yet: another attempt may get the rest
     """The connection failed in a way that may pass."""
 
 
@@ -65,7 +65,7 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
     A server that knows nothing of ranges answers with status 200 and the whole file.
 
     Raises:
-        Interruption: it failed in a way that may pass.
+        TransientError: it failed in a way that may pass.
         DownloadError: it cannot be fetched; caused by ``urllib.error.HTTPError`` where the server says so.
     """
     opener = urllib.request.OpenerDirector()  # the usual one would also open local files and ftp
@@ -89,7 +89,7 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
                 answer = None
             elif error.code in _TRANSIENT:
-                raise Interruption(f"the server answers {error.code} {error.reason}") from error
+                raise TransientError(f"the server answers {error.code} {error.reason}") from error
             else:
                 raise DownloadError(
                     f"{url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
@@ -98,7 +98,7 @@ def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | Non
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
             raise DownloadError(f"{url!r} cannot be trusted: {reason_of(error)}. Fetch the file by hand.") from error
-        raise Interruption(reason_of(error)) from error
+        raise TransientError(reason_of(error)) from error
     if answer is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
+"""PairBatch the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
 
 The one rule: every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
 It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
@@ -11,7 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.glow.checkpoint import load_flow
@@ -63,13 +63,13 @@ def _painted(second: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def main(workspace: Path | str = "runs") -> None:
     """Write all pictures."""
     FOLDER.mkdir(exist_ok=True)
-    write_durably(FOLDER / "order.png", order_picture())
+    write_atomic(FOLDER / "order.png", order_picture())
     made = run(recipe_path("demo"), workspace=workspace, stage="encode", device="cpu")
     flow = load_flow(made["train-glow"].folder)
     latents, dataset = open_latents(made["encode"].folder), open_dataset(made["ingest"].folder)
     for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
         shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
-        write_durably(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
+        write_atomic(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
         sys.stdout.write(f"{name}: {shown.caption} {shown.corrupted} of {shown.decoded} corrupted.\n")
 
 

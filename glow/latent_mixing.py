@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import LATENT_METHODS, Draws, Method, checked_rates, row_draws
+from lsmix.data.mixing import LATENT_METHODS, Method, RowRng, checked_rates, row_rngs
 from lsmix.glow.transfers import on_device
 
 __all__ = [
@@ -36,7 +36,7 @@ def mix_latents(
     lam: float | np.ndarray | torch.Tensor,
     *,
     seed: int = 0,
-    draws: Draws | None = None,
+    draws: RowRng | None = None,
 ) -> tuple[_Array, _Array]:
     """Mix latent vectors pair by pair; return the mixed vectors (N, D) and the effective shares of z2, float32 (N,).
 
@@ -61,14 +61,14 @@ def mix_latents(
             f"{second.dtype} {tuple(second.shape)}."
         )
     rates = checked_rates(lam.detach().cpu().numpy() if isinstance(lam, torch.Tensor) else lam, len(first))
-    mixed, share = mix_on_device(method, first, second, rates, draws or row_draws(seed, "mix", "method"))
+    mixed, share = mix_on_device(method, first, second, rates, draws or row_rngs(seed, "mix", "method"))
     if isinstance(z1, torch.Tensor):
         return mixed, share.to(mixed.device)
     return mixed.numpy(), share.numpy()
 
 
 def mix_on_device(
-    method: str, z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam: np.ndarray, draws: Draws
+    method: str, z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam: np.ndarray, draws: RowRng
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix pairs where they are, without waiting for the device; return the shares of z2, float32 (N,), on the CPU.
 
@@ -126,19 +126,19 @@ def _first(z_ND: torch.Tensor, count_N: torch.Tensor) -> torch.Tensor:
     return torch.arange(z_ND.shape[1], device=z_ND.device) < on_device(count_N, z_ND.device)[:, None]
 
 
-def ls_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: Draws) -> _Mixed:
+def ls_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
     """Eq. 1: the first n components from z₂, the rest from z₁ (the text; Fig. 2's caption has it reversed)."""
     taken_N = _taken(z1_ND, lam_N)
     return torch.where(_first(z1_ND, taken_N), z2_ND, z1_ND), taken_N / z1_ND.shape[1]
 
 
-def linear(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: Draws) -> _Mixed:
+def linear(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
     """(1 − λ)·z₁ + λ·z₂; the share is λ [P §4]."""
     weight_N1 = on_device(lam_N.to(z1_ND.dtype), z1_ND.device)[:, None]
     return (1.0 - weight_N1) * z1_ND + weight_N1 * z2_ND, lam_N.clone()
 
 
-def bern_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draws: Draws) -> _Mixed:
+def bern_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draws: RowRng) -> _Mixed:
     """Each component from z₂ with probability λ, from z₁ otherwise; the share is the fraction drawn [P §4, ref. 12]."""
     count, D = z1_ND.shape
     uniform = np.stack([draws(row).random(D, dtype=np.float32) for row in range(count)]) if count else np.empty((0, D))
@@ -146,7 +146,7 @@ def bern_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draw
     return torch.where(on_device(from_second_ND, z1_ND.device), z2_ND, z1_ND), from_second_ND.double().mean(dim=1)
 
 
-def swap_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: Draws) -> _Mixed:
+def swap_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
     """concat(z₁[n:], z₂[:n]): what LS-Mix takes, in the other order, so that both images change their places [P D]."""
     D = z1_ND.shape[1]
     taken_N = _taken(z1_ND, lam_N)
@@ -156,6 +156,6 @@ def swap_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _dra
     return torch.where(from_first_ND, z1_ND.gather(1, index_ND), z2_ND.gather(1, index_ND)), taken_N / D
 
 
-def reverse_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draws: Draws) -> _Mixed:
+def reverse_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draws: RowRng) -> _Mixed:
     """LS-Mix after z₁ was turned end for end; so λ = 0 gives no z₁, but its reverse [P D]."""
     return ls_mix(z1_ND.flip(1), z2_ND, lam_N, draws)

@@ -192,7 +192,7 @@ class FlowStep(nn.Module):
         self.coupling = AffineCoupling(channels, hidden=hidden, scale=scale)
 
     def reset(self, generator: np.random.Generator) -> None:
-        """Draw the starting values."""
+        """PairBatch the starting values."""
         self.conv1x1.reset(generator)
         self.coupling.reset(generator)
 

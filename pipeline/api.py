@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lsmix.data.artifact import Manifest, read_manifest, verify_files
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
@@ -16,17 +16,17 @@ from lsmix.data.exports.remote import artifact_or_export_listing
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import POOL_NAME
-from lsmix.data.progress import Progress, SilentProgress, graceful_signals
+from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import as_told, fetched_artifact, fresh_copy, naming_urls, without_store
+from lsmix.data.store import as_told, download_artifact, fresh_download, naming_urls, without_store
 from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
-from lsmix.pipeline.engine.array_task import finish_parts, make_parts, parse_part
-from lsmix.pipeline.engine.dask import choose_executor
+from lsmix.pipeline.engine.array_task import finalize_array, parse_part, run_array_task
+from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
 from lsmix.pipeline.engine.run_log import logged
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
-from lsmix.pipeline.engine.stage import Node, PartMade, upto
+from lsmix.pipeline.engine.stage import ArrayTaskResult, Node, upto
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.stages.ingest import fetch_source
 from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
@@ -83,7 +83,7 @@ class RunResult:
     @property
     def report_place(self) -> str:
         """Path or URL of the report's HTML page; "" where the run went not as far."""
-        pages = [f"{item.where}/report.html" for item in self.built if item.stage == "report"]
+        pages = [f"{item.location}/report.html" for item in self.built if item.stage == "report"]
         return pages[0] if pages else ""
 
 
@@ -144,13 +144,13 @@ def run(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     content, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
     )
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
-    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
+    executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
     where = {"workers": workers, "scheduler": scheduler}
     with logged(progress, place.root, "run", **asked, **where, force=force) as log, graceful_signals(), executor:
@@ -171,7 +171,7 @@ def run_part(
     scheduler: str = "",
     device: str = "auto",
     progress: Progress | None = None,
-) -> list[PartMade]:
+) -> list[ArrayTaskResult]:
     """Make one part of a stage's shards: what ``lsmix encode`` and ``lsmix mix`` do with ``--shards``.
 
     Any number of processes, on any machines that share the workspace, may each make a part; ``finish`` concludes.
@@ -195,14 +195,14 @@ def run_part(
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     part = parse_part(shards)
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     _, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
     )
-    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
+    executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {"recipe": str(recipe), "stage": stage, "shards": shards, "overrides": list(overrides), "scale": scale}
     with logged(progress, place.root, "part", **asked, device=device) as log, graceful_signals(), executor:
-        return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
+        return run_array_task(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
 
 
 @naming_urls()
@@ -229,11 +229,11 @@ def finish(
         PartialError: shards are missing; the message names them.
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
     with logged(progress, place.root, "finish", **asked) as log, graceful_signals():
-        built = finish_parts(nodes, place, progress=log, device=device)
+        built = finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 
@@ -249,7 +249,7 @@ def figure(
     device: str = "auto",
     **options: Any,
 ) -> "FigureSheet":
-    """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
+    """PairBatch a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
 
     Brings the latents up to date first, and what they need; nothing further.
 
@@ -291,7 +291,7 @@ def figure(
         pairs=pairs,
         methods=LATENT_METHODS.names(),
     )
-    write_durably(target, figure_png(sheet))
+    write_atomic(target, figure_png(sheet))
     return sheet
 
 
@@ -332,13 +332,13 @@ def verify(
         FormatError: it is of a version that this lsmix does not read.
         CorruptError: on the first damage, with the file's name, or the row and its value.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     asked: dict[str, Any] = {"deep": deep, "sample": sample, "seed": seed, "data": data, "flow": flow, "device": device}
     folder = local_folder(artifact)
     if folder is not None:
         return _verify(folder, progress=progress, **asked)
     url = str(without_store(artifact, POOL_NAME))
-    with fresh_copy(url, progress, artifact_or_export_listing) as folder:
+    with fresh_download(url, progress, artifact_or_export_listing) as folder:
         facts = _verify(folder, progress=progress, **asked)
     return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
 
@@ -384,8 +384,8 @@ def _verify(
             deep=deep,
             sample=sample,
             seed=seed,
-            data=None if data is None else fetched_artifact(without_store(data, DATASET_NAME), progress),
-            flow=None if flow is None else fetched_artifact(flow, progress),
+            data=None if data is None else download_artifact(without_store(data, DATASET_NAME), progress),
+            flow=None if flow is None else download_artifact(flow, progress),
             device=device,
             progress=progress,
         )
@@ -412,8 +412,8 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
         CorruptError: a file here is damaged, or arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """
-    progress = progress or SilentProgress()
-    done = push_artifact(fetched_artifact(artifact, progress), url, progress)
+    progress = progress or NullProgress()
+    done = push_artifact(download_artifact(artifact, progress), url, progress)
     return msgspec.structs.replace(done, folder=str(artifact))
 
 
@@ -438,4 +438,4 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
         LockedError: another pull writes there.
     """
     folder = local_target(target, "a pulled artifact") if target else None
-    return pull_artifact(url, folder, progress or SilentProgress())
+    return pull_artifact(url, folder, progress or NullProgress())

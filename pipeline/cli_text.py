@@ -6,13 +6,13 @@ The one rule: what was not checked is told in the same breath as what was.
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lsmix.data.errors import human_bytes, human_seconds
+from lsmix.data.errors import format_bytes, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.transfer import Transfer
     from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.garbage import Garbage
-    from lsmix.pipeline.engine.stage import PartMade
+    from lsmix.pipeline.engine.stage import ArrayTaskResult
     from lsmix.pipeline.engine.status import NodeStatus
     from lsmix.pipeline.verify.rebuild import RebuildResult
 
@@ -40,7 +40,7 @@ def run_lines(result: "RunResult") -> list[str]:
     if result.report_place:
         lines.append(f"report      {result.report_place}")
     elif result.built:
-        lines.append(f"last        {result.built[-1].where}")
+        lines.append(f"last        {result.built[-1].location}")
     return lines
 
 
@@ -52,7 +52,7 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
                 "stage": item.stage,
                 "name": item.name,
                 "key": item.key,
-                "folder": item.where,
+                "folder": item.location,
                 "root": item.manifest.root,
                 "cached": item.cached,
                 "seconds": round(item.seconds, 3),
@@ -75,7 +75,7 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
     }
 
 
-def part_lines(parts: "Sequence[PartMade]", recipe: str) -> list[str]:
+def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
     """Return what came of one part of a job array, and what is to be done when all have ended."""
     lines = [
         f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} are there"
@@ -91,25 +91,25 @@ def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:
 
 def _status_line(node: "NodeStatus") -> str:
     about = "" if node.state == "cached" else "~"
-    size = "" if node.bytes is None else about + human_bytes(node.bytes)
-    seconds = "" if node.seconds is None else about + human_seconds(node.seconds)
+    size = "" if node.bytes is None else about + format_bytes(node.bytes)
+    seconds = "" if node.seconds is None else about + format_duration(node.seconds)
     return f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}"
 
 
 def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
     """Return what ``gc`` found, and whether it was removed."""
     lines = [
-        f"{human_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
+        f"{format_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
         for item in found
     ]
-    total = human_bytes(sum(item.bytes for item in found))
+    total = format_bytes(sum(item.bytes for item in found))
     return [*lines, f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}"]
 
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
     """Return what a push to a place, or a pull to it, came to."""
     return [
-        f"{place}: {human_bytes(transfer.moved_bytes)} moved; {transfer.files} files, {human_bytes(transfer.bytes)}, "
+        f"{place}: {format_bytes(transfer.moved_bytes)} moved; {transfer.files} files, {format_bytes(transfer.bytes)}, "
         f"all as recorded (root {transfer.root[:12]})"
     ]
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lsmix.data.pool import POOL_NAME, open_pool
-from lsmix.data.progress import Progress, SilentProgress, graceful_signals, stop_point
+from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.remote import local_target
-from lsmix.data.store import fetched_artifact, naming_urls, without_store
+from lsmix.data.store import download_artifact, naming_urls, without_store
 
 __all__ = ["export_pool"]
 
@@ -40,8 +40,8 @@ def export_pool(
     from lsmix.data.exports.writing import write_export
 
     target = local_target(dest, "an export")
-    progress = progress or SilentProgress()
-    opened = open_pool(fetched_artifact(without_store(pool, POOL_NAME), progress))
+    progress = progress or NullProgress()
+    opened = open_pool(download_artifact(without_store(pool, POOL_NAME), progress))
 
     def advance(rows: int) -> None:
         progress.advance(rows)

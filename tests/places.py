@@ -174,7 +174,7 @@ class Meter:
     def __init__(self, stop_at=None):
         self.count, self.total, self.stop_at = 0, 0, stop_at
 
-    def say(self, message):
+    def info(self, message):
         pass
 
     def start(self, label, total, unit, done=0):

@@ -6,8 +6,8 @@ The one rule: what strangers wrote (names, licences, citations) stands in indent
 import textwrap
 from typing import Final
 
-from lsmix.data.exports.facts import ExportFacts
-from lsmix.data.exports.form import ExportForm
+from lsmix.data.exports.format import ExportFormat
+from lsmix.data.exports.metadata import ExportFacts
 
 __all__ = ["README_NAME", "readme_text"]
 
@@ -56,7 +56,7 @@ _NOTES = {
 }
 
 
-def readme_text(facts: ExportFacts, form: ExportForm) -> str:
+def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
     """Return the README of a pool's export in some form."""
     height, width, channels = facts.image_shape
     return _TEXT.format(

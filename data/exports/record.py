@@ -13,16 +13,16 @@ import msgspec
 
 from lsmix.data.artifact import is_expected_export_path
 from lsmix.data.atomic import (
-    UNDECODABLE,
+    DECODE_ERRORS,
+    checksummed_json,
     decode_versioned,
     is_as_written,
     is_broken,
-    sealed_json,
     sha256_file,
-    write_durably,
+    write_atomic,
 )
 from lsmix.data.errors import CorruptError, MissingError
-from lsmix.data.exports.facts import ExportFacts
+from lsmix.data.exports.metadata import ExportFacts
 
 __all__ = [
     "MOST_RECORD_BYTES",
@@ -80,7 +80,7 @@ def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layo
             count, size = count + 1, size + path.stat().st_size
     digest = sha256_file(folder / SUMS_NAME)
     record = ExportRecord(kind="lsmix-export", facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
-    write_durably(folder / RECORD_NAME, sealed_json(record))
+    write_atomic(folder / RECORD_NAME, checksummed_json(record))
     return record
 
 
@@ -119,7 +119,7 @@ def parse_record(content: bytes, where: str) -> ExportRecord:
     try:
         remedy = "Use a newer lsmix, or export the pool again."
         return decode_versioned(content, ExportRecord, _VERSION, what=f"export {where!r} has", remedy=remedy)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{path!r} is damaged ({error}). Fetch or export it again.") from error
 
 

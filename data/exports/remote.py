@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from lsmix.data.artifact import FileRecord, check_listing
-from lsmix.data.cache import patiently
+from lsmix.data.cache import with_retries
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.record import (
     MOST_RECORD_BYTES,
@@ -21,7 +21,7 @@ from lsmix.data.exports.record import (
     parse_record,
     parse_sums,
 )
-from lsmix.data.remote import Place
+from lsmix.data.remote import RemoteFS
 from lsmix.data.transfer import Listing, artifact_listing
 
 __all__ = ["artifact_or_export_listing", "export_listing"]
@@ -30,7 +30,7 @@ _JOBS = 4  # sizes that are asked for at a time
 _MOST_SUMS_BYTES = 1 << 26  # some 600,000 files
 
 
-def export_listing(place: Place) -> Listing:
+def export_listing(place: RemoteFS) -> Listing:
     """Return what the export at a place consists of.
 
     Raises:
@@ -40,13 +40,13 @@ def export_listing(place: Place) -> Listing:
         DownloadError: the place cannot be reached.
     """
     try:
-        content = patiently(repr(place.url), lambda: place.read(RECORD_NAME, MOST_RECORD_BYTES))
+        content = with_retries(repr(place.url), lambda: place.read(RECORD_NAME, MOST_RECORD_BYTES))
     except MissingError as error:
         raise MissingError(
             f"no export at {place.url!r}: {RECORD_NAME} is not there. Name the folder that 'lsmix export' made."
         ) from error
     record = parse_record(content, place.url)
-    sums = patiently(repr(place.url), lambda: place.read(SUMS_NAME, _MOST_SUMS_BYTES))
+    sums = with_retries(repr(place.url), lambda: place.read(SUMS_NAME, _MOST_SUMS_BYTES))
     if hashlib.sha256(sums).hexdigest() != record.sums_sha256:
         raise CorruptError(f"{place.url + '/' + SUMS_NAME!r} is altered. Fetch it elsewhere, or export the pool again.")
     files = _sized(place, record, sums)
@@ -55,7 +55,7 @@ def export_listing(place: Place) -> Listing:
     return Listing(name, [*files, own], RECORD_NAME, content)
 
 
-def artifact_or_export_listing(place: Place) -> Listing:
+def artifact_or_export_listing(place: RemoteFS) -> Listing:
     """Return what the artifact at a place consists of, or if there is none, the export.
 
     Raises:
@@ -70,7 +70,7 @@ def artifact_or_export_listing(place: Place) -> Listing:
         raise
 
 
-def _sized(place: Place, record: ExportRecord, sums: bytes) -> list[FileRecord]:
+def _sized(place: RemoteFS, record: ExportRecord, sums: bytes) -> list[FileRecord]:
     """Return the listed files with the sizes that the place tells; together they must be those of the record."""
     lines = io.TextIOWrapper(io.BytesIO(sums), encoding="utf-8", errors="replace", newline="\n")
     listed = [
@@ -89,9 +89,9 @@ def _sized(place: Place, record: ExportRecord, sums: bytes) -> list[FileRecord]:
     return files
 
 
-def _size(place: Place, path: str) -> int:
+def _size(place: RemoteFS, path: str) -> int:
     where = f"{place.url}/{path}"
-    size = patiently(repr(where), lambda: place.size(path))
+    size = with_retries(repr(where), lambda: place.size(path))
     if size is None:
         raise CorruptError(f"{where!r} is missing; {SUMS_NAME} lists it. Send or export it again.")
     return size

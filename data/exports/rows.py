@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.pool import Pool
 
-__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_facts"]
+__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_metadata"]
 
 Block = dict[str, NDArray[Any]]  # some rows, by column
 
@@ -63,7 +63,7 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
             array.release()  # what has been read once is not read again
 
 
-def row_facts(block: Block, first_row: int, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Go through the rows of a block: everything but the image, ready for JSON.
 
     Args:

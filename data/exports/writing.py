@@ -9,21 +9,21 @@ from pathlib import Path
 from typing import Final, get_args
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.exports.beside import check_space, folder_beside
-from lsmix.data.exports.facts import gather_facts
-from lsmix.data.exports.folder_form import FOLDER_FORM, FOLDER_IMAGES
-from lsmix.data.exports.form import ExportForm, ExportJob
-from lsmix.data.exports.hdf5_form import HDF5_FORM
+from lsmix.data.exports.atomic_folder import check_space, folder_beside
+from lsmix.data.exports.folder import FOLDER_FORMAT, FOLDER_IMAGES
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.hdf5 import HDF5_FORMAT
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
-from lsmix.data.exports.parquet_form import PARQUET_FORM
+from lsmix.data.exports.metadata import gather_facts
+from lsmix.data.exports.parquet import PARQUET_FORMAT
 from lsmix.data.exports.readme import README_NAME, readme_text
 from lsmix.data.exports.record import ExportRecord, write_record
-from lsmix.data.exports.webdataset_form import WEBDATASET_FORM
+from lsmix.data.exports.webdataset import WEBDATASET_FORMAT
 from lsmix.data.pool import Pool
 
 __all__ = ["FORM_NAMES", "write_export"]
 
-_FORMS = {form.name: form for form in (HDF5_FORM, PARQUET_FORM, WEBDATASET_FORM, FOLDER_FORM)}
+_FORMS = {form.name: form for form in (HDF5_FORMAT, PARQUET_FORMAT, WEBDATASET_FORMAT, FOLDER_FORMAT)}
 FORM_NAMES: Final = tuple(_FORMS)
 _FILE_BYTES = 500_000_000  # of a file, unless asked otherwise
 _MOST_FILE_BYTES = 20_000_000_000  # the big hubs refuse longer ones
@@ -83,15 +83,15 @@ def write_export(
         )
 
 
-def _files(kind: ExportForm, job: ExportJob) -> Iterator[Path]:
+def _files(kind: ExportFormat, job: ExportJob) -> Iterator[Path]:
     yield from kind.write(job)
     path = job.folder / README_NAME
     path.write_text(readme_text(job.facts, kind), encoding="utf-8", newline="\n")
     yield path
 
 
-def _shard_images(kind: ExportForm, asked: int, images: int, row_bytes: int) -> int:
-    if kind is FOLDER_FORM:
+def _shard_images(kind: ExportFormat, asked: int, images: int, row_bytes: int) -> int:
+    if kind is FOLDER_FORMAT:
         if asked > _MOST_FILES:
             raise RecipeError(
                 f"sub-folders of {asked} images: the big hubs refuse 10,000 files and more. Ask for fewer."

@@ -76,7 +76,7 @@ class PoolLoader(EpochLoader):
             )
         if pool.sources > 2 and labels != "soft":
             raise RecipeError(
-                f"pool {pool.where!r} mixes {pool.sources} sources, which two labels cannot tell; got "
+                f"pool {pool.location!r} mixes {pool.sources} sources, which two labels cannot tell; got "
                 f"labels={labels!r}. Use labels='soft'."
             )
         self.pool = pool if check_crc else pool.reopen(check_crc=False)
@@ -158,7 +158,7 @@ def _checked(pool: Pool, values: NDArray[Any], classes: int) -> NDArray[Any]:
     most = 1 if values.dtype.kind == "f" else classes - 1
     if not ((values >= 0) & (values <= most)).all():
         raise CorruptError(
-            f"pool {pool.where!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. Make it again."
+            f"pool {pool.location!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. Make it again."
         )
     return values
 

@@ -19,15 +19,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.atomic import durable_path
+from lsmix.data.atomic import atomic_path
 from lsmix.data.dataset import BLOCK_BYTES, COLUMNS, FORMAT_VERSION, MAX_TEXT_BYTES
 from lsmix.data.errors import (
     RecipeError,
     SourceError,
 )
-from lsmix.data.readers.hdf5_writer import Place, new_hdf5, reserve, write_rows
+from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
 from lsmix.data.readers.source_images import PublishedData
-from lsmix.data.rng import choose_rows
+from lsmix.data.rng import stratified_sample
 
 __all__ = ["Rows", "plan_splits", "write_dataset"]
 
@@ -76,7 +76,7 @@ def _choose(
 ) -> npt.NDArray[np.int64]:
     if count == len(among):
         return among
-    chosen = choose_rows(published.splits[split].labels[among], count, seed=seed, words=("split", word))
+    chosen = stratified_sample(published.splits[split].labels[among], count, seed=seed, words=("split", word))
     return among[chosen]
 
 
@@ -118,7 +118,7 @@ def write_dataset(
         SourceError: the class names, or another text, are too long to be stored.
     """
     plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
-    with durable_path(path) as beside:
+    with atomic_path(path) as beside:
         _write_file(beside, published, plan)
     return {split: len(rows.index) for split, rows in plan.items()}
 
@@ -135,7 +135,7 @@ def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) 
                 write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
 
 
-def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Place]:
+def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:
     """Write all but the rows, and return the places of the arrays."""
     file.attrs["format_version"] = np.int64(FORMAT_VERSION)
     _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())

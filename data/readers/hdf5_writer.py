@@ -15,13 +15,13 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Place", "new_hdf5", "reserve", "write_rows"]
+__all__ = ["Extent", "new_hdf5", "reserve", "write_rows"]
 
 _BLOCK_BYTES = 1 << 20
 _SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the file has a name that nobody can foresee, and only its owner may open it
 
 
-class Place(NamedTuple):
+class Extent(NamedTuple):
     """Where the rows of an array lie in the file."""
 
     offset: int  # of the first row
@@ -29,16 +29,16 @@ class Place(NamedTuple):
     rows: int
 
 
-def reserve(array: Any) -> Place:
+def reserve(array: Any) -> Extent:
     """Give a contiguous array of a file that is laid out its place, without its rows."""
     if array.size:
         array[:1] = np.zeros((1, *array.shape[1:]), array.dtype)  # places are given at the first write
     row_bytes = int(np.prod(array.shape[1:], dtype=np.int64)) * array.dtype.itemsize
-    return Place(array.id.get_offset() or 0, row_bytes, len(array))
+    return Extent(array.id.get_offset() or 0, row_bytes, len(array))
 
 
 @contextmanager
-def new_hdf5(path: Path, lay_out: Callable[[Any], dict[str, Place]]) -> Iterator[tuple[IO[bytes], dict[str, Place]]]:
+def new_hdf5(path: Path, lay_out: Callable[[Any], dict[str, Extent]]) -> Iterator[tuple[IO[bytes], dict[str, Extent]]]:
     """Write a new file but for the rows of some arrays, and yield it with their places, for ``write_rows``.
 
     Args:
@@ -55,7 +55,7 @@ def new_hdf5(path: Path, lay_out: Callable[[Any], dict[str, Place]]) -> Iterator
             yield stream, places
 
 
-def write_rows(stream: IO[bytes], place: Place, first: int, rows: NDArray[Any]) -> None:
+def write_rows(stream: IO[bytes], place: Extent, first: int, rows: NDArray[Any]) -> None:
     """Write rows of an array, in its dtype, from row ``first`` on."""
     stream.seek(place.offset + first * place.row_bytes)
     stream.write(np.ascontiguousarray(rows).data.cast("B") if rows.size else b"")
@@ -66,7 +66,7 @@ def _memory() -> str | None:
     return _SHARED_MEMORY if os.access(_SHARED_MEMORY, os.W_OK) else None
 
 
-def _copy_between(draft: IO[bytes], stream: IO[bytes], places: dict[str, Place]) -> None:
+def _copy_between(draft: IO[bytes], stream: IO[bytes], places: dict[str, Extent]) -> None:
     """Copy all of the draft but the rows whose places are known, which stay empty at first."""
     begin, end = 0, os.fstat(draft.fileno()).st_size
     for place in sorted(place for place in places.values() if place.rows):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from lsmix.data.atomic import UNDECODABLE, decode_versioned, read_small, write_durably
+from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, read_small, write_atomic
 from lsmix.data.errors import CorruptError, MissingError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
 
 def write_naturalness(folder: Path, result: Naturalness) -> None:
     """Write the result into an artifact's folder."""
-    write_durably(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+    write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
 def read_naturalness(folder: Path) -> Naturalness:
@@ -111,7 +111,7 @@ def read_naturalness(folder: Path) -> Naturalness:
     try:
         remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
         return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
 
 
@@ -138,7 +138,7 @@ def read_log(folder: Path) -> list[LogLine]:
     path = folder / LOG_FILE
     try:
         return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
 
 
@@ -176,7 +176,7 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
     path = folder / METRICS_FILE
     try:
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
     return metrics
 

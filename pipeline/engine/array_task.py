@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.progress import Progress
-from lsmix.pipeline.engine.executor import NoExecutor
+from lsmix.pipeline.engine.executor import CompletenessCheck
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.runner import Built, begin, bring_up_to_date, note_seconds
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
-from lsmix.pipeline.engine.stage import Executor, Node, Part, PartMade
+from lsmix.pipeline.engine.stage import ArrayTaskResult, Executor, Node, Part
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
 
-__all__ = ["finish_parts", "make_parts", "parse_part"]
+__all__ = ["finalize_array", "parse_part", "run_array_task"]
 
 _MOST_PARTS = 1_000_000
 
@@ -46,7 +46,7 @@ def parse_part(text: str) -> Part:
     return Part(number, of)
 
 
-def make_parts(
+def run_array_task(
     nodes: Sequence[Node],
     workspace: Workspace,
     *,
@@ -55,7 +55,7 @@ def make_parts(
     executor: Executor,
     progress: Progress,
     device: str = "auto",
-) -> list[PartMade]:
+) -> list[ArrayTaskResult]:
     """Make one part of every artifact of a stage that isn't complete.
 
     Raises:
@@ -74,7 +74,7 @@ def make_parts(
             raise RecipeError(f"stage {stage!r} has no shards to be divided: only 'encode' and 'mix' have.")
         there = resolver.artifact(node)
         if there:
-            progress.say(f"{node.label}: up to date ({there.where})")
+            progress.info(f"{node.label}: up to date ({there.location})")
             continue
         begun = begin(node, resolver, progress)
         with InputLocks() as locks, artifact_lock(workspace.root, begun.key, node.label, shared=True) as note:
@@ -83,12 +83,12 @@ def make_parts(
             started = time.monotonic()
             done = make_part(task, part)
             note_seconds(task, time.monotonic() - started, f"-{socket.gethostname()}-{os.getpid()}")
-        progress.say(f"{node.label}: part {part.number} of {part.of} done, {done.made} shards made")
+        progress.info(f"{node.label}: part {part.number} of {part.of} done, {done.made} shards made")
         made.append(done)
     return made
 
 
-def finish_parts(
+def finalize_array(
     nodes: Sequence[Node], workspace: Workspace, *, progress: Progress, device: str = "auto"
 ) -> list[Built]:
     """Conclude every artifact that parts have begun; compute nothing.
@@ -108,11 +108,11 @@ def finish_parts(
         url = workspace.url_of(folder)
         begun = finished_shards(folder) or (url and read_ledger(url))
         if begun or resolver.artifact(node):
-            built += bring_up_to_date([node], workspace, executor=NoExecutor(), progress=progress, device=device)
+            built += bring_up_to_date([node], workspace, executor=CompletenessCheck(), progress=progress, device=device)
         else:
-            progress.say(f"{node.label}: not begun")
+            progress.info(f"{node.label}: not begun")
     if not built:
         raise MissingError(
-            f"nothing in {workspace.where!r} was begun in parts. Make them first: lsmix encode RECIPE --shards 1/N, …"
+            f"nothing in {workspace.location!r} was begun in parts. Make them first: lsmix encode RECIPE --shards 1/N, …"
         )
     return built

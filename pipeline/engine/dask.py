@@ -19,7 +19,7 @@ from lsmix.pipeline.engine.executor import Failures, InProcessExecutor
 from lsmix.pipeline.engine.shards import close_workers, run_shard
 from lsmix.pipeline.engine.stage import Executor, Report, ShardRecord, ShardWork
 
-__all__ = ["DaskExecutor", "choose_executor", "start_cluster", "worker_environment"]
+__all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
 _RETRIES = 2  # of a shard that raises
 
@@ -276,7 +276,7 @@ def _cards() -> list[str]:
     return [str(card) for card in range(torch.cuda.device_count())]
 
 
-def choose_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
+def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
     """Return what makes shards: this process, unless Dask workers or a scheduler are asked for.
 
     Args:

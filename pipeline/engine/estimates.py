@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lsmix.data.artifact import InputArtifact, read_manifest
+from lsmix.data.artifact import Artifact, read_manifest
 from lsmix.data.errors import CorruptError, LsmixError
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.resolver import Resolver
-from lsmix.pipeline.engine.stage import Estimate, Node, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["estimate", "estimate_seconds"]
@@ -31,17 +31,17 @@ class _Counts(msgspec.Struct):
     test: Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 
 
-def estimate(node: Node, resolver: Resolver) -> Estimate | None:
+def estimate(node: Node, resolver: Resolver) -> Cost | None:
     """Return what a node will cost; None while its data set was not read yet."""
     dataset = _find(node, "ingest")
     if dataset is None or dataset is node:
-        return node.stage.estimate(node.config, WorkSize())
+        return node.stage.estimate(node.config, DatasetSize())
     there = resolver.artifact(dataset)
     if there is None:
         return None
     counts = _counts_of(there)
     height, width, channels = counts.image_shape
-    size = WorkSize(
+    size = DatasetSize(
         images=counts.train,
         test_images=counts.test,
         height=height,
@@ -52,7 +52,7 @@ def estimate(node: Node, resolver: Resolver) -> Estimate | None:
     return node.stage.estimate(node.config, size)
 
 
-def estimate_seconds(node: Node, cost: Estimate | None, workspace: Workspace) -> float | None:
+def estimate_seconds(node: Node, cost: Cost | None, workspace: Workspace) -> float | None:
     """Return the seconds that a node will take, by what the stage's earlier artifacts took, or by a round guess."""
     if cost is None:
         return None
@@ -66,7 +66,7 @@ def estimate_seconds(node: Node, cost: Estimate | None, workspace: Workspace) ->
     return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
 
 
-def _counts_of(dataset: InputArtifact) -> _Counts:
+def _counts_of(dataset: Artifact) -> _Counts:
     try:
         return msgspec.convert(dataset.manifest.counts, _Counts)
     except msgspec.ValidationError as error:

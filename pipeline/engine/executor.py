@@ -14,7 +14,7 @@ from lsmix.data.progress import stop_point
 from lsmix.pipeline.engine.shards import close_workers, open_worker, store_shard
 from lsmix.pipeline.engine.stage import Report, ShardRecord, ShardWork
 
-__all__ = ["FATAL", "Failures", "InProcessExecutor", "NoExecutor"]
+__all__ = ["FATAL", "CompletenessCheck", "Failures", "InProcessExecutor"]
 
 # Such as a full disk, or a full graphics card: the next shard would meet them too.
 FATAL: Final = (OSError, MemoryError)
@@ -113,7 +113,7 @@ class InProcessExecutor:
 _NAMED = 10
 
 
-class NoExecutor(InProcessExecutor):
+class CompletenessCheck(InProcessExecutor):
     """Makes no shards, and says which ones are missing."""
 
     def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:

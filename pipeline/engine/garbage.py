@@ -43,7 +43,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
             if key in wanted or (stage, name) in unknown or folder.resolve() in outside:
                 continue
             removed = delete and _remove_unlocked(workspace, folder, key)
-            found.append(Garbage(folder=entry.where, bytes=entry.bytes, removed=removed))
+            found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))
     return found
 
 

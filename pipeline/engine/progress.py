@@ -4,9 +4,9 @@ import time
 from typing import Any
 
 from lsmix.data.progress import Progress
-from lsmix.pipeline.workspace.locks import OwnerNote
+from lsmix.pipeline.workspace.locks import LockInfo
 
-__all__ = ["Pace", "TaskProgress"]
+__all__ = ["TaskProgress", "Throughput"]
 
 _SECONDS_BETWEEN = 1.0
 
@@ -19,18 +19,23 @@ class TaskProgress:
         note: beside the lock of the artifact.
     """
 
-    def __init__(self, progress: Progress, note: OwnerNote) -> None:
+    def __init__(self, progress: Progress, note: LockInfo) -> None:
         self._progress = progress
         self._note = note
-        self._pace: Pace | None = None
+        self._pace: Throughput | None = None
         self._unit = ""
         self._told_at = 0.0
-        self.say, self.detail, self.warn, self.event = progress.say, progress.detail, progress.warn, progress.event
+        self.info, self.debug, self.warning, self.event = (
+            progress.info,
+            progress.debug,
+            progress.warning,
+            progress.event,
+        )
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Begin to count."""
         self._progress.start(label, total, unit, done)
-        self._pace, self._unit = Pace(total, done), unit
+        self._pace, self._unit = Throughput(total, done), unit
         self._tell()
 
     def advance(self, units: int = 1, note: str = "") -> None:
@@ -53,7 +58,7 @@ class TaskProgress:
             self._note.tell(**facts)
 
 
-class Pace:
+class Throughput:
     """Counts units of work from when it is made.
 
     Args:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.artifact import InputArtifact, InputRecord
+from lsmix.data.artifact import Artifact, InputRecord
 from lsmix.data.readers.registry import source_files, source_version
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
@@ -24,11 +24,11 @@ class Resolver:
     def __init__(self, workspace: Workspace, *, remember: bool = False) -> None:
         self.workspace = workspace
         self._remember = remember
-        self._outside: dict[Path, InputArtifact] = {}
+        self._outside: dict[Path, Artifact] = {}
         self._sources: dict[int, InputRecord] = {}
-        self._found: dict[int, InputArtifact] = {}  # finished artifacts don't change under a run
+        self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
 
-    def inputs(self, node: Node) -> dict[str, InputArtifact] | None:
+    def inputs(self, node: Node) -> dict[str, Artifact] | None:
         """Return the finished inputs of a node by role; None while one isn't there yet."""
         found = {}
         for role, source in node.inputs.items():
@@ -57,7 +57,7 @@ class Resolver:
             return None
         return artifact_key(node.stage.name, node.stage.version, self.fields(node), records)
 
-    def artifact(self, node: Node) -> InputArtifact | None:
+    def artifact(self, node: Node) -> Artifact | None:
         """Return the finished artifact of a node, or None."""
         if id(node) not in self._found:
             key = self.key(node)
@@ -81,7 +81,7 @@ class Resolver:
         """Return the configuration fields that are part of a node's key."""
         return key_fields(node.config, node.stage.not_in_key)
 
-    def _finished_elsewhere(self, role: str, folder: Path) -> InputArtifact:
+    def _finished_elsewhere(self, role: str, folder: Path) -> Artifact:
         if folder not in self._outside:
             self._outside[folder] = outside_artifact(folder, role)
         return self._outside[folder]

@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from lsmix.data.progress import Progress
-from lsmix.pipeline.engine.progress import Pace
+from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
 
@@ -39,29 +39,29 @@ class LoggedProgress:
         self._folder = workspace / LOG_FOLDER
         self._kept: list[bytes] = []
         self._file: IO[bytes] | None = None
-        self._pace: Pace | None = None
+        self._pace: Throughput | None = None
         self._label = ""
         self._told_at = 0.0
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Tell one line."""
-        self._progress.say(message)
+        self._progress.info(message)
         self.write("say", text=message)
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Tell one line that only the curious want."""
-        self._progress.detail(message)
+        self._progress.debug(message)
         self.write("detail", text=message)
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Tell that something deserves a look."""
-        self._progress.warn(message)
+        self._progress.warning(message)
         self.write("warn", text=message)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Begin to count."""
         self._progress.start(label, total, unit, done)
-        self._label, self._pace, self._told_at = label, Pace(total, done), time.monotonic()
+        self._label, self._pace, self._told_at = label, Throughput(total, done), time.monotonic()
         self._open()
         self.write("start", label=label, total=total, unit=unit, done=done)
 

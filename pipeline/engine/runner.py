@@ -16,16 +16,16 @@ import msgspec
 
 from lsmix.data.artifact import (
     WORK_FOLDER,
-    InputArtifact,
+    Artifact,
     InputRecord,
     Manifest,
     record_files,
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import UNDECODABLE, sweep_parts, write_durably
-from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, human_bytes
-from lsmix.data.progress import Progress, SilentProgress, stop_point
+from lsmix.data.atomic import DECODE_ERRORS, remove_stale, write_atomic
+from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
+from lsmix.data.progress import NullProgress, Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.estimates import estimate
 from lsmix.pipeline.engine.progress import TaskProgress
@@ -45,7 +45,7 @@ class Built:
 
     stage: str
     name: str
-    artifact: InputArtifact
+    artifact: Artifact
     workspace: Workspace
     cached: bool  # whether it was there already
     seconds: float = 0.0  # of this run
@@ -63,12 +63,12 @@ class Built:
     @property
     def folder(self) -> Path:
         """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
-        return self.workspace.here(self.artifact, SilentProgress()).folder
+        return self.workspace.ensure_local(self.artifact, NullProgress()).folder
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Its folder, or in a remote workspace its URL."""
-        return self.artifact.where
+        return self.artifact.location
 
 
 def bring_up_to_date(
@@ -119,8 +119,8 @@ def _bring_up_to_date(
         if there:
             # Left by a kill between manifest and clean-up.
             shutil.rmtree(there.folder / WORK_FOLDER, ignore_errors=True)
-            there = workspace.publish(there, progress)  # if the run that made it could not
-            progress.say(f"{node.label}: up to date ({there.where})")
+            there = workspace.upload(there, progress)  # if the run that made it could not
+            progress.info(f"{node.label}: up to date ({there.location})")
             built.append(Built(**common, artifact=there, cached=True))
             continue
         begun = time.monotonic()
@@ -138,14 +138,14 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
         return
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
-    if workspace.is_made(folder):
+    if workspace.exists(folder):
         workspace.remove(folder, key, node.label)
     resolver.forget(node)
 
 
 def _make(
     node: Node, resolver: Resolver, locks: InputLocks, executor: Executor, progress: Progress, device: str
-) -> InputArtifact:
+) -> Artifact:
     begun = begin(node, resolver, progress)
     begun.hold_inputs(locks)
     with artifact_lock(resolver.workspace.root, begun.key, node.label) as note:
@@ -155,9 +155,9 @@ def _make(
         task = begun.task(executor, TaskProgress(progress, note), device)
         manifest = _run_stage(node, task, resolver, begun.records, begun.key)
         shutil.rmtree(begun.folder / WORK_FOLDER, ignore_errors=True)
-        made = resolver.workspace.publish(InputArtifact(folder=begun.folder, manifest=manifest), progress)
-    progress.say(f"{node.label}: done in {manifest.seconds:.1f} s ({made.where})")
-    progress.event("artifact", label=node.label, key=begun.key, root=manifest.root, where=made.where)
+        made = resolver.workspace.upload(Artifact(folder=begun.folder, manifest=manifest), progress)
+    progress.info(f"{node.label}: done in {manifest.seconds:.1f} s ({made.location})")
+    progress.event("artifact", label=node.label, key=begun.key, root=manifest.root, where=made.location)
     return made
 
 
@@ -167,7 +167,7 @@ class Begun:
 
     node: Node
     resolver: Resolver
-    inputs: dict[str, InputArtifact]
+    inputs: dict[str, Artifact]
     records: list[InputRecord]
     key: str
     folder: Path
@@ -191,7 +191,7 @@ class Begun:
         _check_disk(self.node, self.resolver, self.folder)
         task_device = resolve_device(device) if self.node.stage.uses_torch else ""
         made_from = ", ".join(f"{record.role} {record.root[:12]}" for record in self.records)
-        progress.detail(
+        progress.debug(
             f"{self.node.label}: key {self.key} from {made_from}, on {task_device or 'no device'}, in {self.folder}"
         )
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,7 @@ def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
         missing = " and ".join(resolver.missing(node)) or "one of its inputs"
         raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
     folder = resolver.workspace.folder(node.stage.name, node.name, key)
-    inputs = {role: resolver.workspace.here(artifact, progress) for role, artifact in inputs.items()}
+    inputs = {role: resolver.workspace.ensure_local(artifact, progress) for role, artifact in inputs.items()}
     return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)
 
 
@@ -233,7 +233,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver, records: list[In
     except BaseException:
         _leave_unfinished(task, before + time.monotonic() - begun)
         raise
-    sweep_parts(task.folder)
+    remove_stale(task.folder)
     files = record_files(task.folder, set(outcome.payload), outcome.digests)
     if not files:
         raise CorruptError(f"{node.label} left nothing in {str(task.folder)!r}.")
@@ -259,20 +259,20 @@ def _seconds_before(task: StageTask) -> float:
     """Return the seconds of earlier sessions; none where a file is damaged, since they only inform."""
     total = 0.0
     for path in task.work.glob(f"{_SECONDS}*.json"):
-        with contextlib.suppress(OSError, *UNDECODABLE):
+        with contextlib.suppress(OSError, *DECODE_ERRORS):
             total += msgspec.json.decode(path.read_bytes(), type=float)
     return total
 
 
 def note_seconds(task: StageTask, seconds: float, session: str = "") -> None:
     """Note how long a session worked; ``session`` tells it from others that work on the same artifact."""
-    write_durably(task.work / f"{_SECONDS}{session}.json", msgspec.json.encode(seconds))
+    write_atomic(task.work / f"{_SECONDS}{session}.json", msgspec.json.encode(seconds))
 
 
 def _leave_unfinished(task: StageTask, seconds: float) -> None:
     """Note the time of a session that did not finish; a folder in which it made nothing is removed."""
     with contextlib.suppress(OSError):  # the disk may be full, and that is what has to be told
-        sweep_parts(task.folder)
+        remove_stale(task.folder)
         if any(path.is_file() and not path.name.startswith(_SECONDS) for path in task.folder.rglob("*")):
             for path in task.work.glob(f"{_SECONDS}*.json"):
                 path.unlink()
@@ -289,6 +289,6 @@ def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
     free = shutil.disk_usage(place).free
     if expected - there > free:
         raise DiskSpaceError(
-            f"{node.label} needs about {human_bytes(expected - there)} below {str(place)!r}, where {human_bytes(free)} are free. "
+            f"{node.label} needs about {format_bytes(expected - there)} below {str(place)!r}, where {format_bytes(free)} are free. "
             "Free some space ('lsmix gc' helps), or choose another '--workspace'."
         )

@@ -16,16 +16,16 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from lsmix.data.artifact import WORK_FOLDER, FileRecord, InputArtifact, check_listing
-from lsmix.data.atomic import UNDECODABLE, write_durably
-from lsmix.data.cache import fetch_file, locked_file, patiently
+from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
+from lsmix.data.atomic import DECODE_ERRORS, write_atomic
+from lsmix.data.cache import fetch_file, locked_file, with_retries
 from lsmix.data.errors import CorruptError
 from lsmix.data.progress import stop_point
-from lsmix.data.remote import Place, open_place
+from lsmix.data.remote import RemoteFS, open_remote
 from lsmix.data.table import METADATA_NAME, ColumnStore
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
-from lsmix.pipeline.engine.stage import Outcome, Part, PartMade, ShardRecord, ShardWork, StageTask
+from lsmix.pipeline.engine.stage import ArrayTaskResult, Part, ShardRecord, ShardWork, StageResult, StageTask
 from lsmix.pipeline.workspace.external_artifact import finished_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
@@ -93,7 +93,7 @@ def write_spec(folder: Path, spec: ShardSpec, url: str = "") -> ShardWork:
     """
     content = msgspec.json.encode(spec, order="sorted")
     name = _spec_name(content)
-    write_durably(folder / WORK_FOLDER / name, content)
+    write_atomic(folder / WORK_FOLDER / name, content)
     return ShardWork(str(folder.resolve()), name, url)
 
 
@@ -147,8 +147,8 @@ def _working_copy(work: ShardWork) -> tuple[Workspace, Path]:
     return workspace, folder
 
 
-def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> InputArtifact:
-    artifact = finished_artifact(workspace.provide(place.folder))
+def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> Artifact:
+    artifact = finished_artifact(workspace.local_path(place.folder))
     if artifact.manifest.root != place.root:
         raise CorruptError(
             f"{str(artifact.folder)!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
@@ -186,7 +186,7 @@ def store_shard(work: ShardWork, opened: OpenWorker, shard: int, computed: Any, 
         counts=counts,
         made_on=opened.made_on,
     )
-    write_durably(folder / WORK_FOLDER / record_name(shard), msgspec.json.encode(record))
+    write_atomic(folder / WORK_FOLDER / record_name(shard), msgspec.json.encode(record))
     if work.url:
         send_shard(folder, work.url, record)
     return record
@@ -198,7 +198,7 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
         try:
             record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
-        except UNDECODABLE:
+        except DECODE_ERRORS:
             continue
         if path.name == Path(record_name(record.shard)).name and all(
             _is_whole(folder / name, size) for name, size in record.sizes.items()
@@ -247,9 +247,11 @@ class ShardedWork(NamedTuple):
 
     module: str  # the stage's module, whose ``open_worker`` the workers call
     create: Callable[[StageTask], ColumnStore]  # writes the store's metadata; again and again to the same bytes
-    conclude: Callable[[StageTask, ColumnStore, dict[str, Any], dict[str, str]], Outcome]  # with all counts and digests
+    conclude: Callable[
+        [StageTask, ColumnStore, dict[str, Any], dict[str, str]], StageResult
+    ]  # with all counts and digests
 
-    def run(self, task: StageTask) -> Outcome:
+    def run(self, task: StageTask) -> StageResult:
         """Make all shards that are not done yet, and conclude.
 
         Raises:
@@ -263,7 +265,7 @@ class ShardedWork(NamedTuple):
         _tell_other_devices(task, finished)
         return self.conclude(task, store, counts, digests)
 
-    def make_part(self, task: StageTask, part: Part) -> PartMade:
+    def make_part(self, task: StageTask, part: Part) -> ArrayTaskResult:
         """Make the shards of one part that are not done yet, and leave the rest to others.
 
         Raises:
@@ -273,7 +275,7 @@ class ShardedWork(NamedTuple):
         own = range(part.number - 1, store.shards, part.of)
         before = _finished(task, store)
         finished = self._make_missing(task, store, own, before)
-        return PartMade(
+        return ArrayTaskResult(
             label=task.label,
             folder=str(task.folder),
             shards=len(own),
@@ -348,7 +350,7 @@ def _tell_other_devices(task: StageTask, finished: dict[int, ShardRecord]) -> No
     """Warn where shards were made on several kinds of device, whose last bits differ."""
     kinds = sorted({record.made_on for record in finished.values() if record.made_on})
     if len(kinds) > 1:
-        task.progress.warn(
+        task.progress.warning(
             f"{task.label}: its shards were made on {' and on '.join(kinds)}; each kind of device rounds in its own way, so "
             "another run's digest will differ unless it divides the work alike."
         )
@@ -362,7 +364,7 @@ _MOST_RECORD_BYTES = 16 << 20
 
 def send_work(folder: Path, url: str, spec: str) -> None:
     """Send what workers on other machines need to begin: the store's metadata, and the file that says what to do."""
-    place = open_place(url)
+    place = open_remote(url)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
         _send(place, folder, path)
@@ -370,14 +372,14 @@ def send_work(folder: Path, url: str, spec: str) -> None:
 
 def fetch_work(folder: Path, url: str, spec: str) -> None:
     """Fetch what ``send_work`` sent, as far as it is not here."""
-    place = open_place(url)
-    sizes = patiently(repr(url), lambda: place.sizes(""))
+    place = open_remote(url)
+    sizes = with_retries(repr(url), lambda: place.sizes(""))
     paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
     check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
-        content = patiently(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
+        content = with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
-            write_durably(folder / path, content)
+            write_atomic(folder / path, content)
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
@@ -386,7 +388,7 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
     Raises:
         DownloadError: the URL cannot be reached.
     """
-    place = open_place(url)
+    place = open_remote(url)
     for path in record.digests:
         _send(place, folder, path)
     _send(place, folder, f"{WORK_FOLDER}/{record_name(record.shard)}")
@@ -399,18 +401,18 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
         CorruptError: a record names files outside of the artifact.
         DownloadError: the URL cannot be reached.
     """
-    place = open_place(url)
-    sizes = patiently(repr(url), lambda: place.sizes(""))
+    place = open_remote(url)
+    sizes = with_retries(repr(url), lambda: place.sizes(""))
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
         contents = threads.map(
-            lambda path: patiently(repr(url), partial(place.read, path, _MOST_RECORD_BYTES)), sorted(names)
+            lambda path: with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES)), sorted(names)
         )
         records = {}
         for content in contents:
             try:
                 record = msgspec.json.decode(content, type=ShardRecord)
-            except UNDECODABLE:
+            except DECODE_ERRORS:
                 continue
             if record.sizes.keys() == record.digests.keys() and all(
                 sizes.get(path) == size for path, size in record.sizes.items()
@@ -434,7 +436,7 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
         CorruptError: a file is not the one that the record tells of.
         DownloadError: the URL cannot be reached.
     """
-    place = open_place(url)
+    place = open_remote(url)
     for wanted in _files(record):
         part = folder / WORK_FOLDER / "fetched" / wanted.sha256
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -442,8 +444,8 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
             fetch_file(place, wanted, stream, lambda _: None, lambda: False)
             (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(folder / wanted.path)
-    write_durably(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
+    write_atomic(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
 
 
-def _send(place: Place, folder: Path, path: str) -> None:
-    patiently(f"'{place.url}/{path}'", lambda: place.write(path, folder / path))
+def _send(place: RemoteFS, folder: Path, path: str) -> None:
+    with_retries(f"'{place.url}/{path}'", lambda: place.write(path, folder / path))

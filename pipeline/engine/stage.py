@@ -10,23 +10,23 @@ from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
 
-from lsmix.data.artifact import WORK_FOLDER, InputArtifact
+from lsmix.data.artifact import WORK_FOLDER, Artifact
 from lsmix.data.progress import Progress
 from lsmix.glow.config import FlowShape
 
 __all__ = [
-    "Estimate",
+    "ArrayTaskResult",
+    "Cost",
+    "DatasetSize",
     "Executor",
     "Node",
-    "Outcome",
     "Part",
-    "PartMade",
     "Report",
     "ShardRecord",
     "ShardWork",
     "Stage",
+    "StageResult",
     "StageTask",
-    "WorkSize",
     "upto",
 ]
 
@@ -42,7 +42,7 @@ class StageTask:
     label: str  # how to call it to a user: "mix lsmix"
     folder: Path
     config: Any  # the stage's own configuration model
-    inputs: Mapping[str, InputArtifact]
+    inputs: Mapping[str, Artifact]
     device: str
     executor: "Executor"
     progress: Progress
@@ -57,7 +57,7 @@ class StageTask:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WorkSize:
+class DatasetSize:
     """How big the work is: what an estimate depends on besides the stage's own configuration."""
 
     images: int = 0  # in the training split
@@ -98,7 +98,7 @@ def _network_weights(channels: int, hidden: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class Cost:
     """What an artifact will cost."""
 
     bytes: int  # on the disk, with what lies under work
@@ -106,7 +106,7 @@ class Estimate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageResult:
     """What a stage says of its work when it is done."""
 
     payload: frozenset[str]  # files, or first parts of paths, that the next stages read
@@ -122,7 +122,7 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartMade:
+class ArrayTaskResult:
     """What came of one part of an artifact."""
 
     label: str  # "mix lsmix"
@@ -139,12 +139,12 @@ class Stage:
 
     name: str
     version: int  # raised whenever the same inputs would give other bytes
-    run: Callable[[StageTask], Outcome]
-    estimate: Callable[[Any, "WorkSize"], "Estimate"]  # what a configuration costs on a data set of some size
+    run: Callable[[StageTask], StageResult]
+    estimate: Callable[[Any, "DatasetSize"], "Cost"]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
-    make_part: "Callable[[StageTask, Part], PartMade] | None" = None  # of a stage whose work can be divided
+    make_part: "Callable[[StageTask, Part], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from lsmix.data.artifact import InputRecord, Manifest
-from lsmix.data.errors import CorruptError, human_seconds
+from lsmix.data.errors import CorruptError, format_duration
 from lsmix.pipeline.engine.estimates import estimate, estimate_seconds
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
@@ -57,7 +57,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if there:
         manifest = there.manifest
         there_bytes = sum(file.bytes for file in manifest.files)
-        return _status(node, "cached", key, there.where, "up to date", there_bytes, manifest.seconds)
+        return _status(node, "cached", key, there.location, "up to date", there_bytes, manifest.seconds)
     folder = workspace.folder(node.stage.name, node.name, key)
     url = workspace.url_of(folder)
     afar = read_ledger(url) if url and node.stage.make_part else {}
@@ -84,7 +84,7 @@ def _under_way(status: NodeStatus, owners: Sequence[Owner]) -> NodeStatus:
     known = [owner.seconds_left for owner in counting if owner.seconds_left is not None]
     left = max(known) if len(known) == len(counting) else None  # parts run side by side
     far = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
-        f", {human_seconds(left)} left" if left is not None else ""
+        f", {format_duration(left)} left" if left is not None else ""
     )
     return msgspec.structs.replace(
         status, why=f"{far}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left

@@ -25,13 +25,13 @@ from lsmix.pipeline.naturalness.metrics import (
 )
 from lsmix.pipeline.naturalness.samples import Sample
 
-__all__ = ["Measured", "Meter", "facts_of"]
+__all__ = ["Scorer", "Scores", "facts_of"]
 
 FloatArray = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measured:
+class Scores:
     """What was measured on the n images of a sample."""
 
     sample: Sample
@@ -44,7 +44,7 @@ class Measured:
     shown: npt.NDArray[np.uint8]  # the first images, for the sheet
 
 
-class Meter:
+class Scorer:
     """Measures samples with a judge, and with the features of a classifier if there is one."""
 
     def __init__(
@@ -53,7 +53,7 @@ class Meter:
         self._judge, self._classifier, self._config = judge, classifier, config
         self._count, self._shown = count, shown
 
-    def measure(self, sample: Sample) -> Measured:
+    def measure(self, sample: Sample) -> Scores:
         """Make a sample block by block, and measure it.
 
         Raises:
@@ -81,7 +81,7 @@ class Meter:
                 f"the judge gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
                 "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.judge.training'."
             )
-        return Measured(
+        return Scores(
             sample=sample,
             bits=bits,
             across=across,
@@ -103,7 +103,7 @@ class Meter:
         return self._judge.bits_per_dim(log_prob)
 
 
-def facts_of(measured: Measured, reference: Measured, drawn: Resamples) -> SampleFacts:
+def facts_of(measured: Scores, reference: Scores, drawn: Resamples) -> SampleFacts:
     """Return what a sample's measures come to, against the held-out originals, on these resamples."""
     finite = np.isfinite(measured.bits)
     bits = measured.bits[finite]
@@ -131,7 +131,7 @@ def facts_of(measured: Measured, reference: Measured, drawn: Resamples) -> Sampl
     )
 
 
-def _distances(measured: Measured, reference: Measured, drawn: Resamples) -> tuple[Interval, Interval]:
+def _distances(measured: Scores, reference: Scores, drawn: Resamples) -> tuple[Interval, Interval]:
     own, other = measured.bits, reference.bits
     value = transport(own[np.isfinite(own)], other[np.isfinite(other)])
     values = []
@@ -151,7 +151,7 @@ def _sum(less: Interval | None, more: Interval | None) -> Interval | None:
     return Interval(value=less.value + more.value, low=less.low + more.low, high=less.high + more.high)
 
 
-def _seam(measured: Measured, drawn: Resamples) -> Interval | None:
+def _seam(measured: Scores, drawn: Resamples) -> Interval | None:
     has_border = np.isfinite(measured.across)
     inside = measured.inside.mean()
     if not has_border.any() or not inside > 0:

@@ -15,14 +15,14 @@ import numpy.typing as npt
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
-from lsmix.data.mixing import LATENT_METHODS, Draws, row_draws
+from lsmix.data.mixing import LATENT_METHODS, RowRng, row_rngs
 from lsmix.data.rng import generator
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_corrupted, mix_latents
 from lsmix.pipeline.config.schema import HARD_CUT, NaturalnessConfig, PoolConfig
 from lsmix.pipeline.naturalness.regions import hard_cut, second_region
 
-__all__ = ["Block", "Sample", "Samples", "choose_rows_apart"]
+__all__ = ["Block", "Sample", "SampleSet", "choose_rows_apart"]
 
 Images = npt.NDArray[np.uint8]
 Rows = npt.NDArray[np.int64]
@@ -55,7 +55,7 @@ def choose_rows_apart(images: int, pairs: int, seed: int) -> tuple[Rows, Rows]:
     return chosen[:pairs], chosen[pairs:]
 
 
-class Samples:
+class SampleSet:
     """All samples of one comparison, n images each; latents and flow make the mixes."""
 
     def __init__(
@@ -132,9 +132,9 @@ class Samples:
         mixed, _ = self._mix_pixels(method, black, np.full_like(black, 255), part)
         return mixed[..., 0] == 255 if np.isin(mixed, (0, 255)).all() else None
 
-    def _draws(self, method: str, part: slice) -> Draws:
+    def _draws(self, method: str, part: slice) -> RowRng:
         """Return the generators of a block's rows, which are the same however the sample is cut into blocks."""
-        draws = row_draws(self._config.seed, "naturalness", method)
+        draws = row_rngs(self._config.seed, "naturalness", method)
         return lambda row: draws(part.start + row)
 
     def _decoded(self, method: str, region: Mask, part: slice) -> Block:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
-from lsmix.data.atomic import UNDECODABLE, write_durably
+from lsmix.data.atomic import DECODE_ERRORS, write_atomic
 from lsmix.data.errors import CorruptError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ def save_checkpoint(path: Path, tensors: dict[str, "torch.Tensor"], facts: dict[
     from safetensors.torch import save
 
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_durably(path, save(whole, metadata={_FACTS: msgspec.json.encode(facts).decode()}))
+    write_atomic(path, save(whole, metadata={_FACTS: msgspec.json.encode(facts).decode()}))
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, Any]] | None:
@@ -39,7 +39,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, "torch.Tensor"], dict[str, An
         with safe_open(path, framework="pt") as file:
             facts = msgspec.json.decode(file.metadata()[_FACTS], type=dict[str, Any])
             return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 - no mapping
-    except (SafetensorError, OSError, *UNDECODABLE, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, *DECODE_ERRORS, KeyError, TypeError) as error:
         raise CorruptError(f"checkpoint {str(path)!r} is damaged: {error}. Remove it to begin anew.") from error
 
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import InputArtifact
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.table import ColumnStore
@@ -20,8 +20,8 @@ from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import EncodeConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
-from lsmix.pipeline.stages.ingest import origin_of
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.stages.ingest import provenance_of
 
 if TYPE_CHECKING:
     from lsmix.glow.flow import Flow
@@ -38,7 +38,7 @@ class _Loaded(NamedTuple):
 class EncodeWorker:
     """Encodes the shards of one artifact."""
 
-    def __init__(self, folder: Path, config: EncodeConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
+    def __init__(self, folder: Path, config: EncodeConfig, inputs: Mapping[str, Artifact], device: str) -> None:
         self._folder = folder
         self._config = config
         self._device = device
@@ -108,7 +108,7 @@ def _open_flow(folder: Path, device: str) -> "Flow":
     return load_flow(folder, device=device)
 
 
-def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, InputArtifact], device: str) -> EncodeWorker:
+def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> EncodeWorker:
     """Open what encodes the shards of an unfinished artifact."""
     return EncodeWorker(folder, msgspec.convert(config, EncodeConfig), inputs, device)
 
@@ -125,13 +125,13 @@ def _create(task: StageTask) -> ColumnStore:
         "image_shape": list(dataset.image_shape),
         "bits": flow.config.bits,
         "class_names": list(dataset.class_names),
-        "origin": msgspec.to_builtins(origin_of(task.inputs["dataset"], dataset)),
+        "origin": msgspec.to_builtins(provenance_of(task.inputs["dataset"], dataset)),
     }
     shard_rows = min(config.shard_rows, rows) or None  # one longer than the latents would be padded on the disk
     return create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
 
 
-def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> Outcome:
+def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
     """Sum up the latents, and warn of images that do not come back."""
     rows = store.rows
     flow = _open_flow(task.inputs["flow"].folder, "cpu")
@@ -139,18 +139,16 @@ def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], diges
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
     counts["image_shape"] = list(open_dataset(task.inputs["dataset"].folder / DATASET_FILE).image_shape)
     if counts.get("exact_round_trips", rows) < rows:
-        task.progress.warn(
+        task.progress.warning(
             f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "
             "mixes at λ = 0 will differ from their sources there."
         )
-    return Outcome(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
+    return StageResult(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
 
 
-def _estimate(config: EncodeConfig, size: WorkSize) -> Estimate:
+def _estimate(config: EncodeConfig, size: DatasetSize) -> Cost:
     passes = 2 if config.check_round_trip else 1
-    return Estimate(
-        bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops
-    )
+    return Cost(bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops)
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)

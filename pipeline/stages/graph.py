@@ -8,9 +8,9 @@ from pathlib import Path
 
 from lsmix.data.artifact import MANIFEST_NAME
 from lsmix.data.errors import MissingError, RecipeError
-from lsmix.data.progress import Progress, SilentProgress
+from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder
-from lsmix.data.store import fetched_artifact, naming_urls
+from lsmix.data.store import download_artifact, naming_urls
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
@@ -138,7 +138,7 @@ def _find_flow(name: str, workspace: Workspace, progress: Progress | None) -> Pa
     path = local_folder(name)
     if path is None:
         with naming_urls():
-            path = fetched_artifact(name, progress or SilentProgress())
+            path = download_artifact(name, progress or NullProgress())
             outside_artifact(path, "flow")  # now, since whoever looks at it later knows the copy only
             return path
     if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():

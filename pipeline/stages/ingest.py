@@ -6,19 +6,19 @@ Later stages that make pools read the train split alone, so no test image can ge
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lsmix.data.artifact import InputArtifact, Origin
+from lsmix.data.artifact import Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import files_to_fetch
 from lsmix.data.readers.registry import read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
 
-__all__ = ["INGEST", "fetch_source", "origin_of"]
+__all__ = ["INGEST", "fetch_source", "provenance_of"]
 
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
@@ -39,11 +39,11 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
             f"{config.path!r}."
         )
     for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
-        progress.say(f"fetching {file.url} to {target}")
+        progress.info(f"fetching {file.url} to {target}")
         download(file, target, progress)
 
 
-def run(task: StageTask) -> Outcome:
+def run(task: StageTask) -> StageResult:
     """Read the source and write the data set."""
     from lsmix.data.dataset import open_dataset
     from lsmix.data.readers.dataset_writer import write_dataset
@@ -69,16 +69,16 @@ def run(task: StageTask) -> Outcome:
         "classes": len(dataset.class_names),
         "image_shape": list(dataset.image_shape),
     }
-    return Outcome(payload=frozenset({DATASET_FILE}), counts=counts)
+    return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
-def _estimate(config: DataConfig, size: WorkSize) -> Estimate:
-    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
+def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
+    """Cost by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
     path = Path(config.path)
     if not config.path or not path.exists():
-        return Estimate(bytes=0)
+        return Cost(bytes=0)
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Estimate(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+    return Cost(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
 
 
 def _unpacked_ratio(file: Path) -> int:
@@ -96,10 +96,10 @@ INGEST = Stage(
 )
 
 
-def origin_of(artifact: InputArtifact, dataset: "DataSet") -> Origin:
+def provenance_of(artifact: Artifact, dataset: "DataSet") -> Provenance:
     """Return where the images of a data set are from, as latents and pools keep it."""
     config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
-    return Origin(
+    return Provenance(
         root=artifact.manifest.root,
         config=config,
         licence=dataset.licence,

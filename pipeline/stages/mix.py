@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import InputArtifact, Origin, read_origin
-from lsmix.data.atomic import write_durably
+from lsmix.data.artifact import Artifact, Provenance, read_provenance
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
@@ -22,9 +22,9 @@ from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.schema import PoolConfig, in_latent_space
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
-from lsmix.pipeline.stages.ingest import origin_of
-from lsmix.pipeline.stages.pair_sampler import Draw, MixPlan
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.stages.ingest import provenance_of
+from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 from lsmix.pipeline.stages.pool_builder import (
     LatentMixer,
     LatentSource,
@@ -44,7 +44,7 @@ class LoadedRows(NamedTuple):
     """Some rows of a pool, with what they are made from."""
 
     rows: npt.NDArray[np.int64]  # of the pool, (n,)
-    draw: Draw
+    draw: PairBatch
     first: Sources
     others: list[Sources]
 
@@ -62,7 +62,7 @@ class RowMaker:
         self._mixer = mixer
         self.plan = make_plan(config, len(mixer.labels))
 
-    def load(self, rows: npt.NDArray[np.int64], draw: Draw) -> LoadedRows:
+    def load(self, rows: npt.NDArray[np.int64], draw: PairBatch) -> LoadedRows:
         """Read what rows of the pool are mixed from; ``draw`` is what the plan has for them."""
         gather = self._mixer.gather
         if self._config.corner not in (CORNERS[0], "random"):
@@ -89,7 +89,9 @@ class RowMaker:
                 share[bad], state[bad] = 0, _REPLACED
         return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
 
-    def _mix(self, loaded: LoadedRows, draw: Draw, part: "slice | npt.NDArray[np.int64]", *, attempt: int) -> Mixed:
+    def _mix(
+        self, loaded: LoadedRows, draw: PairBatch, part: "slice | npt.NDArray[np.int64]", *, attempt: int
+    ) -> Mixed:
         """Mix some of the rows; partners that were drawn again are read anew."""
         others = loaded.others
         if attempt:
@@ -97,7 +99,7 @@ class RowMaker:
         draws = self.plan.method_draws(loaded.rows[part], attempt)
         return self._mixer.mix(loaded.first[part], others, draw.lam[part], draw.corner[part], draws)
 
-    def _columns(self, draw: Draw, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+    def _columns(self, draw: PairBatch, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
         labels, lam = self._mixer.labels[draw.others], draw.lam.astype(np.float32)
         columns: dict[str, npt.NDArray[Any]] = {
             "source_a": draw.source_a,
@@ -118,7 +120,7 @@ class RowMaker:
 class MixWorker:
     """Makes the shards of one pool."""
 
-    def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> None:
+    def __init__(self, folder: Path, config: PoolConfig, inputs: Mapping[str, Artifact], device: str) -> None:
         self._folder = folder
         stage, name = artifact_label(folder)
         self._label, self._device = f"{stage} {name}", device
@@ -166,7 +168,7 @@ class MixWorker:
         self._mixer.close()
 
 
-def _open_mixer(config: PoolConfig, inputs: Mapping[str, InputArtifact], device: str) -> Mixer:
+def _open_mixer(config: PoolConfig, inputs: Mapping[str, Artifact], device: str) -> Mixer:
     from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device(device)
@@ -189,9 +191,9 @@ def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Pa
     )
 
 
-def make_plan(config: PoolConfig, images: int) -> MixPlan:
+def make_plan(config: PoolConfig, images: int) -> PairSampler:
     """Return the plan of a pool over ``images`` training images."""
-    return MixPlan(
+    return PairSampler(
         images=images,
         copies=config.copies_made,
         alpha=config.alpha,
@@ -202,7 +204,7 @@ def make_plan(config: PoolConfig, images: int) -> MixPlan:
     )
 
 
-def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, InputArtifact], device: str) -> MixWorker:
+def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> MixWorker:
     """Open what makes the shards of an unfinished pool."""
     return MixWorker(folder, msgspec.convert(config, PoolConfig), inputs, device)
 
@@ -231,27 +233,27 @@ def _create(task: StageTask) -> ColumnStore:
     )
 
 
-def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> Outcome:
+def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
     """Write the plan of the pool, and the card that tells of it."""
     from lsmix.pipeline.views.dataset_card.card import add_card
 
     copies = task.config.copies_made
-    write_durably(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
+    write_atomic(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
     counts |= {"copies": copies, "images_per_copy": store.rows // copies}
     if counts["corrupted"]:
-        task.progress.warn(
+        task.progress.warning(
             f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
     payload = {"pool.zarr", PLAN_NAME}
     digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
-    return Outcome(payload=frozenset(payload), counts=counts, digests=digests)
+    return StageResult(payload=frozenset(payload), counts=counts, digests=digests)
 
 
 class _Facts(NamedTuple):
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    origin: Origin
+    origin: Provenance
     dim: int | None  # length of a latent vector
 
 
@@ -259,10 +261,10 @@ def _facts(task: StageTask) -> _Facts:
     """Return what is known of the training images, from the latents or from the data set itself."""
     if "dataset" in task.inputs:
         dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
-        return _Facts(dataset.image_shape, dataset.class_names, origin_of(task.inputs["dataset"], dataset), None)
+        return _Facts(dataset.image_shape, dataset.class_names, provenance_of(task.inputs["dataset"], dataset), None)
     latents = open_latents(task.inputs["latents"].folder)
     height, width, channels = latents.attributes["image_shape"]
-    origin = read_origin(latents.attributes, f"latents {str(latents.path)!r}")
+    origin = read_provenance(latents.attributes, f"latents {str(latents.path)!r}")
     return _Facts((height, width, channels), tuple(latents.attributes["class_names"]), origin, latents.dim)
 
 
@@ -281,10 +283,10 @@ def _plan_text(task: StageTask, facts: _Facts) -> bytes:
     return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
 
 
-def _estimate(config: PoolConfig, size: WorkSize) -> Estimate:
+def _estimate(config: PoolConfig, size: DatasetSize) -> Cost:
     images = size.images * config.copies_made
     flops = float(images) * size.flow_flops if in_latent_space(config) else 0.0
-    return Estimate(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
+    return Cost(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)

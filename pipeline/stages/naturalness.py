@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.pipeline.config.results import (
@@ -22,13 +22,13 @@ from lsmix.pipeline.config.results import (
 )
 from lsmix.pipeline.config.schema import NaturalnessConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from lsmix.pipeline.naturalness.measures import Measured
-    from lsmix.pipeline.naturalness.samples import Samples
+    from lsmix.pipeline.naturalness.measures import Scores
+    from lsmix.pipeline.naturalness.samples import SampleSet
 
 __all__ = ["NATURALNESS"]
 
@@ -38,28 +38,28 @@ _SHEET_ROWS = 8
 _SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
 
 
-def run(task: StageTask) -> Outcome:
+def run(task: StageTask) -> StageResult:
     """Make all samples, measure them, and write what the measures come to, with a sheet."""
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.naturalness.measures import Meter, facts_of
+    from lsmix.pipeline.naturalness.measures import Scorer, facts_of
     from lsmix.pipeline.naturalness.metrics import Resamples
-    from lsmix.pipeline.naturalness.samples import Samples
+    from lsmix.pipeline.naturalness.samples import SampleSet
 
     config: NaturalnessConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     count = _sample_size(task, dataset)
     with device_memory(None, label=task.label, device=task.device):
         flow, judge = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "judge"))
-    samples = Samples(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
+    samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
-    meter = Meter(judge, classifier, config, count=count, shown=_SHEET_ROWS)
+    scorer = Scorer(judge, classifier, config, count=count, shown=_SHEET_ROWS)
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
     with device_memory(_batch(task)):
         for sample in every:
-            measured.append(meter.measure(sample))
+            measured.append(scorer.measure(sample))
             task.progress.advance()
     drawn = Resamples(count=config.bootstrap, pairs=count, originals=count, seed=config.seed)
     result = Naturalness(
@@ -72,12 +72,12 @@ def run(task: StageTask) -> Outcome:
         features=0 if measured[0].features is None else measured[0].features.shape[1],
         samples=tuple(facts_of(one, measured[0], drawn) for one in measured),
     )
-    write_durably(task.folder / SHEET_FILE, _sheet(samples, measured))
+    write_atomic(task.folder / SHEET_FILE, _sheet(samples, measured))
     write_naturalness(task.folder, result)
     task.progress.finish()
     corrupted = sum(one.corrupted or 0 for one in measured)
     counts = {"pairs": count, "samples": len(every), "corrupted": corrupted}
-    return Outcome(payload=frozenset({NATURALNESS_FILE}), counts=counts)
+    return StageResult(payload=frozenset({NATURALNESS_FILE}), counts=counts)
 
 
 def _batch(task: StageTask) -> BatchSetting:
@@ -106,14 +106,14 @@ def _sample_size(task: StageTask, dataset: DataSet) -> int:
             f"{len(dataset.train)}. Raise 'data.heldout' and 'data.limit'."
         )
     if count < asked:
-        task.progress.warn(
+        task.progress.warning(
             f"{task.label}: samples have {count} images instead of {asked}, since there are {heldout} held-out images and "
             f"{pairs} pairs that the judge has not seen; intervals are wider. Raise 'data.heldout' and 'data.limit'."
         )
     return count
 
 
-def _sheet(samples: "Samples", measured: "list[Measured]") -> bytes:
+def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
     """Return a row for each of the first pairs: x₁, what each method makes of it, x₂."""
     from lsmix.pipeline.views.images import png_bytes, sheet
 
@@ -134,12 +134,12 @@ def _sheet(samples: "Samples", measured: "list[Measured]") -> bytes:
     )
 
 
-def _estimate(config: NaturalnessConfig, size: WorkSize) -> Estimate:
-    """Estimate a pass through the judge for each image, and one back through the flow for each mix."""
+def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
+    """Cost a pass through the judge for each image, and one back through the flow for each mix."""
     images = config.pairs * (len(config.methods) + 3)
     mixes = config.pairs * len(config.methods)
     sheet = _SHEET_ROWS * (len(config.methods) + 2) * size.image_bytes
-    return Estimate(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
+    return Cost(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
 
 
 NATURALNESS = Stage(name="naturalness", version=1, run=run, estimate=_estimate)

@@ -9,17 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.mixing import Draws
+from lsmix.data.mixing import RowRng
 from lsmix.data.pool import CORNERS
 from lsmix.data.rng import generator
 
-__all__ = ["Draw", "MixPlan"]
+__all__ = ["PairBatch", "PairSampler"]
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float64]
 
 
-class Draw(NamedTuple):
+class PairBatch(NamedTuple):
     """What n rows are made of; all sources are rows of the training split."""
 
     source_a: IntArray  # (n,) x₁
@@ -29,14 +29,14 @@ class Draw(NamedTuple):
 
 
 @dataclass(kw_only=True)
-class MixPlan:
+class PairSampler:
     """The plan of ``copies`` × ``images`` rows, copy by copy.
 
     In every copy each training image stands once as x₁, once as x₂ and so on, in seeded permutations.
 
     Example:
-        >>> from lsmix.pipeline.stages.pair_sampler import MixPlan
-        >>> draw = MixPlan(images=4, copies=2, alpha=0.4, lambdas=(), seed=0).rows(0, 4)
+        >>> from lsmix.pipeline.stages.pair_sampler import PairSampler
+        >>> draw = PairSampler(images=4, copies=2, alpha=0.4, lambdas=(), seed=0).rows(0, 4)
         >>> sorted(draw.source_a.tolist())
         [0, 1, 2, 3]
     """
@@ -48,25 +48,25 @@ class MixPlan:
     seed: int  # of every draw
     sources: int = 2  # images in each mix, at least 2
     random_corner: bool = False  # draw the corner where x₂ begins; else it is the first
-    _drawn: dict[int, Draw] = field(default_factory=dict, init=False, repr=False)
+    _drawn: dict[int, PairBatch] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return self.images * self.copies
 
-    def rows(self, start: int, stop: int) -> Draw:
+    def rows(self, start: int, stop: int) -> PairBatch:
         """Return the plan of rows ``start`` to ``stop`` (exclusive) of the pool."""
         parts = []
         for copy in range(start // self.images, (stop - 1) // self.images + 1):
             first = copy * self.images
             part = slice(max(start - first, 0), min(stop - first, self.images))
             parts.append([column[part] for column in self._copy(copy)])
-        return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return PairBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
-    def pick(self, rows: IntArray) -> Draw:
+    def pick(self, rows: IntArray) -> PairBatch:
         """Return the plan of any rows (n,) of the pool, at least one, in ascending order."""
         copies, places = np.divmod(rows, self.images)
         parts = [[column[places[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()]
-        return Draw(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+        return PairBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def again(self, row: int, attempt: int) -> tuple[IntArray, FloatArray]:
         """Return other partners and λ, each (sources − 1,), for a row that came out corrupted, on attempt 1, 2, …."""
@@ -74,11 +74,11 @@ class MixPlan:
         draws = generator(self.seed, "mix", "again", copy, position, attempt)
         return draws.integers(self.images, size=self.sources - 1), self._lam(copy, draws, 1)[0]
 
-    def method_draws(self, rows: IntArray, attempt: int) -> Draws:
+    def method_draws(self, rows: IntArray, attempt: int) -> RowRng:
         """Return what a method with chance draws from: the generator of the i-th of ``rows``, on attempt 0, 1, …."""
         return lambda i: generator(self.seed, "mix", "method", *divmod(int(rows[i]), self.images), attempt)
 
-    def _copy(self, copy: int) -> Draw:
+    def _copy(self, copy: int) -> PairBatch:
         if copy not in self._drawn:
             first = generator(self.seed, "mix", "first", copy).permutation(self.images)
             # The first of the others is called "second", so that plans of two sources are what they always were.
@@ -92,7 +92,9 @@ class MixPlan:
                 )
             # Rows come in order, so only the copy at hand and its neighbour are ever wanted again.
             self._drawn = {key: draw for key, draw in self._drawn.items() if key == copy - 1}
-            self._drawn[copy] = Draw(first.astype(np.int64), np.stack(others, axis=1).astype(np.int64), lam, corner)
+            self._drawn[copy] = PairBatch(
+                first.astype(np.int64), np.stack(others, axis=1).astype(np.int64), lam, corner
+            )
         return self._drawn[copy]
 
     def _lam(self, copy: int, draws: np.random.Generator, count: int) -> FloatArray:

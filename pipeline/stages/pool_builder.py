@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
-from lsmix.data.mixing import Draws
+from lsmix.data.mixing import RowRng
 from lsmix.data.pool import CORNERS
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class Mixer(Protocol):
         others: list[Sources],
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
-        draws: Draws,
+        draws: RowRng,
     ) -> Mixed:
         """Mix row by row: x₁ with the others, whose shares are λ, float64 (n, others)."""
 
@@ -78,7 +78,7 @@ class PixelMixer:
         others: list[Sources],
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
-        draws: Draws,
+        draws: RowRng,
     ) -> Mixed:
         """Mix pairs of images; nothing can come out corrupted."""
         from lsmix.classifiers.pixel_mixing import mix_images
@@ -166,7 +166,7 @@ class LatentMixer:
         others: list[Sources],
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
-        draws: Draws,
+        draws: RowRng,
     ) -> Mixed:
         """Mix latents and decode them, both on the flow's device.
 
@@ -187,7 +187,7 @@ class LatentMixer:
         batch: "Sequence[torch.Tensor]",
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
-        draws: Draws,
+        draws: RowRng,
     ) -> "tuple[torch.Tensor, npt.NDArray[np.float32]]":
         from lsmix.glow.latent_mixing import mix_on_device
 
@@ -256,6 +256,6 @@ def _parts(first: Sources) -> Iterator[slice]:
     return (slice(start, min(start + step, len(first))) for start in range(0, len(first), step))
 
 
-def _shifted(draws: Draws, start: int) -> Draws:
+def _shifted(draws: RowRng, start: int) -> RowRng:
     """Return the generators of a part's rows, the first of which is row ``start`` of the whole."""
     return lambda row: draws(start + row)

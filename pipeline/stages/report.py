@@ -4,7 +4,7 @@ Numbers come from manifests and logs; only the sheets and the likelihood of the 
 """
 
 from lsmix.pipeline.config.schema import ReportConfig
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
 __all__ = ["REPORT"]
 
@@ -14,26 +14,26 @@ _FIGURES = "figures"
 _ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
 
 
-def run(task: StageTask) -> Outcome:
+def run(task: StageTask) -> StageResult:
     """Write the report."""
-    from lsmix.data.atomic import write_durably
+    from lsmix.data.atomic import write_atomic
     from lsmix.pipeline.views.report.content import build_page
     from lsmix.pipeline.views.report.page import render_html, render_markdown
 
     task.progress.start(task.label, 1, "page")
     page = build_page(task)
     for figure in page.figures:
-        write_durably(task.folder / _FIGURES / figure.file_name, figure.data)
-    write_durably(task.folder / "report.md", render_markdown(page, figure_folder=_FIGURES).encode())
-    write_durably(task.folder / "report.html", render_html(page).encode())
+        write_atomic(task.folder / _FIGURES / figure.file_name, figure.data)
+    write_atomic(task.folder / "report.md", render_markdown(page, figure_folder=_FIGURES).encode())
+    write_atomic(task.folder / "report.html", render_html(page).encode())
     task.progress.advance()
     task.progress.finish()
     # The pages tell how long things took, so only the pictures are the same each time.
-    return Outcome(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
+    return StageResult(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
 
 
-def _estimate(config: ReportConfig, size: WorkSize) -> Estimate:
-    return Estimate(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
+def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
+    return Cost(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
 
 
 REPORT = Stage(name="report", version=1, run=run, estimate=_estimate)

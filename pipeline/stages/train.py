@@ -11,14 +11,14 @@ import msgspec
 import numpy as np
 
 from lsmix.classifiers.registry import cost_per_pixel
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FILE, EpochMetrics
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
 
@@ -30,7 +30,7 @@ __all__ = ["TRAIN"]
 _CHECKPOINT = "checkpoint.safetensors"
 
 
-def run(task: StageTask) -> Outcome:
+def run(task: StageTask) -> StageResult:
     """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
     from lsmix.pipeline.engine.device import cpu_threads
 
@@ -118,11 +118,11 @@ def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
 
 def _publish(
     task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics], source: TrainSource
-) -> Outcome:
+) -> StageResult:
     from lsmix.classifiers.checkpoint import save_classifier
 
     save_classifier(task.folder / WEIGHTS_FILE, trainer.model)
-    write_durably(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
+    write_atomic(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
     last = metrics[-1]
     counts = {
         "epochs": last.epoch,
@@ -132,16 +132,16 @@ def _publish(
         "test_error": last.test_error,
         "seen": msgspec.to_builtins(source.seen(task.config.epochs)),
     }
-    return Outcome(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
+    return StageResult(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
 
 
-def _estimate(config: RunConfig, size: WorkSize) -> Estimate:
-    """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
+def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
+    """Cost weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
     parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
     moments = {"adam": 2, "sgd": 1}[config.optimiser]
     images = config.epochs * (3 * size.images + size.test_images)
     flops = 2.0 * products * size.height * size.width * images
-    return Estimate(bytes=4 * (2 + moments) * parameters, flops=flops)
+    return Cost(bytes=4 * (2 + moments) * parameters, flops=flops)
 
 
 TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate)

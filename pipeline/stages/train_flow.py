@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
@@ -18,7 +18,7 @@ from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
-from lsmix.pipeline.engine.stage import Estimate, Outcome, Stage, StageTask, WorkSize
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ _SAMPLE_COUNT = 64
 _ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 
 
-def run(task: StageTask) -> Outcome:
+def run(task: StageTask) -> StageResult:
     """Train the flow to its last iteration, going on from a checkpoint if there is one."""
     from lsmix.pipeline.engine.device import cpu_threads
 
@@ -58,7 +58,7 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
     flow = Flow(flow_config, seed=config.training.seed).to(task.device)
     if any(flow.pads):
-        task.progress.warn(
+        task.progress.warning(
             f"{task.label}: images of {height}×{width} are filled up by reflection to "
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
@@ -145,7 +145,7 @@ def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> d
     return measures
 
 
-def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> Outcome:
+def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> StageResult:
     from lsmix.glow.checkpoint import save_flow
     from lsmix.glow.training import sample
     from lsmix.pipeline.views.images import png_bytes, sheet
@@ -154,10 +154,10 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
     last = log[-1] if log else LogLine(iteration=0)
     flow = trainer.flow.eval()
     save_flow(task.folder, flow, {"iterations": trainer.iteration, "class_names": list(dataset.class_names)})
-    write_durably(task.folder / LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
+    write_atomic(task.folder / LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
     samples = sample(flow, _SAMPLE_COUNT, temperature=config.temperature, seed=config.training.seed)
     rows = [list(samples[start : start + 8]) for start in range(0, _SAMPLE_COUNT, 8)]
-    write_durably(task.folder / "samples.png", png_bytes(sheet(rows)))
+    write_atomic(task.folder / "samples.png", png_bytes(sheet(rows)))
     counts = {
         "iterations": trainer.iteration,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
@@ -165,13 +165,13 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
         "train_bits_per_dim": last.train_bits_per_dim,
         "heldout_bits_per_dim": last.heldout_bits_per_dim,
     }
-    return Outcome(payload=frozenset({"glow.safetensors", "glow.json"}), counts=counts)
+    return StageResult(payload=frozenset({"glow.safetensors", "glow.json"}), counts=counts)
 
 
-def _estimate(config: FlowRecipe, size: WorkSize) -> Estimate:
-    """Estimate the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
+def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
+    """Cost the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
     images = config.training.iterations * config.training.batch_size
-    return Estimate(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
+    return Cost(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 
 
 TRAIN_GLOW = Stage(

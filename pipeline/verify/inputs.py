@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lsmix.data.artifact import (
     MANIFEST_NAME,
     Manifest,
-    Origin,
+    Provenance,
     read_manifest,
     record_files,
     root_digest,
@@ -36,13 +36,13 @@ from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
 from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
-__all__ = ["PoolBase", "check_flow", "find_base", "provide_dataset", "require"]
+__all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
 
 _DIGITS = "digits"  # the built-in data set, which has no path
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolBase:
+class PoolInputs:
     """What is at hand of what a pool was made from, each an artifact's folder."""
 
     dataset: Path | None = None
@@ -63,7 +63,7 @@ class PoolBase:
 
 def find_base(
     pool: Path, plan: PoolPlan, *, data: Path | None, flow: Path | None, scratch: Path, progress: Progress
-) -> PoolBase:
+) -> PoolInputs:
     """Return what a pool was made from, as given or found beside the pool in its workspace.
 
     Args:
@@ -82,7 +82,7 @@ def find_base(
         check_flow(flow, plan)
     home = Workspace(pool.resolve().parent.parent)
     inputs = plan.inputs
-    return PoolBase(
+    return PoolInputs(
         dataset=provide_dataset(data, plan.origin, Workspace(scratch), progress)
         if data
         else _found(home, "ingest", plan.origin.root),
@@ -124,7 +124,7 @@ def check_flow(folder: Path, plan: PoolPlan) -> None:
         )
 
 
-def _data_config(origin: Origin, data: Path) -> DataConfig:
+def _data_config(origin: Provenance, data: Path) -> DataConfig:
     """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits.
 
     Raises:
@@ -137,7 +137,7 @@ def _data_config(origin: Origin, data: Path) -> DataConfig:
         raise FormatError(f"the plan's origin has settings that this lsmix does not know: {error}.") from error
 
 
-def provide_dataset(data: Path, origin: Origin, workspace: Workspace, progress: Progress) -> Path:
+def provide_dataset(data: Path, origin: Provenance, workspace: Workspace, progress: Progress) -> Path:
     """Return the folder of the data set that ``origin`` names, made in a workspace where need be.
 
     ``data`` is the folder of such a data set or its dataset.h5; else published files, or "digits", which are read and
@@ -167,12 +167,12 @@ def provide_dataset(data: Path, origin: Origin, workspace: Workspace, progress: 
     return folder
 
 
-def _same_settings(manifest: Manifest, origin: Origin) -> bool:
+def _same_settings(manifest: Manifest, origin: Provenance) -> bool:
     settings = {name: value for name, value in manifest.config.items() if name not in INGEST.not_in_key}
     return settings == origin.config
 
 
-def _adopted(file: Path, origin: Origin, workspace: Workspace) -> Path:
+def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
     """Return a folder of the workspace in which a lone dataset.h5 is an artifact again, if it is the wanted one."""
     folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
     if (folder / MANIFEST_NAME).is_file():
@@ -198,7 +198,7 @@ def _adopted(file: Path, origin: Origin, workspace: Workspace) -> Path:
     return folder
 
 
-def _difference(data: Path, made: Path, manifest: Manifest, origin: Origin) -> str:
+def _difference(data: Path, made: Path, manifest: Manifest, origin: Provenance) -> str:
     """Say how a data set differs from the one that is wanted."""
     found = open_dataset(made)
     hints = []

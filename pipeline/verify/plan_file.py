@@ -9,8 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from lsmix.data.artifact import MANIFEST_NAME, Origin
-from lsmix.data.atomic import UNDECODABLE, decode_versioned
+from lsmix.data.artifact import MANIFEST_NAME, Provenance
+from lsmix.data.atomic import DECODE_ERRORS, decode_versioned
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.pool import PLAN_NAME
 from lsmix.pipeline.config.schema import EncodeConfig, PoolConfig
@@ -32,7 +32,7 @@ class PoolPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stage_version: int  # of the mix stage that drew and mixed
     pool: PoolConfig  # without the flow's name, which the digest stands for
     inputs: dict[str, _Digest]  # root digests: of "latents" and "flow", or of "dataset" where pixels are mixed
-    origin: Origin  # the data set behind it
+    origin: Provenance  # the data set behind it
     latents: EncodeConfig | None = None  # how images became latents; None where pixels are mixed
     dim: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None  # length of a latent vector
 
@@ -61,7 +61,7 @@ def read_plan(path: Path | str) -> PoolPlan:
     try:
         what = f"plan {str(path)!r} has"
         plan = decode_versioned(content, PoolPlan, PLAN_FORMAT, what=what, remedy="Use a newer lsmix.")
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise FormatError(f"{str(path)!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
     if wrong := _contradiction(plan):
         raise CorruptError(f"plan {str(path)!r} contradicts itself: {wrong}. Do not use it.")

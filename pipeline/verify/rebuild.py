@@ -16,11 +16,11 @@ from lsmix.data.atomic import fsync_folder, sha256_file
 from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.errors import CorruptError, DeviceMemoryError, RecipeError
 from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
-from lsmix.data.progress import Progress, SilentProgress, graceful_signals
+from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import fetched_artifact, fetched_file, naming_urls, without_store
+from lsmix.data.store import download_artifact, download_file, naming_urls, without_store
 from lsmix.pipeline.config.schema import check_pool
-from lsmix.pipeline.engine.dask import choose_executor
+from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
@@ -117,7 +117,7 @@ def rebuild(
         LsmixError: whatever a stage has to say.
     """
     begun = time.monotonic()
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     target = local_target(out, "a rebuilt pool") if out is not None else None
     plan = _fetched_plan(plan, progress)
     data = _fetched(data, progress)
@@ -128,7 +128,7 @@ def rebuild(
     check_pool(content.pool)
     expected, flow = _expected(expect, original), _flow_of(content, flow)
     place = open_workspace(_scratch(target) if target else workspace)
-    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
+    executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
@@ -162,11 +162,11 @@ def rebuild(
 def _fetched_plan(plan: Path | str, progress: Progress) -> Path:
     """Return the plan's file or folder; of one at a URL a copy of the file, with the manifest beside it."""
     here = local_folder(plan)
-    return fetched_file(str(plan), PLAN_NAME, progress) if here is None else here
+    return download_file(str(plan), PLAN_NAME, progress) if here is None else here
 
 
 def _fetched(place: Path | str, progress: Progress) -> Path:
-    return fetched_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
+    return download_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
 
 
 @contextmanager
@@ -237,7 +237,7 @@ def _nodes(plan: PoolPlan, dataset: Path, flow: Path | None, name: str) -> list[
 def _tell_other_latents(plan: PoolPlan, built: list[Built], progress: Progress) -> None:
     for item in built:
         if item.stage == ENCODE.name and item.manifest.root != plan.inputs["latents"]:
-            progress.warn(
+            progress.warning(
                 f"the latents came out with root digest {item.manifest.root[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )

@@ -14,7 +14,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, Pool
 from lsmix.pipeline.config.schema import PoolConfig
 from lsmix.pipeline.stages.mix import MIX, make_plan
-from lsmix.pipeline.stages.pair_sampler import Draw
+from lsmix.pipeline.stages.pair_sampler import PairBatch
 from lsmix.pipeline.verify.plan_file import PoolPlan, read_plan
 from lsmix.pipeline.verify.shares import Shares
 
@@ -239,7 +239,7 @@ class _RowChecker:
         if not self._shares_unknown:
             self._check_shares(chunk, draw, attempt)
 
-    def _attempts(self, chunk: _Chunk, draw: Draw, config: PoolConfig) -> _Ints:
+    def _attempts(self, chunk: _Chunk, draw: PairBatch, config: PoolConfig) -> _Ints:
         """Return the attempt of each row, and put what was drawn then into ``draw``; 0 is the first draw."""
         attempt = np.zeros(len(chunk.rows), np.int64)
         if not self._planned or not self._planned.latent or config.on_corrupt == "keep":
@@ -265,7 +265,7 @@ class _RowChecker:
         found = f"{chunk.source[at].tolist()} at λ {chunk.lam[at].tolist()}"
         return self._refuse_row(row, "source_b", found, f"none of the attempts 1 to {last} at a redrawn row draws that")
 
-    def _check_shares(self, chunk: _Chunk, draw: Draw, attempt: _Ints) -> None:
+    def _check_shares(self, chunk: _Chunk, draw: PairBatch, attempt: _Ints) -> None:
         expected = self._expected_shares(chunk.rows, draw, attempt)
         replaced = chunk.state == _REPLACED
         if not self._shares.builtin and self._shares_unknown:
@@ -282,7 +282,9 @@ class _RowChecker:
         for place in range(expected.shape[1]):
             self._same(chunk.rows, _name("share", place), chunk.share[:, place], expected[:, place])
 
-    def _expected_shares(self, rows: _Ints, draw: Draw, attempt: _Ints, dummies: int = 0) -> npt.NDArray[np.float32]:
+    def _expected_shares(
+        self, rows: _Ints, draw: PairBatch, attempt: _Ints, dummies: int = 0
+    ) -> npt.NDArray[np.float32]:
         def draws(at: int) -> np.random.Generator:
             return self._plan.method_draws(rows, int(attempt[at]))(at)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, Draws
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, RowRng
 from lsmix.pipeline.verify.plan_file import PoolPlan
 
 __all__ = ["Shares"]
@@ -63,7 +63,7 @@ class Shares:
         self.builtin = self._method in registry.builtin()
         self.installed = self._method in registry
 
-    def of(self, lam: _Floats, draws: Draws, *, dummies: int = 0) -> npt.NDArray[np.float32]:
+    def of(self, lam: _Floats, draws: RowRng, *, dummies: int = 0) -> npt.NDArray[np.float32]:
         """Return the share of each source but the first, (n, sources − 1).
 
         Args:
@@ -80,7 +80,7 @@ class Shares:
             taken[:, place + 1] = self._one(rates, draws, dummies)
         return np.diff(taken, axis=1)
 
-    def _one(self, rates: _Floats, draws: Draws, dummies: int) -> npt.NDArray[np.float32]:
+    def _one(self, rates: _Floats, draws: RowRng, dummies: int) -> npt.NDArray[np.float32]:
         if self.builtin and self._method in _FROM_LAMBDA:
             sizes = (self._dim,) if self._dim is not None else self._image_shape[:2]
             return _FROM_LAMBDA[self._method](rates, sizes).astype(np.float32)
@@ -89,7 +89,7 @@ class Shares:
         parts = [self._run(rates[at : at + step], _later(draws, at), dummies) for at in range(0, len(rates), step)]
         return np.concatenate(parts) if parts else np.empty(0, np.float32)
 
-    def _run(self, rates: _Floats, draws: Draws, dummies: int) -> npt.NDArray[np.float32]:
+    def _run(self, rates: _Floats, draws: RowRng, dummies: int) -> npt.NDArray[np.float32]:
         if self._dim is not None:
             from lsmix.glow.latent_mixing import mix_latents
 
@@ -110,5 +110,5 @@ class Shares:
         return noise.integers(0, 256, shape).astype(dtype), noise.integers(0, 256, shape).astype(dtype)
 
 
-def _later(draws: Draws, at: int) -> Draws:
+def _later(draws: RowRng, at: int) -> RowRng:
     return lambda row: draws(at + row)

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsmix.data.artifact import Origin, read_manifest, read_origin
-from lsmix.data.atomic import write_durably
+from lsmix.data.artifact import Provenance, read_manifest, read_provenance
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import SplitArrays, open_dataset
-from lsmix.data.errors import CorruptError, FormatError, RecipeError, human_bytes
+from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import CORNERS, Pool, Sample, open_pool
-from lsmix.pipeline.views.pool_summary import PoolSurvey, survey_pool
+from lsmix.pipeline.views.pool_summary import PoolSummary, summarise_pool
 from lsmix.pipeline.views.render import html_templates
 from lsmix.pipeline.workspace.local import Workspace
 
@@ -89,7 +89,7 @@ def write_pool_page(
         RecipeError: ``data`` is another data set than the pool's.
     """
     page, what = render_pool_page(Path(folder), samples=samples, data=Path(data) if data else None)
-    write_durably(Path(target), page.encode())
+    write_atomic(Path(target), page.encode())
     return what
 
 
@@ -103,9 +103,9 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
         raise FormatError(
             f"a page shows grey or RGB images, with 1 or 3 channels; those of pool {str(folder)!r} have {pool.image_shape[2]}."
         )
-    origin = read_origin(pool.columns.attributes, f"pool {str(folder)!r}") if _has_origin(pool) else None
+    origin = read_provenance(pool.columns.attributes, f"pool {str(folder)!r}") if _has_origin(pool) else None
     train = _train_split(pool, folder, origin, data)
-    survey = survey_pool(pool, samples)
+    survey = summarise_pool(pool, samples)
     cards = _within_the_limit(_card(pool, train, row, event) for row, event in survey.chosen.items())
     cards.sort(key=lambda card: (card.share, card.row))
     templates = html_templates(Path(__file__).parent)
@@ -123,7 +123,7 @@ def _has_origin(pool: Pool) -> bool:
     return "origin" in pool.columns.attributes
 
 
-def _train_split(pool: Pool, folder: Path, origin: Origin | None, data: Path | None) -> SplitArrays | None:
+def _train_split(pool: Pool, folder: Path, origin: Provenance | None, data: Path | None) -> SplitArrays | None:
     """Return the images that the pool is made of; None where they are not here."""
     if data is None:
         found = _in_the_workspace(folder, origin) if origin else None
@@ -145,7 +145,7 @@ def _train_split(pool: Pool, folder: Path, origin: Origin | None, data: Path | N
     return train
 
 
-def _in_the_workspace(folder: Path, origin: Origin) -> Path | None:
+def _in_the_workspace(folder: Path, origin: Provenance) -> Path | None:
     workspace = Workspace(folder.resolve().parent.parent)
     for place, manifest in workspace.manifests("ingest"):
         if manifest.root == origin.root:
@@ -226,7 +226,7 @@ def _png_uri(image: NDArray[np.uint8]) -> str:
 
 
 def _content(
-    pool: Pool, origin: Origin | None, survey: PoolSurvey, cards: Sequence[PoolCard], with_sources: bool
+    pool: Pool, origin: Provenance | None, survey: PoolSummary, cards: Sequence[PoolCard], with_sources: bool
 ) -> dict[str, Any]:
     height, width, channels = pool.image_shape
     present = sorted({label for card in cards for label in card.classes})
@@ -239,7 +239,7 @@ def _content(
         "shape": f"{height} × {width}",
         "colours": "RGB" if channels == 3 else "grey",
         "class_count": len(pool.class_names),
-        "bytes": human_bytes(sum(file.bytes for file in pool.manifest.files)),
+        "bytes": format_bytes(sum(file.bytes for file in pool.manifest.files)),
         "licence": _short(origin.licence, _TEXT_LENGTH) if origin else "",
         "citation": _short(origin.citation, _CITATION_LENGTH) if origin else "",
         "with_sources": with_sources,
@@ -268,7 +268,7 @@ def _bars(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
     ]
 
 
-def _matrix(pool: Pool, survey: PoolSurvey) -> list[tuple[str, list[tuple[int, float]]]]:
+def _matrix(pool: Pool, survey: PoolSummary) -> list[tuple[str, list[tuple[int, float]]]]:
     """Return a row for each first class: its name, and count and shade for each second one; none for many classes."""
     if survey.pairs is None or len(pool.class_names) > _MATRIX_CLASSES:
         return []
@@ -279,7 +279,7 @@ def _matrix(pool: Pool, survey: PoolSurvey) -> list[tuple[str, list[tuple[int, f
     ]
 
 
-def _pairs(pool: Pool, survey: PoolSurvey) -> list[tuple[str, str, int]]:
+def _pairs(pool: Pool, survey: PoolSummary) -> list[tuple[str, str, int]]:
     """Return the most frequent pairs of classes, for pools that have too many for a matrix."""
     if survey.pairs is None or len(pool.class_names) <= _MATRIX_CLASSES:
         return []
@@ -289,7 +289,7 @@ def _pairs(pool: Pool, survey: PoolSurvey) -> list[tuple[str, str, int]]:
     return [(names[pair // len(names)], names[pair % len(names)], int(flat[pair])) for pair in order if flat[pair]]
 
 
-def _details(pool: Pool, origin: Origin | None) -> list[tuple[str, str]]:
+def _details(pool: Pool, origin: Provenance | None) -> list[tuple[str, str]]:
     manifest = pool.manifest
     details = [("root digest", manifest.root), ("key", manifest.key)]
     details += [(f"from {record.role}", record.root) for record in manifest.inputs]

@@ -15,7 +15,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.pool import STATES, Pool
 from lsmix.data.rng import generator
 
-__all__ = ["BINS", "EVENTS", "PoolSurvey", "survey_pool"]
+__all__ = ["BINS", "EVENTS", "PoolSummary", "summarise_pool"]
 
 BINS = 20  # of the histograms, over 0 to 1
 EVENTS = (*STATES, "corrupted")  # what became of a row; the last: kept although the flow could not decode it well
@@ -27,7 +27,7 @@ _MOST_EVENTS = 0.75  # of the chosen rows may be ones that something happened to
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class PoolSurvey:
+class PoolSummary:
     """What a pool holds."""
 
     lam: NDArray[np.int64]  # (BINS,), rows by λ as drawn
@@ -37,7 +37,7 @@ class PoolSurvey:
     chosen: dict[int, str]  # rows to show, the most telling first, with what became of each
 
 
-def survey_pool(pool: Pool, count: int, *, seed: int = 0) -> PoolSurvey:
+def summarise_pool(pool: Pool, count: int, *, seed: int = 0) -> PoolSummary:
     """Go through the labels of a pool and choose up to ``count`` rows that show all of it.
 
     Rows that were redrawn, replaced or kept although corrupted come first, all of them as long as they are no more than
@@ -67,7 +67,7 @@ def survey_pool(pool: Pool, count: int, *, seed: int = 0) -> PoolSurvey:
         keys = generator(seed, "pool survey", start).random(len(rows))
         for number in np.unique(stratum).tolist():
             strata[number].add(rows[stratum == number], keys[stratum == number])
-    return PoolSurvey(
+    return PoolSummary(
         lam=lam_counts,
         share=share_counts,
         events={name: int(number) for name, number in zip(EVENTS, event_counts, strict=True)},

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lsmix.data.artifact import Manifest, check_sizes, read_manifest
-from lsmix.data.atomic import write_durably
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.pool import POOL_NAME
-from lsmix.data.progress import Progress, SilentProgress
+from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import fetched_artifact, naming_urls, without_store
+from lsmix.data.store import download_artifact, naming_urls, without_store
 from lsmix.data.transfer import folder_name
 from lsmix.pipeline.config.results import DATASET_FILE, SHEET_FILE
 from lsmix.pipeline.workspace.local import input_folders
@@ -69,7 +69,7 @@ def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> di
 
 
 def _folder_of(artifact: Path | str, progress: Progress | None) -> Path:
-    return fetched_artifact(without_store(artifact, POOL_NAME), progress or SilentProgress())
+    return download_artifact(without_store(artifact, POOL_NAME), progress or NullProgress())
 
 
 def _short(value: Any) -> Any:
@@ -88,7 +88,7 @@ def draw_artifact(
     rows: int | None = None,
     progress: Progress | None = None,
 ) -> list[Drawn]:
-    """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
+    """PairBatch an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
 
     Args:
         artifact: its folder, or its URL, from which it is fetched to the cache first.
@@ -119,7 +119,7 @@ def draw_artifact(
     if page:
         from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, write_pool_page
 
-        base = fetched_artifact(without_store(data, DATASET_NAME), progress or SilentProgress()) if data else None
+        base = download_artifact(without_store(data, DATASET_NAME), progress or NullProgress()) if data else None
         drawn.append(Drawn("html", page, write_pool_page(folder, page, samples=rows or PAGE_SAMPLES, data=base)))
     return drawn
 
@@ -143,7 +143,7 @@ def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
     if draw is None:
         return ""
     picture, what = draw(folder, manifest, rows)
-    write_durably(target, png_bytes(picture))
+    write_atomic(target, png_bytes(picture))
     return what
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from lsmix.data.artifact import InputRecord
-from lsmix.data.atomic import UNDECODABLE, sha256_file, write_durably
+from lsmix.data.atomic import DECODE_ERRORS, sha256_file, write_atomic
 from lsmix.data.errors import MissingError, SourceError
 
 __all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "key_fields"]
@@ -54,7 +54,7 @@ class SourceDigests:
         if memory.is_file():
             try:
                 self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
-            except UNDECODABLE:
+            except DECODE_ERRORS:
                 self._known = {}
 
     def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
@@ -78,7 +78,7 @@ class SourceDigests:
         if remember and self._known != known_before:
             # It only saves time, and nothing is lost on a disk that cannot be written.
             with contextlib.suppress(OSError):
-                write_durably(self._memory, msgspec.json.encode(self._known))
+                write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
     def _file_digest(self, file: Path) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,
+    Artifact,
     FileRecord,
-    InputArtifact,
     Manifest,
     check_sizes,
     read_manifest,
@@ -23,7 +23,7 @@ _FLOW_FILES = ("glow.json", "glow.safetensors")
 _STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # what a role takes, and its name
 
 
-def finished_artifact(folder: Path) -> InputArtifact:
+def finished_artifact(folder: Path) -> Artifact:
     """Return what is finished in a folder: an artifact, or a flow that was saved without a manifest.
 
     Raises:
@@ -32,10 +32,10 @@ def finished_artifact(folder: Path) -> InputArtifact:
     """
     if not (folder / MANIFEST_NAME).is_file() and all((folder / name).is_file() for name in _FLOW_FILES):
         return _saved_flow(folder)
-    return InputArtifact(folder=folder, manifest=read_manifest(folder))
+    return Artifact(folder=folder, manifest=read_manifest(folder))
 
 
-def outside_artifact(folder: Path, role: str) -> InputArtifact:
+def outside_artifact(folder: Path, role: str) -> Artifact:
     """Return a finished artifact for a role, "flow" or "dataset", with the sizes of its files checked.
 
     Raises:
@@ -54,7 +54,7 @@ def outside_artifact(folder: Path, role: str) -> InputArtifact:
     return artifact
 
 
-def _saved_flow(folder: Path) -> InputArtifact:
+def _saved_flow(folder: Path) -> Artifact:
     files = [
         FileRecord(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name), payload=True)
         for name in _FLOW_FILES
@@ -69,4 +69,4 @@ def _saved_flow(folder: Path) -> InputArtifact:
         inputs=[],
         files=files,
     )
-    return InputArtifact(folder=folder, manifest=manifest)
+    return Artifact(folder=folder, manifest=manifest)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lsmix.data.artifact import MANIFEST_NAME, InputArtifact, Manifest, check_sizes, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, check_sizes, read_manifest
 from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.progress import Progress
 from lsmix.pipeline.workspace.cache_key import SourceDigests
@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     """A folder below a stage's, be it an artifact, unfinished work or neither."""
 
     name: str
-    where: str
+    location: str
     bytes: int
 
 
@@ -42,7 +42,7 @@ class Workspace:
         self.root = Path(root)
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """What the user calls it: its folder, or its URL."""
         return str(self.root)
 
@@ -50,19 +50,19 @@ class Workspace:
         """Return where the artifact in a folder of this workspace lies afar; "" where it does not."""
         return ""
 
-    def is_made(self, folder: Path) -> bool:
+    def exists(self, folder: Path) -> bool:
         """Tell whether there is an artifact, be it whole or damaged, called as a folder of this workspace."""
         return (folder / MANIFEST_NAME).is_file()
 
-    def provide(self, path: str) -> Path:
+    def local_path(self, path: str) -> Path:
         """Return the folder here of a finished artifact, by its path relative to the workspace, or an absolute one."""
         return self.root / path
 
-    def here(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+    def ensure_local(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Return an artifact with all of its files on this machine."""
         return artifact
 
-    def publish(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+    def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Bring a finished artifact to where others find it."""
         return artifact
 
@@ -76,7 +76,7 @@ class Workspace:
         there = sorted((self.root / stage).glob(f"*-{key}"))
         return there[0] if there else self.root / stage / f"{name}-{key}"
 
-    def find(self, stage: str, key: str) -> InputArtifact | None:
+    def find(self, stage: str, key: str) -> Artifact | None:
         """Return the complete artifact of a stage with this key, or None.
 
         Raises:
@@ -93,7 +93,7 @@ class Workspace:
                 if (folder / MANIFEST_NAME).is_file():  # else it was removed meanwhile
                     raise
                 continue
-            return InputArtifact(folder=folder, manifest=manifest)
+            return Artifact(folder=folder, manifest=manifest)
         return None
 
     def remove(self, folder: Path, key: str, label: str) -> None:

@@ -17,11 +17,11 @@ from typing import Annotated
 
 import msgspec
 
-from lsmix.data.artifact import MANIFEST_NAME, InputArtifact
-from lsmix.data.atomic import UNDECODABLE
-from lsmix.data.errors import LockedError, MissingError, printable
+from lsmix.data.artifact import MANIFEST_NAME, Artifact
+from lsmix.data.atomic import DECODE_ERRORS
+from lsmix.data.errors import LockedError, MissingError, escape_terminal
 
-__all__ = ["InputLocks", "Owner", "OwnerNote", "artifact_lock", "removal_lock", "working_owners"]
+__all__ = ["InputLocks", "LockInfo", "Owner", "artifact_lock", "removal_lock", "working_owners"]
 
 _FOLDER = ".locks"
 _NOTE_BYTES = 4096
@@ -42,10 +42,10 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         told = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
-        return printable(told)  # anybody may write notes there
+        return escape_terminal(told)  # anybody may write notes there
 
 
-class OwnerNote:
+class LockInfo:
     """The note of this process beside the lock that it holds; it only informs, so that it can't be written is no error."""
 
     def __init__(self, path: Path) -> None:
@@ -69,7 +69,7 @@ class OwnerNote:
 
 
 @contextmanager
-def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[OwnerNote]:
+def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[LockInfo]:
     """Hold the lock of the artifact with this key.
 
     Args:
@@ -82,7 +82,7 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
         LockedError: somebody else holds it; the message names owner, host, process and since when.
     """
     folder, handle = workspace / _FOLDER, _open_lock(workspace, f"{key}.lock")
-    note = OwnerNote(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json")
+    note = LockInfo(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json")
     try:
         try:
             fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
@@ -143,7 +143,7 @@ class InputLocks:
         for handle in self._handles.values():
             os.close(handle)
 
-    def hold(self, artifact: InputArtifact) -> None:
+    def hold(self, artifact: Artifact) -> None:
         """Keep an artifact from being removed; one that lies in no workspace, or in a read-only one, is left as it is.
 
         Raises:
@@ -161,9 +161,9 @@ class InputLocks:
         try:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise LockedError(f"{artifact.where!r} is being removed by another process. Run this again.") from error
+            raise LockedError(f"{artifact.location!r} is being removed by another process. Run this again.") from error
         if not artifact.url and not (place / MANIFEST_NAME).is_file():
-            raise MissingError(f"{artifact.where!r} was removed by another process. Run this again.")
+            raise MissingError(f"{artifact.location!r} was removed by another process. Run this again.")
 
 
 def working_owners(workspace: Path, key: str) -> list[Owner]:
@@ -176,7 +176,7 @@ def working_owners(workspace: Path, key: str) -> list[Owner]:
         try:
             with path.open("rb") as file:
                 owner = msgspec.json.decode(file.read(_NOTE_BYTES), type=Owner)
-        except (OSError, *UNDECODABLE):
+        except (OSError, *DECODE_ERRORS):
             continue  # gone in between, or damaged: it only informs
         if owner.host != socket.gethostname() or _is_alive(owner.process):  # else killed before it took its note away
             owners.append(owner)

@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, InputArtifact, Manifest, check_sizes, read_manifest
-from lsmix.data.cache import cache_folder, patiently
+from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest, check_sizes, read_manifest
+from lsmix.data.cache import cache_folder, with_retries
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
-from lsmix.data.progress import Progress, SilentProgress, stop_point
-from lsmix.data.remote import fetch_manifest, local_folder, open_place
+from lsmix.data.progress import NullProgress, Progress, stop_point
+from lsmix.data.remote import fetch_manifest, local_folder, open_remote
 from lsmix.data.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.workspace.local import Entry, Workspace, check_identity
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
@@ -42,14 +42,14 @@ class RemoteWorkspace(Workspace):
     """The artifacts below a URL that fsspec reads and writes."""
 
     def __init__(self, url: str) -> None:
-        self._place = open_place(url)
+        self._place = open_remote(url)
         self._url = self._place.url
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", self._url)[-40:].strip("-.")
         digest = hashlib.sha256(self._url.encode()).hexdigest()[:12]
         super().__init__(cache_folder() / "workspaces" / f"{name}-{digest}")
 
     @property
-    def where(self) -> str:
+    def location(self) -> str:
         """Its URL."""
         return self._url
 
@@ -62,7 +62,7 @@ class RemoteWorkspace(Workspace):
         there = [other for other in self._names(stage) if other.endswith(f"-{key}")]
         return self.root / stage / there[0] if there else super().folder(stage, name, key)
 
-    def find(self, stage: str, key: str) -> InputArtifact | None:
+    def find(self, stage: str, key: str) -> Artifact | None:
         """Return the complete artifact at the URL; where there is none, one here that was not sent yet; or None.
 
         Raises:
@@ -76,10 +76,10 @@ class RemoteWorkspace(Workspace):
                 url = self.url_of(folder)
                 check_identity(url, manifest, stage, key)
                 self._check_sizes(f"{stage}/{name}", url, manifest)
-                return InputArtifact(folder=folder, manifest=manifest, url=url)
+                return Artifact(folder=folder, manifest=manifest, url=url)
         return super().find(stage, key)
 
-    def here(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+    def ensure_local(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Return an artifact with its files in the folder here, fetched and checked if they were not.
 
         Raises:
@@ -99,12 +99,12 @@ class RemoteWorkspace(Workspace):
                 time.sleep(_PAUSE_SECONDS)
         return artifact
 
-    def is_made(self, folder: Path) -> bool:
+    def exists(self, folder: Path) -> bool:
         """Tell whether there is an artifact, be it whole or damaged, at the URL or here."""
         path = f"{folder.parent.name}/{folder.name}/{MANIFEST_NAME}"
-        return super().is_made(folder) or self._ask(self._place.size, path) is not None
+        return super().exists(folder) or self._ask(self._place.size, path) is not None
 
-    def provide(self, path: str) -> Path:
+    def local_path(self, path: str) -> Path:
         """Return the folder here of a finished artifact at the URL, fetched if need be."""
         folder = self.root / path
         if not folder.is_relative_to(self.root):  # an absolute path: not of this workspace
@@ -113,11 +113,11 @@ class RemoteWorkspace(Workspace):
         manifest = self._manifest(stage, name)
         if manifest is None:
             raise MissingError(f"no artifact at {self.url_of(folder)!r}: it is unfinished, or was removed.")
-        return self.here(
-            InputArtifact(folder=folder, manifest=manifest, url=self.url_of(folder)), SilentProgress()
+        return self.ensure_local(
+            Artifact(folder=folder, manifest=manifest, url=self.url_of(folder)), NullProgress()
         ).folder
 
-    def publish(self, artifact: InputArtifact, progress: Progress) -> InputArtifact:
+    def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Send a finished artifact to the URL, unless another machine has sent its own meanwhile, of the same bytes.
 
         Raises:
@@ -129,13 +129,13 @@ class RemoteWorkspace(Workspace):
         if there is None:
             push_artifact(artifact.folder, url, progress, owned=True)
             self._clear(f"{artifact.folder.parent.name}/{artifact.folder.name}/{WORK_FOLDER}")
-            return InputArtifact(folder=artifact.folder, manifest=artifact.manifest, url=url)
+            return Artifact(folder=artifact.folder, manifest=artifact.manifest, url=url)
         if there.root != artifact.manifest.root:
             raise CorruptError(
                 f"{url!r} was made by another run meanwhile, with root digest {there.root[:12]} where this one has "
                 f"{artifact.manifest.root[:12]}: on another kind of device, perhaps. Remove {str(artifact.folder)!r} to take it."
             )
-        return InputArtifact(folder=artifact.folder, manifest=there, url=url)
+        return Artifact(folder=artifact.folder, manifest=there, url=url)
 
     def remove(self, folder: Path, key: str, label: str) -> None:
         """Remove an artifact or unfinished work, here and at the URL; the manifest first.
@@ -178,12 +178,12 @@ class RemoteWorkspace(Workspace):
             self._ask(self._place.remove, f"{path}/{name}")
 
     def _ask(self, action: Callable[[str], _Answer], path: str) -> _Answer:
-        return patiently(repr(self._url), partial(action, path))
+        return with_retries(repr(self._url), partial(action, path))
 
     def _manifest(self, stage: str, name: str) -> Manifest | None:
-        place = open_place(self.url_of(self.root / stage / name))
+        place = open_remote(self.url_of(self.root / stage / name))
         try:
-            return patiently(repr(place.url), partial(fetch_manifest, place))[0]
+            return with_retries(repr(place.url), partial(fetch_manifest, place))[0]
         except MissingError:
             return None
 
@@ -197,7 +197,7 @@ class RemoteWorkspace(Workspace):
                 )
 
 
-def _is_copy(artifact: InputArtifact) -> bool:
+def _is_copy(artifact: Artifact) -> bool:
     """Tell whether the folder here holds the very artifact, every file in its size."""
     try:
         manifest = read_manifest(artifact.folder)

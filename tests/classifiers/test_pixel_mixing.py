@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lsmix.classifiers.pixel_mixing import mix_images, mix_pixels
 from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import PIXEL_METHODS, row_draws
+from lsmix.data.mixing import PIXEL_METHODS, row_rngs
 
 METHODS = PIXEL_METHODS.names()
 AT_ITS_PLACE = ["cutmix", "fmix"]  # each pixel is that of x₁ or of x₂ at the same place
@@ -76,7 +76,7 @@ def test_any_split_of_the_rows_gives_the_same(method, lam, cut, seed):
     first, second = pairs((len(lam), 9, 7, 3), seed)
     whole, share = mix_images(method, first, second, np.array(lam), seed=seed)
     for rows in (slice(0, cut), slice(cut, len(lam))):
-        start, draws = rows.start, row_draws(seed, "mix", "method")
+        start, draws = rows.start, row_rngs(seed, "mix", "method")
         part, own = mix_images(
             method,
             first[rows],
@@ -120,7 +120,7 @@ def test_no_argument_is_changed_and_a_store_may_be_read_only(method):
 @every_method
 def test_channels_last_memory_is_kept(method):
     first, second = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in pairs((4, 8, 6, 3)))
-    mixed, _ = mix_pixels(method, first, second, torch.full((4,), 0.3, dtype=torch.float64), row_draws(0))
+    mixed, _ = mix_pixels(method, first, second, torch.full((4,), 0.3, dtype=torch.float64), row_rngs(0))
     assert mixed.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -136,8 +136,8 @@ def test_no_pair_at_all_is_mixed_to_none(method):
 def test_cuda_gives_the_bytes_of_the_cpu(method):
     first, second = (torch.from_numpy(images).permute(0, 3, 1, 2) for images in pairs((64, 32, 32, 3)))
     lam = torch.from_numpy(np.random.default_rng(0).beta(0.7, 0.7, 64))
-    expected, share = mix_pixels(method, first, second, lam, row_draws(0))
-    mixed, other = mix_pixels(method, first.cuda(), second.cuda(), lam, row_draws(0))
+    expected, share = mix_pixels(method, first, second, lam, row_rngs(0))
+    mixed, other = mix_pixels(method, first.cuda(), second.cuda(), lam, row_rngs(0))
     assert torch.equal(mixed.cpu(), expected)
     assert torch.equal(other, share)
 
@@ -179,7 +179,7 @@ def test_cutmix_takes_the_published_box_and_its_true_area_at_the_borders(lam, sh
     count, height, width, _ = shape
     mixed, share = mix_images("cutmix", *constant(shape, 0, 255), lam, seed=seed)
     for row in range(count):
-        draws = row_draws(seed, "mix", "method")(row)
+        draws = row_rngs(seed, "mix", "method")(row)
         # Yun et al.'s rand_bbox, in which the cut ratio is √(1 − λ) since their λ is the first image's.
         cut_w, cut_h = int(width * np.sqrt(lam)), int(height * np.sqrt(lam))
         x, y = draws.integers(width), draws.integers(height)
@@ -243,7 +243,7 @@ def test_fmix_masks_are_smooth_and_differ():
 
 def test_fmix_has_the_spectrum_of_the_published_code():
     # Harris et al.: max(frequency, 1/longer side) to the power of −3, inverse real transform, largest values first.
-    draws = row_draws(5, "mix", "method")(0).standard_normal((2, 6, 5))
+    draws = row_rngs(5, "mix", "method")(0).standard_normal((2, 6, 5))
     fy, fx = np.fft.fftfreq(6)[:, None], np.abs(np.fft.fftfreq(8)[:5])
     scale = 1 / np.maximum(np.sqrt(fx * fx + fy * fy), 1 / 8) ** 3
     field = np.fft.irfftn(scale * (draws[0] + 1j * draws[1]), (6, 8), axes=(0, 1))

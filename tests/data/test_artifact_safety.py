@@ -27,7 +27,7 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import sealed_json
+from lsmix.data.atomic import checksummed_json
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.writing import FORM_NAMES
 from lsmix.data.pool import open_pool
@@ -236,12 +236,12 @@ def test_a_pool_of_four_million_corrupted_rows_and_one_of_100_000_shards_can_be_
     facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
     rows = list(range(4_000_000))
     made = Manifest(**facts, files=[], counts={"corrupted_rows": rows})
-    assert parse_manifest(sealed_json(made), "here").counts["corrupted_rows"] == rows
+    assert parse_manifest(checksummed_json(made), "here").counts["corrupted_rows"] == rows
     files = [
         FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
         for shard in range(100_000)
     ]
-    assert len(parse_manifest(sealed_json(Manifest(**facts, files=files)), "here").files) == 100_000
+    assert len(parse_manifest(checksummed_json(Manifest(**facts, files=files)), "here").files) == 100_000
 
 
 @pytest.mark.parametrize("path", ["zarr.json", "image/zarr.json"])

@@ -16,7 +16,7 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError, SourceError
 from lsmix.data.readers.dataset_writer import plan_splits, write_dataset
 from lsmix.data.readers.source_images import PublishedData, Split
-from lsmix.data.rng import choose_rows, class_quotas
+from lsmix.data.rng import class_quotas, stratified_sample
 
 
 def published(train=40, test=12, classes=4, side=3, channels=3) -> PublishedData:
@@ -51,7 +51,7 @@ labels = hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 5))
 @given(labels=labels, data=st.data(), seed=st.integers(0, 2**32))
 def test_a_choice_has_its_count_and_every_class_its_share(labels, data, seed):
     count = data.draw(st.integers(0, len(labels)))
-    rows = choose_rows(labels, count, seed=seed, words=("test",))
+    rows = stratified_sample(labels, count, seed=seed, words=("test",))
     assert rows.dtype == np.int64
     assert len(rows) == count
     assert (np.diff(rows) > 0).all()
@@ -62,7 +62,7 @@ def test_a_choice_has_its_count_and_every_class_its_share(labels, data, seed):
 
 def test_ties_between_classes_are_not_always_settled_for_the_same_ones():
     labels = np.repeat(np.arange(10), 5)
-    chosen = {tuple(labels[choose_rows(labels, 3, seed=seed, words=("test",))]) for seed in range(20)}
+    chosen = {tuple(labels[stratified_sample(labels, 3, seed=seed, words=("test",))]) for seed in range(20)}
     assert len(chosen) > 10
 
 

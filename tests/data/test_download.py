@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError, MissingError, RecipeError
-from lsmix.data.progress import SilentProgress
+from lsmix.data.progress import NullProgress
 from lsmix.data.readers.published import download as module
 from lsmix.data.readers.published.download import download
 from lsmix.data.readers.published_sets import PublishedFile, check_download, files_to_fetch
@@ -83,13 +83,13 @@ def server(monkeypatch):
         thread.join()
 
 
-class Meter(SilentProgress):
+class Meter(NullProgress):
     """Remembers what it is told."""
 
     def __init__(self):
         self.said, self.begun, self.bytes = [], [], 0
 
-    def say(self, message):
+    def info(self, message):
         self.said.append(message)
 
     def start(self, label, total, unit, done=0):
@@ -166,7 +166,7 @@ def test_a_download_that_gives_up_says_what_it_kept(server, target):
     server.cuts = [300_000]
 
     class Closing(Meter):
-        def say(self, message):
+        def info(self, message):
             server.statuses = [503] * 9  # from the first cut on
 
     with pytest.raises(DownloadError, match=r"300000 bytes are kept at .*data.npz.part'; run again to go on"):
@@ -390,7 +390,7 @@ def test_a_recipe_that_does_not_say_what_or_where_is_refused(tmp_path):
         with pytest.raises(
             RecipeError, match=r"--download needs data.download, what to fetch, and data.path, where to"
         ):
-            fetch_source(config, SilentProgress())
+            fetch_source(config, NullProgress())
 
 
 # The command.

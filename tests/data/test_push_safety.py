@@ -93,7 +93,7 @@ def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by
     def stop(*_):
         raise KeyboardInterrupt
 
-    kind = type(transfer.open_place(tmp_path))
+    kind = type(transfer.open_remote(tmp_path))
     with monkeypatch.context() as patch:
         patch.setattr(kind, "remove", stop)
         with pytest.raises(KeyboardInterrupt):
@@ -110,7 +110,7 @@ def test_of_two_pushes_that_begin_at_once_one_gives_way(artifact, place, tmp_pat
         monkeypatch.setattr(transfer, "_in_parallel", in_parallel)
         note = tmp_path / "note"
         note.write_bytes(transfer._note(read_manifest(other)))
-        transfer.open_place(place).write("work/push.json", note)
+        transfer.open_remote(place).write("work/push.json", note)
         return in_parallel(*words)
 
     monkeypatch.setattr(transfer, "_in_parallel", meanwhile)

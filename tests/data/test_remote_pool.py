@@ -95,7 +95,7 @@ def largest(artifact):
 
 def test_a_pool_afar_gives_the_same_batches(url, artifact):
     near, far = open_pool(artifact), open_pool(url)
-    assert far.where == url
+    assert far.location == url
     assert {**far.info, "path": ""} == {**near.info, "path": ""}
     for epoch in range(2):
         assert same(batches(near, seed=3, epoch=epoch), batches(far, seed=3, epoch=epoch))

@@ -8,7 +8,7 @@ import pytest
 from places import write_pool
 
 from lsmix.data.artifact import read_manifest, verify_files, write_manifest
-from lsmix.data.atomic import is_as_written, is_broken, seal, sealed_json
+from lsmix.data.atomic import checksummed_json, is_as_written, is_broken, seal
 from lsmix.data.errors import CorruptError, FormatError
 
 
@@ -78,4 +78,4 @@ def test_a_field_that_only_a_newer_version_knows_does_no_harm():
     content = seal(b'{\n "counts": {},\n "invented": 1,\n "seconds": 1.5\n}\n')
     assert not is_broken(content)
     assert is_as_written(content, msgspec.json.decode(content, type=Facts))
-    assert sealed_json(Facts(1.5, {})) == seal(b'{\n "counts": {},\n "seconds": 1.5\n}\n')
+    assert checksummed_json(Facts(1.5, {})) == seal(b'{\n "counts": {},\n "seconds": 1.5\n}\n')

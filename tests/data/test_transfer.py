@@ -27,7 +27,7 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.remote import local_folder, open_place
+from lsmix.data.remote import local_folder, open_remote
 from lsmix.data.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.api import pull, push, verify
 
@@ -103,7 +103,7 @@ def test_a_second_push_or_pull_moves_nothing(artifact, place, tmp_path):
 
 def test_a_push_mends_what_is_missing_or_wrong_there(artifact, place):
     push(artifact, place)
-    there = open_place(place)
+    there = open_remote(place)
     there.write("pool.zarr/image/c/0/0/0/0", artifact / "pool.zarr/image/c/1/0/0/0")
     there.write("pool.zarr/state/c/0", artifact / "manifest.json")
     mended = push(artifact, place)
@@ -142,7 +142,7 @@ def test_a_damaged_artifact_is_not_sent(artifact, place, tmp_path):
 
 
 def test_a_file_that_arrives_damaged_twice_ends_the_push(artifact, tmp_path, monkeypatch):
-    kind = type(open_place(tmp_path))
+    kind = type(open_remote(tmp_path))
     write, count = kind.write, []
 
     def damage(self, path, source):

@@ -29,9 +29,9 @@ from lsmix.data.errors import (
     RecipeError,
 )
 from lsmix.data.pool import open_pool
-from lsmix.data.progress import SilentMeter
-from lsmix.data.remote import open_place
-from lsmix.data.store import fetched_artifact, fresh_copy
+from lsmix.data.progress import NullProgress
+from lsmix.data.remote import open_remote
+from lsmix.data.store import download_artifact, fresh_download
 from lsmix.pipeline.api import plan, pull, push, run, verify
 from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.verify.rebuild import rebuild
@@ -92,17 +92,17 @@ class There:
         else:
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
-                    open_place(self[name]).write(path.relative_to(folder).as_posix(), path)
+                    open_remote(self[name]).write(path.relative_to(folder).as_posix(), path)
 
     def change(self, name, path, change):
         """Put another file in the place of one."""
-        place = open_place(self._folder / name if self._folder else self[name])
+        place = open_remote(self._folder / name if self._folder else self[name])
         changed = Path("changed")
         changed.write_bytes(change(place.read(path, 1 << 30)))
         place.write(path, changed)
 
     def read(self, name, path):
-        return open_place(self._folder / name if self._folder else self[name]).read(path, 1 << 30)
+        return open_remote(self._folder / name if self._folder else self[name]).read(path, 1 << 30)
 
 
 @pytest.fixture(params=KINDS)
@@ -372,25 +372,25 @@ def export_like_card(url):
 
 def test_what_is_there_is_not_fetched_again(web):
     url = f"{web.url}/pool"
-    first = fetched_artifact(url, SilentMeter())
+    first = download_artifact(url, NullProgress())
     assert contents(first) == contents(web.artifact)
     web.asked.clear()
-    assert fetched_artifact(f"{url}/", SilentMeter()) == first
+    assert download_artifact(f"{url}/", NullProgress()) == first
     assert [path for path, _ in web.asked] == ["pool/manifest.json"]
 
 
 def test_a_path_is_a_path_and_a_file_url_its_folder(tmp_path):
-    assert fetched_artifact("runs/x", SilentMeter()) == Path("runs/x")
-    assert fetched_artifact(tmp_path, SilentMeter()) == tmp_path
-    assert fetched_artifact(f"file://{tmp_path}/a%20b", SilentMeter()) == tmp_path / "a b"
+    assert download_artifact("runs/x", NullProgress()) == Path("runs/x")
+    assert download_artifact(tmp_path, NullProgress()) == tmp_path
+    assert download_artifact(f"file://{tmp_path}/a%20b", NullProgress()) == tmp_path / "a b"
     assert copies(tmp_path) == []
 
 
 def test_what_changed_there_is_another_copy(web, tmp_path):
-    first = fetched_artifact(f"{web.url}/pool", SilentMeter())
+    first = download_artifact(f"{web.url}/pool", NullProgress())
     shutil.rmtree(web.artifact)
     write_pool(web.artifact, seed=1)
-    second = fetched_artifact(f"{web.url}/pool", SilentMeter())
+    second = download_artifact(f"{web.url}/pool", NullProgress())
     assert first != second
     assert contents(second) == contents(web.artifact)
     assert read_manifest(first).root != read_manifest(second).root
@@ -416,25 +416,25 @@ def add_to_manifest(folder):
     ids=["cut", "manifest", "missing", "no manifest"],
 )
 def test_a_copy_that_is_not_whole_is_fetched_anew(web, damage):
-    folder = fetched_artifact(f"{web.url}/pool", SilentMeter())
+    folder = download_artifact(f"{web.url}/pool", NullProgress())
     damage(folder)
-    assert fetched_artifact(f"{web.url}/pool", SilentMeter()) == folder
+    assert download_artifact(f"{web.url}/pool", NullProgress()) == folder
     assert contents(folder) == contents(web.artifact)
 
 
 def test_a_copy_that_is_damaged_while_another_process_uses_it_is_told(web, monkeypatch):
-    folder = fetched_artifact(f"{web.url}/pool", SilentMeter())
+    folder = download_artifact(f"{web.url}/pool", NullProgress())
     held = fetched._copies.pop(folder)
     cut(folder)
     with pytest.raises(LockedError, match=f"of '{web.url}/pool' is damaged, and another process uses it"):
-        fetched_artifact(f"{web.url}/pool", SilentMeter())
+        download_artifact(f"{web.url}/pool", NullProgress())
     held.lock.close()
-    verify_files(fetched_artifact(f"{web.url}/pool", SilentMeter()), read_manifest(web.artifact))
+    verify_files(download_artifact(f"{web.url}/pool", NullProgress()), read_manifest(web.artifact))
 
 
 def test_a_copy_whose_bytes_flipped_is_named_beside_its_url(web, tmp_path):
     url = f"{web.url}/pool"
-    folder = fetched_artifact(url, SilentMeter())
+    folder = download_artifact(url, NullProgress())
     (folder / SHARD).write_bytes(flipped((folder / SHARD).read_bytes()))
     with pytest.raises(CorruptError, match=f"'{url}/{SHARD}.* Its copy here is '{folder}'; if that was damaged"):
         export_pool(url, tmp_path / "out", format="hdf5")
@@ -443,23 +443,23 @@ def test_a_copy_whose_bytes_flipped_is_named_beside_its_url(web, tmp_path):
 def test_a_fetch_goes_on_where_it_was_stopped(web, command):
     total = sum(file.bytes for file in read_manifest(web.artifact).files)
     with pytest.raises(KeyboardInterrupt):
-        fetched_artifact(f"{web.url}/pool", Meter(stop_at=total // 2))
+        download_artifact(f"{web.url}/pool", Meter(stop_at=total // 2))
     web.sent = 0
     assert command("export", f"{web.url}/pool", "out", "--format", "hdf5", "-q").code == 0
     assert 0 < web.sent <= total - total // 2 + (web.artifact / "manifest.json").stat().st_size
 
 
 FETCH = (
-    "import os, sys\nfrom lsmix.data.store import fetched_artifact\n"
+    "import os, sys\nfrom lsmix.data.store import download_artifact\n"
     "class Meter:\n"
     "  count = 0\n"
-    "  def say(self, message): print(message)\n"
+    "  def info(self, message): print(message)\n"
     "  def start(self, *_, **__): pass\n"
     "  def finish(self): pass\n"
     "  def advance(self, units=1):\n"
     "    self.count += units\n"
     "    if self.count > int(sys.argv[2]): os._exit(9)\n"
-    "print(fetched_artifact(sys.argv[1], Meter()), flush=True)\n"
+    "print(download_artifact(sys.argv[1], Meter()), flush=True)\n"
     "sys.stdin.read()\n"
 )
 
@@ -473,7 +473,7 @@ def test_a_fetch_goes_on_after_it_was_killed(web, tmp_path):
     killed = started(f"{web.url}/pool", 6000)
     assert (killed.wait(), killed.communicate()[0]) == (9, "")
     web.sent = 0
-    folder = fetched_artifact(f"{web.url}/pool", SilentMeter())
+    folder = download_artifact(f"{web.url}/pool", NullProgress())
     assert contents(folder) == contents(web.artifact)
     assert web.sent < sum(file.bytes for file in read_manifest(web.artifact).files)
 
@@ -489,7 +489,7 @@ def test_processes_that_want_the_same_fetch_it_once(web, tmp_path):
 
 
 def fetched_and_let_go(url):
-    folder = fetched_artifact(url, SilentMeter())
+    folder = download_artifact(url, NullProgress())
     fetched._copies.pop(folder).lock.close()
     return folder
 
@@ -523,20 +523,20 @@ def test_what_killed_fetches_left_goes_when_room_is_needed(web, tmp_path, monkey
     shutil.copytree(web.artifact, web.folder / "other")
     assert started(f"{web.url}/other", 6000).wait() == 9
     assert [name[-5:] for name in copies(tmp_path)] == [".part"]
-    folder = fetched_artifact(f"{web.url}/pool", SilentMeter())  # larger than the limit, and fetched all the same
+    folder = download_artifact(f"{web.url}/pool", NullProgress())  # larger than the limit, and fetched all the same
     assert copies(tmp_path) == [folder.name]
 
 
 def test_a_disk_without_room_is_told_with_the_url_and_where_copies_lie(web, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1, 1, 0))
     with pytest.raises(DiskSpaceError, match=f"'{web.url}/pool' needs a copy .* LSMIX_CACHE says where copies lie"):
-        fetched_artifact(f"{web.url}/pool", SilentMeter())
+        download_artifact(f"{web.url}/pool", NullProgress())
 
 
 def test_a_hostile_name_in_a_url_stays_in_the_cache(web, tmp_path):
     (web.folder / "..." / "x").mkdir(parents=True)
     shutil.copytree(web.artifact, web.folder / "a b" / "..;é")
-    folder = fetched_artifact(f"{web.url}/a%20b/..;%C3%A9", SilentMeter())
+    folder = download_artifact(f"{web.url}/a%20b/..;%C3%A9", NullProgress())
     assert folder.parent == tmp_path / "cache/artifacts"
     assert verify_files(folder, read_manifest(folder))
 
@@ -546,7 +546,7 @@ def test_a_hostile_name_in_a_url_stays_in_the_cache(web, tmp_path):
 
 def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path):
     there.put("pool", made["pool"])
-    fetched_artifact(there["pool"], SilentMeter())
+    download_artifact(there["pool"], NullProgress())
     assert verify(there["pool"])["root"] == read_manifest(made["pool"]).root
     there.change("pool", SHARD, flipped)
     with pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"):
@@ -556,12 +556,12 @@ def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path
 
 def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
     code = (
-        "import os, sys\nfrom lsmix.data.progress import SilentMeter\nfrom lsmix.data.store import fresh_copy\n"
-        "with fresh_copy(sys.argv[1], SilentMeter()): os._exit(9)\n"
+        "import os, sys\nfrom lsmix.data.progress import NullProgress\nfrom lsmix.data.store import fresh_download\n"
+        "with fresh_download(sys.argv[1], NullProgress()): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, f"{web.url}/pool"], check=False).returncode == 9
     assert [name[:7] for name in copies(tmp_path)] == [".fresh-"]
-    with fresh_copy(f"{web.url}/pool", SilentMeter()) as folder:
+    with fresh_download(f"{web.url}/pool", NullProgress()) as folder:
         assert copies(tmp_path) == [folder.name]
     assert copies(tmp_path) == []
     assert [path.name for path in (tmp_path / "cache/artifacts").iterdir()] == ["room"]
@@ -621,7 +621,7 @@ def far_pool(made, tmp_path):
 
 
 def test_a_card_sends_only_what_changed(far_pool, monkeypatch):
-    kind, sent = type(open_place(far_pool)), []
+    kind, sent = type(open_remote(far_pool)), []
     write = kind.write
     monkeypatch.setattr(kind, "write", lambda self, path, source: (sent.append(path), write(self, path, source)))
     facts = write_card(far_pool, licence="MIT")
@@ -634,7 +634,7 @@ def test_a_card_sends_only_what_changed(far_pool, monkeypatch):
 
 @pytest.mark.parametrize("at", range(4))
 def test_a_card_that_was_stopped_leaves_a_pool_that_opens_and_is_completed_next_time(far_pool, monkeypatch, at):
-    kind, sent = type(open_place(far_pool)), []
+    kind, sent = type(open_remote(far_pool)), []
     write, root = kind.write, open_pool(far_pool).manifest.root
 
     def stop(self, path, source):
@@ -649,7 +649,7 @@ def test_a_card_that_was_stopped_leaves_a_pool_that_opens_and_is_completed_next_
     monkeypatch.setattr(kind, "write", write)
     assert verify(far_pool)["root"] == root
     write_card(far_pool, licence="MIT")
-    assert b"MIT" in open_place(far_pool).read("card.json", 1 << 20)
+    assert b"MIT" in open_remote(far_pool).read("card.json", 1 << 20)
     assert verify(far_pool)["root"] == root
     assert {file.path for file in open_pool(far_pool).manifest.files} > CARD_FILES - {"card.png"}
 
@@ -667,12 +667,12 @@ def test_a_card_does_not_go_over_what_another_changed_meanwhile(far_pool, monkey
     monkeypatch.setattr(card, "_write_here", meanwhile)
     with pytest.raises(RecipeError, match=f"what lies at '{far_pool}' was changed meanwhile, so nothing was sent"):
         write_card(far_pool, creator="Ann")
-    assert b"Bob" in open_place(far_pool).read("card.json", 1 << 20)
+    assert b"Bob" in open_remote(far_pool).read("card.json", 1 << 20)
     assert verify(far_pool)["stage"] == "mix"
 
 
 def test_a_copy_that_others_read_is_not_touched_by_a_card(far_pool):
-    folder = fetched_artifact(far_pool, SilentMeter())
+    folder = download_artifact(far_pool, NullProgress())
     before = contents(folder)
     write_card(far_pool, licence="MIT")
     assert contents(folder) == before

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from lsmix.data.mixing import LATENT_METHODS, row_draws
+from lsmix.data.mixing import LATENT_METHODS, row_rngs
 from lsmix.glow import latent_order
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
@@ -56,8 +56,8 @@ def test_a_method_mixes_where_the_latents_are_and_its_shares_are_the_bits_of_the
     first, second = torch.rand(2, 5, 64)
     lam = np.array([0.0, 0.3, 0.5, 0.999, 1.0])
     with _real():
-        _, expected = mix_on_device(method, torch.zeros(5, 64), torch.ones(5, 64), lam, row_draws(0, "test"))
-    mixed, share = mix_on_device(method, to_device(first), to_device(second), lam, row_draws(0, "test"))
+        _, expected = mix_on_device(method, torch.zeros(5, 64), torch.ones(5, 64), lam, row_rngs(0, "test"))
+    mixed, share = mix_on_device(method, to_device(first), to_device(second), lam, row_rngs(0, "test"))
     assert (mixed.device, mixed.shape, mixed.dtype) == (to_device(first).device, first.shape, first.dtype)
     assert share.device.type == "cpu"
     if not isinstance(share, torch._subclasses.FakeTensor):

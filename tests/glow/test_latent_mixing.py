@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsmix.data.mixing import LATENT_METHODS, row_draws
+from lsmix.data.mixing import LATENT_METHODS, row_rngs
 from lsmix.glow.latent_mixing import mix_latents
 
 METHODS = LATENT_METHODS.names()
@@ -101,7 +101,7 @@ def test_a_vector_mixed_with_itself_is_itself(method, lam):
 @given(cut=st.integers(0, 6), lam=RATES)
 def test_a_row_is_mixed_the_same_in_any_part_of_the_work(cut, lam):
     first, second = np.random.default_rng(0).standard_normal((2, 6, 10))
-    draws = row_draws(3, "test")
+    draws = row_rngs(3, "test")
     whole, share = mix_latents("bern-mix", first, second, lam, draws=draws)
     parts = [slice(0, cut), slice(cut, 6)]
     got = [mix_latents("bern-mix", first[p], second[p], lam, draws=lambda i, p=p: draws(p.start + i)) for p in parts]

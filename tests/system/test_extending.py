@@ -15,7 +15,7 @@ from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.classifiers.training import ClassifierTrainer
 from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.array_loader import ArrayLoader
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_draws
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_rngs
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.config.recipe import read_recipe
 
@@ -77,7 +77,7 @@ def test_its_methods_hold_to_the_laws(installed):
     mixed, share = mix_images("board", black, white, 0.5)
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)) / 255, share, rtol=0, atol=1e-6)
     assert 0.1 < share.min() < share.max() < 0.9  # 16 squares, each from either
-    last, _ = mix_images("board", black[3:], white[3:], 0.5, draws=lambda row: row_draws(0, "mix", "method")(row + 3))
+    last, _ = mix_images("board", black[3:], white[3:], 0.5, draws=lambda row: row_rngs(0, "mix", "method")(row + 3))
     np.testing.assert_array_equal(last, mixed[3:])
     z, share = mix_latents("comb", np.zeros((3, 64)), np.ones((3, 64)), np.array([0.0, 0.5, 1.0]))
     np.testing.assert_array_equal(z.mean(axis=1), share)

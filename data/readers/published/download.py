@@ -18,9 +18,9 @@ from typing import IO
 
 from lsmix.data.atomic import fsync_folder, is_file_at
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
-from lsmix.data.progress import Meter
+from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import PublishedFile
-from lsmix.data.web import Interruption, append_block, open_web, reason_of
+from lsmix.data.web import TransientError, append_block, open_web, reason_of
 
 __all__ = ["download"]
 
@@ -30,7 +30,7 @@ _BLOCK_BYTES = 1 << 18
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; a byte that comes begins the row anew
 
 
-def download(file: PublishedFile, target: Path, meter: Meter) -> None:
+def download(file: PublishedFile, target: Path, progress: Progress) -> None:
     """Fetch ``file`` to ``target``, going on with what an earlier call left; its folder is made if need be.
 
     Raises:
@@ -42,12 +42,12 @@ def download(file: PublishedFile, target: Path, meter: Meter) -> None:
     part = target.with_name(f"{target.name}.part")
     with _locked(part) as stream:
         pieced = os.fstat(stream.fileno()).st_size > 0
-        pieced |= _fetch_all(file, stream, part, meter)
+        pieced |= _fetch_all(file, stream, part, progress)
         got = _checksum(stream, file.algorithm)
         if got != file.checksum and pieced:
-            meter.say(f"{file.name}: what was put together from several attempts is wrong; fetching it anew")
+            progress.info(f"{file.name}: what was put together from several attempts is wrong; fetching it anew")
             stream.truncate(0)
-            _fetch_all(file, stream, part, meter)
+            _fetch_all(file, stream, part, progress)
             got = _checksum(stream, file.algorithm)
         if got != file.checksum:
             part.unlink()
@@ -79,28 +79,28 @@ def _locked(part: Path) -> Iterator[IO[bytes]]:
                 part.unlink(missing_ok=True)
 
 
-def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter) -> bool:
+def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, progress: Progress) -> bool:
     """Append what is missing, attempt by attempt; return whether it took more than one."""
     failures = attempts = 0
     while True:
         before = os.fstat(stream.fileno()).st_size
         attempts += 1
         try:
-            _fetch_rest(file, stream, part, meter)
-        except Interruption as reason:
+            _fetch_rest(file, stream, part, progress)
+        except TransientError as reason:
             came = os.fstat(stream.fileno()).st_size
             failures = 1 if came > before else failures + 1
             if failures > len(_PAUSES_SECONDS):
                 kept = f"{came} bytes are kept at {str(part)!r}; run again to go on." if came else "Run again later."
                 raise DownloadError(f"{file.url!r} cannot be fetched: {reason}. {kept}") from reason
             pause = _PAUSES_SECONDS[failures - 1]
-            meter.say(f"{file.name}: {reason}; going on in {pause:g} s")
+            progress.info(f"{file.name}: {reason}; going on in {pause:g} s")
             time.sleep(pause)
         else:
             return attempts > 1
 
 
-def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter) -> None:
+def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, progress: Progress) -> None:
     have = os.fstat(stream.fileno()).st_size
     if file.size and have == file.size:
         return
@@ -111,13 +111,13 @@ def _fetch_rest(file: PublishedFile, stream: IO[bytes], part: Path, meter: Meter
         _check_size(file, part, have, total)
         if not have:  # only now, since an answer of the wrong size is no reason to throw away what we have
             stream.truncate(0)
-        meter.start(file.name, total, "byte", done=have)
+        progress.start(file.name, total, "byte", done=have)
         try:
-            have = _copy(answer, stream, have, file.size or total, meter, file)
+            have = _copy(answer, stream, have, file.size or total, progress, file)
         finally:
-            meter.finish()
+            progress.finish()
         if total and have < total:
-            raise Interruption(f"the connection ended after {have} of {total} bytes")
+            raise TransientError(f"the connection ended after {have} of {total} bytes")
 
 
 def _where(file: PublishedFile, have: int, answer: http.client.HTTPResponse) -> tuple[int, int]:
@@ -148,13 +148,13 @@ def _check_size(file: PublishedFile, part: Path, have: int, total: int) -> None:
 
 
 def _copy(
-    answer: http.client.HTTPResponse, stream: IO[bytes], have: int, limit: int, meter: Meter, file: PublishedFile
+    answer: http.client.HTTPResponse, stream: IO[bytes], have: int, limit: int, progress: Progress, file: PublishedFile
 ) -> int:
     while True:
         try:
             block = answer.read1(_BLOCK_BYTES)
         except (OSError, http.client.HTTPException) as error:
-            raise Interruption(reason_of(error)) from error
+            raise TransientError(reason_of(error)) from error
         if not block:
             return have
         have += len(block)
@@ -163,7 +163,7 @@ def _copy(
                 f"{file.url!r} goes on past the {limit} bytes it should have. Fetch the file elsewhere."
             )
         append_block(stream, block, file.name)
-        meter.advance(len(block))
+        progress.advance(len(block))
 
 
 def _checksum(stream: IO[bytes], algorithm: str) -> str:

@@ -20,12 +20,12 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import UNDECODABLE, decode_versioned, sha256_file, sweep_parts, write_durably
+from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, remove_stale, sha256_file, write_atomic
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool import POOL_NAME, Pool, unsealed_pool
-from lsmix.data.progress import Progress, SilentProgress
+from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import check_writable, local_folder
-from lsmix.data.store import own_copy, without_store
+from lsmix.data.store import without_store, writable_copy
 from lsmix.data.transfer import amend_artifact
 from lsmix.pipeline.engine.device import describe_environment
 from lsmix.pipeline.engine.stage import StageTask
@@ -100,14 +100,14 @@ def add_card(
     facts = card_facts(pool)
     licence = read_licence(facts.origin.licence)
     if not licence.text:
-        task.progress.warn(f"{task.label}: {NO_LICENCE} 'lsmix card POOL --licence …' names one once you know it.")
+        task.progress.warning(f"{task.label}: {NO_LICENCE} 'lsmix card POOL --licence …' names one once you know it.")
     picture, has_sources = draw_sheet(
         pool, {role: made.folder for role, made in task.inputs.items()}, device=task.device
     )
     given = _Given(sheet_has_sources=has_sources)
     card = _Card(facts, licence, given, picture, samples=write_samples(pool, task.folder / SAMPLES_FILE))
     for name, content in card.contents().items():
-        write_durably(task.folder / name, content)
+        write_atomic(task.folder / name, content)
     return {name: record.sha256 for name, record in card.records().items()}
 
 
@@ -140,9 +140,9 @@ def write_card(
     folder = local_folder(pool)
     if folder is not None:
         return _write_here(folder, licence, creator)
-    url, progress = str(without_store(pool, POOL_NAME)), progress or SilentProgress()
+    url, progress = str(without_store(pool, POOL_NAME)), progress or NullProgress()
     check_writable(url)
-    with own_copy(url, progress) as folder:
+    with writable_copy(url, progress) as folder:
         before = read_manifest(folder)
         facts = _write_here(folder, licence, creator)
         amend_artifact(folder, url, before, progress)
@@ -202,11 +202,11 @@ def _refresh(folder: Path, licence: str | None, creator: str | None) -> dict[str
     if changed or gone or written or any(records[name] != listed[name] for name in records):
         if not written:
             write_manifest(folder, bare)
-        sweep_parts(folder)
+        remove_stale(folder)
         for name in gone:
             (folder / name).unlink(missing_ok=True)
         for name in changed:
-            write_durably(folder / name, card.contents()[name])
+            write_atomic(folder / name, card.contents()[name])
         files = sorted([*own, *records.values()], key=lambda file: file.path.split("/"))
         write_manifest(folder, msgspec.structs.replace(manifest, files=files))
     return {
@@ -278,7 +278,7 @@ def _read_given(folder: Path) -> _Given:
     try:
         what, remedy = f"what the card of {str(folder)!r} was told has", "Use a newer lsmix, or remove card.json."
         return decode_versioned(path.read_bytes(), _Given, _GIVEN_VERSION, what=what, remedy=remedy)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Remove it.") from error
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.atomic import durable_path
+from lsmix.data.atomic import atomic_path
 from lsmix.data.pool import CORNERS, POOL_NAME, STATES, Pool
 from lsmix.pipeline.views.dataset_card.summary import blocks
 
@@ -60,7 +60,7 @@ def samples_digest(pool: Pool) -> str:
 def write_samples(pool: Pool, path: Path) -> str:
     """Write the table block by block beside ``path``, then rename it there; return its SHA-256."""
     digest = sha256()
-    with durable_path(path) as beside, beside.open("wb") as file:
+    with atomic_path(path) as beside, beside.open("wb") as file:
         for block in _table(pool):
             file.write(block)
             digest.update(block)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact import FileRecord, Manifest, Origin, read_origin
+from lsmix.data.artifact import FileRecord, Manifest, Provenance, read_provenance
 from lsmix.data.errors import CorruptError
 from lsmix.data.pool import PLAN_NAME, STATES, Pool, Sample
 
@@ -59,7 +59,7 @@ class CardFacts(NamedTuple):
 
     pool: Pool
     plan: _Plan
-    origin: Origin
+    origin: Provenance
     states: dict[str, int]  # rows by state
     lam: Spread
     share: Spread  # of x₂
@@ -113,7 +113,7 @@ def card_facts(pool: Pool) -> CardFacts:
     return CardFacts(
         pool=pool,
         plan=_read_plan(pool.path),
-        origin=read_origin(pool.columns.attributes, f"pool {str(pool.path)!r}"),
+        origin=read_provenance(pool.columns.attributes, f"pool {str(pool.path)!r}"),
         states=dict(zip(STATES, states.tolist(), strict=True)),
         lam=spread["lam"].spread(),
         share=spread["share_b"].spread(),

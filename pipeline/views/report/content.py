@@ -7,7 +7,7 @@ import msgspec
 
 from lsmix.pipeline.engine.stage import StageTask
 from lsmix.pipeline.views.report.flow import flow_section
-from lsmix.pipeline.views.report.inputs import Material
+from lsmix.pipeline.views.report.inputs import ReportInputs
 from lsmix.pipeline.views.report.mixes import mixes_section
 from lsmix.pipeline.views.report.naturalness import naturalness_section
 from lsmix.pipeline.views.report.page import Fact, ProvenanceRow, ReportPage
@@ -19,7 +19,7 @@ __all__ = ["build_page"]
 
 def build_page(task: StageTask) -> ReportPage:
     """Return the page of a recipe whose artifacts are the inputs of ``task``."""
-    material = Material(task)
+    material = ReportInputs(task)
     name = task.folder.name.rpartition("-")[0]
     sections = [
         results_section(material),
@@ -41,7 +41,7 @@ def build_page(task: StageTask) -> ReportPage:
     )
 
 
-def _summary(material: Material) -> str:
+def _summary(material: ReportInputs) -> str:
     dataset = material.dataset
     height, width, channels = dataset.image_shape
     text = (
@@ -54,7 +54,7 @@ def _summary(material: Material) -> str:
     return f"{text} The flow is a Glow with L={config.levels}, K={config.steps} and width {config.hidden}."
 
 
-def _facts(material: Material) -> Iterator[Fact]:
+def _facts(material: ReportInputs) -> Iterator[Fact]:
     finished = [run for run in material.runs if run.errors]
     if finished:
         best = min(finished, key=lambda run: run.mean)
@@ -67,7 +67,7 @@ def _facts(material: Material) -> Iterator[Fact]:
         yield Fact(label="mixed images", value=f"{images:,}", note=f"{corrupted:,} corrupted at first draw")
 
 
-def _flow_facts(material: Material) -> Iterator[Fact]:
+def _flow_facts(material: ReportInputs) -> Iterator[Fact]:
     counts = material.inputs["flow"].manifest.counts
     for split, note in (("heldout", "held-out images"), ("train", "training images")):
         bits = counts.get(f"{split}_bits_per_dim")
@@ -82,7 +82,7 @@ def _flow_facts(material: Material) -> Iterator[Fact]:
         yield Fact(label="exact round trips", value=f"{exact:,} of {images:,}", note="decode(encode(x)) = x")
 
 
-def _warnings(material: Material) -> Iterator[str]:
+def _warnings(material: ReportInputs) -> Iterator[str]:
     if material.has_flow:
         latents = material.inputs["latents"].manifest.counts
         missed = latents["images"] - latents.get("exact_round_trips", latents["images"])
@@ -97,7 +97,7 @@ def _warnings(material: Material) -> Iterator[str]:
         yield "The runs saw different numbers of images or updates; their error rates are no fair comparison."
 
 
-def _provenance(material: Material) -> Iterator[ProvenanceRow]:
+def _provenance(material: ReportInputs) -> Iterator[ProvenanceRow]:
     for item in material.inputs.values():
         manifest = item.manifest
         environment = manifest.environment
@@ -115,7 +115,7 @@ def _provenance(material: Material) -> Iterator[ProvenanceRow]:
         )
 
 
-def _as_toml(material: Material) -> str:
+def _as_toml(material: ReportInputs) -> str:
     """Return the configuration of all artifacts as a recipe says it, defaults included."""
     sections: dict[str, Mapping[str, Any]] = {"data": material.inputs["dataset"].manifest.config}
     parts = ("flow", "latents", "naturalness")

@@ -7,7 +7,7 @@ import numpy as np
 
 from lsmix.pipeline.config.results import read_log
 from lsmix.pipeline.views.plots import Series, curves
-from lsmix.pipeline.views.report.inputs import Material, plot_figure
+from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure
 from lsmix.pipeline.views.report.page import ReportFigure, Section, Table
 
 __all__ = ["flow_section"]
@@ -15,7 +15,7 @@ __all__ = ["flow_section"]
 _SMOOTHED_POINTS = 200  # of the loss curve: a mean over equal stretches shows the course and not the noise
 
 
-def flow_section(material: Material) -> Section:
+def flow_section(material: ReportInputs) -> Section:
     """Return the chapter on the recipe's flow; an empty one where it has none."""
     if not material.has_flow:
         return Section(title="Flow")

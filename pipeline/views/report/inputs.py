@@ -7,7 +7,7 @@ from functools import cached_property
 
 import numpy as np
 
-from lsmix.data.artifact import InputArtifact
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.latents import Latents, open_latents
 from lsmix.data.pool import Pool, open_pool
@@ -20,13 +20,13 @@ from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.views.images import png_bytes, sheet
 from lsmix.pipeline.views.report.page import ReportFigure
 
-__all__ = ["SHEET_DENSITY", "SHEET_WIDTH", "Material", "plot_figure", "sheet_figure"]
+__all__ = ["SHEET_DENSITY", "SHEET_WIDTH", "ReportInputs", "plot_figure", "sheet_figure"]
 
 SHEET_WIDTH = 830  # pixels that a sheet should about have
 SHEET_DENSITY = 2  # pixels of a sheet to one of the page, so that its letters are sharp
 
 
-class Material:
+class ReportInputs:
     """The artifacts of a recipe, opened when they are wanted."""
 
     def __init__(self, task: StageTask) -> None:
@@ -34,7 +34,7 @@ class Material:
         self.inputs = task.inputs
         self._device = task.device
 
-    def named(self, kind: str) -> dict[str, InputArtifact]:
+    def named(self, kind: str) -> dict[str, Artifact]:
         """Return the inputs of a kind, "pool" or "run", by name."""
         prefix = f"{kind}:"
         return {role[len(prefix) :]: item for role, item in self.inputs.items() if role.startswith(prefix)}
@@ -74,7 +74,7 @@ class Material:
     @cached_property
     def runs(self) -> list[RunSummary]:
         """The error rates of all runs."""
-        grouped: dict[str, list[InputArtifact]] = {}
+        grouped: dict[str, list[Artifact]] = {}
         for name, item in self.named("run").items():
             grouped.setdefault(name.partition("/")[0], []).append(item)
         manifests = {name: [item.manifest for item in items] for name, items in grouped.items()}

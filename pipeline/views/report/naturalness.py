@@ -6,7 +6,7 @@ beside the numbers.
 
 import numpy as np
 
-from lsmix.data.artifact import InputArtifact
+from lsmix.data.artifact import Artifact
 from lsmix.pipeline.config.results import (
     SHEET_DENSITY,
     SHEET_FILE,
@@ -26,7 +26,7 @@ _NAMES = {"held-out": "originals, held out", "test": "originals, test", "sources
 _ELSEWHERE = "°"  # marks a seam that was measured along LS-Mix's border, where the method has none
 
 
-def naturalness_section(item: InputArtifact | None) -> Section:
+def naturalness_section(item: Artifact | None) -> Section:
     """Return the chapter on what the naturalness stage found; an empty one where a recipe has no such stage."""
     if item is None:
         return Section(title=_TITLE)
@@ -128,7 +128,7 @@ def _paired(result: Naturalness) -> list[str]:
     return [f"LS-Mix against the hard cut of the same pairs: {text} bits per dimension, mean ± standard error."]
 
 
-def _figures(result: Naturalness, item: InputArtifact) -> tuple[ReportFigure, ...]:
+def _figures(result: Naturalness, item: Artifact) -> tuple[ReportFigure, ...]:
     spreads = {_label(sample): np.array(sample.bits_per_dim, dtype=float) for sample in result.samples}
     distances = {
         _label(sample): (sample.more_likely, sample.less_likely)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from lsmix.data.errors import human_bytes, human_seconds
+from lsmix.data.errors import format_bytes, format_duration
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.render import html_templates
 
@@ -230,7 +230,7 @@ def pool_table(pools: Sequence[PoolFacts], *, title: str = "Pools", note: str = 
 def render_html(page: ReportPage) -> str:
     """Return the page as one HTML file that needs nothing beside it."""
     environment = html_templates(Path(__file__).parent)
-    environment.filters |= {"human_bytes": human_bytes, "human_seconds": human_seconds}
+    environment.filters |= {"format_bytes": format_bytes, "format_duration": format_duration}
     return environment.get_template(_TEMPLATE).render(page=page)
 
 
@@ -268,8 +268,8 @@ def _provenance_table(rows: Sequence[ProvenanceRow]) -> Table:
                 row.key,
                 row.root[:12],
                 ", ".join(row.inputs),
-                human_seconds(row.seconds),
-                human_bytes(row.bytes),
+                format_duration(row.seconds),
+                format_bytes(row.bytes),
                 "; ".join(part for part in (row.device, row.versions) if part),
             )
             for row in rows

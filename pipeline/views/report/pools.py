@@ -3,13 +3,13 @@
 from lsmix.data.pool import Pool
 from lsmix.pipeline.views.images import SHEET_TITLES, pool_rows
 from lsmix.pipeline.views.plots import bits_histogram, histogram
-from lsmix.pipeline.views.report.inputs import Material, plot_figure, sheet_figure
+from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure, sheet_figure
 from lsmix.pipeline.views.report.page import PoolFacts, ReportFigure, Section, pool_table
 
 __all__ = ["pools_section"]
 
 
-def pools_section(material: Material) -> Section:
+def pools_section(material: ReportInputs) -> Section:
     """Return the chapter on the recipe's pools; an empty one where it has none."""
     if not material.pools:
         return Section(title="Pools")
@@ -47,7 +47,7 @@ def _facts(name: str, pool: Pool) -> PoolFacts:
     )
 
 
-def _one_of_each_kind(material: Material) -> dict[str, Pool]:
+def _one_of_each_kind(material: ReportInputs) -> dict[str, Pool]:
     """Return the first pool of every method, corner and number of sources."""
     kinds: dict[object, str] = {}
     for name, pool in material.pools.items():
@@ -55,7 +55,7 @@ def _one_of_each_kind(material: Material) -> dict[str, Pool]:
     return {name: material.pools[name] for name in kinds.values()}
 
 
-def _pool_sheet(material: Material, name: str, pool: Pool) -> ReportFigure:
+def _pool_sheet(material: ReportInputs, name: str, pool: Pool) -> ReportFigure:
     grid = pool_rows(pool, material.dataset.train.images, material.config.pairs)
     more = f" The mixes have {pool.sources} sources, of which two are shown." if pool.sources > 2 else ""
     return sheet_figure(
@@ -67,7 +67,7 @@ def _pool_sheet(material: Material, name: str, pool: Pool) -> ReportFigure:
     )
 
 
-def _bits(material: Material, shown: dict[str, Pool]) -> ReportFigure:
+def _bits(material: ReportInputs, shown: dict[str, Pool]) -> ReportFigure:
     count = material.config.bits_images
     bits = {
         name: material.flow.bits_per_dim(material.flow.log_prob(pool.image[:count])) for name, pool in shown.items()

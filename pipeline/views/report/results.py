@@ -4,7 +4,7 @@ import numpy as np
 
 from lsmix.pipeline.config.results import read_metrics
 from lsmix.pipeline.views.plots import Series, curves, error_rate_plot
-from lsmix.pipeline.views.report.inputs import Material, plot_figure
+from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure
 from lsmix.pipeline.views.report.page import Section, budget_table, error_table
 
 __all__ = ["results_section"]
@@ -12,7 +12,7 @@ __all__ = ["results_section"]
 _SOLID_LINES = 6  # of a plot, since it has so many colours; those beyond are dashed
 
 
-def results_section(material: Material) -> Section:
+def results_section(material: ReportInputs) -> Section:
     """Return the chapter on error rates; an empty one where the recipe has no runs."""
     runs = material.runs
     if not runs:
@@ -44,7 +44,7 @@ def results_section(material: Material) -> Section:
     )
 
 
-def _by_epoch(material: Material, field: str) -> list[Series]:
+def _by_epoch(material: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     seeds: dict[str, list[list[float]]] = {}
     for name, item in material.named("run").items():

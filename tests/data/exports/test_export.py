@@ -337,7 +337,7 @@ def test_limits_of_the_big_hubs_are_kept(invented_pool, tmp_path, monkeypatch):
         export_pool(pool, tmp_path / "out", format="hdf5")
     monkeypatch.setattr("lsmix.data.exports.writing._FILE_BYTES", 1500)
     assert export_pool(pool, tmp_path / "out", format="hdf5")["files"] == 1 + -(-ROWS // (1500 // 113))
-    monkeypatch.setattr("lsmix.data.exports.folder_form._MOST_ENTRIES", 2)
+    monkeypatch.setattr("lsmix.data.exports.folder._MOST_ENTRIES", 2)
     with pytest.raises(RecipeError, match="which the big hubs refuse"):
         export_pool(pool, tmp_path / "folder", format="folder")
 

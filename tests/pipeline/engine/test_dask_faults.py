@@ -10,7 +10,7 @@ import pytest
 from places import TESTS
 
 from lsmix.data.errors import DeviceMemoryError, PartialError, RecipeError
-from lsmix.pipeline.engine.dask import DaskExecutor, choose_executor, worker_environment
+from lsmix.pipeline.engine.dask import DaskExecutor, make_executor, worker_environment
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.shards import ShardSpec, finished_shards, write_spec
 
@@ -129,4 +129,4 @@ def test_each_worker_gets_its_share_of_threads_and_a_card_of_its_own(monkeypatch
 
 def test_workers_and_a_scheduler_at_once_are_refused():
     with pytest.raises(RecipeError, match=r"'--workers 2' starts a Dask cluster of its own and '--scheduler tcp://x'"):
-        choose_executor(workers=2, scheduler="tcp://x", device="cpu", say=print)
+        make_executor(workers=2, scheduler="tcp://x", device="cpu", say=print)

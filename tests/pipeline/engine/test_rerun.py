@@ -6,7 +6,7 @@ import types
 import msgspec
 import pytest
 
-from lsmix.data.artifact import InputArtifact, Manifest
+from lsmix.data.artifact import Artifact, Manifest
 from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.config.schema import PoolConfig
@@ -139,7 +139,7 @@ class PlannedResolver(Resolver):
         manifest = Manifest(
             stage=node.stage.name, stage_version=1, name=node.name, key=key, root=root, config={}, inputs=[], files=[]
         )
-        return InputArtifact(folder=self.workspace.root, manifest=manifest)
+        return Artifact(folder=self.workspace.root, manifest=manifest)
 
 
 def planned_keys(recipe_file, tmp_path, overrides=()):

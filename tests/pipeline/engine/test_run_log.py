@@ -10,8 +10,8 @@ import time
 import msgspec
 import pytest
 
-from lsmix.data.progress import SilentProgress
-from lsmix.pipeline.engine.progress import Pace
+from lsmix.data.progress import NullProgress
+from lsmix.pipeline.engine.progress import Throughput
 from lsmix.pipeline.engine.run_log import LOG_FOLDER, logged
 from lsmix.pipeline.workspace.locks import artifact_lock, working_owners
 
@@ -67,7 +67,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, tmp_path, comma
 def test_old_logs_go(tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.pipeline.engine.run_log._MOST_LOGS", 3)
     for number in range(5):
-        with logged(SilentProgress(), tmp_path, "run", number=number) as log:
+        with logged(NullProgress(), tmp_path, "run", number=number) as log:
             log.start("x", 2, "image")
             log.advance()
     assert [log[0]["number"] for log in lines(tmp_path)] == [2, 3, 4]
@@ -135,7 +135,7 @@ def test_control_characters_in_a_note_do_not_reach_the_terminal(tmp_path):
 def test_what_was_done_before_says_nothing_of_the_speed(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("lsmix.pipeline.engine.progress.time.monotonic", lambda: now[0])
-    pace = Pace(100, done=60)
+    pace = Throughput(100, done=60)
     assert pace.seconds_left is None
     now[0] += 5
     pace.advance(10)

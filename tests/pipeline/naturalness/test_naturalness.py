@@ -8,32 +8,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsmix.data.artifact import InputArtifact
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, DivergedError, FormatError, MissingError, RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.progress import SilentProgress
+from lsmix.data.progress import NullProgress
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import plan, run
 from lsmix.pipeline.config.recipe import read_recipe
 from lsmix.pipeline.config.results import Interval, Naturalness, SampleFacts, read_naturalness
 from lsmix.pipeline.config.schema import NaturalnessConfig
 from lsmix.pipeline.engine.status import recipe_status
-from lsmix.pipeline.naturalness.measures import Meter, facts_of
+from lsmix.pipeline.naturalness.measures import Scorer, facts_of
 from lsmix.pipeline.naturalness.metrics import Resamples
-from lsmix.pipeline.naturalness.samples import Block, Sample, Samples, choose_rows_apart
+from lsmix.pipeline.naturalness.samples import Block, Sample, SampleSet, choose_rows_apart
 from lsmix.pipeline.views.report.naturalness import naturalness_section
 
 SETTINGS = ["naturalness.pairs=20", "naturalness.bootstrap=50", "naturalness.batch_size=16"]
 
 
-class Telling(SilentProgress):
+class Telling(NullProgress):
     """Keeps warnings."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
 
-    def warn(self, message):
+    def warning(self, message):
         self.warnings.append(message)
 
 
@@ -50,14 +50,14 @@ def found(judged):
     return read_naturalness(judged["naturalness"].folder)
 
 
-def samples_of(judged, **fields) -> Samples:
+def samples_of(judged, **fields) -> SampleSet:
     config = NaturalnessConfig(pairs=20, batch_size=16, **fields)
     dataset = open_dataset(judged["ingest"].folder / "dataset.h5")
     flow = load_flow(judged["train-glow/tiny"].folder)
-    return Samples(dataset, open_latents(judged["encode"].folder), flow, config, count=20)
+    return SampleSet(dataset, open_latents(judged["encode"].folder), flow, config, count=20)
 
 
-def images_of(samples: Samples, name: str, *parts: slice) -> np.ndarray:
+def images_of(samples: SampleSet, name: str, *parts: slice) -> np.ndarray:
     (sample,) = (sample for sample in samples.all() if sample.name == name)
     return np.concatenate([sample.block(part).images for part in parts or (slice(0, 20),)])
 
@@ -127,8 +127,8 @@ def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(judged):
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
     judge = load_flow(judged["train-glow/tiny-judge"].folder)
-    meter = Meter(judge, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
-    measured = {sample.name: meter.measure(sample) for sample in samples.all()[:4]}
+    scorer = Scorer(judge, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
+    measured = {sample.name: scorer.measure(sample) for sample in samples.all()[:4]}
     facts = facts_of(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
     assert facts.seam is None
     np.testing.assert_array_equal(measured["ls-mix"].bits, measured["sources"].bits)
@@ -190,7 +190,7 @@ def test_without_a_baseline_there_is_no_distance_of_features(judged, tiny_recipe
     assert (found.classifier, found.features) == ("", 0)
     assert [sample.frechet for sample in found.samples] == [None] * 4
     item = result["naturalness"]
-    for table in naturalness_section(InputArtifact(folder=item.folder, manifest=item.manifest)).tables:
+    for table in naturalness_section(Artifact(folder=item.folder, manifest=item.manifest)).tables:
         assert "Fréchet" not in table.columns
         assert "Fréchet" not in table.note
 
@@ -276,9 +276,9 @@ def _sample(name):
 
 
 def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
-    meter = Meter(_OddJudge([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
-    whole = Meter(_OddJudge([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
-    odd = meter.measure(_sample("odd"))
+    scorer = Scorer(_OddJudge([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    whole = Scorer(_OddJudge([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
+    odd = scorer.measure(_sample("odd"))
     facts = facts_of(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
     assert facts.not_finite == 2
     assert [place for place, bits in enumerate(facts.bits_per_dim) if bits is None] == [3, 9]
@@ -288,11 +288,11 @@ def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
 
 
 def test_a_judge_that_knows_no_image_is_an_error_with_a_way_out():
-    meter = Meter(_OddJudge(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    scorer = Scorer(_OddJudge(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
     with pytest.raises(
         DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.judge\.train"
     ):
-        meter.measure(_sample("x"))
+        scorer.measure(_sample("x"))
 
 
 # The recipe.
@@ -392,7 +392,7 @@ def test_the_formats_page_tells_every_field():
 
 def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(judged, found):
     item = judged["naturalness"]
-    section = naturalness_section(InputArtifact(folder=item.folder, manifest=item.manifest))
+    section = naturalness_section(Artifact(folder=item.folder, manifest=item.manifest))
     likelihood, appearance = section.tables
     originals = ["originals, held out", "originals, test", "originals, sources"]
     for table in section.tables:

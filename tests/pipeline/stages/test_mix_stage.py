@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lsmix.data.artifact import InputArtifact
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATES, Pool, open_pool
@@ -77,7 +77,7 @@ def _worker(workspace: Path, **fields: Any) -> MixWorker:
         stage = {"latents": "encode", "flow": "train-glow"}[record.role]
         artifact = Workspace(workspace).find(stage, record.key)
         assert artifact is not None
-        found[record.role] = InputArtifact(folder=artifact.folder, manifest=artifact.manifest)
+        found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
     config = PoolConfig(alpha=0.4, copies=2, shard_rows=128, **fields)
     import msgspec
 

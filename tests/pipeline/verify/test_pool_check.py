@@ -12,7 +12,7 @@ import pytest
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_draws
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_rngs
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
@@ -387,7 +387,7 @@ def test_a_method_that_is_not_installed_is_not_checked(
 def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, method: str) -> None:
     plan = read_plan(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
-    draws = row_draws(5, "shares")
+    draws = row_rngs(5, "shares")
     told = Shares(plan, (8, 8, 1)).of(lam[:, None], draws)[:, 0]
     if plan.latent:
         zeros = np.zeros((len(lam), 64), np.float32)

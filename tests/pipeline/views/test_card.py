@@ -502,7 +502,7 @@ def test_a_card_that_is_cut_off_leaves_a_pool_that_opens_and_goes_on(
         path.write_bytes(content)
 
     with monkeypatch.context() as patched:
-        patched.setattr(card, "write_durably", failing)
+        patched.setattr(card, "write_atomic", failing)
         if at < 3:  # README.md, card.json and croissant.json tell of the licence
             with pytest.raises(KeyboardInterrupt):
                 write_card(pool_folder, licence="Apache-2.0")

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from lsmix.data.errors import human_bytes, human_seconds
+from lsmix.data.errors import format_bytes, format_duration
 from lsmix.pipeline.config.results import Seen
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.images import png_bytes, sheet
@@ -218,10 +218,10 @@ def test_markdown_holds_tables_pictures_and_recipe_and_escapes_marks():
 
 
 def test_sizes_and_times_are_rounded_to_the_unit_they_are_shown_in():
-    assert [human_bytes(n) for n in (0, 999, 1000, 999_949, 999_950, 2 * 10**9, 5 * 10**12)] == [
+    assert [format_bytes(n) for n in (0, 999, 1000, 999_949, 999_950, 2 * 10**9, 5 * 10**12)] == [
         "0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "2.0 GB", "5.0 TB"
     ]  # fmt: skip
-    assert [human_seconds(s) for s in (0, 59.94, 59.96, 3599.4, 3599.6)] == [
+    assert [format_duration(s) for s in (0, 59.94, 59.96, 3599.4, 3599.6)] == [
         "0.0 s",
         "59.9 s",
         "1 min 0 s",

@@ -14,7 +14,7 @@ from lsmix.data.artifact import Manifest, record_files, root_digest, write_manif
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, create_pool, open_pool, write_pool_shard
 from lsmix.pipeline.views.pool_page import render_pool_page, write_pool_page
-from lsmix.pipeline.views.pool_summary import BINS, survey_pool
+from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
 
 EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
 
@@ -81,7 +81,7 @@ def of(workspace: Path, stage: str, name: str) -> Path:
 
 def test_a_survey_counts_every_row(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", redrawn=(5, 700), kept=(9,)))
-    survey = survey_pool(pool, 50)
+    survey = summarise_pool(pool, 50)
     assert survey.lam.shape == survey.share.shape == (BINS,)
     assert survey.lam.sum() == survey.share.sum() == len(pool)
     assert survey.lam.min() == survey.lam.max() == len(pool) / BINS
@@ -93,7 +93,7 @@ def test_a_survey_counts_every_row(tmp_path: Path) -> None:
 
 def test_all_rows_that_something_happened_to_are_chosen_and_the_rest_spread_over_the_shares(tmp_path: Path) -> None:
     redrawn, kept = (0, 3, 2999), (17, 1500)
-    survey = survey_pool(open_pool(make_pool(tmp_path / "p", redrawn=redrawn, kept=kept)), 55)
+    survey = summarise_pool(open_pool(make_pool(tmp_path / "p", redrawn=redrawn, kept=kept)), 55)
     assert len(survey.chosen) == 55
     assert {row for row, event in survey.chosen.items() if event == "redrawn"} == set(redrawn)
     assert {row for row, event in survey.chosen.items() if event == "corrupted"} == set(kept)
@@ -103,14 +103,14 @@ def test_all_rows_that_something_happened_to_are_chosen_and_the_rest_spread_over
 
 def test_the_choice_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
-    assert survey_pool(pool, 40).chosen == survey_pool(pool, 40).chosen
-    assert survey_pool(pool, 40).chosen != survey_pool(pool, 40, seed=1).chosen
-    assert sorted(survey_pool(pool, 1000).chosen) == list(range(300))
+    assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
+    assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
+    assert sorted(summarise_pool(pool, 1000).chosen) == list(range(300))
 
 
 def test_many_broken_rows_leave_a_quarter_for_the_others(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300, redrawn=tuple(range(200)), kept=tuple(range(200, 220))))
-    chosen = list(survey_pool(pool, 40).chosen.values())
+    chosen = list(summarise_pool(pool, 40).chosen.values())
     assert [chosen.count(event) for event in ("redrawn", "corrupted", "ok")] == [15, 15, 10]
 
 
@@ -242,7 +242,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     values[7] = np.nan
     monkeypatch.setitem(pool.columns._arrays, column, values)
     with pytest.raises(CorruptError, match=f"'{column}' must lie in 0 to 1, got nan in row 7"):
-        survey_pool(pool, 10)
+        summarise_pool(pool, 10)
 
 
 def test_images_of_two_channels_are_refused_by_name(tmp_path: Path) -> None:

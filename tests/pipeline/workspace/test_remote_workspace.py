@@ -13,7 +13,7 @@ from places import make_bucket, s3_server
 
 import lsmix
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
-from lsmix.data.web import Interruption
+from lsmix.data.web import TransientError
 from lsmix.pipeline.engine.shards import read_ledger
 from lsmix.pipeline.workspace.local import STAGES, Workspace
 from lsmix.pipeline.workspace.remote import RemoteWorkspace, open_workspace
@@ -85,7 +85,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_e
     result = lsmix.run(tiny_recipe, workspace=url, device="cpu")
     assert lsmix.verify(result["mix/lsmix"].folder)["root"] == roots(url, "mix")["lsmix"]
     assert result.report.is_file()
-    assert len(lsmix.open_pool(result["mix/lsmix"].where)) == 600
+    assert len(lsmix.open_pool(result["mix/lsmix"].location)) == 600
 
 
 def test_a_file_url_is_its_folder(tiny_recipe, finished_workspace, tmp_path, command):
@@ -180,7 +180,7 @@ def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path
         def read(self, path, most_bytes):
             return json.dumps(record).encode()
 
-    monkeypatch.setattr("lsmix.pipeline.engine.shards.open_place", lambda url: Hostile())
+    monkeypatch.setattr("lsmix.pipeline.engine.shards.open_remote", lambda url: Hostile())
     with pytest.raises(CorruptError, match=r"which lies outside its folder|which no artifact has"):
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab")
 
@@ -197,7 +197,7 @@ def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
     def write(self, path, source):
         left[0] -= 1
         if left[0] < 0:
-            raise Interruption("connection refused")
+            raise TransientError("connection refused")
         real(self, path, source)
 
     with monkeypatch.context() as failing:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lsmix.data.artifact import InputArtifact, read_manifest
+from lsmix.data.artifact import Artifact, read_manifest
 from lsmix.data.errors import CorruptError, LockedError, MissingError
-from lsmix.data.progress import SilentProgress
+from lsmix.data.progress import NullProgress
 from lsmix.pipeline.api import plan, push, run, verify
 from lsmix.pipeline.engine.garbage import collect_garbage
 from lsmix.pipeline.workspace import local as workspace_module
@@ -34,7 +34,7 @@ def lsmix(*words, **options):
     )
 
 
-class WhileMixing(SilentProgress):
+class WhileMixing(NullProgress):
     """Calls something once, when a stage has begun its work."""
 
     def __init__(self, label, action):
@@ -60,7 +60,7 @@ def test_gc_keeps_everything_that_a_running_mix_reads_or_has_found(tiny_recipe, 
 def test_a_flow_in_use_is_not_removed_by_force_either(tiny_recipe, tiny_workspace):
     (flow,) = [path for path in (tiny_workspace / "train-glow").iterdir() if "judge" not in path.name]
     with InputLocks() as locks:
-        locks.hold(InputArtifact(folder=flow, manifest=read_manifest(flow)))
+        locks.hold(Artifact(folder=flow, manifest=read_manifest(flow)))
         with pytest.raises(LockedError, match="is read by another run"):
             run(tiny_recipe, workspace=tiny_workspace, stage="train-glow", device="cpu", force="train-glow")
     assert (flow / "manifest.json").is_file()
@@ -68,7 +68,7 @@ def test_a_flow_in_use_is_not_removed_by_force_either(tiny_recipe, tiny_workspac
 
 def test_what_is_removed_or_being_removed_cannot_be_held(tiny_workspace):
     folder = next((tiny_workspace / "ingest").iterdir())
-    artifact = InputArtifact(folder=folder, manifest=read_manifest(folder))
+    artifact = Artifact(folder=folder, manifest=read_manifest(folder))
     with (
         InputLocks() as locks,
         removal_lock(tiny_workspace, artifact.manifest.key, "ingest"),
@@ -88,7 +88,7 @@ def test_a_run_holds_nothing_in_a_workspace_that_it_cannot_write_to(tiny_recipe,
 
     monkeypatch.setattr("lsmix.pipeline.workspace.locks._open_lock", refuse)
     with InputLocks() as locks:
-        locks.hold(InputArtifact(folder=folder, manifest=read_manifest(folder)))
+        locks.hold(Artifact(folder=folder, manifest=read_manifest(folder)))
 
 
 def make_garbage(tiny_workspace, count=120):

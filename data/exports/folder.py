@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.exports.form import ExportForm, ExportJob
-from lsmix.data.exports.rows import pool_blocks, row_facts
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.rows import pool_blocks, row_metadata
 
-__all__ = ["FOLDER_FORM", "FOLDER_IMAGES", "METADATA_LINES"]
+__all__ = ["FOLDER_FORMAT", "FOLDER_IMAGES", "METADATA_LINES"]
 
 FOLDER_IMAGES = 5000  # images in a sub-folder, unless asked otherwise
 METADATA_LINES = "metadata.jsonl"
@@ -32,7 +32,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         )
     with (job.folder / METADATA_LINES).open("wb") as lines:
         for block in pool_blocks(job.pool, range(len(job.pool))):
-            for image, facts in zip(block["image"], row_facts(block, first, names), strict=True):
+            for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                 label, row = facts["label_a"], facts["row"]
                 inside = f"{counts[label] // job.shard_images:04d}"
                 name = f"images/{folders[label]}/{inside}/{row:08d}.{coder.ending}"
@@ -55,7 +55,7 @@ def _class_folders(names: tuple[str, ...]) -> list[str]:
     return [f"{label:0{digits}d}-{name}".rstrip("-") for label, name in enumerate(plain)]
 
 
-FOLDER_FORM = ExportForm(
+FOLDER_FORMAT = ExportFormat(
     name="folder",
     write=_write,
     encodes=True,

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import LsmixError
-from lsmix.data.exports.facts import seal_facts
-from lsmix.data.exports.form import ExportForm, ExportJob
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.metadata import seal_facts
 from lsmix.data.exports.rows import pool_blocks
 
-__all__ = ["PARQUET_FORM"]
+__all__ = ["PARQUET_FORMAT"]
 
 _FACTS_KEY = b"lsmix"
 _HUB_KEY = b"huggingface"
@@ -85,7 +85,7 @@ def _to_arrow(pa: Any, values: NDArray[Any]) -> Any:
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
 
 
-PARQUET_FORM = ExportForm(
+PARQUET_FORMAT = ExportFormat(
     name="parquet",
     write=_write,
     encodes=True,

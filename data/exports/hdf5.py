@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lsmix.data.exports.facts import FACTS_NAME, seal_facts
-from lsmix.data.exports.form import ExportForm, ExportJob
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.metadata import FACTS_NAME, seal_facts
 from lsmix.data.exports.rows import pool_blocks
-from lsmix.data.readers.hdf5_writer import Place, new_hdf5, reserve, write_rows
+from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
 
-__all__ = ["HDF5_FORM"]
+__all__ = ["HDF5_FORMAT"]
 
 _CLASS_NAMES = "class_names"
 
@@ -32,7 +32,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         yield path
 
 
-def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Place]:
+def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
     """Write all but the columns, and return their places."""
     arrays = {
         name: file.create_dataset(name, (rows, *row_shape), _little(dtype), track_times=False)
@@ -47,7 +47,7 @@ def _little(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 
-HDF5_FORM = ExportForm(
+HDF5_FORMAT = ExportFormat(
     name="hdf5",
     write=_write,
     encodes=False,

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmix.data.exports.facts import ExportFacts
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
+from lsmix.data.exports.metadata import ExportFacts
 from lsmix.data.pool import Pool, pool_columns
 from lsmix.data.table import Dtype
 
-__all__ = ["ExportForm", "ExportJob"]
+__all__ = ["ExportFormat", "ExportJob"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class ExportJob:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportForm:
+class ExportFormat:
     """One form of export."""
 
     name: str  # what users call it

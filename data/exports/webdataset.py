@@ -11,11 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from lsmix.data.exports.facts import ExportFacts
-from lsmix.data.exports.form import ExportForm, ExportJob
-from lsmix.data.exports.rows import pool_blocks, row_facts
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.exports.rows import pool_blocks, row_metadata
 
-__all__ = ["WEBDATASET_FORM"]
+__all__ = ["WEBDATASET_FORMAT"]
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
@@ -24,7 +24,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": comment}) as archive:
             first = rows.start
             for block in pool_blocks(job.pool, rows):
-                for image, facts in zip(block["image"], row_facts(block, first, names), strict=True):
+                for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                     _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
                     _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
                 first += len(block["state"])
@@ -45,7 +45,7 @@ def _comment(facts: ExportFacts) -> str:
     return msgspec.json.encode(about, order="sorted").decode()
 
 
-WEBDATASET_FORM = ExportForm(
+WEBDATASET_FORMAT = ExportFormat(
     name="webdataset",
     write=_write,
     encodes=True,

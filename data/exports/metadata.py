@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 import msgspec
 import numpy as np
 
-from lsmix.data.artifact import InputRecord, read_origin
+from lsmix.data.artifact import InputRecord, read_provenance
 from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import CorruptError
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
@@ -83,7 +83,7 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
         on_rows(len(block["state"]))
     attributes, manifest = pool.columns.attributes, pool.manifest
     what = f"pool {str(pool.path)!r}"
-    origin = read_origin(attributes, what) if "origin" in attributes else None  # the first pools had none
+    origin = read_provenance(attributes, what) if "origin" in attributes else None  # the first pools had none
     return ExportFacts(
         root=manifest.root,
         images=len(pool),
