@@ -274,7 +274,7 @@ def figure(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """PairBatch a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)

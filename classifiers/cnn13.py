@@ -81,7 +81,7 @@ class Cnn13(nn.Module):
         return f"image_size={self.image_size}, final_grid={self.final_grid}"
 
     def _initialise(self) -> None:
-        """PairBatch He's normal weights from the global generator: for the slope of the leaky ReLU, the head for none."""
+        """Draw He's normal weights from the global generator: for the slope of the leaky ReLU, the head for none."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=_SLOPE, nonlinearity="leaky_relu")

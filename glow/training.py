@@ -286,7 +286,7 @@ class FlowTrainer:
 
 
 def sample(flow: Flow, n: int, *, temperature: float = 1.0, seed: int = 0, batch_size: int = 64) -> np.ndarray:
-    """PairBatch ``n`` images from the flow: uint8 (n, H, W, C), of the flow's bits.
+    """Draw ``n`` images from the flow: uint8 (n, H, W, C), of the flow's bits.
 
     Image i depends on (seed, i) alone. A ``temperature`` below 1 draws closer to the mean: fewer oddities, less variety.
     """

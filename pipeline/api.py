@@ -249,7 +249,7 @@ def figure(
     device: str = "auto",
     **options: Any,
 ) -> "FigureSheet":
-    """PairBatch a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
+    """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
 
     Brings the latents up to date first, and what they need; nothing further.
 

@@ -93,7 +93,7 @@ def draw_figure(
     seed: int = 0,
     methods: Sequence[str] = (),
 ) -> FigureSheet:
-    """PairBatch a figure of the paper.
+    """Draw a figure of the paper.
 
     Args:
         name: a name in FIGURES.
@@ -162,7 +162,7 @@ def figure_png(sheet: FigureSheet, *, width: int = 830, density: int = 2) -> byt
 
 
 def _side_by_side(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
+    """Draw Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
     from lsmix.classifiers.pixel_mixing import mix_images
     from lsmix.glow.latent_mixing import mix_latents
 
@@ -187,7 +187,7 @@ def _side_by_side(sources: _Sources) -> FigureSheet:
 
 
 def _zero_fill(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 3: images of whose latents ever more of the last components are zero."""
+    """Draw Fig. 3: images of whose latents ever more of the last components are zero."""
     rows = [first for first, _ in sources.pairs]
     decoded = sources.decode(zeroed_latents(sources.latents, rows))
     return FigureSheet(
@@ -204,7 +204,7 @@ def _zero_fill(sources: _Sources) -> FigureSheet:
 
 
 def _ls_mix(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 4: LS-Mix at growing λ."""
+    """Draw Fig. 4: LS-Mix at growing λ."""
     return _sweeps(
         sources,
         "fig4",
@@ -216,7 +216,7 @@ def _ls_mix(sources: _Sources) -> FigureSheet:
 
 
 def _alternatives(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
+    """Draw Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
     return _sweeps(
         sources,
         "fig7",
@@ -228,7 +228,7 @@ def _alternatives(sources: _Sources) -> FigureSheet:
 
 
 def _every_method(sources: _Sources) -> FigureSheet:
-    """PairBatch the sheets of Appendix E: every method on the same pairs, half as many."""
+    """Draw the sheets of Appendix E: every method on the same pairs, half as many."""
     return _sweeps(
         sources,
         "appendix-e",

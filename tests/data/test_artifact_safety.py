@@ -133,7 +133,7 @@ def test_an_export_holds_nothing_that_python_runs(form):
 def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(pool, tmp_path, command, monkeypatch):
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
     exported = tmp_path / "exported"
-    assert command("export", pool, exported, "--format", "npz", "-q").code == 0
+    assert command("export", pool, exported, "--format", "hdf5", "-q").code == 0
     verify(exported)
     (exported / "numpy.py").write_text("print('gotcha')\n")
     sums = (exported / "SHA256SUMS").read_text()

@@ -11,7 +11,7 @@ from lsmix.pipeline.views.dataset_card.summary import CardFacts
 __all__ = ["citations"]
 
 _PAPER: Final = (
-    "G. Osada, B. Ahsan and T. Nishide, Mixed SampleSet Data Augmentation with Replacing Latent Vector Components in "
+    "G. Osada, B. Ahsan and T. Nishide, Mixed Samples Data Augmentation with Replacing Latent Vector Components in "
     "Normalizing Flow."
 )
 _METHODS: Final = {
