@@ -63,10 +63,9 @@ class SampleSet:
     ) -> None:
         self._dataset, self._latents, self._flow, self._config = dataset, latents, flow, config
         self._count = count
-        self._order = latents.attributes["order"]
         self._first, self._second = choose_rows_apart(len(dataset.train), count, config.seed)
         self._taken = math.floor(config.lam * flow.dim)
-        self._region = second_region(self._taken, flow.config, self._order)
+        self._region = second_region(self._taken, flow.config)
 
     def all(self) -> list[Sample]:
         """Return the samples: held-out originals first, then other originals, then the methods in the recipe's order."""
@@ -102,7 +101,7 @@ class SampleSet:
             return Sample(name=name, kind="pixel", seam_of=seam_of, block=lambda part: self._mixed(name, part))
         # These take whole runs of components, so that the border of what they took lies where LS-Mix's would at some n.
         own = {"ls-mix": self._taken, "reverse-mix": self._taken, "swap-mix": self._flow.dim - self._taken}
-        region = second_region(own.get(name, self._taken), self._flow.config, self._order)
+        region = second_region(own.get(name, self._taken), self._flow.config)
         return Sample(
             name=name,
             kind="latent",
@@ -145,7 +144,6 @@ class SampleSet:
         images, corrupted = self._flow.decode_judged(
             mixed,
             lambda y_BCHW: is_corrupted(y_BCHW, margin=rule.margin, share=rule.broken_share),
-            order=self._order,
             batch_size=self._config.batch_size,
         )
         return Block(images, self._regions(region, part), share, corrupted)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.glow.config import LatentOrder
 from lsmix.pipeline.config.schema import PoolConfig
 
 if TYPE_CHECKING:
@@ -94,9 +93,8 @@ def decode_sweep(flow: "Flow", latents: "Latents", z: npt.NDArray[np.float32]) -
     def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
         return is_corrupted(y_BCHW, margin=rule.margin, share=rule.broken_share)
 
-    order: LatentOrder = latents.attributes["order"]
     rows, columns, dim = z.shape
-    images, corrupted = flow.decode_judged(z.reshape(-1, dim), judge, order=order)
+    images, corrupted = flow.decode_judged(z.reshape(-1, dim), judge)
     return Sweep(images.reshape(rows, columns, *images.shape[1:]), corrupted.reshape(rows, columns))
 
 

@@ -22,9 +22,8 @@ def drawn(region: np.ndarray) -> list[str]:
     return ["".join("#" if cell else "." for cell in row) for row in cells.all(axis=2)]
 
 
-def test_five_sixteenths_take_the_cells_of_the_design_in_both_orders():
-    assert drawn(second_region(5 * CELL, CIFAR, "morton")) == ["###.", "##..", "....", "...."]
-    assert drawn(second_region(5 * CELL, CIFAR, "raster")) == ["####", "#...", "....", "...."]
+def test_five_sixteenths_take_the_cells_of_the_design():
+    assert drawn(second_region(5 * CELL, CIFAR)) == ["###.", "##..", "....", "...."]
 
 
 def test_half_takes_the_upper_half():
@@ -36,9 +35,8 @@ def test_a_cell_in_which_the_components_end_counts_by_whether_more_than_half_wer
     assert drawn(second_region(CELL + CELL // 2 + 1, CIFAR))[0] == "##.."
 
 
-@pytest.mark.parametrize("order", ["morton", "raster"])
-def test_regions_grow_from_nothing_to_everything(order):
-    regions = [second_region(taken, CIFAR, order) for taken in range(0, DIM + 1, 64)]
+def test_regions_grow_from_nothing_to_everything():
+    regions = [second_region(taken, CIFAR) for taken in range(0, DIM + 1, 64)]
     assert not regions[0].any()
     assert regions[-1].all()
     for smaller, larger in itertools.pairwise(regions):
