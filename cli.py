@@ -354,7 +354,7 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @click.argument("url")
 @_transfer_options
 def push(artifact: str, url: str, as_json: bool, quiet: bool) -> None:
-    """Send ARTIFACT to URL, a folder or any URL that fsspec writes to; run it again to go on."""
+    """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:

@@ -402,7 +402,7 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
 
     Args:
         artifact: its folder, or its URL, from which it is fetched to the cache first.
-        url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool. It is
+        url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
             empty, not there yet, or holds what an earlier push of the same artifact sent.
         progress: is told how many bytes are there; None tells nobody.
 
@@ -424,7 +424,7 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
     whenever you like, the same call goes on.
 
     Args:
-        url: the artifact's folder: a path, http or https, or any URL that fsspec reads.
+        url: the artifact's folder: a path, or a URL of a web server or an object store.
         target: the folder to make; None for one in the current folder, named as the last part of the URL.
         progress: is told how many bytes are there; None tells nobody.
 

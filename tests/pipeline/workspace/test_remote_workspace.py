@@ -262,7 +262,7 @@ def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
 @pytest.mark.parametrize(
     ("url", "code", "said"),
     [
-        ("nonsense://x/runs", 1, "is no place that can be read"),
+        ("nonsense://x/runs", 1, "lsmix does not read"),
         ("http://127.0.0.1:9/runs", 1, "is a web server, which lists nothing"),
     ],
 )
