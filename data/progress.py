@@ -186,19 +186,3 @@ def graceful_signals() -> Iterator[None]:
         for number, handler in before.items():
             signal.signal(number, handler)
         asked.clear()
-
-
-class Progress(Protocol):
-    """Where a download tells how far it is, in bytes."""
-
-    def info(self, message: str) -> None:
-        """Tell one line."""
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count to ``total``, of which ``done`` were there before."""
-
-    def advance(self, units: int = 1) -> None:
-        """Count what came."""
-
-    def finish(self) -> None:
-        """End the count."""
