@@ -208,11 +208,11 @@ class LatentMixer:
         """Return latents in the order that begins at each row's corner, or undo that."""
         import torch
 
-        from lsmix.glow.transfers import on_device
+        from lsmix.data.loaders.batch import to_device
 
         if not corner.any():
             return z_BD
-        corner_B = on_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
+        corner_B = to_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
         return z_BD.gather(1, self._corner_orders[int(back)].index_select(0, corner_B))
 
     @cached_property
