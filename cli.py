@@ -57,6 +57,26 @@ def cli() -> None:
 _place = click.Path()
 
 
+class _ExportFormat(click.ParamType[str]):
+    """The name of an export format, looked up when it is used, since other packages may add some."""
+
+    name = "format"
+
+    def get_metavar(self, *_: object, **__: object) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        return f"[{'|'.join(EXPORT_FORMATS.names())}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        try:
+            EXPORT_FORMATS.check(value)
+        except LsmixError as error:
+            self.fail(str(error), param, ctx)
+        return value
+
+
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in reversed(
         [
@@ -335,7 +355,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
 @click.argument("pool", type=_place)
 @click.argument("dest", type=_place)
-@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder"]), help="What to write.")  # fmt: skip
+@click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, Registry, import_object
 from lsmix.data.readers.registry import DATA_FORMATS
 
@@ -33,7 +34,9 @@ def offer(monkeypatch):
     return add
 
 
-@pytest.mark.parametrize("registry", [LATENT_METHODS, PIXEL_METHODS, DATA_FORMATS], ids=lambda it: it.kind)
+@pytest.mark.parametrize(
+    "registry", [LATENT_METHODS, PIXEL_METHODS, DATA_FORMATS, EXPORT_FORMATS], ids=lambda it: it.kind
+)
 def test_every_built_in_entry_loads(registry: Registry) -> None:
     for name in registry.builtin():
         assert registry.load(name) is not None
