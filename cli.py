@@ -23,6 +23,7 @@ from lsmix.pipeline.cli_text import (
     transfer_lines,
     verify_lines,
 )
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -190,11 +191,8 @@ def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
     ]
 
 
-_DIVISIBLE = ("encode", "mix")  # stages whose shards a job array may share
-
-
-def _stage_command(stage: str, text: str, example: str) -> None:
-    @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
+def _stage_command(stage: str, about: StageCommand) -> None:
+    @cli.command(name=stage, help=about.summary, epilog=f"Example: lsmix {stage} my.toml{about.example}")
     @_recipe_options
     @_run_options
     @_download_option
@@ -202,23 +200,15 @@ def _stage_command(stage: str, text: str, example: str) -> None:
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
 
-    if stage in _DIVISIBLE:
+    if about.divisible:
         part = click.option(
             "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
         )
         part(command)
 
 
-for _stage, _text, _example in (
-    ("ingest", "Read the published data set of RECIPE into dataset.h5.", " --set data.heldout=500"),
-    ("train-glow", "Train the flow of RECIPE, and whatever it needs.", " --device cuda"),
-    ("encode", "Encode the training images of RECIPE to latents.", " --workers 2"),
-    ("mix", "Make the pools of RECIPE.", " --set pools.lsmix.alpha=0.2"),
-    ("train", "Train the classifiers of RECIPE.", " --set classifier.epochs=5"),
-    ("naturalness", "Measure how natural the mixes of each method in RECIPE are.", " --set naturalness.pairs=200"),
-    ("report", "Write the report of RECIPE.", ""),
-):
-    _stage_command(_stage, _text, _example)
+for _stage, _about in STAGE_COMMANDS.items():
+    _stage_command(_stage, _about)
 
 
 @cli.command(epilog="Example: lsmix finish my.toml")

@@ -211,6 +211,7 @@ class RowText(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str = ""  # as tables call it; empty takes the run's name
     paper: str = ""  # the paper's figure, as printed
+    seeds: tuple[int, ...] = ()  # of its trainings
 
 
 class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

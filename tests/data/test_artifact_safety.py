@@ -31,7 +31,7 @@ from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
 from lsmix.data.table import Column, ColumnStore
 from lsmix.pipeline.api import pull, push, verify
-from lsmix.pipeline.workspace.local import STAGES
+from lsmix.pipeline.stages.registry import STAGES
 
 CODE = (
     "lsmix.py",

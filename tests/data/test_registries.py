@@ -12,6 +12,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, Registry, import_object
 from lsmix.data.readers.registry import DATA_FORMATS
+from lsmix.pipeline.engine.stage import Stage
 
 
 @pytest.fixture
@@ -72,3 +73,15 @@ def test_a_method_of_lsmix_is_never_replaced_by_an_entry_point_of_either_space(o
     assert LATENT_METHODS.load("linear") is not np.add
     with pytest.raises(RecipeError, match="unknown mixing method in latent space 'cutmix'"):
         LATENT_METHODS.entry("cutmix")
+
+
+def test_stages_are_listed_once_in_the_order_of_their_work() -> None:
+    from lsmix.data.artifact import ARTIFACT_FILES
+    from lsmix.pipeline.stages import graph
+    from lsmix.pipeline.stages.registry import STAGE_COMMANDS, STAGES
+
+    made = {stage.name: stage for stage in vars(graph).values() if isinstance(stage, Stage)}
+    assert set(STAGES) == set(made)
+    assert tuple(ARTIFACT_FILES) == STAGES
+    for name, about in STAGE_COMMANDS.items():
+        assert about.divisible == (made[name].make_part is not None)
