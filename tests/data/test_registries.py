@@ -1,8 +1,10 @@
 """What is found by name: built-in entries load, and entry points of other packages add to them."""
 
 import importlib.metadata
+import re
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,3 +87,11 @@ def test_stages_are_listed_once_in_the_order_of_their_work() -> None:
     assert tuple(ARTIFACT_FILES) == STAGES
     for name, about in STAGE_COMMANDS.items():
         assert about.divisible == (made[name].make_part is not None)
+
+
+def test_the_table_of_export_formats_says_what_the_registry_says() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "exports.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| `(\w+)` \|.*\| (raw bytes|PNG or WebP) \|.*\|$", page, re.MULTILINE)
+    found = {name: EXPORT_FORMATS.load(name).encodes for name in EXPORT_FORMATS.builtin()}
+    assert len(table) >= 4
+    assert {(name, images == "PNG or WebP") for name, images in table} <= found.items()
