@@ -34,7 +34,7 @@ from lsmix.pipeline.config.schema import (
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe"]
+__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
