@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
-from lsmix.data.mixing import LATENT_METHODS, RowRng, row_rngs
+from lsmix.data.mixing import LATENT_METHODS, RowRng, import_object, row_rngs
 from lsmix.data.rng import generator
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_corrupted, mix_latents
@@ -99,13 +99,13 @@ class SampleSet:
             own_border = self._own_regions(name, slice(0, 1)) is not None
             seam_of: Literal["own", "ls-mix"] = "own" if own_border else "ls-mix"
             return Sample(name=name, kind="pixel", seam_of=seam_of, block=lambda part: self._mixed(name, part))
-        # These take whole runs of components, so that the border of what they took lies where LS-Mix's would at some n.
-        own = {"ls-mix": self._taken, "reverse-mix": self._taken, "swap-mix": self._flow.dim - self._taken}
-        region = second_region(own.get(name, self._taken), self._flow.config)
+        own, region = LATENT_METHODS.entry(name).region, self._region
+        if own:
+            region = import_object(own, f"region of {name!r}")(self._taken, self._flow.config)
         return Sample(
             name=name,
             kind="latent",
-            seam_of="own" if name in own else "ls-mix",
+            seam_of="own" if own else "ls-mix",
             block=lambda part: self._decoded(name, region, part),
         )
 

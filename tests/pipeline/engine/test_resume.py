@@ -18,7 +18,8 @@ import pytest
 from lsmix.data.artifact import read_manifest
 from lsmix.data.progress import graceful_signals, stop_point
 from lsmix.pipeline.api import run
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 
 
 def roots(workspace, stage):

@@ -9,7 +9,7 @@ import torch
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.latent_order import join_parts
 from lsmix.glow.layers import space_to_depth
-from lsmix.pipeline.naturalness.regions import hard_cut, second_region
+from lsmix.pipeline.naturalness.regions import hard_cut, second_region, trailing_region
 
 CIFAR = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
 DIM, CELL = 3072, 192
@@ -74,3 +74,9 @@ def test_a_hard_cut_has_the_second_images_pixels_in_the_region_and_the_first_els
     np.testing.assert_array_equal(cut[:, region], x2[:, region])
     np.testing.assert_array_equal(cut[:, ~region], x1[:, ~region])
     np.testing.assert_array_equal(hard_cut(x1, x2, np.broadcast_to(region, (5, 32, 32))), cut)
+
+
+def test_the_region_of_the_last_components_is_what_the_first_leave_over():
+    assert drawn(trailing_region(5 * CELL, CIFAR)) == ["....", "....", "..##", ".###"]
+    for taken in (0, 1, CELL, DIM // 3, DIM):
+        np.testing.assert_array_equal(trailing_region(taken, CIFAR), ~second_region(DIM - taken, CIFAR))

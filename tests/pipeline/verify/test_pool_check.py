@@ -12,7 +12,7 @@ import pytest
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_rngs
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_rngs
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
@@ -365,6 +365,7 @@ def test_a_method_of_another_package_is_checked_as_far_as_can_be(
     folder = given("mixup")
     monkeypatch.setattr(PIXEL_METHODS, "builtin", list)
     monkeypatch.setattr(PIXEL_METHODS, "load", lambda _name: method)
+    monkeypatch.setattr(PIXEL_METHODS, "entry", lambda name: MixingMethod(function="", title=name))
     facts = verify(folder)
     if content_counts:
         assert any("looks at the images" in line for line in facts["unchecked"])

@@ -15,7 +15,8 @@ import lsmix
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.data.web import TransientError
 from lsmix.pipeline.engine.shards import read_ledger
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import RemoteWorkspace, open_workspace
 
 
