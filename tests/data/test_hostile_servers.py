@@ -17,12 +17,11 @@ from places import Meter, make_bucket, s3_server, web_server, write_pool
 
 import lsmix
 from lsmix.data import cache as fetch
-from lsmix.data import remote
+from lsmix.data import remote, web
 from lsmix.data import store as fetched
 from lsmix.data.cache import locked_file, with_retries
 from lsmix.data.errors import DownloadError, LsmixError, RecipeError
 from lsmix.data.progress import NullProgress, graceful_signals, pause
-from lsmix.data.readers.published import download
 from lsmix.data.remote import open_remote
 from lsmix.data.store import download_artifact
 from lsmix.data.transfer import pull_artifact
@@ -242,8 +241,8 @@ ENDLESS = {
 
 @pytest.mark.parametrize(("head", "more", "seconds", "said"), ENDLESS.values(), ids=ENDLESS)
 def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeypatch):
-    monkeypatch.setattr(download, "_PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(download, "_MOST_OTHER_BYTES", 1 << 16)
+    monkeypatch.setattr(web, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(web, "_MOST_OTHER_BYTES", 1 << 16)
     monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.3)
     with scripted_server(head, more, seconds=seconds) as (url, came):
@@ -314,7 +313,7 @@ def test_a_store_that_does_not_answer_is_given_up(call, monkeypatch, tmp_path):
 CONNECT = """
 import os, sys
 from lsmix.data.errors import RecipeError
-from lsmix.pipeline.executors import on_dask
+from lsmix.pipeline.engine import dask as on_dask
 on_dask._CONNECT_SECONDS = 1.0
 for address in sys.argv[1:]:
     try:
