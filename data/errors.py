@@ -39,6 +39,8 @@ __all__ = [
     "escape_terminal",
     "format_bytes",
     "format_duration",
+    "printable_lines",
+    "printable_words",
 ]
 
 
@@ -112,6 +114,27 @@ def escape_terminal(text: str) -> str:
         a cat\x1b[2J\n\u202e
     """
     return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def printable_lines(text: str) -> str:
+    r"""Return a text in which every character that does not print, but for its newlines, is shown as its escape.
+
+    Example:
+        >>> print(printable_lines("one\ntwo\x1b"))
+        one
+        two\x1b
+    """
+    return "\n".join(map(escape_terminal, text.split("\n")))
+
+
+def printable_words(text: str) -> str:
+    r"""Return a text on one line: blanks and line breaks become single spaces, and what does not print its escape.
+
+    Example:
+        >>> print(printable_words(" a\n cat\x1b[2J "))
+        a cat\x1b[2J
+    """
+    return escape_terminal(" ".join(text.split()))
 
 
 def escape_json(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lsmix.data.artifact import read_manifest, verify_files
-from lsmix.data.atomic import write_atomic
+from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
@@ -268,6 +268,7 @@ def figure(
     target = local_target(target, "a figure")
     if not target.parent.is_dir():
         raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
+    check_replaceable(target)
     asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
     encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
     result = run(recipe, **asked, device=device, **options)

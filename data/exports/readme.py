@@ -1,10 +1,12 @@
 """The README of an export: what it is, what its columns mean, and a line that loads it.
 
-The one rule: what strangers wrote (names, licences, citations) stands in indented blocks, where Markdown leaves it alone.
+Text from data (names, licences, citations) stands in indented blocks, where Markdown leaves it alone, and what does not
+print is shown as its escape.
 """
 
 import textwrap
 
+from lsmix.data.errors import escape_terminal, printable_words
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
 
@@ -18,7 +20,7 @@ To read them, start Python in another folder, set `folder` to the path of this o
 
     {loads_with}
 
-For each image: `label_a` and `label_b`, the classes of the two sources, as numbers that count the names below;
+For each image: `label_a` and `label_b`, the classes of the two sources, by the numbers of the names below;
 `share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
 the rows of the sources in the training split; `state`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
 of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
@@ -36,7 +38,7 @@ SHA-256 over the bytes of all images, row by row:
 
     {pixels}
 
-Class names:
+Class names by number:
 
 {class_names}
 
@@ -62,12 +64,17 @@ def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
         form_note=f"{form.note}\n\n" if form.note else "",
         root=facts.root,
         pixels=facts.digests["image"],
-        class_names=_block("\n".join(" ".join(name.split()) for name in facts.class_names)),
+        class_names=_class_list(facts.class_names),
         licence=_block(facts.licence or "unknown: ask whoever gave you the base set before you share this"),
         citation=_block(facts.citation or "unknown"),
     )
 
 
+def _class_list(names: list[str]) -> str:
+    digits = len(str(len(names) - 1))
+    return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
+
+
 def _block(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [escape_terminal(line).rstrip() for line in text.splitlines() if line.strip()]
     return textwrap.indent("\n".join(lines) or "(empty)", "    ")

@@ -12,7 +12,7 @@ import msgspec
 from lsmix.data.errors import MissingError, RecipeError, SourceError
 from lsmix.data.mixing import Registry
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import PublishedData, SourceFormat
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
 
 __all__ = ["DATA_FORMATS", "SourceConfig", "read_source", "source_files", "source_version"]
 
@@ -79,7 +79,10 @@ def source_files(config: SourceConfig) -> list[Path]:
     Raises:
         RecipeError, MissingError, SourceError: as ``read_source``.
     """
-    return _resolve(config).files(_path(config))
+    files = _resolve(config).files(_path(config))
+    for file in files:
+        check_file(file)
+    return files
 
 
 def source_version(config: SourceConfig) -> str:
@@ -141,6 +144,7 @@ def _detect(config: SourceConfig) -> SourceFormat:
             'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
         )
     path = _path(config)
+    check_file(path)
     if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
         fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
         raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
     Combine,
     DataConfig,
@@ -68,7 +69,7 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pool: str = ""  # name of the pool to train on; empty trains on the data set itself
     mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
     combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
-    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0,)  # one training each
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
     label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
     paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure for it, as printed, such as "2.45 ± 0.061"

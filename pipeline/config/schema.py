@@ -14,7 +14,11 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool import CORNERS
 from lsmix.data.readers.registry import SourceConfig
+from lsmix.data.rng import Seed
 from lsmix.glow.config import FlowShape, FlowTraining
+from lsmix.pipeline.engine.stage import (
+    ShardRows,
+)
 
 if TYPE_CHECKING:
     pass
@@ -49,19 +53,21 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A pool of mixed images."""
 
     method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0)] = 0.4  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
     lambdas: tuple[Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0)] = 0  # times the training set is gone through; 0: one, or one for each of lambdas
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = (
+        0  # times the training set is gone through; 0: one, or one for each of lambdas
+    )
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
+    seed: Seed = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
+    shard_rows: ShardRows = 0  # images a shard; 0 chooses about 25 MB
     on_corrupt: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # draws for a corrupted image before x₁ takes its place
-    margin: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
+    margin: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
     broken_share: Rate = 0.02  # share of broken pixels above which an image is corrupted
 
     @property
@@ -99,9 +105,11 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
-    evaluate_every: Annotated[int, Meta(ge=1)] = 500  # iterations between measures of held-out bits per dimension
-    evaluate_images: Annotated[int, Meta(ge=1)] = 512  # images of each split in such a measure, at most
-    checkpoint_every: Annotated[int, Meta(ge=1)] = 200  # iterations between checkpoints
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
+        500  # iterations between measures of held-out bits per dimension
+    )
+    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
+    checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
 
 
@@ -115,7 +123,7 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
+    seed: Seed = 0  # of pairs, methods, noise and resamples
     dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
@@ -157,7 +165,7 @@ def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> 
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
 
-    seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
+    seed: Seed = 0  # of weights, order, augmentation and dropout
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
 
 
@@ -168,9 +176,9 @@ class MixOnTheFly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How images are mixed while a classifier trains, with others of their batch."""
 
     method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
-    alpha: Annotated[float, Meta(gt=0)] = 1.0  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
-    weight: Annotated[float, Meta(gt=0)] = 1.0  # of this way against the others, where one is drawn for each batch
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, where one way is drawn for each batch
 
 
 class TrainPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,18 +199,21 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
+    seed: Seed = 0  # of the noise, where dequantise is "uniform"
+    shard_rows: ShardRows = 0  # latents a shard; 0 chooses about 25 MB
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
+
+
+_Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 
 
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
 
-    limit: Annotated[int, Meta(ge=0)] = 0  # images kept of the published training split, class by class; 0 keeps all
-    heldout: Annotated[int, Meta(ge=0)] = 0  # images taken off the training split to watch the flow's likelihood
-    test: Annotated[int, Meta(ge=0)] = 0  # images in the test split; 0 keeps all of a published one
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the choice of rows
+    limit: _Images = 0  # images kept of the published training split, class by class; 0 keeps all
+    heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
+    test: _Images = 0  # images in the test split; 0 keeps all of a published one
+    seed: Seed = 0  # of the choice of rows
 
 
 class RowText(msgspec.Struct, frozen=True, kw_only=True):
@@ -220,7 +231,9 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
-    bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
+    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
+        1000  # images of each pool whose bits per dimension are measured
+    )
 
 
 class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,11 +6,13 @@ Stages know neither the recipe nor each other; the runner hands them complete in
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import msgspec
+from msgspec import Meta
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact
+from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.glow.config import FlowShape
 
@@ -23,12 +25,20 @@ __all__ = [
     "Part",
     "Report",
     "ShardRecord",
+    "ShardRows",
     "ShardWork",
     "Stage",
     "StageResult",
     "StageTask",
+    "check_shard_rows",
+    "check_translate",
     "upto",
 ]
+
+_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
+
+
+ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +159,27 @@ class Stage:
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
+    check: Callable[[Any, "DatasetSize"], None] = lambda config, size: None  # what only the size of the data can tell
     make_part: "Callable[[StageTask, Part], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+
+
+def check_translate(field: str, translate: int, size: DatasetSize) -> None:
+    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    side = min(size.height, size.width)
+    if translate and translate >= side:
+        raise RecipeError(
+            f"{field}: expected at most {side - 1} for images of {size.height}×{size.width}, got {translate}. Lower it."
+        )
+
+
+def check_shard_rows(field: str, shard_rows: int, total_bytes: int, rows: int) -> None:
+    """Raise RecipeError where one shard of ``rows`` that take ``total_bytes`` would take too much memory."""
+    row_bytes = max(1, total_bytes // max(1, rows))
+    if min(shard_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
+        raise RecipeError(
+            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
+            f"in memory, got {shard_rows}. Lower it, or leave it out."
+        )
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -20,7 +20,14 @@ from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import EncodeConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.engine.stage import (
+    Cost,
+    DatasetSize,
+    Stage,
+    StageResult,
+    StageTask,
+    check_shard_rows,
+)
 from lsmix.pipeline.stages.ingest import provenance_of
 
 if TYPE_CHECKING:
@@ -149,7 +156,11 @@ def _estimate(config: EncodeConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops)
 
 
+def _check(config: EncodeConfig, size: DatasetSize) -> None:
+    check_shard_rows("latents.shard_rows", config.shard_rows, _estimate(config, size).bytes, size.images)
+
+
 _WORK = ShardedWork(__name__, _create, _conclude)
 
 
-ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, make_part=_WORK.make_part)
+ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)
