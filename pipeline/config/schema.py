@@ -1,10 +1,6 @@
-"""The mix stage: latents + flow + plan → ``pool.zarr``, the mixed images with their labels, shares and sources.
+"""The configuration of each stage, as a recipe gives it; every field has its unit and range."""
 
-A method in pixel space needs the data set alone. The plan says what is mixed with what; this module only applies it, and
-draws again what the flow cannot decode.
-"""
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -16,12 +12,6 @@ from lsmix.data.pool import CORNERS
 from lsmix.data.readers.registry import SourceConfig
 from lsmix.data.rng import Seed
 from lsmix.glow.config import FlowShape, FlowTraining
-from lsmix.pipeline.engine.stage import (
-    ShardRows,
-)
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "HARD_CUT",
@@ -43,6 +33,7 @@ __all__ = [
     "in_latent_space",
 ]
 
+ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 Rate = Annotated[float, Meta(ge=0, le=1)]
 
 

@@ -6,10 +6,9 @@ Stages know neither the recipe nor each other; the runner hands them complete in
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import msgspec
-from msgspec import Meta
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact
 from lsmix.data.errors import RecipeError
@@ -25,7 +24,6 @@ __all__ = [
     "Part",
     "Report",
     "ShardRecord",
-    "ShardRows",
     "ShardWork",
     "Stage",
     "StageResult",
@@ -36,9 +34,6 @@ __all__ = [
 ]
 
 _MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
-
-
-ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 
 
 @dataclass(frozen=True, kw_only=True)
