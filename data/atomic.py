@@ -1,7 +1,4 @@
-"""Writing files so that a crash never leaves a half-written one: write beside, flush to disk, rename.
-
-The one rule: what a reader may look at appears under its final name only when all of its bytes are on the disk.
-"""
+"""Atomic and durable writes, checksums of files, and JSON that carries its version and checksum."""
 
 import contextlib
 import fcntl

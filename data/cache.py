@@ -1,7 +1,7 @@
-"""A bounded folder of files that were fetched from afar, called by their SHA-256 and shared by all processes of a user.
+"""The bounded cache of downloaded files, named by SHA-256 and shared by all processes of a user.
 
-The one rule: a file gets its name only when its bytes have that checksum, and a process checks each file once more before
-it first uses it. The files used longest ago go when room is needed; who has one open or mapped keeps it.
+A file gets its name only once its bytes have that checksum, and each process checks a file once more before its first
+use. The files used longest ago are removed when room is needed; an open or mapped file is kept.
 """
 
 import contextlib

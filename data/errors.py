@@ -1,22 +1,4 @@
-"""Every error that lsmix raises on purpose.
-
-    LsmixError                      exit code 1
-    ├── RecipeError                 1   a recipe, an option or an argument is wrong        (ValueError)
-    ├── MissingError                1   a path or an artifact is not there                 (FileNotFoundError)
-    ├── SourceError                 1   a published data set cannot be read as such        (ValueError)
-    ├── DownloadError               1   a file cannot be fetched, or is not the wanted one (OSError)
-    ├── FormatError                 1   an artifact is of a kind or version we don't read  (ValueError)
-    ├── DiskSpaceError              1   the result would not fit on the disk               (OSError)
-    ├── DeviceMemoryError           1   the work does not fit into a device's memory       (MemoryError)
-    ├── DivergedError               1   training left the finite numbers                   (ArithmeticError)
-    ├── StaleError                  3   something is not up to date
-    ├── LockedError                 4   another run works on the same artifact
-    ├── CorruptError                5   bytes differ from their checksum, or are gone      (ValueError)
-    └── PartialError                6   some shards failed, the rest is done
-
-The one rule: a message says what, where, expected, got, and what to do, in one sentence or two.
-Exit code 2 is a usage error of the command line, 130 an interruption.
-"""
+"""The errors of lsmix with their exit codes, and text for messages: sizes, durations, escapes."""
 
 import re
 from typing import ClassVar

@@ -1,7 +1,4 @@
-"""Choosing rows so that every class keeps its share.
-
-The one rule: the choice depends on the labels, the count, the seed and the words only, so it is the same everywhere.
-"""
+"""Named random streams and stratified samples: every draw follows from a seed and a purpose."""
 
 import hashlib
 import json

@@ -1,7 +1,6 @@
-"""The task of a sharded stage: ``run_shard(work, shard)``, idempotent and without state; the disk is the only ledger.
+"""Shards: what one is made from, making it, recording it, and moving it to and from a remote workspace.
 
-A stage's worker knows how to load, compute and store one shard. A shard counts as done when its record lies in the
-ledger, which is written after the shard's bytes are on the disk.
+A shard is complete when its record is on disk, which is written after its bytes.
 """
 
 import hashlib
