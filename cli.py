@@ -135,13 +135,17 @@ def init(name: str | None) -> None:
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
-    shards = options.pop("shards", "")
+    index, size = options.pop("array_index", None), options.pop("array_size", None)
+    if (index is None) != (size is None):
+        raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
         _print("status", nodes, status_lines(nodes), as_json)
         return
-    if shards:
-        _run_part(stage, recipe, shards, force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options)
+    if index is not None:
+        _run_array_task(
+            stage, recipe, (index, size), force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options
+        )
         return
     from lsmix.pipeline.api import run as run_recipe
 
@@ -150,24 +154,24 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     _print("run", run_facts(result), run_lines(result), as_json)
 
 
-def _run_part(
+def _run_array_task(
     stage: str,
     recipe: Path,
-    shards: str,
+    task: tuple[int, int],
     force: str,
     as_json: bool,
     progress: TerminalProgress,
     options: dict[str, Any],
 ) -> None:
-    from lsmix.pipeline.api import run_part
+    from lsmix.pipeline.api import run_array_task
 
     if force or options.pop("download"):
         raise click.UsageError(
-            "--shards makes a part of what is there to be made; it takes neither --force nor --download."
+            "An array task makes what is missing of its shards; it takes neither --force nor --download."
         )
     with progress as bars:
-        parts = run_part(recipe, stage, shards, progress=bars, **options)
-    _print("part", parts, part_lines(parts, str(recipe)), as_json)
+        parts = run_array_task(recipe, stage, *task, progress=bars, **options)
+    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -201,26 +205,30 @@ def _stage_command(stage: str, about: StageCommand) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
-        part = click.option(
-            "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
+        size = click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array.")
+        index = click.option(
+            "--array-index",
+            type=click.IntRange(min=0),
+            metavar="I",
+            help="Make task I of N, from 0; then 'lsmix finalize'.",
         )
-        part(command)
+        index(size(command))
 
 
 for _stage, _about in STAGE_COMMANDS.items():
     _stage_command(_stage, _about)
 
 
-@cli.command(epilog="Example: lsmix finish my.toml")
+@cli.command(epilog="Example: lsmix finalize my.toml")
 @_recipe_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def finish(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Conclude what parts of a job array have made (--shards); computes none of it."""
-    from lsmix.pipeline.api import finish as finish_recipe
+def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Complete what the tasks of a job array have made; computes no shard."""
+    from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
-        result = finish_recipe(recipe, progress=bars, **options)
+        result = finalize_recipe(recipe, progress=bars, **options)
     _print("run", run_facts(result), run_lines(result), as_json)
 
 

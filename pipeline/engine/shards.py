@@ -24,7 +24,7 @@ from lsmix.data.remote import RemoteFS, open_remote
 from lsmix.data.table import METADATA_NAME, ColumnStore
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
-from lsmix.pipeline.engine.stage import ArrayTaskResult, Part, ShardRecord, ShardWork, StageResult, StageTask
+from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, ShardRecord, ShardWork, StageResult, StageTask
 from lsmix.pipeline.workspace.external_artifact import finished_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
@@ -264,14 +264,14 @@ class ShardedWork(NamedTuple):
         _tell_other_devices(task, finished)
         return self.conclude(task, store, counts, digests)
 
-    def make_part(self, task: StageTask, part: Part) -> ArrayTaskResult:
+    def make_part(self, task: StageTask, part: ArrayTask) -> ArrayTaskResult:
         """Make the shards of one part that are not done yet, and leave the rest to others.
 
         Raises:
             PartialError: some of them failed.
         """
         store = self.create(task)
-        own = range(part.number - 1, store.shards, part.of)
+        own = range(part.index, store.shards, part.size)
         before = _finished(task, store)
         finished = self._make_missing(task, store, own, before)
         return ArrayTaskResult(

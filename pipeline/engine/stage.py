@@ -16,12 +16,12 @@ from lsmix.data.progress import Progress
 from lsmix.glow.config import FlowShape
 
 __all__ = [
+    "ArrayTask",
     "ArrayTaskResult",
     "Cost",
     "DatasetSize",
     "Executor",
     "Node",
-    "Part",
     "Report",
     "ShardRecord",
     "ShardWork",
@@ -124,11 +124,12 @@ class StageResult:
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
 
 
-class Part(NamedTuple):
-    """One of several parts of a stage's work, such as a task of a job array: every ``of``-th shard."""
+@dataclass(frozen=True)
+class ArrayTask:
+    """One task of a job array: every ``size``-th shard, beginning with number ``index``."""
 
-    number: int  # 1 to ``of``
-    of: int
+    index: int  # 0 to size − 1
+    size: int  # tasks in the array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +156,7 @@ class Stage:
     uses_torch: bool = True
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
     check: Callable[[Any, "DatasetSize"], None] = lambda config, size: None  # what only the size of the data can tell
-    make_part: "Callable[[StageTask, Part], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+    make_part: "Callable[[StageTask, ArrayTask], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
 
 
 def check_translate(field: str, translate: int, size: DatasetSize) -> None:
