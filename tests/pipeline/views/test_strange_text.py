@@ -14,7 +14,8 @@ import pytest
 
 from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words
-from lsmix.data.exports.writing import FORM_NAMES, write_export
+from lsmix.data.exports.format import EXPORT_FORMATS
+from lsmix.data.exports.writing import write_export
 from lsmix.data.pool import open_pool
 from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.pipeline.config.results import Interval
@@ -83,7 +84,7 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", FORM_NAMES)
+@pytest.mark.parametrize("form", EXPORT_FORMATS.names())
 def test_the_readme_of_an_export_prints_and_lists_class_k_at_number_k(pool: Path, tmp_path: Path, form: str) -> None:
     write_export(open_pool(pool), tmp_path / "out", form=form)
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
