@@ -77,8 +77,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         RecipeError: what is at ``path`` is not a regular file, so it is not replaced.
     """
-    check_replaceable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
     # Not mkstemp, whose files only their owner may read, whatever the umask says.
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))

@@ -62,10 +62,17 @@ _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size,
 
 
 def cache_folder() -> Path:
-    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix"."""
+    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
+
+    Raises:
+        MissingError: the user has no home folder, and neither variable is set.
+    """
     if named := os.environ.get("LSMIX_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
+    except RuntimeError as error:
+        raise MissingError("this user has no home folder to keep files in. Name a folder with LSMIX_CACHE.") from error
 
 
 def private_folder(cache: Path, name: str) -> Path:

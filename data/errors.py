@@ -119,14 +119,20 @@ def printable_words(text: str) -> str:
     return escape_terminal(" ".join(text.split()))
 
 
-def escape_json(text: str) -> str:
+def escape_json(text: str, *, ascii_only: bool = False) -> str:
     r"""Return the same JSON, with letters that do not print as their escapes; line breaks between values stay.
+
+    ``ascii_only`` escapes all others beyond ASCII, too, for terminals that cannot show them.
 
     Example:
         >>> print(escape_json('"a \x9b"'))
         "a \u009b"
     """
-    return re.sub(r"[^\n -~]", lambda found: found[0] if found[0].isprintable() else _escaped(found[0]), text)
+
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if found[0].isprintable() and not ascii_only else _escaped(found[0])
+
+    return re.sub(r"[^\n -~]", shown, text)
 
 
 def _shown(letter: str) -> str:

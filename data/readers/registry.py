@@ -14,7 +14,7 @@ from lsmix.data.mixing import Registry
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
 
-__all__ = ["DATA_FORMATS", "SourceConfig", "read_source", "source_files", "source_version"]
+__all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
 _DIGITS = "digits"  # the built-in data set, which has no path
 
@@ -104,12 +104,26 @@ def _formats() -> list[SourceFormat]:
 
 def _path(config: SourceConfig) -> Path:
     """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
-    path = Path(config.path).expanduser()
+    path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)
         if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
             return inside[0]
     return path
+
+
+def expand_home(path: str) -> Path:
+    """Return a path with a "~" or "~user" at its beginning replaced by the home folder.
+
+    Raises:
+        MissingError: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MissingError(
+            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the whole path instead."
+        ) from error
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
     Combine,
@@ -248,7 +249,7 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
         if isinstance(value, str) and value and "\0" not in value:
             if "://" in value and part is not table.get("data"):
                 continue  # the URL of a flow
-            path = folder / Path(value).expanduser()
+            path = folder / expand_home(value)
             if (key == "path" and part is table.get("data")) or path.exists():
                 cast("dict[str, Any]", part)[key] = str(path)
 

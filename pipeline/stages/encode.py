@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.results import DATASET_FILE
@@ -81,6 +82,11 @@ class EncodeWorker:
             seed=config.seed,
             first_index=loaded.first,
         )
+        if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
+            raise CorruptError(
+                f"{' '.join(artifact_label(self._folder))}: the flow gives latents that are no finite numbers, so its weights "
+                "are unusable. Do not use this flow; train it again."
+            )
         columns: dict[str, npt.NDArray[Any]] = {
             "z": z,
             "label": loaded.labels,

@@ -10,7 +10,7 @@ from lsmix.data.artifact import Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import files_to_fetch
-from lsmix.data.readers.registry import read_source
+from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
@@ -39,7 +39,7 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
             f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
             f"{config.path!r}."
         )
-    for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
+    for file, target in files_to_fetch(config.download, expand_home(config.path)):
         progress.info(f"fetching {file.url} to {target}")
         download(file, target, progress)
 
