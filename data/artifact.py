@@ -110,7 +110,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
-    counts: dict[str, Any] = {}  # facts such as the number of images, of corrupted ones, of shards
+    counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
     seconds: float = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
 

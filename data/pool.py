@@ -23,7 +23,7 @@ __all__ = [
     "PLAN_NAME",
     "POOL_FORMAT",
     "POOL_NAME",
-    "STATES",
+    "STATUSES",
     "Pool",
     "Sample",
     "Source",
@@ -38,7 +38,7 @@ __all__ = [
 POOL_NAME: Final = "pool.zarr"
 PLAN_NAME: Final = "plan.json"  # beside it: what the pool was made by
 POOL_FORMAT: Final = 1
-STATES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``state`` mean
+STATUSES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``status`` mean
 CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # … and in the column ``corner``
 
 _NUMBERS: Final[dict[str, Dtype]] = {
@@ -48,7 +48,7 @@ _NUMBERS: Final[dict[str, Dtype]] = {
     "label_b": "int64",
     "lam": "float32",
     "share_b": "float32",
-    "state": "uint8",
+    "status": "uint8",
 }
 # Of the third source and those behind it, (M, sources − 2); only in pools that mix more than two.
 _MORE: Final[dict[str, Dtype]] = {
@@ -91,7 +91,7 @@ class Sample(NamedTuple):
     lam: float  # λ as drawn, 0 to 1
     source_a: int  # row of the first source image in the train split
     source_b: int  # row of the second
-    state: str  # one of STATES
+    status: str  # one of STATUSES
     more: tuple[Source, ...] = ()  # the third image and those behind it
     corner: str = CORNERS[0]  # where x₂ begins
 
@@ -173,9 +173,9 @@ class Pool:
         return self.columns["share_b"]
 
     @property
-    def state(self) -> ColumnArray:
+    def status(self) -> ColumnArray:
         """0, 1 or 2 for ok, redrawn or replaced, uint8 (M,)."""
-        return self.columns["state"]
+        return self.columns["status"]
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -210,11 +210,11 @@ class Pool:
         if not -len(self) <= row < len(self):
             raise IndexError(f"sample {row} is outside of pool {self.location!r}, which has {len(self)} images.")
         numbers = {name: self.columns[name][row].item() for name in _NUMBERS}
-        state = numbers.pop("state")
-        if state >= len(STATES):
-            raise CorruptError(f"pool {self.location!r}: sample {row} has the unknown state {state}. Do not use it.")
+        status = numbers.pop("status")
+        if status >= len(STATUSES):
+            raise CorruptError(f"pool {self.location!r}: sample {row} has the unknown status {status}. Do not use it.")
         return Sample(
-            image=self.image[row], state=STATES[state], more=self._more(row), corner=self._corner(row), **numbers
+            image=self.image[row], status=STATUSES[status], more=self._more(row), corner=self._corner(row), **numbers
         )
 
     def __iter__(self) -> Iterator[Sample]:
@@ -340,7 +340,7 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     most_label = len(_read_attributes(folder, attributes).class_names) - 1
     limits = {name: most_label for name in arrays if name.startswith("label_")}
     limits |= {name: 1 for name in arrays if name.startswith(("lam", "share_"))}
-    limits |= {"state": len(STATES) - 1, "corner": len(CORNERS) - 1}
+    limits |= {"status": len(STATUSES) - 1, "corner": len(CORNERS) - 1}
     for name in arrays.keys() - {"image"}:
         least, most = arrays[name].min(initial=0), arrays[name].max(initial=0)
         if not (least >= 0 and most <= limits.get(name, most)):  # not "or": NaN is on neither side

@@ -193,7 +193,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
                 "label_b": draw.integers(0, len(class_names), count),
                 "lam": draw.random(count, dtype=np.float32),
                 "share_b": draw.random(count, dtype=np.float32),
-                "state": draw.integers(0, 3, count).astype(np.uint8),
+                "status": draw.integers(0, 3, count).astype(np.uint8),
             }
             if sources > 2:
                 arrays |= {"source_more": draw.integers(0, rows // 2, more), "label_more": draw.integers(0, 2, more)}
@@ -204,7 +204,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
         (folder / "plan.json").write_text('{"format_version": 1, "pool": "invented"}\n', encoding="utf-8")
         files = record_files(folder)
         facts = {"stage": "mix", "stage_version": 2, "name": name, "key": "0123456789ab", "config": {"alpha": 0.4}}
-        counts = {"images": rows, "corrupted_rows": [3]}
+        counts = {"images": rows, "decode_failed_rows": [3]}
         write_manifest(folder, Manifest(**facts, inputs=[], root=root_digest(files), files=files, counts=counts))
         return folder
 

@@ -46,7 +46,7 @@ def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
                 "label_b": second % 3,
                 "lam": draw.random(count, dtype=np.float32),
                 "share_b": draw.random(count, dtype=np.float32),
-                "state": np.zeros(count, np.uint8),
+                "status": np.zeros(count, np.uint8),
             },
         )
     (folder / "samples.csv").touch()

@@ -27,8 +27,8 @@ def _write(job: ExportJob) -> Iterator[Path]:
             for block in pool_blocks(job.pool, rows):
                 for name, values in block.items():
                     write_rows(stream, places[name], done, values.astype(_little(values.dtype.str), copy=False))
-                done += len(block["state"])
-                job.on_rows(len(block["state"]))
+                done += len(block["status"])
+                job.on_rows(len(block["status"]))
         yield path
 
 

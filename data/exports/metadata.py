@@ -79,8 +79,8 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
     for block in pool_blocks(pool, range(len(pool))):
         _check_labels(pool, block, first)
         digests.update(block)
-        first += len(block["state"])
-        on_rows(len(block["state"]))
+        first += len(block["status"])
+        on_rows(len(block["status"]))
     attributes, manifest = pool.columns.attributes, pool.manifest
     what = f"pool {str(pool.path)!r}"
     origin = read_provenance(attributes, what) if "origin" in attributes else None  # the first pools had none

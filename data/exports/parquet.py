@@ -44,7 +44,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
         with pa.parquet.ParquetWriter(path, schema, **options) as writer:
             for block in pool_blocks(job.pool, rows):
-                count = len(block["state"])
+                count = len(block["status"])
                 files = pa.array([coder.encode(image) for image in block.pop("image")], pa.binary())
                 image = pa.StructArray.from_arrays([files, pa.nulls(count, pa.string())], names=["bytes", "path"])
                 columns = {"image": image, **{name: _to_arrow(pa, values) for name, values in block.items()}}

@@ -23,7 +23,7 @@ To read them, start Python in another folder, set `folder` to the path of this o
 
 For each image: `label_a` and `label_b`, the classes of the two sources, as numbers that count the names below;
 `share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
-the rows of the sources in the training split; `state`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
+the rows of the sources in the training split; `status`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
 of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)

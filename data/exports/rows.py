@@ -72,7 +72,7 @@ def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> It
         class_names: by label.
     """
     numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
-    for index in range(len(block["state"])):
+    for index in range(len(block["status"])):
         facts: dict[str, Any] = {"row": first_row + index}
         facts |= {name: values[index] for name, values in numbers.items()}
         facts["class_a"], facts["class_b"] = class_names[facts["label_a"]], class_names[facts["label_b"]]

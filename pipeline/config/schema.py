@@ -59,10 +59,10 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
-    on_corrupt: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
-    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # draws for a corrupted image before x₁ takes its place
-    margin: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
-    broken_share: Rate = 0.02  # share of broken pixels above which an image is corrupted
+    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
+    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
+    tolerance: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
+    bad_pixel_fraction: Rate = 0.02  # share of bad pixels above which a decode has failed
 
     @property
     def copies_made(self) -> int:

@@ -17,7 +17,7 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool import CORNERS, PLAN_NAME, STATUSES, create_pool, pool_store, write_pool_shard
 from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.schema import PoolConfig, in_latent_space
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
@@ -37,7 +37,7 @@ from lsmix.pipeline.workspace.cache_key import key_fields
 
 __all__ = ["MIX", "LoadedRows", "MixWorker", "RowMaker", "make_plan", "open_latent_mixer", "open_worker"]
 
-_OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
+_OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 
 
 class LoadedRows(NamedTuple):
@@ -70,24 +70,24 @@ class RowMaker:
         return LoadedRows(rows, draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
 
     def make(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
-        """Mix rows; draw corrupted images again. Returns the pool's columns, and ``corrupted``, bool (n,)."""
+        """Mix rows; draw failed decodes again. Returns the pool's columns, and ``decode_failed``, bool (n,)."""
         draw = loaded.draw._replace(others=loaded.draw.others.copy(), lam=loaded.draw.lam.copy())
-        images, share, corrupted = self._mix(loaded, draw, slice(None), attempt=0)
-        state = np.full(len(images), _OK, np.uint8)
-        bad = np.flatnonzero(corrupted)
-        if self._config.on_corrupt == "redraw":
+        images, share, decode_failed = self._mix(loaded, draw, slice(None), attempt=0)
+        status = np.full(len(images), _OK, np.uint8)
+        bad = np.flatnonzero(decode_failed)
+        if self._config.on_decode_failure == "redraw":
             for attempt in range(1, self._config.attempts + 1):
                 if not len(bad):
                     break
                 again = [self.plan.again(int(row), attempt) for row in loaded.rows[bad]]
                 draw.others[bad], draw.lam[bad] = (np.stack(column) for column in zip(*again, strict=True))
                 images[bad], share[bad], still = self._mix(loaded, draw, bad, attempt=attempt)
-                state[bad] = _REDRAWN
+                status[bad] = _REDRAWN
                 bad = bad[still]
             if len(bad):
                 images[bad] = self._mixer.plain(loaded.first[bad])
-                share[bad], state[bad] = 0, _REPLACED
-        return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
+                share[bad], status[bad] = 0, _REPLACED
+        return {"image": images, "status": status, "decode_failed": decode_failed, **self._columns(draw, share)}
 
     def _mix(
         self, loaded: LoadedRows, draw: PairBatch, part: "slice | npt.NDArray[np.int64]", *, attempt: int
@@ -143,23 +143,23 @@ class MixWorker:
         return self._maker.load(np.asarray(rows), self._maker.plan.rows(rows.start, rows.stop))
 
     def compute(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
-        """Mix a shard; draw corrupted images again."""
+        """Mix a shard; draw failed decodes again."""
         with device_memory(self._batch, label=self._label, device=self._device):
             return self._maker.make(loaded)
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of the pool."""
-        corrupted = computed.pop("corrupted")
-        state = computed["state"]
+        decode_failed = computed.pop("decode_failed")
+        status = computed["status"]
         digests = write_pool_shard(self._folder, shard, computed)
         first = self._store.shard_range(shard).start
         counts = {
-            "images": len(state),
-            "ok": int((state == _OK).sum()),
-            "redrawn": int((state == _REDRAWN).sum()),
-            "replaced": int((state == _REPLACED).sum()),
-            "corrupted": int(corrupted.sum()),
-            "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
+            "images": len(status),
+            "ok": int((status == _OK).sum()),
+            "redrawn": int((status == _REDRAWN).sum()),
+            "replaced": int((status == _REPLACED).sum()),
+            "decode_failed": int(decode_failed.sum()),
+            "decode_failed_rows": (first + np.flatnonzero(decode_failed)).tolist(),
         }
         return digests, counts
 
@@ -186,8 +186,8 @@ def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Pa
         device=device,
         output=config.output,
         batch_size=config.batch_size,
-        margin=config.margin,
-        broken_share=config.broken_share,
+        tolerance=config.tolerance,
+        bad_pixel_fraction=config.bad_pixel_fraction,
     )
 
 
@@ -240,9 +240,9 @@ def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], diges
     copies = task.config.copies_made
     write_atomic(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
     counts |= {"copies": copies, "images_per_copy": store.rows // copies}
-    if counts["corrupted"]:
+    if counts["decode_failed"]:
         task.progress.warning(
-            f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
+            f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
     payload = {"pool.zarr", PLAN_NAME}
@@ -294,7 +294,7 @@ _WORK = ShardedWork(__name__, _create, _conclude)
 
 MIX = Stage(
     name="mix",
-    version=3,
+    version=4,
     run=_WORK.run,
     estimate=_estimate,
     not_in_key=frozenset({"flow"}),

@@ -32,7 +32,7 @@ class Mixed(NamedTuple):
 
     images: npt.NDArray[np.uint8]  # (n, H, W, C)
     share: npt.NDArray[np.float32]  # (n, sources − 1), of each source but the first
-    corrupted: npt.NDArray[np.bool_]  # (n,)
+    decode_failed: npt.NDArray[np.bool_]  # (n,)
 
 
 class Mixer(Protocol):
@@ -80,7 +80,7 @@ class PixelMixer:
         corner: npt.NDArray[np.uint8],
         draws: RowRng,
     ) -> Mixed:
-        """Mix pairs of images; nothing can come out corrupted."""
+        """Mix pairs of images; nothing is decoded, so nothing can fail."""
         from lsmix.classifiers.pixel_mixing import mix_images
 
         images, shares = np.empty_like(first), np.empty(lam.shape, np.float32)
@@ -128,8 +128,8 @@ class LatentMixer:
         device: where the flow computes.
         output: "8bit" or "5bit".
         batch_size: images a pass.
-        margin: how far outside [−½, ½] a pixel counts as broken.
-        broken_share: share of broken pixels above which an image is corrupted.
+        tolerance: how far outside [−½, ½] a pixel counts as bad.
+        bad_pixel_fraction: share of bad pixels above which a decode has failed.
     """
 
     def __init__(
@@ -141,8 +141,8 @@ class LatentMixer:
         device: str,
         output: Literal["8bit", "5bit"],
         batch_size: int,
-        margin: float,
-        broken_share: float,
+        tolerance: float,
+        bad_pixel_fraction: float,
     ) -> None:
         from lsmix.glow.checkpoint import load_flow
 
@@ -151,8 +151,8 @@ class LatentMixer:
         self._method = method
         self._output = output
         self._batch_size = batch_size
-        self._margin = margin
-        self._broken_share = broken_share
+        self._tolerance = tolerance
+        self._bad_pixel_fraction = bad_pixel_fraction
         self._order = self._latents.order
         self.labels = self._latents.labels
 
@@ -179,8 +179,8 @@ class LatentMixer:
             z_BD, share[rows] = self._mix(batch, lam[rows], corner[rows], _shifted(draws, rows.start))
             return z_BD
 
-        images, corrupted = self._decode(first, others, mixed)
-        return Mixed(images, share, corrupted)
+        images, decode_failed = self._decode(first, others, mixed)
+        return Mixed(images, share, decode_failed)
 
     def _mix(
         self,
@@ -234,10 +234,10 @@ class LatentMixer:
     def _decode(
         self, first: Sources, others: Sequence[Sources] = (), mix: "Mix | None" = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        from lsmix.glow.latent_mixing import is_corrupted
+        from lsmix.glow.latent_mixing import is_failed_decode
 
         def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-            return is_corrupted(y_BCHW, margin=self._margin, share=self._broken_share)
+            return is_failed_decode(y_BCHW, tolerance=self._tolerance, bad_pixel_fraction=self._bad_pixel_fraction)
 
         return self._flow.decode_judged(
             first,

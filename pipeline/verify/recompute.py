@@ -46,7 +46,7 @@ def check_deep(
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn
-        again only here, or only there, since they are at the edge of what counts as corrupted), and how pixels differ.
+        again only here, or only there, since they are at the limit of what counts as a failed decode), and how pixels differ.
 
     Raises:
         MissingError: the data set or the flow is not at hand.
@@ -67,7 +67,7 @@ def check_deep(
         with device_memory(None, label=label, device=device):  # in batches that the plan fixes
             made = maker.make(maker.load(some, maker.plan.pick(some)))
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
-        same = np.ones(len(some), bool) if exact else made["state"] == stored["state"]
+        same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
         otherwise += int((~same).sum())
         _check_columns(
             pool, some[same], *({name: made_or[name][same] for name in stored} for made_or in (stored, made))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, Pool
+from lsmix.data.pool import CORNERS, PLAN_NAME, STATUSES, Pool
 from lsmix.pipeline.config.schema import PoolConfig
 from lsmix.pipeline.stages.mix import MIX, make_plan
 from lsmix.pipeline.stages.pair_sampler import PairBatch
@@ -21,7 +21,7 @@ from lsmix.pipeline.verify.shares import Shares
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
 
 _ROWS = 1 << 16  # at a time, so that memory does not grow with the pool
-_OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
+_OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _COUNTED = ("ok", "redrawn", "replaced")
 
 _Array = npt.NDArray[Any]
@@ -105,7 +105,7 @@ def _refuse(pool: Pool, what: str) -> NoReturn:
 
 class _Chunk(NamedTuple):
     rows: _Ints  # (n,)
-    state: _Array  # (n,)
+    status: _Array  # (n,)
     source_a: _Ints  # (n,)
     label_a: _Ints  # (n,)
     source: _Ints  # (n, sources − 1), of all but the first
@@ -125,8 +125,8 @@ class _RowChecker:
         self._base = base if base_labels is not None else ""
         self._label = np.full(self._images, -1, np.int64) if base_labels is None else base_labels.copy()
         self._seen_in = np.full(self._images, -1, np.int64)  # the row that told a source's label
-        self._states = np.zeros(len(STATES), np.int64)
-        self._corrupted: list[_Ints] = []
+        self._statuses = np.zeros(len(STATUSES), np.int64)
+        self._decode_failed: list[_Ints] = []
         self._shares_unknown = ""
         if plan:
             self._plan = make_plan(plan.pool, self._images)
@@ -143,8 +143,8 @@ class _RowChecker:
         self._check_labels(chunk.rows, "label_a", chunk.source_a, chunk.label_a)
         for place in range(self._pool.sources - 1):
             self._check_labels(chunk.rows, _name("label", place), chunk.source[:, place], chunk.label[:, place])
-        self._states += np.bincount(chunk.state, minlength=len(STATES))
-        self._corrupted.append(chunk.rows[chunk.state != _OK])
+        self._statuses += np.bincount(chunk.status, minlength=len(STATUSES))
+        self._decode_failed.append(chunk.rows[chunk.status != _OK])
 
     def conclude(self, without_plan: str) -> PoolChecks:
         """Compare the sums with the manifest; return what was checked."""
@@ -159,7 +159,7 @@ class _RowChecker:
             unchecked.append("labels against the base set: it is not at hand; name it with --data")
         if without_plan:
             return PoolChecks(checked, [*unchecked, without_plan])
-        redrawn, replaced = (int(self._states[state]) for state in (_REDRAWN, _REPLACED))
+        redrawn, replaced = (int(self._statuses[status]) for status in (_REDRAWN, _REPLACED))
         checked.append(
             f"plan: sources, λ and corners are those that {PLAN_NAME} draws ({redrawn} rows redrawn, {replaced} replaced)"
         )
@@ -178,7 +178,7 @@ class _RowChecker:
 
         return _Chunk(
             rows=np.arange(start, stop),
-            state=columns["state"][start:stop],
+            status=columns["status"][start:stop],
             source_a=columns["source_a"][start:stop],
             label_a=columns["label_a"][start:stop],
             source=others("source", "source_b"),
@@ -201,12 +201,12 @@ class _RowChecker:
             within.append((_name("label", place), chunk.label[:, place], classes - 1, known))
             for kind, rates in (("lam", chunk.lam), ("share", chunk.share)):
                 within.append((_name(kind, place), rates[:, place], 1, "it must lie within 0 to 1"))
-        within.append(("state", chunk.state, len(STATES) - 1, f"states are 0 to {len(STATES) - 1}"))
+        within.append(("status", chunk.status, len(STATUSES) - 1, f"statuses are 0 to {len(STATUSES) - 1}"))
         if chunk.corner is not None:
             within.append(("corner", chunk.corner, len(CORNERS) - 1, f"corners are 0 to {len(CORNERS) - 1}"))
         for name, values, most, why in within:
             self._first(~((values >= 0) & (values <= most)), chunk.rows, name, values, why)  # NaN is on neither side
-        replaced = chunk.state == _REPLACED
+        replaced = chunk.status == _REPLACED
         for place in range(self._pool.sources - 1):
             share = chunk.share[:, place]
             self._first(replaced & (share != 0), chunk.rows, _name("share", place), share, "a replaced row has share 0")
@@ -242,13 +242,17 @@ class _RowChecker:
     def _attempts(self, chunk: _Chunk, draw: PairBatch, config: PoolConfig) -> _Ints:
         """Return the attempt of each row, and put what was drawn then into ``draw``; 0 is the first draw."""
         attempt = np.zeros(len(chunk.rows), np.int64)
-        if not self._planned or not self._planned.latent or config.on_corrupt == "keep":
-            why = "pixels are mixed, which never fails" if config.on_corrupt == "redraw" else "on_corrupt is 'keep'"
-            self._first(chunk.state != _OK, chunk.rows, "state", chunk.state, f"no row is drawn again, since {why}")
+        if not self._planned or not self._planned.latent or config.on_decode_failure == "keep":
+            why = (
+                "pixels are mixed, which never fails"
+                if config.on_decode_failure == "redraw"
+                else "on_decode_failure is 'keep'"
+            )
+            self._first(chunk.status != _OK, chunk.rows, "status", chunk.status, f"no row is drawn again, since {why}")
             return attempt
-        for at in np.flatnonzero(chunk.state != _OK).tolist():
+        for at in np.flatnonzero(chunk.status != _OK).tolist():
             row, last = int(chunk.rows[at]), config.attempts
-            if chunk.state[at] == _REDRAWN:
+            if chunk.status[at] == _REDRAWN:
                 attempt[at] = self._attempt_of(chunk, at, last)
             else:
                 attempt[at] = last
@@ -267,7 +271,7 @@ class _RowChecker:
 
     def _check_shares(self, chunk: _Chunk, draw: PairBatch, attempt: _Ints) -> None:
         expected = self._expected_shares(chunk.rows, draw, attempt)
-        replaced = chunk.state == _REPLACED
+        replaced = chunk.status == _REPLACED
         if not self._shares.builtin and self._shares_unknown:
             return
         expected[replaced] = 0
@@ -300,17 +304,17 @@ class _RowChecker:
     def _check_counts(self) -> None:
         """Compare what the manifest counts with the rows, as far as it counts."""
         counts = self._pool.manifest.counts
-        for name, found in zip(_COUNTED, self._states.tolist(), strict=True):
+        for name, found in zip(_COUNTED, self._statuses.tolist(), strict=True):
             if name in counts and counts[name] != found:
                 _refuse(
-                    self._pool, f"its manifest counts {counts[name]} rows {name!r}, but the column state has {found}"
+                    self._pool, f"its manifest counts {counts[name]} rows {name!r}, but the column status has {found}"
                 )
-        redraws = self._planned is not None and self._planned.pool.on_corrupt == "redraw"
-        if redraws and "corrupted_rows" in counts:
-            found = np.concatenate(self._corrupted).tolist()
-            if counts["corrupted_rows"] != found:
-                odd = sorted(set(found) ^ set(counts["corrupted_rows"]))[:1] or ["in another order"]
-                _refuse(self._pool, f"corrupted_rows in its manifest do not fit the column state at row {odd[0]}")
+        redraws = self._planned is not None and self._planned.pool.on_decode_failure == "redraw"
+        if redraws and "decode_failed_rows" in counts:
+            found = np.concatenate(self._decode_failed).tolist()
+            if counts["decode_failed_rows"] != found:
+                odd = sorted(set(found) ^ set(counts["decode_failed_rows"]))[:1] or ["in another order"]
+                _refuse(self._pool, f"decode_failed_rows in its manifest do not fit the column status at row {odd[0]}")
 
     def _same(self, rows: _Ints, name: str, found: _Array, planned: _Array) -> None:
         bad = np.flatnonzero(found != planned)

@@ -49,7 +49,7 @@ def folder(tmp_path_factory):
         "label_b": draw.integers(0, CLASSES, ROWS),
         "lam": draw.random(ROWS, dtype=np.float32),
         "share_b": draw.random(ROWS, dtype=np.float32),
-        "state": np.zeros(ROWS, np.uint8),
+        "status": np.zeros(ROWS, np.uint8),
     }
     for shard in range(store.shards):
         span = store.shard_range(shard)

@@ -27,7 +27,7 @@ def pool_rows(rows):
         "label_b": draw.integers(0, 3, rows),
         "lam": draw.random(rows, dtype=np.float32),
         "share_b": draw.random(rows, dtype=np.float32),
-        "state": draw.integers(0, 3, rows).astype(np.uint8),
+        "status": draw.integers(0, 3, rows).astype(np.uint8),
     }
 
 
@@ -50,7 +50,7 @@ def finish(folder, known=None, stage="mix"):
 
 def write_pool(folder, contents, complete=True):
     """Write a pool of two copies in shards of 8 rows."""
-    rows = len(contents["state"])
+    rows = len(contents["status"])
     store = create_pool(
         folder,
         images_per_copy=rows // 2,
@@ -91,7 +91,7 @@ def test_a_sample_has_image_labels_share_and_sources(folder):
         np.testing.assert_array_equal(sample.image, expected["image"][row])
         for name in ("label_a", "label_b", "source_a", "source_b", "lam", "share_b"):
             assert getattr(sample, name) == expected[name][row]
-        assert sample.state == ("ok", "redrawn", "replaced")[expected["state"][row]]
+        assert sample.status == ("ok", "redrawn", "replaced")[expected["status"][row]]
         assert type(sample.label_a) is int
         assert type(sample.share_b) is float
     assert sum(1 for _ in pool) == 22
@@ -225,7 +225,7 @@ def test_a_pool_of_another_format_or_that_contradicts_itself_is_refused(folder, 
         ("share_b", 1.5, "'share_b' must lie in 0 to 1"),
         ("share_b", np.nan, "'share_b' must lie in 0 to 1"),
         ("lam", -0.1, "'lam' must lie in 0 to 1"),
-        ("state", 3, "'state' must lie in 0 to 2"),
+        ("status", 3, "'status' must lie in 0 to 2"),
         ("source_b", -1, "'source_b' must be 0 or more"),
     ],
 )

@@ -295,7 +295,7 @@ def _pool() -> Path:
 
 _POOL_FILES = (
     MANIFEST_NAME, PLAN_NAME, f"{POOL_NAME}/zarr.json", f"{POOL_NAME}/image/zarr.json", f"{POOL_NAME}/lam/zarr.json",
-    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/state/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
+    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
 )  # fmt: skip
 
 
@@ -536,7 +536,7 @@ def _read_record(content: bytes, folder: Path) -> None:
 def _results() -> list[bytes]:
     from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleFacts
 
-    of = SampleFacts(name="held-out", kind="original", images=1, share=None, corrupted=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
+    of = SampleFacts(name="held-out", kind="original", images=1, share=None, decode_failed=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
     judged = Naturalness(
         lam=0.5, pairs=1, pairs_asked=1, bootstrap=1, judge_bits=5, classifier="", features=0, samples=(of,)
     )

@@ -38,7 +38,7 @@ flip = false
 translate = 1
 [mix]
 lambdas = [0.0, 0.4, 1.0]
-on_corrupt = "keep"
+on_decode_failure = "keep"
 shard_rows = 64
 [classifier]
 threads = 1

@@ -11,7 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from lsmix.data.artifact import FileRecord
-from lsmix.data.pool import STATES
+from lsmix.data.pool import STATUSES
 from lsmix.pipeline.views.dataset_card.citations import citations
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import clean
@@ -51,10 +51,10 @@ _CONTEXT: Final[dict[str, Any]] = {
     **{term: f"cr:{term}" for term in _TERMS},
 }
 _FLOATS: Final = ("lam", "share_")
-_WORDS: Final = ("image", "state", "corner")
-_STATE_TEXTS: Final = dict(
+_WORDS: Final = ("image", "status", "corner")
+_STATUS_TEXTS: Final = dict(
     zip(
-        STATES,
+        STATUSES,
         (
             "As first drawn.",
             "The first draw could not be decoded; partner and λ are from a later one.",
@@ -91,7 +91,7 @@ def croissant(facts: CardFacts, licence: Licence, creator: str, files: Sequence[
         document["creator"] = {"@type": "sc:Person", "name": creator}
     document |= _provenance(facts, licence)
     document["distribution"] = [_file_object(file) for file in files]
-    document["recordSet"] = [_classes(facts), _states(), _samples(facts)]
+    document["recordSet"] = [_classes(facts), _statuses(), _samples(facts)]
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
@@ -154,10 +154,10 @@ def _classes(facts: CardFacts) -> dict[str, Any]:
     return _enumeration("classes", "Name of each class.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
 
 
-def _states() -> dict[str, Any]:
-    rows = [{"name": name, "description": text} for name, text in _STATE_TEXTS.items()]
+def _statuses() -> dict[str, Any]:
+    rows = [{"name": name, "description": text} for name, text in _STATUS_TEXTS.items()]
     types = {"name": "sc:Text", "description": "sc:Text"}
-    return _enumeration("states", "What the states of samples mean.", "name", types, rows)
+    return _enumeration("statuses", "What the statuses of samples mean.", "name", types, rows)
 
 
 def _enumeration(

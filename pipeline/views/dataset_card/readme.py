@@ -57,11 +57,11 @@ def readme(facts: CardFacts, licence: Licence, *, sheet: bool, sheet_has_sources
         "card.md.j2",
         cited=citations(facts),
         classes_left_out=max(len(facts.classes) - _CLASSES_SHOWN, 0),
-        corrupted=facts.corrupted,
+        decode_failed=facts.decode_failed,
         description=describe(facts),
         example=facts.example,
         example_row=facts.example_row,
-        kept=facts.plan.pool.get("on_corrupt") == "keep",
+        kept=facts.plan.pool.get("on_decode_failure") == "keep",
         latent="flow" in facts.plan.inputs,
         licence=licence,
         manifest=facts.manifest,
@@ -77,7 +77,7 @@ def readme(facts: CardFacts, licence: Licence, *, sheet: bool, sheet_has_sources
         size=sum(file.bytes for file in facts.files),
         size_category=_SIZES[min(max(len(str(len(pool))) - 3, 0), len(_SIZES) - 1)],
         spreads=[("lam", facts.lam), ("share_b", facts.share)],
-        states=facts.states,
+        statuses=facts.statuses,
         title=f"{facts.manifest.name}: {pool.method} mixes of {facts.origin.train_images:,} images",
     )
 

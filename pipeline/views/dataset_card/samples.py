@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.atomic import atomic_path
-from lsmix.data.pool import CORNERS, POOL_NAME, STATES, Pool
+from lsmix.data.pool import CORNERS, POOL_NAME, STATUSES, Pool
 from lsmix.pipeline.views.dataset_card.summary import blocks
 
 __all__ = ["SAMPLES_FILE", "sample_columns", "samples_digest", "write_samples"]
@@ -41,7 +41,7 @@ def sample_columns(pool: Pool) -> dict[str, str]:
         columns[f"label_{number}"] = f"Class of source image {number}."
         columns[f"lam_{number}"] = f"λ of source image {number} as drawn."
         columns[f"share_{number}"] = f"Share of source image {number}: the weight of label_{number} in the loss."
-    columns["state"] = (
+    columns["status"] = (
         "ok; redrawn: the first draw could not be decoded; replaced: none could, the image is the first source."
     )
     if "corner" in pool.columns:
@@ -91,6 +91,6 @@ def _numbers(block: dict[str, NDArray[Any]]) -> Iterator[list[Any]]:
             for name in _MORE:
                 values = block[name][:, place]
                 yield (values if values.dtype.kind == "i" else values.astype("U")).tolist()
-    yield np.array(STATES)[block["state"]].tolist()
+    yield np.array(STATUSES)[block["status"]].tolist()
     if "corner" in block:
         yield np.array(CORNERS)[block["corner"]].tolist()

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.artifact import FileRecord, Manifest, Provenance, read_provenance
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import PLAN_NAME, STATES, Pool, Sample
+from lsmix.data.pool import PLAN_NAME, STATUSES, Pool, Sample
 
 __all__ = ["BLOCK_ROWS", "CardFacts", "ClassCount", "Spread", "blocks", "card_facts"]
 
@@ -60,7 +60,7 @@ class CardFacts(NamedTuple):
     pool: Pool
     plan: _Plan
     origin: Provenance
-    states: dict[str, int]  # rows by state
+    statuses: dict[str, int]  # rows by status
     lam: Spread
     share: Spread  # of x₂
     classes: tuple[ClassCount, ...]
@@ -74,9 +74,9 @@ class CardFacts(NamedTuple):
         return self.pool.manifest
 
     @property
-    def corrupted(self) -> int | None:
-        """Images that the first draw left corrupted; None where the manifest doesn't say, as in pixel space."""
-        count = self.manifest.counts.get("corrupted")
+    def decode_failed(self) -> int | None:
+        """Images that failed to decode at the first draw; None where the manifest doesn't say, as in pixel space."""
+        count = self.manifest.counts.get("decode_failed")
         return count if isinstance(count, int) and "flow" in self.plan.inputs else None
 
     @property
@@ -93,11 +93,11 @@ def card_facts(pool: Pool) -> CardFacts:
         CorruptError: the plan is damaged, or a number lies outside of its range.
     """
     spread = {"lam": _Histogram(), "share_b": _Histogram()}
-    states = np.zeros(len(STATES), np.int64)
+    statuses = np.zeros(len(STATUSES), np.int64)
     count = len(pool.class_names)
     first, others, weight = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)
     for _, block in blocks(pool):
-        states += np.bincount(block["state"], minlength=len(STATES))
+        statuses += np.bincount(block["status"], minlength=len(STATUSES))
         for name, histogram in spread.items():
             histogram.add(block[name])
         shares = [block["share_b"], *_columns(block, "share_more")]
@@ -114,7 +114,7 @@ def card_facts(pool: Pool) -> CardFacts:
         pool=pool,
         plan=_read_plan(pool.path),
         origin=read_provenance(pool.columns.attributes, f"pool {str(pool.path)!r}"),
-        states=dict(zip(STATES, states.tolist(), strict=True)),
+        statuses=dict(zip(STATUSES, statuses.tolist(), strict=True)),
         lam=spread["lam"].spread(),
         share=spread["share_b"].spread(),
         classes=tuple(ClassCount(*fields) for fields in counts),
@@ -130,7 +130,7 @@ def blocks(pool: Pool) -> Iterator[tuple[range, dict[str, NDArray[Any]]]]:
     Raises:
         CorruptError: a number lies outside of its range.
     """
-    limits: dict[str, float] = {"state": len(STATES) - 1, "lam": 1, "share_b": 1, "lam_more": 1, "share_more": 1}
+    limits: dict[str, float] = {"status": len(STATUSES) - 1, "lam": 1, "share_b": 1, "lam_more": 1, "share_more": 1}
     limits |= dict.fromkeys(("label_a", "label_b", "label_more"), len(pool.class_names) - 1)
     for start in range(0, len(pool), BLOCK_ROWS):
         rows = range(start, min(start + BLOCK_ROWS, len(pool)))
@@ -174,7 +174,7 @@ class _Histogram:
 def _example_row(pool: Pool) -> int:
     """Return a row that shows most: two classes that differ, and much of both; else the first row."""
     share, differ = pool.share_b[:_LOOKED_AT], pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
-    good = differ & (share > 0.2) & (share < 0.8) & (pool.state[:_LOOKED_AT] == STATES.index("ok"))
+    good = differ & (share > 0.2) & (share < 0.8) & (pool.status[:_LOOKED_AT] == STATUSES.index("ok"))
     return int(good.argmax())
 
 

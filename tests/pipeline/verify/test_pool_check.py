@@ -47,9 +47,9 @@ shard_rows = 64
 """
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
-POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_corrupt = 'keep'\nmargin = 0.0\n"
+POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
 # Every image leaves the range of pixels a little, so many are drawn again and many replaced.
-POOLS += "[pools.strict]\nmargin = 0.02\nbroken_share = 0.0\nattempts = 2\n[pools.never]\nmargin = 0.02\nattempts = 0\n"
+POOLS += "[pools.strict]\ntolerance = 0.02\nbroken_share = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
 KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
 
@@ -89,8 +89,8 @@ def forge(folder: Path, column: str, row: int, value: Any) -> None:
     seal(folder)
 
 
-def row_in_state(folder: Path, state: int) -> int:
-    return int(np.flatnonzero(open_pool(folder).state[:] == state)[0])
+def row_in_status(folder: Path, status: int) -> int:
+    return int(np.flatnonzero(open_pool(folder).status[:] == status)[0])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -104,9 +104,9 @@ def test_a_pool_of_every_kind_is_what_its_plan_says_to_the_last_pixel(made: RunR
 
 
 def test_the_pools_hold_what_these_tests_are_about(made: RunResult) -> None:
-    assert set(open_pool(made["mix/strict"].folder).state[:].tolist()) == {0, 1, 2}
-    assert set(open_pool(made["mix/never"].folder).state[:].tolist()) == {0, 2}
-    assert made["mix/keep"].manifest.counts["corrupted"] > 0
+    assert set(open_pool(made["mix/strict"].folder).status[:].tolist()) == {0, 1, 2}
+    assert set(open_pool(made["mix/never"].folder).status[:].tolist()) == {0, 2}
+    assert made["mix/keep"].manifest.counts["decode_failed"] > 0
 
 
 def test_an_image_of_the_test_split_is_refused_by_row_and_index(
@@ -134,13 +134,13 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(
         ("ls-mix", "lam", np.nan, "lam is nan, but it must lie within"),
         ("ls-mix", "share_b", 0.015625 * 33, "share_b is 0.515625, but the plan has"),
         ("ls-mix", "share_b", 1.5, "share_b is 1.5, but it must lie within"),
-        ("ls-mix", "state", 1, "none of the attempts 1 to 3"),
-        ("ls-mix", "state", 2, "(a replaced row has share 0|the plan has)"),
-        ("ls-mix", "state", 7, "state is 7, but states are 0 to 2"),
+        ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
+        ("ls-mix", "status", 2, "(a replaced row has share 0|the plan has)"),
+        ("ls-mix", "status", 7, "status is 7, but statuses are 0 to 2"),
         ("ls-mix", "label_a", 11, "label_a is 11, but there are classes 0 to 9"),
         ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
-        ("cutmix", "state", 1, "no row is drawn again, since pixels are mixed"),
-        ("keep", "state", 1, "no row is drawn again, since on_corrupt is 'keep'"),
+        ("cutmix", "status", 1, "no row is drawn again, since pixels are mixed"),
+        ("keep", "status", 1, "no row is drawn again, since on_decode_failure is 'keep'"),
         ("bern-mix", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("linear", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("mixup", "share_b", 0.25, "share_b is 0.25, but the plan has"),
@@ -159,7 +159,7 @@ def test_a_forged_value_is_refused_by_row_and_value(
     given: Callable[[str], Path], name: str, column: str, value: Any, told: str
 ) -> None:
     folder = given(name)
-    row = int(np.flatnonzero(open_pool(folder).state[:] == 0)[-3])
+    row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
     forge(folder, column, row, value)
     with pytest.raises(CorruptError, match=rf"in row {row} (source_b is \[|.*){told}"):
         verify(folder)
@@ -206,10 +206,10 @@ def test_labels_that_are_wrong_throughout_are_found_by_the_base_set_only(
         verify(folder, data=made["ingest"].folder / "dataset.h5")
 
 
-@pytest.mark.parametrize("state", [1, 2])
-def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[str], Path], state: int) -> None:
+@pytest.mark.parametrize("status", [1, 2])
+def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[str], Path], status: int) -> None:
     folder = given("strict")
-    row = row_in_state(folder, state)
+    row = row_in_status(folder, status)
     forge(folder, "lam", row, 0.3125)
     with pytest.raises(CorruptError, match=f"in row {row} "):
         verify(folder)
@@ -217,7 +217,7 @@ def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[st
 
 def test_a_replaced_row_has_no_share(given: Callable[[str], Path]) -> None:
     folder = given("strict")
-    row = row_in_state(folder, 2)
+    row = row_in_status(folder, 2)
     forge(folder, "share_b", row, 0.5)
     with pytest.raises(CorruptError, match=f"in row {row} share_b is 0.5, but a replaced row has share 0"):
         verify(folder)
@@ -289,7 +289,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
         ({"dim": None}, "contradicts itself"),
-        ({"stage_version": 1}, "its stage_version is 3, but plan.json says 1"),
+        ({"stage_version": 1}, "its stage_version is 4, but plan.json says 1"),
     ],
 )
 def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:
@@ -310,8 +310,8 @@ def test_counts_that_do_not_fit_the_rows_are_refused(given: Callable[[str], Path
     seal(folder, counts={**counts, "redrawn": 0})
     with pytest.raises(CorruptError, match="counts 0 rows 'redrawn', but"):
         verify(folder)
-    seal(folder, counts={**counts, "corrupted_rows": counts["corrupted_rows"][1:]})
-    with pytest.raises(CorruptError, match=f"do not fit the column state at row {counts['corrupted_rows'][0]}"):
+    seal(folder, counts={**counts, "decode_failed_rows": counts["decode_failed_rows"][1:]})
+    with pytest.raises(CorruptError, match=f"do not fit the column status at row {counts['decode_failed_rows'][0]}"):
         verify(folder)
 
 
