@@ -33,6 +33,7 @@ __all__ = [
     "ARTIFACT_FILES",
     "EXPORT_FILES",
     "FORMAT_VERSION",
+    "LOCATION_FIELDS",
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
     "WORK_FOLDER",
@@ -441,6 +442,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     licence: str  # "" where it is unknown
     citation: str  # "" where it is unknown
     train_images: int  # rows of the train split, which sources are counted in
+
+
+# Settings of a data set that say where its files are and how they were fetched: no part of a Provenance.
+LOCATION_FIELDS: Final = frozenset({"path", "format", "download"})
 
 
 def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:

@@ -8,6 +8,7 @@ from typing import Final
 
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.pool import Pool, PoolAttributes
 
 __all__ = ["README_NAME", "readme_text"]
 
@@ -21,10 +22,11 @@ To read them, start Python in another folder, set `folder` to the path of this o
 
     {loads_with}
 
-For each image: `label_a` and `label_b`, the classes of the two sources, as numbers that count the names below;
-`share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
-the rows of the sources in the training split; `status`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
-of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
+For each image:
+
+{columns}
+
+Labels are numbers that count the names below. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
@@ -56,7 +58,7 @@ _NOTES = {
 }
 
 
-def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
+def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
     """Return the README of a pool's export in some form."""
     height, width, channels = facts.image_shape
     return _TEXT.format(
@@ -65,6 +67,7 @@ def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
         width=width,
         channels=channels,
         loads_with=form.loads_with,
+        columns=_columns(pool.attributes),
         form_note=_NOTES.get(form.name, ""),
         root=facts.root,
         pixels=facts.digests["image"],
@@ -72,6 +75,14 @@ def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
         licence=_block(facts.licence or "unknown: ask whoever gave you the base set before you share this"),
         citation=_block(facts.citation or "unknown"),
     )
+
+
+def _columns(attributes: PoolAttributes) -> str:
+    lines = []
+    for column in attributes.columns():
+        words = ", ".join(f"{number} {word}" for number, word in enumerate(column.words))
+        lines.append(f"- `{column.name}`: {column.description}" + (f" ({words})" if words else ""))
+    return "\n".join(lines)
 
 
 def _block(text: str) -> str:

@@ -52,13 +52,13 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
         columns: which; none for all.
 
     Raises:
-        CorruptError: a chunk is damaged.
+        CorruptError: a chunk is damaged, or a value is out of its range.
     """
     arrays = {name: pool.columns[name] for name in columns or pool.columns}
     step = block_rows(sum(array.row_bytes for array in arrays.values()))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        yield {name: array[start:stop] for name, array in arrays.items()}
+        yield pool.rows(start, stop, tuple(arrays))
         for array in arrays.values():
             array.release()  # what has been read once is not read again
 

@@ -86,7 +86,7 @@ def write_export(
 def _files(kind: ExportFormat, job: ExportJob) -> Iterator[Path]:
     yield from kind.write(job)
     path = job.folder / README_NAME
-    path.write_text(readme_text(job.facts, kind), encoding="utf-8", newline="\n")
+    path.write_text(readme_text(job.pool, job.facts, kind), encoding="utf-8", newline="\n")
     yield path
 
 

@@ -1,10 +1,6 @@
-"""The mix stage: latents + flow + plan → ``pool.zarr``, the mixed images with their labels, shares and sources.
+"""The settings of each stage: the sections of a recipe, checked field by field."""
 
-A method in pixel space needs the data set alone. The plan says what is mixed with what; this module only applies it, and
-draws again what the flow cannot decode.
-"""
-
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -12,22 +8,18 @@ from msgspec import Meta
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.readers.registry import SourceConfig
 from lsmix.glow.config import FlowShape, FlowTraining
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "HARD_CUT",
     "Combine",
     "DataConfig",
-    "EncodeConfig",
     "FlowRecipe",
     "MixOnTheFly",
     "NaturalnessConfig",
-    "PoolConfig",
+    "PoolRecipe",
     "RecipeReport",
     "ReportConfig",
     "RowText",
@@ -35,63 +27,13 @@ __all__ = [
     "TrainConfig",
     "TrainPart",
     "check_naturalness",
-    "check_pool",
-    "in_latent_space",
 ]
 
-Rate = Annotated[float, Meta(ge=0, le=1)]
 
+class PoolRecipe(PoolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pool of a recipe: how its images are mixed, and with which flow."""
 
-Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"]
-
-
-class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pool of mixed images."""
-
-    method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0)] = 0.4  # λ ~ Beta(α, α), the share of the second image
-    lambdas: tuple[Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0)] = 0  # times the training set is gone through; 0: one, or one for each of lambdas
-    sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
-    corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
-    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
-    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
-    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
-    tolerance: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
-    bad_pixel_fraction: Rate = 0.02  # share of bad pixels above which a decode has failed
-
-    @property
-    def copies_made(self) -> int:
-        """The number of copies, at least 1."""
-        return self.copies or max(len(self.lambdas), 1)
-
-
-def in_latent_space(config: PoolConfig) -> bool:
-    """Tell whether a pool is mixed in latent space, so that it needs a flow."""
-    return config.method in LATENT_METHODS
-
-
-def check_pool(config: PoolConfig) -> None:
-    """Check what no single field can tell.
-
-    Raises:
-        RecipeError: the method is unknown, or cannot do what is asked; the message begins with the field's name.
-    """
-    if not in_latent_space(config) and config.method not in PIXEL_METHODS:
-        known = [*LATENT_METHODS.names(), *PIXEL_METHODS.names()]
-        raise RecipeError(f"method: unknown mixing method {config.method!r}.{nearest(config.method, known)}")
-    if config.sources > 2 and config.method != "ls-mix":
-        raise RecipeError(f"sources: more than two are mixed by 'ls-mix' only, got {config.method!r}.")
-    if config.sources > 2 and config.lambdas:
-        raise RecipeError("lambdas: a fixed λ is the share of one of two sources; with more, leave lambdas empty.")
-    if config.corner != CORNERS[0] and not in_latent_space(config):
-        raise RecipeError(f"corner: only methods in latent space begin at a corner, got {config.method!r}.")
-    if config.flow and not in_latent_space(config):
-        raise RecipeError(f"flow: {config.method!r} mixes pixels and needs none. Remove it.")
 
 
 class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -182,17 +124,6 @@ class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     parts: Annotated[tuple[TrainPart, ...], Meta(min_length=1)] = (TrainPart(),)  # where its batches come from
     combine: Combine = "per-batch"  # of several parts
-
-
-class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How images become latents."""
-
-    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
-    order: Literal["morton", "raster"] = "morton"  # of the latent components
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
-    check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,10 +16,11 @@ from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
 from lsmix.data.mixing import LATENT_METHODS, RowRng, row_rngs
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.rng import generator
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents
-from lsmix.pipeline.config.schema import HARD_CUT, NaturalnessConfig, PoolConfig
+from lsmix.pipeline.config.schema import HARD_CUT, NaturalnessConfig
 from lsmix.pipeline.naturalness.regions import hard_cut, second_region
 
 __all__ = ["Block", "Sample", "SampleSet", "choose_rows_apart"]

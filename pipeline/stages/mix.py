@@ -12,14 +12,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import Artifact, Provenance, read_provenance
+from lsmix.data.artifact import Artifact, read_provenance
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATUSES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, in_latent_space
 from lsmix.data.table import ColumnStore
-from lsmix.pipeline.config.schema import PoolConfig, in_latent_space
+from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
@@ -33,7 +34,6 @@ from lsmix.pipeline.stages.pool_builder import (
     PixelMixer,
     Sources,
 )
-from lsmix.pipeline.workspace.cache_key import key_fields
 
 __all__ = ["MIX", "LoadedRows", "MixWorker", "RowMaker", "make_plan", "open_latent_mixer", "open_worker"]
 
@@ -206,14 +206,14 @@ def make_plan(config: PoolConfig, images: int) -> PairSampler:
 
 def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> MixWorker:
     """Open what makes the shards of an unfinished pool."""
-    return MixWorker(folder, msgspec.convert(config, PoolConfig), inputs, device)
+    return MixWorker(folder, msgspec.convert(config, PoolRecipe), inputs, device)
 
 
 def _create(task: StageTask) -> ColumnStore:
     """Write the metadata of the pool."""
     config: PoolConfig = task.config
-    facts = _facts(task)
-    images = facts.origin.train_images
+    base = _describe(task)
+    images = base.spec.origin.train_images
     if images < config.sources:
         raise RecipeError(
             f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
@@ -223,64 +223,58 @@ def _create(task: StageTask) -> ColumnStore:
         task.folder,
         images_per_copy=plan.images,
         copies=plan.copies,
-        image_shape=facts.image_shape,
-        class_names=facts.class_names,
+        image_shape=base.image_shape,
+        class_names=base.class_names,
         method=config.method,
         shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
         sources=config.sources,
         corners=config.corner != CORNERS[0],
-        attributes={"origin": msgspec.to_builtins(facts.origin)},
+        attributes={"origin": msgspec.to_builtins(base.spec.origin)},
     )
 
 
 def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
-    """Write the plan of the pool, and the card that tells of it."""
+    """Write the plan of the pool, and the card that describes it."""
     from lsmix.pipeline.views.dataset_card.card import add_card
 
     copies = task.config.copies_made
-    write_atomic(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
+    write_atomic(task.folder / PLAN_NAME, _describe(task).spec.to_json())
     counts |= {"copies": copies, "images_per_copy": store.rows // copies}
     if counts["decode_failed"]:
         task.progress.warning(
             f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    payload = {"pool.zarr", PLAN_NAME}
+    payload = {POOL_NAME, PLAN_NAME}
     digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
     return StageResult(payload=frozenset(payload), counts=counts, digests=digests)
 
 
-class _Facts(NamedTuple):
+class _Described(NamedTuple):
+    spec: PoolSpec
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    origin: Provenance
-    dim: int | None  # length of a latent vector
 
 
-def _facts(task: StageTask) -> _Facts:
-    """Return what is known of the training images, from the latents or from the data set itself."""
+def _describe(task: StageTask) -> _Described:
+    """Return what a pool is made from and what its images are, by the latents or by the data set itself."""
+    fields: dict[str, Any] = {name: getattr(task.config, name) for name in PoolConfig.__struct_fields__}
+    known: dict[str, Any] = {
+        "format_version": SPEC_FORMAT,
+        "stage_version": MIX.version,
+        "pool": PoolConfig(**fields),
+        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
+    }
     if "dataset" in task.inputs:
         dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
-        return _Facts(dataset.image_shape, dataset.class_names, provenance_of(task.inputs["dataset"], dataset), None)
+        spec = PoolSpec(**known, origin=provenance_of(task.inputs["dataset"], dataset))
+        return _Described(spec, dataset.image_shape, dataset.class_names)
     latents = open_latents(task.inputs["latents"].folder)
-    height, width, channels = latents.attributes["image_shape"]
     origin = read_provenance(latents.attributes, f"latents {str(latents.path)!r}")
-    return _Facts((height, width, channels), tuple(latents.attributes["class_names"]), origin, latents.dim)
-
-
-def _plan_text(task: StageTask, facts: _Facts) -> bytes:
-    """Return what is enough, with the published images and the flow, to make every pixel again."""
-    plan: dict[str, Any] = {
-        "format_version": 1,
-        "stage_version": MIX.version,
-        "pool": key_fields(task.config, MIX.not_in_key),
-        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
-        "origin": msgspec.to_builtins(facts.origin),
-    }
-    if "latents" in task.inputs:
-        plan["latents"] = task.inputs["latents"].manifest.config
-        plan["dim"] = facts.dim
-    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
+    encoded = msgspec.convert(task.inputs["latents"].manifest.config, EncodeConfig)
+    height, width, channels = latents.attributes["image_shape"]
+    spec = PoolSpec(**known, origin=origin, latents=encoded, dim=latents.dim)
+    return _Described(spec, (height, width, channels), tuple(latents.attributes["class_names"]))
 
 
 def _estimate(config: PoolConfig, size: DatasetSize) -> Cost:

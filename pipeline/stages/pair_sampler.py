@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.mixing import RowRng
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import CORNERS
 from lsmix.data.rng import generator
 
 __all__ = ["PairBatch", "PairSampler"]

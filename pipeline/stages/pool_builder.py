@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import RowRng
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import CORNERS
 
 if TYPE_CHECKING:
     import torch

@@ -11,11 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATUSES, Pool
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.data.pool import STATUSES, Pool
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolConfig, PoolSpec
 from lsmix.pipeline.stages.mix import MIX, make_plan
 from lsmix.pipeline.stages.pair_sampler import PairBatch
-from lsmix.pipeline.verify.plan_file import PoolPlan, read_plan
 from lsmix.pipeline.verify.shares import Shares
 
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
@@ -35,17 +34,16 @@ class PoolChecks(NamedTuple):
     unchecked: list[str]
 
 
-def plan_of_pool(pool: Pool) -> PoolPlan | str:
+def plan_of_pool(pool: Pool) -> PoolSpec | str:
     """Return the plan that travels with a pool, or why rows cannot be checked against one.
 
     Raises:
         FormatError, CorruptError: there is a plan, but it is none, or it does not belong to this pool.
     """
-    listed = {file.path for file in pool.manifest.files if file.payload}
-    if PLAN_NAME not in listed or "origin" not in pool.columns.attributes:
-        missing = PLAN_NAME if PLAN_NAME not in listed else "the origin of its images"
+    plan = pool.spec
+    if plan is None or "origin" not in pool.columns.attributes:
+        missing = PLAN_NAME if plan is None else "the origin of its images"
         return f"plan: this pool comes without {missing}, so its rows cannot be compared with what was to be drawn"
-    plan = read_plan(pool.path / PLAN_NAME)
     _check_facts(pool, plan)
     if plan.stage_version != MIX.version:
         return (
@@ -55,7 +53,7 @@ def plan_of_pool(pool: Pool) -> PoolPlan | str:
     return plan
 
 
-def check_rows(pool: Pool, plan: PoolPlan | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
+def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
     """Check every row of a pool, some ten thousand at a time.
 
     Args:
@@ -67,13 +65,13 @@ def check_rows(pool: Pool, plan: PoolPlan | str, base_labels: _Ints | None = Non
     Raises:
         CorruptError: on the first row that cannot be; the message names the row, the column and the value.
     """
-    checker = _RowChecker(pool, plan if isinstance(plan, PoolPlan) else None, base_labels, base)
+    checker = _RowChecker(pool, plan if isinstance(plan, PoolSpec) else None, base_labels, base)
     for start in range(0, len(pool), _ROWS):
         checker.check(start, min(start + _ROWS, len(pool)))
     return checker.conclude(plan if isinstance(plan, str) else "")
 
 
-def _check_facts(pool: Pool, plan: PoolPlan) -> None:
+def _check_facts(pool: Pool, plan: PoolSpec) -> None:
     """Compare what the pool and its manifest say of themselves with the plan."""
     attributes = pool.columns.attributes
     said: dict[str, tuple[Any, Any]] = {
@@ -89,7 +87,9 @@ def _check_facts(pool: Pool, plan: PoolPlan) -> None:
         said[f"root of its {record.role}"] = record.root, plan.inputs.get(record.role)
     if "method" in pool.manifest.config:
         try:
-            made_by = msgspec.convert({**pool.manifest.config, "flow": ""}, PoolConfig)
+            made_by = msgspec.convert(
+                {name: value for name, value in pool.manifest.config.items() if name != "flow"}, PoolConfig
+            )
         except msgspec.ValidationError as error:
             _refuse(pool, f"its manifest has an impossible configuration ({error})")
         for field in PoolConfig.__struct_fields__:
@@ -118,7 +118,7 @@ class _Chunk(NamedTuple):
 class _RowChecker:
     """Goes through a pool from its first row to its last, and remembers each source's label on the way."""
 
-    def __init__(self, pool: Pool, plan: PoolPlan | None, base_labels: _Ints | None, base: str) -> None:
+    def __init__(self, pool: Pool, plan: PoolSpec | None, base_labels: _Ints | None, base: str) -> None:
         self._pool = pool
         self._planned = plan
         self._images = pool.images_per_copy
@@ -137,7 +137,7 @@ class _RowChecker:
     def check(self, start: int, stop: int) -> None:
         """Check some rows."""
         chunk = self._read(start, stop)
-        self._check_ranges(chunk)
+        self._check_replaced(chunk)
         if self._planned:  # before labels, since a wrong source has the wrong label too
             self._check_plan(chunk, self._planned.pool)
         self._check_labels(chunk.rows, "label_a", chunk.source_a, chunk.label_a)
@@ -170,42 +170,22 @@ class _RowChecker:
         return PoolChecks(checked, unchecked)
 
     def _read(self, start: int, stop: int) -> _Chunk:
-        columns, more = self._pool.columns, self._pool.sources > 2
-
-        def others(name: str, first: str) -> _Array:
-            values: _Array = columns[first][start:stop][:, None]
-            return np.concatenate((values, columns[f"{name}_more"][start:stop]), axis=1) if more else values
-
+        found = self._pool.rows(start, stop)
+        others = {}
+        for kind, first in (("source", "source_b"), ("label", "label_b"), ("lam", "lam"), ("share", "share_b")):
+            more = found.get(f"{kind}_more")
+            parts = [found[first][:, None]] if more is None else [found[first][:, None], more]
+            others[kind] = np.concatenate(parts, axis=1)
         return _Chunk(
             rows=np.arange(start, stop),
-            status=columns["status"][start:stop],
-            source_a=columns["source_a"][start:stop],
-            label_a=columns["label_a"][start:stop],
-            source=others("source", "source_b"),
-            label=others("label", "label_b"),
-            lam=others("lam", "lam"),
-            share=others("share", "share_b"),
-            corner=columns["corner"][start:stop] if "corner" in columns else None,
+            status=found["status"],
+            source_a=found["source_a"],
+            label_a=found["label_a"],
+            corner=found.get("corner"),
+            **others,
         )
 
-    def _check_ranges(self, chunk: _Chunk) -> None:
-        classes, images = len(self._pool.class_names), self._images
-        outside = (
-            f"the training split has rows 0 to {images - 1}: an image from elsewhere, such as a test image, got in"
-        )
-        within: list[tuple[str, _Array, int, str]] = [("source_a", chunk.source_a, images - 1, outside)]
-        known = f"there are classes 0 to {classes - 1}"
-        within.append(("label_a", chunk.label_a, classes - 1, known))
-        for place in range(self._pool.sources - 1):
-            within.append((_name("source", place), chunk.source[:, place], images - 1, outside))
-            within.append((_name("label", place), chunk.label[:, place], classes - 1, known))
-            for kind, rates in (("lam", chunk.lam), ("share", chunk.share)):
-                within.append((_name(kind, place), rates[:, place], 1, "it must lie within 0 to 1"))
-        within.append(("status", chunk.status, len(STATUSES) - 1, f"statuses are 0 to {len(STATUSES) - 1}"))
-        if chunk.corner is not None:
-            within.append(("corner", chunk.corner, len(CORNERS) - 1, f"corners are 0 to {len(CORNERS) - 1}"))
-        for name, values, most, why in within:
-            self._first(~((values >= 0) & (values <= most)), chunk.rows, name, values, why)  # NaN is on neither side
+    def _check_replaced(self, chunk: _Chunk) -> None:
         replaced = chunk.status == _REPLACED
         for place in range(self._pool.sources - 1):
             share = chunk.share[:, place]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.config import LatentOrder
-from lsmix.pipeline.config.schema import PoolConfig
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,6 @@ kept, so that memory does not grow with the pool, and the same seed chooses the 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,6 +19,7 @@ __all__ = ["BINS", "EVENTS", "PoolSummary", "summarise_pool"]
 BINS = 20  # of the histograms, over 0 to 1
 EVENTS = (*STATUSES, "decode failed")  # what became of a row; the last: kept although the flow could not decode it well
 
+_LOOKED_AT = ("label_a", "label_b", "lam", "share_b", "status")
 _BLOCK_ROWS = 65536  # gone through at a time
 _BANDS = 10  # of the share, among which undisturbed rows are chosen equally
 _MOST_CLASSES = 1024  # beyond which pairs of classes are not counted: the table would take over 8 MB
@@ -53,7 +53,7 @@ def summarise_pool(pool: Pool, count: int, *, seed: int = 0) -> PoolSummary:
     pairs = np.zeros(classes * classes, np.int64) if classes <= _MOST_CLASSES else None
     strata = [_Smallest(count) for _ in range(_BANDS + len(EVENTS) - 1)]  # bands of "ok", then the other events
     for start in range(0, len(pool), _BLOCK_ROWS):
-        block = _block(pool, start, classes)
+        block = pool.rows(start, min(start + _BLOCK_ROWS, len(pool)), _LOOKED_AT)
         rows = np.arange(start, start + len(block["status"]))
         event = block["status"].astype(np.int64)
         event[(event == 0) & np.isin(rows, decode_failed)] = EVENTS.index("decode failed")
@@ -106,19 +106,6 @@ def _choose(strata: list[list[int]], count: int) -> dict[int, str]:
 def _in_turn(strata: list[list[int]]) -> list[int]:
     longest = max(map(len, strata))
     return [rows[place] for place in range(longest) for rows in strata if place < len(rows)]
-
-
-def _block(pool: Pool, start: int, classes: int) -> dict[str, NDArray[Any]]:
-    limits = {"label_a": classes - 1, "label_b": classes - 1, "lam": 1, "share_b": 1, "status": len(STATUSES) - 1}
-    block = {name: pool.columns[name][start : start + _BLOCK_ROWS] for name in limits}
-    for name, most in limits.items():
-        wrong = np.flatnonzero(~((block[name] >= 0) & (block[name] <= most)))  # not "<": NaN is on neither side
-        if len(wrong):
-            raise CorruptError(
-                f"pool {str(pool.path)!r} is damaged: {name!r} must lie in 0 to {most}, got {block[name][wrong[0]]} "
-                f"in row {start + int(wrong[0])}. Fetch or make it again."
-            )
-    return block
 
 
 def _decode_failed_rows(pool: Pool) -> NDArray[np.int64]:

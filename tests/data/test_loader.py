@@ -43,8 +43,8 @@ def folder(tmp_path_factory):
     )
     rows = {
         "image": images(ROWS),
-        "source_a": np.arange(ROWS),
-        "source_b": np.arange(ROWS),
+        "source_a": np.arange(ROWS) % (ROWS // COPIES),
+        "source_b": np.arange(ROWS) % (ROWS // COPIES),
         "label_a": np.arange(ROWS) % CLASSES,
         "label_b": draw.integers(0, CLASSES, ROWS),
         "lam": draw.random(ROWS, dtype=np.float32),

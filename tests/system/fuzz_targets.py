@@ -34,7 +34,8 @@ from lsmix.data.artifact import (
 )
 from lsmix.data.dataset import open_dataset
 from lsmix.data.exports.record import SUMS_NAME, read_record, verify_export
-from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
+from lsmix.data.pool import POOL_NAME, open_pool
+from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.readers.dataset_writer import write_dataset
 from lsmix.data.readers.decode import ImageDecoder
 from lsmix.data.readers.hdf5 import HDF5
@@ -361,10 +362,9 @@ def _read_shard(content: bytes, folder: Path) -> None:
 
 
 def _read_plan(content: bytes, folder: Path) -> None:
-    from lsmix.pipeline.verify.plan_file import read_plan
+    from lsmix.data.pool_spec import read_spec
 
-    plan = read_plan(_put(folder, PLAN_NAME, content))
-    msgspec.json.encode(plan)
+    read_spec(_put(folder, PLAN_NAME, content)).to_json()
 
 
 def _flow_parts() -> list[bytes]:
@@ -573,7 +573,7 @@ TARGETS: dict[str, Target] = {
     "image-folder": Target(lambda: [_picture("PNG"), _picture("PNG", "L")], _read_image_folder, ("lsmix.data.readers", "PIL")),
     "tiny-imagenet-zip": Target(_zips, _source(TINY_IMAGENET, "tiny-imagenet-200.zip"), ("lsmix.data.readers", "zipfile")),
     "manifest": Target(lambda: [(_pool() / MANIFEST_NAME).read_bytes()], _read_manifest, ("lsmix.data.artifact",)),
-    "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.pipeline.proof",)),
+    "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.data.pool_spec",)),
     "columns": Target(lambda: [(_pool() / POOL_NAME / "image/zarr.json").read_bytes()], _read_columns, ("lsmix.data.column",)),
     "shard": Target(_shards, _read_shard, ("lsmix.data.table", "lsmix.data.column")),
     "pool": Target(_pool_parts, _read_pool, ("lsmix.data", "lsmix.pipeline")),

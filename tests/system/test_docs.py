@@ -18,13 +18,13 @@ from click.testing import CliRunner
 import lsmix
 from lsmix.cli import cli
 from lsmix.data import errors
+from lsmix.data.pool_spec import EncodeConfig
 from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, RunSection, read_recipe
 from lsmix.pipeline.config.schema import (
     DataConfig,
-    EncodeConfig,
     NaturalnessConfig,
-    PoolConfig,
+    PoolRecipe,
     ReportConfig,
     RunConfig,
 )
@@ -43,7 +43,7 @@ SECTIONS = {
     "flow.": FlowSection,
     "flow.training.": FlowTraining,
     "latents.": EncodeConfig,
-    "pools.NAME.": PoolConfig,
+    "pools.NAME.": PoolRecipe,
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
     "runs.NAME.mix[].": RunPart,

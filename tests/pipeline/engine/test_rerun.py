@@ -9,7 +9,7 @@ import pytest
 from lsmix.data.artifact import Artifact, Manifest
 from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.workspace.local import Workspace
@@ -163,7 +163,7 @@ def fields_of(model, prefix):
     for field in msgspec.structs.fields(model):
         kind, name = field.type, f"{prefix}{field.name}"
         if name == "mix":  # what pools share: the fields of a pool
-            assert kind is PoolConfig
+            assert kind is PoolRecipe
             continue
         if isinstance(kind, types.UnionType) and name != "naturalness":  # a section that may be left out
             kind = kind.__args__[0]

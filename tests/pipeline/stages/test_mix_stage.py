@@ -10,8 +10,8 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATUSES, Pool, open_pool
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.config.schema import PoolConfig
 from lsmix.pipeline.stages.mix import MixWorker, RowMaker, open_worker
 from lsmix.pipeline.stages.pool_builder import PixelMixer
 from lsmix.pipeline.workspace.local import Workspace

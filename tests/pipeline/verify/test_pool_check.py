@@ -14,9 +14,9 @@ from lsmix.data.artifact import Manifest, read_manifest, record_files, root_dige
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, row_rngs
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
-from lsmix.pipeline.verify.plan_file import read_plan
 from lsmix.pipeline.verify.shares import Shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
@@ -49,7 +49,7 @@ POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATEN
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
 POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
 # Every image leaves the range of pixels a little, so many are drawn again and many replaced.
-POOLS += "[pools.strict]\ntolerance = 0.02\nbroken_share = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
+POOLS += "[pools.strict]\ntolerance = 0.02\nbad_pixel_fraction = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
 KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
 
@@ -113,7 +113,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(
     given: Callable[[str], Path], command: Callable[..., Any]
 ) -> None:
     folder = given("ls-mix")
-    images = read_plan(folder).origin.train_images
+    images = read_spec(folder).origin.train_images
     forge(folder, "source_b", 97, images)
     with pytest.raises(
         CorruptError, match=rf"in row 97 source_b is {images}, .* rows 0 to {images - 1}: .* test image"
@@ -385,7 +385,7 @@ def test_a_method_that_is_not_installed_is_not_checked(
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
 def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, method: str) -> None:
-    plan = read_plan(made[f"mix/{method}"].folder)
+    plan = read_spec(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
     draws = row_rngs(5, "shares")
     told = Shares(plan, (8, 8, 1)).of(lam[:, None], draws)[:, 0]
@@ -401,7 +401,7 @@ def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, me
 def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:
     from lsmix.pipeline.stages.mix import make_plan
 
-    plan = read_plan(made["mix/three"].folder)
+    plan = read_spec(made["mix/three"].folder)
     whole = make_plan(plan.pool, 140).rows(0, 280)
     rows = np.array([0, 3, 139, 140, 141, 279])
     for picked, column in zip(make_plan(plan.pool, 140).pick(rows), whole, strict=True):

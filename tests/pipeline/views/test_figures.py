@@ -18,10 +18,10 @@ from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import Latents, open_latents
 from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
-from lsmix.pipeline.config.schema import PoolConfig
 from lsmix.pipeline.views.figures import (
     FIGURES,
     FigureSheet,
