@@ -27,7 +27,7 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.exports import beside
+from lsmix.data.exports import atomic_folder
 from lsmix.data.exports.record import read_record, verify_export
 from lsmix.data.exports.writing import FORM_NAMES, write_export
 from lsmix.data.pool import open_pool
