@@ -353,7 +353,7 @@ def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, mes
 
 
 def test_a_disk_that_is_too_small_is_told_before(invented_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(beside.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(DiskSpaceError, match="has 100 left"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
