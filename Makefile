@@ -1,11 +1,13 @@
 # make demo | test | test-all | test-faults | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
+# make gpu | gpu-evidence use $(PYTHON) and its packages as they are; WHEELS=FOLDER holds wheels of those that it lacks.
 # make bench BENCHMARKS="stream start" measures these sections alone.
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed-from-lock
 BENCH := .venv-bench
+GPU_PACKAGES := build/gpu-packages
 
-.PHONY: demo test test-all test-faults check bench docs lock lock-of clean setup
+.PHONY: demo test test-all test-faults check bench gpu gpu-evidence gpu-packages docs lock lock-of clean setup
 
 demo: $(STAMP)
 	$(BIN)/lsmix demo
@@ -35,6 +37,17 @@ $(BENCH)/.installed-from-lock: requirements-bench.lock pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet --requirement requirements-bench.lock
 	$(BENCH)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
+
+# The first run on a GPU: its tests, then speed and exactness in four minutes, to results/DATE-CARD/.
+gpu: gpu-packages
+	PYTHONPATH="$(CURDIR)/$(GPU_PACKAGES)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks gpu $(OPTIONS)
+
+# All of CIFAR-10 through the paper's flow, pools and trainings; call it again until it is done, as 'make gpu-evidence OPTIONS=--help' says.
+gpu-evidence: gpu-packages
+	PYTHONPATH="$(CURDIR)/$(GPU_PACKAGES)$${PYTHONPATH:+:$$PYTHONPATH}" $(PYTHON) -m benchmarks gpu-evidence $(OPTIONS)
+
+gpu-packages:
+	$(PYTHON) -m benchmarks.gpu_packages $(GPU_PACKAGES) $(WHEELS)
 
 # The site, in site/, to be opened from there. To edit with a preview: .venv/bin/mkdocs serve.
 docs: $(STAMP)

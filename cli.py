@@ -23,6 +23,7 @@ from lsmix.pipeline.cli_text import (
     transfer_lines,
     verify_lines,
 )
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress
 
 if TYPE_CHECKING:
@@ -55,6 +56,26 @@ def cli() -> None:
 
 # Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
 _place = click.Path()
+
+
+class _ExportFormat(click.ParamType[str]):
+    """The name of an export format, looked up when it is used, since other packages may add some."""
+
+    name = "format"
+
+    def get_metavar(self, *_: object, **__: object) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        return f"[{'|'.join(EXPORT_FORMATS.names())}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        try:
+            EXPORT_FORMATS.check(value)
+        except LsmixError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -170,11 +191,8 @@ def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
     ]
 
 
-_DIVISIBLE = ("encode", "mix")  # stages whose shards a job array may share
-
-
-def _stage_command(stage: str, text: str, example: str) -> None:
-    @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
+def _stage_command(stage: str, about: StageCommand) -> None:
+    @cli.command(name=stage, help=about.summary, epilog=f"Example: lsmix {stage} my.toml{about.example}")
     @_recipe_options
     @_run_options
     @_download_option
@@ -182,23 +200,15 @@ def _stage_command(stage: str, text: str, example: str) -> None:
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
 
-    if stage in _DIVISIBLE:
+    if about.divisible:
         part = click.option(
             "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
         )
         part(command)
 
 
-for _stage, _text, _example in (
-    ("ingest", "Read the published data set of RECIPE into dataset.h5.", " --set data.heldout=500"),
-    ("train-glow", "Train the flow of RECIPE, and whatever it needs.", " --device cuda"),
-    ("encode", "Encode the training images of RECIPE to latents.", " --workers 2"),
-    ("mix", "Make the pools of RECIPE.", " --set pools.lsmix.alpha=0.2"),
-    ("train", "Train the classifiers of RECIPE.", " --set classifier.epochs=5"),
-    ("naturalness", "Measure how natural the mixes of each method in RECIPE are.", " --set naturalness.pairs=200"),
-    ("report", "Write the report of RECIPE.", ""),
-):
-    _stage_command(_stage, _text, _example)
+for _stage, _about in STAGE_COMMANDS.items():
+    _stage_command(_stage, _about)
 
 
 @cli.command(epilog="Example: lsmix finish my.toml")
@@ -274,7 +284,7 @@ def figure(
     verbose: bool,
     **options: Any,
 ) -> None:
-    """PairBatch a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
@@ -335,7 +345,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
 @click.argument("pool", type=_place)
 @click.argument("dest", type=_place)
-@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder"]), help="What to write.")  # fmt: skip
+@click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
@@ -354,7 +364,7 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @click.argument("url")
 @_transfer_options
 def push(artifact: str, url: str, as_json: bool, quiet: bool) -> None:
-    """Send ARTIFACT to URL, a folder or any URL that fsspec writes to; run it again to go on."""
+    """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:

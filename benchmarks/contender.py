@@ -31,13 +31,17 @@ class Contender:
             else that can be pickled.
         arguments: of the builder.
         threads: that torch and its libraries compute with.
+        variables: of its environment, such as settings of the C library's memory allocator.
     """
 
-    def __init__(self, builder: str, *arguments: Any, threads: int = 1) -> None:
+    def __init__(
+        self, builder: str, *arguments: Any, threads: int = 1, variables: Mapping[str, str] | None = None
+    ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, builder, arguments), daemon=True)
-        with _environment(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads)):  # read when a library is loaded
+        counts = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+        with _environment(**counts, **(variables or {})):  # read when a library is loaded
             self._process.start()
         self._answer()
 
@@ -71,12 +75,14 @@ class Contender:
 
 
 @contextlib.contextmanager
-def contenders(builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1) -> Iterator[dict[str, Contender]]:
-    """Start one process for each name, of (builder, *arguments); end them all afterwards."""
+def contenders(
+    builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1, variables: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Contender]]:
+    """Start one process for each name, of (builder, *arguments), all with the same ``variables``; end them afterwards."""
     with contextlib.ExitStack() as stack:
         running = {}
         for name, (builder, *arguments) in builders.items():
-            running[name] = Contender(builder, *arguments, threads=threads)
+            running[name] = Contender(builder, *arguments, threads=threads, variables=variables)
             stack.callback(running[name].close)
         yield running
 

@@ -17,7 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["main"]
 

@@ -96,12 +96,15 @@ def make_flow(folder: Path, steps: int) -> Path:
 class Stages:
     """A workspace with so many images, in which a stage is made again and again; 0 ``shard_rows`` lets lsmix choose."""
 
-    def __init__(self, folder: Path, flow: Path, count: int, shard_rows: int) -> None:
+    def __init__(
+        self, folder: Path, flow: Path, count: int, shard_rows: int, *, device: str = "cpu", batch: int = _BATCH
+    ) -> None:
         self.count = count
+        self._device = device
         self.workspace = folder / f"runs {flow.name} {count}"
         self._recipe = folder / f"{flow.name} {count}.toml"
         text = _RECIPE.format(
-            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=_BATCH, shard_rows=shard_rows
+            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=batch, shard_rows=shard_rows
         )
         self._recipe.write_text(text, encoding="utf-8")
         self._run("mix")
@@ -143,7 +146,7 @@ class Stages:
     def _run(self, stage: str, **options: Any) -> dict[str, Any]:
         from lsmix.pipeline.api import run
 
-        result = run(self._recipe, workspace=self.workspace, stage=stage, device="cpu", **options)
+        result = run(self._recipe, workspace=self.workspace, stage=stage, device=self._device, **options)
         return next(item for item in result.built if item.stage == stage).manifest.counts
 
 

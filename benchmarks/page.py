@@ -61,7 +61,7 @@ def _number(value: float) -> str:
 
 
 def _plot(name: str, tables: dict[str, Any]) -> Path | None:
-    """PairBatch the ratios of all tables of a section as bars, with their spread; None where there are none."""
+    """Draw the ratios of all tables of a section as bars, with their spread; None where there are none."""
     import matplotlib as mpl
 
     mpl.use("agg")

@@ -13,7 +13,8 @@ __all__ = ["RESULTS", "Scores", "Table", "expect", "measure", "save"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
-Table = dict[str, dict[str, float]]  # by contender: per_second, least, most, ratio, ratio_least, ratio_most
+# By contender: per_second, least, most, ratio, ratio_least, ratio_most; and rates, items per second of each turn.
+Table = dict[str, dict[str, Any]]
 
 
 class Scores(NamedTuple):
@@ -55,6 +56,7 @@ def measure(
             "ratio": statistics.median(ratios),
             "ratio_least": min(ratios),
             "ratio_most": max(ratios),
+            "rates": values,
         }
         print(
             f"  {name:<44} {table[name]['per_second']:>12.1f} {unit}/s  × {table[name]['ratio']:.3f}"

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lsmix.data.loaders.batch import to_device
+
 __all__ = ["augment"]
 
 
@@ -37,8 +39,7 @@ def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.
 
     images_BHWC = images.permute(0, 2, 3, 1)
     padded_BHWC = functional.pad(images_BHWC, (0, 0, translate, translate, translate, translate))
-    # Non-blocking, or a GPU would be waited for in every batch.
-    rows_BH = torch.from_numpy(rows).to(images.device, non_blocking=True)
-    columns_BW = torch.from_numpy(columns).to(images.device, non_blocking=True)
+    rows_BH = to_device(torch.from_numpy(rows), images.device)
+    columns_BW = to_device(torch.from_numpy(columns), images.device)
     index_B = torch.arange(count, device=images.device)
     return padded_BHWC[index_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)

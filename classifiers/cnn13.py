@@ -81,7 +81,7 @@ class Cnn13(nn.Module):
         return f"image_size={self.image_size}, final_grid={self.final_grid}"
 
     def _initialise(self) -> None:
-        """PairBatch He's normal weights from the global generator: for the slope of the leaky ReLU, the head for none."""
+        """Draw He's normal weights from the global generator: for the slope of the leaky ReLU, the head for none."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=_SLOPE, nonlinearity="leaky_relu")
@@ -141,6 +141,7 @@ class _BatchNorm2d(nn.BatchNorm2d):
             return super().forward(x_BCHW)
         start = torch.pow(1.0 - _BATCH_NORM_MOMENTUM, batches.to(torch.float64))
         start = torch.where(batches > 0, start, 0.0)  # never trained: the start values are all there is
-        mean_C = (mean_C.double() / (1.0 - start)).to(x_BCHW.dtype)
-        var_C = ((var_C.double() - start).clamp(min=0.0) / (1.0 - start)).to(x_BCHW.dtype)
+        # In their own type: in that of x, which is bfloat16 under autocast, they would lose 16 of 24 bits.
+        mean_C = (mean_C.double() / (1.0 - start)).to(mean_C.dtype)
+        var_C = ((var_C.double() - start).clamp(min=0.0) / (1.0 - start)).to(var_C.dtype)
         return functional.batch_norm(x_BCHW, mean_C, var_C, self.weight, self.bias, training=False, eps=self.eps)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lsmix.classifiers.config import PixelMix
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.batch import to_device
 from lsmix.data.mixing import PIXEL_METHODS, Method, RowRng, checked_rates, row_rngs
 from lsmix.data.rng import generator
 
@@ -35,7 +36,7 @@ _DECAY = 3.0  # of FMix's spectrum, as published
 
 def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: RowRng) -> _Mixed:
     """(1 − λ)·x₁ + λ·x₂, rounded to the nearest level, halves up; the share is λ. λ = 1 gives x₂ [Zhang et al. 2018]."""
-    weight_B = _there(torch.round(lam_B * _UNIT).to(torch.int64), x1_BCHW)[:, None, None, None]
+    weight_B = to_device(torch.round(lam_B * _UNIT).to(torch.int64), x1_BCHW.device)[:, None, None, None]
     sum_BCHW = (_UNIT - weight_B) * x1_BCHW + weight_B * x2_BCHW  # below 2^40, so exact
     return ((sum_BCHW + _UNIT // 2) >> 32).to(torch.uint8), lam_B.clone()
 
@@ -74,8 +75,8 @@ def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) ->
         return top, top + tall, left, left + wide
 
     box_B4 = _boxes(box, lam_B, draws)
-    from_row_BH = _there(_shrunk(box_B4[:, 0], box_B4[:, 1], height), x1_BCHW)
-    from_column_BW = _there(_shrunk(box_B4[:, 2], box_B4[:, 3], width), x1_BCHW)
+    from_row_BH = to_device(_shrunk(box_B4[:, 0], box_B4[:, 1], height), x1_BCHW.device)
+    from_column_BW = to_device(_shrunk(box_B4[:, 2], box_B4[:, 3], width), x1_BCHW.device)
     index_B = torch.arange(len(lam_B), device=x1_BCHW.device)
     small_BHWC = x2_BCHW.permute(0, 2, 3, 1)[
         index_B[:, None, None], from_row_BH[:, :, None], from_column_BW[:, None, :]
@@ -98,7 +99,7 @@ def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mix
         field = np.fft.irfft2(scale * (real + 1j * imaginary), s=(height, width))
         largest = np.argsort(-field, axis=None, kind="stable")[:taken]
         mask_BL[row, torch.from_numpy(largest)] = True
-    mask_B1HW = _there(mask_BL.view(-1, 1, height, width), x1_BCHW)
+    mask_B1HW = to_device(mask_BL.view(-1, 1, height, width), x1_BCHW.device)
     return torch.where(mask_B1HW, x2_BCHW, x1_BCHW), taken_B / (height * width)
 
 
@@ -110,7 +111,7 @@ def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: 
 
 def _inside(box_B4: Tensor, x_BCHW: Tensor) -> Tensor:
     """Return bool (B, 1, H, W) on the images' device: whether a pixel lies in its box."""
-    top_B1, bottom_B1, left_B1, right_B1 = _there(box_B4, x_BCHW)[:, :, None].unbind(dim=1)
+    top_B1, bottom_B1, left_B1, right_B1 = to_device(box_B4, x_BCHW.device)[:, :, None].unbind(dim=1)
     row_H, column_W = (torch.arange(length, device=x_BCHW.device) for length in x_BCHW.shape[2:])
     inside_BH = (row_H >= top_B1) & (row_H < bottom_B1)
     inside_BW = (column_W >= left_B1) & (column_W < right_B1)
@@ -128,11 +129,6 @@ def _shrunk(start_B: Tensor, stop_B: Tensor, length: int) -> Tensor:
     place_BL = torch.arange(length)[None, :] - start_B[:, None]
     size_B1 = (stop_B - start_B)[:, None].clamp(min=1)
     return ((2 * place_BL + 1) * length // (2 * size_B1)).clamp(0, length - 1)
-
-
-def _there(tensor: Tensor, images: Tensor) -> Tensor:
-    """Return a tensor on the images' device, without waiting for what the device is at."""
-    return tensor.to(images.device, non_blocking=True)
 
 
 def mix_images(
@@ -209,11 +205,11 @@ def mix_batch(
     """
     count = len(images_BCHW)
     draws = generator(seed, *words, "pairs")
-    partner_B = torch.from_numpy(draws.permutation(count)).to(images_BCHW.device, non_blocking=True)
+    partner_B = to_device(torch.from_numpy(draws.permutation(count)), images_BCHW.device)
     rates = draws.beta(mix.alpha, mix.alpha, count if mix.rate == "per-sample" else 1)
     lam_B = torch.from_numpy(np.broadcast_to(rates, (count,)).copy())
     # Gathered by whole pixels, which keeps channels-last memory.
     partner_BCHW = images_BCHW.permute(0, 2, 3, 1)[partner_B].permute(0, 3, 1, 2)
     mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_rngs(seed, *words, "row"))
-    share_B1 = share_B.to(target_BK, non_blocking=True)[:, None]
+    share_B1 = to_device(share_B.to(target_BK.dtype), target_BK.device)[:, None]
     return mixed_BCHW, (1.0 - share_B1) * target_BK + share_B1 * target_BK[partner_B]

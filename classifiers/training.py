@@ -22,7 +22,7 @@ from lsmix.classifiers.normalise import ChannelStatistics, Normalised
 from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.registry import build_classifier
 from lsmix.data.errors import DivergedError, RecipeError
-from lsmix.data.loaders.batch import Batch, BatchSource, soft_target
+from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
 from lsmix.data.rng import generator
 
 __all__ = ["ClassifierTrainer", "EpochFacts", "Mixes", "Schedule", "constant", "cosine", "exponential"]
@@ -143,7 +143,7 @@ class ClassifierTrainer:
             )
         wrong = torch.zeros((), dtype=torch.int64, device=self.device)
         for rows, logits in passes(self.model, images, device=self.device, precision=self.config.precision):
-            truth = torch.from_numpy(np.array(labels[rows], dtype=np.int64)).to(self.device)
+            truth = to_device(torch.from_numpy(np.array(labels[rows], dtype=np.int64)), self.device)
             wrong += (logits.argmax(dim=1) != truth).sum()
         return 100.0 * int(wrong) / len(images)
 
@@ -178,7 +178,7 @@ class ClassifierTrainer:
 
     def _prepare(self, batch: Batch | tuple[Tensor, Tensor], index: int) -> tuple[Tensor, Tensor]:
         """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
-        images, *rest = (part.to(self.device, non_blocking=True) for part in batch)
+        images, *rest = (to_device(part, self.device) for part in batch)
         target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]
         if target.shape != (len(images), self.classes):
             raise RecipeError(

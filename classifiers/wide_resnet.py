@@ -62,7 +62,7 @@ class WideResNet(nn.Module):
         return f"image_size={self.image_size}"
 
     def _initialise(self) -> None:
-        """PairBatch weights from the global generator as the authors' code does: He's by fan-out, torch's own for the head."""
+        """Draw weights from the global generator as the authors' code does: He's by fan-out, torch's own for the head."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

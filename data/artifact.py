@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ARTIFACT_FILES",
-    "EXPORT_FILES",
     "FORMAT_VERSION",
     "LOCATION_FIELDS",
     "MANIFEST_NAME",
@@ -44,7 +43,6 @@ __all__ = [
     "Provenance",
     "check_listing",
     "check_sizes",
-    "is_expected_export_path",
     "is_expected_path",
     "parse_manifest",
     "read_manifest",
@@ -409,15 +407,6 @@ ARTIFACT_FILES: Final = {
 }
 
 
-# By format, besides README.md, SHA256SUMS and the record.
-EXPORT_FILES: Final = {
-    "hdf5": r"pool-[0-9]+\.h5",
-    "parquet": r"pool-[0-9]+\.parquet",
-    "webdataset": r"pool-[0-9]+\.tar",
-    "folder": r"metadata\.jsonl|images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)",
-}
-
-
 def is_expected_path(stage: str, path: str) -> bool:
     """Tell whether an artifact of a stage can hold a file at a path, relative to its folder.
 
@@ -427,11 +416,6 @@ def is_expected_path(stage: str, path: str) -> bool:
         (True, False)
     """
     return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
-
-
-def is_expected_export_path(form: str, path: str) -> bool:
-    """Tell whether ``SHA256SUMS`` of an export in a format can list a file at a path."""
-    return path == "README.md" or (form in EXPORT_FILES and re.fullmatch(EXPORT_FILES[form], path) is not None)
 
 
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
-"""Opening the columns of an artifact that lies afar: metadata at once, each shard when it is first touched.
+"""A bounded folder of files that were fetched from afar, called by their SHA-256 and shared by all processes of a user.
 
-The one rule: columns read a shard from afar as they read a local one, through a map of a whole file, which came into the
-cache and fits its SHA-256 in the manifest.
+The one rule: a file gets its name only when its bytes have that checksum, and a process checks each file once more before
+it first uses it. The files used longest ago go when room is needed; who has one open or mapped keeps it.
 """
 
 import contextlib
@@ -9,9 +9,9 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,6 +30,7 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
+from lsmix.data.progress import lock_file, pause, stop_point
 from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 from lsmix.data.table import (
     ARRAY_BYTES,
@@ -41,26 +42,56 @@ from lsmix.data.table import (
     shard_bytes,
 )
 from lsmix.data.table_reader import ColumnReader
-from lsmix.data.web import TransientError, append_block
+from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
     "FileCache",
-    "Stopped",
     "cache_folder",
     "digest_of",
     "fetch_file",
     "locked_file",
     "open_remote_columns",
+    "private_folder",
     "with_retries",
 ]
 
-_JOBS = 4  # shards on their way at a time
+_ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 
 
-_MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
+_PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 
 
-_MOST_OPEN = 128
+def cache_folder() -> Path:
+    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix"."""
+    if named := os.environ.get("LSMIX_CACHE"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
+
+
+def private_folder(cache: Path, name: str) -> Path:
+    """Return the folder ``name`` in a cache, both made if need be, which no other user may write to.
+
+    Raises:
+        LsmixError: it cannot be made, or another user owns it or may write to it.
+    """
+    for folder in (cache, cache / name):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            facts = folder.stat()
+        except OSError as error:
+            raise LsmixError(
+                f"the cache {str(folder)!r} cannot be made: {error.strerror}. {_ANOTHER_FOLDER}"
+            ) from error
+        if facts.st_uid != os.geteuid():
+            raise LsmixError(
+                f"the cache {str(folder)!r} belongs to another user, who could change what is in it. {_ANOTHER_FOLDER}"
+            )
+        if facts.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise LsmixError(
+                f"other users may write to the cache {str(folder)!r} (mode {stat.S_IMODE(facts.st_mode):o}), so nothing in it "
+                f"can be trusted. Run 'chmod go-w' on it if only you have used it, or remove it. {_ANOTHER_FOLDER}"
+            )
+    return cache / name
 
 
 class FileCache:
@@ -69,15 +100,9 @@ class FileCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder = folder
         self.limit_bytes = limit_bytes
-        self._files = folder / "files"
+        self._files = private_folder(folder, "files")
         self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
         self._checking = threading.Lock()
-        try:
-            self._files.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise LsmixError(
-                f"the cache {str(folder)!r} cannot be made: {error.strerror}. Name another folder with cache= or LSMIX_CACHE."
-            ) from error
 
     def has(self, record: FileRecord) -> bool:
         """Tell whether a file is there, checked or not."""
@@ -143,7 +168,7 @@ class FileCache:
                 part.unlink()
                 return None
             self._make_room(record, part)
-            fetch_file(place, record, stream, _tell_nobody, _never)
+            fetch_file(place, record, stream, _tell_nobody)
             self._remember(record, stream)
             opened = part.open("rb")
             part.replace(path)
@@ -168,6 +193,40 @@ class FileCache:
                 f"{record.path!r} needs {needed} bytes in the cache {str(self.folder)!r}, where {free} are free. Free some, "
                 "or name another folder with cache= or LSMIX_CACHE."
             )
+
+
+def _room(path: Path, size: int) -> int:
+    """Return what a file takes, or will take when it is whole."""
+    if path.name.endswith(_PART):
+        told = path.name.removesuffix(_PART).rpartition(".")[2]
+        return int(told) if told.isdecimal() else size
+    return size
+
+
+def _remove(path: Path) -> bool:
+    if path.name.endswith(_PART):
+        try:
+            with locked_file(path, wait=False):
+                path.unlink(missing_ok=True)
+        except (LockedError, OSError):  # somebody is fetching it
+            return False
+        return True
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
+    return not path.exists()
+
+
+def _tell_nobody(count: int) -> None:
+    pass
+
+
+_JOBS = 4  # shards on their way at a time
+
+
+_MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
+
+
+_MOST_OPEN = 128
 
 
 class _RemoteShards:
@@ -281,56 +340,13 @@ def _check_record(place: RemoteFS, store: ColumnStore, shard: int, column: str, 
         raise CorruptError(f"{where!r} is damaged: expected {least} bytes or more, the manifest lists {record.bytes}.")
 
 
-_PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
-
-
-def cache_folder() -> Path:
-    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix"."""
-    if named := os.environ.get("LSMIX_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
-
-
-def _room(path: Path, size: int) -> int:
-    """Return what a file takes, or will take when it is whole."""
-    if path.name.endswith(_PART):
-        told = path.name.removesuffix(_PART).rpartition(".")[2]
-        return int(told) if told.isdecimal() else size
-    return size
-
-
-def _remove(path: Path) -> bool:
-    if path.name.endswith(_PART):
-        try:
-            with locked_file(path, wait=False):
-                path.unlink(missing_ok=True)
-        except (LockedError, OSError):  # somebody is fetching it
-            return False
-        return True
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-    return not path.exists()
-
-
-def _tell_nobody(count: int) -> None:
-    pass
-
-
-def _never() -> bool:
-    return False
-
-
 _BLOCK_BYTES = 1 << 20
 
 
-_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; a byte that comes begins the row anew
+_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; one that gets on begins the row anew
 
 
 _Answer = TypeVar("_Answer")
-
-
-class Stopped(Exception):  # noqa: N818  # no error: whoever asked for it knows why
-    """Somebody asked the transfer to stop."""
 
 
 def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
@@ -339,19 +355,17 @@ def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
     Raises:
         DownloadError: it was interrupted each time; ``what`` begins the message.
     """
-    for pause in (*_PAUSES_SECONDS, None):
+    for seconds in (*_PAUSES_SECONDS, None):
         try:
             return action()
         except TransientError as reason:
-            if pause is None:
+            if seconds is None:
                 raise DownloadError(f"{what} cannot be reached: {reason}. Try again later.") from reason
-            time.sleep(pause)
+            pause(seconds)
     raise AssertionError  # unreachable: the last pause is None
 
 
-def fetch_file(
-    place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
-) -> int:
+def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
     Args:
@@ -359,7 +373,6 @@ def fetch_file(
         record: its path, size and checksum.
         stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
         tell: is told how many bytes came; a negative number when they are thrown away.
-        stop: tells whether to stop.
 
     Returns:
         The number of bytes that were fetched.
@@ -368,11 +381,10 @@ def fetch_file(
         CorruptError: what is there is not the listed file; the stream is empty then.
         DownloadError: it cannot be reached; what came so far is in the stream.
         DiskSpaceError: the disk is full.
-        Stopped: ``stop`` said so.
     """
     fetched, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, record, stream, tell, stop)
+        fetched += _complete(place, record, stream, tell)
         got = digest_of(stream)
         if got == record.sha256:
             os.fsync(stream.fileno())
@@ -385,9 +397,7 @@ def fetch_file(
     )
 
 
-def _complete(
-    place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None], stop: Callable[[], bool]
-) -> int:
+def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
     fetched = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
@@ -399,8 +409,7 @@ def _complete(
         before = have
         try:
             for block in place.stream(record.path, have, record.bytes):
-                if stop():
-                    raise Stopped
+                stop_point()
                 append_block(stream, block[: record.bytes - have], repr(record.path))
                 have += len(block)
                 fetched += len(block)
@@ -409,12 +418,12 @@ def _complete(
         except TransientError as error:
             reason = error
         if have < record.bytes:
-            failures = 1 if have > before else failures + 1
+            failures = 1 if have >= before + LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(_PAUSES_SECONDS):
                 raise DownloadError(
                     f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
-            time.sleep(_PAUSES_SECONDS[failures - 1])
+            pause(_PAUSES_SECONDS[failures - 1])
 
 
 def digest_of(stream: IO[bytes]) -> str:
@@ -436,7 +445,10 @@ def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
     while True:
         stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
         try:
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            if wait:
+                lock_file(stream, fcntl.LOCK_EX)
+            else:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between opening and locking, another may have given the file its final name or removed it.
             mine = is_file_at(path, stream)
         except BlockingIOError as error:

@@ -1,14 +1,15 @@
-"""What a mixing method is: one pure function on pairs; and how methods, and other things by name, are found.
+"""The mixing methods by name, with what is known of each, and ``Registry``, which finds things of any kind by name.
 
-The one rule: a name leads to "package.module:function", so that names are listed and checked without importing anything
-heavy; those of lsmix stand in a registry, those of other packages in their entry points.
+Entries name their functions as "package.module:function", so that names are checked without importing torch.
+Other packages add methods with the entry point groups ``lsmix.latent_methods`` and ``lsmix.pixel_methods``.
 """
 
 import difflib
 import importlib
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -23,6 +24,7 @@ __all__ = [
     "LATENT_METHODS",
     "PIXEL_METHODS",
     "Method",
+    "MixingMethod",
     "Registry",
     "RowRng",
     "checked_rates",
@@ -38,6 +40,24 @@ RowRng: TypeAlias = Callable[[int], np.random.Generator]
 # (x1, x2, λ float64 (N,) on the CPU, draws) -> mixed like x1, share of x2 float64 (N,) on the CPU.
 # In latent space x is float (N, D), in pixel space uint8 (N, C, H, W).
 Method: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowRng], tuple[torch.Tensor, torch.Tensor]]"
+
+
+_Floats: TypeAlias = NDArray[np.float64]
+_Space: TypeAlias = Literal["latent", "pixel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixingMethod:
+    """What is known of a mixing method."""
+
+    function: str  # "package.module:name" of its Method, imported on use
+    title: str  # as its paper spells it
+    citation: str = ""  # of its paper; "" for none
+    # The share of x₂ from λ, float64 (N,), and the sizes, (D,) or (height, width). None: the method must be run.
+    share: Callable[[_Floats, tuple[int, ...]], _Floats] | None = None
+    # "package.module:name" of the function that returns the pixels of x₂, bool (height, width), from ⌊λD⌋, the FlowConfig
+    # and the latent order. "" for a method that spreads x₂ over the image, or that mixes pixels: those are run instead.
+    region: str = ""
 
 
 class Registry:
@@ -125,26 +145,128 @@ def checked_rates(lam: ArrayLike, count: int) -> NDArray[np.float64]:
     return np.broadcast_to(values, (count,)).copy()
 
 
-LATENT_METHODS: Final = Registry(
-    "mixing method in latent space",
-    "lsmix.latent_methods",
-    {
-        "ls-mix": "lsmix.glow.latent_mixing:ls_mix",
-        "linear": "lsmix.glow.latent_mixing:linear",
-        "bern-mix": "lsmix.glow.latent_mixing:bern_mix",
-        "swap-mix": "lsmix.glow.latent_mixing:swap_mix",
-        "reverse-mix": "lsmix.glow.latent_mixing:reverse_mix",
-    },
-)
+def _rate(lam: _Floats, _sizes: tuple[int, ...]) -> _Floats:
+    return lam
 
 
-PIXEL_METHODS: Final = Registry(
-    "mixing method in pixel space",
-    "lsmix.pixel_methods",
-    {
-        "mixup": "lsmix.classifiers.pixel_mixing:mixup",
-        "cutmix": "lsmix.classifiers.pixel_mixing:cutmix",
-        "resizemix": "lsmix.classifiers.pixel_mixing:resizemix",
-        "fmix": "lsmix.classifiers.pixel_mixing:fmix",
-    },
+def _whole(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
+    """⌊λn⌋/n of n components or pixels."""
+    total = int(np.prod(sizes))
+    share: _Floats = np.floor(lam * total) / total
+    return share
+
+
+def _patch(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
+    """The area of a patch with √λ of the image's sides, rounded down."""
+    height, width = sizes
+    share: _Floats = np.floor(height * np.sqrt(lam)) * np.floor(width * np.sqrt(lam)) / (height * width)
+    return share
+
+
+_PAPER: Final = (
+    "G. Osada, B. Ahsan and T. Nishide, Mixed Samples Data Augmentation with Replacing Latent Vector Components in "
+    "Normalizing Flow."
 )
+_REGIONS: Final = "lsmix.pipeline.naturalness.regions"
+
+
+_METHODS: Final[dict[_Space, dict[str, MixingMethod]]] = {
+    "latent": {
+        "ls-mix": MixingMethod(
+            function="lsmix.glow.latent_mixing:ls_mix",
+            title="LS-Mix",
+            citation=_PAPER,
+            share=_whole,
+            region=f"{_REGIONS}:second_region",
+        ),
+        "linear": MixingMethod(
+            function="lsmix.glow.latent_mixing:linear", title="Linear", citation=_PAPER, share=_rate
+        ),
+        "bern-mix": MixingMethod(function="lsmix.glow.latent_mixing:bern_mix", title="Bern-Mix", citation=_PAPER),
+        "swap-mix": MixingMethod(
+            function="lsmix.glow.latent_mixing:swap_mix",
+            title="Swap-Mix",
+            citation=_PAPER,
+            share=_whole,
+            region=f"{_REGIONS}:trailing_region",
+        ),
+        "reverse-mix": MixingMethod(
+            function="lsmix.glow.latent_mixing:reverse_mix",
+            title="Reverse-Mix",
+            citation=_PAPER,
+            share=_whole,
+            region=f"{_REGIONS}:second_region",
+        ),
+    },
+    "pixel": {
+        "mixup": MixingMethod(
+            function="lsmix.classifiers.pixel_mixing:mixup",
+            title="MixUp",
+            citation="H. Zhang, M. Cisse, Y. N. Dauphin and D. Lopez-Paz, mixup: Beyond Empirical Risk Minimization, "
+            "ICLR 2018.",
+            share=_rate,
+        ),
+        "cutmix": MixingMethod(
+            function="lsmix.classifiers.pixel_mixing:cutmix",
+            title="CutMix",
+            citation="S. Yun, D. Han, S. J. Oh, S. Chun, J. Choe and Y. Yoo, CutMix: Regularization Strategy to Train "
+            "Strong Classifiers with Localizable Features, ICCV 2019.",
+        ),
+        "resizemix": MixingMethod(
+            function="lsmix.classifiers.pixel_mixing:resizemix",
+            title="ResizeMix",
+            citation="J. Qin, J. Fang, Q. Zhang, W. Liu, X. Wang and X. Wang, ResizeMix: Mixing Data with Preserved "
+            "Object Information and True Labels, 2020.",
+            share=_patch,
+        ),
+        "fmix": MixingMethod(
+            function="lsmix.classifiers.pixel_mixing:fmix",
+            title="FMix",
+            citation="E. Harris, A. Marcu, M. Painter, M. Niranjan, A. Prügel-Bennett and J. Hare, FMix: Enhancing "
+            "Mixed Sample Data Augmentation, 2020.",
+            share=_whole,
+        ),
+    },
+}
+
+
+class MethodRegistry(Registry):
+    """The mixing methods of one space: lsmix's own, and those that other packages name in their entry points.
+
+    An entry point names a ``MixingMethod``, or the function alone, which then has no citation and no share formula.
+    """
+
+    def __init__(self, space: _Space) -> None:
+        own = {name: method.function for name, method in _METHODS[space].items()}
+        super().__init__(f"mixing method in {space} space", f"lsmix.{space}_methods", own)
+        self._own = _METHODS[space]
+
+    def entry(self, name: str) -> MixingMethod:
+        """Return what is known of a method; one of another package is imported.
+
+        Raises:
+            RecipeError: there is none, or another package's cannot be imported.
+        """
+        if name in self._own:
+            return self._own[name]
+        found = super().load(name)
+        return found if isinstance(found, MixingMethod) else MixingMethod(function=self._others()[name], title=name)
+
+    def load(self, name: str) -> Method:
+        """Import and return a method's function.
+
+        Raises:
+            RecipeError: as ``entry``.
+        """
+        found = super().load(name)
+        if isinstance(found, MixingMethod):
+            found = import_object(found.function, f"{self.kind} {name!r}")
+        return cast(Method, found)
+
+    def _others(self) -> dict[str, str]:
+        taken = {name for methods in _METHODS.values() for name in methods}  # in either space
+        return {name: value for name, value in super()._others().items() if name not in taken}
+
+
+LATENT_METHODS: Final = MethodRegistry("latent")
+PIXEL_METHODS: Final = MethodRegistry("pixel")

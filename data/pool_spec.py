@@ -89,7 +89,6 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How images become latents."""
 
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
-    order: Literal["morton", "raster"] = "morton"  # of the latent components
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
     shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB

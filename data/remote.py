@@ -1,4 +1,4 @@
-"""Places that artifacts are sent to and fetched from: a folder, a web server, or whatever fsspec has a file system for.
+"""Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
 
 The one rule: nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
 servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
@@ -9,7 +9,7 @@ import hashlib
 import http.client
 import shutil
 import urllib.error
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,12 +18,16 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
 from lsmix.data.atomic import atomic_path, remove_stale_parts, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.web import TransientError, open_web
+from lsmix.data.progress import Stopped, bounded
+from lsmix.data.web import TransientError, checked_url, is_web, open_web
 
 __all__ = ["RemoteFS", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
+_PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
+_LEAST_BYTES_PER_SECOND = 4096
+_MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
 _GONE = (http.client.NOT_FOUND, http.client.GONE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
 
@@ -76,6 +80,9 @@ class RemoteFS(Protocol):
 def local_folder(place: Path | str) -> Path | None:
     """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
 
+    Raises:
+        RecipeError: it is a URL that ``checked_url`` refuses.
+
     Example:
         >>> from lsmix.data.remote import local_folder
         >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
@@ -83,12 +90,8 @@ def local_folder(place: Path | str) -> Path | None:
     """
     if isinstance(place, Path) or "://" not in place:
         return Path(place)
-    parts = urlsplit(place)
-    if parts.scheme != "file" or "::" in place:
-        return None
-    if parts.netloc not in ("", "localhost"):
-        raise RecipeError(f"{place!r} names a file on another host. Write file:///path for a folder of this one.")
-    return Path(unquote(parts.path))
+    url = checked_url(place)
+    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
 
 
 def local_target(place: Path | str, what: str) -> Path:
@@ -110,23 +113,23 @@ def open_remote(url: Path | str) -> RemoteFS:
     """Return the place that a URL or a path names; nothing is read or written yet.
 
     Raises:
-        RecipeError: there is no file system for URLs of this kind.
+        RecipeError: ``checked_url`` refuses the URL.
         LsmixError: the package that reads them is not installed.
     """
     folder = local_folder(url)
     if folder is not None:
         return _Folder(folder)
-    text = str(url)
+    text = checked_url(str(url))
     if not text.endswith("://"):  # the root of a file system stays what it is
         text = text.rstrip("/")
-    if text.partition("://")[0] in ("http", "https"):
+    if is_web(text):
         return _Web(text)
     return _FileSystem(text)
 
 
 def check_writable(url: str) -> None:
     """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
-    if url.partition("://")[0] in ("http", "https"):
+    if is_web(checked_url(url)):
         raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
@@ -324,7 +327,7 @@ def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes
 
 
 class _FileSystem:
-    """A folder on anything that fsspec has a file system for: s3, hf, gcs, memory, sftp and others.
+    """A folder on what fsspec has a file system for: s3, gs, az, hf and memory.
 
     Addresses and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
     """
@@ -333,7 +336,7 @@ class _FileSystem:
         self.url = url
         import fsspec
 
-        kind = url.partition("://")[0].split("::")[0]
+        kind = url.partition("://")[0]
         try:
             # Listings are never remembered: what another process sent meanwhile must be seen.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
@@ -349,8 +352,7 @@ class _FileSystem:
 
     def _facts(self, path: str) -> dict[str, Any] | None:
         try:
-            with self._told(path):
-                found: dict[str, Any] = self._fs.info(self._file(path))
+            found: dict[str, Any] = self._asked(path, lambda: self._fs.info(self._file(path)))
         except MissingError:
             return None
         return found if found.get("type") == "file" else None
@@ -360,8 +362,9 @@ class _FileSystem:
         return None if facts is None else int(facts["size"])
 
     def read(self, path: str, most_bytes: int) -> bytes:
-        with self._told(path):
-            content: bytes = self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1)
+        content: bytes = self._asked(
+            path, lambda: self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1), most_bytes
+        )
         if len(content) > most_bytes:
             raise CorruptError(
                 f"{self.url + '/' + path!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
@@ -372,8 +375,7 @@ class _FileSystem:
         while start < size:
             stop = min(start + _RANGE_BYTES, size)
             try:
-                with self._told(path):
-                    block: bytes = self._fs.cat_file(self._file(path), start=start, end=stop)
+                block = self._block(path, start, stop)
             except (MissingError, TransientError):  # a range beyond the end of a file is an error of any kind
                 _check_end(self, path, self.size(path), size)
                 raise
@@ -384,8 +386,13 @@ class _FileSystem:
             yield block
 
     def write(self, path: str, source: Path) -> None:
-        with self._told(path):
-            self._fs.put_file(str(source), self._file(path))
+        self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
+
+    def _block(self, path: str, start: int, stop: int) -> bytes:
+        block: bytes = self._asked(
+            path, lambda: self._fs.cat_file(self._file(path), start=start, end=stop), stop - start
+        )
+        return block
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         facts = self._facts(path)
@@ -420,33 +427,44 @@ class _FileSystem:
         }
 
     def _listing(self, folder: str, *, deep: bool) -> dict[str, dict[str, Any]]:
+        home, depth = self._file(folder), None if deep else 1
         try:
-            with self._told(folder):
-                depth = None if deep else 1
-                found: dict[str, dict[str, Any]] = self._fs.find(
-                    self._file(folder), maxdepth=depth, withdirs=not deep, detail=True
-                )
+            found: dict[str, dict[str, Any]] = self._asked(
+                folder,
+                lambda: self._fs.find(home, maxdepth=depth, withdirs=not deep, detail=True),
+                _MOST_LISTING_BYTES,
+            )
         except MissingError:
             return {}
         return found
 
     def remove(self, path: str) -> None:
-        with suppress(MissingError), self._told(path):
-            self._fs.rm_file(self._file(path))
+        with suppress(MissingError):
+            self._asked(path, lambda: self._fs.rm_file(self._file(path)))
 
-    @contextmanager
-    def _told(self, path: str) -> Iterator[None]:
-        """Turn whatever a file system raises into what a place may raise."""
-        where = f"{self.url}/{path}"
+    def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
+        """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
+        where, seconds = f"{self.url}/{path}", _PATIENCE_SECONDS + size / _LEAST_BYTES_PER_SECOND
+        ended = False
+
+        def call() -> Any:
+            nonlocal ended
+            try:
+                return action()
+            finally:
+                ended = True
+
         try:
-            yield
-        except (LsmixError, TransientError):
+            return bounded(call, seconds)
+        except Stopped:
             raise
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"{where!r} is not there: {error}.") from error
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass
+            if not ended:  # our own limit; the file system has tried again meanwhile, so nobody does here
+                raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
                 raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error

@@ -12,15 +12,14 @@ import re
 import secrets
 import shutil
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from lsmix.data.artifact import read_manifest, verify_files
-from lsmix.data.atomic import is_file_at
-from lsmix.data.cache import cache_folder, locked_file, with_retries
+from lsmix.data.atomic import is_file_at, sha256_file
+from lsmix.data.cache import cache_folder, locked_file, private_folder, with_retries
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -29,7 +28,7 @@ from lsmix.data.errors import (
     LsmixError,
     MissingError,
 )
-from lsmix.data.progress import Progress
+from lsmix.data.progress import Progress, lock_file, pause
 from lsmix.data.remote import RemoteFS, local_folder, open_remote
 from lsmix.data.transfer import Listing, artifact_listing, pull_listed
 
@@ -85,14 +84,14 @@ def download_artifact(place: Path | str, progress: Progress) -> Path:
     write to it: other processes read it.
 
     Args:
-        place: a path, or any URL that fsspec or a web server reads.
+        place: a path, or a URL of a web server or an object store.
         progress: is told how many bytes are there.
 
     Raises:
         MissingError: there is no complete artifact at the URL; of a path nothing is asked.
         FormatError: it is of a version that this lsmix does not read.
         CorruptError: it is damaged, or its manifest would write to where it must not.
-        RecipeError: there is no file system for URLs of this kind.
+        RecipeError: lsmix reads no URLs of this kind.
         DiskSpaceError: it does not fit on the disk.
         DownloadError: the place cannot be reached; what came is kept.
         LockedError: the copy is damaged, and another process uses it.
@@ -206,9 +205,10 @@ def _copy_of(there: RemoteFS, listing: Listing, progress: Progress, kind: str = 
     def wait() -> None:
         progress.info(f"another process is fetching {there.url}; waiting for it")
 
+    fetched = False
     for _ in range(_TRIES):
         shared = _shared(home / f"{name}{_LOCK}", wait)
-        if _is_whole(folder, listing):
+        if _is_whole(folder, listing, checked=fetched or folder in _copies):
             return _given(folder, there.url, shared)
         shared.close()
         if folder in _copies and (held := _copies.pop(folder).lock):
@@ -218,8 +218,9 @@ def _copy_of(there: RemoteFS, listing: Listing, progress: Progress, kind: str = 
                 _make_room(home, listing.bytes, name)
                 _drop(folder)
                 _pull(there, listing, folder, progress)
+                fetched = True
         except LockedError:  # somebody else was quicker to fetch it, or uses it
-            time.sleep(_PAUSE_SECONDS)
+            pause(_PAUSE_SECONDS)
     raise LockedError(
         f"the copy {str(folder)!r} of {there.url!r} is damaged, and another process uses it. End that, and try again."
     )
@@ -235,14 +236,7 @@ def _given(folder: Path, url: str, shared: IO[bytes]) -> Path:
 
 
 def _home() -> Path:
-    home = cache_folder().absolute() / _HOME
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise LsmixError(
-            f"the cache {str(home)!r} cannot be made: {error.strerror}. Name another folder with LSMIX_CACHE."
-        ) from error
-    return home
+    return private_folder(cache_folder().absolute(), _HOME)
 
 
 @contextmanager
@@ -279,7 +273,7 @@ def _shared(path: Path, wait: Callable[[], None]) -> IO[bytes]:
                 fcntl.flock(stream.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 wait()
-                fcntl.flock(stream.fileno(), fcntl.LOCK_SH)
+                lock_file(stream, fcntl.LOCK_SH)
             mine = is_file_at(path, stream)  # else it was removed between opening and locking
         except BaseException:
             stream.close()
@@ -289,7 +283,8 @@ def _shared(path: Path, wait: Callable[[], None]) -> IO[bytes]:
         stream.close()
 
 
-def _is_whole(folder: Path, listing: Listing) -> bool:
+def _is_whole(folder: Path, listing: Listing, *, checked: bool) -> bool:
+    """Tell whether a copy is there; by the bytes of its files, unless this process has ``checked`` them already."""
     try:
         if (folder / listing.last).read_bytes() != listing.content:
             return False
@@ -297,7 +292,9 @@ def _is_whole(folder: Path, listing: Listing) -> bool:
     except OSError:
         return False
     return all(
-        stat.S_ISREG(fact.st_mode) and fact.st_size == file.bytes
+        stat.S_ISREG(fact.st_mode)
+        and fact.st_size == file.bytes
+        and (checked or sha256_file(folder / file.path) == file.sha256)
         for fact, file in zip(facts, listing.files, strict=True)
     )
 

@@ -29,9 +29,9 @@ from lsmix.data.artifact import (
     write_manifest,
 )
 from lsmix.data.atomic import fsync_folder, fsync_tree, write_atomic
-from lsmix.data.cache import Stopped, fetch_file, locked_file, with_retries
+from lsmix.data.cache import fetch_file, locked_file, with_retries
 from lsmix.data.errors import CorruptError, DiskSpaceError, LsmixError, MissingError, RecipeError
-from lsmix.data.progress import Progress
+from lsmix.data.progress import Progress, Stopped, stop_point, stopping
 from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 
 __all__ = [
@@ -111,7 +111,7 @@ def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = F
     if there is None and not owned:
         _begin_push(place, note)
 
-    def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
         return _send(place, folder, record, tell)
 
     moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
@@ -195,7 +195,7 @@ def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress)
         write_manifest(Path(scratch), msgspec.structs.replace(manifest, files=bare))
         _send_manifest(place, Path(scratch))
 
-    def send(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
+    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
         return _send(place, folder, record, tell)
 
     _in_parallel(changed, send, progress, f"push {manifest.name}")
@@ -261,8 +261,8 @@ def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progr
         _sweep(part, listing)
         _check_room(part, listing)
 
-        def fetch(record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]) -> int:
-            return _fetch(place, part, record, tell, stop)
+        def fetch(record: FileRecord, tell: Callable[[int], None]) -> int:
+            return _fetch(place, part, record, tell)
 
         moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
         fsync_tree(part)
@@ -275,7 +275,7 @@ def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progr
 
 def _in_parallel(
     records: list[FileRecord],
-    work: Callable[[FileRecord, Callable[[int], None], Callable[[], bool]], int],
+    work: Callable[[FileRecord, Callable[[int], None]], int],
     progress: Progress,
     label: str,
 ) -> list[int]:
@@ -286,8 +286,9 @@ def _in_parallel(
 
     def one(index: int) -> None:
         try:
-            if not stop.is_set():
-                moved[index] = work(records[index], told.put, stop.is_set)
+            with stopping(stop.is_set):
+                stop_point()
+                moved[index] = work(records[index], told.put)
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
@@ -346,14 +347,13 @@ def _digests(path: Path) -> tuple[str, str]:
     sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
     with path.open("rb") as file:
         while block := file.read(_BLOCK_BYTES):
+            stop_point()
             sha256.update(block)
             md5.update(block)
     return sha256.hexdigest(), md5.hexdigest()
 
 
-def _fetch(
-    place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None], stop: Callable[[], bool]
-) -> int:
+def _fetch(place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
     target = part / record.path
     if target.is_file():  # of an earlier pull; no links, those were swept away
         if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
@@ -364,7 +364,7 @@ def _fetch(
     beside = part / WORK_FOLDER / f"{name}-{record.sha256[:16]}"
     with locked_file(beside, wait=False) as stream:
         tell(min(beside.stat().st_size, record.bytes))
-        fetched = fetch_file(place, record, stream, tell, stop)
+        fetched = fetch_file(place, record, stream, tell)
         target.parent.mkdir(parents=True, exist_ok=True)
         beside.replace(target)
     return fetched

@@ -1,4 +1,4 @@
-"""PairBatch the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
+"""Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
 
 The one rule: every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
 It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
@@ -15,7 +15,7 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.glow.checkpoint import load_flow
-from lsmix.glow.config import FlowConfig, LatentOrder
+from lsmix.glow.config import FlowConfig
 from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipes import recipe_path
 from lsmix.pipeline.naturalness.regions import second_region
@@ -37,16 +37,14 @@ _SECOND: Final = (255, 170, 60)  # what x₂ has taken
 
 
 def order_picture() -> bytes:
-    """Return the regions that the second image takes at λ = 1/16 … 16/16, in both orders, as PNG."""
+    """Return the regions that the second image takes at λ = 1/16 … 16/16, as PNG."""
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
     taken = [n * config.height * config.width * config.channels // 16 for n in range(1, 17, 2)]
-    orders: tuple[LatentOrder, ...] = ("morton", "raster")
     picture = sheet(
-        [[_painted(second_region(count, config, order)) for count in taken] for order in orders],
+        [[_painted(second_region(count, config)) for count in taken]],
         scale=3,
         gap=8,
         column_titles=[f"λ={n}/16" for n in range(1, 17, 2)],
-        row_titles=list(orders),
         text_size=22,
     )
     return png_bytes(picture)

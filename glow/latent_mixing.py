@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.batch import to_device
 from lsmix.data.mixing import LATENT_METHODS, Method, RowRng, checked_rates, row_rngs
-from lsmix.glow.transfers import on_device
 
 __all__ = [
     "bern_mix",
@@ -123,7 +123,7 @@ def _taken(z_ND: torch.Tensor, lam_N: torch.Tensor) -> torch.Tensor:
 
 def _first(z_ND: torch.Tensor, count_N: torch.Tensor) -> torch.Tensor:
     """Return bool (N, D): whether a component is among the first ``count``."""
-    return torch.arange(z_ND.shape[1], device=z_ND.device) < on_device(count_N, z_ND.device)[:, None]
+    return torch.arange(z_ND.shape[1], device=z_ND.device) < to_device(count_N, z_ND.device)[:, None]
 
 
 def ls_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
@@ -134,7 +134,7 @@ def ls_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws
 
 def linear(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
     """(1 − λ)·z₁ + λ·z₂; the share is λ [P §4]."""
-    weight_N1 = on_device(lam_N.to(z1_ND.dtype), z1_ND.device)[:, None]
+    weight_N1 = to_device(lam_N.to(z1_ND.dtype), z1_ND.device)[:, None]
     return (1.0 - weight_N1) * z1_ND + weight_N1 * z2_ND, lam_N.clone()
 
 
@@ -143,14 +143,14 @@ def bern_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, draw
     count, D = z1_ND.shape
     uniform = np.stack([draws(row).random(D, dtype=np.float32) for row in range(count)]) if count else np.empty((0, D))
     from_second_ND = torch.from_numpy(uniform) < lam_N[:, None]  # [0, 1) < λ: never at λ = 0, always at λ = 1
-    return torch.where(on_device(from_second_ND, z1_ND.device), z2_ND, z1_ND), from_second_ND.double().mean(dim=1)
+    return torch.where(to_device(from_second_ND, z1_ND.device), z2_ND, z1_ND), from_second_ND.double().mean(dim=1)
 
 
 def swap_mix(z1_ND: torch.Tensor, z2_ND: torch.Tensor, lam_N: torch.Tensor, _draws: RowRng) -> _Mixed:
     """concat(z₁[n:], z₂[:n]): what LS-Mix takes, in the other order, so that both images change their places [P D]."""
     D = z1_ND.shape[1]
     taken_N = _taken(z1_ND, lam_N)
-    shift_N1 = on_device(taken_N.to(torch.int64), z1_ND.device)[:, None]
+    shift_N1 = to_device(taken_N.to(torch.int64), z1_ND.device)[:, None]
     index_ND = (torch.arange(D, device=z1_ND.device) + shift_N1) % D  # rolled: n, …, D − 1, 0, …, n − 1
     from_first_ND = _first(z1_ND, D - taken_N)
     return torch.where(from_first_ND, z1_ND.gather(1, index_ND), z2_ND.gather(1, index_ND)), taken_N / D

@@ -25,7 +25,7 @@ __all__ = [
     "space_to_depth",
 ]
 
-# "tanh" is exp(½·tanh 2r), within (0.61, 1.65), "sigmoid" is ½ + ½·sigmoid(r + 2), within (½, 1). Scores on CIFAR-10
+# "tanh" is exp(½·tanh 2r), within (0.61, 1.65), "sigmoid" is ½ + ½·sigmoid(r + 2), within (½, 1). Measured on CIFAR-10
 # (K=8, L=3, width 64, 300 steps of 32 images at 1e-3, one seed), tanh / sigmoid: 2.12 / 2.19 held-out bits per
 # dimension, 0 / 2 of 128 LS-Mix images with over 2% of their pixels beyond ±0.6, round trip 1e-6 for both, all finite.
 # After 2,500 steps of 64 images "tanh" still decodes 1,000 of 1,000 LS-Mix images within ±0.92; so it is the default.
@@ -75,7 +75,7 @@ class AffineCoupling(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: np.random.Generator) -> None:
-        """PairBatch the hidden weights after He; the last convolution stays at zero, so that the step starts linear."""
+        """Draw the hidden weights after He; the last convolution stays at zero, so that the step starts linear."""
         for weight in (self.weight_in, self.weight_mid):
             values = generator.standard_normal(weight.shape, dtype=np.float32)
             weight.copy_(torch.from_numpy(values) * (2.0 / weight[0].numel()) ** 0.5)

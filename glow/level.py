@@ -192,7 +192,7 @@ class FlowStep(nn.Module):
         self.coupling = AffineCoupling(channels, hidden=hidden, scale=scale)
 
     def reset(self, generator: np.random.Generator) -> None:
-        """PairBatch the starting values."""
+        """Draw the starting values."""
         self.conv1x1.reset(generator)
         self.coupling.reset(generator)
 

@@ -33,7 +33,7 @@ _NOISE_BITS = (
 
 
 def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """PairBatch the noise for ``dequantise(..., "uniform")``: int16 in [0, 2¹⁴), uniform."""
+    """Draw the noise for ``dequantise(..., "uniform")``: int16 in [0, 2¹⁴), uniform."""
     return generator.integers(0, 1 << _NOISE_BITS, size=shape, dtype=np.int16)
 
 

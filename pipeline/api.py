@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.artifact import Manifest, read_manifest, verify_files
+from lsmix.data.artifact import read_manifest, verify_files
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import MissingError, RecipeError
@@ -20,7 +20,7 @@ from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
 from lsmix.data.store import as_told, download_artifact, fresh_download, naming_urls, without_store
 from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
-from lsmix.pipeline.config.recipe import Recipe, read_recipe
+from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
 from lsmix.pipeline.engine.array_task import finalize_array, parse_part, run_array_task
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
@@ -29,6 +29,7 @@ from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.stage import ArrayTaskResult, Node, upto
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.stages.ingest import fetch_source
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS
 from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import open_workspace
@@ -38,16 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RunResult", "figure", "finish", "plan", "pull", "push", "run", "run_part", "verify"]
 
-# What a recipe may do without, unless it is asked for the stage.
-_SECTIONS = {
-    "train-glow": "[flow]",
-    "encode": "[flow]",
-    "mix": "[pools.NAME]",
-    "train": "[runs.NAME]",
-    "naturalness": "[naturalness]",
-}
 _STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
-_VERBS = {"naturalness": "judge"}  # where the stage's name is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +60,14 @@ class RunResult:
     @property
     def error_rates(self) -> list[RunSummary]:
         """The error rates of all classifier runs, in the recipe's order."""
-        runs: dict[str, list[Manifest]] = {}
-        for item in self.built:
-            if item.stage == "train":
-                runs.setdefault(item.name.rpartition("-seed")[0], []).append(item.manifest)
-        return summarise_runs(runs, self.recipe.report_config().rows)
+        made = {item.name: item.manifest for item in self.built if item.stage == "train"}
+        runs = {
+            name: [made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made]
+            for name, run in self.recipe.runs.items()
+        }
+        return summarise_runs(
+            {name: manifests for name, manifests in runs.items() if manifests}, self.recipe.report_config().rows
+        )
 
     @property
     def report(self) -> Path | None:
@@ -104,9 +99,9 @@ def plan(
     place = open_workspace(workspace)
     nodes = build_graph(content, place, progress)
     wanted = upto(nodes, stage) if stage else nodes
-    if not wanted and stage in _SECTIONS:
+    if not wanted and stage in STAGE_COMMANDS:
         raise RecipeError(
-            f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {_VERBS.get(stage, stage)}. Add one."
+            f"recipe {str(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
 
@@ -249,7 +244,7 @@ def figure(
     device: str = "auto",
     **options: Any,
 ) -> "FigureSheet":
-    """PairBatch a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
+    """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
 
     Brings the latents up to date first, and what they need; nothing further.
 
@@ -402,7 +397,7 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
 
     Args:
         artifact: its folder, or its URL, from which it is fetched to the cache first.
-        url: the folder that the artifact becomes: a path, or any URL that fsspec writes to, such as s3://bucket/pool. It is
+        url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
             empty, not there yet, or holds what an earlier push of the same artifact sent.
         progress: is told how many bytes are there; None tells nobody.
 
@@ -424,7 +419,7 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
     whenever you like, the same call goes on.
 
     Args:
-        url: the artifact's folder: a path, http or https, or any URL that fsspec reads.
+        url: the artifact's folder: a path, or a URL of a web server or an object store.
         target: the folder to make; None for one in the current folder, named as the last part of the URL.
         progress: is told how many bytes are there; None tells nobody.
 

@@ -26,7 +26,7 @@ def export_pool(
     Args:
         pool: the artifact's folder, or its URL, from which it is fetched to the cache first.
         dest: the folder to make.
-        format: "hdf5", "parquet", "webdataset" or "folder".
+        format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
         image: how images are packed in forms that hold image files, without loss.
         progress: is told what happens; None tells nobody.

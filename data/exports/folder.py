@@ -15,10 +15,9 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import ExportFormat, ExportJob
 from lsmix.data.exports.rows import pool_blocks, row_metadata
 
-__all__ = ["FOLDER_FORMAT", "FOLDER_IMAGES", "METADATA_LINES"]
+__all__ = ["FOLDER_FORMAT"]
 
-FOLDER_IMAGES = 5000  # images in a sub-folder, unless asked otherwise
-METADATA_LINES = "metadata.jsonl"
+_METADATA = "metadata.jsonl"
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs
 
 
@@ -30,7 +29,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
             f"{len(folders)} classes in sub-folders of {job.shard_images} images make folders of more than {_MOST_ENTRIES} "
             "entries, which the big hubs refuse. Choose larger sub-folders, or webdataset."
         )
-    with (job.folder / METADATA_LINES).open("wb") as lines:
+    with (job.folder / _METADATA).open("wb") as lines:
         for block in pool_blocks(job.pool, range(len(job.pool))):
             for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                 label, row = facts["label_a"], facts["row"]
@@ -45,7 +44,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
                 yield path
             first += len(block["status"])
             job.on_rows(len(block["status"]))
-    yield job.folder / METADATA_LINES
+    yield job.folder / _METADATA
 
 
 def _class_folders(names: tuple[str, ...]) -> list[str]:
@@ -56,9 +55,11 @@ def _class_folders(names: tuple[str, ...]) -> list[str]:
 
 
 FOLDER_FORMAT = ExportFormat(
-    name="folder",
     write=_write,
+    files=r"metadata\.jsonl|images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)",
     encodes=True,
     row_overhead_bytes=1024,
     loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',
+    note="An image is in the folder of its first label. `metadata.jsonl` has the rest, a line an image.",
+    folder_images=5000,
 )

@@ -48,8 +48,8 @@ def _little(dtype: str) -> np.dtype[Any]:
 
 
 HDF5_FORMAT = ExportFormat(
-    name="hdf5",
     write=_write,
+    files=r"pool-[0-9]+\.h5",
     encodes=False,
     row_overhead_bytes=0,
     loads_with='h5py.File(f"{folder}/pool-00000.h5")["image"][:8]',

@@ -86,8 +86,8 @@ def _to_arrow(pa: Any, values: NDArray[Any]) -> Any:
 
 
 PARQUET_FORMAT = ExportFormat(
-    name="parquet",
     write=_write,
+    files=r"pool-[0-9]+\.parquet",
     encodes=True,
     row_overhead_bytes=256,
     loads_with='datasets.load_dataset("parquet", data_files=f"{folder}/pool-*.parquet")',

@@ -4,15 +4,12 @@ The one rule: what strangers wrote (names, licences, citations) stands in indent
 """
 
 import textwrap
-from typing import Final
 
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
 from lsmix.data.pool import Pool, PoolAttributes
 
-__all__ = ["README_NAME", "readme_text"]
-
-README_NAME: Final = "README.md"
+__all__ = ["readme_text"]
 
 _TEXT = """\
 # A pool of mixed images
@@ -53,9 +50,6 @@ Citation of the base set:
 
 {citation}
 """
-_NOTES = {
-    "folder": "An image lies in the folder of its first label; all the rest stands in `metadata.jsonl`, a line an image.\n\n"
-}
 
 
 def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
@@ -68,7 +62,7 @@ def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
         channels=channels,
         loads_with=form.loads_with,
         columns=_columns(pool.attributes),
-        form_note=_NOTES.get(form.name, ""),
+        form_note=f"{form.note}\n\n" if form.note else "",
         root=facts.root,
         pixels=facts.digests["image"],
         class_names=_block("\n".join(" ".join(name.split()) for name in facts.class_names)),

@@ -11,7 +11,6 @@ from typing import IO, Any, Final, Literal
 
 import msgspec
 
-from lsmix.data.artifact import is_expected_export_path
 from lsmix.data.atomic import (
     DECODE_ERRORS,
     checksummed_json,
@@ -21,7 +20,8 @@ from lsmix.data.atomic import (
     sha256_file,
     write_atomic,
 )
-from lsmix.data.errors import CorruptError, MissingError
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
 
 __all__ = [
@@ -50,7 +50,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["lsmix-export"]
     format_version: int = _VERSION
-    format: str  # hdf5, parquet, webdataset or folder
+    format: str  # a name in EXPORT_FORMATS
     encoding: str  # of the images: png, webp, or raw
     shard_images: int  # rows in a file; of a folder, in a sub-folder
     files: int  # listed in SHA256SUMS
@@ -190,9 +190,15 @@ def parse_sums(lines: IO[str], where: str, form: str) -> Iterator[tuple[str, str
         form: the export's format.
 
     Raises:
+        FormatError: there is no such format.
         CorruptError: at a line that is no checksum, or a path that could lead out of the folder or that no export in this
             format has.
     """
+    if form not in EXPORT_FORMATS:
+        raise FormatError(
+            f"{where!r} is an export in the unknown format {form!r}. Install the package that adds it, or use a newer lsmix."
+        )
+    kind: ExportFormat = EXPORT_FORMATS.load(form)
     for line in iter(lambda: lines.readline(_MAX_LINE), ""):
         digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].removesuffix("\n")
         parts = name.split("/")
@@ -200,7 +206,7 @@ def parse_sums(lines: IO[str], where: str, form: str) -> Iterator[tuple[str, str
         if odd or line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} has the line {line[:200]!r}, which is no checksum.")
-        if not is_expected_export_path(form, name):
+        if not kind.may_hold(name):
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} lists {name!r}, which no export as {form!r} has. Do not use this export.")
         yield digest, name

@@ -46,8 +46,8 @@ def _comment(facts: ExportFacts) -> str:
 
 
 WEBDATASET_FORMAT = ExportFormat(
-    name="webdataset",
     write=_write,
+    files=r"pool-[0-9]+\.tar",
     encodes=True,
     row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
     loads_with=(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Batch", "BatchSource", "soft_target"]
+__all__ = ["Batch", "BatchSource", "soft_target", "to_device"]
 
 
 class Batch(NamedTuple):
@@ -35,6 +35,13 @@ def soft_target(
     target = share_b.new_zeros(len(share_b), classes)
     target.scatter_(1, label_a[:, None], 1 - share_b[:, None])
     return target.scatter_add_(1, label_b[:, None], share_b[:, None])
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return the tensor on ``device``; a copy from the CPU to CUDA is queued there, and the CPU goes on at once."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy from other memory makes the CPU wait
+    return tensor.to(device, non_blocking=True)
 
 
 class BatchSource(Protocol):

@@ -10,6 +10,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.web import checked_url, is_web
 
 __all__ = ["ARCHIVE_ENDINGS", "PublishedFile", "check_download", "files_to_fetch"]
 
@@ -105,13 +106,13 @@ def _published_files(download: str) -> tuple[PublishedFile, ...]:
         return _SETS[download]
     url, _, fragment = download.partition("#")
     try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or True)
-    except ValueError:  # such as a port that is no number
-        known = False
-    if not known or re.search(r"[^!-~]", url):
+        url = checked_url(url)
+        known, reason = is_web(url), ""
+    except RecipeError as error:
+        known, reason = False, f" {error}" if "://" in url else ""
+    if not known:
         raise RecipeError(
-            f"data.download: expected one of {', '.join(_SETS)}, or an http or https URL with its checksum, got {download!r}."
+            f"data.download: expected one of {', '.join(_SETS)}, or an http or https URL with its checksum, got {download!r}.{reason}"
         )
     found = re.fullmatch(r"sha256=([0-9a-fA-F]{64})|md5=([0-9a-fA-F]{32})", fragment)
     if not found:
@@ -120,5 +121,5 @@ def _published_files(download: str) -> tuple[PublishedFile, ...]:
             f"got {download!r}."
         )
     sha256, md5 = found.groups()
-    name = re.sub(r"[^\w.+-]", "_", unquote(parts.path).rpartition("/")[2].lstrip("."))
+    name = re.sub(r"[^\w.+-]", "_", unquote(urlsplit(url).path).rpartition("/")[2].lstrip("."))
     return (PublishedFile(url, name, "sha256" if sha256 else "md5", (sha256 or md5).lower()),)

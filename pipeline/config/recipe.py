@@ -32,7 +32,7 @@ from lsmix.pipeline.config.schema import (
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe"]
+__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -115,7 +115,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Return the configuration of the report, with what the recipe says of its runs."""
         shared = {name: getattr(self.report, name) for name in ReportConfig.__struct_fields__}
         return RecipeReport(
-            **shared, rows={name: RowText(label=run.label, paper=run.paper) for name, run in self.runs.items()}
+            **shared,
+            rows={name: RowText(label=run.label, paper=run.paper, seeds=run.seeds) for name, run in self.runs.items()},
         )
 
     def judge_config(self) -> FlowRecipe:
@@ -140,6 +141,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
             )
         return config
+
+
+def training_name(run: str, seed: int) -> str:
+    """Return the name of the artifact that one training of a run makes; the report's input of it is called so, too."""
+    return f"{run}-seed{seed}"
 
 
 def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = "") -> Recipe:

@@ -50,14 +50,11 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the very regions that LS-Mix takes from z₂
 
 
-_METHODS = ("ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix", "mixup", "cutmix", HARD_CUT)
-
-
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods are compared, on how many pairs, and by which judge."""
 
     judge: dict[str, Any] = {}  # fields of [flow] that differ for the judge, whose seed is the flow's + 1
-    methods: Annotated[tuple[str, ...], Meta(min_length=1)] = _METHODS  # in latent or in pixel space, and "hard-cut"
+    methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
@@ -65,6 +62,11 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
+
+    def __post_init__(self) -> None:
+        if not self.methods:  # filled in here, so that the names are part of the key
+            every = (*LATENT_METHODS.builtin(), *PIXEL_METHODS.builtin(), HARD_CUT)
+            msgspec.structs.force_setattr(self, "methods", every)
 
 
 def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> None:
@@ -140,6 +142,7 @@ class RowText(msgspec.Struct, frozen=True, kw_only=True):
 
     label: str = ""  # as tables call it; empty takes the run's name
     paper: str = ""  # the paper's figure, as printed
+    seeds: tuple[int, ...] = ()  # of its trainings
 
 
 class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
-from lsmix.data.progress import stop_point
+from lsmix.data.progress import bounded, stop_point
 from lsmix.pipeline.engine.executor import Failures, InProcessExecutor
 from lsmix.pipeline.engine.shards import close_workers, run_shard
 from lsmix.pipeline.engine.stage import Executor, Report, ShardRecord, ShardWork
@@ -28,6 +28,9 @@ _TASKS_A_THREAD = 4  # handed out ahead, so that no thread waits; the rest waits
 
 
 _FEWEST_TASKS = 16
+
+
+_CONNECT_SECONDS = 10.0
 
 
 _ROUND_SECONDS = 0.5  # after which an interruption is seen
@@ -166,12 +169,7 @@ class DaskExecutor:
 
             logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what fails is told once, by our own errors
             if self._scheduler:
-                try:
-                    self._client = self._open.enter_context(Client(self._scheduler, timeout="10s"))
-                except (OSError, ValueError) as error:
-                    raise RecipeError(
-                        f"no Dask scheduler answers at {self._scheduler!r}: {error}. Check '--scheduler'."
-                    ) from error
+                self._client = self._open.enter_context(_client_of(self._scheduler))
             else:
                 cluster = self._open.enter_context(start_cluster(self._workers, self._device))
                 self._client = self._open.enter_context(Client(cluster))
@@ -179,6 +177,27 @@ class DaskExecutor:
                 self._client.register_plugin(_ignoring_interrupts(), name="lsmix-interrupts")
             self._say(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
+
+
+def _client_of(scheduler: str) -> Any:
+    """Return a client of a running scheduler.
+
+    Raises:
+        RecipeError: the address is of another kind, or no scheduler answers there in time.
+    """
+    from distributed import Client
+
+    kind, separator, _ = scheduler.rpartition("://")
+    if not scheduler.isprintable() or (separator and kind not in ("tcp", "tls")):
+        raise RecipeError(
+            f"{scheduler!r} is not the address of a Dask scheduler. Expected one such as 'tcp://10.0.0.5:8786'."
+        )
+    try:
+        # Another server than a scheduler may answer anything, or never.
+        return bounded(lambda: Client(scheduler, timeout=_CONNECT_SECONDS), _CONNECT_SECONDS + _ROUND_SECONDS)
+    except Exception as error:
+        # What is no scheduler, or has no TLS configured, makes distributed raise errors of any kind.
+        raise RecipeError(f"no Dask scheduler answers at {scheduler!r}: {error}. Check '--scheduler'.") from error
 
 
 def _attempt(work: ShardWork, shard: int) -> ShardRecord | CorruptError | MemoryError:

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import msgspec
 
+from lsmix.data.artifact import ARTIFACT_FILES
 from lsmix.data.errors import LockedError
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["Garbage", "collect_garbage"]
 
@@ -34,7 +35,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
     outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
     found = []
-    for stage in STAGES:
+    for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
             name, _, key = entry.name.rpartition("-")
             if not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):

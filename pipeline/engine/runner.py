@@ -199,7 +199,7 @@ class Begun:
             prepare_device(task_device)
         return StageTask(
             stage=self.node.stage.name,
-            label=self.node.label,
+            name=self.node.name,
             folder=self.folder,
             config=self.node.config,
             inputs=self.inputs,

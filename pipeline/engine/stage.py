@@ -39,7 +39,7 @@ class StageTask:
     """
 
     stage: str
-    label: str  # how to call it to a user: "mix lsmix"
+    name: str  # of the artifact, as the recipe has it
     folder: Path
     config: Any  # the stage's own configuration model
     inputs: Mapping[str, Artifact]
@@ -47,6 +47,11 @@ class StageTask:
     executor: "Executor"
     progress: Progress
     url: str = ""  # where the artifact is to lie in a remote workspace
+
+    @property
+    def label(self) -> str:
+        """The artifact for messages: "mix lsmix"."""
+        return f"{self.stage} {self.name}"
 
     @property
     def work(self) -> Path:

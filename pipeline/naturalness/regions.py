@@ -1,20 +1,20 @@
-"""Which pixels of an LS-Mix image come from the second image, and a hard cut along the very same regions.
+"""Which pixels of a mix come from the second image, where its first or last components do, and a hard cut along them.
 
-The one rule: a region is made of whole cells of the coarsest grid, in latent order; a cell in which the taken components
-end counts as the second image's if more than half of its components were taken.
+A region is made of whole cells of the coarsest grid, in latent order. The cell in which the taken components end belongs to
+the second image if more than half of its components were taken.
 """
 
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.glow.config import FlowConfig, LatentOrder
+from lsmix.glow.config import FlowConfig
 from lsmix.glow.latent_order import cell_order
 from lsmix.glow.pixels import padding
 
-__all__ = ["hard_cut", "second_region"]
+__all__ = ["hard_cut", "second_region", "trailing_region"]
 
 
-def second_region(taken: int, config: FlowConfig, order: LatentOrder = "morton") -> npt.NDArray[np.bool_]:
+def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
     """Return where the first ``taken`` components of a latent lie in the image: bool (height, width).
 
     ``taken`` is 0 to D. Cells lie on the padded image; what the padding added is cropped.
@@ -35,9 +35,16 @@ def second_region(taken: int, config: FlowConfig, order: LatentOrder = "morton")
         raise ValueError(f"taken must be 0 to {rows * columns * per_cell}, got {taken}.")
     whole, rest = divmod(taken, per_cell)
     cells = np.zeros(rows * columns, bool)
-    cells[cell_order(rows, columns, order)[: whole + (2 * rest > per_cell)]] = True
+    cells[cell_order(rows, columns)[: whole + (2 * rest > per_cell)]] = True
     pixels = cells.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
     return pixels[top : top + config.height, left : left + config.width]
+
+
+def trailing_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
+    """Return where the last ``taken`` components of a latent lie in the image: bool (height, width)."""
+    top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
+    dim = (config.height + top + bottom) * (config.width + left + right) * config.channels
+    return ~second_region(dim - taken, config)
 
 
 def hard_cut(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
-from lsmix.data.mixing import LATENT_METHODS, RowRng, row_rngs
+from lsmix.data.mixing import LATENT_METHODS, RowRng, import_object, row_rngs
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.rng import generator
 from lsmix.glow.flow import Flow
@@ -64,10 +64,9 @@ class SampleSet:
     ) -> None:
         self._dataset, self._latents, self._flow, self._config = dataset, latents, flow, config
         self._count = count
-        self._order = latents.attributes["order"]
         self._first, self._second = choose_rows_apart(len(dataset.train), count, config.seed)
         self._taken = math.floor(config.lam * flow.dim)
-        self._region = second_region(self._taken, flow.config, self._order)
+        self._region = second_region(self._taken, flow.config)
 
     def all(self) -> list[Sample]:
         """Return the samples: held-out originals first, then other originals, then the methods in the recipe's order."""
@@ -101,13 +100,13 @@ class SampleSet:
             own_border = self._own_regions(name, slice(0, 1)) is not None
             seam_of: Literal["own", "ls-mix"] = "own" if own_border else "ls-mix"
             return Sample(name=name, kind="pixel", seam_of=seam_of, block=lambda part: self._mixed(name, part))
-        # These take whole runs of components, so that the border of what they took lies where LS-Mix's would at some n.
-        own = {"ls-mix": self._taken, "reverse-mix": self._taken, "swap-mix": self._flow.dim - self._taken}
-        region = second_region(own.get(name, self._taken), self._flow.config, self._order)
+        own, region = LATENT_METHODS.entry(name).region, self._region
+        if own:
+            region = import_object(own, f"region of {name!r}")(self._taken, self._flow.config)
         return Sample(
             name=name,
             kind="latent",
-            seam_of="own" if name in own else "ls-mix",
+            seam_of="own" if own else "ls-mix",
             block=lambda part: self._decoded(name, region, part),
         )
 
@@ -148,7 +147,6 @@ class SampleSet:
             lambda y_BCHW: is_failed_decode(
                 y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction
             ),
-            order=self._order,
             batch_size=self._config.batch_size,
         )
         return Block(images, self._regions(region, part), share, decode_failed)

@@ -70,7 +70,6 @@ class EncodeWorker:
         z, log_prob = self._flow.encode_scored(
             loaded.images,
             dequantise=config.dequantise,
-            order=config.order,
             batch_size=config.batch_size,
             seed=config.seed,
             first_index=loaded.first,
@@ -82,7 +81,7 @@ class EncodeWorker:
             "bits_per_dim": self._flow.bits_per_dim(log_prob).astype(np.float32),
         }
         if config.check_round_trip:
-            back = self._flow.decode(z, order=config.order, batch_size=config.batch_size)
+            back = self._flow.decode(z, batch_size=config.batch_size)
             columns["exact"] = (back == loaded.images).all(axis=(1, 2, 3))
         return columns
 
@@ -120,7 +119,6 @@ def _create(task: StageTask) -> ColumnStore:
     flow = _open_flow(task.inputs["flow"].folder, "cpu")
     rows = len(dataset.train)
     attributes = {
-        "order": config.order,
         "dequantise": config.dequantise,
         "image_shape": list(dataset.image_shape),
         "bits": flow.config.bits,

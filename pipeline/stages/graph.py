@@ -12,7 +12,7 @@ from lsmix.data.pool_spec import in_latent_space
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder
 from lsmix.data.store import download_artifact, naming_urls
-from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart
+from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
     MixOnTheFly,
@@ -107,7 +107,8 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
                 parts=tuple(parts),
                 combine=run.combine,
             )
-            nodes[f"{name}/{seed}"] = Node(stage=TRAIN, name=f"{name}-seed{seed}", config=config, inputs=inputs)
+            training = training_name(name, seed)
+            nodes[training] = Node(stage=TRAIN, name=training, config=config, inputs=inputs)
     return nodes
 
 
@@ -125,7 +126,7 @@ def _naturalness_nodes(
     inputs["judge"] = judge
     run = config.classifier or "baseline"
     if run in recipe.runs:
-        inputs["classifier"] = runs[f"{run}/{recipe.runs[run].seeds[0]}"]
+        inputs["classifier"] = runs[training_name(run, recipe.runs[run].seeds[0])]
     return [judge, Node(stage=NATURALNESS, name=recipe.name, config=config, inputs=inputs)]
 
 

@@ -73,7 +73,7 @@ def run(task: StageTask) -> StageResult:
 
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
-    """Cost by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
+    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
     path = Path(config.path)
     if not config.path or not path.exists():
         return Cost(bytes=0)

@@ -135,7 +135,7 @@ def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
 
 
 def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
-    """Cost a pass through the judge for each image, and one back through the flow for each mix."""
+    """Estimate a pass through the judge for each image, and one back through the flow for each mix."""
     images = config.pairs * (len(config.methods) + 3)
     mixes = config.pairs * len(config.methods)
     sheet = _SHEET_ROWS * (len(config.methods) + 2) * size.image_bytes

@@ -101,7 +101,6 @@ class PixelMixer:
 class LatentSource(Protocol):
     """Where latents come from."""
 
-    order: Literal["morton", "raster"]
     labels: npt.NDArray[np.int64]  # of all training images
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -111,7 +110,6 @@ class LatentSource(Protocol):
 class _StoredLatents:
     def __init__(self, folder: Path) -> None:
         self._latents = open_latents(folder)
-        self.order: Literal["morton", "raster"] = self._latents.attributes["order"]
         self.labels: npt.NDArray[np.int64] = self._latents.label[:]
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -153,7 +151,6 @@ class LatentMixer:
         self._batch_size = batch_size
         self._tolerance = tolerance
         self._bad_pixel_fraction = bad_pixel_fraction
-        self._order = self._latents.order
         self.labels = self._latents.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -211,11 +208,11 @@ class LatentMixer:
         """Return latents in the order that begins at each row's corner, or undo that."""
         import torch
 
-        from lsmix.glow.transfers import on_device
+        from lsmix.data.loaders.batch import to_device
 
         if not corner.any():
             return z_BD
-        corner_B = on_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
+        corner_B = to_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
         return z_BD.gather(1, self._corner_orders[int(back)].index_select(0, corner_B))
 
     @cached_property
@@ -225,9 +222,9 @@ class LatentMixer:
 
         from lsmix.glow.latent_order import corner_index
 
-        shapes, order = self._flow.part_shapes, self._order
+        shapes = self._flow.part_shapes
         words = [corner.split("-") for corner in CORNERS]
-        rows = [corner_index(shapes, order, bottom=down == "bottom", right=side == "right") for down, side in words]
+        rows = [corner_index(shapes, bottom=down == "bottom", right=side == "right") for down, side in words]
         index = torch.stack(rows)
         return index.to(self._flow.device), index.argsort(dim=1).to(self._flow.device)
 
@@ -242,7 +239,6 @@ class LatentMixer:
         return self._flow.decode_judged(
             first,
             judge,
-            order=self._order,
             output=self._output,
             batch_size=self._batch_size,
             others=others,

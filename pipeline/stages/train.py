@@ -136,7 +136,7 @@ def _publish(
 
 
 def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
-    """Cost weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
+    """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
     parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
     moments = {"adam": 2, "sgd": 1}[config.optimiser]
     images = config.epochs * (3 * size.images + size.test_images)

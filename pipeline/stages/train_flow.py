@@ -169,7 +169,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
 
 
 def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
-    """Cost the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
+    """Estimate the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
     images = config.training.iterations * config.training.batch_size
     return Cost(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 

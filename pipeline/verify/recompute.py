@@ -5,7 +5,7 @@ be off by one level where another kind of device made the pool, and nowhere else
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -115,7 +115,6 @@ class _EncodedAgain:
         self._images = train.images
         self._flow = load_flow(flow, device=device)
         self._config = config
-        self.order: Literal["morton", "raster"] = config.order
         self.labels: npt.NDArray[np.int64] = train.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -131,7 +130,6 @@ class _EncodedAgain:
                 self._flow.encode(
                     np.array(self._images[part]),
                     dequantise=config.dequantise,
-                    order=config.order,
                     batch_size=config.batch_size,
                     seed=config.seed,
                     first_index=first,

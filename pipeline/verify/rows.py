@@ -252,10 +252,10 @@ class _RowChecker:
     def _check_shares(self, chunk: _Chunk, draw: PairBatch, attempt: _Ints) -> None:
         expected = self._expected_shares(chunk.rows, draw, attempt)
         replaced = chunk.status == _REPLACED
-        if not self._shares.builtin and self._shares_unknown:
+        if not self._shares.known and self._shares_unknown:
             return
         expected[replaced] = 0
-        if not self._shares.builtin and (expected != chunk.share).any():
+        if not self._shares.known and (expected != chunk.share).any():
             again = self._expected_shares(chunk.rows, draw, attempt, dummies=1)
             again[replaced] = 0
             if self._shares_unknown or (again != expected).any():
@@ -275,7 +275,7 @@ class _RowChecker:
         try:
             return self._shares.of(draw.lam, draws, dummies=dummies)
         except Exception as error:
-            if self._shares.builtin:
+            if self._shares.known:
                 raise
             # Another package's code may raise anything at images that are none.
             self._shares_unknown = f"shares: the method {self._pool.method!r} fails at stand-ins for images ({error})"

@@ -1,9 +1,5 @@
-"""The share that each method takes of every source, from λ and the rows' own draws alone, without any image.
+"""The share that each method takes of every source, from λ and the random draws of the rows, without any image."""
 
-The one rule: nothing is claimed of a method of another package that looks at the images it mixes.
-"""
-
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,35 +12,6 @@ __all__ = ["Shares"]
 
 _Floats = npt.NDArray[np.float64]
 _DUMMY_BYTES = 1 << 20  # of dummy images or latents that are mixed at a time
-
-
-def _itself(lam: _Floats, _sizes: tuple[int, ...]) -> _Floats:
-    return lam
-
-
-def _whole(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
-    total = int(np.prod(sizes))
-    share: _Floats = np.floor(lam * total) / total
-    return share
-
-
-def _patch(lam: _Floats, sizes: tuple[int, ...]) -> _Floats:
-    height, width = sizes
-    share: _Floats = np.floor(height * np.sqrt(lam)) * np.floor(width * np.sqrt(lam)) / (height * width)
-    return share
-
-
-# Of lsmix's own methods those whose share follows from λ: thousands of times faster than mixing dummies, and a test
-# compares. Sizes are (D,) or (H, W).
-_FROM_LAMBDA: dict[str, Callable[[_Floats, tuple[int, ...]], _Floats]] = {
-    "ls-mix": _whole,
-    "swap-mix": _whole,
-    "reverse-mix": _whole,
-    "linear": _itself,
-    "mixup": _itself,
-    "fmix": _whole,
-    "resizemix": _patch,
-}
 
 
 class Shares:
@@ -60,8 +27,10 @@ class Shares:
         self._dim = plan.dim
         self._image_shape = image_shape
         registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
-        self.builtin = self._method in registry.builtin()
         self.installed = self._method in registry
+        self._formula = registry.entry(self._method).share if self.installed else None
+        # Whether the shares cannot depend on the images. A method of another package without a formula may look at them.
+        self.known = self._formula is not None or self._method in registry.builtin()
 
     def of(self, lam: _Floats, draws: RowRng, *, dummies: int = 0) -> npt.NDArray[np.float32]:
         """Return the share of each source but the first, (n, sources − 1).
@@ -81,9 +50,9 @@ class Shares:
         return np.diff(taken, axis=1)
 
     def _one(self, rates: _Floats, draws: RowRng, dummies: int) -> npt.NDArray[np.float32]:
-        if self.builtin and self._method in _FROM_LAMBDA:
+        if self._formula:  # thousands of times faster than running the method
             sizes = (self._dim,) if self._dim is not None else self._image_shape[:2]
-            return _FROM_LAMBDA[self._method](rates, sizes).astype(np.float32)
+            return self._formula(rates, sizes).astype(np.float32)
         size = 4 * self._dim if self._dim is not None else int(np.prod(self._image_shape))
         step = max(1, _DUMMY_BYTES // size)
         parts = [self._run(rates[at : at + step], _later(draws, at), dummies) for at in range(0, len(rates), step)]

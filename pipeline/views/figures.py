@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import LATENT_METHODS, nearest
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.rng import generator
 from lsmix.pipeline.views.interpolation import (
     FIG3_RATES,
@@ -33,16 +33,6 @@ Image = NDArray[np.uint8]
 Pair = tuple[int, int]
 
 _SWEEP_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂")
-# As the paper spells them; a method of another package goes by its own name.
-_TITLES: Final = {
-    "mixup": "MixUp",
-    "cutmix": "CutMix",
-    "ls-mix": "LS-Mix",
-    "linear": "Linear",
-    "bern-mix": "Bern-Mix",
-    "swap-mix": "Swap-Mix",
-    "reverse-mix": "Reverse-Mix",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +83,7 @@ def draw_figure(
     seed: int = 0,
     methods: Sequence[str] = (),
 ) -> FigureSheet:
-    """PairBatch a figure of the paper.
+    """Draw a figure of the paper.
 
     Args:
         name: a name in FIGURES.
@@ -162,21 +152,23 @@ def figure_png(sheet: FigureSheet, *, width: int = 830, density: int = 2) -> byt
 
 
 def _side_by_side(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
+    """Draw Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
     from lsmix.classifiers.pixel_mixing import mix_images
     from lsmix.glow.latent_mixing import mix_latents
 
     rows1, rows2 = (list(rows) for rows in zip(*sources.pairs, strict=True))
     first, second = sources.images[rows1], sources.images[rows2]
-    pixels = [mix_images(method, first, second, 0.5, seed=sources.seed)[0] for method in ("mixup", "cutmix")]
+    in_pixels = ("mixup", "cutmix")
+    pixels = [mix_images(method, first, second, 0.5, seed=sources.seed)[0] for method in in_pixels]
     gather = sources.latents.z.gather
     z, _ = mix_latents("ls-mix", gather(rows1), gather(rows2), 0.5, seed=sources.seed)
     decoded = sources.decode(z[:, None])
     columns = [first, second, *pixels, decoded.images[:, 0]]
+    titles = [*(PIXEL_METHODS.entry(method).title for method in in_pixels), LATENT_METHODS.entry("ls-mix").title]
     return FigureSheet(
         name="fig1",
         rows=[list(row) for row in zip(*columns, strict=True)],
-        column_titles=["x₁", "x₂", *(_TITLES[method] for method in ("mixup", "cutmix", "ls-mix"))],
+        column_titles=["x₁", "x₂", *titles],
         row_titles=[],
         alt=f"{len(first)} pairs of images, and what MixUp, CutMix and LS-Mix make of them.",
         caption="Two images and their mixes by MixUp, CutMix and LS-Mix at λ = 1/2, as in Fig. 1 of the paper. "
@@ -187,7 +179,7 @@ def _side_by_side(sources: _Sources) -> FigureSheet:
 
 
 def _zero_fill(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 3: images of whose latents ever more of the last components are zero."""
+    """Draw Fig. 3: images of whose latents ever more of the last components are zero."""
     rows = [first for first, _ in sources.pairs]
     decoded = sources.decode(zeroed_latents(sources.latents, rows))
     return FigureSheet(
@@ -204,7 +196,7 @@ def _zero_fill(sources: _Sources) -> FigureSheet:
 
 
 def _ls_mix(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 4: LS-Mix at growing λ."""
+    """Draw Fig. 4: LS-Mix at growing λ."""
     return _sweeps(
         sources,
         "fig4",
@@ -216,7 +208,7 @@ def _ls_mix(sources: _Sources) -> FigureSheet:
 
 
 def _alternatives(sources: _Sources) -> FigureSheet:
-    """PairBatch Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
+    """Draw Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
     return _sweeps(
         sources,
         "fig7",
@@ -228,7 +220,7 @@ def _alternatives(sources: _Sources) -> FigureSheet:
 
 
 def _every_method(sources: _Sources) -> FigureSheet:
-    """PairBatch the sheets of Appendix E: every method on the same pairs, half as many."""
+    """Draw the sheets of Appendix E: every method on the same pairs, half as many."""
     return _sweeps(
         sources,
         "appendix-e",
@@ -242,7 +234,7 @@ def _sweeps(sources: _Sources, name: str, methods: list[str], pairs: list[Pair],
     """Return a block of rows for each method, a row for each pair: x₁, the mixes at growing λ, x₂."""
     z = np.concatenate([sources.mixed(method, pairs) for method in methods])
     decoded = sources.decode(z)
-    titles = [_TITLES.get(method, method) for method in methods]
+    titles = [LATENT_METHODS.entry(method).title for method in methods]
     rows: list[list[Image | None]] = [
         [sources.images[first], *sweep, sources.images[second]]
         for (first, second), sweep in zip(pairs * len(methods), decoded.images, strict=True)

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.pool_spec import PoolConfig
-from lsmix.glow.config import LatentOrder
 
 if TYPE_CHECKING:
     import torch
@@ -94,9 +93,8 @@ def decode_sweep(flow: "Flow", latents: "Latents", z: npt.NDArray[np.float32]) -
     def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
         return is_failed_decode(y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
 
-    order: LatentOrder = latents.attributes["order"]
     rows, columns, dim = z.shape
-    images, decode_failed = flow.decode_judged(z.reshape(-1, dim), judge, order=order)
+    images, decode_failed = flow.decode_judged(z.reshape(-1, dim), judge)
     return Sweep(images.reshape(rows, columns, *images.shape[1:]), decode_failed.reshape(rows, columns))
 
 

@@ -82,7 +82,7 @@ class Series:
 
 
 def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> bytes:
-    """PairBatch a line for each run: a faint point for each seed, the mean ± sample standard deviation over it, and the number.
+    """Draw a line for each run: a faint point for each seed, the mean ± sample standard deviation over it, and the number.
 
     Runs without a result keep their line. The first run marked as baseline gives a dashed line to compare with. The
     paper's figures stand as open diamonds.
@@ -121,7 +121,7 @@ def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> b
 def curves(
     title: str, series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False, fmt: PlotFormat = "svg"
 ) -> bytes:
-    """PairBatch lines over a common axis; a series of a single point is drawn as one.
+    """Draw lines over a common axis; a series of a single point is drawn as one.
 
     ``y_log`` is for what falls by factors, such as an error rate from its first epoch on; zeros then leave a gap, and where
     there is nothing else the axis stays as it is.
@@ -152,7 +152,7 @@ def curves(
 
 
 def histogram(lam: np.ndarray, share_b: np.ndarray, *, bins: int = 32, fmt: PlotFormat = "svg") -> bytes:
-    """PairBatch the drawn rates λ and the effective shares of the second label, both float (M,) in [0, 1], side by side."""
+    """Draw the drawn rates λ and the effective shares of the second label, both float (M,) in [0, 1], side by side."""
     with _figure(_WIDTH, 2.6, panels=2) as (figure, panels):
         titles = ("drawn rate λ", "share of the second label")
         for axes, values, title, colour in zip(panels, (lam, share_b), titles, _SERIES, strict=False):
@@ -169,7 +169,7 @@ def histogram(lam: np.ndarray, share_b: np.ndarray, *, bins: int = 32, fmt: Plot
 
 
 def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fmt: PlotFormat = "svg") -> bytes:
-    """PairBatch how bits per dimension spread over the original images and over each pool's, with a line at each median.
+    """Draw how bits per dimension spread over the original images and over each pool's, with a line at each median.
 
     Values that are not finite are left out. All share one range, cut at the 0.5th and 99.5th percentile of all values.
     """
@@ -197,7 +197,7 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
 
 
 def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
-    """PairBatch how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
+    """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
 
     The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
     not finite are left out; a sample without any keeps its row.
@@ -221,7 +221,7 @@ def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFor
 
 
 def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
-    """PairBatch for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
+    """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
     with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(rows))) as (figure, (axes,)):
         _set_rows(axes, list(rows), x_label)
         for place, both in enumerate(rows.values()):

@@ -88,7 +88,7 @@ def draw_artifact(
     rows: int | None = None,
     progress: Progress | None = None,
 ) -> list[Drawn]:
-    """PairBatch an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
+    """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
 
     Args:
         artifact: its folder, or its URL, from which it is fetched to the cache first.

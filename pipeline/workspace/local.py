@@ -18,9 +18,8 @@ from lsmix.data.progress import Progress
 from lsmix.pipeline.workspace.cache_key import SourceDigests
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 
-__all__ = ["STAGES", "Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
+__all__ = ["Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
 
-STAGES = ("ingest", "train-glow", "encode", "mix", "train", "naturalness", "report")
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
 

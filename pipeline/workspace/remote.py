@@ -7,16 +7,23 @@ Object stores know no locks: runs on one machine keep out of each other's way, a
 import hashlib
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest, check_sizes, read_manifest
-from lsmix.data.cache import cache_folder, with_retries
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    WORK_FOLDER,
+    Artifact,
+    Manifest,
+    check_sizes,
+    read_manifest,
+    verify_files,
+)
+from lsmix.data.cache import cache_folder, private_folder, with_retries
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
-from lsmix.data.progress import NullProgress, Progress, stop_point
+from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import fetch_manifest, local_folder, open_remote
 from lsmix.data.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.workspace.local import Entry, Workspace, check_identity
@@ -26,27 +33,29 @@ __all__ = ["RemoteWorkspace", "open_workspace"]
 
 _Answer = TypeVar("_Answer")
 _PAUSE_SECONDS = 0.5  # while another process fetches what this one wants
+_checked: set[tuple[Path, str]] = set()  # copies whose bytes this process has compared, by folder and root digest
 
 
 def open_workspace(where: Path | str) -> Workspace:
-    """Return the workspace at a path or a URL; nothing is read or written yet.
+    """Return the workspace at a path or a URL; nothing is read or written there yet.
 
     Raises:
-        RecipeError: there is no file system for URLs of this kind.
+        RecipeError: lsmix reads no URLs of this kind.
+        LsmixError: the cache, where a URL's artifacts are worked on, is not ours alone.
     """
     folder = local_folder(where)
     return Workspace(folder) if folder is not None else RemoteWorkspace(str(where))
 
 
 class RemoteWorkspace(Workspace):
-    """The artifacts below a URL that fsspec reads and writes."""
+    """The artifacts below the URL of an object store."""
 
     def __init__(self, url: str) -> None:
         self._place = open_remote(url)
         self._url = self._place.url
         name = re.sub(r"[^A-Za-z0-9.-]+", "-", self._url)[-40:].strip("-.")
         digest = hashlib.sha256(self._url.encode()).hexdigest()[:12]
-        super().__init__(cache_folder() / "workspaces" / f"{name}-{digest}")
+        super().__init__(private_folder(cache_folder(), "workspaces") / f"{name}-{digest}")
 
     @property
     def location(self) -> str:
@@ -88,15 +97,15 @@ class RemoteWorkspace(Workspace):
         if not artifact.url:
             return artifact
         while not _is_copy(artifact):
-            stop_point()
             try:
                 # What else is there is unfinished work that others have finished meanwhile, or another's copy.
                 with artifact_lock(self.root, artifact.manifest.key, artifact.url):
                     if artifact.folder.exists() and not _is_copy(artifact):
                         shutil.rmtree(artifact.folder)
                     pull_artifact(artifact.url, artifact.folder, progress)
+                    _checked.add((artifact.folder, artifact.manifest.root))
             except LockedError:
-                time.sleep(_PAUSE_SECONDS)
+                pause(_PAUSE_SECONDS)
         return artifact
 
     def exists(self, folder: Path) -> bool:
@@ -198,10 +207,17 @@ class RemoteWorkspace(Workspace):
 
 
 def _is_copy(artifact: Artifact) -> bool:
-    """Tell whether the folder here holds the very artifact, every file in its size."""
+    """Tell whether the folder here holds the very artifact: by its bytes, once they were checked in this process by their sizes."""
+    known = artifact.folder, artifact.manifest.root
     try:
         manifest = read_manifest(artifact.folder)
-        check_sizes(artifact.folder, manifest)
+        if set(manifest.files) != set(artifact.manifest.files):
+            return False
+        if known in _checked:
+            check_sizes(artifact.folder, manifest)
+        else:
+            verify_files(artifact.folder, manifest)
     except LsmixError:
         return False
-    return set(manifest.files) == set(artifact.manifest.files)
+    _checked.add(known)
+    return True

@@ -16,10 +16,8 @@ from places import TESTS, write_pool
 
 from lsmix.data.artifact import (
     ARTIFACT_FILES,
-    EXPORT_FILES,
     FileRecord,
     Manifest,
-    is_expected_export_path,
     is_expected_path,
     parse_manifest,
     read_manifest,
@@ -29,11 +27,11 @@ from lsmix.data.artifact import (
 )
 from lsmix.data.atomic import checksummed_json
 from lsmix.data.errors import CorruptError, FormatError
-from lsmix.data.exports.writing import FORM_NAMES
+from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
 from lsmix.data.table import Column, ColumnStore
 from lsmix.pipeline.api import pull, push, verify
-from lsmix.pipeline.workspace.local import STAGES
+from lsmix.pipeline.stages.registry import STAGES
 
 CODE = (
     "lsmix.py",
@@ -84,9 +82,8 @@ def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and
     assert not (tmp_path / "to.part").exists()
 
 
-def test_every_stage_and_every_export_format_says_which_files_it_makes(finished_workspace):
+def test_every_stage_says_which_files_it_makes(finished_workspace):
     assert set(ARTIFACT_FILES) == set(STAGES)
-    assert set(EXPORT_FILES) == set(FORM_NAMES)
     for stage in STAGES:
         for path in (finished_workspace / stage).glob("*/manifest.json"):
             assert read_manifest(path.parent).files, stage
@@ -124,16 +121,16 @@ def test_a_file_that_a_stage_did_not_make_keeps_an_artifact_from_being_finished(
     assert read_manifest(pool) == manifest
 
 
-@pytest.mark.parametrize("form", FORM_NAMES)
+@pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
 def test_an_export_holds_nothing_that_python_runs(form):
     for name in (*CODE, "h5py.py", "images/0/0000/00000000.py", "../pool-00000.h5", "pool-00000.h5.py"):
-        assert not is_expected_export_path(form, name)
+        assert not EXPORT_FORMATS.load(form).may_hold(name)
 
 
 def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(pool, tmp_path, command, monkeypatch):
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
     exported = tmp_path / "exported"
-    assert command("export", pool, exported, "--format", "npz", "-q").code == 0
+    assert command("export", pool, exported, "--format", "hdf5", "-q").code == 0
     verify(exported)
     (exported / "numpy.py").write_text("print('gotcha')\n")
     sums = (exported / "SHA256SUMS").read_text()

@@ -255,7 +255,7 @@ COMMANDS = {
 WRONG = {
     "no bucket": ("s3://no-such-bucket/pool", r"is not there"),
     "no artifact": ("s3://bucket/nothing", r"is not there"),
-    "unknown kind": ("nonsense://bucket/pool", r"is no place that can be read: Protocol not known: nonsense"),
+    "unknown kind": ("nonsense://bucket/pool", r"lsmix does not read"),
     "no package": ("gs://bucket/pool", r"needs a package that is not installed"),
     "no host": ("http://127.0.0.1:9/pool", r"cannot be reached|is a web server"),
     "other host": ("file://elsewhere/pool", r"names a file on another host"),

@@ -95,12 +95,11 @@ def test_failed_decodes_are_found_where_they_are(to_device: Make) -> None:
     assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
 
 
-@pytest.mark.parametrize("order", ["morton", "raster"])
-def test_latents_are_laid_out_and_taken_apart_where_they_are(order: str, to_device: Make) -> None:
+def test_latents_are_laid_out_and_taken_apart_where_they_are(to_device: Make) -> None:
     z_BD = to_device(torch.rand(3, 64))
-    parts = split_parts(z_BD, SHAPES, order)  # type: ignore[arg-type]  # a plain string
+    parts = split_parts(z_BD, SHAPES)
     assert [part.device for part in parts] == [z_BD.device] * len(SHAPES)
-    again = join_parts(parts, order)  # type: ignore[arg-type]
+    again = join_parts(parts)
     assert (again.device, again.shape) == (z_BD.device, z_BD.shape)
 
 

@@ -1,12 +1,10 @@
 """Squeezing and the latent order: where each pixel goes."""
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsmix.data.errors import RecipeError
 from lsmix.glow.latent_order import cell_order, join_parts, part_shapes, split_parts
 from lsmix.glow.layers import depth_to_space, space_to_depth
 
@@ -32,7 +30,6 @@ def test_parts_have_the_sizes_of_the_paper() -> None:
 
 def test_cells_of_a_4_by_4_grid_stand_in_morton_order() -> None:
     assert cell_order(4, 4) == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]  # DESIGN, "Latent order"
-    assert cell_order(4, 4, "raster") == list(range(16))
 
 
 def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell() -> None:
@@ -67,24 +64,18 @@ def test_first_192_components_belong_to_the_first_cell_alone() -> None:
         assert part.sum() == part[:, :, :cell, :cell].numel()
 
 
-def test_unknown_order_is_refused_by_name() -> None:
-    with pytest.raises(RecipeError, match="unknown latent order 'hilbert'"):
-        cell_order(2, 2, "hilbert")  # type: ignore[arg-type]  # that is the test
-
-
 @settings(deadline=None)
 @given(
     rows=st.integers(1, 5),
     columns=st.integers(1, 5),
     channels=st.integers(1, 3),
     levels=st.integers(1, 3),
-    order=st.sampled_from(["morton", "raster"]),
 )
-def test_splitting_undoes_joining(rows: int, columns: int, channels: int, levels: int, order: str) -> None:
+def test_splitting_undoes_joining(rows: int, columns: int, channels: int, levels: int) -> None:
     shapes = part_shapes(rows << levels, columns << levels, channels, levels)
     rng = np.random.default_rng(0)
     parts = [torch.from_numpy(rng.standard_normal((2, *shape))) for shape in shapes]
-    z = join_parts(parts, order)  # type: ignore[arg-type]  # Hypothesis gives a plain string
+    z = join_parts(parts)
     assert z.shape == (2, sum(part[0].numel() for part in parts))
-    for part, back in zip(parts, split_parts(z, shapes, order), strict=True):  # type: ignore[arg-type]
+    for part, back in zip(parts, split_parts(z, shapes), strict=True):
         assert torch.equal(part, back)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from lsmix.data.loaders.batch import to_device
 from lsmix.glow import transfers
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
-from lsmix.glow.transfers import on_device, run_batches
+from lsmix.glow.transfers import run_batches
 
 
 class Event:
@@ -75,7 +76,7 @@ def lazy_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: Device.stream)
     monkeypatch.setattr(transfers, "_copied", copied)
     monkeypatch.setattr(transfers, "_pinned_like", torch.empty_like)
-    monkeypatch.setattr(transfers, "on_device", lambda values, _: copied(values.clone(), torch.empty_like(values)))
+    monkeypatch.setattr(transfers, "to_device", lambda values, _: copied(values.clone(), torch.empty_like(values)))
 
 
 def rows_of(count, size):
@@ -173,7 +174,7 @@ def test_on_a_gpu_results_are_those_of_the_cpu_and_the_device_is_waited_for_once
     images = np.random.default_rng(0).integers(0, 50, (200, 1000))
 
     def compute(_, batch):
-        return [batch[0] * on_device(torch.tensor(2), batch[0].device)]
+        return [batch[0] * to_device(torch.tensor(2), batch[0].device)]
 
     torch.cuda.set_sync_debug_mode("error")  # of anything that waits, but for events
     try:

@@ -214,7 +214,7 @@ def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(made: R
     for told in ("| either | 450 | 15 | ", "pool three: 300 images, 1.5× each", "| mixup | 450 | 15 | training images"):
         assert told in page
     toml = page.split("```toml")[1].split("```")[0]
-    assert tomllib.loads(toml)["runs"]["either/0"]["parts"][1]["weight"] == 2.0
+    assert tomllib.loads(toml)["runs"]["either-seed0"]["parts"][1]["weight"] == 2.0
 
 
 def test_a_recipe_of_pixels_alone_has_a_report(tmp_path: Path) -> None:

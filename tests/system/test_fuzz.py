@@ -70,7 +70,7 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
-JSON_TARGETS = ("manifest", "plan", "columns", "export-facts", "flow", "notes", "results", "export-record")
+JSON_TARGETS = ("manifest", "plan", "columns", "flow", "notes", "results", "export-record")
 
 
 def _places(value: object, path: tuple = ()) -> list[tuple]:

@@ -10,7 +10,6 @@ import http.client
 import os
 import re
 import shutil
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,16 +17,16 @@ from typing import IO
 
 from lsmix.data.atomic import fsync_folder, is_file_at
 from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
-from lsmix.data.progress import Progress
+from lsmix.data.progress import Progress, pause
 from lsmix.data.readers.published_sets import PublishedFile
-from lsmix.data.web import TransientError, append_block, open_web, reason_of
+from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block, open_web, reason_of
 
 __all__ = ["download"]
 
 _BLOCK_BYTES = 1 << 18
 
 
-_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; a byte that comes begins the row anew
+_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; one that gets on begins the row anew
 
 
 def download(file: PublishedFile, target: Path, progress: Progress) -> None:
@@ -89,13 +88,13 @@ def _fetch_all(file: PublishedFile, stream: IO[bytes], part: Path, progress: Pro
             _fetch_rest(file, stream, part, progress)
         except TransientError as reason:
             came = os.fstat(stream.fileno()).st_size
-            failures = 1 if came > before else failures + 1
+            failures = 1 if came >= before + LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(_PAUSES_SECONDS):
                 kept = f"{came} bytes are kept at {str(part)!r}; run again to go on." if came else "Run again later."
                 raise DownloadError(f"{file.url!r} cannot be fetched: {reason}. {kept}") from reason
-            pause = _PAUSES_SECONDS[failures - 1]
-            progress.info(f"{file.name}: {reason}; going on in {pause:g} s")
-            time.sleep(pause)
+            seconds = _PAUSES_SECONDS[failures - 1]
+            progress.info(f"{file.name}: {reason}; going on in {seconds:g} s")
+            pause(seconds)
         else:
             return attempts > 1
 
@@ -124,7 +123,7 @@ def _where(file: PublishedFile, have: int, answer: http.client.HTTPResponse) -> 
     """Return at which byte the answer begins, ``have`` or 0, and how many the file has (0 if it does not say)."""
     length = answer.length or 0
     if answer.status == http.client.PARTIAL_CONTENT:
-        found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", answer.headers.get("Content-Range", ""))
+        found = re.fullmatch(r"bytes (\d{1,18})-\d+/(\d{1,18}|\*)", answer.headers.get("Content-Range", ""))
         if not found or int(found[1]) != have:
             raise DownloadError(
                 f"{file.url!r} answers with another part than the one asked for, from byte {have}. Fetch the file by hand."

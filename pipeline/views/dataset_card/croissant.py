@@ -109,7 +109,7 @@ def _provenance(facts: CardFacts, licence: Licence) -> dict[str, Any]:
     if facts.origin.citation:
         base["sc:citation"] = clean(facts.origin.citation)
     sources = [base]
-    if "flow" in facts.spec.inputs:
+    if facts.spec.latent:
         flow = {"@id": content_uri(facts.spec.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
         sources.append(flow)
     settings = msgspec.json.encode(facts.spec.pool, order="sorted").decode()

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from lsmix.data.mixing import LATENT_METHODS
-from lsmix.data.pool import POOL_COLUMNS, Pool
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.pool import POOL_COLUMNS
 from lsmix.pipeline.views.dataset_card.citations import citations
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import render
@@ -36,9 +36,11 @@ class _Part(NamedTuple):
 def describe(facts: CardFacts) -> str:
     """Return one paragraph on what the pool is."""
     pool = facts.pool
-    space = " in the latent space of a Glow flow" if _latent(pool) else " in pixel space"
-    if not (_latent(pool) or pool.method in ("mixup", "cutmix", "resizemix", "fmix")):
-        space = ", a method from another package"
+    space = ", a method from another package"
+    if pool.method in LATENT_METHODS.builtin():
+        space = " in the latent space of a Glow flow"
+    elif pool.method in PIXEL_METHODS.builtin():
+        space = " in pixel space"
     return (
         f"{len(pool):,} training images for classifiers, each mixed from {pool.sources} images of one base set by "
         f"{pool.method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
@@ -94,10 +96,6 @@ def images_notice(facts: CardFacts, licence: Licence) -> bytes:
 def lsmix_notice() -> bytes:
     """Return the notice on the licence of what lsmix added."""
     return render("lsmix.txt.j2")
-
-
-def _latent(pool: Pool) -> bool:
-    return pool.method in LATENT_METHODS.builtin()
 
 
 def _settings(facts: CardFacts) -> list[tuple[str, Any]]:

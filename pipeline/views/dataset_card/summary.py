@@ -65,7 +65,7 @@ class CardFacts(NamedTuple):
     def decode_failed(self) -> int | None:
         """Images that failed to decode at the first draw; None where the manifest doesn't say, as in pixel space."""
         count = self.manifest.counts.get("decode_failed")
-        return count if isinstance(count, int) and "flow" in self.spec.inputs else None
+        return count if isinstance(count, int) and self.spec.latent else None
 
     @property
     def version(self) -> str:

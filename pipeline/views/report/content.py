@@ -1,7 +1,7 @@
 """The whole page of a report: its chapters, the facts on top, warnings, and where everything came from."""
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final
 
 import msgspec
 
@@ -10,33 +10,35 @@ from lsmix.pipeline.views.report.flow import flow_section
 from lsmix.pipeline.views.report.inputs import ReportInputs
 from lsmix.pipeline.views.report.mixes import mixes_section
 from lsmix.pipeline.views.report.naturalness import naturalness_section
-from lsmix.pipeline.views.report.page import Fact, ProvenanceRow, ReportPage
+from lsmix.pipeline.views.report.page import Fact, ProvenanceRow, ReportPage, Section
 from lsmix.pipeline.views.report.pools import pools_section
 from lsmix.pipeline.views.report.results import results_section
 
-__all__ = ["build_page"]
+__all__ = ["SECTIONS", "build_page"]
+
+# In the order of the page. A section with neither tables nor pictures is left out.
+SECTIONS: Final[tuple[Callable[[ReportInputs], Section], ...]] = (
+    results_section,
+    mixes_section,
+    naturalness_section,
+    pools_section,
+    flow_section,
+)
 
 
 def build_page(task: StageTask) -> ReportPage:
     """Return the page of a recipe whose artifacts are the inputs of ``task``."""
     material = ReportInputs(task)
-    name = task.folder.name.rpartition("-")[0]
-    sections = [
-        results_section(material),
-        mixes_section(material),
-        naturalness_section(material.inputs.get("naturalness")),
-        pools_section(material),
-        flow_section(material),
-    ]
+    sections = [section(material) for section in SECTIONS]
     return ReportPage(
-        title=material.config.title or name,
+        title=material.config.title or material.name,
         summary=_summary(material),
         facts=tuple(_facts(material)),
         warnings=tuple(_warnings(material)),
         sections=tuple(section for section in sections if section.tables or section.figures),
         provenance=tuple(_provenance(material)),
         recipe=_as_toml(material),
-        recipe_name=name,
+        recipe_name=material.name,
         made_by=f"lsmix {material.inputs['dataset'].manifest.environment['versions']['lsmix']}",
     )
 
@@ -121,7 +123,7 @@ def _as_toml(material: ReportInputs) -> str:
     parts = ("flow", "latents", "naturalness")
     sections |= {role: material.inputs[role].manifest.config for role in parts if role in material.inputs}
     sections |= {f"pools.{name}": item.manifest.config for name, item in material.named("pool").items()}
-    sections |= {f'runs."{name}"': item.manifest.config for name, item in material.named("run").items()}  # name/seed
+    sections |= {f'runs."{name}"': item.manifest.config for name, item in material.named("run").items()}
     lines: list[str] = []
     for name, fields in sections.items():
         lines += [*_toml_section(name, fields), ""]

@@ -13,6 +13,7 @@ from lsmix.data.latents import Latents, open_latents
 from lsmix.data.pool import Pool, open_pool
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.flow import Flow
+from lsmix.pipeline.config.recipe import training_name
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import RecipeReport
 from lsmix.pipeline.engine.stage import StageTask
@@ -30,6 +31,7 @@ class ReportInputs:
     """The artifacts of a recipe, opened when they are wanted."""
 
     def __init__(self, task: StageTask) -> None:
+        self.name = task.name  # of the recipe
         self.config: RecipeReport = task.config
         self.inputs = task.inputs
         self._device = task.device
@@ -74,11 +76,12 @@ class ReportInputs:
     @cached_property
     def runs(self) -> list[RunSummary]:
         """The error rates of all runs."""
-        grouped: dict[str, list[Artifact]] = {}
-        for name, item in self.named("run").items():
-            grouped.setdefault(name.partition("/")[0], []).append(item)
-        manifests = {name: [item.manifest for item in items] for name, items in grouped.items()}
+        manifests = {name: [item.manifest for item in self.trainings(name)] for name in self.config.rows}
         return summarise_runs(manifests, self.config.rows)
+
+    def trainings(self, run: str) -> list[Artifact]:
+        """Return the trainings of a run, one for each of its seeds."""
+        return [self.inputs[f"run:{training_name(run, seed)}"] for seed in self.config.rows[run].seeds]
 
 
 def plot_figure(name: str, data: bytes, alt: str, caption: str = "") -> ReportFigure:

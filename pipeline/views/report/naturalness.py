@@ -17,6 +17,7 @@ from lsmix.pipeline.config.results import (
 )
 from lsmix.pipeline.config.schema import HARD_CUT
 from lsmix.pipeline.views.plots import distance_plot, spread_plot
+from lsmix.pipeline.views.report.inputs import ReportInputs
 from lsmix.pipeline.views.report.page import ReportFigure, Section, Table
 
 __all__ = ["naturalness_section"]
@@ -26,8 +27,9 @@ _NAMES = {"held-out": "originals, held out", "test": "originals, test", "sources
 _ELSEWHERE = "°"  # marks a seam that was measured along LS-Mix's border, where the method has none
 
 
-def naturalness_section(item: Artifact | None) -> Section:
+def naturalness_section(material: ReportInputs) -> Section:
     """Return the chapter on what the naturalness stage found; an empty one where a recipe has no such stage."""
+    item = material.inputs.get("naturalness")
     if item is None:
         return Section(title=_TITLE)
     result = read_naturalness(item.folder)

@@ -46,11 +46,12 @@ def results_section(material: ReportInputs) -> Section:
 
 def _by_epoch(material: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
-    seeds: dict[str, list[list[float]]] = {}
-    for name, item in material.named("run").items():
-        values = [float(getattr(entry, field)) for entry in read_metrics(item.folder)]
-        seeds.setdefault(name.partition("/")[0], []).append(values)
-    lines = [(run.label, np.mean(seeds[run.name], axis=0)) for run in material.runs]
+    lines = []
+    for run in material.runs:
+        seeds = [
+            [float(getattr(line, field)) for line in read_metrics(item.folder)] for item in material.trainings(run.name)
+        ]
+        lines.append((run.label, np.mean(seeds, axis=0)))
     return [
         Series(label=label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES)
         for place, (label, mean) in enumerate(lines)

@@ -1,5 +1,6 @@
 """Exports: each is read by the library it is made for, with equal images and numbers, and appears whole or not at all."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,21 +23,23 @@ from lsmix.data.atomic import seal
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
+    FormatError,
     LockedError,
     LsmixError,
     MissingError,
     RecipeError,
 )
 from lsmix.data.exports import atomic_folder
+from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.exports.record import read_record, verify_export
-from lsmix.data.exports.writing import FORM_NAMES, write_export
+from lsmix.data.exports.writing import write_export
 from lsmix.data.pool import open_pool
 from lsmix.pipeline.api import verify
 from lsmix.pipeline.export import export_pool
 
 ROWS = 46
 NAMES = ("cat", "dög", "../frog")
-every_form = pytest.mark.parametrize("form", FORM_NAMES)
+every_form = pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
 POOLS = {
     "colour": {},
     "grey": {"image_shape": (5, 3, 1)},
@@ -316,9 +319,9 @@ def test_a_damaged_pool_is_not_exported(invented_pool, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"format": "tiff"}, "no export in the form 'tiff'"),
+        ({"format": "tiff"}, "unknown export format 'tiff'"),
         ({"format": "folder", "shard_images": 10_000}, "the big hubs refuse"),
-        ({"format": "parquet", "image": "gif"}, "images as 'gif'"),
+        ({"format": "parquet", "image": "gif"}, "unknown image encoding 'gif'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(options, message, invented_pool, tmp_path):
@@ -377,3 +380,30 @@ def test_the_commands_are_the_other_door(invented_pool, tmp_path, command: Calla
     assert "export hdf5: 92 of 92 images to do" in shown.err
     refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
     assert (refused.code, "is there already" in refused.err) == (1, True)
+
+
+def test_the_command_line_takes_the_formats_of_the_registry(command, monkeypatch):
+    known = [*EXPORT_FORMATS.names(), "elsewhere"]
+    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
+    assert f"[{'|'.join(known)}]" in command("export", "--help").out
+    refused = command("export", "pool", "out", "--format", "parket")
+    assert refused.code == 2
+    assert f"unknown export format 'parket'. Did you mean 'parquet'? Known: {', '.join(known)}." in refused.err
+
+
+def test_a_format_of_another_package_is_verified_by_its_own_pattern(invented_pool, tmp_path, monkeypatch):
+    found = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
+    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: found)
+    export_pool(invented_pool(), tmp_path / "out", format="elsewhere")
+    assert verify_export(tmp_path / "out")["counts"]["format"] == "elsewhere"
+    found.clear()
+    with pytest.raises(FormatError, match=r"unknown format 'elsewhere'\. Install the package that adds it"):
+        verify_export(tmp_path / "out")
+
+
+def test_a_format_may_only_write_files_that_fit_its_pattern(invented_pool, tmp_path, monkeypatch):
+    strict = dataclasses.replace(EXPORT_FORMATS.load("hdf5"), files="nothing")
+    monkeypatch.setattr(EXPORT_FORMATS, "load", lambda name: strict)
+    with pytest.raises(LsmixError, match=r"wrote 'pool-00000\.h5', which its pattern 'nothing' does not allow"):
+        export_pool(invented_pool(), tmp_path / "out", format="hdf5")
+    assert not (tmp_path / "out").exists()

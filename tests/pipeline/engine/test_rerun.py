@@ -61,7 +61,6 @@ TABLE = {
     "flow.checkpoint_every": (7, NOTHING),
     "flow.temperature": (0.5, NOTHING),
     "latents.dequantise": ("center", FROM_ENCODE),
-    "latents.order": ("raster", FROM_ENCODE),
     "latents.batch_size": (32, FROM_ENCODE),
     "latents.seed": (1, FROM_ENCODE),
     "latents.shard_rows": (32, FROM_ENCODE),

@@ -18,7 +18,8 @@ import pytest
 from lsmix.data.artifact import read_manifest
 from lsmix.data.progress import graceful_signals, stop_point
 from lsmix.pipeline.api import run
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 
 
 def roots(workspace, stage):
@@ -156,10 +157,10 @@ def interrupt_after(calls):
 @pytest.mark.parametrize(
     ("stage", "module", "calls"),
     [
-        ("train-glow", "train_glow", 7),
-        ("encode", "executors.in_process", 3),
-        ("mix", "executors.in_process", 4),
-        ("train", "train", 2),
+        ("train-glow", "stages.train_flow", 7),
+        ("encode", "engine.executor", 3),
+        ("mix", "engine.executor", 4),
+        ("train", "stages.train", 2),
     ],
 )
 def test_an_interrupted_stage_keeps_what_is_done_and_goes_on(

@@ -9,7 +9,7 @@ import torch
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.latent_order import join_parts
 from lsmix.glow.layers import space_to_depth
-from lsmix.pipeline.naturalness.regions import hard_cut, second_region
+from lsmix.pipeline.naturalness.regions import hard_cut, second_region, trailing_region
 
 CIFAR = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
 DIM, CELL = 3072, 192
@@ -22,9 +22,8 @@ def drawn(region: np.ndarray) -> list[str]:
     return ["".join("#" if cell else "." for cell in row) for row in cells.all(axis=2)]
 
 
-def test_five_sixteenths_take_the_cells_of_the_design_in_both_orders():
-    assert drawn(second_region(5 * CELL, CIFAR, "morton")) == ["###.", "##..", "....", "...."]
-    assert drawn(second_region(5 * CELL, CIFAR, "raster")) == ["####", "#...", "....", "...."]
+def test_five_sixteenths_take_the_cells_of_the_design():
+    assert drawn(second_region(5 * CELL, CIFAR)) == ["###.", "##..", "....", "...."]
 
 
 def test_half_takes_the_upper_half():
@@ -36,9 +35,8 @@ def test_a_cell_in_which_the_components_end_counts_by_whether_more_than_half_wer
     assert drawn(second_region(CELL + CELL // 2 + 1, CIFAR))[0] == "##.."
 
 
-@pytest.mark.parametrize("order", ["morton", "raster"])
-def test_regions_grow_from_nothing_to_everything(order):
-    regions = [second_region(taken, CIFAR, order) for taken in range(0, DIM + 1, 64)]
+def test_regions_grow_from_nothing_to_everything():
+    regions = [second_region(taken, CIFAR) for taken in range(0, DIM + 1, 64)]
     assert not regions[0].any()
     assert regions[-1].all()
     for smaller, larger in itertools.pairwise(regions):
@@ -76,3 +74,9 @@ def test_a_hard_cut_has_the_second_images_pixels_in_the_region_and_the_first_els
     np.testing.assert_array_equal(cut[:, region], x2[:, region])
     np.testing.assert_array_equal(cut[:, ~region], x1[:, ~region])
     np.testing.assert_array_equal(hard_cut(x1, x2, np.broadcast_to(region, (5, 32, 32))), cut)
+
+
+def test_the_region_of_the_last_components_is_what_the_first_leave_over():
+    assert drawn(trailing_region(5 * CELL, CIFAR)) == ["....", "....", "..##", ".###"]
+    for taken in (0, 1, CELL, DIM // 3, DIM):
+        np.testing.assert_array_equal(trailing_region(taken, CIFAR), ~second_region(DIM - taken, CIFAR))

@@ -49,7 +49,7 @@ class Opened(NamedTuple):
         return [first for first, _ in chosen], [second for _, second in chosen]
 
     def decoded(self, z: np.ndarray) -> np.ndarray:
-        return self.flow.decode(z, order=self.latents.attributes["order"])
+        return self.flow.decode(z)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,8 @@ import lsmix
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.data.web import TransientError
 from lsmix.pipeline.engine.shards import read_ledger
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import RemoteWorkspace, open_workspace
 
 
@@ -262,7 +263,7 @@ def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
 @pytest.mark.parametrize(
     ("url", "code", "said"),
     [
-        ("nonsense://x/runs", 1, "is no place that can be read"),
+        ("nonsense://x/runs", 1, "lsmix does not read"),
         ("http://127.0.0.1:9/runs", 1, "is a web server, which lists nothing"),
     ],
 )

@@ -146,7 +146,7 @@ def test_no_file_or_folder_has_rights_that_the_umask_forbids(mask, tiny_recipe, 
             verify(f"memory://{tmp_path.name}")
             for words in (
                 ("export", pool, tmp_path / "h5", "--format", "hdf5"),
-                ("export", pool, tmp_path / "npz", "--format", "npz"),
+                ("export", pool, tmp_path / "parquet", "--format", "parquet"),
                 ("push", pool, tmp_path / "stick"),
                 ("pull", tmp_path / "stick", tmp_path / "pulled"),
                 ("show", pool, "--html", tmp_path / "page.html"),

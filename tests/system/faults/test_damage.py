@@ -19,7 +19,8 @@ from lsmix.data.pool import open_pool
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import pull, verify
 from lsmix.pipeline.export import export_pool
-from lsmix.pipeline.workspace.local import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 
 pytestmark = pytest.mark.faults
 

@@ -17,7 +17,7 @@ import pytest
 from driver import FAIL, KILL, ROOM, SHORT
 
 from lsmix.pipeline.api import push
-from lsmix.pipeline.workspace.local import STAGES
+from lsmix.pipeline.stages.registry import STAGES
 
 pytestmark = pytest.mark.faults
 

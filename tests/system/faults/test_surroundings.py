@@ -13,7 +13,7 @@ import pytest
 from driver import COUNT, READ_ONLY, SIGNAL
 
 from lsmix.data.artifact import read_manifest
-from lsmix.pipeline.workspace.local import STAGES
+from lsmix.pipeline.stages.registry import STAGES
 
 pytestmark = pytest.mark.faults
 
