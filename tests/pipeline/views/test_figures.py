@@ -214,7 +214,7 @@ def test_the_command_draws_from_what_is_there(
     assert result.code == 0, result.err
     assert "up to date" in result.err
     assert "Fig. 4 of the paper" in result.out
-    assert "of 12 decoded images" in result.out
+    assert "of 12 images failed to decode" in result.out
     (written,) = tmp_path.iterdir()
     assert written.name == "fig4.png"
     again = command(

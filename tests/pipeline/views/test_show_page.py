@@ -241,7 +241,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     values = pool.columns[column][:]
     values[7] = np.nan
     monkeypatch.setitem(pool.columns._arrays, column, values)
-    with pytest.raises(CorruptError, match=f"'{column}' must lie in 0 to 1, got nan in row 7"):
+    with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
         summarise_pool(pool, 10)
 
 
