@@ -308,11 +308,11 @@ def figure(
         sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
         facts = {"name": name, "path": target, "caption": sheet.caption}
-        _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
+        _print_json("figure", {**facts, "decoded": sheet.decoded, "decode_failed": sheet.decode_failed})
         return
     click.echo(f"figure      {target}")
     click.echo(f"shows       {sheet.caption}")
-    click.echo(f"corrupted   {sheet.corrupted} of {sheet.decoded} decoded images")
+    click.echo(f"failed      {sheet.decode_failed} of {sheet.decoded} images failed to decode")
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")

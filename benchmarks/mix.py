@@ -38,7 +38,7 @@ batch_size = {batch}
 [pools.lsmix]
 alpha = 0.4
 batch_size = {batch}
-on_corrupt = "keep"
+on_decode_failure = "keep"
 shard_rows = {shard_rows}
 """
 

@@ -115,7 +115,7 @@ def _bytes(folder: Path, size: Size) -> dict[str, float]:
         write_pool_shard(
             folder / "pool",
             shard,
-            {"image": np.zeros((n, *shape), np.uint8), **ints, **floats, "state": np.zeros(n, np.uint8)},
+            {"image": np.zeros((n, *shape), np.uint8), **ints, **floats, "status": np.zeros(n, np.uint8)},
         )
     for shard in range(latents.shards):
         n = len(latents.shard_range(shard))

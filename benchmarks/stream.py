@@ -157,7 +157,7 @@ def _writing(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
     )
     zeros = {name: np.zeros(len(images), np.int64) for name in ("source_a", "source_b", "label_a", "label_b")}
     more = {"lam": np.zeros(len(images), np.float32), "share_b": np.zeros(len(images), np.float32)}
-    columns = {"image": images, **zeros, **more, "state": np.zeros(len(images), np.uint8)}
+    columns = {"image": images, **zeros, **more, "status": np.zeros(len(images), np.uint8)}
     if store.shards != 1:
         raise RuntimeError(f"this measures one shard, got {store.shards}")
 

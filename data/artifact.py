@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ARTIFACT_FILES",
     "FORMAT_VERSION",
+    "LOCATION_FIELDS",
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
     "WORK_FOLDER",
@@ -108,7 +109,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
-    counts: dict[str, Any] = {}  # facts such as the number of images, of corrupted ones, of shards
+    counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
     seconds: float = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
 
@@ -425,6 +426,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     licence: str  # "" where it is unknown
     citation: str  # "" where it is unknown
     train_images: int  # rows of the train split, which sources are counted in
+
+
+# Settings of a data set that say where its files are and how they were fetched: no part of a Provenance.
+LOCATION_FIELDS: Final = frozenset({"path", "format", "download"})
 
 
 def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:

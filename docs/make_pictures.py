@@ -68,7 +68,7 @@ def main(workspace: Path | str = "runs") -> None:
     for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
         shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
         write_atomic(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
-        sys.stdout.write(f"{name}: {shown.caption} {shown.corrupted} of {shown.decoded} corrupted.\n")
+        sys.stdout.write(f"{name}: {shown.caption} {shown.decode_failed} of {shown.decoded} images failed to decode.\n")
 
 
 if __name__ == "__main__":

@@ -162,6 +162,6 @@ def _restore(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) ->
 
 
 def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    """Tell whether tensors are equal, bit for bit; a corrupted image may hold infinities and NaN."""
+    """Tell whether tensors are equal, bit for bit; a failed decode may hold infinities and NaN."""
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

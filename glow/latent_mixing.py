@@ -1,4 +1,4 @@
-"""Mixing latent vectors by name, and the tools around it: zero fill, and what counts as corrupted.
+"""Mixing latent vectors by name, and the tools around it: zero fill, and what counts as a failed decode.
 
 The one rule: λ and the share are the *second* vector's, whatever the method; the methods stand in latent_mixing.py.
 
@@ -16,7 +16,7 @@ from lsmix.data.mixing import LATENT_METHODS, Method, RowRng, checked_rates, row
 
 __all__ = [
     "bern_mix",
-    "is_corrupted",
+    "is_failed_decode",
     "linear",
     "ls_mix",
     "mix_latents",
@@ -103,15 +103,15 @@ def zero_fill(z: _Array, n_last: int) -> _Array:
     return filled
 
 
-def is_corrupted(y_BCHW: torch.Tensor, *, margin: float, share: float) -> torch.Tensor:
-    """Say which decoded images exploded: bool (B,).
+def is_failed_decode(y_BCHW: torch.Tensor, *, tolerance: float, bad_pixel_fraction: float) -> torch.Tensor:
+    """Return which images failed to decode, bool (B,).
 
-    One did if any value is not finite, or if more than ``share`` (0 to 1) of its pixels leave [−½, ½] by more than
-    ``margin`` in any channel. y is what ``Flow.decode_batch`` gives, float (B, C, H, W), neither clipped nor rounded.
+    A decode failed if any value is not finite, or if more than ``bad_pixel_fraction`` (0 to 1) of its pixels leave [−½, ½] by more than
+    ``tolerance`` in any channel. y is what ``Flow.decode_batch`` gives, float (B, C, H, W), neither clipped nor rounded.
     """
-    inside_BCHW = y_BCHW.abs() <= 0.5 + margin  # false for NaN, too
+    inside_BCHW = y_BCHW.abs() <= 0.5 + tolerance  # false for NaN, too
     outside_share_B = (~inside_BCHW).any(dim=1).double().mean(dim=(1, 2))
-    return (outside_share_B > share) | ~torch.isfinite(y_BCHW).flatten(1).all(dim=1)
+    return (outside_share_B > bad_pixel_fraction) | ~torch.isfinite(y_BCHW).flatten(1).all(dim=1)
 
 
 _Mixed = tuple[torch.Tensor, torch.Tensor]

@@ -135,7 +135,9 @@ def _deep(deep: Mapping[str, Any]) -> str:
     if pixels["pixels_differing"]:
         text += f", by {pixels['largest']} at most, as another kind of device may"
     if deep["redrawn_otherwise"]:
-        text += f"; {deep['redrawn_otherwise']} rows at the edge of corruption were redrawn otherwise, and left out"
+        text += (
+            f"; {deep['redrawn_otherwise']} rows at the limit of a failed decode were redrawn otherwise, and left out"
+        )
     return text
 
 

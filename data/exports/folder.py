@@ -42,8 +42,8 @@ def _write(job: ExportJob) -> Iterator[Path]:
                 counts[label] += 1
                 lines.write(msgspec.json.encode({"file_name": name, **facts}) + b"\n")
                 yield path
-            first += len(block["state"])
-            job.on_rows(len(block["state"]))
+            first += len(block["status"])
+            job.on_rows(len(block["status"]))
     yield job.folder / _METADATA
 
 

@@ -12,8 +12,7 @@ from typing import Final
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
 from lsmix.data.exports.metadata import ExportFacts
 from lsmix.data.mixing import Registry
-from lsmix.data.pool import Pool, pool_columns
-from lsmix.data.table import Dtype
+from lsmix.data.pool import Pool
 
 __all__ = ["EXPORT_FORMATS", "README_NAME", "ExportFormat", "ExportJob"]
 
@@ -41,11 +40,6 @@ class ExportJob:
     shard_images: int  # rows in a file; of ``folder``, in a sub-folder
     encoding: Encoding  # of images in forms that hold image files
     on_rows: Callable[[int], None]  # is told rows as they are written
-
-    @property
-    def columns(self) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
-        """Dtype and shape of a row of every column, ``image`` first."""
-        return pool_columns(self.facts.attributes, self.facts.image_shape, str(self.pool.path))
 
     @property
     def coder(self) -> ImageCoder:

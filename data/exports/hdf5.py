@@ -27,16 +27,16 @@ def _write(job: ExportJob) -> Iterator[Path]:
             for block in pool_blocks(job.pool, rows):
                 for name, values in block.items():
                     write_rows(stream, places[name], done, values.astype(_little(values.dtype.str), copy=False))
-                done += len(block["state"])
-                job.on_rows(len(block["state"]))
+                done += len(block["status"])
+                job.on_rows(len(block["status"]))
         yield path
 
 
 def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
     """Write all but the columns, and return their places."""
     arrays = {
-        name: file.create_dataset(name, (rows, *row_shape), _little(dtype), track_times=False)
-        for name, (dtype, row_shape) in job.columns.items()
+        name: file.create_dataset(name, (rows, *column.shape[1:]), _little(column.dtype.str), track_times=False)
+        for name, column in job.pool.columns.items()
     }
     file.create_dataset(_CLASS_NAMES, data=np.char.encode(job.pool.class_names, "utf-8"), track_times=False)
     file.create_dataset(FACTS_NAME, data=np.bytes_(seal_facts(job.facts)), track_times=False)

@@ -6,17 +6,14 @@ their own SHA-256, so that a byte that flips in them is found.
 
 import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
-import numpy as np
 
 from lsmix.data.artifact import InputRecord, read_provenance
-from lsmix.data.atomic import sha256_file
-from lsmix.data.errors import CorruptError
-from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
-from lsmix.data.pool import PLAN_NAME, Pool
+from lsmix.data.exports.rows import ColumnDigests, pool_blocks
+from lsmix.data.pool import Pool
+from lsmix.data.pool_spec import PoolSpec
 
 __all__ = [
     "FACTS_NAME",
@@ -28,7 +25,6 @@ __all__ = [
 
 FACTS_NAME: Final = "facts"  # what the facts are called inside of a file
 _VERSION: Final = 1
-_MAX_PLAN_BYTES = 1 << 24
 _Count = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
 
@@ -57,7 +53,7 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     digests: dict[str, str]  # by column: SHA-256 over its values, row by row, little-endian
     attributes: dict[str, Any]  # of the pool: method, copies, sources, corners, origin, …
     artifact: ArtifactFacts
-    plan: str  # content of the pool's plan.json; "" where it has none
+    plan: PoolSpec | None  # the content of plan.json; None where there is none
 
 
 class _Sealed(msgspec.Struct, frozen=True):
@@ -75,12 +71,10 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
     Raises:
         CorruptError: the pool is damaged.
     """
-    digests, first = ColumnDigests(pool.columns), 0
+    digests = ColumnDigests(pool.columns)
     for block in pool_blocks(pool, range(len(pool))):
-        _check_labels(pool, block, first)
         digests.update(block)
-        first += len(block["state"])
-        on_rows(len(block["state"]))
+        on_rows(len(block["status"]))
     attributes, manifest = pool.columns.attributes, pool.manifest
     what = f"pool {str(pool.path)!r}"
     origin = read_provenance(attributes, what) if "origin" in attributes else None  # the first pools had none
@@ -102,37 +96,8 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
             inputs=manifest.inputs,
             counts=manifest.counts,
         ),
-        plan=_plan(pool),
+        plan=pool.spec,
     )
-
-
-def _check_labels(pool: Pool, block: Block, first_row: int) -> None:
-    """Refuse labels that no class has: a form that names classes would name another."""
-    for name, labels in block.items():
-        if not name.startswith("label_"):
-            continue
-        wrong = np.argwhere((labels < 0) | (labels >= len(pool.class_names)))
-        if len(wrong):
-            raise CorruptError(
-                f"pool {str(pool.path)!r}: row {first_row + int(wrong[0][0])} of {name!r} is {labels[tuple(wrong[0])]}, "
-                f"and there are {len(pool.class_names)} classes. Do not use it."
-            )
-
-
-def _plan(pool: Pool) -> str:
-    (path, listed) = pool.path / PLAN_NAME, {file.path: file for file in pool.manifest.files}
-    if PLAN_NAME not in listed:
-        return ""
-    if not _is_plain(path) or listed[PLAN_NAME].sha256 != sha256_file(path):
-        raise CorruptError(f"{str(path)!r} is damaged: it is not as the manifest says. Fetch or make the pool again.")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise CorruptError(f"{str(path)!r} is damaged: it is no text ({error}). Make the pool again.") from error
-
-
-def _is_plain(path: Path) -> bool:
-    return path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_PLAN_BYTES
 
 
 def seal_facts(facts: ExportFacts) -> bytes:

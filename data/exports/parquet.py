@@ -3,7 +3,7 @@
 Columns are plain and uncompressed, since the images are compressed already.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,12 @@ from lsmix.data.errors import LsmixError
 from lsmix.data.exports.format import ExportFormat, ExportJob
 from lsmix.data.exports.metadata import seal_facts
 from lsmix.data.exports.rows import pool_blocks
+from lsmix.data.pool import Pool
 
 __all__ = ["PARQUET_FORMAT"]
 
 _FACTS_KEY = b"lsmix"
 _HUB_KEY = b"huggingface"
-_Columns = Mapping[str, tuple[str, tuple[int, ...]]]  # dtype and shape of a row, by name
 
 
 def _arrow() -> Any:
@@ -39,12 +39,12 @@ def _arrow() -> Any:
 
 def _write(job: ExportJob) -> Iterator[Path]:
     pa, coder = _arrow(), job.coder
-    schema = _schema(pa, job.columns).with_metadata(_metadata(job))
+    schema = _schema(pa, job.pool).with_metadata(_metadata(job))
     for path, rows in job.shards("parquet"):
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
         with pa.parquet.ParquetWriter(path, schema, **options) as writer:
             for block in pool_blocks(job.pool, rows):
-                count = len(block["state"])
+                count = len(block["status"])
                 files = pa.array([coder.encode(image) for image in block.pop("image")], pa.binary())
                 image = pa.StructArray.from_arrays([files, pa.nulls(count, pa.string())], names=["bytes", "path"])
                 columns = {"image": image, **{name: _to_arrow(pa, values) for name, values in block.items()}}
@@ -54,12 +54,12 @@ def _write(job: ExportJob) -> Iterator[Path]:
         yield path
 
 
-def _schema(pa: Any, columns: _Columns) -> Any:
+def _schema(pa: Any, pool: Pool) -> Any:
     fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
-    for name, (dtype, row_shape) in columns.items():
-        if name != "image":
-            kind = pa.from_numpy_dtype(np.dtype(dtype))
-            fields.append((name, pa.list_(kind) if row_shape else kind))
+    for column in pool.attributes.columns():
+        if column.row != "image":
+            kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+            fields.append((column.name, pa.list_(kind) if column.row == "more" else kind))
     return pa.schema(fields)
 
 
@@ -67,14 +67,14 @@ def _metadata(job: ExportJob) -> dict[bytes, bytes]:
     """Return what makes ``datasets`` decode images and name classes, and our own facts."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
     class_names = job.facts.class_names
-    for name, (dtype, row_shape) in job.columns.items():
-        if name == "image":
+    for column in job.pool.attributes.columns():
+        if column.row == "image":
             continue
-        feature: dict[str, Any] = {"dtype": dtype, "_type": "Value"}
+        feature: dict[str, Any] = {"dtype": column.dtype, "_type": "Value"}
         # datasets refuses names that stand for two classes.
-        if name.startswith("label_") and len(set(class_names)) == len(class_names):
+        if column.kind == "label" and len(set(class_names)) == len(class_names):
             feature = {"names": class_names, "_type": "ClassLabel"}
-        features[name] = {"feature": feature, "_type": "Sequence"} if row_shape else feature
+        features[column.name] = {"feature": feature, "_type": "Sequence"} if column.row == "more" else feature
     return {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: seal_facts(job.facts)}
 
 

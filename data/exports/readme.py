@@ -9,6 +9,7 @@ import textwrap
 from lsmix.data.errors import escape_terminal, printable_words
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.pool import Pool, PoolAttributes
 
 __all__ = ["readme_text"]
 
@@ -20,10 +21,11 @@ To read them, start Python in another folder, set `folder` to the path of this o
 
     {loads_with}
 
-For each image: `label_a` and `label_b`, the classes of the two sources, by the numbers of the names below;
-`share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
-the rows of the sources in the training split; `state`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
-of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
+For each image:
+
+{columns}
+
+Labels are numbers that count the names below. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
@@ -52,7 +54,7 @@ Citation of the base set:
 """
 
 
-def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
+def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
     """Return the README of a pool's export in some form."""
     height, width, channels = facts.image_shape
     return _TEXT.format(
@@ -61,6 +63,7 @@ def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
         width=width,
         channels=channels,
         loads_with=form.loads_with,
+        columns=_columns(pool.attributes),
         form_note=f"{form.note}\n\n" if form.note else "",
         root=facts.root,
         pixels=facts.digests["image"],
@@ -73,6 +76,14 @@ def readme_text(facts: ExportFacts, form: ExportFormat) -> str:
 def _class_list(names: list[str]) -> str:
     digits = len(str(len(names) - 1))
     return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
+
+
+def _columns(attributes: PoolAttributes) -> str:
+    lines = []
+    for column in attributes.columns():
+        words = ", ".join(f"{number} {word}" for number, word in enumerate(column.words))
+        lines.append(f"- `{column.name}`: {column.description}" + (f" ({words})" if words else ""))
+    return "\n".join(lines)
 
 
 def _block(text: str) -> str:

@@ -40,7 +40,7 @@ __all__ = [
 RECORD_NAME: Final = "lsmix-export.json"
 SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
-MOST_RECORD_BYTES: Final = 1 << 26  # a pool's corrupted rows, some 14 bytes each
+MOST_RECORD_BYTES: Final = 1 << 26  # a pool's rows that failed to decode, some 14 bytes each
 _HEX_DIGITS = 64
 _MAX_LINE = 4096  # of a checksum and a path
 

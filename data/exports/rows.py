@@ -52,13 +52,13 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
         columns: which; none for all.
 
     Raises:
-        CorruptError: a chunk is damaged.
+        CorruptError: a chunk is damaged, or a value is out of its range.
     """
     arrays = {name: pool.columns[name] for name in columns or pool.columns}
     step = block_rows(sum(array.row_bytes for array in arrays.values()))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        yield {name: array[start:stop] for name, array in arrays.items()}
+        yield pool.rows(start, stop, tuple(arrays))
         for array in arrays.values():
             array.release()  # what has been read once is not read again
 
@@ -72,7 +72,7 @@ def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> It
         class_names: by label.
     """
     numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
-    for index in range(len(block["state"])):
+    for index in range(len(block["status"])):
         facts: dict[str, Any] = {"row": first_row + index}
         facts |= {name: values[index] for name, values in numbers.items()}
         facts["class_a"], facts["class_b"] = class_names[facts["label_a"]], class_names[facts["label_b"]]

@@ -27,9 +27,9 @@ def _write(job: ExportJob) -> Iterator[Path]:
                 for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                     _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
                     _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
-                first += len(block["state"])
+                first += len(block["status"])
                 archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header written
-                job.on_rows(len(block["state"]))
+                job.on_rows(len(block["status"]))
         yield path
 
 

@@ -82,7 +82,7 @@ def _files(kind: ExportFormat, job: ExportJob) -> Iterator[Path]:
             raise LsmixError(f"the export format wrote {name!r}, which its pattern {kind.files!r} does not allow.")
         yield path
     path = job.folder / README_NAME
-    path.write_text(readme_text(job.facts, kind), encoding="utf-8", newline="\n")
+    path.write_text(readme_text(job.pool, job.facts, kind), encoding="utf-8", newline="\n")
     yield path
 
 

@@ -16,23 +16,21 @@ from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
     Combine,
     DataConfig,
-    EncodeConfig,
     FlowRecipe,
     MixOnTheFly,
     NaturalnessConfig,
-    PoolConfig,
+    PoolRecipe,
     RecipeReport,
     ReportConfig,
     RowText,
     RunConfig,
     check_naturalness,
-    check_pool,
-    in_latent_space,
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
@@ -84,8 +82,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     data: DataConfig
     flow: FlowSection | None = None  # made from defaults where a pool needs one and nothing is said
     latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)
-    mix: PoolConfig = msgspec.field(default_factory=PoolConfig)  # what all pools share
-    pools: dict[Name, PoolConfig] = {}
+    mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # what all pools share
+    pools: dict[Name, PoolRecipe] = {}
     classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
     runs: dict[Name, RunSection] = {}
     naturalness: NaturalnessConfig | None = None  # None compares nothing
@@ -323,6 +321,8 @@ def _check_references(recipe: Recipe) -> None:
             check_pool(pool)
         except RecipeError as error:
             raise RecipeError(f"pools.{name}.{error}") from error
+        if pool.flow and not in_latent_space(pool):
+            raise RecipeError(f"pools.{name}.flow: {pool.method!r} mixes pixels and needs none. Remove it.")
     for name, run in recipe.runs.items():
         _check_mixing(recipe, name, run)
         if len(set(run.seeds)) < len(run.seeds):

@@ -53,7 +53,7 @@ class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
     kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
     images: int
     share: float | None  # of the second image, as it really is, mean; None for originals
-    corrupted: int | None  # of them, by the rule for pools; None where nothing was decoded
+    decode_failed: int | None  # of them, by the rule for pools; None where nothing was decoded
     not_finite: int  # of their bits per dimension; these images are left out of the next five
     mean_bits: float  # bits per dimension under the judge
     mean_bits_error: float  # standard error of it

@@ -8,7 +8,7 @@ from msgspec import Meta
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.readers.registry import SourceConfig
 from lsmix.data.rng import Seed
 from lsmix.glow.config import FlowShape, FlowTraining
@@ -17,11 +17,10 @@ __all__ = [
     "HARD_CUT",
     "Combine",
     "DataConfig",
-    "EncodeConfig",
     "FlowRecipe",
     "MixOnTheFly",
     "NaturalnessConfig",
-    "PoolConfig",
+    "PoolRecipe",
     "RecipeReport",
     "ReportConfig",
     "RowText",
@@ -29,66 +28,13 @@ __all__ = [
     "TrainConfig",
     "TrainPart",
     "check_naturalness",
-    "check_pool",
-    "in_latent_space",
 ]
 
-ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
-Rate = Annotated[float, Meta(ge=0, le=1)]
 
+class PoolRecipe(PoolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pool of a recipe: how its images are mixed, and with which flow."""
 
-Corner = Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"]
-
-
-class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A pool of mixed images."""
-
-    method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
-    lambdas: tuple[Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = (
-        0  # times the training set is gone through; 0: one, or one for each of lambdas
-    )
-    sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
-    corner: Corner = "top-left"  # where the second image begins; "random" draws one of the four for each image
-    seed: Seed = 0  # of pairs and λ
     flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
-    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: ShardRows = 0  # images a shard; 0 chooses about 25 MB
-    on_corrupt: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
-    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # draws for a corrupted image before x₁ takes its place
-    margin: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as broken
-    broken_share: Rate = 0.02  # share of broken pixels above which an image is corrupted
-
-    @property
-    def copies_made(self) -> int:
-        """The number of copies, at least 1."""
-        return self.copies or max(len(self.lambdas), 1)
-
-
-def in_latent_space(config: PoolConfig) -> bool:
-    """Tell whether a pool is mixed in latent space, so that it needs a flow."""
-    return config.method in LATENT_METHODS
-
-
-def check_pool(config: PoolConfig) -> None:
-    """Check what no single field can tell.
-
-    Raises:
-        RecipeError: the method is unknown, or cannot do what is asked; the message begins with the field's name.
-    """
-    if not in_latent_space(config) and config.method not in PIXEL_METHODS:
-        known = [*LATENT_METHODS.names(), *PIXEL_METHODS.names()]
-        raise RecipeError(f"method: unknown mixing method {config.method!r}.{nearest(config.method, known)}")
-    if config.sources > 2 and config.method != "ls-mix":
-        raise RecipeError(f"sources: more than two are mixed by 'ls-mix' only, got {config.method!r}.")
-    if config.sources > 2 and config.lambdas:
-        raise RecipeError("lambdas: a fixed λ is the share of one of two sources; with more, leave lambdas empty.")
-    if config.corner != CORNERS[0] and not in_latent_space(config):
-        raise RecipeError(f"corner: only methods in latent space begin at a corner, got {config.method!r}.")
-    if config.flow and not in_latent_space(config):
-        raise RecipeError(f"flow: {config.method!r} mixes pixels and needs none. Remove it.")
 
 
 class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -183,16 +129,6 @@ class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     parts: Annotated[tuple[TrainPart, ...], Meta(min_length=1)] = (TrainPart(),)  # where its batches come from
     combine: Combine = "per-batch"  # of several parts
-
-
-class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How images become latents."""
-
-    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Seed = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: ShardRows = 0  # latents a shard; 0 chooses about 25 MB
-    check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 
 _Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]

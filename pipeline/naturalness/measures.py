@@ -38,7 +38,7 @@ class Scores:
     bits: FloatArray  # (n,) bits per dimension under the judge; not always finite
     across: FloatArray  # (n,) gradient across the regions' border; NaN where there is none
     inside: FloatArray  # (n,) gradient inside the regions
-    corrupted: int | None
+    decode_failed: int | None
     share: float | None  # of the second image, mean
     features: FloatArray | None  # (n, F)
     shown: npt.NDArray[np.uint8]  # the first images, for the sheet
@@ -61,7 +61,7 @@ class Scorer:
         """
         parts: list[tuple[FloatArray, ...]] = []
         clouds, shares = [], []
-        corrupted, shown = None, None
+        decode_failed, shown = None, None
         step = self._config.batch_size
         for start in range(0, self._count, step):
             stop_point()
@@ -71,8 +71,8 @@ class Scorer:
                 clouds.append(features(self._classifier, block.images).astype(np.float64))
             if block.share is not None:
                 shares.append(block.share)
-            if block.corrupted is not None:
-                corrupted = (corrupted or 0) + int(block.corrupted.sum())
+            if block.decode_failed is not None:
+                decode_failed = (decode_failed or 0) + int(block.decode_failed.sum())
             head = block.images[: max(self._shown - start, 0)]
             shown = head if shown is None else np.concatenate((shown, head))
         bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -86,7 +86,7 @@ class Scorer:
             bits=bits,
             across=across,
             inside=inside,
-            corrupted=corrupted,
+            decode_failed=decode_failed,
             share=float(np.concatenate(shares).mean()) if shares else None,
             features=np.concatenate(clouds) if clouds else None,
             shown=np.empty(0, np.uint8) if shown is None else shown,
@@ -113,7 +113,7 @@ def facts_of(measured: Scores, reference: Scores, drawn: Resamples) -> SampleFac
         kind=measured.sample.kind,
         images=len(measured.bits),
         share=measured.share,
-        corrupted=measured.corrupted,
+        decode_failed=measured.decode_failed,
         not_finite=int((~finite).sum()),
         mean_bits=float(bits.mean()),
         mean_bits_error=float(bits.std(ddof=1) / np.sqrt(len(bits))),

@@ -16,10 +16,11 @@ from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, SplitArrays
 from lsmix.data.latents import Latents
 from lsmix.data.mixing import LATENT_METHODS, RowRng, import_object, row_rngs
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.rng import generator
 from lsmix.glow.flow import Flow
-from lsmix.glow.latent_mixing import is_corrupted, mix_latents
-from lsmix.pipeline.config.schema import HARD_CUT, NaturalnessConfig, PoolConfig
+from lsmix.glow.latent_mixing import is_failed_decode, mix_latents
+from lsmix.pipeline.config.schema import HARD_CUT, NaturalnessConfig
 from lsmix.pipeline.naturalness.regions import hard_cut, second_region
 
 __all__ = ["Block", "Sample", "SampleSet", "choose_rows_apart"]
@@ -35,7 +36,7 @@ class Block(NamedTuple):
     images: Images  # (b, H, W, C)
     regions: Mask  # (b, H, W), along whose borders seams are looked for
     share: npt.NDArray[np.floating[Any]] | None = None  # (b,) of the second image; None for originals
-    corrupted: Mask | None = None  # (b,); None where nothing was decoded
+    decode_failed: Mask | None = None  # (b,); None where nothing was decoded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +142,14 @@ class SampleSet:
         first, second = z.gather(self._first[part]), z.gather(self._second[part])
         mixed, share = mix_latents(method, first, second, self._config.lam, draws=self._draws(method, part))
         rule = PoolConfig()
-        images, corrupted = self._flow.decode_judged(
+        images, decode_failed = self._flow.decode_judged(
             mixed,
-            lambda y_BCHW: is_corrupted(y_BCHW, margin=rule.margin, share=rule.broken_share),
+            lambda y_BCHW: is_failed_decode(
+                y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction
+            ),
             batch_size=self._config.batch_size,
         )
-        return Block(images, self._regions(region, part), share, corrupted)
+        return Block(images, self._regions(region, part), share, decode_failed)
 
     @staticmethod
     def _regions(region: Mask, part: slice) -> Mask:

@@ -16,9 +16,9 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
+from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.results import DATASET_FILE
-from lsmix.pipeline.config.schema import EncodeConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
 from lsmix.pipeline.engine.stage import (

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lsmix.data.artifact import MANIFEST_NAME
 from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.pool_spec import in_latent_space
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder
 from lsmix.data.store import download_artifact, naming_urls
@@ -18,7 +19,6 @@ from lsmix.pipeline.config.schema import (
     NaturalnessConfig,
     TrainConfig,
     TrainPart,
-    in_latent_space,
 )
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE

@@ -6,7 +6,7 @@ Later stages that make pools read the train split alone, so no test image can ge
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lsmix.data.artifact import Artifact, Provenance
+from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import files_to_fetch
@@ -95,7 +95,7 @@ INGEST = Stage(
     version=1,
     run=run,
     estimate=_estimate,
-    not_in_key=frozenset({"path", "format", "download"}),  # contents count, not where they lie or how they came
+    not_in_key=LOCATION_FIELDS,  # contents count, not where they lie or how they came
     uses_torch=False,
     reads_source=True,
 )

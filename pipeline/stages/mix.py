@@ -12,14 +12,15 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import Artifact, Provenance, read_provenance
+from lsmix.data.artifact import Artifact, read_provenance
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, in_latent_space
 from lsmix.data.table import ColumnStore
-from lsmix.pipeline.config.schema import PoolConfig, in_latent_space
+from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
 from lsmix.pipeline.engine.stage import (
@@ -40,11 +41,10 @@ from lsmix.pipeline.stages.pool_builder import (
     PixelMixer,
     Sources,
 )
-from lsmix.pipeline.workspace.cache_key import key_fields
 
 __all__ = ["MIX", "LoadedRows", "MixWorker", "RowMaker", "make_plan", "open_latent_mixer", "open_worker"]
 
-_OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
+_OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 
 
 class LoadedRows(NamedTuple):
@@ -77,24 +77,24 @@ class RowMaker:
         return LoadedRows(rows, draw, gather(draw.source_a), [gather(source) for source in draw.others.T])
 
     def make(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
-        """Mix rows; draw corrupted images again. Returns the pool's columns, and ``corrupted``, bool (n,)."""
+        """Mix rows; draw failed decodes again. Returns the pool's columns, and ``decode_failed``, bool (n,)."""
         draw = loaded.draw._replace(others=loaded.draw.others.copy(), lam=loaded.draw.lam.copy())
-        images, share, corrupted = self._mix(loaded, draw, slice(None), attempt=0)
-        state = np.full(len(images), _OK, np.uint8)
-        bad = np.flatnonzero(corrupted)
-        if self._config.on_corrupt == "redraw":
+        images, share, decode_failed = self._mix(loaded, draw, slice(None), attempt=0)
+        status = np.full(len(images), _OK, np.uint8)
+        bad = np.flatnonzero(decode_failed)
+        if self._config.on_decode_failure == "redraw":
             for attempt in range(1, self._config.attempts + 1):
                 if not len(bad):
                     break
                 again = [self.plan.again(int(row), attempt) for row in loaded.rows[bad]]
                 draw.others[bad], draw.lam[bad] = (np.stack(column) for column in zip(*again, strict=True))
                 images[bad], share[bad], still = self._mix(loaded, draw, bad, attempt=attempt)
-                state[bad] = _REDRAWN
+                status[bad] = _REDRAWN
                 bad = bad[still]
             if len(bad):
                 images[bad] = self._mixer.plain(loaded.first[bad])
-                share[bad], state[bad] = 0, _REPLACED
-        return {"image": images, "state": state, "corrupted": corrupted, **self._columns(draw, share)}
+                share[bad], status[bad] = 0, _REPLACED
+        return {"image": images, "status": status, "decode_failed": decode_failed, **self._columns(draw, share)}
 
     def _mix(
         self, loaded: LoadedRows, draw: PairBatch, part: "slice | npt.NDArray[np.int64]", *, attempt: int
@@ -150,23 +150,23 @@ class MixWorker:
         return self._maker.load(np.asarray(rows), self._maker.plan.rows(rows.start, rows.stop))
 
     def compute(self, loaded: LoadedRows) -> dict[str, npt.NDArray[Any]]:
-        """Mix a shard; draw corrupted images again."""
+        """Mix a shard; draw failed decodes again."""
         with device_memory(self._batch, label=self._label, device=self._device):
             return self._maker.make(loaded)
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of the pool."""
-        corrupted = computed.pop("corrupted")
-        state = computed["state"]
+        decode_failed = computed.pop("decode_failed")
+        status = computed["status"]
         digests = write_pool_shard(self._folder, shard, computed)
         first = self._store.shard_range(shard).start
         counts = {
-            "images": len(state),
-            "ok": int((state == _OK).sum()),
-            "redrawn": int((state == _REDRAWN).sum()),
-            "replaced": int((state == _REPLACED).sum()),
-            "corrupted": int(corrupted.sum()),
-            "corrupted_rows": (first + np.flatnonzero(corrupted)).tolist(),
+            "images": len(status),
+            "ok": int((status == _OK).sum()),
+            "redrawn": int((status == _REDRAWN).sum()),
+            "replaced": int((status == _REPLACED).sum()),
+            "decode_failed": int(decode_failed.sum()),
+            "decode_failed_rows": (first + np.flatnonzero(decode_failed)).tolist(),
         }
         return digests, counts
 
@@ -193,8 +193,8 @@ def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Pa
         device=device,
         output=config.output,
         batch_size=config.batch_size,
-        margin=config.margin,
-        broken_share=config.broken_share,
+        tolerance=config.tolerance,
+        bad_pixel_fraction=config.bad_pixel_fraction,
     )
 
 
@@ -213,14 +213,14 @@ def make_plan(config: PoolConfig, images: int) -> PairSampler:
 
 def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> MixWorker:
     """Open what makes the shards of an unfinished pool."""
-    return MixWorker(folder, msgspec.convert(config, PoolConfig), inputs, device)
+    return MixWorker(folder, msgspec.convert(config, PoolRecipe), inputs, device)
 
 
 def _create(task: StageTask) -> ColumnStore:
     """Write the metadata of the pool."""
     config: PoolConfig = task.config
-    facts = _facts(task)
-    images = facts.origin.train_images
+    base = _describe(task)
+    images = base.spec.origin.train_images
     if images < config.sources:
         raise RecipeError(
             f"{task.label}: mixing needs at least {config.sources} training images, got {images}. Raise 'data.limit'."
@@ -230,64 +230,58 @@ def _create(task: StageTask) -> ColumnStore:
         task.folder,
         images_per_copy=plan.images,
         copies=plan.copies,
-        image_shape=facts.image_shape,
-        class_names=facts.class_names,
+        image_shape=base.image_shape,
+        class_names=base.class_names,
         method=config.method,
         shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
         sources=config.sources,
         corners=config.corner != CORNERS[0],
-        attributes={"origin": msgspec.to_builtins(facts.origin)},
+        attributes={"origin": msgspec.to_builtins(base.spec.origin)},
     )
 
 
 def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
-    """Write the plan of the pool, and the card that tells of it."""
+    """Write the plan of the pool, and the card that describes it."""
     from lsmix.pipeline.views.dataset_card.card import add_card
 
     copies = task.config.copies_made
-    write_atomic(task.folder / PLAN_NAME, _plan_text(task, _facts(task)))
+    write_atomic(task.folder / PLAN_NAME, _describe(task).spec.to_json())
     counts |= {"copies": copies, "images_per_copy": store.rows // copies}
-    if counts["corrupted"]:
+    if counts["decode_failed"]:
         task.progress.warning(
-            f"{task.label}: {counts['corrupted']} of {counts['images']} images came out corrupted: "
+            f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    payload = {"pool.zarr", PLAN_NAME}
+    payload = {POOL_NAME, PLAN_NAME}
     digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
     return StageResult(payload=frozenset(payload), counts=counts, digests=digests)
 
 
-class _Facts(NamedTuple):
+class _Described(NamedTuple):
+    spec: PoolSpec
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
-    origin: Provenance
-    dim: int | None  # length of a latent vector
 
 
-def _facts(task: StageTask) -> _Facts:
-    """Return what is known of the training images, from the latents or from the data set itself."""
+def _describe(task: StageTask) -> _Described:
+    """Return what a pool is made from and what its images are, by the latents or by the data set itself."""
+    fields: dict[str, Any] = {name: getattr(task.config, name) for name in PoolConfig.__struct_fields__}
+    known: dict[str, Any] = {
+        "format_version": SPEC_FORMAT,
+        "stage_version": MIX.version,
+        "pool": PoolConfig(**fields),
+        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
+    }
     if "dataset" in task.inputs:
         dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
-        return _Facts(dataset.image_shape, dataset.class_names, provenance_of(task.inputs["dataset"], dataset), None)
+        spec = PoolSpec(**known, origin=provenance_of(task.inputs["dataset"], dataset))
+        return _Described(spec, dataset.image_shape, dataset.class_names)
     latents = open_latents(task.inputs["latents"].folder)
-    height, width, channels = latents.attributes["image_shape"]
     origin = read_provenance(latents.attributes, f"latents {str(latents.path)!r}")
-    return _Facts((height, width, channels), tuple(latents.attributes["class_names"]), origin, latents.dim)
-
-
-def _plan_text(task: StageTask, facts: _Facts) -> bytes:
-    """Return what is enough, with the published images and the flow, to make every pixel again."""
-    plan: dict[str, Any] = {
-        "format_version": 1,
-        "stage_version": MIX.version,
-        "pool": key_fields(task.config, MIX.not_in_key),
-        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
-        "origin": msgspec.to_builtins(facts.origin),
-    }
-    if "latents" in task.inputs:
-        plan["latents"] = task.inputs["latents"].manifest.config
-        plan["dim"] = facts.dim
-    return msgspec.json.format(msgspec.json.encode(plan, order="sorted"), indent=1) + b"\n"
+    encoded = msgspec.convert(task.inputs["latents"].manifest.config, EncodeConfig)
+    height, width, channels = latents.attributes["image_shape"]
+    spec = PoolSpec(**known, origin=origin, latents=encoded, dim=latents.dim)
+    return _Described(spec, (height, width, channels), tuple(latents.attributes["class_names"]))
 
 
 def _estimate(config: PoolConfig, size: DatasetSize) -> Cost:
@@ -306,7 +300,7 @@ _WORK = ShardedWork(__name__, _create, _conclude)
 
 MIX = Stage(
     name="mix",
-    version=3,
+    version=4,
     run=_WORK.run,
     estimate=_estimate,
     check=_check,

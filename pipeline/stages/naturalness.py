@@ -75,8 +75,8 @@ def run(task: StageTask) -> StageResult:
     write_atomic(task.folder / SHEET_FILE, _sheet(samples, measured))
     write_naturalness(task.folder, result)
     task.progress.finish()
-    corrupted = sum(one.corrupted or 0 for one in measured)
-    counts = {"pairs": count, "samples": len(every), "corrupted": corrupted}
+    decode_failed = sum(one.decode_failed or 0 for one in measured)
+    counts = {"pairs": count, "samples": len(every), "decode_failed": decode_failed}
     return StageResult(payload=frozenset({NATURALNESS_FILE}), counts=counts)
 
 
@@ -142,4 +142,4 @@ def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
 
 
-NATURALNESS = Stage(name="naturalness", version=1, run=run, estimate=_estimate)
+NATURALNESS = Stage(name="naturalness", version=2, run=run, estimate=_estimate)

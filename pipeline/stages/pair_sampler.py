@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.mixing import RowRng
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import CORNERS
 from lsmix.data.rng import generator
 
 __all__ = ["PairBatch", "PairSampler"]
@@ -69,7 +69,7 @@ class PairSampler:
         return PairBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def again(self, row: int, attempt: int) -> tuple[IntArray, FloatArray]:
-        """Return other partners and λ, each (sources − 1,), for a row that came out corrupted, on attempt 1, 2, …."""
+        """Return other partners and λ, each (sources − 1,), for a row that failed to decode, on attempt 1, 2, …."""
         copy, position = divmod(row, self.images)
         draws = generator(self.seed, "mix", "again", copy, position, attempt)
         return draws.integers(self.images, size=self.sources - 1), self._lam(copy, draws, 1)[0]

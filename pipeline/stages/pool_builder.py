@@ -14,7 +14,7 @@ import numpy.typing as npt
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import RowRng
-from lsmix.data.pool import CORNERS
+from lsmix.data.pool_spec import CORNERS
 
 if TYPE_CHECKING:
     import torch
@@ -32,7 +32,7 @@ class Mixed(NamedTuple):
 
     images: npt.NDArray[np.uint8]  # (n, H, W, C)
     share: npt.NDArray[np.float32]  # (n, sources − 1), of each source but the first
-    corrupted: npt.NDArray[np.bool_]  # (n,)
+    decode_failed: npt.NDArray[np.bool_]  # (n,)
 
 
 class Mixer(Protocol):
@@ -80,7 +80,7 @@ class PixelMixer:
         corner: npt.NDArray[np.uint8],
         draws: RowRng,
     ) -> Mixed:
-        """Mix pairs of images; nothing can come out corrupted."""
+        """Mix pairs of images; nothing is decoded, so nothing can fail."""
         from lsmix.classifiers.pixel_mixing import mix_images
 
         images, shares = np.empty_like(first), np.empty(lam.shape, np.float32)
@@ -126,8 +126,8 @@ class LatentMixer:
         device: where the flow computes.
         output: "8bit" or "5bit".
         batch_size: images a pass.
-        margin: how far outside [−½, ½] a pixel counts as broken.
-        broken_share: share of broken pixels above which an image is corrupted.
+        tolerance: how far outside [−½, ½] a pixel counts as bad.
+        bad_pixel_fraction: share of bad pixels above which a decode has failed.
     """
 
     def __init__(
@@ -139,8 +139,8 @@ class LatentMixer:
         device: str,
         output: Literal["8bit", "5bit"],
         batch_size: int,
-        margin: float,
-        broken_share: float,
+        tolerance: float,
+        bad_pixel_fraction: float,
     ) -> None:
         from lsmix.glow.checkpoint import load_flow
 
@@ -149,8 +149,8 @@ class LatentMixer:
         self._method = method
         self._output = output
         self._batch_size = batch_size
-        self._margin = margin
-        self._broken_share = broken_share
+        self._tolerance = tolerance
+        self._bad_pixel_fraction = bad_pixel_fraction
         self.labels = self._latents.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -176,8 +176,8 @@ class LatentMixer:
             z_BD, share[rows] = self._mix(batch, lam[rows], corner[rows], _shifted(draws, rows.start))
             return z_BD
 
-        images, corrupted = self._decode(first, others, mixed)
-        return Mixed(images, share, corrupted)
+        images, decode_failed = self._decode(first, others, mixed)
+        return Mixed(images, share, decode_failed)
 
     def _mix(
         self,
@@ -231,10 +231,10 @@ class LatentMixer:
     def _decode(
         self, first: Sources, others: Sequence[Sources] = (), mix: "Mix | None" = None
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        from lsmix.glow.latent_mixing import is_corrupted
+        from lsmix.glow.latent_mixing import is_failed_decode
 
         def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-            return is_corrupted(y_BCHW, margin=self._margin, share=self._broken_share)
+            return is_failed_decode(y_BCHW, tolerance=self._tolerance, bad_pixel_fraction=self._bad_pixel_fraction)
 
         return self._flow.decode_judged(
             first,

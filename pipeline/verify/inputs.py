@@ -25,13 +25,13 @@ from lsmix.data.artifact import (
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.latents import open_latents
+from lsmix.data.pool_spec import PoolSpec
 from lsmix.data.progress import Progress
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
-from lsmix.pipeline.verify.plan_file import PoolPlan
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
 from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
@@ -62,7 +62,7 @@ class PoolInputs:
 
 
 def find_base(
-    pool: Path, plan: PoolPlan, *, data: Path | None, flow: Path | None, scratch: Path, progress: Progress
+    pool: Path, plan: PoolSpec, *, data: Path | None, flow: Path | None, scratch: Path, progress: Progress
 ) -> PoolInputs:
     """Return what a pool was made from, as given or found beside the pool in its workspace.
 
@@ -104,7 +104,7 @@ def _found(home: Workspace, stage: str, root: str) -> Path | None:
     return None
 
 
-def check_flow(folder: Path, plan: PoolPlan) -> None:
+def check_flow(folder: Path, plan: PoolSpec) -> None:
     """Check that a flow is the one of a plan, byte by byte.
 
     Raises:

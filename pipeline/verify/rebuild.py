@@ -15,12 +15,12 @@ from typing import Any, NamedTuple
 from lsmix.data.artifact import MANIFEST_NAME, Manifest, read_manifest
 from lsmix.data.atomic import fsync_folder, sha256_file
 from lsmix.data.dataset import DATASET_NAME
-from lsmix.data.errors import CorruptError, DeviceMemoryError, RecipeError
-from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
+from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, RecipeError
+from lsmix.data.pool import POOL_NAME, open_pool
+from lsmix.data.pool_spec import PLAN_NAME, PoolSpec, check_pool, read_spec
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
 from lsmix.data.store import download_artifact, download_file, naming_urls, without_store
-from lsmix.pipeline.config.schema import check_pool
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
@@ -28,7 +28,6 @@ from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
-from lsmix.pipeline.verify.plan_file import PoolPlan, check_plan_version, read_plan
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import open_workspace
 
@@ -123,9 +122,9 @@ def rebuild(
     plan = _fetched_plan(plan, progress)
     data = _fetched(data, progress)
     flow, compare = (None if place is None else _fetched(place, progress) for place in (flow, compare))
-    content = read_plan(plan)
+    content = read_spec(plan)
     original = _original(plan, compare)
-    check_plan_version(content, f"the pool of plan {str(plan)!r}{_made_with(original)}")
+    _check_version(content, f"the pool of plan {str(plan)!r}{_made_with(original)}")
     check_pool(content.pool)
     expected, flow = _expected(expect, original), _flow_of(content, flow)
     place = open_workspace(_scratch(target) if target else workspace)
@@ -168,6 +167,16 @@ def _fetched_plan(plan: Path | str, progress: Progress) -> Path:
 
 def _fetched(place: Path | str, progress: Progress) -> Path:
     return download_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
+
+
+def _check_version(spec: PoolSpec, what: str) -> None:
+    """Raise FormatError unless this lsmix mixes as the one that made the pool; ``what`` begins the message."""
+    if spec.stage_version != MIX.version:
+        age = "a newer" if spec.stage_version > MIX.version else "the older"
+        raise FormatError(
+            f"{what} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
+            f"gives other bytes. Use {age} lsmix (the versions that made a pool stand in its {MANIFEST_NAME})."
+        )
 
 
 @contextmanager
@@ -217,7 +226,7 @@ def _expected(expect: str, original: _Original) -> str:
     return expect
 
 
-def _flow_of(plan: PoolPlan, flow: Path | str | None) -> Path | None:
+def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Path | None:
     if flow is not None:
         check_flow(Path(flow), plan)
         return Path(flow)
@@ -228,14 +237,14 @@ def _flow_of(plan: PoolPlan, flow: Path | str | None) -> Path | None:
     return None
 
 
-def _nodes(plan: PoolPlan, dataset: Path, flow: Path | None, name: str) -> list[Node]:
+def _nodes(plan: PoolSpec, dataset: Path, flow: Path | None, name: str) -> list[Node]:
     if plan.latents is None or flow is None:
         return [Node(stage=MIX, name=name, config=plan.pool, inputs={"dataset": dataset})]
     latents = Node(stage=ENCODE, name=name, config=plan.latents, inputs={"dataset": dataset, "flow": flow})
     return [latents, Node(stage=MIX, name=name, config=plan.pool, inputs={"latents": latents, "flow": flow})]
 
 
-def _tell_other_latents(plan: PoolPlan, built: list[Built], progress: Progress) -> None:
+def _tell_other_latents(plan: PoolSpec, built: list[Built], progress: Progress) -> None:
     for item in built:
         if item.stage == ENCODE.name and item.manifest.root != plan.inputs["latents"]:
             progress.warning(
@@ -265,7 +274,7 @@ def _moved(folder: Path, out: Path, place: Workspace) -> Path:
     return out
 
 
-def _judge(result: RebuildResult, plan: PoolPlan, original: _Original) -> None:
+def _judge(result: RebuildResult, plan: PoolSpec, original: _Original) -> None:
     """Raise CorruptError unless the new pool may pass for the original, or nobody told what that is."""
     if result.equal and result.comparison is None:
         return

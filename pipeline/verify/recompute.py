@@ -14,16 +14,15 @@ from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import Pool
+from lsmix.data.pool_spec import EncodeConfig, PoolSpec, check_pool
 from lsmix.data.progress import Progress
 from lsmix.data.rng import generator
-from lsmix.pipeline.config.schema import EncodeConfig, check_pool
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.stages.mix import RowMaker, open_latent_mixer
 from lsmix.pipeline.stages.pool_builder import Mixer, PixelMixer, Sources
 from lsmix.pipeline.verify.compare import PixelTally, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, require
-from lsmix.pipeline.verify.plan_file import PoolPlan
 
 __all__ = ["check_deep"]
 
@@ -31,7 +30,7 @@ _ROWS = 256  # made at a time
 
 
 def check_deep(
-    pool: Pool, plan: PoolPlan, base: PoolInputs, *, sample: int, seed: int, device: str, progress: Progress
+    pool: Pool, plan: PoolSpec, base: PoolInputs, *, sample: int, seed: int, device: str, progress: Progress
 ) -> dict[str, Any]:
     """Make some rows of a pool again, and compare every column and every pixel.
 
@@ -46,7 +45,7 @@ def check_deep(
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn
-        again only here, or only there, since they are at the edge of what counts as corrupted), and how pixels differ.
+        again only here, or only there, since they are at the limit of what counts as a failed decode), and how pixels differ.
 
     Raises:
         MissingError: the data set or the flow is not at hand.
@@ -67,7 +66,7 @@ def check_deep(
         with device_memory(None, label=label, device=device):  # in batches that the plan fixes
             made = maker.make(maker.load(some, maker.plan.pick(some)))
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
-        same = np.ones(len(some), bool) if exact else made["state"] == stored["state"]
+        same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
         otherwise += int((~same).sum())
         _check_columns(
             pool, some[same], *({name: made_or[name][same] for name in stored} for made_or in (stored, made))
@@ -95,7 +94,7 @@ def _check_columns(pool: Pool, rows: npt.NDArray[np.int64], stored: dict[str, An
             )
 
 
-def _open_mixer(plan: PoolPlan, base: PoolInputs, device: str) -> Mixer:
+def _open_mixer(plan: PoolSpec, base: PoolInputs, device: str) -> Mixer:
     registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
     registry.check(plan.pool.method)
     if plan.latents is None:

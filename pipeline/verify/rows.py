@@ -11,17 +11,16 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import CORNERS, PLAN_NAME, STATES, Pool
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.data.pool import STATUSES, Pool
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolConfig, PoolSpec
 from lsmix.pipeline.stages.mix import MIX, make_plan
 from lsmix.pipeline.stages.pair_sampler import PairBatch
-from lsmix.pipeline.verify.plan_file import PoolPlan, read_plan
 from lsmix.pipeline.verify.shares import Shares
 
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
 
 _ROWS = 1 << 16  # at a time, so that memory does not grow with the pool
-_OK, _REDRAWN, _REPLACED = (STATES.index(name) for name in ("ok", "redrawn", "replaced"))
+_OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _COUNTED = ("ok", "redrawn", "replaced")
 
 _Array = npt.NDArray[Any]
@@ -35,17 +34,16 @@ class PoolChecks(NamedTuple):
     unchecked: list[str]
 
 
-def plan_of_pool(pool: Pool) -> PoolPlan | str:
+def plan_of_pool(pool: Pool) -> PoolSpec | str:
     """Return the plan that travels with a pool, or why rows cannot be checked against one.
 
     Raises:
         FormatError, CorruptError: there is a plan, but it is none, or it does not belong to this pool.
     """
-    listed = {file.path for file in pool.manifest.files if file.payload}
-    if PLAN_NAME not in listed or "origin" not in pool.columns.attributes:
-        missing = PLAN_NAME if PLAN_NAME not in listed else "the origin of its images"
+    plan = pool.spec
+    if plan is None or "origin" not in pool.columns.attributes:
+        missing = PLAN_NAME if plan is None else "the origin of its images"
         return f"plan: this pool comes without {missing}, so its rows cannot be compared with what was to be drawn"
-    plan = read_plan(pool.path / PLAN_NAME)
     _check_facts(pool, plan)
     if plan.stage_version != MIX.version:
         return (
@@ -55,7 +53,7 @@ def plan_of_pool(pool: Pool) -> PoolPlan | str:
     return plan
 
 
-def check_rows(pool: Pool, plan: PoolPlan | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
+def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
     """Check every row of a pool, some ten thousand at a time.
 
     Args:
@@ -67,13 +65,13 @@ def check_rows(pool: Pool, plan: PoolPlan | str, base_labels: _Ints | None = Non
     Raises:
         CorruptError: on the first row that cannot be; the message names the row, the column and the value.
     """
-    checker = _RowChecker(pool, plan if isinstance(plan, PoolPlan) else None, base_labels, base)
+    checker = _RowChecker(pool, plan if isinstance(plan, PoolSpec) else None, base_labels, base)
     for start in range(0, len(pool), _ROWS):
         checker.check(start, min(start + _ROWS, len(pool)))
     return checker.conclude(plan if isinstance(plan, str) else "")
 
 
-def _check_facts(pool: Pool, plan: PoolPlan) -> None:
+def _check_facts(pool: Pool, plan: PoolSpec) -> None:
     """Compare what the pool and its manifest say of themselves with the plan."""
     attributes = pool.columns.attributes
     said: dict[str, tuple[Any, Any]] = {
@@ -89,7 +87,9 @@ def _check_facts(pool: Pool, plan: PoolPlan) -> None:
         said[f"root of its {record.role}"] = record.root, plan.inputs.get(record.role)
     if "method" in pool.manifest.config:
         try:
-            made_by = msgspec.convert({**pool.manifest.config, "flow": ""}, PoolConfig)
+            made_by = msgspec.convert(
+                {name: value for name, value in pool.manifest.config.items() if name != "flow"}, PoolConfig
+            )
         except msgspec.ValidationError as error:
             _refuse(pool, f"its manifest has an impossible configuration ({error})")
         for field in PoolConfig.__struct_fields__:
@@ -105,7 +105,7 @@ def _refuse(pool: Pool, what: str) -> NoReturn:
 
 class _Chunk(NamedTuple):
     rows: _Ints  # (n,)
-    state: _Array  # (n,)
+    status: _Array  # (n,)
     source_a: _Ints  # (n,)
     label_a: _Ints  # (n,)
     source: _Ints  # (n, sources − 1), of all but the first
@@ -118,15 +118,15 @@ class _Chunk(NamedTuple):
 class _RowChecker:
     """Goes through a pool from its first row to its last, and remembers each source's label on the way."""
 
-    def __init__(self, pool: Pool, plan: PoolPlan | None, base_labels: _Ints | None, base: str) -> None:
+    def __init__(self, pool: Pool, plan: PoolSpec | None, base_labels: _Ints | None, base: str) -> None:
         self._pool = pool
         self._planned = plan
         self._images = pool.images_per_copy
         self._base = base if base_labels is not None else ""
         self._label = np.full(self._images, -1, np.int64) if base_labels is None else base_labels.copy()
         self._seen_in = np.full(self._images, -1, np.int64)  # the row that told a source's label
-        self._states = np.zeros(len(STATES), np.int64)
-        self._corrupted: list[_Ints] = []
+        self._statuses = np.zeros(len(STATUSES), np.int64)
+        self._decode_failed: list[_Ints] = []
         self._shares_unknown = ""
         if plan:
             self._plan = make_plan(plan.pool, self._images)
@@ -137,14 +137,14 @@ class _RowChecker:
     def check(self, start: int, stop: int) -> None:
         """Check some rows."""
         chunk = self._read(start, stop)
-        self._check_ranges(chunk)
+        self._check_replaced(chunk)
         if self._planned:  # before labels, since a wrong source has the wrong label too
             self._check_plan(chunk, self._planned.pool)
         self._check_labels(chunk.rows, "label_a", chunk.source_a, chunk.label_a)
         for place in range(self._pool.sources - 1):
             self._check_labels(chunk.rows, _name("label", place), chunk.source[:, place], chunk.label[:, place])
-        self._states += np.bincount(chunk.state, minlength=len(STATES))
-        self._corrupted.append(chunk.rows[chunk.state != _OK])
+        self._statuses += np.bincount(chunk.status, minlength=len(STATUSES))
+        self._decode_failed.append(chunk.rows[chunk.status != _OK])
 
     def conclude(self, without_plan: str) -> PoolChecks:
         """Compare the sums with the manifest; return what was checked."""
@@ -159,7 +159,7 @@ class _RowChecker:
             unchecked.append("labels against the base set: it is not at hand; name it with --data")
         if without_plan:
             return PoolChecks(checked, [*unchecked, without_plan])
-        redrawn, replaced = (int(self._states[state]) for state in (_REDRAWN, _REPLACED))
+        redrawn, replaced = (int(self._statuses[status]) for status in (_REDRAWN, _REPLACED))
         checked.append(
             f"plan: sources, λ and corners are those that {PLAN_NAME} draws ({redrawn} rows redrawn, {replaced} replaced)"
         )
@@ -170,43 +170,23 @@ class _RowChecker:
         return PoolChecks(checked, unchecked)
 
     def _read(self, start: int, stop: int) -> _Chunk:
-        columns, more = self._pool.columns, self._pool.sources > 2
-
-        def others(name: str, first: str) -> _Array:
-            values: _Array = columns[first][start:stop][:, None]
-            return np.concatenate((values, columns[f"{name}_more"][start:stop]), axis=1) if more else values
-
+        found = self._pool.rows(start, stop)
+        others = {}
+        for kind, first in (("source", "source_b"), ("label", "label_b"), ("lam", "lam"), ("share", "share_b")):
+            more = found.get(f"{kind}_more")
+            parts = [found[first][:, None]] if more is None else [found[first][:, None], more]
+            others[kind] = np.concatenate(parts, axis=1)
         return _Chunk(
             rows=np.arange(start, stop),
-            state=columns["state"][start:stop],
-            source_a=columns["source_a"][start:stop],
-            label_a=columns["label_a"][start:stop],
-            source=others("source", "source_b"),
-            label=others("label", "label_b"),
-            lam=others("lam", "lam"),
-            share=others("share", "share_b"),
-            corner=columns["corner"][start:stop] if "corner" in columns else None,
+            status=found["status"],
+            source_a=found["source_a"],
+            label_a=found["label_a"],
+            corner=found.get("corner"),
+            **others,
         )
 
-    def _check_ranges(self, chunk: _Chunk) -> None:
-        classes, images = len(self._pool.class_names), self._images
-        outside = (
-            f"the training split has rows 0 to {images - 1}: an image from elsewhere, such as a test image, got in"
-        )
-        within: list[tuple[str, _Array, int, str]] = [("source_a", chunk.source_a, images - 1, outside)]
-        known = f"there are classes 0 to {classes - 1}"
-        within.append(("label_a", chunk.label_a, classes - 1, known))
-        for place in range(self._pool.sources - 1):
-            within.append((_name("source", place), chunk.source[:, place], images - 1, outside))
-            within.append((_name("label", place), chunk.label[:, place], classes - 1, known))
-            for kind, rates in (("lam", chunk.lam), ("share", chunk.share)):
-                within.append((_name(kind, place), rates[:, place], 1, "it must lie within 0 to 1"))
-        within.append(("state", chunk.state, len(STATES) - 1, f"states are 0 to {len(STATES) - 1}"))
-        if chunk.corner is not None:
-            within.append(("corner", chunk.corner, len(CORNERS) - 1, f"corners are 0 to {len(CORNERS) - 1}"))
-        for name, values, most, why in within:
-            self._first(~((values >= 0) & (values <= most)), chunk.rows, name, values, why)  # NaN is on neither side
-        replaced = chunk.state == _REPLACED
+    def _check_replaced(self, chunk: _Chunk) -> None:
+        replaced = chunk.status == _REPLACED
         for place in range(self._pool.sources - 1):
             share = chunk.share[:, place]
             self._first(replaced & (share != 0), chunk.rows, _name("share", place), share, "a replaced row has share 0")
@@ -242,13 +222,17 @@ class _RowChecker:
     def _attempts(self, chunk: _Chunk, draw: PairBatch, config: PoolConfig) -> _Ints:
         """Return the attempt of each row, and put what was drawn then into ``draw``; 0 is the first draw."""
         attempt = np.zeros(len(chunk.rows), np.int64)
-        if not self._planned or not self._planned.latent or config.on_corrupt == "keep":
-            why = "pixels are mixed, which never fails" if config.on_corrupt == "redraw" else "on_corrupt is 'keep'"
-            self._first(chunk.state != _OK, chunk.rows, "state", chunk.state, f"no row is drawn again, since {why}")
+        if not self._planned or not self._planned.latent or config.on_decode_failure == "keep":
+            why = (
+                "pixels are mixed, which never fails"
+                if config.on_decode_failure == "redraw"
+                else "on_decode_failure is 'keep'"
+            )
+            self._first(chunk.status != _OK, chunk.rows, "status", chunk.status, f"no row is drawn again, since {why}")
             return attempt
-        for at in np.flatnonzero(chunk.state != _OK).tolist():
+        for at in np.flatnonzero(chunk.status != _OK).tolist():
             row, last = int(chunk.rows[at]), config.attempts
-            if chunk.state[at] == _REDRAWN:
+            if chunk.status[at] == _REDRAWN:
                 attempt[at] = self._attempt_of(chunk, at, last)
             else:
                 attempt[at] = last
@@ -267,7 +251,7 @@ class _RowChecker:
 
     def _check_shares(self, chunk: _Chunk, draw: PairBatch, attempt: _Ints) -> None:
         expected = self._expected_shares(chunk.rows, draw, attempt)
-        replaced = chunk.state == _REPLACED
+        replaced = chunk.status == _REPLACED
         if not self._shares.known and self._shares_unknown:
             return
         expected[replaced] = 0
@@ -300,17 +284,17 @@ class _RowChecker:
     def _check_counts(self) -> None:
         """Compare what the manifest counts with the rows, as far as it counts."""
         counts = self._pool.manifest.counts
-        for name, found in zip(_COUNTED, self._states.tolist(), strict=True):
+        for name, found in zip(_COUNTED, self._statuses.tolist(), strict=True):
             if name in counts and counts[name] != found:
                 _refuse(
-                    self._pool, f"its manifest counts {counts[name]} rows {name!r}, but the column state has {found}"
+                    self._pool, f"its manifest counts {counts[name]} rows {name!r}, but the column status has {found}"
                 )
-        redraws = self._planned is not None and self._planned.pool.on_corrupt == "redraw"
-        if redraws and "corrupted_rows" in counts:
-            found = np.concatenate(self._corrupted).tolist()
-            if counts["corrupted_rows"] != found:
-                odd = sorted(set(found) ^ set(counts["corrupted_rows"]))[:1] or ["in another order"]
-                _refuse(self._pool, f"corrupted_rows in its manifest do not fit the column state at row {odd[0]}")
+        redraws = self._planned is not None and self._planned.pool.on_decode_failure == "redraw"
+        if redraws and "decode_failed_rows" in counts:
+            found = np.concatenate(self._decode_failed).tolist()
+            if counts["decode_failed_rows"] != found:
+                odd = sorted(set(found) ^ set(counts["decode_failed_rows"]))[:1] or ["in another order"]
+                _refuse(self._pool, f"decode_failed_rows in its manifest do not fit the column status at row {odd[0]}")
 
     def _same(self, rows: _Ints, name: str, found: _Array, planned: _Array) -> None:
         bad = np.flatnonzero(found != planned)

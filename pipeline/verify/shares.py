@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, RowRng
-from lsmix.pipeline.verify.plan_file import PoolPlan
+from lsmix.data.pool_spec import PoolSpec
 
 __all__ = ["Shares"]
 
@@ -22,7 +22,7 @@ class Shares:
         image_shape: height, width and channels.
     """
 
-    def __init__(self, plan: PoolPlan, image_shape: tuple[int, int, int]) -> None:
+    def __init__(self, plan: PoolSpec, image_shape: tuple[int, int, int]) -> None:
         self._method = plan.pool.method
         self._dim = plan.dim
         self._image_shape = image_shape

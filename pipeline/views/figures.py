@@ -1,6 +1,6 @@
 """The paper's figures as sheets, drawn from a flow, its latents and the images themselves.
 
-The one rule: sources are shown as they are in the data set, mixes as the flow decodes them, be they corrupted or not.
+The one rule: sources are shown as they are in the data set, mixes as the flow decodes them, whether or not the decode failed.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class FigureSheet:
     alt: str  # what is seen, for who cannot see it
     caption: str  # what it shows, and which figure of the paper it is
     decoded: int  # images that the flow decoded
-    corrupted: int  # of these, images that count as corrupted by the margin and the share that pools have by default
+    decode_failed: int  # of these, failed decodes by the default rule of pools
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +173,8 @@ def _side_by_side(sources: _Sources) -> FigureSheet:
         alt=f"{len(first)} pairs of images, and what MixUp, CutMix and LS-Mix make of them.",
         caption="Two images and their mixes by MixUp, CutMix and LS-Mix at λ = 1/2, as in Fig. 1 of the paper. "
         "MixUp lays one over the other, CutMix pastes a box, LS-Mix joins parts of both.",
-        decoded=decoded.corrupted.size,
-        corrupted=int(decoded.corrupted.sum()),
+        decoded=decoded.decode_failed.size,
+        decode_failed=int(decoded.decode_failed.sum()),
     )
 
 
@@ -190,8 +190,8 @@ def _zero_fill(sources: _Sources) -> FigureSheet:
         alt=f"{len(rows)} images whose last latent components are set to zero, from one twelfth to eleven twelfths.",
         caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper: the "
         "image of the zero latent spreads from the lower right.",
-        decoded=decoded.corrupted.size,
-        corrupted=int(decoded.corrupted.sum()),
+        decoded=decoded.decode_failed.size,
+        decode_failed=int(decoded.decode_failed.sum()),
     )
 
 
@@ -247,8 +247,8 @@ def _sweeps(sources: _Sources, name: str, methods: list[str], pairs: list[Pair],
         row_titles=[line for title in titles for line in (title, *[""] * (len(pairs) - 1))] if len(titles) > 1 else [],
         alt=f"{len(pairs)} pairs of images, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
         caption=caption,
-        decoded=decoded.corrupted.size,
-        corrupted=int(decoded.corrupted.sum()),
+        decoded=decoded.decode_failed.size,
+        decode_failed=int(decoded.decode_failed.sum()),
     )
 
 

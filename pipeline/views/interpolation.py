@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.data.pool_spec import PoolConfig
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
     """A decoded sweep."""
 
     images: npt.NDArray[np.uint8]  # (R, K, H, W, C)
-    corrupted: npt.NDArray[np.bool_]  # (R, K), by the margin and the share that pools have unless told otherwise
+    decode_failed: npt.NDArray[np.bool_]  # (R, K), failed decodes by the default rule of pools
 
 
 def choose_pairs(pool: "Pool", count: int) -> list[tuple[int, int]]:
@@ -86,16 +86,16 @@ def zeroed_latents(
 
 def decode_sweep(flow: "Flow", latents: "Latents", z: npt.NDArray[np.float32]) -> Sweep:
     """Decode latents, float32 (R, K, D), in the order of the store that they come from, and judge them."""
-    from lsmix.glow.latent_mixing import is_corrupted
+    from lsmix.glow.latent_mixing import is_failed_decode
 
     rule = PoolConfig()
 
     def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-        return is_corrupted(y_BCHW, margin=rule.margin, share=rule.broken_share)
+        return is_failed_decode(y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
 
     rows, columns, dim = z.shape
-    images, corrupted = flow.decode_judged(z.reshape(-1, dim), judge)
-    return Sweep(images.reshape(rows, columns, *images.shape[1:]), corrupted.reshape(rows, columns))
+    images, decode_failed = flow.decode_judged(z.reshape(-1, dim), judge)
+    return Sweep(images.reshape(rows, columns, *images.shape[1:]), decode_failed.reshape(rows, columns))
 
 
 def mix_sweep(

@@ -20,7 +20,8 @@ from lsmix.data.artifact import Provenance, read_manifest, read_provenance
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
-from lsmix.data.pool import CORNERS, Pool, Sample, open_pool
+from lsmix.data.pool import Pool, Sample, open_pool
+from lsmix.data.pool_spec import CORNERS
 from lsmix.pipeline.views.pool_summary import PoolSummary, summarise_pool
 from lsmix.pipeline.views.render import html_templates
 from lsmix.pipeline.workspace.local import Workspace

@@ -1,25 +1,25 @@
-"""A look over a whole pool: how λ, shares, states and classes spread, and which rows stand for the rest.
+"""A look over a whole pool: how λ, shares, statuses and classes spread, and which rows stand for the rest.
 
 The one rule: the pool is gone through block by block, and of each stratum only the rows with the smallest drawn keys are
 kept, so that memory does not grow with the pool, and the same seed chooses the same rows.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import STATES, Pool
+from lsmix.data.pool import STATUSES, Pool
 from lsmix.data.rng import generator
 
 __all__ = ["BINS", "EVENTS", "PoolSummary", "summarise_pool"]
 
 BINS = 20  # of the histograms, over 0 to 1
-EVENTS = (*STATES, "corrupted")  # what became of a row; the last: kept although the flow could not decode it well
+EVENTS = (*STATUSES, "decode failed")  # what became of a row; the last: kept although the flow could not decode it well
 
+_LOOKED_AT = ("label_a", "label_b", "lam", "share_b", "status")
 _BLOCK_ROWS = 65536  # gone through at a time
 _BANDS = 10  # of the share, among which undisturbed rows are chosen equally
 _MOST_CLASSES = 1024  # beyond which pairs of classes are not counted: the table would take over 8 MB
@@ -40,23 +40,23 @@ class PoolSummary:
 def summarise_pool(pool: Pool, count: int, *, seed: int = 0) -> PoolSummary:
     """Go through the labels of a pool and choose up to ``count`` rows that show all of it.
 
-    Rows that were redrawn, replaced or kept although corrupted come first, all of them as long as they are no more than
+    Rows that were redrawn, replaced or kept although they failed to decode come first, all of them as long as they are no more than
     three quarters of ``count``; the others are spread equally over ten bands of the share.
 
     Raises:
-        CorruptError: a label, λ, share or state is outside of its range, or the manifest names rows that are not there.
+        CorruptError: a label, λ, share or status is outside of its range, or the manifest names rows that are not there.
     """
     classes = len(pool.class_names)
-    corrupted = _corrupted_rows(pool)
+    decode_failed = _decode_failed_rows(pool)
     lam_counts, share_counts = np.zeros(BINS, np.int64), np.zeros(BINS, np.int64)
     event_counts = np.zeros(len(EVENTS), np.int64)
     pairs = np.zeros(classes * classes, np.int64) if classes <= _MOST_CLASSES else None
     strata = [_Smallest(count) for _ in range(_BANDS + len(EVENTS) - 1)]  # bands of "ok", then the other events
     for start in range(0, len(pool), _BLOCK_ROWS):
-        block = _block(pool, start, classes)
-        rows = np.arange(start, start + len(block["state"]))
-        event = block["state"].astype(np.int64)
-        event[(event == 0) & np.isin(rows, corrupted)] = EVENTS.index("corrupted")
+        block = pool.rows(start, min(start + _BLOCK_ROWS, len(pool)), _LOOKED_AT)
+        rows = np.arange(start, start + len(block["status"]))
+        event = block["status"].astype(np.int64)
+        event[(event == 0) & np.isin(rows, decode_failed)] = EVENTS.index("decode failed")
         lam_counts += np.histogram(block["lam"], BINS, (0, 1))[0]
         share_counts += np.histogram(block["share_b"], BINS, (0, 1))[0]
         event_counts += np.bincount(event, minlength=len(EVENTS))
@@ -108,28 +108,15 @@ def _in_turn(strata: list[list[int]]) -> list[int]:
     return [rows[place] for place in range(longest) for rows in strata if place < len(rows)]
 
 
-def _block(pool: Pool, start: int, classes: int) -> dict[str, NDArray[Any]]:
-    limits = {"label_a": classes - 1, "label_b": classes - 1, "lam": 1, "share_b": 1, "state": len(STATES) - 1}
-    block = {name: pool.columns[name][start : start + _BLOCK_ROWS] for name in limits}
-    for name, most in limits.items():
-        wrong = np.flatnonzero(~((block[name] >= 0) & (block[name] <= most)))  # not "<": NaN is on neither side
-        if len(wrong):
-            raise CorruptError(
-                f"pool {str(pool.path)!r} is damaged: {name!r} must lie in 0 to {most}, got {block[name][wrong[0]]} "
-                f"in row {start + int(wrong[0])}. Fetch or make it again."
-            )
-    return block
-
-
-def _corrupted_rows(pool: Pool) -> NDArray[np.int64]:
-    named = pool.manifest.counts.get("corrupted_rows", [])
+def _decode_failed_rows(pool: Pool) -> NDArray[np.int64]:
+    named = pool.manifest.counts.get("decode_failed_rows", [])
     try:
         rows = np.asarray(msgspec.convert(named, list[int]), np.int64)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise CorruptError(f"the manifest of {str(pool.path)!r} is damaged: corrupted_rows: {error}.") from error
+        raise CorruptError(f"the manifest of {str(pool.path)!r} is damaged: decode_failed_rows: {error}.") from error
     if rows.size and not 0 <= rows.min() <= rows.max() < len(pool):
         raise CorruptError(
-            f"the manifest of {str(pool.path)!r} is damaged: corrupted_rows names rows {rows.min()} to {rows.max()}, "
+            f"the manifest of {str(pool.path)!r} is damaged: decode_failed_rows names rows {rows.min()} to {rows.max()}, "
             f"the pool has {len(pool)}. Fetch or make it again."
         )
     return rows

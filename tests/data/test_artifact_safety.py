@@ -198,7 +198,7 @@ def keys() -> bytes:
         lambda: b'"config": {"a": [' + b"[]," * (SIZE // 3) + b"0]}, ",
         lambda: b'"config": {"a": [' + b"{}," * (SIZE // 3) + b"0]}, ",
         lambda: b'"config": {"a": [' + b"[]," * (SIZE // 3) + b'0]}, "config": {}, ',
-        lambda: b'"counts": {"corrupted_rows": [' + b"999," * (SIZE // 4) + b'0]}, "config": {}, ',
+        lambda: b'"counts": {"decode_failed_rows": [' + b"999," * (SIZE // 4) + b'0]}, "config": {}, ',
         lambda: b'"environment": {' + keys() + b'}, "config": {}, ',
         lambda: (
             b'"config": {}, "files": [' + b'{"path":"","bytes":0,"sha256":"","payload":true},' * (SIZE // 49) + b"0], "
@@ -229,11 +229,11 @@ def test_a_manifest_above_the_limit_names_the_limit(tmp_path):
         read_manifest(tmp_path)
 
 
-def test_a_pool_of_four_million_corrupted_rows_and_one_of_100_000_shards_can_be_read():
+def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_read():
     facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
     rows = list(range(4_000_000))
-    made = Manifest(**facts, files=[], counts={"corrupted_rows": rows})
-    assert parse_manifest(checksummed_json(made), "here").counts["corrupted_rows"] == rows
+    made = Manifest(**facts, files=[], counts={"decode_failed_rows": rows})
+    assert parse_manifest(checksummed_json(made), "here").counts["decode_failed_rows"] == rows
     files = [
         FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
         for shard in range(100_000)

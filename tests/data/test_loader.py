@@ -43,13 +43,13 @@ def folder(tmp_path_factory):
     )
     rows = {
         "image": images(ROWS),
-        "source_a": np.arange(ROWS),
-        "source_b": np.arange(ROWS),
+        "source_a": np.arange(ROWS) % (ROWS // COPIES),
+        "source_b": np.arange(ROWS) % (ROWS // COPIES),
         "label_a": np.arange(ROWS) % CLASSES,
         "label_b": draw.integers(0, CLASSES, ROWS),
         "lam": draw.random(ROWS, dtype=np.float32),
         "share_b": draw.random(ROWS, dtype=np.float32),
-        "state": np.zeros(ROWS, np.uint8),
+        "status": np.zeros(ROWS, np.uint8),
     }
     for shard in range(store.shards):
         span = store.shard_range(shard)

@@ -21,13 +21,13 @@ def pool_rows(rows):
     draw = np.random.default_rng(rows)
     return {
         "image": draw.integers(0, 256, (rows, 4, 6, 3), dtype=np.uint8),
-        "source_a": np.arange(rows),
-        "source_b": np.arange(rows)[::-1].copy(),
+        "source_a": np.arange(rows) % max(rows // 2, 1),
+        "source_b": np.arange(rows)[::-1] % max(rows // 2, 1),
         "label_a": draw.integers(0, 3, rows),
         "label_b": draw.integers(0, 3, rows),
         "lam": draw.random(rows, dtype=np.float32),
         "share_b": draw.random(rows, dtype=np.float32),
-        "state": draw.integers(0, 3, rows).astype(np.uint8),
+        "status": draw.integers(0, 3, rows).astype(np.uint8),
     }
 
 
@@ -50,7 +50,7 @@ def finish(folder, known=None, stage="mix"):
 
 def write_pool(folder, contents, complete=True):
     """Write a pool of two copies in shards of 8 rows."""
-    rows = len(contents["state"])
+    rows = len(contents["status"])
     store = create_pool(
         folder,
         images_per_copy=rows // 2,
@@ -91,7 +91,7 @@ def test_a_sample_has_image_labels_share_and_sources(folder):
         np.testing.assert_array_equal(sample.image, expected["image"][row])
         for name in ("label_a", "label_b", "source_a", "source_b", "lam", "share_b"):
             assert getattr(sample, name) == expected[name][row]
-        assert sample.state == ("ok", "redrawn", "replaced")[expected["state"][row]]
+        assert sample.status == ("ok", "redrawn", "replaced")[expected["status"][row]]
         assert type(sample.label_a) is int
         assert type(sample.share_b) is float
     assert sum(1 for _ in pool) == 22
@@ -220,13 +220,14 @@ def test_a_pool_of_another_format_or_that_contradicts_itself_is_refused(folder, 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("label_a", 3, "'label_a' must lie in 0 to 2"),
-        ("label_b", -1, "'label_b' must lie in 0 to 2"),
-        ("share_b", 1.5, "'share_b' must lie in 0 to 1"),
-        ("share_b", np.nan, "'share_b' must lie in 0 to 1"),
-        ("lam", -0.1, "'lam' must lie in 0 to 1"),
-        ("state", 3, "'state' must lie in 0 to 2"),
-        ("source_b", -1, "'source_b' must be 0 or more"),
+        ("label_a", 3, "in row 5 label_a is 3, but there are classes 0 to 2"),
+        ("label_b", -1, "in row 5 label_b is -1, but there are classes 0 to 2"),
+        ("share_b", 1.5, "in row 5 share_b is 1.5, but expected 0 to 1"),
+        ("share_b", np.nan, "in row 5 share_b is nan, but expected 0 to 1"),
+        ("lam", -0.1, "in row 5 lam is -0.1.*, but expected 0 to 1"),
+        ("status", 3, r"in row 5 status is 3, but expected 0 to 2 \(ok, redrawn, replaced\)"),
+        ("source_b", -1, "in row 5 source_b is -1, but the training split has rows 0 to 7"),
+        ("source_a", 8, "in row 5 source_a is 8, but the training split has rows 0 to 7"),
     ],
 )
 def test_values_out_of_range_are_not_written(tmp_path, name, value, message):

@@ -105,7 +105,7 @@ def test_a_push_mends_what_is_missing_or_wrong_there(artifact, place):
     push(artifact, place)
     there = open_remote(place)
     there.write("pool.zarr/image/c/0/0/0/0", artifact / "pool.zarr/image/c/1/0/0/0")
-    there.write("pool.zarr/state/c/0", artifact / "manifest.json")
+    there.write("pool.zarr/status/c/0", artifact / "manifest.json")
     mended = push(artifact, place)
     assert mended.moved_files == 2
     assert push(artifact, place).moved_files == 0

@@ -51,7 +51,7 @@ def test_latents_agree(finished_workspace: Path, cuda_workspace: Path) -> None:
 def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace: Path, cuda_workspace: Path) -> None:
     cpu = open_pool(_one(finished_workspace, "mix", "lsmix"))
     cuda = open_pool(_one(cuda_workspace, "mix", "lsmix"))
-    for column in ("source_a", "source_b", "label_a", "label_b", "lam", "share_b", "state"):
+    for column in ("source_a", "source_b", "label_a", "label_b", "lam", "share_b", "status"):
         np.testing.assert_array_equal(getattr(cuda, column)[:], getattr(cpu, column)[:], err_msg=column)
     assert np.abs(cuda.image[:].astype(int) - cpu.image[:].astype(int)).max() <= 1
 

@@ -16,7 +16,7 @@ from lsmix.data.mixing import LATENT_METHODS, row_rngs
 from lsmix.glow import latent_order
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
-from lsmix.glow.latent_mixing import is_corrupted, mix_on_device, zero_fill
+from lsmix.glow.latent_mixing import is_failed_decode, mix_on_device, zero_fill
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.pixels import dequantise, draw_noise, quantise
 from lsmix.pipeline.stages.pool_builder import LatentMixer
@@ -90,9 +90,9 @@ def test_numbers_become_pixels_where_they_are(bits: int, to_device: Make) -> Non
     assert (images.device, images.shape, images.dtype) == (y_BCHW.device, (3, 8, 8, 1), torch.uint8)
 
 
-def test_corrupted_images_are_found_where_they_are(to_device: Make) -> None:
+def test_failed_decodes_are_found_where_they_are(to_device: Make) -> None:
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
-    assert is_corrupted(y_BCHW, margin=0.25, share=0.02).device == y_BCHW.device
+    assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
 
 
 def test_latents_are_laid_out_and_taken_apart_where_they_are(to_device: Make) -> None:

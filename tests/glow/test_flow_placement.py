@@ -15,7 +15,7 @@ from lsmix.data.mixing import LATENT_METHODS
 from lsmix.glow import cuda_graph, latent_order, network
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow
-from lsmix.glow.latent_mixing import is_corrupted, mix_latents, zero_fill
+from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
 from lsmix.glow.pixels import dequantise, quantise
 from lsmix.glow.training import FlowTrainer
 
@@ -104,7 +104,7 @@ def test_pixels_and_judgements_stay_where_they_are(place: torch.device) -> None:
         y = dequantise(images, mode, noise_BHWC=noise)  # type: ignore[arg-type]  # a plain string
         _lies(y, place, BATCH, 3, 7, 8)
     _lies(quantise(y), place, BATCH, 7, 8, 3)
-    judged = is_corrupted(y, margin=0.1, share=0.02)
+    judged = is_failed_decode(y, tolerance=0.1, bad_pixel_fraction=0.02)
     _lies(judged, place, BATCH)
     assert judged.dtype == torch.bool
 

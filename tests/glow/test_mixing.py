@@ -1,4 +1,4 @@
-"""Mixing in latent space: what is taken from whom, and what counts as corrupted."""
+"""Mixing in latent space: what is taken from whom, and what counts as a failed decode."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lsmix.data.errors import RecipeError
-from lsmix.glow.latent_mixing import is_corrupted, mix_latents, zero_fill
+from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
 
 LAMBDAS = st.floats(0.0, 1.0)
 
@@ -76,11 +76,18 @@ def test_zero_fill_clears_the_last_components_of_a_copy() -> None:
         zero_fill(z, 7)
 
 
-def test_images_are_corrupted_by_one_odd_number_or_by_many_pixels_far_outside() -> None:
+def test_a_decode_fails_by_one_odd_number_or_by_many_pixels_far_outside() -> None:
     y = torch.zeros(6, 3, 10, 10)
     y[1, 2, 3, 4] = torch.nan
     y[2, 0, 0, 0] = torch.inf
     y[3, 0, 0, 0] = y[3, 1, 0, 1] = 0.7  # 2 of 100 pixels: not more than 2%
     y[4, :, 0, :3] = -0.7  # 3 of 100
-    y[5] = 0.55  # all of them, within the margin
-    assert is_corrupted(y, margin=0.1, share=0.02).tolist() == [False, True, True, False, True, False]
+    y[5] = 0.55  # all of them, within the tolerance
+    assert is_failed_decode(y, tolerance=0.1, bad_pixel_fraction=0.02).tolist() == [
+        False,
+        True,
+        True,
+        False,
+        True,
+        False,
+    ]

@@ -34,7 +34,8 @@ from lsmix.data.artifact import (
 )
 from lsmix.data.dataset import open_dataset
 from lsmix.data.exports.record import SUMS_NAME, read_record, verify_export
-from lsmix.data.pool import PLAN_NAME, POOL_NAME, open_pool
+from lsmix.data.pool import POOL_NAME, open_pool
+from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.readers.dataset_writer import write_dataset
 from lsmix.data.readers.decode import ImageDecoder
 from lsmix.data.readers.hdf5 import HDF5
@@ -295,7 +296,7 @@ def _pool() -> Path:
 
 _POOL_FILES = (
     MANIFEST_NAME, PLAN_NAME, f"{POOL_NAME}/zarr.json", f"{POOL_NAME}/image/zarr.json", f"{POOL_NAME}/lam/zarr.json",
-    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/state/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
+    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
 )  # fmt: skip
 
 
@@ -361,10 +362,9 @@ def _read_shard(content: bytes, folder: Path) -> None:
 
 
 def _read_plan(content: bytes, folder: Path) -> None:
-    from lsmix.pipeline.verify.plan_file import read_plan
+    from lsmix.data.pool_spec import read_spec
 
-    plan = read_plan(_put(folder, PLAN_NAME, content))
-    msgspec.json.encode(plan)
+    read_spec(_put(folder, PLAN_NAME, content)).to_json()
 
 
 def _flow_parts() -> list[bytes]:
@@ -536,7 +536,7 @@ def _read_record(content: bytes, folder: Path) -> None:
 def _results() -> list[bytes]:
     from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleFacts
 
-    of = SampleFacts(name="held-out", kind="original", images=1, share=None, corrupted=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
+    of = SampleFacts(name="held-out", kind="original", images=1, share=None, decode_failed=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
     judged = Naturalness(
         lam=0.5, pairs=1, pairs_asked=1, bootstrap=1, judge_bits=5, classifier="", features=0, samples=(of,)
     )
@@ -573,7 +573,7 @@ TARGETS: dict[str, Target] = {
     "image-folder": Target(lambda: [_picture("PNG"), _picture("PNG", "L")], _read_image_folder, ("lsmix.data.readers", "PIL")),
     "tiny-imagenet-zip": Target(_zips, _source(TINY_IMAGENET, "tiny-imagenet-200.zip"), ("lsmix.data.readers", "zipfile")),
     "manifest": Target(lambda: [(_pool() / MANIFEST_NAME).read_bytes()], _read_manifest, ("lsmix.data.artifact",)),
-    "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.pipeline.proof",)),
+    "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.data.pool_spec",)),
     "columns": Target(lambda: [(_pool() / POOL_NAME / "image/zarr.json").read_bytes()], _read_columns, ("lsmix.data.column",)),
     "shard": Target(_shards, _read_shard, ("lsmix.data.table", "lsmix.data.column")),
     "pool": Target(_pool_parts, _read_pool, ("lsmix.data", "lsmix.pipeline")),

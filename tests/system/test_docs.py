@@ -18,13 +18,14 @@ from click.testing import CliRunner
 import lsmix
 from lsmix.cli import cli
 from lsmix.data import errors
+from lsmix.data.pool import POOL_COLUMNS
+from lsmix.data.pool_spec import EncodeConfig
 from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, RunSection, read_recipe
 from lsmix.pipeline.config.schema import (
     DataConfig,
-    EncodeConfig,
     NaturalnessConfig,
-    PoolConfig,
+    PoolRecipe,
     ReportConfig,
     RunConfig,
 )
@@ -43,7 +44,7 @@ SECTIONS = {
     "flow.": FlowSection,
     "flow.training.": FlowTraining,
     "latents.": EncodeConfig,
-    "pools.NAME.": PoolConfig,
+    "pools.NAME.": PoolRecipe,
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
     "runs.NAME.mix[].": RunPart,
@@ -352,3 +353,21 @@ def test_manifest_and_columns_are_as_the_formats_page_says(inside):
     pool = lsmix.open_pool("lsmix-pool")
     for name in (*pool.columns, *pool.columns.attributes, *msgspec.structs.asdict(pool.manifest)):
         assert f"`{name}`" in page, name
+
+
+def test_the_table_of_pool_columns_is_the_declaration():
+    shapes = {"number": "(M,)", "image": "(M, H, W, C)", "more": "(M, sources − 2)"}
+    values = {"pixel": "0 to 255", "source": "rows of the train split", "label": "0 to classes − 1", "share": "0 to 1"}
+    declared = [
+        [
+            f"`{column.name}`",
+            f"{column.dtype} {shapes[column.row]}",
+            values.get(column.kind) or ", ".join(f"{number} {word}" for number, word in enumerate(column.words)),
+            column.description,
+        ]
+        for column in POOL_COLUMNS.values()
+    ]
+    text = text_of("docs/formats.md")
+    _, _, table = text.partition("| column | type | values | |\n|---|---|---|---|\n")
+    written = [line.strip("| ").split(" | ") for line in table.partition("\n\n")[0].splitlines()]
+    assert written == declared

@@ -11,7 +11,8 @@ import pytest
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.loaders.pool_loader import PoolLoader
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
-from lsmix.data.pool import CORNERS, Pool, open_pool
+from lsmix.data.pool import Pool, open_pool
+from lsmix.data.pool_spec import CORNERS
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.latent_order import cell_order
 from lsmix.pipeline.api import RunResult, run
@@ -38,7 +39,7 @@ flip = false
 translate = 1
 [mix]
 lambdas = [0.0, 0.4, 1.0]
-on_corrupt = "keep"
+on_decode_failure = "keep"
 shard_rows = 64
 [classifier]
 threads = 1

@@ -127,7 +127,7 @@ import sys
 sys.modules.update(dict.fromkeys({blocked!r}))
 import lsmix
 pool = lsmix.open_pool({str(given)!r})
-assert len(pool.image[:10]) == 10 and pool[3].state == "ok" and sum(1 for _ in pool.label_a) == len(pool)
+assert len(pool.image[:10]) == 10 and pool[3].status == "ok" and sum(1 for _ in pool.label_a) == len(pool)
 if {with_torch}:
     loader = lsmix.PoolLoader(pool, 64, labels="soft")
     assert sum(len(images) for images, target in loader) == len(pool)

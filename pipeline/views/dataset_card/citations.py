@@ -8,7 +8,7 @@ __all__ = ["citations"]
 
 def citations(facts: CardFacts) -> list[str]:
     """Return what to cite for a pool, one sentence each."""
-    method, registry = facts.pool.method, LATENT_METHODS if "flow" in facts.plan.inputs else PIXEL_METHODS
+    method, registry = facts.pool.method, LATENT_METHODS if facts.spec.latent else PIXEL_METHODS
     found = [registry.entry(method).citation if method in registry else ""]
     found.append(f"The lsmix authors, lsmix, version {facts.version}; pool with root digest {facts.manifest.root}.")
     if facts.origin.citation:

@@ -11,11 +11,11 @@ from typing import Any, Final
 import msgspec
 
 from lsmix.data.artifact import FileRecord
-from lsmix.data.pool import STATES
+from lsmix.data.pool import POOL_COLUMNS
 from lsmix.pipeline.views.dataset_card.citations import citations
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import clean
-from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, sample_columns
+from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, TableField, table_fields
 from lsmix.pipeline.views.dataset_card.summary import CardFacts
 
 __all__ = ["CROISSANT_FILE", "content_uri", "croissant"]
@@ -50,19 +50,7 @@ _CONTEXT: Final[dict[str, Any]] = {
     "examples": {"@id": "cr:examples", "@type": "@json"},
     **{term: f"cr:{term}" for term in _TERMS},
 }
-_FLOATS: Final = ("lam", "share_")
-_WORDS: Final = ("image", "state", "corner")
-_STATE_TEXTS: Final = dict(
-    zip(
-        STATES,
-        (
-            "As first drawn.",
-            "The first draw could not be decoded; partner and λ are from a later one.",
-            "No draw could be decoded; the image is its first source, and share_b is 0.",
-        ),
-        strict=True,
-    )
-)
+_TYPES: Final = {"source": "sc:Integer", "label": "sc:Integer", "share": "sc:Float", "word": "sc:Text"}
 
 
 def croissant(facts: CardFacts, licence: Licence, creator: str, files: Sequence[FileRecord], description: str) -> bytes:
@@ -91,7 +79,7 @@ def croissant(facts: CardFacts, licence: Licence, creator: str, files: Sequence[
         document["creator"] = {"@type": "sc:Person", "name": creator}
     document |= _provenance(facts, licence)
     document["distribution"] = [_file_object(file) for file in files]
-    document["recordSet"] = [_classes(facts), _states(), _samples(facts)]
+    document["recordSet"] = [_classes(facts), _statuses(), _samples(facts)]
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
@@ -121,15 +109,15 @@ def _provenance(facts: CardFacts, licence: Licence) -> dict[str, Any]:
     if facts.origin.citation:
         base["sc:citation"] = clean(facts.origin.citation)
     sources = [base]
-    if "flow" in facts.plan.inputs:
-        flow = {"@id": content_uri(facts.plan.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
+    if facts.spec.latent:
+        flow = {"@id": content_uri(facts.spec.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
         sources.append(flow)
-    settings = msgspec.json.encode(facts.plan.pool, order="sorted").decode()
+    settings = msgspec.json.encode(facts.spec.pool, order="sorted").decode()
     return {
         "prov:wasDerivedFrom": sources,
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
-            "prov:label": f"lsmix mix, stage version {facts.plan.stage_version}",
+            "prov:label": f"lsmix mix, stage version {facts.spec.stage_version}",
             "sc:description": clean(f"Settings: {settings}. All that is needed to make every pixel again: plan.json."),
             "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": clean(f"lsmix {facts.version}")},
         },
@@ -154,10 +142,11 @@ def _classes(facts: CardFacts) -> dict[str, Any]:
     return _enumeration("classes", "Name of each class.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
 
 
-def _states() -> dict[str, Any]:
-    rows = [{"name": name, "description": text} for name, text in _STATE_TEXTS.items()]
+def _statuses() -> dict[str, Any]:
+    words = POOL_COLUMNS["status"].words
+    rows = [{"name": name, "description": meaning} for name, meaning in words.items()]
     types = {"name": "sc:Text", "description": "sc:Text"}
-    return _enumeration("states", "What the states of samples mean.", "name", types, rows)
+    return _enumeration("statuses", "What the statuses of samples mean.", "name", types, rows)
 
 
 def _enumeration(
@@ -189,26 +178,20 @@ def _samples(facts: CardFacts) -> dict[str, Any]:
             f"of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
         ),
         "key": {"@id": "samples/row"},
-        "field": [_field(name, text) for name, text in sample_columns(facts.pool).items()],
+        "field": [_field(field) for field in table_fields(facts.pool)],
     }
 
 
-def _field(name: str, description: str) -> dict[str, Any]:
-    kind: str | list[str] = "sc:Integer"
-    if name.startswith(_FLOATS):
-        kind = "sc:Float"
-    elif name in _WORDS:
-        kind = "sc:Text"
-    field: dict[str, Any] = {
+def _field(field: TableField) -> dict[str, Any]:
+    described: dict[str, Any] = {
         "@type": "cr:Field",
-        "@id": f"samples/{name}",
-        "name": name,
-        "description": description,
-        "dataType": [kind, "cr:Label"] if name.startswith("label_") else kind,
-        "source": {"fileObject": {"@id": SAMPLES_FILE}, "extract": {"column": name}},
+        "@id": f"samples/{field.name}",
+        "name": field.name,
+        "description": field.description,
+        "dataType": [_TYPES[field.kind], "cr:Label"] if field.kind == "label" else _TYPES[field.kind],
+        "source": {"fileObject": {"@id": SAMPLES_FILE}, "extract": {"column": field.name}},
     }
-    if name.startswith("label_"):
-        field["references"] = {
-            "field": {"@id": "classes/label"}
-        }  # mlcroissant 1.1.1 takes no reference without "field"
-    return field
+    if field.kind == "label":
+        # mlcroissant 1.1.1 takes no reference without "field"
+        described["references"] = {"field": {"@id": "classes/label"}}
+    return described

@@ -5,7 +5,10 @@ The one rule: a sentence stands there only if it is true of this very pool; numb
 
 from typing import Any, Final, NamedTuple
 
+import msgspec
+
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.pool import POOL_COLUMNS
 from lsmix.pipeline.views.dataset_card.citations import citations
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import render
@@ -58,12 +61,12 @@ def readme(facts: CardFacts, licence: Licence, *, sheet: bool, sheet_has_sources
         "card.md.j2",
         cited=citations(facts),
         classes_left_out=max(len(facts.classes) - _CLASSES_SHOWN, 0),
-        corrupted=facts.corrupted,
+        decode_failed=facts.decode_failed,
         description=describe(facts),
         example=facts.example,
         example_row=facts.example_row,
-        kept=facts.plan.pool.get("on_corrupt") == "keep",
-        latent="flow" in facts.plan.inputs,
+        kept=facts.spec.pool.on_decode_failure == "keep",
+        latent=facts.spec.latent,
         licence=licence,
         manifest=facts.manifest,
         no_licence=NO_LICENCE,
@@ -78,7 +81,8 @@ def readme(facts: CardFacts, licence: Licence, *, sheet: bool, sheet_has_sources
         size=sum(file.bytes for file in facts.files),
         size_category=_SIZES[min(max(len(str(len(pool))) - 3, 0), len(_SIZES) - 1)],
         spreads=[("lam", facts.lam), ("share_b", facts.share)],
-        states=facts.states,
+        statuses=[(name, facts.statuses[name], meaning) for name, meaning in POOL_COLUMNS["status"].words.items()],
+        columns=pool.attributes.columns(),
         title=f"{facts.manifest.name}: {pool.method} mixes of {facts.origin.train_images:,} images",
     )
 
@@ -95,14 +99,16 @@ def lsmix_notice() -> bytes:
 
 
 def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
+    spec = facts.spec
     rows: list[tuple[str, Any]] = [
-        (name, _short(value)) for name, value in facts.plan.pool.items() if value not in ("", [])
+        (name, _short(value)) for name, value in msgspec.to_builtins(spec.pool).items() if value not in ("", ())
     ]
-    rows += [(f"latents: {name}", _short(value)) for name, value in facts.plan.latents.items()]
-    rows += [(f"root digest of the {role}", root) for role, root in facts.plan.inputs.items()]
-    if facts.plan.dim:
-        rows.append(("components of a latent vector", facts.plan.dim))
-    return [*rows, ("made with", f"lsmix {facts.version}, stage version {facts.plan.stage_version}")]
+    if spec.latents:
+        rows += [(f"latents: {name}", _short(value)) for name, value in msgspec.to_builtins(spec.latents).items()]
+    rows += [(f"root digest of the {role}", root) for role, root in spec.inputs.items()]
+    if spec.dim:
+        rows.append(("components of a latent vector", spec.dim))
+    return [*rows, ("made with", f"lsmix {facts.version}, stage version {spec.stage_version}")]
 
 
 def _short(value: Any) -> str:

@@ -9,44 +9,44 @@ import io
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.atomic import atomic_path
-from lsmix.data.pool import CORNERS, POOL_NAME, STATES, Pool
+from lsmix.data.pool import POOL_COLUMNS, POOL_NAME, Pool
 from lsmix.pipeline.views.dataset_card.summary import blocks
 
-__all__ = ["SAMPLES_FILE", "sample_columns", "samples_digest", "write_samples"]
+__all__ = ["SAMPLES_FILE", "TableField", "samples_digest", "table_fields", "write_samples"]
 
 SAMPLES_FILE: Final = "samples.csv"
-_MORE: Final = ("source_more", "label_more", "lam_more", "share_more")
 
 
-def sample_columns(pool: Pool) -> dict[str, str]:
-    """Return the columns of the table, in order, with what each holds."""
-    columns = {
-        "row": "Row of the pool.",
-        "image": f"File that holds the image: a shard of the Zarr array {POOL_NAME}/image.",
-        "image_row": "Row of the image in that shard, uncompressed and in row-major order, see the card.",
-    }
-    for letter, place in (("a", "first"), ("b", "second")):
-        columns[f"source_{letter}"] = f"Row of the {place} source image in the train split of the base set."
-        columns[f"label_{letter}"] = f"Class of the {place} source image."
-    columns["lam"] = "λ as drawn: the share of the second image that was asked for."
-    columns["share_b"] = "Share of the second image that was really taken: the weight of label_b in the loss."
-    for number in range(3, pool.sources + 1):
-        columns[f"source_{number}"] = f"Row of source image {number} in the train split of the base set."
-        columns[f"label_{number}"] = f"Class of source image {number}."
-        columns[f"lam_{number}"] = f"λ of source image {number} as drawn."
-        columns[f"share_{number}"] = f"Share of source image {number}: the weight of label_{number} in the loss."
-    columns["state"] = (
-        "ok; redrawn: the first draw could not be decoded; replaced: none could, the image is the first source."
-    )
-    if "corner" in pool.columns:
-        columns["corner"] = "Corner at which the second image begins."
-    return columns
+class TableField(NamedTuple):
+    """One column of the table."""
+
+    name: str
+    kind: str  # as of a ``PoolColumn``
+    description: str
+    column: str = ""  # of the pool; "" for those that say where the image is
+    place: int | None = None  # which of several further sources
+
+
+def table_fields(pool: Pool) -> list[TableField]:
+    """Return the columns of the table, in order."""
+    fields = [
+        TableField("row", "source", "row of the pool"),
+        TableField("image", "word", f"file that holds the image: a shard of the Zarr array {POOL_NAME}/image"),
+        TableField("image_row", "source", "row of the image in that shard, uncompressed, row-major, see the card"),
+    ]
+    for column in pool.attributes.columns():
+        if column.row == "number":
+            fields.append(TableField(column.name, column.kind, column.description, column.name))
+        if column.row == "more":
+            for place in range(pool.sources - 2):
+                name, described = column.name.replace("more", str(place + 3)), f"{column.description}: of x{place + 3}"
+                fields.append(TableField(name, column.kind, described, column.name, place))
+    return fields
 
 
 def samples_digest(pool: Pool) -> str:
@@ -68,29 +68,19 @@ def write_samples(pool: Pool, path: Path) -> str:
 
 
 def _table(pool: Pool) -> Iterator[bytes]:
-    yield ",".join(sample_columns(pool)).encode() + b"\n"
+    fields = table_fields(pool)
+    yield ",".join(field.name for field in fields).encode() + b"\n"
     shard_rows = pool.columns.store.shard_rows
     names = [name for name in pool.columns.shard_names() if name.startswith("image/")]
     for rows, block in blocks(pool):
         text = io.StringIO(newline="")
         shards = [f"{POOL_NAME}/{names[row // shard_rows]}" for row in rows]
         places = [row % shard_rows for row in rows]
-        columns = [rows, shards, places, *_numbers(block)]
+        columns = [rows, shards, places, *(_texts(block, field) for field in fields if field.column)]
         csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
         yield text.getvalue().encode()
 
 
-def _numbers(block: dict[str, NDArray[Any]]) -> Iterator[list[Any]]:
-    """Go through the table's columns behind the image's; NumPy's text of a float32 is the shortest that gives it back."""
-    for name in ("source_a", "label_a", "source_b", "label_b"):
-        yield block[name].tolist()
-    yield block["lam"].astype("U").tolist()
-    yield block["share_b"].astype("U").tolist()
-    if "source_more" in block:
-        for place in range(block["source_more"].shape[1]):
-            for name in _MORE:
-                values = block[name][:, place]
-                yield (values if values.dtype.kind == "i" else values.astype("U")).tolist()
-    yield np.array(STATES)[block["state"]].tolist()
-    if "corner" in block:
-        yield np.array(CORNERS)[block["corner"]].tolist()
+def _texts(block: dict[str, NDArray[Any]], field: TableField) -> list[Any]:
+    values = block[field.column]
+    return POOL_COLUMNS[field.column].as_text(values if field.place is None else values[:, field.place])

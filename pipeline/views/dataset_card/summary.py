@@ -6,34 +6,22 @@ stranger's pool of any size can be described in bounded memory.
 
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.artifact import FileRecord, Manifest, Provenance, read_provenance
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import PLAN_NAME, STATES, Pool, Sample
+from lsmix.data.pool import STATUSES, Pool, Sample
+from lsmix.data.pool_spec import PLAN_NAME, PoolSpec
 
 __all__ = ["BLOCK_ROWS", "CardFacts", "ClassCount", "Spread", "blocks", "card_facts"]
 
 BLOCK_ROWS: Final = 16_384  # rows of the narrow columns that are looked at together, some 10 MB as Python objects
-_PLAN_BYTES: Final = 1 << 20  # a plan has a few kilobytes
 _BINS: Final = 10_000  # of λ and share, so that quantiles are exact to 0.0001 whatever the number of rows
 _LOOKED_AT: Final = 4096  # rows that the example is chosen from
 QUANTILES: Final = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-class _Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of plan.json, see ``pipeline/stages/mix.py``."""
-
-    stage_version: int
-    pool: dict[str, Any]  # settings of the pool
-    inputs: dict[str, str]  # root digest by role
-    latents: dict[str, Any] = {}  # settings of the latents
-    dim: int = 0  # length of a latent vector; 0 in pixel space
 
 
 class Spread(NamedTuple):
@@ -58,9 +46,9 @@ class CardFacts(NamedTuple):
     """All that a card tells of a pool."""
 
     pool: Pool
-    plan: _Plan
+    spec: PoolSpec
     origin: Provenance
-    states: dict[str, int]  # rows by state
+    statuses: dict[str, int]  # rows by status
     lam: Spread
     share: Spread  # of x₂
     classes: tuple[ClassCount, ...]
@@ -74,10 +62,10 @@ class CardFacts(NamedTuple):
         return self.pool.manifest
 
     @property
-    def corrupted(self) -> int | None:
-        """Images that the first draw left corrupted; None where the manifest doesn't say, as in pixel space."""
-        count = self.manifest.counts.get("corrupted")
-        return count if isinstance(count, int) and "flow" in self.plan.inputs else None
+    def decode_failed(self) -> int | None:
+        """Images that failed to decode at the first draw; None where the manifest doesn't say, as in pixel space."""
+        count = self.manifest.counts.get("decode_failed")
+        return count if isinstance(count, int) and self.spec.latent else None
 
     @property
     def version(self) -> str:
@@ -90,14 +78,18 @@ def card_facts(pool: Pool) -> CardFacts:
     """Return what there is to tell of a pool; its manifest lists the files without those of the card.
 
     Raises:
-        CorruptError: the plan is damaged, or a number lies outside of its range.
+        FormatError: the plan is none, or of a version that this lsmix does not read.
+        CorruptError: the plan is damaged or missing, or a value is out of its range.
     """
+    spec = pool.spec
+    if spec is None:
+        raise CorruptError(f"pool {str(pool.path)!r} comes without {PLAN_NAME}. Fetch or make it again.")
     spread = {"lam": _Histogram(), "share_b": _Histogram()}
-    states = np.zeros(len(STATES), np.int64)
+    statuses = np.zeros(len(STATUSES), np.int64)
     count = len(pool.class_names)
     first, others, weight = np.zeros(count, np.int64), np.zeros(count, np.int64), np.zeros(count)
     for _, block in blocks(pool):
-        states += np.bincount(block["state"], minlength=len(STATES))
+        statuses += np.bincount(block["status"], minlength=len(STATUSES))
         for name, histogram in spread.items():
             histogram.add(block[name])
         shares = [block["share_b"], *_columns(block, "share_more")]
@@ -112,9 +104,9 @@ def card_facts(pool: Pool) -> CardFacts:
     counts = zip(pool.class_names, first.tolist(), others.tolist(), weight.tolist(), strict=True)
     return CardFacts(
         pool=pool,
-        plan=_read_plan(pool.path),
+        spec=spec,
         origin=read_provenance(pool.columns.attributes, f"pool {str(pool.path)!r}"),
-        states=dict(zip(STATES, states.tolist(), strict=True)),
+        statuses=dict(zip(STATUSES, statuses.tolist(), strict=True)),
         lam=spread["lam"].spread(),
         share=spread["share_b"].spread(),
         classes=tuple(ClassCount(*fields) for fields in counts),
@@ -130,19 +122,9 @@ def blocks(pool: Pool) -> Iterator[tuple[range, dict[str, NDArray[Any]]]]:
     Raises:
         CorruptError: a number lies outside of its range.
     """
-    limits: dict[str, float] = {"state": len(STATES) - 1, "lam": 1, "share_b": 1, "lam_more": 1, "share_more": 1}
-    limits |= dict.fromkeys(("label_a", "label_b", "label_more"), len(pool.class_names) - 1)
     for start in range(0, len(pool), BLOCK_ROWS):
         rows = range(start, min(start + BLOCK_ROWS, len(pool)))
-        block = {name: pool.columns[name][rows.start : rows.stop] for name in pool.columns if name != "image"}
-        for name, values in block.items():
-            least, most = values.min(initial=0), values.max(initial=0)
-            if not (least >= 0 and most <= limits.get(name, most)):  # not "or": NaN is on neither side
-                raise CorruptError(
-                    f"pool {str(pool.path)!r} is damaged: {name!r} holds {least} to {most} in rows {rows.start} to "
-                    f"{rows.stop - 1}, expected 0 to {limits.get(name, 'any')}. Do not use it; make or fetch it again."
-                )
-        yield rows, block
+        yield rows, pool.rows(rows.start, rows.stop)
 
 
 def _columns(block: dict[str, NDArray[Any]], name: str) -> list[NDArray[Any]]:
@@ -174,17 +156,5 @@ class _Histogram:
 def _example_row(pool: Pool) -> int:
     """Return a row that shows most: two classes that differ, and much of both; else the first row."""
     share, differ = pool.share_b[:_LOOKED_AT], pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
-    good = differ & (share > 0.2) & (share < 0.8) & (pool.state[:_LOOKED_AT] == STATES.index("ok"))
+    good = differ & (share > 0.2) & (share < 0.8) & (pool.status[:_LOOKED_AT] == STATUSES.index("ok"))
     return int(good.argmax())
-
-
-def _read_plan(folder: Path) -> _Plan:
-    path = folder / PLAN_NAME
-    try:
-        if path.stat().st_size > _PLAN_BYTES:
-            raise CorruptError(f"{str(path)!r} is too long for a plan: more than {_PLAN_BYTES} bytes. Do not use it.")
-        return msgspec.json.decode(path.read_bytes(), type=_Plan)
-    except FileNotFoundError as error:
-        raise CorruptError(f"{str(path)!r} is missing. Fetch or make the pool again.") from error
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or make the pool again.") from error

@@ -66,8 +66,8 @@ def _facts(material: ReportInputs) -> Iterator[Fact]:
         yield from _flow_facts(material)
     pools = [item.manifest.counts for item in material.named("pool").values()]
     if pools:
-        images, corrupted = (sum(counts[name] for counts in pools) for name in ("images", "corrupted"))
-        yield Fact(label="mixed images", value=f"{images:,}", note=f"{corrupted:,} corrupted at first draw")
+        images, decode_failed = (sum(counts[name] for counts in pools) for name in ("images", "decode_failed"))
+        yield Fact(label="mixed images", value=f"{images:,}", note=f"{decode_failed:,} failed to decode at first")
 
 
 def _flow_facts(material: ReportInputs) -> Iterator[Fact]:

@@ -16,13 +16,13 @@ def mixes_section(material: ReportInputs) -> Section:
 
 def _figure(material: ReportInputs, name: str) -> ReportFigure:
     sheet = draw_figure(name, material.flow, material.latents, material.dataset, pairs=material.config.pairs)
-    broken = f" {sheet.corrupted} of {sheet.decoded} decoded images count as corrupted." if sheet.corrupted else ""
+    failed = f" {sheet.decode_failed} of {sheet.decoded} images failed to decode." if sheet.decode_failed else ""
     return ReportFigure(
         name=name,
         data=figure_png(sheet, width=SHEET_WIDTH, density=SHEET_DENSITY),
         media="image/png",
         alt=sheet.alt,
-        caption=sheet.caption + broken,
+        caption=sheet.caption + failed,
         pixelated=True,
         density=SHEET_DENSITY,
     )

@@ -91,7 +91,7 @@ def _appearance(result: Naturalness) -> Table:
                 "–" if sample.share is None else f"{100 * sample.share:.1f} %",
                 *frechet,
                 _interval(sample.seam) + mark,
-                "–" if sample.corrupted is None else f"{sample.corrupted:,}",
+                "–" if sample.decode_failed is None else f"{sample.decode_failed:,}",
             )
         )
     parts = ["Of x₂: share of the second image, as it really is; CutMix cuts off what sticks out of the image."]
@@ -106,11 +106,11 @@ def _appearance(result: Naturalness) -> Table:
         f"confidence interval. {_ELSEWHERE}: along the border of LS-Mix, where these have none: what a border costs by its "
         "place alone."
     )
-    if any(sample.corrupted for sample in result.samples):
+    if any(sample.decode_failed for sample in result.samples):
         parts.append("Corrupted: decoded beyond the range of images, by the rule for pools; counted, and not left out.")
     return Table(
         title="Features and seams",
-        columns=("sample", "of x₂", *(("Fréchet",) if result.features else ()), "seam", "corrupted"),
+        columns=("sample", "of x₂", *(("Fréchet",) if result.features else ()), "seam", "decode_failed"),
         rows=tuple(rows),
         note=" ".join(parts),
     )

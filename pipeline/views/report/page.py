@@ -36,7 +36,7 @@ _TEMPLATE = "report.html.j2"
 _SUFFIX = {"image/png": ".png", "image/svg+xml": ".svg"}
 _LONG_CELL = 40  # characters, beyond which a column may wrap; shorter ones stay on one line
 _LONG_TABLE = 6  # runs, beyond which the best three are stressed
-_INDICES_SHOWN = 12  # of corrupted images in a table; the pool itself lists them all
+_INDICES_SHOWN = 12  # of failed decodes in a table; the pool itself lists them all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +152,7 @@ class PoolFacts:
     images: int
     redrawn: int
     replaced: int
-    corrupted: Sequence[int] = ()  # rows of the pool that were redrawn or replaced
+    decode_failed: Sequence[int] = ()  # rows of the pool that were redrawn or replaced
 
     @property
     def ok(self) -> int:
@@ -211,19 +211,18 @@ def budget_table(runs: Sequence[RunSummary], *, title: str = "Budget of each see
 
 
 def pool_table(pools: Sequence[PoolFacts], *, title: str = "Pools", note: str = "") -> Table:
-    """Return the table of pools with their counts and the first rows of their corrupted images."""
+    """Return the table of pools with their counts and the first rows that failed to decode."""
     rows = []
     for pool in pools:
-        shown = ", ".join(str(row) for row in pool.corrupted[:_INDICES_SHOWN]) or "none"
-        more = len(pool.corrupted) - _INDICES_SHOWN
+        shown = ", ".join(str(row) for row in pool.decode_failed[:_INDICES_SHOWN]) or "none"
+        more = len(pool.decode_failed) - _INDICES_SHOWN
         counts = (f"{count:,}" for count in (pool.images, pool.ok, pool.redrawn, pool.replaced))
         rows.append((pool.name, pool.method, *counts, f"{shown} … and {more:,} more" if more > 0 else shown))
     return Table(
         title=title,
-        columns=("pool", "method", "images", "ok", "redrawn", "replaced", "corrupted at first draw, rows"),
+        columns=("pool", "method", "images", "ok", "redrawn", "replaced", "failed to decode at first, rows"),
         rows=tuple(rows),
-        note=note
-        or "Redrawn: corrupted, then good with another draw. Replaced: never good, the first image stands in.",
+        note=note or "Redrawn: failed, then good with another draw. Replaced: never good, the first image stands in.",
     )
 
 

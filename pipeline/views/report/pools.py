@@ -43,7 +43,7 @@ def _facts(name: str, pool: Pool) -> PoolFacts:
         images=len(pool),
         redrawn=counts["redrawn"],
         replaced=counts["replaced"],
-        corrupted=counts["corrupted_rows"],
+        decode_failed=counts["decode_failed_rows"],
     )
 
 

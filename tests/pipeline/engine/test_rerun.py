@@ -9,7 +9,7 @@ import pytest
 from lsmix.data.artifact import Artifact, Manifest
 from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.workspace.local import Workspace
@@ -75,10 +75,10 @@ TABLE = {
     "pools.lsmix.output": ("5bit", FROM_POOL),
     "pools.lsmix.batch_size": (32, FROM_POOL),
     "pools.lsmix.shard_rows": (64, FROM_POOL),
-    "pools.lsmix.on_corrupt": ("keep", FROM_POOL),
+    "pools.lsmix.on_decode_failure": ("keep", FROM_POOL),
     "pools.lsmix.attempts": (2, FROM_POOL),
-    "pools.lsmix.margin": (0.5, FROM_POOL),
-    "pools.lsmix.broken_share": (0.5, FROM_POOL),
+    "pools.lsmix.tolerance": (0.5, FROM_POOL),
+    "pools.lsmix.bad_pixel_fraction": (0.5, FROM_POOL),
     "pools.zero.lambdas": ([0.0], FROM_ZERO),
     "classifier.threads": (2, FROM_CLASSIFIER),
     "classifier.width": (9, FROM_CLASSIFIER),
@@ -162,7 +162,7 @@ def fields_of(model, prefix):
     for field in msgspec.structs.fields(model):
         kind, name = field.type, f"{prefix}{field.name}"
         if name == "mix":  # what pools share: the fields of a pool
-            assert kind is PoolConfig
+            assert kind is PoolRecipe
             continue
         if isinstance(kind, types.UnionType) and name != "naturalness":  # a section that may be left out
             kind = kind.__args__[0]

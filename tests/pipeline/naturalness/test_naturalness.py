@@ -209,13 +209,13 @@ def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(judged, name):
     np.testing.assert_array_equal(images_of(samples, name), pieces)
 
 
-def test_corrupted_images_are_counted_and_kept(judged, found):
+def test_failed_decodes_are_counted_and_kept(judged, found):
     (sample,) = (sample for sample in samples_of(judged).all() if sample.name == "reverse-mix")
-    corrupted = sample.block(slice(0, 20)).corrupted
-    assert corrupted.any(), "a flow that hardly learned decodes some reversed latents out of range"
-    assert found["reverse-mix"].corrupted == corrupted.sum()
+    decode_failed = sample.block(slice(0, 20)).decode_failed
+    assert decode_failed.any(), "a flow that hardly learned decodes some reversed latents out of range"
+    assert found["reverse-mix"].decode_failed == decode_failed.sum()
     assert found["reverse-mix"].images == len(found["reverse-mix"].bits_per_dim) == 20
-    assert found["hard-cut"].corrupted is None
+    assert found["hard-cut"].decode_failed is None
 
 
 def test_only_methods_with_regions_are_judged_by_their_own_seam(found):

@@ -9,9 +9,9 @@ import pytest
 from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import STATES, Pool, open_pool
+from lsmix.data.pool import STATUSES, Pool, open_pool
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.config.schema import PoolConfig
 from lsmix.pipeline.stages.mix import MixWorker, RowMaker, open_worker
 from lsmix.pipeline.stages.pool_builder import PixelMixer
 from lsmix.pipeline.workspace.local import Workspace
@@ -50,7 +50,7 @@ def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, po
     np.testing.assert_array_equal(pool.label_a[:], train.labels[pool.source_a[:]])
     np.testing.assert_array_equal(pool.label_b[:], train.labels[pool.source_b[:]])
     dim = 64
-    replaced = pool.state[:] == STATES.index("replaced")
+    replaced = pool.status[:] == STATUSES.index("replaced")
     expected = np.where(replaced, 0, np.floor(pool.lam[:].astype(np.float64) * dim) / dim)
     # λ is stored in 32 bits: where it lies within a rounding of a whole component the share may be one component off.
     assert np.abs(pool.share_b[:] - expected).max() <= 1 / dim
@@ -84,36 +84,36 @@ def _worker(workspace: Path, **fields: Any) -> MixWorker:
     return open_worker(folder, msgspec.to_builtins(config), found, "cpu")
 
 
-def test_images_that_stay_corrupted_are_replaced_by_their_first_source_with_share_zero(
+def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
     finished_workspace: Path,
 ) -> None:
     train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
-    # A margin of 0 and a share of 0: whatever leaves the range of pixels at all is corrupted, which some images always do.
-    worker = _worker(finished_workspace, margin=0.0, broken_share=0.0, attempts=1)
+    # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
+    worker = _worker(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
     made = worker.compute(worker.load(0))
-    replaced = made["state"] == STATES.index("replaced")
+    replaced = made["status"] == STATUSES.index("replaced")
     assert replaced.any()
     np.testing.assert_array_equal(made["image"][replaced], train.images[made["source_a"][replaced]])
     assert (made["share_b"][replaced] == 0).all()
-    assert (made["corrupted"] == (made["state"] != STATES.index("ok"))).all()
+    assert (made["decode_failed"] == (made["status"] != STATUSES.index("ok"))).all()
 
 
-def test_keep_leaves_corrupted_images_as_they_are(finished_workspace: Path, pool: Pool) -> None:
-    worker = _worker(finished_workspace, on_corrupt="keep", margin=0.0, broken_share=0.0)
+def test_keep_leaves_failed_decodes_as_they_are(finished_workspace: Path, pool: Pool) -> None:
+    worker = _worker(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
     loaded = worker.load(0)
     made = worker.compute(loaded)
-    assert made["corrupted"].any()
-    assert (made["state"] == STATES.index("ok")).all()
+    assert made["decode_failed"].any()
+    assert (made["status"] == STATUSES.index("ok")).all()
     np.testing.assert_array_equal(made["source_b"], loaded.draw.others[:, 0])
 
 
 def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace: Path) -> None:
-    first, again = _worker(finished_workspace, margin=0.02), _worker(finished_workspace, margin=0.02)
+    first, again = _worker(finished_workspace, tolerance=0.02), _worker(finished_workspace, tolerance=0.02)
     one = first.compute(first.load(1))
     first.compute(first.load(0))
     again.compute(again.load(0))
     two = again.compute(again.load(1))
-    assert (one["state"] == STATES.index("redrawn")).any()
+    assert (one["status"] == STATUSES.index("redrawn")).any()
     for name, values in one.items():
         np.testing.assert_array_equal(values, two[name], err_msg=name)
 
@@ -124,7 +124,7 @@ def test_rows_come_out_the_same_in_parts_of_any_size(
 ) -> None:
     def made() -> dict[str, Any]:
         if pool == "lsmix":
-            worker = _worker(finished_workspace, margin=0.02, corner="random")
+            worker = _worker(finished_workspace, tolerance=0.02, corner="random")
             return worker.compute(worker.load(0))
         maker = RowMaker(
             PoolConfig(method=pool), PixelMixer(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME, pool)

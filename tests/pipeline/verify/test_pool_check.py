@@ -14,9 +14,9 @@ from lsmix.data.artifact import Manifest, read_manifest, record_files, root_dige
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_rngs
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
-from lsmix.pipeline.verify.plan_file import read_plan
 from lsmix.pipeline.verify.shares import Shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
@@ -47,9 +47,9 @@ shard_rows = 64
 """
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
-POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_corrupt = 'keep'\nmargin = 0.0\n"
+POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
 # Every image leaves the range of pixels a little, so many are drawn again and many replaced.
-POOLS += "[pools.strict]\nmargin = 0.02\nbroken_share = 0.0\nattempts = 2\n[pools.never]\nmargin = 0.02\nattempts = 0\n"
+POOLS += "[pools.strict]\ntolerance = 0.02\nbad_pixel_fraction = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
 KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
 
@@ -89,8 +89,8 @@ def forge(folder: Path, column: str, row: int, value: Any) -> None:
     seal(folder)
 
 
-def row_in_state(folder: Path, state: int) -> int:
-    return int(np.flatnonzero(open_pool(folder).state[:] == state)[0])
+def row_in_status(folder: Path, status: int) -> int:
+    return int(np.flatnonzero(open_pool(folder).status[:] == status)[0])
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -104,16 +104,16 @@ def test_a_pool_of_every_kind_is_what_its_plan_says_to_the_last_pixel(made: RunR
 
 
 def test_the_pools_hold_what_these_tests_are_about(made: RunResult) -> None:
-    assert set(open_pool(made["mix/strict"].folder).state[:].tolist()) == {0, 1, 2}
-    assert set(open_pool(made["mix/never"].folder).state[:].tolist()) == {0, 2}
-    assert made["mix/keep"].manifest.counts["corrupted"] > 0
+    assert set(open_pool(made["mix/strict"].folder).status[:].tolist()) == {0, 1, 2}
+    assert set(open_pool(made["mix/never"].folder).status[:].tolist()) == {0, 2}
+    assert made["mix/keep"].manifest.counts["decode_failed"] > 0
 
 
 def test_an_image_of_the_test_split_is_refused_by_row_and_index(
     given: Callable[[str], Path], command: Callable[..., Any]
 ) -> None:
     folder = given("ls-mix")
-    images = read_plan(folder).origin.train_images
+    images = read_spec(folder).origin.train_images
     forge(folder, "source_b", 97, images)
     with pytest.raises(
         CorruptError, match=rf"in row 97 source_b is {images}, .* rows 0 to {images - 1}: .* test image"
@@ -131,16 +131,16 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(
         ("ls-mix", "source_b", 3, "source_b is 3, but the plan has"),
         ("ls-mix", "source_a", -1, "source_a is -1, but the training split has rows"),
         ("ls-mix", "lam", 0.625, "lam is 0.625, but the plan has"),
-        ("ls-mix", "lam", np.nan, "lam is nan, but it must lie within"),
+        ("ls-mix", "lam", np.nan, "lam is nan, but expected 0 to 1"),
         ("ls-mix", "share_b", 0.015625 * 33, "share_b is 0.515625, but the plan has"),
-        ("ls-mix", "share_b", 1.5, "share_b is 1.5, but it must lie within"),
-        ("ls-mix", "state", 1, "none of the attempts 1 to 3"),
-        ("ls-mix", "state", 2, "(a replaced row has share 0|the plan has)"),
-        ("ls-mix", "state", 7, "state is 7, but states are 0 to 2"),
+        ("ls-mix", "share_b", 1.5, "share_b is 1.5, but expected 0 to 1"),
+        ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
+        ("ls-mix", "status", 2, "(a replaced row has share 0|the plan has)"),
+        ("ls-mix", "status", 7, "status is 7, but expected 0 to 2"),
         ("ls-mix", "label_a", 11, "label_a is 11, but there are classes 0 to 9"),
         ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
-        ("cutmix", "state", 1, "no row is drawn again, since pixels are mixed"),
-        ("keep", "state", 1, "no row is drawn again, since on_corrupt is 'keep'"),
+        ("cutmix", "status", 1, "no row is drawn again, since pixels are mixed"),
+        ("keep", "status", 1, "no row is drawn again, since on_decode_failure is 'keep'"),
         ("bern-mix", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("linear", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("mixup", "share_b", 0.25, "share_b is 0.25, but the plan has"),
@@ -148,7 +148,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(
         ("fmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
         ("swap-mix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
         ("reverse-mix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
-        ("corners", "corner", 4, "corner is 4, but corners are 0 to 3"),
+        ("corners", "corner", 4, "corner is 4, but expected 0 to 3"),
         ("end", "corner", 0, "corner is 0, but the plan has 3"),
         ("three", "source_more", 500, r"source_more\[0\] is 500, but the training split"),
         ("three", "lam_more", 0.125, r"lam_more\[0\] is 0.125, but the plan has"),
@@ -159,7 +159,7 @@ def test_a_forged_value_is_refused_by_row_and_value(
     given: Callable[[str], Path], name: str, column: str, value: Any, told: str
 ) -> None:
     folder = given(name)
-    row = int(np.flatnonzero(open_pool(folder).state[:] == 0)[-3])
+    row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
     forge(folder, column, row, value)
     with pytest.raises(CorruptError, match=rf"in row {row} (source_b is \[|.*){told}"):
         verify(folder)
@@ -206,10 +206,10 @@ def test_labels_that_are_wrong_throughout_are_found_by_the_base_set_only(
         verify(folder, data=made["ingest"].folder / "dataset.h5")
 
 
-@pytest.mark.parametrize("state", [1, 2])
-def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[str], Path], state: int) -> None:
+@pytest.mark.parametrize("status", [1, 2])
+def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[str], Path], status: int) -> None:
     folder = given("strict")
-    row = row_in_state(folder, state)
+    row = row_in_status(folder, status)
     forge(folder, "lam", row, 0.3125)
     with pytest.raises(CorruptError, match=f"in row {row} "):
         verify(folder)
@@ -217,7 +217,7 @@ def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[st
 
 def test_a_replaced_row_has_no_share(given: Callable[[str], Path]) -> None:
     folder = given("strict")
-    row = row_in_state(folder, 2)
+    row = row_in_status(folder, 2)
     forge(folder, "share_b", row, 0.5)
     with pytest.raises(CorruptError, match=f"in row {row} share_b is 0.5, but a replaced row has share 0"):
         verify(folder)
@@ -289,7 +289,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
         ({"dim": None}, "contradicts itself"),
-        ({"stage_version": 1}, "its stage_version is 3, but plan.json says 1"),
+        ({"stage_version": 1}, "its stage_version is 4, but plan.json says 1"),
     ],
 )
 def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:
@@ -310,8 +310,8 @@ def test_counts_that_do_not_fit_the_rows_are_refused(given: Callable[[str], Path
     seal(folder, counts={**counts, "redrawn": 0})
     with pytest.raises(CorruptError, match="counts 0 rows 'redrawn', but"):
         verify(folder)
-    seal(folder, counts={**counts, "corrupted_rows": counts["corrupted_rows"][1:]})
-    with pytest.raises(CorruptError, match=f"do not fit the column state at row {counts['corrupted_rows'][0]}"):
+    seal(folder, counts={**counts, "decode_failed_rows": counts["decode_failed_rows"][1:]})
+    with pytest.raises(CorruptError, match=f"do not fit the column status at row {counts['decode_failed_rows'][0]}"):
         verify(folder)
 
 
@@ -386,7 +386,7 @@ def test_a_method_that_is_not_installed_is_not_checked(
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
 def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, method: str) -> None:
-    plan = read_plan(made[f"mix/{method}"].folder)
+    plan = read_spec(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
     draws = row_rngs(5, "shares")
     told = Shares(plan, (8, 8, 1)).of(lam[:, None], draws)[:, 0]
@@ -402,7 +402,7 @@ def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, me
 def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:
     from lsmix.pipeline.stages.mix import make_plan
 
-    plan = read_plan(made["mix/three"].folder)
+    plan = read_spec(made["mix/three"].folder)
     whole = make_plan(plan.pool, 140).rows(0, 280)
     rows = np.array([0, 3, 139, 140, 141, 279])
     for picked, column in zip(make_plan(plan.pool, 140).pick(rows), whole, strict=True):

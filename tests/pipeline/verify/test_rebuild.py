@@ -12,10 +12,10 @@ import pytest
 from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import read_spec
 from lsmix.pipeline.api import run, verify
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import compare_pools
-from lsmix.pipeline.verify.plan_file import read_plan
 from lsmix.pipeline.verify.rebuild import rebuild
 
 RECIPE = (
@@ -172,11 +172,11 @@ def test_another_flow_is_refused_by_its_digest(given: Given, tmp_path: Path) -> 
         ({"stage_version": MIX.version - 1}, FormatError, "Use the older lsmix"),
         ({"surprise": 1}, FormatError, "unknown field `surprise`"),
         ({"pool": {"alpha": -1.0}}, FormatError, "alpha"),
-        ({"pool": {"flow": "../elsewhere"}}, CorruptError, "names a flow by its place"),
+        ({"pool": {"flow": "../elsewhere"}}, FormatError, "unknown field `flow`"),
         ({"pool": {"method": "no-mix"}}, RecipeError, "unknown mixing method 'no-mix'"),
         ({"inputs": {"flow": "x"}}, FormatError, "inputs"),
         ({"inputs": {"dataset": "0" * 64}}, CorruptError, "its inputs are"),
-        ({"origin": {"config": {"path": "/etc"}}}, CorruptError, r"its origin says where files lie \(path\)"),
+        ({"origin": {"config": {"path": "/etc"}}}, CorruptError, r"its origin says where files are stored \(path\)"),
         ({"origin": {"config": {"limits": 3}}}, FormatError, "settings that this lsmix does not know: .*limits"),
         ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 of 1 training images"),
     ],
@@ -195,9 +195,9 @@ def test_what_is_no_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     with pytest.raises(FormatError, match="is no plan"):
-        read_plan(path)
+        read_spec(path)
     with pytest.raises(MissingError, match="no plan at"):
-        read_plan(tmp_path / "nothing.json")
+        read_spec(tmp_path / "nothing.json")
 
 
 def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: Path) -> None:

@@ -18,10 +18,10 @@ from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import Latents, open_latents
 from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.flow import Flow
-from lsmix.glow.latent_mixing import is_corrupted, mix_latents, zero_fill
-from lsmix.pipeline.config.schema import PoolConfig
+from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
 from lsmix.pipeline.views.figures import (
     FIGURES,
     FigureSheet,
@@ -130,17 +130,20 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(
     images, z = opened.dataset.train.images, opened.latents.z
     np.testing.assert_array_equal(column(sheet, 0), np.concatenate([images[first]] * len(methods)))
     np.testing.assert_array_equal(column(sheet, 7), np.concatenate([images[second]] * len(methods)))
-    corrupted = 0
+    decode_failed = 0
     for place, n in enumerate(RATES):
         mixed = np.concatenate(
             [mix_latents(method, z.gather(first), z.gather(second), n / 16)[0] for method in methods]
         )
         np.testing.assert_array_equal(column(sheet, place + 1), opened.decoded(mixed))
         judged = opened.flow.decode_judged(
-            mixed, lambda y: is_corrupted(y, margin=PoolConfig().margin, share=PoolConfig().broken_share)
+            mixed,
+            lambda y: is_failed_decode(
+                y, tolerance=PoolConfig().tolerance, bad_pixel_fraction=PoolConfig().bad_pixel_fraction
+            ),
         )[1]
-        corrupted += int(judged.sum())
-    assert sheet.corrupted == corrupted
+        decode_failed += int(judged.sum())
+    assert sheet.decode_failed == decode_failed
     titled = [title for title in sheet.row_titles if title]
     assert [title.lower() for title in titled] == (methods if len(methods) > 1 else [])
     assert sheet.row_titles[::pairs] == titled
@@ -173,7 +176,7 @@ def test_what_cannot_be_decoded_is_counted_and_shown(opened: Opened, monkeypatch
 
     monkeypatch.setattr(LATENT_METHODS, "load", lambda name: explode)
     sheet = opened.draw("fig4")
-    assert sheet.corrupted == sheet.decoded == 18
+    assert sheet.decode_failed == sheet.decoded == 18
     assert figure_png(sheet)
 
 
@@ -211,7 +214,7 @@ def test_the_command_draws_from_what_is_there(
     assert result.code == 0, result.err
     assert "up to date" in result.err
     assert "Fig. 4 of the paper" in result.out
-    assert "of 12 decoded images" in result.out
+    assert "of 12 images failed to decode" in result.out
     (written,) = tmp_path.iterdir()
     assert written.name == "fig4.png"
     again = command(

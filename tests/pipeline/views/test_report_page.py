@@ -195,9 +195,9 @@ def test_the_table_of_error_rates_stresses_the_lowest_and_compares_with_the_base
     assert "against baseline" not in alone.columns
 
 
-def test_the_table_of_pools_counts_every_image_once_and_names_the_first_corrupted():
+def test_the_table_of_pools_counts_every_image_once_and_names_the_first_failed_decodes():
     pools = [
-        PoolFacts(name="p", method="ls-mix", images=5000, redrawn=30, replaced=2, corrupted=list(range(100, 132))),
+        PoolFacts(name="p", method="ls-mix", images=5000, redrawn=30, replaced=2, decode_failed=list(range(100, 132))),
         PoolFacts(name="q", method="ls-mix", images=10, redrawn=0, replaced=0),
     ]
     first, second = pool_table(pools).rows

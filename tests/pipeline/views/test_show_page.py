@@ -51,11 +51,11 @@ def make_pool(
             "label_b": ((own + 1) % len(classes)).astype(np.int64),
             "lam": (own / rows).astype(np.float32),
             "share_b": (own / rows).astype(np.float32),
-            "state": np.isin(own, redrawn).astype(np.uint8),
+            "status": np.isin(own, redrawn).astype(np.uint8),
         }
         spoil(columns)
         write_pool_shard(folder, shard, columns)
-    finish(folder, counts={"corrupted_rows": [*redrawn, *kept]})
+    finish(folder, counts={"decode_failed_rows": [*redrawn, *kept]})
     return folder
 
 
@@ -88,7 +88,7 @@ def test_a_survey_counts_every_row(tmp_path: Path) -> None:
     assert survey.pairs is not None
     assert survey.pairs.sum() == len(pool)
     assert [survey.pairs[0, 1], survey.pairs[1, 2], survey.pairs[2, 0]] == [1000, 1000, 1000]
-    assert survey.events == {"ok": 2997, "redrawn": 2, "replaced": 0, "corrupted": 1}
+    assert survey.events == {"ok": 2997, "redrawn": 2, "replaced": 0, "decode failed": 1}
 
 
 def test_all_rows_that_something_happened_to_are_chosen_and_the_rest_spread_over_the_shares(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_all_rows_that_something_happened_to_are_chosen_and_the_rest_spread_over
     survey = summarise_pool(open_pool(make_pool(tmp_path / "p", redrawn=redrawn, kept=kept)), 55)
     assert len(survey.chosen) == 55
     assert {row for row, event in survey.chosen.items() if event == "redrawn"} == set(redrawn)
-    assert {row for row, event in survey.chosen.items() if event == "corrupted"} == set(kept)
+    assert {row for row, event in survey.chosen.items() if event == "decode failed"} == set(kept)
     plain = [row for row, event in survey.chosen.items() if event == "ok"]
     assert np.bincount(np.array(plain) * 10 // 3000, minlength=10).tolist() == [5] * 10
 
@@ -111,15 +111,15 @@ def test_the_choice_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> No
 def test_many_broken_rows_leave_a_quarter_for_the_others(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300, redrawn=tuple(range(200)), kept=tuple(range(200, 220))))
     chosen = list(summarise_pool(pool, 40).chosen.values())
-    assert [chosen.count(event) for event in ("redrawn", "corrupted", "ok")] == [15, 15, 10]
+    assert [chosen.count(event) for event in ("redrawn", "decode failed", "ok")] == [15, 15, 10]
 
 
 @pytest.mark.parametrize("rows", [[3000], [-1], ["0"], "0", [2**70]])
 def test_a_manifest_that_names_rows_which_are_not_there_is_refused(rows: Any, tmp_path: Path) -> None:
     folder = make_pool(tmp_path / "p")
     (folder / "manifest.json").unlink()
-    finish(folder, counts={"corrupted_rows": rows})
-    with pytest.raises(CorruptError, match=r"corrupted_rows|its counts is"):
+    finish(folder, counts={"decode_failed_rows": rows})
+    with pytest.raises(CorruptError, match=r"decode_failed_rows|its counts is"):
         render_pool_page(folder)
 
 
@@ -241,7 +241,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     values = pool.columns[column][:]
     values[7] = np.nan
     monkeypatch.setitem(pool.columns._arrays, column, values)
-    with pytest.raises(CorruptError, match=f"'{column}' must lie in 0 to 1, got nan in row 7"):
+    with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
         summarise_pool(pool, 10)
 
 

@@ -309,7 +309,7 @@ def test_pixels_of_a_pool_are_their_sources_at_the_ends_of_lambda(finished_works
     pool = open_pool(next((finished_workspace / "mix").glob("zero-*")))
     half = pool.images_per_copy  # λ is 0 in the first copy and 1 in the second
     np.testing.assert_array_equal(pool.image[:half], dataset.train.images[pool.source_a[:half]])
-    ok = pool.state[half:] == 0
+    ok = pool.status[half:] == 0
     np.testing.assert_array_equal(pool.image[half:][ok], dataset.train.images[pool.source_b[half:]][ok])
 
 
