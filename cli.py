@@ -4,6 +4,7 @@ The one rule: nothing heavy is imported before a command's body needs it, so tha
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from lsmix.pipeline.cli_text import (
     verify_lines,
 )
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
-from lsmix.pipeline.terminal import TerminalProgress
+from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
 if TYPE_CHECKING:
     from lsmix.pipeline.engine.status import NodeStatus
@@ -32,10 +33,11 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
+_OUTPUT_GONE = 141  # as shells say of programs that SIGPIPE ends
 
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
-5 corrupt, 6 partly done, 130 interrupted (run again to go on).
+5 corrupt, 6 partly done, 130 interrupted (run again to go on), 141 output closed.
 """
 
 
@@ -135,13 +137,17 @@ def init(name: str | None) -> None:
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
-    shards = options.pop("shards", "")
+    index, size = options.pop("array_index", None), options.pop("array_size", None)
+    if (index is None) != (size is None):
+        raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
         _print("status", nodes, status_lines(nodes), as_json)
         return
-    if shards:
-        _run_part(stage, recipe, shards, force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options)
+    if index is not None:
+        _run_array_task(
+            stage, recipe, (index, size), force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options
+        )
         return
     from lsmix.pipeline.api import run as run_recipe
 
@@ -150,24 +156,24 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     _print("run", run_facts(result), run_lines(result), as_json)
 
 
-def _run_part(
+def _run_array_task(
     stage: str,
     recipe: Path,
-    shards: str,
+    task: tuple[int, int],
     force: str,
     as_json: bool,
     progress: TerminalProgress,
     options: dict[str, Any],
 ) -> None:
-    from lsmix.pipeline.api import run_part
+    from lsmix.pipeline.api import run_array_task
 
     if force or options.pop("download"):
         raise click.UsageError(
-            "--shards makes a part of what is there to be made; it takes neither --force nor --download."
+            "An array task makes what is missing of its shards; it takes neither --force nor --download."
         )
     with progress as bars:
-        parts = run_part(recipe, stage, shards, progress=bars, **options)
-    _print("part", parts, part_lines(parts, str(recipe)), as_json)
+        parts = run_array_task(recipe, stage, *task, progress=bars, **options)
+    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -201,26 +207,30 @@ def _stage_command(stage: str, about: StageCommand) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
-        part = click.option(
-            "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
+        size = click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array.")
+        index = click.option(
+            "--array-index",
+            type=click.IntRange(min=0),
+            metavar="I",
+            help="Make task I of N, from 0; then 'lsmix finalize'.",
         )
-        part(command)
+        index(size(command))
 
 
 for _stage, _about in STAGE_COMMANDS.items():
     _stage_command(_stage, _about)
 
 
-@cli.command(epilog="Example: lsmix finish my.toml")
+@cli.command(epilog="Example: lsmix finalize my.toml")
 @_recipe_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def finish(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Conclude what parts of a job array have made (--shards); computes none of it."""
-    from lsmix.pipeline.api import finish as finish_recipe
+def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Complete what the tasks of a job array have made; computes no shard."""
+    from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
-        result = finish_recipe(recipe, progress=bars, **options)
+        result = finalize_recipe(recipe, progress=bars, **options)
     _print("run", run_facts(result), run_lines(result), as_json)
 
 
@@ -442,32 +452,48 @@ def _print_json(kind: str, content: Any) -> None:
     import msgspec
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
-    click.echo(escape_json(msgspec.json.format(msgspec.json.encode(document), indent=1).decode()))
+    text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
+    click.echo(escape_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def main() -> None:
     """Run the command line and exit with its code."""
+    prepare_streams()
+    if "_LSMIX_COMPLETE" in os.environ:
+        cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
+    if code := _exit_code():
+        sys.exit(code)
+
+
+def _exit_code() -> int:
     try:
-        cli.main(standalone_mode=False)
+        # Not cli.main, which exits with 1 and without a word where any pipe or socket broke.
+        with cli.make_context("lsmix", sys.argv[1:]) as context:
+            cli.invoke(context)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        return error.exit_code
     except LsmixError as error:
-        click.echo(f"error: {escape_terminal(str(error))}", err=True)
-        sys.exit(error.exit_code)
+        return _tell(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(f"interrupted; what is done is kept. Go on with: {_command_line()}", err=True)
-        sys.exit(_INTERRUPTED)
+        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {_command_line()}"), err=True)
+        return _INTERRUPTED
     except MemoryError as error:
-        click.echo(f"error: this needs more memory than there is{': ' if str(error) else ''}{error}.", err=True)
-        sys.exit(LsmixError.exit_code)
-    except BrokenPipeError:  # the reader of our output, such as 'head', went away
-        sys.stderr.close()
-        sys.exit(0)
+        return _tell(f"this needs more memory than there is{': ' if str(error) else ''}{error}.")
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and output_is_gone():
+            discard_output()
+            return _OUTPUT_GONE
         where = f": {error.filename!r}" if error.filename else ""
-        click.echo(f"error: {escape_terminal(str(error.strerror or error))}{where}. What is done is kept.", err=True)
-        sys.exit(LsmixError.exit_code)
+        return _tell(f"{error.strerror or error}{where}. What is done is kept.")
+    return 0
+
+
+def _tell(what: str, code: int = LsmixError.exit_code) -> int:
+    click.echo(f"error: {escape_terminal(what)}", err=True)
+    return code
 
 
 def _command_line() -> str:

@@ -132,10 +132,13 @@ class Stages:
         def make() -> Scores:
             shutil.rmtree(self.workspace / stage)
             begun = time.perf_counter()
-            side_by_side = [subprocess.Popen([*words, "--shards", f"{i + 1}/{parts}"], **quiet) for i in range(parts)]
+            side_by_side = [
+                subprocess.Popen([*words, "--array-index", str(i), "--array-size", str(parts)], **quiet)
+                for i in range(parts)
+            ]
             if sum(part.wait() != 0 for part in side_by_side):
                 raise RuntimeError(f"a part of {stage} failed")
-            subprocess.run([*words[:3], "finish", *words[4:]], check=True, **quiet)
+            subprocess.run([*words[:3], "finalize", *words[4:]], check=True, **quiet)
             seconds = time.perf_counter() - begun
             if self._run(stage)["images"] != self.count:
                 raise RuntimeError(f"{stage} did not do its work")

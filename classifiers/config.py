@@ -15,13 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CNN13", "WIDE_RESNET", "ClassifierTraining", "PixelMix", "check_architecture", "depth_and_widening"]
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
-_Positive = Annotated[int, msgspec.Meta(ge=1)]
-
-
-_Rate = Annotated[float, msgspec.Meta(gt=0.0)]
+_Epochs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 
 
 _CNN13_WIDTH = 128  # [P Table 5]
@@ -31,7 +25,9 @@ class PixelMix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the images of a batch are mixed with one another while a classifier is trained."""
 
     method: str  # a name in PIXEL_METHODS
-    alpha: _Rate = 1.0  # λ ~ Beta(α, α), the share of the second image; above 0
+    alpha: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = (
+        1.0  # λ ~ Beta(α, α), the share of the second image; above 0
+    )
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # a λ for each image, or one for all of a batch
 
     def __post_init__(self) -> None:
@@ -45,23 +41,25 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     """How a classifier is made and trained; the defaults are those of CNN-13 on CIFAR-10 [P B.2, B.3]."""
 
     architecture: str = CNN13  # "cnn-13", "wrn-D-K", "timm:NAME" or "package.module:callable"
-    width: _Positive = _CNN13_WIDTH  # of CNN-13: channels of the first block, at least 1
+    width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = _CNN13_WIDTH  # of CNN-13: channels of the first block
     final_batch_norm: bool = False  # of CNN-13: batch norm on the logits; the paper has it for SVHN only
-    epochs: _Positive = 300  # passes over the source, at least 1
-    batch_size: _Positive = 128  # images an update; the source is made with it
+    epochs: _Epochs = 300  # passes over the source, at least 1
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 128  # images an update; the source is made with it
     optimiser: Literal["adam", "sgd"] = "adam"  # Adam has β 0.9 and 0.999
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9  # of SGD, in [0, 1)
     nesterov: bool = True  # of SGD: look ahead along the momentum, which must then be above 0
-    weight_decay: Annotated[float, msgspec.Meta(ge=0.0)] = 0.0  # factor of ½‖v‖² over all parameters, at least 0
-    grad_clip: Annotated[float, msgspec.Meta(ge=0.0)] = (
+    weight_decay: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0  # factor of ½‖v‖² over all parameters
+    grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = (
         0.0  # largest norm of the gradient of all parameters; 0 for none
     )
-    learning_rate: _Rate = 1e-3  # of the first update, above 0
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3  # of the first update
     schedule: Literal["constant", "exponential", "cosine"] = "exponential"  # how the learning rate falls
     decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.97  # factor of one exponential decay, in (0, 1]
-    decay_every_epochs: _Positive = 2  # epochs from one decay to the next, at least 1
-    decay_after_updates: _Count = 184_000  # updates before decay sets in; 60,000 for SVHN
-    translate: _Count = 2  # pixels that an image is moved by at most on either axis, at least 0
+    decay_every_epochs: _Epochs = 2  # epochs from one decay to the next, at least 1
+    decay_after_updates: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = (
+        184_000  # updates before decay sets in; 60,000 for SVHN
+    )
+    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # pixels that an image is moved by at most on either axis
     flip: bool = True  # mirror half of the images; False for SVHN
     normalise: Literal["none", "channel"] = "none"  # inputs in [0, 1], or brought to mean 0 and variance 1 by channel
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # of convolutions and matrix products
@@ -82,6 +80,7 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 _KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
 
 
+_MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
 WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 
 
@@ -111,10 +110,10 @@ def check_architecture(name: str) -> None:
 def depth_and_widening(name: str) -> tuple[int, int]:
     """Return depth D and widening factor K of "wrn-D-K"."""
     _, depth, widening = name.split("-")
-    if int(depth) < 10 or (int(depth) - 4) % 6 or not int(widening):
+    if not 10 <= int(depth) <= _MOST_DEPTH or (int(depth) - 4) % 6 or not 1 <= int(widening) <= _MOST_WIDENING:
         raise RecipeError(
-            f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …) and K at least 1, "
-            "as in 'wrn-28-10'."
+            f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …, {_MOST_DEPTH}) and K 1 to "
+            f"{_MOST_WIDENING}, as in 'wrn-28-10'."
         )
     return int(depth), int(widening)
 

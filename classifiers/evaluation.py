@@ -1,6 +1,6 @@
-"""Passing images through a classifier: bytes to [0, 1], in batches of one size, with repeatable arithmetic.
+"""Passing images through a classifier: precision, seeds, logits and features.
 
-The one rule: training, error rates and features all scale and compute here, so that none sees other numbers than another.
+Training, error rates and features scale images and compute in the same way.
 """
 
 import contextlib

@@ -1,14 +1,4 @@
-"""The mixing methods in pixel space, each one pure function on pairs of images.
-
-The one rule: λ weights the *second* image in every method, and the share that comes back is what was really taken of it.
-(The published codes of MixUp and CutMix weight the first; λ ~ Beta(α, α) is the same either way.)
-
-Each takes x₁ and x₂, uint8 (B, C, H, W); λ, float64 (B,) in [0, 1] on the CPU; and the rows' generators. Each returns the
-mixed images, like x₁, and the share of x₂, float64 (B,) on the CPU. All choices are made on the CPU and all arithmetic on
-pixels is that of integers, so CPU and CUDA give the same bytes.
-
-Axes: B pairs, C channels, H rows, W columns.
-"""
+"""Mixing in pixel space: MixUp, CutMix, ResizeMix and FMix, for pools and for batches in training."""
 
 from collections.abc import Callable
 

@@ -1,7 +1,4 @@
-"""Writing files so that a crash never leaves a half-written one: write beside, flush to disk, rename.
-
-The one rule: what a reader may look at appears under its final name only when all of its bytes are on the disk.
-"""
+"""Atomic and durable writes, checksums of files, and JSON that carries its version and checksum."""
 
 import contextlib
 import fcntl
@@ -10,6 +7,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +15,12 @@ from typing import IO, Final, TypeVar
 
 import msgspec
 
-from lsmix.data.errors import FormatError
+from lsmix.data.errors import FormatError, RecipeError
 
 __all__ = [
     "DECODE_ERRORS",
     "atomic_path",
+    "check_replaceable",
     "check_tensor_header",
     "checksummed_json",
     "decode_versioned",
@@ -44,10 +43,42 @@ _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a file being written
 
 
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISLNK, "a link"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write where a rename would destroy something that is not a regular file.
+
+    Raises:
+        RecipeError: there is a folder, a link, a device, a pipe or a socket at ``path``.
+    """
+    try:
+        mode = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        raise RecipeError(
+            f"cannot write {str(path)!r}: it is {kind}, and only regular files are replaced. Choose another path."
+        )
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error."""
+    """Yield an empty file beside ``path`` to be written; then it is flushed and renamed over it, or removed on an error.
+
+    Raises:
+        RecipeError: what is at ``path`` is not a regular file, so it is not replaced.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_replaceable(path)
     beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}{_PART}")
     # Not mkstemp, whose files only their owner may read, whatever the umask says.
     os.close(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))

@@ -1,7 +1,7 @@
-"""A bounded folder of files that were fetched from afar, called by their SHA-256 and shared by all processes of a user.
+"""The bounded cache of downloaded files, named by SHA-256 and shared by all processes of a user.
 
-The one rule: a file gets its name only when its bytes have that checksum, and a process checks each file once more before
-it first uses it. The files used longest ago go when room is needed; who has one open or mapped keeps it.
+A file gets its name only once its bytes have that checksum, and each process checks a file once more before its first
+use. The files used longest ago are removed when room is needed; an open or mapped file is kept.
 """
 
 import contextlib
@@ -62,10 +62,17 @@ _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size,
 
 
 def cache_folder() -> Path:
-    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix"."""
+    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
+
+    Raises:
+        MissingError: the user has no home folder, and neither variable is set.
+    """
     if named := os.environ.get("LSMIX_CACHE"):
         return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lsmix"
+    except RuntimeError as error:
+        raise MissingError("this user has no home folder to keep files in. Name a folder with LSMIX_CACHE.") from error
 
 
 def private_folder(cache: Path, name: str) -> Path:

@@ -15,6 +15,7 @@ from lsmix.data.artifact import LOCATION_FIELDS, Provenance
 from lsmix.data.atomic import DECODE_ERRORS, decode_versioned
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.rng import Seed
 
 __all__ = [
     "CORNERS",
@@ -35,6 +36,7 @@ CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # whe
 _MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
 
 _Rate = Annotated[float, Meta(ge=0, le=1)]
+_ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -42,19 +44,20 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """How the images of a pool are mixed."""
 
     method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0)] = 0.4  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
     lambdas: tuple[_Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0)] = 0  # times the training set is gone through; 0: one, or one for each of lambdas
+    # Times the training set is gone through; 0: one, or one for each of lambdas.
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     # Where the second image begins; "random" draws one of the four for each image.
     corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs and λ
+    seed: Seed = 0  # of pairs and λ
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # images a shard; 0 chooses about 25 MB
+    shard_rows: _ShardRows = 0  # images a shard; 0 chooses about 25 MB
     on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
-    tolerance: Annotated[float, Meta(ge=0)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
+    tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
     bad_pixel_fraction: _Rate = 0.02  # share of bad pixels above which a decode has failed
 
     @property
@@ -90,8 +93,8 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: Annotated[int, Meta(ge=0)] = 0  # latents a shard; 0 chooses about 25 MB
+    seed: Seed = 0  # of the noise, where dequantise is "uniform"
+    shard_rows: _ShardRows = 0  # latents a shard; 0 chooses about 25 MB
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 

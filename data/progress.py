@@ -1,7 +1,4 @@
-"""Waiting for servers, pauses and locks such that a stop counts at once and nothing waits without end.
-
-Code that waits calls ``stop_point`` or one of the functions here; ``asked`` is set by the first Ctrl-C or SIGTERM.
-"""
+"""Progress reports, and stopping: long work calls ``stop_point`` where its state is whole."""
 
 import fcntl
 import signal

@@ -1,15 +1,14 @@
-"""Choosing rows so that every class keeps its share.
-
-The one rule: the choice depends on the labels, the count, the seed and the words only, so it is the same everywhere.
-"""
+"""Named random streams and stratified samples: every draw follows from a seed and a purpose."""
 
 import hashlib
 import json
+from typing import Annotated
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["class_quotas", "generator", "stratified_sample", "torch_seed"]
+__all__ = ["Seed", "class_quotas", "generator", "stratified_sample", "torch_seed"]
 
 
 def class_quotas(
@@ -52,6 +51,11 @@ def stratified_sample(
         for k, label in enumerate(classes)
     ]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+Seed = Annotated[
+    int, msgspec.Meta(ge=0, le=2**53 - 1)
+]  # as a recipe says it; larger ones lose digits in many JSON readers
 
 
 def _digest(seed: int, words: tuple[str | int, ...]) -> bytes:

@@ -1,8 +1,4 @@
-"""Columns of rows on disk: arrays with the same number of rows, all cut into the same shards, as a Zarr v3 group.
-
-The one rule: one task writes exactly one whole shard of every column. Anything finer was seen to lose data silently
-when tasks run side by side, so nothing here can write less than a shard.
-"""
+"""The layout of columns on Zarr v3, and writing them shard by shard."""
 
 import hashlib
 import math

@@ -1,8 +1,4 @@
-"""Which URLs lsmix reads and writes: one check that every URL passes before anything is connected to.
-
-fsspec has file systems that run code from what a server answers or what the URL itself holds ("dask", "reference"), and it
-chains file systems with "::". A recipe may hold a URL, so only plain URLs of the kinds below are accepted.
-"""
+"""URLs that are accepted, and HTTP requests with limits of time and size."""
 
 import errno
 import functools

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from lsmix.data.rng import Seed
+
 __all__ = ["Dequantise", "FlowConfig", "FlowShape", "FlowTraining", "Pad", "Scale"]
 
 Scale = Literal["sigmoid", "tanh"]  # form of the coupling's scale
@@ -33,18 +35,18 @@ class FlowConfig(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a flow is trained. The defaults are the paper's for 32×32 images with flips [P B.3]."""
 
-    iterations: Annotated[int, msgspec.Meta(ge=0)] = 8200  # steps in all
-    batch_size: Annotated[int, msgspec.Meta(ge=1)] = 256  # images in a step
-    learning_rate: Annotated[float, msgspec.Meta(gt=0)] = 1e-4  # of Adam, constant after the warm-up
-    warmup: Annotated[int, msgspec.Meta(ge=0)] = 0  # steps in which the learning rate grows from zero, linearly
-    grad_clip: Annotated[float, msgspec.Meta(gt=0)] | None = 50.0  # largest norm of the gradient, nats/dim; None: any
-    weight_decay: Annotated[float, msgspec.Meta(ge=0)] = (
+    iterations: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 8200  # steps in all
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256  # images in a step
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1e-4  # of Adam, constant after the warm-up
+    warmup: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0  # steps in which the learning rate grows from zero
+    grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0  # largest norm, nats/dim; None: any
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = (
         0.0  # factor of ½‖v‖² over all parameters; the reference has 1e-5
     )
     flip: bool = True  # mirror half of the images left to right; wrong for digits
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in each direction, pixels, zeros moved in
     rows: Literal["all", "even", "odd"] = "all"  # of the training split that the flow learns from
-    seed: Annotated[int, msgspec.Meta(ge=0)] = 0  # of order, augmentation and noise
+    seed: Seed = 0  # of order, augmentation and noise
     memory_light: bool = False  # rebuild activations on the way back: a tenth of the memory, 0.85 of the speed
     # Of the coupling networks on CUDA; a CPU has no TF32 and takes float32 for it. Encoding and decoding are float32.
     precision: Literal["float32", "tf32", "bf16"] = "tf32"

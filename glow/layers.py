@@ -1,9 +1,7 @@
-"""The affine coupling, with a scale that is bounded from below [P §2; Glow §3.3].
+"""The layers of a step: squeeze, ActNorm, invertible 1×1 convolution and affine coupling [P §2; Glow §3].
 
-The one rule: the scale never falls under a half. It divides on the way back, and peers whose scale may go to zero
-decode mixed latents to infinity; a bound costs no bits.
-
-Axes: B batch, C channels, H height, W width.
+The coupling's scale never falls under a half: it divides in the inverse, and flows whose scale may reach zero decode
+mixed latents to infinity. The bound costs no bits.
 """
 
 import numpy as np

@@ -1,10 +1,7 @@
-"""The steps of a level as one operation with a gradient written by hand.
+"""A level of the flow: its steps, their folded form for evaluation, and one operation with a gradient written by hand.
 
-The one rule: the way back needs each step's output, its input, its log-scale and its network's activations. They are
-kept, or, with ``rebuild``, made again from the level's output, going backwards; then the level's output is all that is
-ever kept, whatever K is (RevNet's idea; a fifth more work, a small part of the memory).
-
-Axes: B batch, C channels, H height, W width, K steps.
+The backward pass needs each step's input, output, log-scale and network activations. They are kept, or with ``rebuild``
+computed again from the level's output.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

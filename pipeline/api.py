@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from lsmix.data.artifact import read_manifest, verify_files
-from lsmix.data.atomic import write_atomic
+from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
@@ -21,7 +21,8 @@ from lsmix.data.remote import local_folder, local_target
 from lsmix.data.store import as_told, download_artifact, fresh_download, naming_urls, without_store
 from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
-from lsmix.pipeline.engine.array_task import finalize_array, parse_part, run_array_task
+from lsmix.pipeline.engine import array_task
+from lsmix.pipeline.engine.array_task import check_array_task, finalize_array
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
 from lsmix.pipeline.engine.run_log import logged
@@ -37,7 +38,7 @@ from lsmix.pipeline.workspace.remote import open_workspace
 if TYPE_CHECKING:
     from lsmix.pipeline.views.figures import FigureSheet
 
-__all__ = ["RunResult", "figure", "finish", "plan", "pull", "push", "run", "run_part", "verify"]
+__all__ = ["RunResult", "figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
 
 _STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
 
@@ -154,10 +155,11 @@ def run(
 
 
 @naming_urls()
-def run_part(
+def run_array_task(
     recipe: Path | str,
     stage: str,
-    shards: str,
+    index: int,
+    size: int,
     *,
     workspace: Path | str = "runs",
     overrides: Sequence[str] = (),
@@ -167,15 +169,16 @@ def run_part(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[ArrayTaskResult]:
-    """Make one part of a stage's shards: what ``lsmix encode`` and ``lsmix mix`` do with ``--shards``.
+    """Make the shards of one task of a job array: ``lsmix encode`` and ``lsmix mix`` with ``--array-index``.
 
-    Any number of processes, on any machines that share the workspace, may each make a part; ``finish`` concludes.
+    Tasks run in any number of processes, on any machines that share the workspace; then ``finalize`` completes the artifact.
 
     Args:
         recipe: the TOML file.
         stage: "encode" or "mix"; what it needs must be there.
-        shards: "i/n", the i-th of n parts, counted from 1.
-        workspace: folder of the artifacts, shared by all parts.
+        index: of this task, from 0.
+        size: tasks in the array.
+        workspace: folder of the artifacts, shared by all tasks.
         overrides: "section.key=value" each, over what the recipe says.
         scale: name of the recipe's sizes to take; "" for none.
         workers: make the shards in this many Dask workers on this machine; 0 in this process.
@@ -184,24 +187,33 @@ def run_part(
         progress: is told what happens; None tells nobody.
 
     Returns:
-        What came of the part in each artifact of the stage that isn't complete.
+        What the task made of each artifact of the stage that isn't complete.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    part = parse_part(shards)
+    task = check_array_task(index, size)
     progress = progress or NullProgress()
     _, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
     )
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {"recipe": str(recipe), "stage": stage, "shards": shards, "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "part", **asked, device=device) as log, graceful_signals(), executor:
-        return run_array_task(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
+    asked = {
+        "recipe": str(recipe),
+        "stage": stage,
+        "index": index,
+        "size": size,
+        "overrides": list(overrides),
+        "scale": scale,
+    }
+    with logged(progress, place.root, "array-task", **asked, device=device) as log, graceful_signals(), executor:
+        return array_task.run_array_task(
+            nodes, place, stage=stage, array_task=task, executor=executor, progress=log, device=device
+        )
 
 
 @naming_urls()
-def finish(
+def finalize(
     recipe: Path | str,
     *,
     workspace: Path | str = "runs",
@@ -210,13 +222,13 @@ def finish(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Conclude the artifacts whose shards were made part by part: what ``lsmix finish`` does. Computes no shard.
+    """Complete the artifacts whose shards array tasks made: what ``lsmix finalize`` does. Computes no shard.
 
     Args:
         recipe: the TOML file.
         workspace: folder of the artifacts.
-        overrides: "section.key=value" each, as for the parts.
-        scale: name of the recipe's sizes, as for the parts; "" for none.
+        overrides: "section.key=value" each, as for the tasks.
+        scale: name of the recipe's sizes, as for the tasks; "" for none.
         device: where a pool's card decodes its few pictures.
         progress: is told what happens; None tells nobody.
 
@@ -227,7 +239,7 @@ def finish(
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "finish", **asked) as log, graceful_signals():
+    with logged(progress, place.root, "finalize", **asked) as log, graceful_signals():
         built = finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
@@ -268,6 +280,7 @@ def figure(
     target = local_target(target, "a figure")
     if not target.parent.is_dir():
         raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
+    check_replaceable(target)
     asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
     encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
     result = run(recipe, **asked, device=device, **options)

@@ -76,12 +76,12 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
 
 
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
-    """Return what came of one part of a job array, and what is to be done when all have ended."""
+    """Return what one array task made, and what to do when all have ended."""
     lines = [
         f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} are there"
         for part in parts
     ]
-    return [*lines, f"when all parts have ended: lsmix finish {recipe}" if parts else "all up to date already"]
+    return [*lines, f"when all array tasks have ended: lsmix finalize {recipe}" if parts else "all up to date already"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:

@@ -4,16 +4,49 @@ The one rule: all of it goes to stderr; results go to stdout, and are nobody's b
 """
 
 import io
+import os
+import select
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from lsmix.data.errors import escape_terminal, format_bytes
 
-__all__ = ["TerminalProgress"]
+__all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_streams"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 _LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
+
+
+def prepare_streams() -> None:
+    """Make standard output and error take any text: what their encoding lacks is escaped, and what is closed discards."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, or a file of ours would, and get our words
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def output_is_gone() -> bool:
+    """Return whether whatever read our standard output or error has closed it, as ``head`` does when it has enough."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def discard_output() -> None:
+    """Send what is still to be written nowhere, so that the end of the program fails at nothing."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
 
 
 def _print(line: str) -> None:

@@ -1,10 +1,12 @@
 """The README of an export: what it is, what its columns mean, and a line that loads it.
 
-The one rule: what strangers wrote (names, licences, citations) stands in indented blocks, where Markdown leaves it alone.
+Text from data (names, licences, citations) stands in indented blocks, where Markdown leaves it alone, and what does not
+print is shown as its escape.
 """
 
 import textwrap
 
+from lsmix.data.errors import escape_terminal, printable_words
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.exports.metadata import ExportFacts
 from lsmix.data.pool import Pool, PoolAttributes
@@ -23,7 +25,7 @@ For each image:
 
 {columns}
 
-Labels are numbers that count the names below. A loss is
+Labels are the numbers of the names below. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
@@ -38,7 +40,7 @@ SHA-256 over the bytes of all images, row by row:
 
     {pixels}
 
-Class names:
+Class names by number:
 
 {class_names}
 
@@ -65,7 +67,7 @@ def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
         form_note=f"{form.note}\n\n" if form.note else "",
         root=facts.root,
         pixels=facts.digests["image"],
-        class_names=_block("\n".join(" ".join(name.split()) for name in facts.class_names)),
+        class_names=_class_list(facts.class_names),
         licence=_block(facts.licence or "unknown: ask whoever gave you the base set before you share this"),
         citation=_block(facts.citation or "unknown"),
     )
@@ -79,6 +81,11 @@ def _columns(attributes: PoolAttributes) -> str:
     return "\n".join(lines)
 
 
+def _class_list(names: list[str]) -> str:
+    digits = len(str(len(names) - 1))
+    return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
+
+
 def _block(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [escape_terminal(line).rstrip() for line in text.splitlines() if line.strip()]
     return textwrap.indent("\n".join(lines) or "(empty)", "    ")

@@ -1,12 +1,4 @@
-"""The data-set store ``dataset.h5``: train, held-out and test images, laid out so that they can be memory-mapped.
-
-The one rule: every row of a published split goes to one of our splits at most; test images can never get into train.
-
-Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
-(N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's
-attribute ``published_split`` names. Attributes of the file: ``format_version``, ``class_names`` (a JSON list),
-``licence``, ``citation``. Texts are UTF-8 of fixed length.
-"""
+"""Splitting a published data set and writing ``dataset.h5``. No test image gets into the training split."""
 
 import math
 from collections.abc import Mapping

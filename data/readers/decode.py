@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import check_file
 
 __all__ = ["IMAGE_ENDINGS", "ImageDecoder"]
 
@@ -24,6 +26,7 @@ _GREY_MODES = frozenset(["1", "L"])
 _MAX_FILE_BYTES = 64 << 20  # of an image in a data set, packed
 _RATIO = 100  # an image of more than this many times its file's size …
 _RATIO_BYTES = 16 << 20  # … and of more than this is a bomb: no photograph shrinks so far
+_TILE_TAGS = (322, 323)  # of TIFF: width and height of a tile
 _COLOUR_MODES = frozenset(["CMYK", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"])
 
 
@@ -70,7 +73,7 @@ class ImageDecoder:
                     f"images differ in size: {self._first} has {self._size[0]}×{self._size[1]} pixels, {name} has "
                     f"{image.size[0]}×{image.size[1]}. Bring all to one size first."
                 )
-            size = 3 * image.size[0] * image.size[1]
+            size = 3 * max(image.size[0] * image.size[1], _tile_pixels(image))
             if size > max(_RATIO_BYTES, _RATIO * len(source)):
                 raise SourceError(
                     f"{name} would unpack from {len(source)} to {size} bytes, as no image of a data set does. Remove it."
@@ -78,7 +81,16 @@ class ImageDecoder:
             return np.array(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
 
 
+def _tile_pixels(image: Image.Image) -> int:
+    """Return the pixels of a tile of a TIFF, which is unpacked as a whole however small the image is; 0 of other images."""
+    if not isinstance(image, TiffImageFile):
+        return 0
+    width, height = (int(image.tag_v2.get(tag, 0)) for tag in _TILE_TAGS)
+    return width * height
+
+
 def _content(path: Path, name: str) -> bytes:
+    check_file(path)
     with path.open("rb") as file:
         content = file.read(_MAX_FILE_BYTES + 1)
     if len(content) > _MAX_FILE_BYTES:

@@ -1,7 +1,7 @@
 """Data sets in an HDF5 file: images and labels by name, and the ``dataset.h5`` that lsmix writes.
 
 The one rule: what HDF5 is told to read has been looked at before: plain numbers that lie in this very file, of a size the
-file can hold, through filters that are known, and no chunk that unpacks to more than it should. Of a data set of ours the
+file can hold, through filters that are known, and chunks that unpack to exactly a chunk. Of a data set of ours the
 held-out images count as training images again, since that is what they were taken from.
 """
 
@@ -37,9 +37,11 @@ _LOOKS_FOR = (
     "or train/images + train/labels (+ test/…)"
 )
 _RATIO = 100  # an array of more than this many times the file's size …
-_RATIO_BYTES = 1 << 30  # … and of more than this is a bomb: labels alone can shrink a thousandfold, images don't
-_MAX_CHUNK_BYTES = 1 << 30
-_SLACK_BYTES = 64  # by which filters may lengthen a chunk
+_RATIO_BYTES = 256 << 20  # … and of more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
+_PIECE_BYTES = 1 << 16
+_SLACK_BYTES = 64  # by which deflate may lengthen a chunk, beside a fiftieth of it
+_CHECKSUM_BYTES = 4  # that fletcher32 puts behind a chunk
 _FILTERS = frozenset(
     [h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF]
 )
@@ -146,8 +148,8 @@ def check_storage(path: Path, item: Any) -> None:
             "Do not use it, or write it again without filters."
         )
     if plist.get_layout() == h5py.h5d.CHUNKED:
-        _check_chunks(where, item, plist)
-    elif item.id.get_storage_size() < size:
+        _check_chunks(where, item, plist, file_bytes)
+    elif min(item.id.get_storage_size(), file_bytes) < size:
         raise _unwritten(where)
 
 
@@ -156,39 +158,85 @@ def _unwritten(where: str) -> SourceError:
     return SourceError(f"{where} was never written whole, or is damaged. Write it again.")
 
 
-def _check_chunks(where: str, item: Any, plist: Any) -> None:
+def _check_chunks(where: str, item: Any, plist: Any, file_bytes: int) -> None:
     filters = [plist.get_filter(index) for index in range(plist.get_nfilters())]
     codes = [code for code, *_ in filters]
     chunk = math.prod(map(int, item.chunks)) * item.id.get_type().get_size()
-    packers = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_LZF} & set(codes)
-    after = codes[max((codes.index(code) for code in packers), default=-1) + 1 :]
-    if not set(codes) <= _FILTERS or len(set(codes)) < len(codes) or len(packers) > 1:
+    packer = next((code for code in codes if code in _UNPACKED_SIZES), None)
+    after = codes[codes.index(packer) + 1 :] if packer is not None else []
+    odd = len(set(codes)) < len(codes) or set(_UNPACKED_SIZES) <= set(codes)
+    if not set(codes) <= _FILTERS or odd or after not in ([], [h5py.h5z.FILTER_FLETCHER32]):
         raise SourceError(
-            f"{where} is stored through filters that are not read here; gzip or lzf, shuffle and fletcher32 are. Write it again."
+            f"{where} is stored through filters that are not read here; shuffle, then gzip or lzf, then fletcher32 are. "
+            "Write it again."
         )
-    if chunk > _MAX_CHUNK_BYTES or (packers and after not in ([], [h5py.h5z.FILTER_FLETCHER32])):
-        raise SourceError(f"{where} has chunks of {chunk} bytes or an odd order of filters. Write it again.")
+    if chunk > _MAX_CHUNK_BYTES:
+        raise SourceError(
+            f"{where} has chunks of {chunk} bytes; at most {_MAX_CHUNK_BYTES} are read. Write it again with smaller chunks."
+        )
     for code, _, values, _ in filters:
         # The third value of LZF is the size that it sets aside for a chunk.
         if code == h5py.h5z.FILTER_LZF and len(values) > 2 and values[2] > chunk:
             raise SourceError(f"{where} is damaged: its filter expects other chunks. Do not use it.")
-    if item.id.get_num_chunks() != math.prod(
-        -(-length // side) for length, side in zip(item.shape, item.chunks, strict=True)
-    ):
+    count = math.prod(-(-length // side) for length, side in zip(item.shape, item.chunks, strict=True))
+    if count > file_bytes or item.id.get_num_chunks() != count:
         raise _unwritten(where)
-    for index in range(item.id.get_num_chunks()):
-        info = item.id.get_chunk_info(index)
-        if info.size > chunk + chunk // 50 + _SLACK_BYTES:
-            raise SourceError(f"{where} is damaged: a chunk of {chunk} bytes is stored in {info.size}. Do not use it.")
-        if h5py.h5z.FILTER_DEFLATE in packers and not info.filter_mask:
-            _check_deflated(where, item, info, chunk)
+    stored: list[Any] = []
+    item.id.chunk_iter(stored.append)  # in one pass; asked for one by one, each would be searched from the first on
+    for info in stored:
+        _check_chunk(where, item, info, codes, chunk)
 
 
-def _check_deflated(where: str, item: Any, info: Any, chunk: int) -> None:
-    """Refuse a chunk that unpacks to more than a chunk: HDF5 itself would go on to the end, whatever it takes."""
-    _, packed = item.id.read_direct_chunk(info.chunk_offset)
-    if len(zlib.decompressobj().decompress(packed, chunk + _SLACK_BYTES)) > chunk:
-        raise SourceError(f"{where} has a chunk that unpacks to more than its {chunk} bytes. Do not use it.")
+def _check_chunk(where: str, item: Any, info: Any, codes: list[int], chunk: int) -> None:
+    """Refuse a chunk that is not stored as, or does not unpack to, exactly the bytes of a chunk.
 
+    Bit i of a chunk's mask says that filter i was left out for it: HDF5 does so where packing would not make it smaller.
+    """
+    used = [code for index, code in enumerate(codes) if not info.filter_mask >> index & 1]
+    whole = chunk + _CHECKSUM_BYTES * (h5py.h5z.FILTER_FLETCHER32 in used)
+    packer = next((code for code in used if code in _UNPACKED_SIZES), None)
+    # Packing gives up where it would not shorten a chunk; deflate may lengthen it by a few bytes.
+    if info.size > whole + chunk // 50 + _SLACK_BYTES or (packer is None and info.size != whole):
+        raise SourceError(f"{where} is damaged: a chunk of {whole} bytes is stored in {info.size}. Do not use it.")
+    if packer is not None:
+        _, packed = item.id.read_direct_chunk(info.chunk_offset)
+        if (size := _UNPACKED_SIZES[packer](packed[: len(packed) - (whole - chunk)], chunk)) != chunk:
+            some = "more than" if size > chunk else f"{size} of"
+            raise SourceError(f"{where} has a chunk that unpacks to {some} its {chunk} bytes. Do not use it.")
+
+
+def _deflated_size(packed: bytes, most: int) -> int:
+    """Return what a zlib stream unpacks to, or something above ``most``; it never lies in memory as a whole."""
+    unpacker, size = zlib.decompressobj(), 0
+    for start in range(0, len(packed), _PIECE_BYTES):
+        piece = packed[start : start + _PIECE_BYTES]
+        while piece and size <= most and not unpacker.eof:
+            size += len(unpacker.decompress(piece, _PIECE_BYTES))
+            piece = unpacker.unconsumed_tail
+    while size <= most and (rest := unpacker.decompress(b"", _PIECE_BYTES)):
+        size += len(rest)
+    if size <= most and not unpacker.eof:
+        raise ValueError("a chunk is cut short")
+    return size
+
+
+def _lzf_size(packed: bytes, most: int) -> int:
+    """Return what LZF unpacks to, or something above ``most``, without unpacking.
+
+    Each piece begins with a byte: below 32, one more than so many bytes follow as they are; else its upper three bits, and
+    a byte more where all are set, say how many bytes are repeated, and a byte says from where.
+    """
+    at = size = 0
+    while at < len(packed) and size <= most:
+        control = packed[at]
+        if control < 32:
+            at, size = at + control + 2, size + control + 1
+        else:
+            long = control >> 5 == 7
+            at, size = at + 2 + long, size + 2 + (control >> 5) + (packed[at + 1] if long else 0)
+    return size
+
+
+_UNPACKED_SIZES = {h5py.h5z.FILTER_DEFLATE: _deflated_size, h5py.h5z.FILTER_LZF: _lzf_size}
 
 HDF5 = SourceFormat(name="hdf5", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)

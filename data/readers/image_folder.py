@@ -43,7 +43,8 @@ def _class_folders(folder: Path) -> list[Path]:
 
 
 def _image_files(folder: Path) -> list[Path]:
-    return [entry for entry in _visible(folder) if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file()]
+    # Pipes and links to nothing count, so that they are refused by name.
+    return [entry for entry in _visible(folder) if entry.suffix.lower() in IMAGE_ENDINGS and not entry.is_dir()]
 
 
 def _list_split(folder: Path) -> dict[str, list[Path]]:

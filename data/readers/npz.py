@@ -4,6 +4,7 @@ The one rule: an array's header is checked against what the archive holds before
 never read.
 """
 
+import io
 import math
 import tokenize
 import zipfile
@@ -17,7 +18,7 @@ from numpy.lib import format as npy
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat
-from lsmix.data.readers.zip_members import ZIP_ERRORS
+from lsmix.data.readers.zip_members import ZIP_ERRORS, check_packing
 
 __all__ = ["NPZ"]
 
@@ -32,10 +33,14 @@ _LOOKS_FOR = (
     "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
 )
 _PIECE_BYTES = 1 << 20
+_HEAD_BYTES = 1 << 14  # more than any header has that NumPy reads
+_MAX_DIMENSIONS = 4
+_MAX_LENGTH = 1 << 48  # of a dimension
+_LAST_CHARACTER = 0x10FFFF  # of Unicode
 # What NumPy raises on a header that is none; it reads it with Python's own parser.
 _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
 _RATIO = 100  # an archive that unpacks to more than this many times its size …
-_RATIO_BYTES = 1 << 30  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_RATIO_BYTES = 256 << 20  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
 
 
 def _recognise(path: Path) -> bool:
@@ -76,35 +81,48 @@ def _read_names(path: Path, archive: zipfile.ZipFile) -> tuple[str, ...]:
             f"{_NAMES!r} of {str(path)!r} must be a one-dimensional array of text; got {names.dtype} of shape "
             f"{names.shape}. Save numpy.array([...names...])."
         )
+    # Of other numbers Python makes strings that cannot even be printed.
+    if names.size and int(np.frombuffer(names.tobytes(), names.dtype.str[0] + "u4").max()) > _LAST_CHARACTER:
+        raise SourceError(f"{_NAMES!r} of {str(path)!r} is damaged: it holds what is no character. Write it again.")
     return tuple(names.tolist())
 
 
 def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[Any]:
     info = archive.getinfo(f"{key}.npy" if f"{key}.npy" in archive.namelist() else key)
     where = f"{key!r} of {str(path)!r}"
+    check_packing(info, where)
     with archive.open(info) as file:
+        head = io.BytesIO(file.read(_HEAD_BYTES))  # alone: a header may claim four gigabytes
         try:
-            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
-            shape, fortran, dtype = read_header(file)
+            read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
+            shape, fortran, dtype = read_header(head)
         except _HEADER_ERRORS as error:
             raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
         if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
             raise SourceError(
                 f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."
             )
-        if any(length < 0 for length in shape):
-            raise SourceError(f"{where} is damaged: an array cannot have the shape {shape}. Write it again.")
-        size = math.prod(shape) * dtype.itemsize
-        if info.file_size - file.tell() != size:
+        # True counts as an integer for NumPy's reader, but not for reshape.
+        plain = all(type(length) is int and 0 <= length < _MAX_LENGTH for length in shape)
+        if len(shape) > _MAX_DIMENSIONS or not plain:
             raise SourceError(
-                f"{where} is damaged: {dtype} of shape {shape} needs {size} bytes, got {info.file_size - file.tell()}. "
+                f"{where} is damaged: an array of a data set cannot have the shape {str(shape)[:100]}. Write it again."
+            )
+        size = math.prod(shape) * dtype.itemsize
+        if info.file_size - head.tell() != size:
+            raise SourceError(
+                f"{where} is damaged: {dtype} of shape {shape} needs {size} bytes, got {info.file_size - head.tell()}. "
                 "Write it again."
             )
         # Piece by piece into its place: read in one go, it would be there twice.
         content = bytearray(size)
-        for start in range(0, size, _PIECE_BYTES):
-            piece = file.read(min(_PIECE_BYTES, size - start))
+        piece, start = head.read(), 0
+        while piece:
             content[start : start + len(piece)] = piece
+            start += len(piece)
+            piece = file.read(min(_PIECE_BYTES, size - start))
+        if start != size:
+            raise SourceError(f"{where} is damaged: it unpacks to other than its {size} bytes. Write it again.")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
 
 

@@ -12,9 +12,9 @@ import msgspec
 from lsmix.data.errors import MissingError, RecipeError, SourceError
 from lsmix.data.mixing import Registry
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import PublishedData, SourceFormat
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
 
-__all__ = ["DATA_FORMATS", "SourceConfig", "read_source", "source_files", "source_version"]
+__all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
 _DIGITS = "digits"  # the built-in data set, which has no path
 
@@ -79,7 +79,10 @@ def source_files(config: SourceConfig) -> list[Path]:
     Raises:
         RecipeError, MissingError, SourceError: as ``read_source``.
     """
-    return _resolve(config).files(_path(config))
+    files = _resolve(config).files(_path(config))
+    for file in files:
+        check_file(file)
+    return files
 
 
 def source_version(config: SourceConfig) -> str:
@@ -101,12 +104,26 @@ def _formats() -> list[SourceFormat]:
 
 def _path(config: SourceConfig) -> Path:
     """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
-    path = Path(config.path).expanduser()
+    path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)
         if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
             return inside[0]
     return path
+
+
+def expand_home(path: str) -> Path:
+    """Return a path with a "~" or "~user" at its beginning replaced by the home folder.
+
+    Raises:
+        MissingError: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MissingError(
+            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the whole path instead."
+        ) from error
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -141,6 +158,7 @@ def _detect(config: SourceConfig) -> SourceFormat:
             'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
         )
     path = _path(config)
+    check_file(path)
     if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
         fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
         raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")

@@ -4,6 +4,7 @@ The one rule: these types check themselves when they are made, so nothing after 
 uint8 or a label has a class.
 """
 
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,43 @@ import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
 
-__all__ = ["PublishedData", "SourceFormat", "Split"]
+__all__ = ["PublishedData", "SourceFormat", "Split", "check_file"]
 
 _SPLIT_NAMES = ("train", "test")
+_MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
+_HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
+_HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
+
+
+def check_file(path: Path) -> None:
+    """Refuse what could be read without end: a device, a pipe, a socket, or a file far too big for a data set, perhaps by holes.
+
+    Links are followed. What is not there, and a folder, pass.
+
+    Raises:
+        SourceError: it is such a thing.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:  # such as a link to itself
+        raise SourceError(f"{str(path)!r} cannot be looked at ({error.strerror}). Check the path.") from error
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+        raise SourceError(
+            f"{str(path)!r} is a device, pipe or socket, which is never read; expected a file or folder. Check the path."
+        )
+    if not stat.S_ISREG(found.st_mode):
+        return
+    if found.st_size > _MAX_FILE_BYTES:
+        raise SourceError(
+            f"{str(path)!r} has {found.st_size} bytes; at most {_MAX_FILE_BYTES} are read of a data set's file. Wrong file?"
+        )
+    on_disk = 512 * found.st_blocks  # 0 where the file system does not count them
+    if found.st_size > _HOLES_BYTES and 0 < _HOLES_RATIO * on_disk < found.st_size:
+        raise SourceError(
+            f"{str(path)!r} has {found.st_size} bytes, of which {on_disk} are on the disk: the others are holes. Fetch it again."
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -12,7 +12,7 @@ from types import TracebackType
 
 from lsmix.data.errors import SourceError
 
-__all__ = ["ZIP_ERRORS", "ZipMembers"]
+__all__ = ["ZIP_ERRORS", "ZipMembers", "check_packing"]
 
 _MAX_MEMBERS = 1_000_000  # TinyImageNet has 120,609
 _MAX_BYTES = 8 << 30  # of all members, unpacked
@@ -21,6 +21,17 @@ _RATIO_BYTES = 64 << 20  # … and to more than this is a bomb; photographs don'
 
 # What zipfile raises on damaged archives, encrypted members, and methods and versions that it does not know.
 ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError)
+
+
+def check_packing(member: zipfile.ZipInfo, where: str) -> None:
+    """Refuse a member that is encrypted or packed by another method than deflate, as no data set's is.
+
+    Raises:
+        SourceError: it is; ``where`` begins the message.
+    """
+    if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        how = "is encrypted" if member.flag_bits & 1 else f"is packed by method {member.compress_type}"
+        raise SourceError(f"{where} {how}; only members that are stored or deflated are read. Pack it again.")
 
 
 class ZipMembers:
@@ -61,10 +72,13 @@ class ZipMembers:
             SourceError: it has more than ``max_bytes``, or is damaged.
         """
         member = self._members[name]
+        check_packing(member, self.label(name))
         if member.file_size > max_bytes:
             raise SourceError(f"{self.label(name)} has {member.file_size} bytes; at most {max_bytes} are read.")
         try:
-            return self._archive.read(member)
+            # By its size: read to the end, zipfile would unpack all that is packed before it compares the sizes.
+            with self._archive.open(member) as file:
+                return file.read(member.file_size)
         except ZIP_ERRORS as error:
             raise SourceError(f"{self.label(name)} is damaged ({error}). Fetch the archive again.") from error
 

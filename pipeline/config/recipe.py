@@ -17,6 +17,8 @@ from msgspec import Meta
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
+from lsmix.data.readers.registry import expand_home
+from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
     Combine,
     DataConfig,
@@ -66,7 +68,7 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     pool: str = ""  # name of the pool to train on; empty trains on the data set itself
     mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
     combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
-    seeds: Annotated[tuple[Annotated[int, Meta(ge=0)], ...], Meta(min_length=1)] = (0,)  # one training each
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
     label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
     paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure for it, as printed, such as "2.45 ± 0.061"
@@ -245,7 +247,7 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
         if isinstance(value, str) and value and "\0" not in value:
             if "://" in value and part is not table.get("data"):
                 continue  # the URL of a flow
-            path = folder / Path(value).expanduser()
+            path = folder / expand_home(value)
             if (key == "path" and part is table.get("data")) or path.exists():
                 cast("dict[str, Any]", part)[key] = str(path)
 

@@ -1,7 +1,4 @@
-"""What the naturalness stage found, as it stands in ``naturalness.json``.
-
-The one rule: a number that is not finite is null, and is counted; nothing is left out without being told.
-"""
+"""The results that stages write: logs of trainings, error rates, naturalness. All are read with bounds and types."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal

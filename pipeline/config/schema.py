@@ -1,4 +1,4 @@
-"""The settings of each stage: the sections of a recipe, checked field by field."""
+"""The configuration of each stage, as a recipe gives it; every field has its unit and range."""
 
 from typing import Annotated, Any, Literal
 
@@ -10,6 +10,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.readers.registry import SourceConfig
+from lsmix.data.rng import Seed
 from lsmix.glow.config import FlowShape, FlowTraining
 
 __all__ = [
@@ -41,9 +42,11 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
-    evaluate_every: Annotated[int, Meta(ge=1)] = 500  # iterations between measures of held-out bits per dimension
-    evaluate_images: Annotated[int, Meta(ge=1)] = 512  # images of each split in such a measure, at most
-    checkpoint_every: Annotated[int, Meta(ge=1)] = 200  # iterations between checkpoints
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
+        500  # iterations between measures of held-out bits per dimension
+    )
+    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
+    checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
 
 
@@ -57,7 +60,7 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
-    seed: Annotated[int, Meta(ge=0)] = 0  # of pairs, methods, noise and resamples
+    seed: Seed = 0  # of pairs, methods, noise and resamples
     dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
@@ -99,7 +102,7 @@ def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> 
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
 
-    seed: Annotated[int, Meta(ge=0)] = 0  # of weights, order, augmentation and dropout
+    seed: Seed = 0  # of weights, order, augmentation and dropout
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
 
 
@@ -110,9 +113,9 @@ class MixOnTheFly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How images are mixed while a classifier trains, with others of their batch."""
 
     method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
-    alpha: Annotated[float, Meta(gt=0)] = 1.0  # λ ~ Beta(α, α), the share of the second image
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
-    weight: Annotated[float, Meta(gt=0)] = 1.0  # of this way against the others, where one is drawn for each batch
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, where one way is drawn for each batch
 
 
 class TrainPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,13 +131,16 @@ class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     combine: Combine = "per-batch"  # of several parts
 
 
+_Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
 
-    limit: Annotated[int, Meta(ge=0)] = 0  # images kept of the published training split, class by class; 0 keeps all
-    heldout: Annotated[int, Meta(ge=0)] = 0  # images taken off the training split to watch the flow's likelihood
-    test: Annotated[int, Meta(ge=0)] = 0  # images in the test split; 0 keeps all of a published one
-    seed: Annotated[int, Meta(ge=0)] = 0  # of the choice of rows
+    limit: _Images = 0  # images kept of the published training split, class by class; 0 keeps all
+    heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
+    test: _Images = 0  # images in the test split; 0 keeps all of a published one
+    seed: Seed = 0  # of the choice of rows
 
 
 class RowText(msgspec.Struct, frozen=True, kw_only=True):
@@ -152,7 +158,9 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
-    bits_images: Annotated[int, Meta(ge=1)] = 1000  # images of each pool whose bits per dimension are measured
+    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
+        1000  # images of each pool whose bits per dimension are measured
+    )
 
 
 class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,11 +1,9 @@
-"""Job arrays: a stage's shards made part by part, by any number of processes that share the workspace, then concluded.
+"""Job arrays: processes that share a workspace each make some of a stage's shards; then ``finalize`` completes the artifact.
 
-The one rule: a part writes shards and their records, and nothing else; so parts need not know of each other, may run
-twice, and may be cut anew in mid-way.
+A task writes shards and their records and nothing else, so tasks may overlap, run twice, or be divided differently later.
 """
 
 import os
-import re
 import socket
 import time
 from collections.abc import Sequence
@@ -17,33 +15,31 @@ from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.runner import Built, begin, bring_up_to_date, note_seconds
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
-from lsmix.pipeline.engine.stage import ArrayTaskResult, Executor, Node, Part
+from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, Executor, Node
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
 
-__all__ = ["finalize_array", "parse_part", "run_array_task"]
+__all__ = ["check_array_task", "finalize_array", "run_array_task"]
 
-_MOST_PARTS = 1_000_000
+_MOST_TASKS = 1_000_000
 
 
-def parse_part(text: str) -> Part:
-    """Return the part that "i/n" names: the i-th of n, counted from 1.
+def check_array_task(index: int, size: int) -> ArrayTask:
+    """Return a task of a job array.
 
     Raises:
-        RecipeError: it is no such text.
+        RecipeError: the index is outside of the array, or the array too large.
 
     Example:
-        >>> from lsmix.pipeline.engine.array_task import parse_part
-        >>> parse_part("2/3")
-        Part(number=2, of=3)
+        >>> from lsmix.pipeline.engine.array_task import check_array_task
+        >>> check_array_task(1, 3)
+        ArrayTask(index=1, size=3)
     """
-    fits = re.fullmatch(r"([0-9]{1,7})/([0-9]{1,7})", text)
-    number, of = (int(fits[1]), int(fits[2])) if fits else (0, 0)
-    if not 1 <= number <= of <= _MOST_PARTS:
+    if not 0 <= index < size <= _MOST_TASKS:
         raise RecipeError(
-            f"shards {text!r} are no part of the work: expected i/n with i from 1 to n, such as 2/3 for the second of three."
+            f"array index {index} of size {size}: expected a size of 1 to {_MOST_TASKS:,}, and an index from 0 to size - 1."
         )
-    return Part(number, of)
+    return ArrayTask(index, size)
 
 
 def run_array_task(
@@ -51,12 +47,12 @@ def run_array_task(
     workspace: Workspace,
     *,
     stage: str,
-    part: Part,
+    array_task: ArrayTask,
     executor: Executor,
     progress: Progress,
     device: str = "auto",
 ) -> list[ArrayTaskResult]:
-    """Make one part of every artifact of a stage that isn't complete.
+    """Make the shards of one array task, of every artifact of a stage that isn't complete.
 
     Raises:
         MissingError: what one is made from is not there yet.
@@ -81,9 +77,9 @@ def run_array_task(
             begun.hold_inputs(locks)
             task = begun.task(executor, TaskProgress(progress, note), device)
             started = time.monotonic()
-            done = make_part(task, part)
+            done = make_part(task, array_task)
             note_seconds(task, time.monotonic() - started, f"-{socket.gethostname()}-{os.getpid()}")
-        progress.info(f"{node.label}: part {part.number} of {part.of} done, {done.made} shards made")
+        progress.info(f"{node.label}: array task {array_task.index} of {array_task.size} done, {done.made} shards made")
         made.append(done)
     return made
 
@@ -91,7 +87,7 @@ def run_array_task(
 def finalize_array(
     nodes: Sequence[Node], workspace: Workspace, *, progress: Progress, device: str = "auto"
 ) -> list[Built]:
-    """Conclude every artifact that parts have begun; compute nothing.
+    """Complete every artifact that array tasks have begun; compute nothing.
 
     Raises:
         MissingError: none was begun.
@@ -113,6 +109,6 @@ def finalize_array(
             progress.info(f"{node.label}: not begun")
     if not built:
         raise MissingError(
-            f"nothing in {workspace.location!r} was begun in parts. Make them first: lsmix encode RECIPE --shards 1/N, …"
+            f"nothing in {workspace.location!r} was begun by array tasks. Run them first: lsmix encode RECIPE --array-index 0 --array-size N, …"
         )
     return built

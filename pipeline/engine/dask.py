@@ -1,7 +1,7 @@
-"""Shards made on a Dask cluster: one of its own on loopback, or one that runs already.
+"""Shards on a Dask cluster: one that lsmix starts on loopback, or one that is running.
 
-The one rule: Dask carries references and records, never data; what a worker made counts when it lies in the ledger. So a
-lost worker, scheduler or message loses no work, and a shard that is made twice is made of the same bytes.
+Dask carries references and records, never data. Completed shards are recorded on disk only, so that a lost worker,
+scheduler or message loses no work, and a shard that is made twice has the same bytes.
 """
 
 import logging

@@ -10,13 +10,13 @@ from typing import Annotated, Any
 import msgspec
 
 from lsmix.data.artifact import Artifact, read_manifest
-from lsmix.data.errors import CorruptError, LsmixError
+from lsmix.data.errors import CorruptError, LsmixError, RecipeError
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.local import Workspace
 
-__all__ = ["estimate", "estimate_seconds"]
+__all__ = ["check_against_data", "estimate", "estimate_seconds"]
 
 _GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
@@ -33,15 +33,34 @@ class _Counts(msgspec.Struct):
 
 def estimate(node: Node, resolver: Resolver) -> Cost | None:
     """Return what a node will cost; None while its data set was not read yet."""
-    dataset = _find(node, "ingest")
-    if dataset is None or dataset is node:
-        return node.stage.estimate(node.config, DatasetSize())
-    there = resolver.artifact(dataset)
-    if there is None:
+    size = DatasetSize() if node.stage.name == "ingest" else _work_size(node, resolver)
+    return None if size is None else node.stage.estimate(node.config, size)
+
+
+def check_against_data(node: Node, resolver: Resolver) -> bool:
+    """Check what of a node's configuration depends on the data set; return whether that was read yet.
+
+    Raises:
+        RecipeError: the images are too small, or the rows too long, for what is asked.
+    """
+    size = None if node.stage.name == "ingest" else _work_size(node, resolver)
+    if size is None:
+        return node.stage.name == "ingest"
+    try:
+        node.stage.check(node.config, size)
+    except RecipeError as error:
+        raise RecipeError(f"{node.label}: {error}") from error
+    return True
+
+
+def _work_size(node: Node, resolver: Resolver) -> DatasetSize | None:
+    """Return how big the work on a node is; None while its data set was not read yet."""
+    dataset = _dataset(node, resolver)
+    if dataset is None:
         return None
-    counts = _counts_of(there)
+    counts = _counts_of(dataset)
     height, width, channels = counts.image_shape
-    size = DatasetSize(
+    return DatasetSize(
         images=counts.train,
         test_images=counts.test,
         height=height,
@@ -49,7 +68,6 @@ def estimate(node: Node, resolver: Resolver) -> Cost | None:
         channels=channels,
         flow=_flow_shape(node),
     )
-    return node.stage.estimate(node.config, size)
 
 
 def estimate_seconds(node: Node, cost: Cost | None, workspace: Workspace) -> float | None:
@@ -73,6 +91,20 @@ def _counts_of(dataset: Artifact) -> _Counts:
         raise CorruptError(
             f"{str(dataset.folder)!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
         ) from error
+
+
+def _dataset(node: Node, resolver: Resolver) -> Artifact | None:
+    """Return the data set that a node is made from, directly or not: of the same graph, or finished elsewhere."""
+    own = _find(node, "ingest")
+    if own:
+        return resolver.artifact(own)
+    for role, source in node.inputs.items():
+        found = _dataset(source, resolver) if isinstance(source, Node) else None
+        if role == "dataset" and not isinstance(source, Node):
+            found = resolver.outside(role, source)
+        if found:
+            return found
+    return None
 
 
 def _find(node: Node, stage: str) -> Node | None:

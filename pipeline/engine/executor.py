@@ -1,6 +1,6 @@
-"""What makes the shards of unfinished artifacts: one small interface, and how failures are told behind it.
+"""Executors that make shards in this process, and the check that nothing is missing.
 
-The one rule: a shard that fails is set aside until all others are done; what the next shard would meet too stops at once.
+A shard that fails is set aside until the others are done; an error that the next shard would meet too stops at once.
 """
 
 import time

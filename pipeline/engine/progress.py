@@ -1,4 +1,4 @@
-"""What one artifact's work tells of itself while it is made: to whoever runs it, and to ``lsmix status`` elsewhere."""
+"""Progress of a stage: throughput, and a note for other processes of how far it is."""
 
 import time
 from typing import Any

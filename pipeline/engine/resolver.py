@@ -32,7 +32,7 @@ class Resolver:
         """Return the finished inputs of a node by role; None while one isn't there yet."""
         found = {}
         for role, source in node.inputs.items():
-            artifact = self.artifact(source) if isinstance(source, Node) else self._finished_elsewhere(role, source)
+            artifact = self.artifact(source) if isinstance(source, Node) else self.outside(role, source)
             if artifact is None:
                 return None
             found[role] = artifact
@@ -81,7 +81,8 @@ class Resolver:
         """Return the configuration fields that are part of a node's key."""
         return key_fields(node.config, node.stage.not_in_key)
 
-    def _finished_elsewhere(self, role: str, folder: Path) -> Artifact:
+    def outside(self, role: str, folder: Path) -> Artifact:
+        """Return a finished artifact for a role that no node of the graph makes; see ``outside_artifact``."""
         if folder not in self._outside:
             self._outside[folder] = outside_artifact(folder, role)
         return self._outside[folder]

@@ -130,7 +130,7 @@ def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> I
     Args:
         progress: is told everything, too.
         workspace: the folder of the artifacts here.
-        command: "run", "part", "finish" or "rebuild".
+        command: "run", "array-task", "finalize" or "rebuild".
         **asked: what for, ready for JSON.
     """
     log, begun = LoggedProgress(progress, workspace), time.monotonic()

@@ -27,7 +27,7 @@ from lsmix.data.atomic import DECODE_ERRORS, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
 from lsmix.data.progress import NullProgress, Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
-from lsmix.pipeline.engine.estimates import estimate
+from lsmix.pipeline.engine.estimates import check_against_data, estimate
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Executor, Node, StageTask
@@ -91,6 +91,7 @@ def bring_up_to_date(
         force: name of a stage to make again although it is there; "" for none.
 
     Raises:
+        RecipeError: a number of the recipe does not fit the data set; this is told as soon as that is read.
         LockedError: another run works on one of them.
         DiskSpaceError: one would not fit on the disk.
         LsmixError: whatever a stage has to say.
@@ -110,8 +111,10 @@ def _bring_up_to_date(
 ) -> list[Built]:
     workspace = resolver.workspace
     built: list[Built] = []
+    unchecked = list(nodes)
     for node in nodes:
         stop_point()
+        unchecked = [each for each in unchecked if not check_against_data(each, resolver)]
         if node.stage.name == force and resolver.key(node) not in {item.key for item in built if not item.cached}:
             _remove_made(node, resolver)
         common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
@@ -215,11 +218,13 @@ def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
 
     Raises:
         MissingError: one of its inputs is not there.
+        RecipeError: a number of its configuration does not fit the data set.
     """
     inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
     if inputs is None or records is None or key is None:
         missing = " and ".join(resolver.missing(node)) or "one of its inputs"
         raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
+    check_against_data(node, resolver)
     folder = resolver.workspace.folder(node.stage.name, node.name, key)
     inputs = {role: resolver.workspace.ensure_local(artifact, progress) for role, artifact in inputs.items()}
     return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)

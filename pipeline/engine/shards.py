@@ -1,7 +1,6 @@
-"""The task of a sharded stage: ``run_shard(work, shard)``, idempotent and without state; the disk is the only ledger.
+"""Shards: what one is made from, making it, recording it, and moving it to and from a remote workspace.
 
-A stage's worker knows how to load, compute and store one shard. A shard counts as done when its record lies in the
-ledger, which is written after the shard's bytes are on the disk.
+A shard is complete when its record is on disk, which is written after its bytes.
 """
 
 import hashlib
@@ -25,7 +24,7 @@ from lsmix.data.remote import RemoteFS, open_remote
 from lsmix.data.table import METADATA_NAME, ColumnStore
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
-from lsmix.pipeline.engine.stage import ArrayTaskResult, Part, ShardRecord, ShardWork, StageResult, StageTask
+from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, ShardRecord, ShardWork, StageResult, StageTask
 from lsmix.pipeline.workspace.external_artifact import finished_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
@@ -265,14 +264,14 @@ class ShardedWork(NamedTuple):
         _tell_other_devices(task, finished)
         return self.conclude(task, store, counts, digests)
 
-    def make_part(self, task: StageTask, part: Part) -> ArrayTaskResult:
+    def make_part(self, task: StageTask, part: ArrayTask) -> ArrayTaskResult:
         """Make the shards of one part that are not done yet, and leave the rest to others.
 
         Raises:
             PartialError: some of them failed.
         """
         store = self.create(task)
-        own = range(part.number - 1, store.shards, part.of)
+        own = range(part.index, store.shards, part.size)
         before = _finished(task, store)
         finished = self._make_missing(task, store, own, before)
         return ArrayTaskResult(

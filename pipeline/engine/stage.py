@@ -11,24 +11,29 @@ from typing import Any, NamedTuple, Protocol, Self
 import msgspec
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact
+from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.glow.config import FlowShape
 
 __all__ = [
+    "ArrayTask",
     "ArrayTaskResult",
     "Cost",
     "DatasetSize",
     "Executor",
     "Node",
-    "Part",
     "Report",
     "ShardRecord",
     "ShardWork",
     "Stage",
     "StageResult",
     "StageTask",
+    "check_shard_rows",
+    "check_translate",
     "upto",
 ]
+
+_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +124,12 @@ class StageResult:
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
 
 
-class Part(NamedTuple):
-    """One of several parts of a stage's work, such as a task of a job array: every ``of``-th shard."""
+@dataclass(frozen=True)
+class ArrayTask:
+    """One task of a job array: every ``size``-th shard, beginning with number ``index``."""
 
-    number: int  # 1 to ``of``
-    of: int
+    index: int  # 0 to size − 1
+    size: int  # tasks in the array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +155,27 @@ class Stage:
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
-    make_part: "Callable[[StageTask, Part], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+    check: Callable[[Any, "DatasetSize"], None] = lambda config, size: None  # what only the size of the data can tell
+    make_part: "Callable[[StageTask, ArrayTask], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+
+
+def check_translate(field: str, translate: int, size: DatasetSize) -> None:
+    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    side = min(size.height, size.width)
+    if translate and translate >= side:
+        raise RecipeError(
+            f"{field}: expected at most {side - 1} for images of {size.height}×{size.width}, got {translate}. Lower it."
+        )
+
+
+def check_shard_rows(field: str, shard_rows: int, total_bytes: int, rows: int) -> None:
+    """Raise RecipeError where one shard of ``rows`` that take ``total_bytes`` would take too much memory."""
+    row_bytes = max(1, total_bytes // max(1, rows))
+    if min(shard_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
+        raise RecipeError(
+            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
+            f"in memory, got {shard_rows}. Lower it, or leave it out."
+        )
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):

@@ -14,13 +14,21 @@ import numpy.typing as npt
 
 from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.engine.stage import (
+    Cost,
+    DatasetSize,
+    Stage,
+    StageResult,
+    StageTask,
+    check_shard_rows,
+)
 from lsmix.pipeline.stages.ingest import provenance_of
 
 if TYPE_CHECKING:
@@ -74,6 +82,11 @@ class EncodeWorker:
             seed=config.seed,
             first_index=loaded.first,
         )
+        if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
+            raise CorruptError(
+                f"{' '.join(artifact_label(self._folder))}: the flow gives latents that are no finite numbers, so its weights "
+                "are unusable. Do not use this flow; train it again."
+            )
         columns: dict[str, npt.NDArray[Any]] = {
             "z": z,
             "label": loaded.labels,
@@ -149,7 +162,11 @@ def _estimate(config: EncodeConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops)
 
 
+def _check(config: EncodeConfig, size: DatasetSize) -> None:
+    check_shard_rows("latents.shard_rows", config.shard_rows, _estimate(config, size).bytes, size.images)
+
+
 _WORK = ShardedWork(__name__, _create, _conclude)
 
 
-ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, make_part=_WORK.make_part)
+ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)

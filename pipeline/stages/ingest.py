@@ -4,13 +4,13 @@ Later stages that make pools read the train split alone, so no test image can ge
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import files_to_fetch
-from lsmix.data.readers.registry import read_source
+from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
@@ -18,7 +18,8 @@ from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, S
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
 
-__all__ = ["INGEST", "fetch_source", "provenance_of"]
+__all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
+
 
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
@@ -38,7 +39,7 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
             f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
             f"{config.path!r}."
         )
-    for file, target in files_to_fetch(config.download, Path(config.path).expanduser()):
+    for file, target in files_to_fetch(config.download, expand_home(config.path)):
         progress.info(f"fetching {file.url} to {target}")
         download(file, target, progress)
 
@@ -59,17 +60,21 @@ def run(task: StageTask) -> StageResult:
         limit=config.limit or None,
         seed=config.seed,
     )
-    dataset = open_dataset(path)
+    counts = dataset_counts(open_dataset(path))
     task.progress.advance()
     task.progress.finish()
-    counts = {
+    return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
+
+
+def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
+    """Return what the manifest of a data set counts, by which later stages know how big their work is."""
+    return {
         "train": len(dataset.train.images),
         "heldout": len(dataset.heldout.images),
         "test": len(dataset.test.images),
         "classes": len(dataset.class_names),
         "image_shape": list(dataset.image_shape),
     }
-    return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:

@@ -23,7 +23,14 @@ from lsmix.data.table import ColumnStore
 from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.engine.stage import (
+    Cost,
+    DatasetSize,
+    Stage,
+    StageResult,
+    StageTask,
+    check_shard_rows,
+)
 from lsmix.pipeline.stages.ingest import provenance_of
 from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 from lsmix.pipeline.stages.pool_builder import (
@@ -283,6 +290,11 @@ def _estimate(config: PoolConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=images * (size.image_bytes + 41 + 24 * (config.sources - 2)), flops=flops)
 
 
+def _check(config: PoolConfig, size: DatasetSize) -> None:
+    cost = _estimate(config, size)
+    check_shard_rows("shard_rows of the pool", config.shard_rows, cost.bytes, size.images * config.copies_made)
+
+
 _WORK = ShardedWork(__name__, _create, _conclude)
 
 
@@ -291,6 +303,7 @@ MIX = Stage(
     version=4,
     run=_WORK.run,
     estimate=_estimate,
+    check=_check,
     not_in_key=frozenset({"flow"}),
     make_part=_WORK.make_part,
 )

@@ -18,7 +18,7 @@ from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FILE, EpochMetrics
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
-from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
 
@@ -144,4 +144,8 @@ def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=4 * (2 + moments) * parameters, flops=flops)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate)
+def _check(config: RunConfig, size: DatasetSize) -> None:
+    check_translate("classifier.translate", config.translate, size)
+
+
+TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)

@@ -18,7 +18,7 @@ from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
-from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -174,10 +174,15 @@ def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
     return Cost(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 
 
+def _check(config: FlowRecipe, size: DatasetSize) -> None:
+    check_translate("flow.training.translate", config.training.translate, size)
+
+
 TRAIN_GLOW = Stage(
     name="train-glow",
     version=2,
     run=run,
     estimate=_estimate,
+    check=_check,
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

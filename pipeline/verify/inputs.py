@@ -31,7 +31,7 @@ from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.stages.ingest import INGEST
+from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
 from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
@@ -177,7 +177,7 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
     folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
     if (folder / MANIFEST_NAME).is_file():
         return folder
-    open_dataset(file)  # refuses what is none before it is copied
+    counts = dataset_counts(open_dataset(file))  # refuses what is none before it is copied
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, folder / DATASET_NAME)
     files = record_files(folder, {DATASET_NAME})
@@ -190,6 +190,7 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
         config=dict(origin.config),
         inputs=[],
         files=files,
+        counts=counts,
     )
     if manifest.root != origin.root:
         shutil.rmtree(folder)

@@ -3,6 +3,7 @@
 The one rule: a rebuilt pool counts as the original only by its root digest, or pixel by pixel beside the original itself.
 """
 
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -254,13 +255,16 @@ def _tell_other_latents(plan: PoolSpec, built: list[Built], progress: Progress) 
 
 def _scratch(out: Path) -> Path:
     """Return where a pool for ``out`` is made, so that it appears there whole or not at all."""
-    if out.exists():
+    if os.path.lexists(out):
         raise RecipeError(f"there is something at {str(out)!r} already. Remove it, or choose another '--out'.")
     if not out.absolute().parent.is_dir():
         raise RecipeError(
             f"there is no folder {str(out.parent)!r} to put the pool into. Make it, or choose another '--out'."
         )
-    return out.parent / f".{out.name}.rebuild"
+    scratch = out.parent / f".{out.name}.rebuild"
+    if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
+        raise RecipeError(f"{str(scratch)!r} is in the way: it is not a folder that lsmix made. Rename or remove it.")
+    return scratch
 
 
 def _moved(folder: Path, out: Path, place: Workspace) -> Path:

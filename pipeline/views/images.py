@@ -1,7 +1,4 @@
-"""Sheets of images: rows of small pictures, enlarged pixel by pixel, with titles over the columns and beside the rows.
-
-The one rule: a sheet is transparent between its images and its titles are mid-grey, so that it reads on light and dark.
-"""
+"""Image grids as PNG, and the rows of a pool as grids."""
 
 import io
 from collections.abc import Sequence

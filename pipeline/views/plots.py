@@ -4,6 +4,7 @@ The one rule: the same numbers give the same bytes, so plots carry no date, no r
 """
 
 import io
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from lsmix.data.errors import printable_words
 from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.error_rates import RunSummary
 
@@ -37,6 +39,7 @@ _COLOURS = {
 }
 _SERIES = [light for role, (light, _) in _COLOURS.items() if role.startswith("c")]
 _WIDTH = 8.4  # inches of every plot
+_LABEL_LENGTH = 40  # characters; longer ones would leave no room for the plot
 _MANY_POINTS = 300  # beyond which a line is drawn thin, since it is noisy
 _INK, _SOFT, _LINE = (_COLOURS[role][0] for role in ("ink", "soft", "line"))
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -109,7 +112,7 @@ def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> b
         reference = next((run.mean for run in rows if run.baseline and run.errors), None)
         if reference is not None:
             axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        axes.set_yticks(range(len(rows)), [run.label for run in rows])
+        axes.set_yticks(range(len(rows)), [_label(run.label) for run in rows])
         axes.tick_params(axis="y", length=0, labelcolor=_INK)
         axes.set_ylim(max(1, len(rows)) - 0.4, -0.6)
         papers = any(run.paper_mean is not None for run in rows)
@@ -132,7 +135,7 @@ def curves(
             axes.plot(
                 np.asarray(one.x, dtype=float),
                 np.asarray(one.y, dtype=float),
-                label=one.label,
+                label=_label(one.label),
                 linestyle=(0, (4, 2)) if one.dashed else "-",
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
                 marker="o" if len(one.x) == 1 else None,
@@ -187,7 +190,15 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
                 colour = colours[index % len(colours)]
                 weights = np.full(values.size, 100.0 / values.size)
                 axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.18)
-                axes.hist(values, edges, weights=weights, histtype="step", color=colour, linewidth=1.6, label=name)
+                axes.hist(
+                    values,
+                    edges,
+                    weights=weights,
+                    histtype="step",
+                    color=colour,
+                    linewidth=1.6,
+                    label=_label(name),
+                )
                 axes.axvline(float(np.median(values)), color=colour, linewidth=1, linestyle=(0, (3, 3)))
         _title_and_legend(axes, "", len(finite))
         axes.set_xlabel("bits per dimension (dashed: median)")
@@ -234,11 +245,17 @@ def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str, *
         return _rendered(figure, fmt)
 
 
+def _label(text: str) -> str:
+    """Return a name as a plot shows it: on one line, all of it printing, and short enough to leave room for the plot."""
+    shown = printable_words(text)
+    return shown if len(shown) <= _LABEL_LENGTH else f"{shown[:_LABEL_LENGTH]}…"
+
+
 def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
     """Make the places 0, 1, … of the y axis rows with a label each, from the top."""
     axes.grid(visible=False, axis="y")
     axes.spines["left"].set_visible(False)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), [_label(label) for label in labels])
     axes.tick_params(axis="y", length=0, labelcolor=_INK)
     axes.set_ylim(max(1, len(labels)) - 0.4, -0.6)
     axes.set_xlabel(x_label)
@@ -266,7 +283,7 @@ def _figure(width: float, height: float, *, panels: int = 1) -> Iterator[tuple[F
 
 def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
     if title:
-        axes.set_title(title, pad=10 if entries < 2 else 28 if entries < 5 else 44)
+        axes.set_title(_label(title), pad=10 if entries < 2 else 28 if entries < 5 else 44)
     if entries > 1 and axes.get_legend_handles_labels()[0]:
         columns = min(entries, 4)
         axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.4)
@@ -278,7 +295,10 @@ def _rendered(figure: Figure, fmt: PlotFormat) -> bytes:
         figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
         return buffer.getvalue()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    with warnings.catch_warnings():
+        # The reader's font draws the letters, not the one that measures them here.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     return _themed(buffer.getvalue().decode()).encode()
 
 

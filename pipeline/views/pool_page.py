@@ -170,7 +170,7 @@ def _card(pool: Pool, train: SplitArrays | None, row: int, event: str) -> PoolCa
     others = [(sample.source_b, sample.label_b, sample.share_b), *((m.source, m.label, m.share) for m in sample.more)]
     first = (sample.source_a, sample.label_a, max(0.0, 1 - sum(share for _, _, share in others)))
     parts = [first, *others]
-    labels = tuple((_name(pool, label, row), f"{share:.0%}".replace("%", "\u00a0%")) for _, label, share in parts)
+    labels = tuple((_name(pool, label, row), f"{100 * share:.0f} %") for _, label, share in parts)
     pictures = [_mix_picture(sample, labels)]
     if train is not None:
         sources = [

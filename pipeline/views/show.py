@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from lsmix.data.artifact import Manifest, check_sizes, read_manifest
-from lsmix.data.atomic import write_atomic
+from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.pool import POOL_NAME
@@ -105,6 +105,8 @@ def draw_artifact(
         raise RecipeError("--data names the sources for a page; say with --html where to write it.")
     picture = local_target(sheet, "a sheet") if sheet else None
     page = local_target(html, "a page") if html else None
+    for target in filter(None, (picture, page)):
+        check_replaceable(target)
     folder, drawn = _folder_of(artifact, progress), []
     if picture or not page:
         if rows and rows > _MOST_SHEET_ROWS:

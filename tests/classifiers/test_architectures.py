@@ -42,7 +42,7 @@ def test_known_names_and_callables_of_installed_packages_pass(name):
         ("wrn-28", r"unknown architecture 'wrn-28'\. Did you mean 'wrn-28-10'\?"),
         ("wrn-27-10", r"D is 6n \+ 4"),
         ("wrn-4-10", r"D is 6n \+ 4"),
-        ("wrn-28-0", r"K at least 1"),
+        ("wrn-28-0", r"K 1 to 64"),
         ("wrn-28-10\n", r"unknown architecture"),
         ("wrn-99999-10", r"unknown architecture"),
         ("", r"unknown architecture ''\."),

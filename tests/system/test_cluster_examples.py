@@ -156,7 +156,7 @@ def test_a_recipe_sent_to_slurm_comes_to_the_same_bytes(place, tiny_recipe, tiny
     assert done.returncode == 0, done.stderr
     jobs = [json.loads((place / f"job-{job}").read_text()) for job in range(101, 107)]
     steps = [job["words"][0] for job in jobs]
-    assert steps == ["train-glow", "encode", "finish", "mix", "finish", "run"]
+    assert steps == ["train-glow", "encode", "finalize", "mix", "finalize", "run"]
     assert done.stdout.splitlines() == [f"{step}: job {job}" for job, step in enumerate(steps, 101)]
     assert [job["codes"] for job in jobs] == [
         {"1": 0, "2": 0} if step in ("encode", "mix") else {"0": 0} for step in steps
@@ -166,7 +166,7 @@ def test_a_recipe_sent_to_slurm_comes_to_the_same_bytes(place, tiny_recipe, tiny
         *(f"afterok:{job}" for job in range(101, 106)),
     ]
     assert all(job["options"]["--partition"] == "some" for job in jobs)
-    assert ["--gres" in job["options"] for job in jobs] == [step != "finish" for step in steps]
+    assert ["--gres" in job["options"] for job in jobs] == [step != "finalize" for step in steps]
     assert roots(tiny_workspace) == roots(finished_workspace)
     assert not list(tiny_workspace.glob("*/*/work"))
 
@@ -211,7 +211,7 @@ def test_what_another_try_may_mend_is_tried_again_three_times(place, code, resta
     done = made("bash", EXAMPLES / "slurm-array.sh", "mix", "my.toml", "runs", 4, env=facts)
     assert done.returncode == code
     assert (place / "requeue-7").exists() == bool(requeued)
-    assert (place / "words").read_text() == "mix my.toml --workspace runs --quiet --shards 2/4\n"
+    assert (place / "words").read_text() == "mix my.toml --workspace runs --quiet --array-index 2 --array-size 4\n"
 
 
 # distributed keeps sockets of its own that are collected late.
@@ -258,7 +258,7 @@ def test_the_kubernetes_resources_are_as_the_api_wants_them(resources):
         assert hopeless["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 5]}
         indexed = spec.get("completionMode") == "Indexed"
         assert ("backoffLimitPerIndex" in spec, "backoffLimit" in spec) == (indexed, not indexed)
-        assert ("--shards" in container["args"][0]) == indexed
+        assert ("--array-index" in container["args"][0]) == indexed
         if indexed:
             parts = {entry["name"]: entry["value"] for entry in container["env"]}["PARTS"]
             assert spec["completions"] == spec["parallelism"] == int(parts)
@@ -304,7 +304,7 @@ def test_on_kubernetes_nothing_is_applied_after_a_step_that_failed(kubernetes, p
     calls = (place / "calls").read_text().splitlines()
     usual = f"{place}/recipe/recipe.toml --workspace {place}/runs --quiet"
     assert calls[0] == f"train-glow {usual}"
-    assert sorted(calls[1:]) == [f"encode {usual} --shards {part}/2" for part in (1, 2)]
+    assert sorted(calls[1:]) == [f"encode {usual} --array-index {part} --array-size 2" for part in (0, 1)]
 
 
 def test_the_image_is_built_of_what_is_there():

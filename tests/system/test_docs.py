@@ -145,7 +145,7 @@ def test_every_exit_code_is_told():
     for kind in kinds:
         if kind is not errors.LsmixError:
             assert f"`{kind.__name__}`" in table[str(kind.exit_code)][2]
-    assert set(table) == {"0", "2", "130", *(str(kind.exit_code) for kind in kinds)}
+    assert set(table) == {"0", "2", "130", "141", *(str(kind.exit_code) for kind in kinds)}
 
 
 def test_every_state_is_told():

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.decode import IMAGE_ENDINGS, ImageDecoder
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_file
 from lsmix.data.readers.zip_members import ZIP_ERRORS, ZipMembers
 
 __all__ = ["TINY_IMAGENET"]
@@ -47,12 +47,15 @@ class _Folder:
         self._base = base
 
     def names(self) -> list[str]:
-        files = [self._base / name for name in _TEXTS]
-        files += [*self._base.glob("train/*/images/*"), *self._base.glob("val/images/*")]
-        return [file.relative_to(self._base).as_posix() for file in files if file.is_file()]
+        texts = [self._base / name for name in _TEXTS]
+        # Pipes and links to nothing count, so that they are refused by name.
+        images = [*self._base.glob("train/*/images/*"), *self._base.glob("val/images/*")]
+        files = [file for file in texts if file.is_file()] + [file for file in images if not file.is_dir()]
+        return [file.relative_to(self._base).as_posix() for file in files]
 
     def read(self, name: str, max_bytes: int) -> bytes:
         file = self._base / name
+        check_file(file)
         if file.stat().st_size > max_bytes:
             raise SourceError(f"{self.label(name)} has {file.stat().st_size} bytes; at most {max_bytes} are read.")
         return file.read_bytes()

@@ -11,6 +11,8 @@ from typing import Any
 
 import jinja2
 
+from lsmix.data.errors import printable_words
+
 __all__ = ["Markup", "clean", "markdown", "render", "yaml_text"]
 
 
@@ -40,8 +42,7 @@ def markdown(value: Any) -> str:
 
 def plain(value: Any) -> Markup:
     """Return a value on one line for a plain text, in which there are no marks."""
-    shown = "".join(letter if letter.isprintable() else " " for letter in clean(str(value)))
-    return Markup(" ".join(shown.split()))
+    return Markup(printable_words(str(value)))
 
 
 def yaml_text(text: str) -> Markup:

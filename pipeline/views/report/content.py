@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import msgspec
 
+from lsmix.data.errors import escape_json
 from lsmix.pipeline.engine.stage import StageTask
 from lsmix.pipeline.views.report.flow import flow_section
 from lsmix.pipeline.views.report.inputs import ReportInputs
@@ -145,4 +146,4 @@ def _toml_value(value: Any) -> str:
         return "{ " + ", ".join(f"{key} = {_toml_value(part)}" for key, part in value.items()) + " }"
     if isinstance(value, list):
         return f"[{', '.join(map(_toml_value, value))}]"
-    return msgspec.json.encode(value).decode()  # JSON's strings, numbers and booleans are TOML's
+    return escape_json(msgspec.json.encode(value).decode())  # JSON's strings, numbers and booleans are TOML's

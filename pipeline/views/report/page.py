@@ -4,14 +4,14 @@ The one rule: the page asks for nothing from outside. Pictures, style and text a
 """
 
 import base64
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from lsmix.data.errors import format_bytes, format_duration
+from lsmix.data.errors import format_bytes, format_duration, printable_lines
+from lsmix.pipeline.views.dataset_card.markup import markdown
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.render import html_templates
 
@@ -235,20 +235,20 @@ def render_html(page: ReportPage) -> str:
 
 def render_markdown(page: ReportPage, *, figure_folder: str = "figures") -> str:
     """Return the page as Markdown, with pictures as links to ``<figure_folder>/<file_name>``."""
-    parts = [f"# {_markdown(page.title)}", _markdown(page.summary)]
-    parts.append("\n".join(f"- {_markdown(f'{f.label}: {f.value}{_note(f)}')}" for f in page.facts))
-    parts += [f"> **Warning:** {_markdown(warning)}" for warning in page.warnings]
+    parts = [f"# {markdown(page.title)}", markdown(page.summary)]
+    parts.append("\n".join(f"- {markdown(f'{f.label}: {f.value}{_note(f)}')}" for f in page.facts))
+    parts += [f"> **Warning:** {markdown(warning)}" for warning in page.warnings]
     for section in page.sections:
-        parts += [f"## {_markdown(section.title)}", _markdown(section.text)]
+        parts += [f"## {markdown(section.title)}", markdown(section.text)]
         parts += [_markdown_table(table) for table in section.tables]
         for figure in section.figures:
-            parts.append(f"![{_markdown(figure.alt)}]({figure_folder}/{figure.file_name})")
-            parts.append(f"*{_markdown(figure.caption)}*" if figure.caption else "")
+            parts.append(f"![{markdown(figure.alt)}]({figure_folder}/{figure.file_name})")
+            parts.append(f"*{markdown(figure.caption)}*" if figure.caption else "")
     if page.provenance:
         parts += ["## Provenance", _markdown_table(_provenance_table(page.provenance))]
     if page.recipe:
         fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", page.recipe)), default=0))
-        parts += ["## Recipe", f"{fence}toml\n{page.recipe.rstrip()}\n{fence}"]
+        parts += ["## Recipe", f"{fence}toml\n{printable_lines(page.recipe.rstrip())}\n{fence}"]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -277,22 +277,17 @@ def _provenance_table(rows: Sequence[ProvenanceRow]) -> Table:
 
 
 def _markdown_table(table: Table) -> str:
-    lines = [f"### {_markdown(table.title)}\n"] if table.title else []
-    lines.append("| " + " | ".join(_markdown(column) for column in table.columns) + " |")
+    lines = [f"### {markdown(table.title)}\n"] if table.title else []
+    lines.append("| " + " | ".join(markdown(column) for column in table.columns) + " |")
     lines.append("|" + "|".join("--:" if kind == "number" else "---" for kind in table.kinds) + "|")
     for index, row in enumerate(table.rows):
-        cells = [_markdown(cell) for cell in row]
+        cells = [markdown(cell) for cell in row]
         if index in table.best:
             cells[:2] = [f"**{cell}**" for cell in cells[:2]]
         lines.append("| " + " | ".join(cells) + " |")
     if table.note:
-        lines.append(f"\n{_markdown(table.note)}")
+        lines.append(f"\n{markdown(table.note)}")
     return "\n".join(lines)
-
-
-def _markdown(text: str) -> str:
-    """Return the text on one line, with what Markdown and HTML would take for marks escaped."""
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
 
 
 def _kind(cells: Sequence[str]) -> str:

@@ -163,7 +163,7 @@ def test_a_tar_of_long_names_without_end_is_no_recursion_without_end(tmp_path, i
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 5
     block = name.tobuf(tarfile.GNU_FORMAT) + b"abcd\0".ljust(512, b"\0")
     (tmp_path / "cifar-10-python.tar").write_bytes(block * 3000 + bytes(1024))
-    assert_refused(ingest(tmp_path / "cifar-10-python.tar", "cifar10-python"), 1, "is damaged, cut short or no tar.gz")
+    assert_refused(ingest(tmp_path / "cifar-10-python.tar", "cifar10-python"), 1, "is not a whole cifar-10-batches-py")
 
 
 def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ingest):
@@ -173,7 +173,7 @@ def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ing
     content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(300))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content + packer.flush())
     result = ingest(tmp_path / "cifar-10-python.tar.gz", "cifar10-python", memory=True)
-    assert_refused(result, 1, "unpacks to more than 1073741824 bytes")
+    assert_refused(result, 1, "unpacks to more than", "CIFAR does not")
 
 
 def zip_with(path: Path, odd: zipfile.ZipInfo, content: bytes = b"x") -> Path:
@@ -311,7 +311,7 @@ def huge_chunk(file, outside):
         (external_link, "links 'images' to another place"),
         (soft_link, "links 'images' to another place"),
         (huge, "would take 27487790694400 bytes"),
-        (huge_chunk, "was never written whole"),
+        (huge_chunk, "would take 1073741824 bytes"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

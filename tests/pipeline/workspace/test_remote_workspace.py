@@ -128,16 +128,27 @@ def test_parts_on_machines_that_share_nothing_but_the_url_are_finished_by_anothe
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
     for part in (2, 1):
         machine(f"part-{part}")
-        result = command("mix", tiny_recipe, "--workspace", url, "--shards", f"{part}/2", "--device", "cpu")
+        result = command(
+            "mix",
+            tiny_recipe,
+            "--workspace",
+            url,
+            "--array-index",
+            str(part - 1),
+            "--array-size",
+            "2",
+            "--device",
+            "cpu",
+        )
         assert result.code == 0, result.err
         if part == 2:
             machine("impatient")
-            early = command("finish", tiny_recipe, "--workspace", url, "--device", "cpu")
+            early = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
             assert early.code == 6
             assert "are missing" in early.err
     machine("finisher")
     assert "unfinished" in command("status", tiny_recipe, "--workspace", url).out
-    result = command("finish", tiny_recipe, "--workspace", url, "--device", "cpu")
+    result = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
     assert result.code == 0, result.err
     assert roots(url, "mix") == roots(finished_workspace, "mix")
     assert not [path for path in RemoteWorkspace(url)._place.sizes("mix") if "/work/" in path]
