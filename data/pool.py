@@ -7,7 +7,6 @@ mix more than two sources, or begin at drawn corners; then it has extra columns,
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, SupportsIndex
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.artifact import Manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, parse_spec
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
 from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
 from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
 
@@ -226,18 +225,14 @@ class Pool:
         """What it was made from; None where it comes without plan.json.
 
         Raises:
-            MissingError: it is read from a URL.
+            MissingError: it is read from a URL, or plan.json was removed.
             FormatError: plan.json is no plan, or of a version that this lsmix does not read.
             CorruptError: plan.json contradicts itself, or is not the file that the manifest lists.
         """
         listed = {file.path: file.sha256 for file in self.manifest.files if file.payload}
         if PLAN_NAME not in listed:
             return None
-        path = self.path / PLAN_NAME
-        content = path.read_bytes() if path.is_file() and not path.is_symlink() else b""
-        if sha256(content).hexdigest() != listed[PLAN_NAME]:
-            raise CorruptError(f"{str(path)!r} is missing or damaged. Fetch or make the pool again.")
-        return parse_spec(content, str(path))
+        return read_spec(self.path / PLAN_NAME, expected=listed[PLAN_NAME])
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""

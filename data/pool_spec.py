@@ -4,6 +4,7 @@ The settings are the fields of a recipe's ``[pools.NAME]``. Other people's plans
 a plan that contradicts itself is refused.
 """
 
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -25,7 +26,6 @@ __all__ = [
     "PoolSpec",
     "check_pool",
     "in_latent_space",
-    "parse_spec",
     "read_spec",
 ]
 
@@ -37,6 +37,7 @@ _MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and 
 
 _ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 _Rate = Annotated[float, Meta(ge=0, le=1)]
+_ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
@@ -46,9 +47,8 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
     alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
     lambdas: tuple[_Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = (
-        0  # times the training set is gone through; 0: one, or one for each of lambdas
-    )
+    # Times the training set is gone through; 0: one, or one for each of lambdas.
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     # Where the second image begins; "random" draws one of the four for each image.
     corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
@@ -120,36 +120,35 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
 
 
-def read_spec(path: Path | str) -> PoolSpec:
+def read_spec(path: Path | str, *, expected: str = "") -> PoolSpec:
     """Return the specification in a plan.json, or in the folder of a pool.
+
+    Args:
+        path: the file or the folder.
+        expected: SHA-256 that the file must have; "" for any.
 
     Raises:
         MissingError: there is no such file.
         FormatError: it is no plan, or of a version that this lsmix does not read.
-        CorruptError: it contradicts itself.
+        CorruptError: it contradicts itself, is a link, or is not the expected file.
     """
     path = Path(path)
     path = path / PLAN_NAME if path.is_dir() else path
     if not path.is_file():
         raise MissingError(f"no plan at {str(path)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
     with path.open("rb") as file:
-        return parse_spec(file.read(_MOST_BYTES + 1), str(path))
-
-
-def parse_spec(content: bytes, where: str) -> PoolSpec:
-    """Return the specification that the bytes of a plan.json hold; ``where`` is its path or URL, for messages.
-
-    Raises:
-        FormatError, CorruptError: as ``read_spec``.
-    """
+        content = file.read(_MOST_BYTES + 1)
     if len(content) > _MOST_BYTES:
-        raise FormatError(f"{where!r} is no plan: it has more than {_MOST_BYTES} bytes. Name a pool's {PLAN_NAME}.")
+        raise FormatError(f"{str(path)!r} is no plan: it has more than {_MOST_BYTES} bytes. Name a pool's {PLAN_NAME}.")
+    if expected and (path.is_symlink() or sha256(content).hexdigest() != expected):
+        raise CorruptError(f"{str(path)!r} is not the file that the manifest lists. Fetch or make the pool again.")
     try:
-        spec = decode_versioned(content, PoolSpec, SPEC_FORMAT, what=f"plan {where!r} has", remedy="Use a newer lsmix.")
+        what, remedy = f"plan {str(path)!r} has", "Use a newer lsmix."
+        spec = decode_versioned(content, PoolSpec, SPEC_FORMAT, what=what, remedy=remedy)
     except DECODE_ERRORS as error:
-        raise FormatError(f"{where!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
+        raise FormatError(f"{str(path)!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
     if wrong := _contradiction(spec):
-        raise CorruptError(f"plan {where!r} contradicts itself: {wrong}. Do not use it.")
+        raise CorruptError(f"plan {str(path)!r} contradicts itself: {wrong}. Do not use it.")
     return spec
 
 

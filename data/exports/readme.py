@@ -25,7 +25,6 @@ For each image:
 
 {columns}
 
-Labels are numbers that count the names below. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
