@@ -112,7 +112,7 @@ class Evidence:
     def _pool(self, name: str) -> None:
         manifest = self._run("mix", _pool_section(name)).manifest
         rate = 50_000 / roofline.COPY_SECONDS
-        counts = {key: manifest.counts[key] for key in ("images", "corrupted", "redrawn", "replaced")}
+        counts = {key: manifest.counts[key] for key in ("images", "decode_failed", "redrawn", "replaced")}
         self.results.add(f"mix {name}, disk to disk", counts["images"] / manifest.seconds, "images/s", rate, **counts)
 
     def _classifier(self, name: str) -> None:

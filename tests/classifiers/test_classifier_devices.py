@@ -160,7 +160,7 @@ def test_what_is_drawn_does_not_depend_on_the_device(device: torch.device, monke
         drawn.append(words)
         return generator(*words)
 
-    for module in ("training", "on_the_fly"):
+    for module in ("training", "pixel_mixing"):
         monkeypatch.setattr(f"lsmix.classifiers.{module}.generator", spy)
     names = []
     for where in (torch.device("cpu"), device):

@@ -35,7 +35,7 @@ def to_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if torch.version.cuda is None:
         pytest.skip("this build of torch has no CUDA, so it has no fake tensors there")
     # What is pinned is real memory of the host, which needs a real device.
-    monkeypatch.setattr("lsmix.glow.transfers._pinned_like", torch.empty_like)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
     monkeypatch.setattr(
         latent_order, "_orders", latent_order._orders.__wrapped__
     )  # whose cache would keep fake tensors

@@ -36,6 +36,7 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
             pytest.skip("this torch is built without CUDA, and cannot fake it")
         monkeypatch.setattr(cuda_graph, "_RECORDED_ON", frozenset())
         monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
+        monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield torch.device("cuda", 0)
     latent_order._orders.cache_clear()  # what it keeps is fake
