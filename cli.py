@@ -145,9 +145,10 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
         _print("status", nodes, status_lines(nodes), as_json)
         return
     if index is not None:
-        _run_array_task(
-            stage, recipe, (index, size), force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options
-        )
+        if force or options.pop("download"):
+            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
+        bars = TerminalProgress(quiet=quiet, verbose=verbose)
+        _run_array_task(stage, recipe, (index, size), as_json, bars, **options)
         return
     from lsmix.pipeline.api import run as run_recipe
 
@@ -157,20 +158,10 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
 
 
 def _run_array_task(
-    stage: str,
-    recipe: Path,
-    task: tuple[int, int],
-    force: str,
-    as_json: bool,
-    progress: TerminalProgress,
-    options: dict[str, Any],
+    stage: str, recipe: Path, task: tuple[int, int], as_json: bool, progress: TerminalProgress, **options: Any
 ) -> None:
     from lsmix.pipeline.api import run_array_task
 
-    if force or options.pop("download"):
-        raise click.UsageError(
-            "An array task makes what is missing of its shards; it takes neither --force nor --download."
-        )
     with progress as bars:
         parts = run_array_task(recipe, stage, *task, progress=bars, **options)
     _print("array-task", parts, part_lines(parts, str(recipe)), as_json)

@@ -35,8 +35,8 @@ CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # whe
 
 _MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
 
-_Rate = Annotated[float, Meta(ge=0, le=1)]
 _ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
+_Rate = Annotated[float, Meta(ge=0, le=1)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 

@@ -18,7 +18,7 @@ from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
 from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.progress import NullProgress
-from lsmix.data.store import download_artifact, naming_urls
+from lsmix.data.sharing.store import download_artifact, naming_urls
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 

@@ -18,8 +18,8 @@ from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import POOL_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import as_told, download_artifact, fresh_download, naming_urls, without_store
-from lsmix.data.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.data.sharing.store import as_told, download_artifact, fresh_download, naming_urls, without_store
+from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.array_task import check_array_task, finalize_array

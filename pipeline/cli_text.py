@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lsmix.data.errors import format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from lsmix.data.transfer import Transfer
+    from lsmix.data.sharing.transfer import Transfer
     from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.garbage import Garbage
     from lsmix.pipeline.engine.stage import ArrayTaskResult

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.remote import local_target
-from lsmix.data.store import download_artifact, naming_urls, without_store
+from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
 
 __all__ = ["export_pool"]
 

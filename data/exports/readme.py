@@ -25,7 +25,6 @@ For each image:
 
 {columns}
 
-Labels are the numbers of the names below. A loss is
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
@@ -73,17 +72,17 @@ def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
     )
 
 
+def _class_list(names: list[str]) -> str:
+    digits = len(str(len(names) - 1))
+    return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
+
+
 def _columns(attributes: PoolAttributes) -> str:
     lines = []
     for column in attributes.columns():
         words = ", ".join(f"{number} {word}" for number, word in enumerate(column.words))
         lines.append(f"- `{column.name}`: {column.description}" + (f" ({words})" if words else ""))
     return "\n".join(lines)
-
-
-def _class_list(names: list[str]) -> str:
-    digits = len(str(len(names) - 1))
-    return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
 
 
 def _block(text: str) -> str:

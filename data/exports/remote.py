@@ -22,7 +22,7 @@ from lsmix.data.exports.record import (
     parse_sums,
 )
 from lsmix.data.remote import RemoteFS
-from lsmix.data.transfer import Listing, artifact_listing
+from lsmix.data.sharing.transfer import Listing, artifact_listing
 
 __all__ = ["artifact_or_export_listing", "export_listing"]
 

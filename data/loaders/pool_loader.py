@@ -43,9 +43,8 @@ class PoolLoader(EpochLoader):
         buffer_chunks: inner chunks whose images are mixed with one another. More shuffle better; as they are mapped,
             not copied, they cost no memory of the process.
         read_ahead_bytes: size of the batches that a background thread may have ready; 0 for no thread.
-        labels: "pair" gives ``Batch``; "soft" gives (images, target float32 (B, classes)); "kornia" gives
-            (images, float32 (B, 3)) with label_a, label_b and share_b, as kornia's mixing layers do. A pool that mixes
-            more than two sources fits "soft" only.
+        labels: "pair" gives ``Batch``; "soft" gives (images, target float32 (B, classes)). A pool that
+            mixes more than two sources fits "soft" only.
         copies: "all" takes every copy in each epoch; "cycle" takes copy ``epoch % pool.copies``.
         check_crc: False skips the checksums of chunks, which are otherwise compared when first touched.
 
@@ -65,13 +64,13 @@ class PoolLoader(EpochLoader):
         shuffle: bool = True,
         buffer_chunks: int = 8,
         read_ahead_bytes: int = 8 << 20,
-        labels: Literal["pair", "soft", "kornia"] = "pair",
+        labels: Literal["pair", "soft"] = "pair",
         copies: Literal["all", "cycle"] = "all",
         check_crc: bool = True,
     ) -> None:
         if labels not in _LABELS or copies not in ("all", "cycle") or buffer_chunks < 1:
             raise RecipeError(
-                "a pool loader takes labels 'pair', 'soft' or 'kornia', copies 'all' or 'cycle', and buffer_chunks ≥ 1; "
+                "a pool loader takes labels 'pair' or 'soft', copies 'all' or 'cycle', and buffer_chunks ≥ 1; "
                 f"got labels={labels!r}, copies={copies!r}, buffer_chunks={buffer_chunks}."
             )
         if pool.sources > 2 and labels != "soft":
@@ -180,8 +179,4 @@ def _add_more(
     target.scatter_add_(1, torch.from_numpy(label_a)[:, None], -shares.sum(dim=1, keepdim=True))
 
 
-def _kornia(batch: Batch, _classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    return batch.images, torch.stack([batch.label_a.float(), batch.label_b.float(), batch.share_b], dim=1)
-
-
-_LABELS: dict[str, Callable[[Batch, int], Any]] = {"pair": _pair, "soft": _soft, "kornia": _kornia}
+_LABELS: dict[str, Callable[[Batch, int], Any]] = {"pair": _pair, "soft": _soft}

@@ -11,7 +11,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.pool_spec import in_latent_space
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder
-from lsmix.data.store import download_artifact, naming_urls
+from lsmix.data.sharing.store import download_artifact, naming_urls
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,

@@ -20,7 +20,7 @@ from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import PLAN_NAME, PoolSpec, check_pool, read_spec
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import download_artifact, download_file, naming_urls, without_store
+from lsmix.data.sharing.store import download_artifact, download_file, naming_urls, without_store
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.stage import Node

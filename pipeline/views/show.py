@@ -14,8 +14,8 @@ from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.pool import POOL_NAME
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder, local_target
-from lsmix.data.store import download_artifact, naming_urls, without_store
-from lsmix.data.transfer import folder_name
+from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
+from lsmix.data.sharing.transfer import folder_name
 from lsmix.pipeline.config.results import DATASET_FILE, SHEET_FILE
 from lsmix.pipeline.workspace.local import input_folders
 

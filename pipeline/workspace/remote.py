@@ -25,7 +25,7 @@ from lsmix.data.cache import cache_folder, private_folder, with_retries
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import fetch_manifest, local_folder, open_remote
-from lsmix.data.transfer import pull_artifact, push_artifact
+from lsmix.data.sharing.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.workspace.local import Entry, Workspace, check_identity
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 

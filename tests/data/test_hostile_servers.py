@@ -18,13 +18,13 @@ from places import Meter, make_bucket, s3_server, web_server, write_pool
 import lsmix
 from lsmix.data import cache as fetch
 from lsmix.data import remote, web
-from lsmix.data import store as fetched
 from lsmix.data.cache import locked_file, with_retries
 from lsmix.data.errors import DownloadError, LsmixError, RecipeError
 from lsmix.data.progress import NullProgress, graceful_signals, pause
 from lsmix.data.remote import open_remote
-from lsmix.data.store import download_artifact
-from lsmix.data.transfer import pull_artifact
+from lsmix.data.sharing import store as fetched
+from lsmix.data.sharing.store import download_artifact
+from lsmix.data.sharing.transfer import pull_artifact
 from lsmix.data.web import checked_url
 from lsmix.pipeline.workspace import remote as remote_workspace
 from lsmix.pipeline.workspace.remote import open_workspace

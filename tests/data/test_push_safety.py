@@ -8,10 +8,10 @@ import fsspec
 import pytest
 from places import TESTS, Meter, write_pool
 
-from lsmix.data import transfer
 from lsmix.data.artifact import read_manifest, record_files, write_manifest
 from lsmix.data.errors import RecipeError
-from lsmix.data.transfer import push_artifact
+from lsmix.data.sharing import transfer
+from lsmix.data.sharing.transfer import push_artifact
 from lsmix.pipeline.api import pull, push, verify
 
 
@@ -72,7 +72,7 @@ def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, 
     target = str(tmp_path / "stick")
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
-        "from lsmix.data.transfer import push_artifact\n"
+        "from lsmix.data.sharing.transfer import push_artifact\n"
         "class Kill(Meter):\n"
         "  def advance(self, units=1):\n"
         "    self.count += units\n"

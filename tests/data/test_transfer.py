@@ -28,7 +28,7 @@ from lsmix.data.errors import (
     RecipeError,
 )
 from lsmix.data.remote import local_folder, open_remote
-from lsmix.data.transfer import pull_artifact, push_artifact
+from lsmix.data.sharing.transfer import pull_artifact, push_artifact
 from lsmix.pipeline.api import pull, push, verify
 
 # Of botocore under Python 3.12 and newer, and of sessions that fsspec closes when its loop has ended already.
@@ -203,7 +203,7 @@ def test_a_pull_goes_on_where_it_was_stopped(web, artifact, tmp_path):
 
 def test_a_pull_goes_on_after_it_was_killed(web, artifact, tmp_path):
     code = (
-        "import os, sys\nfrom lsmix.data.transfer import pull_artifact\nfrom pathlib import Path\n"
+        "import os, sys\nfrom lsmix.data.sharing.transfer import pull_artifact\nfrom pathlib import Path\n"
         "class Kill:\n"
         "  count = 0\n"
         "  def start(self, *_, **__): pass\n"

@@ -17,7 +17,6 @@ from places import Meter, make_bucket, s3_server, web_server, write_pool
 
 import lsmix
 from lsmix.data import cache as fetch
-from lsmix.data import store as fetched
 from lsmix.data.artifact import read_manifest, verify_files
 from lsmix.data.errors import (
     CorruptError,
@@ -31,7 +30,8 @@ from lsmix.data.errors import (
 from lsmix.data.pool import open_pool
 from lsmix.data.progress import NullProgress
 from lsmix.data.remote import open_remote
-from lsmix.data.store import download_artifact, fresh_download
+from lsmix.data.sharing import store as fetched
+from lsmix.data.sharing.store import download_artifact, fresh_download
 from lsmix.pipeline.api import plan, pull, push, run, verify
 from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.verify.rebuild import rebuild
@@ -450,7 +450,7 @@ def test_a_fetch_goes_on_where_it_was_stopped(web, command):
 
 
 FETCH = (
-    "import os, sys\nfrom lsmix.data.store import download_artifact\n"
+    "import os, sys\nfrom lsmix.data.sharing.store import download_artifact\n"
     "class Meter:\n"
     "  count = 0\n"
     "  def info(self, message): print(message)\n"
@@ -556,7 +556,7 @@ def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path
 
 def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
     code = (
-        "import os, sys\nfrom lsmix.data.progress import NullProgress\nfrom lsmix.data.store import fresh_download\n"
+        "import os, sys\nfrom lsmix.data.progress import NullProgress\nfrom lsmix.data.sharing.store import fresh_download\n"
         "with fresh_download(sys.argv[1], NullProgress()): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, f"{web.url}/pool"], check=False).returncode == 9

@@ -21,6 +21,7 @@ LAYERS = (
     "data.readers",
     "data.readers.published",
     "data.loaders",
+    "data.sharing",
     "data.exports",
     "glow",
     "classifiers",

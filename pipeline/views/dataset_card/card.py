@@ -25,8 +25,8 @@ from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool import POOL_NAME, Pool, unsealed_pool
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import check_writable, local_folder
-from lsmix.data.store import without_store, writable_copy
-from lsmix.data.transfer import amend_artifact
+from lsmix.data.sharing.store import without_store, writable_copy
+from lsmix.data.sharing.transfer import amend_artifact
 from lsmix.pipeline.engine.device import describe_environment
 from lsmix.pipeline.engine.stage import StageTask
 from lsmix.pipeline.views.dataset_card.croissant import CROISSANT_FILE, croissant

@@ -216,11 +216,11 @@ def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def main() -> None:
     library, facts = sys.argv[1], json.loads(sys.argv[2])
+    import lsmix.data.sharing.transfer
     import lsmix.data.table
-    import lsmix.data.transfer
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes in the background do not have
-    lsmix.data.table._WRITERS = lsmix.data.transfer._JOBS = 1  # so that calls come in the same order each time
+    lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that calls come in the same order each time
     scene = Scene(facts, Faults(library))
     scene.warm_up()
     for wanted in facts["trials"]:

@@ -30,7 +30,7 @@ from lsmix.data.errors import (
 )
 from lsmix.data.progress import Progress, lock_file, pause
 from lsmix.data.remote import RemoteFS, local_folder, open_remote
-from lsmix.data.transfer import Listing, artifact_listing, pull_listed
+from lsmix.data.sharing.transfer import Listing, artifact_listing, pull_listed
 
 __all__ = [
     "as_told",
