@@ -11,6 +11,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import numpy as np
 import pytest
+from places import invented_plan
 
 from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words
@@ -75,10 +76,13 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     folder = invented_pool(class_names=NAMES)
     path = folder / "pool.zarr" / "zarr.json"
     group = json.loads(path.read_bytes())
-    group["attributes"]["origin"] |= {"licence": "".join(NAMES), "citation": "".join(NAMES)}
+    group["attributes"]["origin"] |= {
+        "config": {CONTROLS[1:]: BIDI},
+        "licence": "".join(NAMES),
+        "citation": "".join(NAMES),
+    }
     path.write_text(json.dumps(group))
-    plan = {"stage_version": 2, "pool": {"method": "ls-mix", CONTROLS[1:]: BIDI}, "inputs": {"flow": "".join(NAMES)}}
-    (folder / "plan.json").write_bytes(msgspec.json.encode(plan))
+    (folder / "plan.json").write_bytes(invented_plan(group["attributes"]["origin"]))
     manifest, files = read_manifest(folder), record_files(folder)
     write_manifest(folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
     return folder
