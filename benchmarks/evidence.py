@@ -138,7 +138,7 @@ class _Log:
     """Writes what a run tells into the log of the results."""
 
     def __init__(self, results: Results) -> None:
-        self.say = self.warning = lambda message: results.info(f"  {message}")
+        self.info = self.warning = lambda message: results.info(f"  {message}")
 
     def __getattr__(self, name: str) -> Callable[..., None]:  # counts and details, which a log does not need
         return lambda *_, **__: None
