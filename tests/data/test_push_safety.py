@@ -136,16 +136,16 @@ def test_a_push_follows_no_link_in_place_of_a_folder(artifact, tmp_path, linked)
     assert sorted(outside.rglob("*")) == before
 
 
-def test_a_push_replaces_a_link_to_a_file_and_not_the_file(artifact, tmp_path):
+def test_a_push_refuses_a_link_to_a_file_and_leaves_the_file(artifact, tmp_path):
     target, mine = tmp_path / "stick", tmp_path / "README.md"
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, str(target), Meter(stop_at=1))
-    shutil.copy(artifact / "README.md", mine)
+    mine.write_text("mine")
     (target / "README.md").unlink(missing_ok=True)
     (target / "README.md").symlink_to(mine)
-    push(artifact, str(target))
-    assert not (target / "README.md").is_symlink()
-    assert verify(target)["root"] == read_manifest(artifact).root
+    with pytest.raises(RecipeError, match="it is a link, and only regular files are replaced"):
+        push(artifact, str(target))
+    assert mine.read_text() == "mine"
 
 
 def test_a_new_repository_of_the_hub_counts_as_empty(artifact, place):

@@ -337,17 +337,3 @@ def test_a_file_of_holes_is_refused_before_it_is_hashed(write: Callable, size, w
     if not path.stat().st_blocks:
         pytest.skip("this file system does not count what is on the disk")
     assert words in read_alone(path, "auto")
-
-
-@pytest.mark.parametrize("make", ENDLESS)
-@pytest.mark.parametrize("name", ["pool-00000.h5", "pool-00000.parquet"])
-def test_an_export_with_a_part_that_is_no_file_is_refused(name, make, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    make(tmp_path / name)
-    script = "import sys; from pathlib import Path; from lsmix.data.exports.reading import read_export; "
-    script += "read_export(Path(sys.argv[1]), Path(sys.argv[1], 'out'))"
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path], capture_output=True, text=True, check=False, timeout=SECONDS
-    )
-    assert "SourceError" in done.stderr
-    assert "is a device, pipe or socket, which is never read" in done.stderr

@@ -97,7 +97,7 @@ def test_a_figure_is_refused_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("words", [("export", "--format", "npz"), ("pull",)])
+@pytest.mark.parametrize("words", [("export", "--format", "hdf5"), ("pull",)])
 def test_a_folder_is_not_made_over_a_broken_link(
     invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], words: tuple[str, ...]
 ) -> None:

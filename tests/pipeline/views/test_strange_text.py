@@ -173,5 +173,5 @@ def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
-        with pytest.raises(SourceError, match="is no text: it holds numbers that no character has"):
+        with pytest.raises(SourceError, match="is damaged: it holds what is no character"):
             read_source(SourceConfig(path=str(path)))
