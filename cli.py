@@ -1,6 +1,6 @@
 """The command line: each command parses, makes one library call, prints.
 
-The one rule: nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
+Nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 

@@ -1,6 +1,6 @@
 """A contender in a process of its own, which works only when it is its turn.
 
-The one rule: libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
+Libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
 process works at a time.
 """
 

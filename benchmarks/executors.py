@@ -1,6 +1,6 @@
 """Where shards are made: mix in process, on Dask and as a job array; and what a shard costs, of 256 bytes.
 
-The one rule: a cluster's start is told apart from its work, since it is paid once a command and not once a shard.
+A cluster's start is told apart from its work, since it is paid once a command and not once a shard.
 """
 
 import contextlib

@@ -1,7 +1,7 @@
 """Kill every stage at random moments, go on, and compare with an undisturbed run, byte for byte.
 
 ``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage that often with SIGKILL, restarting it each time,
-and prints a table. The one rule: the moments are spread over the time that the stage really takes, start-up excluded,
+and prints a table. The moments are spread over the time that the stage really takes, start-up excluded,
 so that most kills hit work and not imports.
 """
 

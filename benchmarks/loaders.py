@@ -1,6 +1,6 @@
 """Everything that goes over a shuffled epoch of the same images: ours, the floors, and the peers as their documentation says.
 
-The one rule: each goes over every image once an epoch, gives uint8 batches and labels, and says the sum of all labels and
+Each goes over every image once an epoch, gives uint8 batches and labels, and says the sum of all labels and
 of the images' first rows of pixels, which must agree among all of them.
 """
 

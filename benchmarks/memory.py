@@ -1,6 +1,6 @@
 """Peak memory of each stage at three sizes of the data set, each stage in a process of its own.
 
-The one rule: two figures for each. *Anonymous* memory is what the process holds for itself and nobody can take away;
+Two figures for each. *Anonymous* memory is what the process holds for itself and nobody can take away;
 *resident* memory counts pages of mapped files besides, which the kernel takes back when it needs them. Both are above
 what the process had when everything was imported.
 """

@@ -1,6 +1,6 @@
 """What a hundred thousand shards cost that do next to nothing: handing them out on Dask, and reading their ledger.
 
-The one rule: nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
+Nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
 """
 
 import tempfile

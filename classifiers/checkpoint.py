@@ -1,6 +1,6 @@
 """A model and its optimiser as one flat dictionary of tensors, and back.
 
-The one rule: names, shapes and types must all fit before anything is restored, so a refused state changes nothing.
+Names, shapes and types must all fit before anything is restored, so a refused state changes nothing.
 
 Names are "model.<name>", "counter.<name>", and for each parameter that was updated "adam.<name>.<exp_avg | exp_avg_sq |
 step>" or "sgd.<name>.momentum_buffer".

@@ -1,6 +1,6 @@
 """Which classifiers there are, by name: those of lsmix, timm's, and any callable of an installed package.
 
-The one rule: a name is checked without importing torch or the package that it names, and no name leads to a download or
+A name is checked without importing torch or the package that it names, and no name leads to a download or
 to a file; what it leads to is imported when the classifier is built.
 """
 

@@ -1,6 +1,6 @@
 """The training loop of a classifier: an epoch over a source of batches, an error rate, and a state to resume from.
 
-The one rule: an epoch depends on the state at its start, on (seed, epoch) and on the source's batches alone, so a run that
+An epoch depends on the state at its start, on (seed, epoch) and on the source's batches alone, so a run that
 resumes at the end of an epoch goes on exactly as one that was never stopped.
 """
 

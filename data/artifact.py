@@ -1,6 +1,6 @@
 """The manifest of an artifact: what it is, what it was made from, and a checksum of every file in it.
 
-The one rule: ``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
+``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
 one is unfinished work and is never read.
 """
 

@@ -1,6 +1,6 @@
 """The data-set store ``dataset.h5``: train, held-out and test images, laid out so that they can be memory-mapped.
 
-The one rule: every row of a published split goes to one of our splits at most; test images can never get into train.
+Every row of a published split goes to one of our splits at most; test images can never get into train.
 
 Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
 (N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's

@@ -1,6 +1,6 @@
 """The latent store: a flow's latent vector of every image, with the image's label and log-likelihood.
 
-The one rule: rows are in the order of the data set's train split, so row i belongs to image i.
+Rows are in the order of the data set's train split, so row i belongs to image i.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
 
-The one rule: nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
+Nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
 servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
 """
 

@@ -1,6 +1,6 @@
 """Reading columns through memory maps: any rows in any order, at about the speed of copying memory.
 
-The one rule: no byte leaves this module unchecked; each inner chunk's CRC32C is compared when the chunk is first
+No byte leaves this module unchecked; each inner chunk's CRC32C is compared when the chunk is first
 touched. Needs NumPy alone: zarr-python reads the same files, some hundred times slower.
 """
 

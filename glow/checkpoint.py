@@ -1,6 +1,6 @@
 """Checkpoints of a flow: ``glow.safetensors`` for the numbers, ``glow.json`` for the architecture and the facts.
 
-The one rule: a checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
+A checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
 shapes of all tensors and the checksum agree, and nothing in it is ever executed.
 """
 

@@ -1,6 +1,6 @@
 """Replaying work on a CUDA device as one recorded graph, instead of launching its thousands of small kernels each time.
 
-The one rule: a recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
+A recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
 results that held other numbers before; where CUDA cannot record it, or the bits differ, the plain call stays in use,
 with a warning.
 """

@@ -1,6 +1,6 @@
 """The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
 
-The one rule: batches have one fixed size, tails are filled up to it, and both directions compute in the same
+Batches have one fixed size, tails are filled up to it, and both directions compute in the same
 precision; so the same images give the same bytes however they are split, and decode(encode(x)) is x.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.

@@ -1,6 +1,6 @@
 """Mixing latent vectors by name, and the tools around it: zero fill, and what counts as a failed decode.
 
-The one rule: λ and the share are the *second* vector's, whatever the method; the methods stand in latent_mixing.py.
+Λ and the share are the *second* vector's, whatever the method; the methods stand in latent_mixing.py.
 
 Axes: B batch, C channels, H height, W width, D components; N vectors, any number.
 """

@@ -1,6 +1,6 @@
 """The order of the components in a latent vector [P §2, Fig. 2].
 
-The one rule: every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
+Every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
 first), and the cells follow each other in Morton order; so consecutive components belong to a connected region.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector.

@@ -1,6 +1,6 @@
 """Training a flow, one step at a time, so that whoever drives it can log, save and stop between any two [P B.3].
 
-The one rule: what step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
+What step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
 that was stopped and resumed gives the very bytes of one that never was.
 
 Axes: B batch, C channels, H height, W width.

@@ -1,6 +1,6 @@
 """What commands print for people: their facts as lines of text.
 
-The one rule: what was not checked is told in the same breath as what was.
+What was not checked is told in the same breath as what was.
 """
 
 from collections.abc import Mapping, Sequence

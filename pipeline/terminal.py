@@ -1,6 +1,6 @@
 """Progress on a terminal, or in a log: what the command line shows while something works.
 
-The one rule: all of it goes to stderr; results go to stdout, and are nobody's business here.
+All of it goes to stderr; results go to stdout, and are nobody's business here.
 """
 
 import io

@@ -1,6 +1,6 @@
 """What all tests share: one thread for the numerics, the real images, GPU tests, and how Hypothesis searches.
 
-The one rule: threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
+Threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
 have them too and tests without torch never load it.
 """
 

@@ -1,6 +1,6 @@
 """Places for the tests of transfers: small pools, a web server that fails as it is told, and a real S3 server.
 
-The one rule: all of it on loopback, and every request is counted.
+All of it on loopback, and every request is counted.
 """
 
 import http.server

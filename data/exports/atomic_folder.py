@@ -1,6 +1,6 @@
 """Making a folder that appears under its name only when it is whole.
 
-The one rule: the work lies within ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that what
+The work lies within ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that what
 a killed process left is replaced, and nobody else's folder ever is.
 """
 

@@ -1,6 +1,6 @@
 """Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
 
-The one rule: an image lies under the class of its *first* label; the second label and its share stand in
+An image lies under the class of its *first* label; the second label and its share stand in
 ``metadata.jsonl``, which has every column of every row. Names of folders begin with the label's number, so that sorted
 names give the labels, and never hold what a stranger's class name could smuggle in.
 """

@@ -1,6 +1,6 @@
 """Pools as HDF5: a contiguous array for each column, and the facts as JSON beside them.
 
-The one rule: no filters, so that the arrays can be memory-mapped by their offset and the same rows give the same bytes.
+No filters, so that the arrays can be memory-mapped by their offset and the same rows give the same bytes.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Images as PNG or WebP, without loss.
 
-The one rule: what is written is read back to the same bytes, so only what these formats hold exactly is taken: grey and
+What is written is read back to the same bytes, so only what these formats hold exactly is taken: grey and
 colour images of 8 bits, and grey ones as PNG only.
 """
 

@@ -1,6 +1,6 @@
 """What an export says of its pool: labels' names, where it is from, and a digest of every column.
 
-The one rule: the same pool gives the same facts, so no paths, no times and no machines are in them; and they travel with
+The same pool gives the same facts, so no paths, no times and no machines are in them; and they travel with
 their own SHA-256, so that a byte that flips in them is found.
 """
 

@@ -1,6 +1,6 @@
 """The record of an export, ``lsmix-export.json``, and the checksums of its files in ``SHA256SUMS``.
 
-The one rule: an export with very many files needs no more memory than one with few, so checksums are lines of a file of
+An export with very many files needs no more memory than one with few, so checksums are lines of a file of
 their own, which ``sha256sum -c`` reads too; the record has that file's checksum.
 """
 

@@ -1,6 +1,6 @@
 """Exports at a place: which files they consist of, by their record and their checksums.
 
-The one rule: a place is not asked what lies there; what the record and SHA256SUMS don't list is none of the export.
+A place is not asked what lies there; what the record and SHA256SUMS don't list is none of the export.
 """
 
 import contextlib

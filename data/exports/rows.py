@@ -1,6 +1,6 @@
 """Rows of a pool in blocks of some megabytes, and the digests that tell whether two sets of rows are equal.
 
-The one rule: a digest is over values alone, row by row, little-endian, in the order of the pool; so it is the same in
+A digest is over values alone, row by row, little-endian, in the order of the pool; so it is the same in
 every format, and ``hashlib.sha256(numpy.ascontiguousarray(images)).hexdigest()`` gives that of the column ``image``.
 """
 

@@ -1,6 +1,6 @@
 """Pools as WebDataset: tar files in which ``00000012.png`` and ``00000012.json`` make a sample.
 
-The one rule: nothing but samples lies in a tar, since readers take the first for the pattern of all; what is known of the
+Nothing but samples lies in a tar, since readers take the first for the pattern of all; what is known of the
 pool as a whole stands in the tar's own header, as a comment.
 """
 

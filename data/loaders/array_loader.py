@@ -1,6 +1,6 @@
 """Batches of plain images in memory or in a memory map, in the same form as a pool's.
 
-The one rule: nothing is mixed here, so both labels are the image's own and the second one's share is 0.
+Nothing is mixed here, so both labels are the image's own and the second one's share is 0.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """What a loader hands to a training loop.
 
-The one rule: every source of batches gives two labels and a share, plain images included, so that one loop trains on all.
+Every source of batches gives two labels and a share, plain images included, so that one loop trains on all.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """Batches from several sources in one epoch: each batch comes whole from one of them, as drawn.
 
-The one rule: the choice is a pure function of (seed, epoch), and batch i is batch i of the chosen source's own epoch; so
+The choice is a pure function of (seed, epoch), and batch i is batch i of the chosen source's own epoch; so
 all sources together give as many images in as many batches as each alone.
 """
 

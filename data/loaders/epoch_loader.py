@@ -1,6 +1,6 @@
 """What all loaders share: epochs, ranks, workers, reading ahead, and going on in the middle of an epoch.
 
-The one rule: a loader's position counts samples over all ranks, so that a state fits every rank, and another number of
+A loader's position counts samples over all ranks, so that a state fits every rank, and another number of
 ranks or another batch size goes on with exactly the samples that are left.
 """
 

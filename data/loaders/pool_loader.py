@@ -1,6 +1,6 @@
 """The streamer: batches of a pool, shuffled, in an order that depends on (seed, epoch) alone.
 
-The one rule: a batch's images come straight from the mapped shards, from a few chunks at a time; there is no copy of the
+A batch's images come straight from the mapped shards, from a few chunks at a time; there is no copy of the
 pool in memory, only the labels of a pool of up to 262,144 rows (20 bytes each) and the batches that wait to be taken.
 """
 

@@ -1,6 +1,6 @@
 """The order in which an epoch goes through rows, and how batches and ranks cut it.
 
-The one rule: all of this is a pure function of (seed, epoch) and sizes; nothing depends on workers, ranks or timing, so
+All of this is a pure function of (seed, epoch) and sizes; nothing depends on workers, ranks or timing, so
 any pass can be repeated, resumed in its middle, or split among another number of ranks.
 """
 

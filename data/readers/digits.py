@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of 8×8 grey pixels that come with scikit-learn: a data set that is always there.
 
-The one rule: their bytes are known beforehand, so a key can name them without reading them.
+Their bytes are known beforehand, so a key can name them without reading them.
 """
 
 import hashlib

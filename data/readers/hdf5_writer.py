@@ -1,6 +1,6 @@
 """HDF5 files laid out in memory and written by Python, all but their rows, which never lie in memory together.
 
-The one rule: HDF5 itself never writes to a disk. Where one of its writes failed, HDF5 2.0.0 was seen to crash, and to end as if
+HDF5 itself never writes to a disk. Where one of its writes failed, HDF5 2.0.0 was seen to crash, and to end as if
 all were well with other bytes in the file.
 """
 

@@ -1,6 +1,6 @@
 """The published data sets that can be fetched by name, and what a recipe may ask for instead: a URL with its checksum.
 
-The one rule: nothing is fetched whose checksum was not known before.
+Nothing is fetched whose checksum was not known before.
 """
 
 import re

@@ -1,6 +1,6 @@
 """Copies of what lies at URLs, for whoever needs an artifact as a folder: complete, checked, and shared by all processes.
 
-The one rule: a copy is called by the very bytes of its manifest and nothing in it ever changes, so what changes at its URL
+A copy is called by the very bytes of its manifest and nothing in it ever changes, so what changes at its URL
 gets another copy. A process that was given one holds a lock on it as long as it lives, and what is locked is never removed.
 """
 

@@ -1,6 +1,6 @@
 """Sending an artifact to a place and fetching it from there; only what is missing, several files at a time.
 
-The one rule: the manifest goes last in both directions, so that what is half sent or half fetched is never taken for an
+The manifest goes last in both directions, so that what is half sent or half fetched is never taken for an
 artifact; and a fetched folder gets its name only when every byte in it is the listed one.
 """
 

@@ -1,6 +1,6 @@
 """Turning the tables of a recipe into models, with messages that name the dotted place.
 
-The one rule: msgspec finds what is wrong; what is said of it is a user's sentence, with the nearest known key.
+Msgspec finds what is wrong; what is said of it is a user's sentence, with the nearest known key.
 """
 
 import difflib

@@ -1,6 +1,6 @@
 """The log of a run: JSON lines in ``<workspace>/.logs/``, one file for each run that makes anything.
 
-The one rule: a log informs; whatever happens to it, the work goes on, and a run that finds all up to date writes none.
+A log informs; whatever happens to it, the work goes on, and a run that finds all up to date writes none.
 """
 
 import os

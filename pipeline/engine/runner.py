@@ -1,6 +1,6 @@
 """The runner: brings artifacts up to date, one after another, and touches nothing that is.
 
-The one rule: an artifact becomes visible by its manifest, which is written after everything else is on the disk; so
+An artifact becomes visible by its manifest, which is written after everything else is on the disk; so
 whatever stops a run, what is there is whole, and what is unfinished goes on where it stopped.
 """
 

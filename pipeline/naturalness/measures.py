@@ -1,6 +1,6 @@
 """Measuring samples of images, and what the measures come to.
 
-The one rule: every sample is measured alike, as 8-bit images, at the same places with the same noise below the judge's
+Every sample is measured alike, as 8-bit images, at the same places with the same noise below the judge's
 bits, and compared on the same resamples; so differences between methods are those of the images.
 """
 

@@ -1,6 +1,6 @@
 """How far mixes are from photographs: the distance of two samples of numbers, of two clouds of features, and seams.
 
-The one rule: pure NumPy on what was measured already. Nothing here knows a flow, a classifier or a mixing method, and
+Pure NumPy on what was measured already. Nothing here knows a flow, a classifier or a mixing method, and
 every resample is given from outside, so that all methods are judged on the same ones.
 """
 

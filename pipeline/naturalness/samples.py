@@ -1,6 +1,6 @@
 """The samples that the naturalness stage compares: originals, and what each method makes of the same pairs.
 
-The one rule: sources are even rows of the train split, each in one pair at most, and the judge learned from odd rows; so
+Sources are even rows of the train split, each in one pair at most, and the judge learned from odd rows; so
 the judge has seen neither source of any mix, and pairs are independent of each other.
 """
 

@@ -1,6 +1,6 @@
 """The plan of a pool: which images are mixed in each row, and at which λ. Pure NumPy; execution only applies it.
 
-The one rule: a row's plan depends on (seed, copy, position) alone, so it is the same however the work is split.
+A row's plan depends on (seed, copy, position) alone, so it is the same however the work is split.
 """
 
 from dataclasses import dataclass, field

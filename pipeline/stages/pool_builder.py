@@ -1,6 +1,6 @@
 """Mixing images by a pool's method, in latent or in pixel space, behind one interface.
 
-The one rule: an image depends on its sources, its λ and its own draws alone, so it is the same in any batch and any split.
+An image depends on its sources, its λ and its own draws alone, so it is the same in any batch and any split.
 """
 
 from collections.abc import Iterator, Sequence

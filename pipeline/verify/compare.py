@@ -1,6 +1,6 @@
 """Comparing two pools row by row: how many pixels differ, and by how much; everything else exactly.
 
-The one rule: another kind of device may move a pixel by one level and nothing else, so only pixels have a tolerance.
+Another kind of device may move a pixel by one level and nothing else, so only pixels have a tolerance.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """What a pool was made from, found again: the data set, the latents and the flow behind it, by their digests.
 
-The one rule: whatever is found or given counts only if its root digest is the one that the plan names.
+Whatever is found or given counts only if its root digest is the one that the plan names.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """Making a pool again from its plan, the flow and the base set that the receiver already has.
 
-The one rule: a rebuilt pool counts as the original only by its root digest, or pixel by pixel beside the original itself.
+A rebuilt pool counts as the original only by its root digest, or pixel by pixel beside the original itself.
 """
 
 import os

@@ -1,6 +1,6 @@
 """The deep check of a pool: a sample of its rows is made again, from the images and the flow, and compared.
 
-The one rule: it is the stage's own code that makes them, so a pool passes only if this is what the plan gives; pixels may
+It is the stage's own code that makes them, so a pool passes only if this is what the plan gives; pixels may
 be off by one level where another kind of device made the pool, and nowhere else.
 """
 

@@ -1,6 +1,6 @@
 """Checking every row of a pool against what it says of itself: its plan, its labels, and the training split alone.
 
-The one rule: checksums find what changed on the way, this finds what was wrong, or forged, before they were taken; a row
+Checksums find what changed on the way, this finds what was wrong, or forged, before they were taken; a row
 that cannot be what the plan says is refused with its number and its value.
 """
 

@@ -1,6 +1,6 @@
 """All that ``lsmix verify`` does with a pool once its bytes fit their checksums.
 
-The one rule: what could not be checked is said as plainly as what was.
+What could not be checked is said as plainly as what was.
 """
 
 import tempfile

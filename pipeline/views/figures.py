@@ -1,6 +1,6 @@
 """The paper's figures as sheets, drawn from a flow, its latents and the images themselves.
 
-The one rule: sources are shown as they are in the data set, mixes as the flow decodes them, whether or not the decode failed.
+Sources are shown as they are in the data set, mixes as the flow decodes them, whether or not the decode failed.
 """
 
 from collections.abc import Callable, Sequence

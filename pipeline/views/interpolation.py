@@ -1,6 +1,6 @@
 """Sweeps for the eye: pairs mixed at growing λ [P Fig. 4], latents of which ever more is zero [P Fig. 3].
 
-The one rule: a sweep's draws are named by its pair's row alone, so that the masks of a method with chance grow with λ.
+A sweep's draws are named by its pair's row alone, so that the masks of a method with chance grow with λ.
 
 Axes: R pairs or images, K columns of the sweep, D components, H, W, C of an image.
 """

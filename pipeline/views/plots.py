@@ -1,6 +1,6 @@
 """The plots of the report, as SVG that follows the reader's light or dark theme, or as PNG on white.
 
-The one rule: the same numbers give the same bytes, so plots carry no date, no random identifier and no global state.
+The same numbers give the same bytes, so plots carry no date, no random identifier and no global state.
 """
 
 import io

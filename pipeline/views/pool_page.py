@@ -1,6 +1,6 @@
 """The page on which one looks at a pool: facts, samples between their sources with filters, and how everything spreads.
 
-The one rule: one file that asks for nothing from outside and is never above 3 MB; all text in it is escaped, and only the
+One file that asks for nothing from outside and is never above 3 MB; all text in it is escaped, and only the
 script that came with the template may run, by its digest in the page's content security policy.
 """
 

@@ -1,6 +1,6 @@
 """A look over a whole pool: how λ, shares, statuses and classes spread, and which rows stand for the rest.
 
-The one rule: the pool is gone through block by block, and of each stratum only the rows with the smallest drawn keys are
+The pool is gone through block by block, and of each stratum only the rows with the smallest drawn keys are
 kept, so that memory does not grow with the pool, and the same seed chooses the same rows.
 """
 

@@ -1,6 +1,6 @@
 """The templates of HTML pages, which stand beside the modules that fill them.
 
-The one rule: everything is escaped for HTML, what does not print is shown as its escape, and a name that a template asks for in vain is an error.
+Everything is escaped for HTML, what does not print is shown as its escape, and a name that a template asks for in vain is an error.
 """
 
 from pathlib import Path

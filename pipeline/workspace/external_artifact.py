@@ -1,6 +1,6 @@
 """Finished artifacts that a run is given, rather than makes: a flow or a data set from elsewhere.
 
-The one rule: they count by the contents of their payload; a flow that was only saved, without a manifest, by its two files.
+They count by the contents of their payload; a flow that was only saved, without a manifest, by its two files.
 """
 
 from pathlib import Path

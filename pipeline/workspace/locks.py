@@ -2,7 +2,7 @@
 
 Runs also lock what they read, so that it is not removed under them.
 
-The one rule: a lock goes with the process that holds it, so a dead owner's lock frees itself.
+A lock goes with the process that holds it, so a dead owner's lock frees itself.
 """
 
 import contextlib

@@ -1,6 +1,6 @@
 """A workspace at a URL: artifacts lie there, and are worked on in a folder of this machine's cache.
 
-The one rule: what is at the URL with a manifest counts, and nothing else; the folder here is a copy of it or work under way.
+What is at the URL with a manifest counts, and nothing else; the folder here is a copy of it or work under way.
 Object stores know no locks: runs on one machine keep out of each other's way, and those on several make the same bytes.
 """
 

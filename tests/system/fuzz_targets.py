@@ -1,6 +1,6 @@
 """What is fuzzed: for each reader some small valid inputs, and what must hold of a value that it gives.
 
-The one rule: a target reads bytes as the program would read the file, checksums mended where they would hide the rest.
+A target reads bytes as the program would read the file, checksums mended where they would hide the rest.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """Fuzzing of everything that reads what a stranger made: seeds, mutations, and the law that a reader must keep.
 
-The one rule: a reader ends in a value that keeps its invariants or in an LsmixError, whatever the bytes; any other
+A reader ends in a value that keeps its invariants or in an LsmixError, whatever the bytes; any other
 exception, a pause of many seconds and a large allocation are bugs. The same targets run by count or by time, in a process
 of their own with bounded memory (``python tests/system/fuzzing.py npz --seconds 10``), and under atheris where it is installed
 (``python tests/system/fuzzing.py npz --atheris -max_total_time=60``).

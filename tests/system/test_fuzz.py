@@ -1,6 +1,6 @@
 """Every reader of what a stranger made ends in a sound value or an LsmixError, whatever the bytes.
 
-The one rule: what fuzzing has found once stays here as an example. ``make test-all`` gives each reader ten seconds in a
+What fuzzing has found once stays here as an example. ``make test-all`` gives each reader ten seconds in a
 process of its own, and as long under atheris where it is installed; here each gets a few inputs.
 """
 

@@ -1,6 +1,6 @@
 """Artifacts, recipes and exports that were made to do harm: each command refuses them in one sentence, and does nothing.
 
-The one rule: checksums are mended after every change, so that what is refused is a lie and no mere damage.
+Checksums are mended after every change, so that what is refused is a lie and no mere damage.
 """
 
 import hashlib

@@ -1,6 +1,6 @@
 """CIFAR-10 and CIFAR-100 as published: Python or binary batches.
 
-The one rule: every batch must be whole; how many images a batch has is free, so that subsets in the same layout are
+Every batch must be whole; how many images a batch has is free, so that subsets in the same layout are
 read too.
 """
 

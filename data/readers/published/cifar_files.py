@@ -1,6 +1,6 @@
 """The files of CIFAR as published: in a folder, in the folder above it, or in the tar.gz they come in.
 
-The one rule: nothing is extracted. The few members that count are read by exact name, into memory, and all of them must
+Nothing is extracted. The few members that count are read by exact name, into memory, and all of them must
 be there. The archive's headers are walked here, since tarfile reads long names and PAX headers as a whole, whatever size
 they claim. They only matter for names of more than 100 characters, so they are passed over.
 """

@@ -1,6 +1,6 @@
 """Fetching one published file over http or https, whatever happens on the way.
 
-The one rule: a file gets its final name only when its checksum is the known one. Until then it lies beside it as
+A file gets its final name only when its checksum is the known one. Until then it lies beside it as
 ``NAME.part``, and the next call goes on from there; if what was put together so is wrong, it is fetched once more whole.
 """
 

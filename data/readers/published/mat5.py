@@ -1,6 +1,6 @@
 """Numeric arrays of a MATLAB 5 file (.mat), as SVHN is published in.
 
-The one rule: an array's header is checked against what the file holds before any memory is taken, and whatever is no plain
+An array's header is checked against what the file holds before any memory is taken, and whatever is no plain
 array of real numbers is passed over. Read by code of our own, since SciPy 1.17 was seen to end the process with a
 segmentation fault on files with a flipped byte.
 

@@ -1,6 +1,6 @@
 """SVHN, cropped digits, as published: ``train_32x32.mat``, ``test_32x32.mat`` and perhaps ``extra_32x32.mat``.
 
-The one rule: the label 10 stands for the digit 0 and becomes 0; extra images stand behind the training images.
+The label 10 stands for the digit 0 and becomes 0; extra images stand behind the training images.
 """
 
 from pathlib import Path

@@ -1,6 +1,6 @@
 """TinyImageNet-200 as published: a folder, the folder above it, or the zip it comes in, which is not extracted.
 
-The one rule: the labelled ``val/`` is the test split; ``test/`` has no labels and is never read. Classes are those of
+The labelled ``val/`` is the test split; ``test/`` has no labels and is never read. Classes are those of
 ``wnids.txt``, in its order, that have a folder in ``train/``. Each is called by its first word in ``words.txt``, with its
 WNID behind it where two would be called the same. Every listed image counts or is named in an error; grey ones become RGB.
 """

@@ -1,6 +1,6 @@
 """Reading the pickles that CIFAR is published in, without ever running what a pickle says.
 
-The one rule: Python's own unpickler is not used. A small machine of ours walks the opcodes and knows only plain
+Python's own unpickler is not used. A small machine of ours walks the opcodes and knows only plain
 containers, text, bytes, numbers and numeric NumPy arrays; whatever else a pickle asks for is named and refused.
 Memory stays within a small multiple of the file: opcodes are counted, and arrays cannot hold more than twice what the file does.
 """

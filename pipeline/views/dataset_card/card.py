@@ -1,6 +1,6 @@
 """The card of a pool: what it tells a stranger, in files beside ``pool.zarr`` that are no part of its root digest.
 
-The one rule: a pool stays openable at every moment. Files of the card leave the manifest before they change and join it
+A pool stays openable at every moment. Files of the card leave the manifest before they change and join it
 again when they are whole, so that a kill in between leaves a pool without a card, never a damaged one.
 """
 

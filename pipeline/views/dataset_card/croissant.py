@@ -1,6 +1,6 @@
 """``croissant.json``: a pool described in Croissant 1.1, the JSON-LD that data-set searches and loaders read.
 
-The one rule: it says only what is so: every file with its checksum, a record set that can be iterated without Zarr, and
+It says only what is so: every file with its checksum, a record set that can be iterated without Zarr, and
 no date, creator or web address unless somebody gave one.
 """
 

@@ -1,6 +1,6 @@
 """``card.png``, the picture of a card: mixes between their two sources where these are at hand, else the pool's images.
 
-The one rule: a picture is bounded, however large the images; and an image that is neither grey nor RGB has none.
+A picture is bounded, however large the images; and an image that is neither grey nor RGB has none.
 """
 
 import math

@@ -1,6 +1,6 @@
 """Strangers' words in documents of ours: class names, licences, citations and names, escaped for Markdown and YAML.
 
-The one rule: templates escape whatever they print; only a ``Markup`` of our own making goes through as it is.
+Templates escape whatever they print; only a ``Markup`` of our own making goes through as it is.
 """
 
 import html

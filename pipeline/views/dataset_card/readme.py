@@ -1,6 +1,6 @@
 """``README.md`` and the notices in ``LICENSES/``: what a pool tells a person.
 
-The one rule: a sentence stands there only if it is true of this very pool; numbers are the pool's own.
+A sentence stands there only if it is true of this very pool; numbers are the pool's own.
 """
 
 from typing import Any, Final, NamedTuple

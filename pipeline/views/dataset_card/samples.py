@@ -1,6 +1,6 @@
 """``samples.csv``: the narrow columns of a pool as a table that any program reads, written with its card.
 
-The one rule: it holds numbers and words of our own only, no names that a stranger chose, so that no reader can take one
+It holds numbers and words of our own only, no names that a stranger chose, so that no reader can take one
 for a missing value or a formula; what a class is called stands in ``croissant.json``.
 """
 

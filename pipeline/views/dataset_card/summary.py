@@ -1,6 +1,6 @@
 """What the card of a pool tells: its plan, its statistics and one row of it as an example.
 
-The one rule: everything is read from the pool itself, block by block, and checked for its range first, so that a
+Everything is read from the pool itself, block by block, and checked for its range first, so that a
 stranger's pool of any size can be described in bounded memory.
 """
 

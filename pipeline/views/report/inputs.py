@@ -1,6 +1,6 @@
 """The artifacts behind a report, opened when they are wanted, and how its pictures are wrapped.
 
-The one rule: a recipe may do without a flow, without pools and without runs; whoever asks for one looks first.
+A recipe may do without a flow, without pools and without runs; whoever asks for one looks first.
 """
 
 from functools import cached_property

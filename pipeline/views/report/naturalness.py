@@ -1,6 +1,6 @@
 """The chapter of the report on how natural mixes are: two tables, two plots, and the mixes themselves.
 
-The one rule: no column stands alone. What counts as likely need not look natural, so the words say so and the sheet is
+No column stands alone. What counts as likely need not look natural, so the words say so and the sheet is
 beside the numbers.
 """
 

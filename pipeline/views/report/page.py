@@ -1,6 +1,6 @@
 """The page of a report as plain data, and its two renderings: one self-contained HTML file, and Markdown.
 
-The one rule: the page asks for nothing from outside. Pictures, style and text are all in it, and everything is escaped.
+The page asks for nothing from outside. Pictures, style and text are all in it, and everything is escaped.
 """
 
 import base64

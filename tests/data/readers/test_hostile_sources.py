@@ -1,6 +1,6 @@
 """Published data that were made to do harm: each is refused by ``lsmix ingest`` in one sentence, and does nothing.
 
-The one rule: each case goes the whole way through the command line; what the readers refuse beyond that stands in their own
+Each case goes the whole way through the command line; what the readers refuse beyond that stands in their own
 tests and in test_fuzz.py.
 """
 

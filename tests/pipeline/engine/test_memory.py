@@ -1,6 +1,6 @@
 """Memory is bounded whatever the number of images: a stage's peak at two sizes, each in a process of its own.
 
-The one rule: a bound is in bytes for each image more, far below the 3,072 of one, so that whoever holds them all is found
+A bound is in bytes for each image more, far below the 3,072 of one, so that whoever holds them all is found
 and noise is not.
 """
 

@@ -1,6 +1,6 @@
 """Runs a command of lsmix again and again, each time with another fault, and tells what became of it; in a process of its own.
 
-The one rule: this process runs the command once, so that all is imported, and then only forks: every trial is a child's, so
+This process runs the command once, so that all is imported, and then only forks: every trial is a child's, so
 that a killed one takes nothing with it, none inherits what another left in memory, and torch is loaded once for thousands.
 
 Called with the library that makes faults in LD_PRELOAD, its path and a scene as JSON; answers a line of JSON a trial.

@@ -1,6 +1,6 @@
 """A disk that fails, fills up or stops at any call of any command: one sentence, nothing else harmed, and the next run ends well.
 
-The one rule: a trial is a real run of the command in which one call of the system fails below Python, whoever made it: our
+A trial is a real run of the command in which one call of the system fails below Python, whoever made it: our
 code, NumPy, HDF5, Arrow or the standard library.
 """
 
