@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lsmix.data.errors import LsmixError
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.glow.mixing import mix_latents
-    from lsmix.pipeline.api import finish, pull, push, run, run_part, verify
-    from lsmix.pipeline.proof.rebuild import rebuild
+    from lsmix.glow.latent_mixing import mix_latents
+    from lsmix.pipeline.api import finalize, pull, push, run, run_array_task, verify
+    from lsmix.pipeline.verify.rebuild import rebuild
 
 __all__ = [
     "LsmixError",
     "PoolLoader",
     "__version__",
-    "finish",
+    "finalize",
     "load_flow",
     "mix_latents",
     "open_pool",
@@ -27,7 +27,7 @@ __all__ = [
     "push",
     "rebuild",
     "run",
-    "run_part",
+    "run_array_task",
     "verify",
 ]
 
@@ -35,16 +35,16 @@ __version__ = "0.1.0"
 
 _HOME = {
     "LsmixError": "lsmix.data.errors",
-    "PoolLoader": "lsmix.data.loader",
-    "finish": "lsmix.pipeline.api",
+    "PoolLoader": "lsmix.data.loaders.pool_loader",
+    "finalize": "lsmix.pipeline.api",
     "load_flow": "lsmix.glow.checkpoint",
-    "mix_latents": "lsmix.glow.mixing",
+    "mix_latents": "lsmix.glow.latent_mixing",
     "open_pool": "lsmix.data.pool",
     "pull": "lsmix.pipeline.api",
     "push": "lsmix.pipeline.api",
-    "rebuild": "lsmix.pipeline.proof.rebuild",
+    "rebuild": "lsmix.pipeline.verify.rebuild",
     "run": "lsmix.pipeline.api",
-    "run_part": "lsmix.pipeline.api",
+    "run_array_task": "lsmix.pipeline.api",
     "verify": "lsmix.pipeline.api",
 }
 

@@ -1,6 +1,6 @@
 """The command line: each command parses, makes one library call, prints.
 
-The one rule: nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
+Nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError
-from lsmix.data.printable import printable, printable_json
-from lsmix.pipeline.lines import (
+from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
+from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
     part_lines,
@@ -25,10 +24,11 @@ from lsmix.pipeline.lines import (
     transfer_lines,
     verify_lines,
 )
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.status import NodeStatus
+    from lsmix.pipeline.engine.status import NodeStatus
 
 __all__ = ["main"]
 
@@ -58,6 +58,26 @@ def cli() -> None:
 
 # Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
 _place = click.Path()
+
+
+class _ExportFormat(click.ParamType[str]):
+    """The name of an export format, looked up when it is used, since other packages may add some."""
+
+    name = "format"
+
+    def get_metavar(self, *_: object, **__: object) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        return f"[{'|'.join(EXPORT_FORMATS.names())}]"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from lsmix.data.exports.format import EXPORT_FORMATS
+
+        try:
+            EXPORT_FORMATS.check(value)
+        except LsmixError as error:
+            self.fail(str(error), param, ctx)
+        return value
 
 
 def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -110,20 +130,25 @@ _download_option = click.option(
 @click.argument("name", required=False)
 def init(name: str | None) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
-    from lsmix.pipeline.builtin import builtin_recipes, recipe_text
+    from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
 
     click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
 
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     force = stage if options.pop("force", False) else ""
-    shards = options.pop("shards", "")
+    index, size = options.pop("array_index", None), options.pop("array_size", None)
+    if (index is None) != (size is None):
+        raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
         nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
         _print("status", nodes, status_lines(nodes), as_json)
         return
-    if shards:
-        _run_part(stage, recipe, shards, force, as_json, TerminalProgress(quiet=quiet, verbose=verbose), options)
+    if index is not None:
+        if force or options.pop("download"):
+            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
+        bars = TerminalProgress(quiet=quiet, verbose=verbose)
+        _run_array_task(stage, recipe, (index, size), as_json, bars, **options)
         return
     from lsmix.pipeline.api import run as run_recipe
 
@@ -132,24 +157,14 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     _print("run", run_facts(result), run_lines(result), as_json)
 
 
-def _run_part(
-    stage: str,
-    recipe: Path,
-    shards: str,
-    force: str,
-    as_json: bool,
-    progress: TerminalProgress,
-    options: dict[str, Any],
+def _run_array_task(
+    stage: str, recipe: Path, task: tuple[int, int], as_json: bool, progress: TerminalProgress, **options: Any
 ) -> None:
-    from lsmix.pipeline.api import run_part
+    from lsmix.pipeline.api import run_array_task
 
-    if force or options.pop("download"):
-        raise click.UsageError(
-            "--shards makes a part of what is there to be made; it takes neither --force nor --download."
-        )
     with progress as bars:
-        parts = run_part(recipe, stage, shards, progress=bars, **options)
-    _print("part", parts, part_lines(parts, str(recipe)), as_json)
+        parts = run_array_task(recipe, stage, *task, progress=bars, **options)
+    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -173,11 +188,8 @@ def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
     ]
 
 
-_DIVISIBLE = ("encode", "mix")  # stages whose shards a job array may share
-
-
-def _stage_command(stage: str, text: str, example: str) -> None:
-    @cli.command(name=stage, help=text, epilog=f"Example: lsmix {stage} my.toml{example}")
+def _stage_command(stage: str, about: StageCommand) -> None:
+    @cli.command(name=stage, help=about.summary, epilog=f"Example: lsmix {stage} my.toml{about.example}")
     @_recipe_options
     @_run_options
     @_download_option
@@ -185,35 +197,31 @@ def _stage_command(stage: str, text: str, example: str) -> None:
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
 
-    if stage in _DIVISIBLE:
-        part = click.option(
-            "--shards", default="", metavar="I/N", help="Make part I of N of the shards; then 'lsmix finish'."
+    if about.divisible:
+        size = click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array.")
+        index = click.option(
+            "--array-index",
+            type=click.IntRange(min=0),
+            metavar="I",
+            help="Make task I of N, from 0; then 'lsmix finalize'.",
         )
-        part(command)
+        index(size(command))
 
 
-for _stage, _text, _example in (
-    ("ingest", "Read the published data set of RECIPE into dataset.h5.", " --set data.heldout=500"),
-    ("train-glow", "Train the flow of RECIPE, and whatever it needs.", " --device cuda"),
-    ("encode", "Encode the training images of RECIPE to latents.", " --workers 2"),
-    ("mix", "Make the pools of RECIPE.", " --set pools.lsmix.alpha=0.2"),
-    ("train", "Train the classifiers of RECIPE.", " --set classifier.epochs=5"),
-    ("naturalness", "Measure how natural the mixes of each method in RECIPE are.", " --set naturalness.pairs=200"),
-    ("report", "Write the report of RECIPE.", ""),
-):
-    _stage_command(_stage, _text, _example)
+for _stage, _about in STAGE_COMMANDS.items():
+    _stage_command(_stage, _about)
 
 
-@cli.command(epilog="Example: lsmix finish my.toml")
+@cli.command(epilog="Example: lsmix finalize my.toml")
 @_recipe_options
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def finish(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Conclude what parts of a job array have made (--shards); computes none of it."""
-    from lsmix.pipeline.api import finish as finish_recipe
+def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
+    """Complete what the tasks of a job array have made; computes no shard."""
+    from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
-        result = finish_recipe(recipe, progress=bars, **options)
+        result = finalize_recipe(recipe, progress=bars, **options)
     _print("run", run_facts(result), run_lines(result), as_json)
 
 
@@ -234,7 +242,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
-    from lsmix.pipeline.builtin import recipe_path
+    from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
 
@@ -248,7 +256,7 @@ def demo(workspace: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
-    from lsmix.pipeline.show import artifact_facts, draw_artifact
+    from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     with TerminalProgress() as bars:
         facts = artifact_facts(artifact, bars)
@@ -278,7 +286,7 @@ def figure(
     **options: Any,
 ) -> None:
     """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
-    from lsmix.pipeline.figures import check_figure
+    from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
     if dry_run:
@@ -291,11 +299,11 @@ def figure(
         sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
         facts = {"name": name, "path": target, "caption": sheet.caption}
-        _print_json("figure", {**facts, "decoded": sheet.decoded, "corrupted": sheet.corrupted})
+        _print_json("figure", {**facts, "decoded": sheet.decoded, "decode_failed": sheet.decode_failed})
         return
     click.echo(f"figure      {target}")
     click.echo(f"shows       {sheet.caption}")
-    click.echo(f"corrupted   {sheet.corrupted} of {sheet.decoded} decoded images")
+    click.echo(f"failed      {sheet.decode_failed} of {sheet.decoded} images failed to decode")
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
@@ -328,7 +336,7 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
-    from lsmix.pipeline.proof.rebuild import rebuild as rebuild_pool
+    from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         result = rebuild_pool(plan, progress=bars, **options)
@@ -338,7 +346,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
 @click.argument("pool", type=_place)
 @click.argument("dest", type=_place)
-@click.option("--format", required=True, type=click.Choice(["hdf5", "parquet", "webdataset", "folder", "npz"]), help="What to write.")  # fmt: skip
+@click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
@@ -350,20 +358,6 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
     with TerminalProgress(quiet=quiet) as bars:
         facts = export_pool(pool, dest, progress=bars, **options)
     _print("export", facts, fact_lines(facts), as_json)
-
-
-@cli.command(name="import", epilog="Example: lsmix import exported lsmix-pool")
-@click.argument("source", type=_place)
-@click.argument("dest", type=_place)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-def import_(source: str, dest: str, as_json: bool, quiet: bool) -> None:
-    """Make a pool in the new folder DEST of SOURCE, an HDF5 or Parquet export or a file of it."""
-    from lsmix.pipeline.export import import_pool
-
-    with TerminalProgress(quiet=quiet) as bars:
-        facts = import_pool(source, dest, progress=bars)
-    _print("import", facts, fact_lines(facts), as_json)
 
 
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
@@ -401,7 +395,7 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> None:
     """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
-    from lsmix.pipeline.cards.card import card_text, write_card
+    from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
     with TerminalProgress() as bars:
         facts = write_card(pool, licence=licence, creator=creator, progress=bars)
@@ -417,7 +411,7 @@ def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> 
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
     from lsmix.pipeline.api import plan
-    from lsmix.pipeline.garbage import collect_garbage
+    from lsmix.pipeline.engine.garbage import collect_garbage
 
     place, nodes = None, []
     for recipe in recipes:
@@ -431,7 +425,7 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
 def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
-    from lsmix.pipeline.status import recipe_status
+    from lsmix.pipeline.engine.status import recipe_status
 
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     return recipe_status(nodes, place)
@@ -442,7 +436,7 @@ def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
     if as_json:
         _print_json(kind, facts)
     else:
-        click.echo("\n".join(map(printable, lines)))
+        click.echo("\n".join(map(escape_terminal, lines)))
 
 
 def _print_json(kind: str, content: Any) -> None:
@@ -450,7 +444,7 @@ def _print_json(kind: str, content: Any) -> None:
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
     text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
-    click.echo(printable_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
+    click.echo(escape_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
 
 
 def main() -> None:
@@ -475,7 +469,7 @@ def _exit_code() -> int:
     except LsmixError as error:
         return _tell(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(printable(f"interrupted; what is done is kept. Go on with: {_command_line()}"), err=True)
+        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {_command_line()}"), err=True)
         return _INTERRUPTED
     except MemoryError as error:
         return _tell(f"this needs more memory than there is{': ' if str(error) else ''}{error}.")
@@ -489,7 +483,7 @@ def _exit_code() -> int:
 
 
 def _tell(what: str, code: int = LsmixError.exit_code) -> int:
-    click.echo(f"error: {printable(what)}", err=True)
+    click.echo(f"error: {escape_terminal(what)}", err=True)
     return code
 
 

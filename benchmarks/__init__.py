@@ -1,4 +1,4 @@
 """Measurements of lsmix against a floor or a peer, side by side in one run, as ratios.
 
-The one rule: machines are noisy, so contenders take turns and what counts is the median of the ratios within a turn.
+Machines are noisy, so contenders take turns and what counts is the median of the ratios within a turn.
 """

@@ -1,6 +1,6 @@
 """A contender in a process of its own, which works only when it is its turn.
 
-The one rule: libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
+Libraries change a process (threads, memory, warnings), so nobody measures inside another's; and only one
 process works at a time.
 """
 
@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from benchmarks.turns import Measured
+from benchmarks.turns import Scores
 
 __all__ = ["Contender", "call_fresh", "contenders", "peak_mb"]
 
@@ -49,12 +49,12 @@ class Contender:
         """Do a job; return what it returns."""
         return self._call(job)[0]
 
-    def job(self, name: str) -> Callable[[], Measured]:
+    def job(self, name: str) -> Callable[[], Scores]:
         """Return a job as a contender of ``measure``."""
 
-        def run() -> Measured:
+        def run() -> Scores:
             items, seconds = self._call(name)
-            return Measured(items, seconds)
+            return Scores(items, seconds)
 
         return run
 

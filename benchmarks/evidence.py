@@ -74,7 +74,7 @@ class Evidence:
         return done[stage]
 
     def _flow(self) -> None:
-        from lsmix.pipeline.train_glow import read_log
+        from lsmix.pipeline.config.results import read_log
 
         built = self._run("train-glow")
         counts, log = built.manifest.counts, read_log(built.folder)
@@ -93,7 +93,7 @@ class Evidence:
         from benchmarks.gpu_sections import tf32_round_trips
         from lsmix.data.dataset import open_dataset
         from lsmix.glow.checkpoint import load_flow
-        from lsmix.pipeline.ingest import DATASET_FILE
+        from lsmix.pipeline.config.results import DATASET_FILE
 
         manifest = self._run("encode").manifest
         count, exact = manifest.counts["images"], manifest.counts["exact_round_trips"]
@@ -112,11 +112,11 @@ class Evidence:
     def _pool(self, name: str) -> None:
         manifest = self._run("mix", _pool_section(name)).manifest
         rate = 50_000 / roofline.COPY_SECONDS
-        counts = {key: manifest.counts[key] for key in ("images", "corrupted", "redrawn", "replaced")}
+        counts = {key: manifest.counts[key] for key in ("images", "decode_failed", "redrawn", "replaced")}
         self.results.add(f"mix {name}, disk to disk", counts["images"] / manifest.seconds, "images/s", rate, **counts)
 
     def _classifier(self, name: str) -> None:
-        from lsmix.pipeline.train import read_metrics
+        from lsmix.pipeline.config.results import read_metrics
 
         pool = _pool_section("lsmix") if "lsmix" in name else ""
         built = self._run("train", f"{pool}\n[runs.{name}]\n{_RUNS[name]}\n")
@@ -138,7 +138,7 @@ class _Log:
     """Writes what a run tells into the log of the results."""
 
     def __init__(self, results: Results) -> None:
-        self.say = self.warn = lambda message: results.say(f"  {message}")
+        self.info = self.warning = lambda message: results.info(f"  {message}")
 
     def __getattr__(self, name: str) -> Callable[..., None]:  # counts and details, which a log does not need
         return lambda *_, **__: None
@@ -166,7 +166,7 @@ def main(words: list[str]) -> int:
     data = _data(options.data, options.workspace, tiny=options.tiny)
     results = _open_results(options, device)
     for name in join(options.carry, options.workspace):
-        results.say(f"carried over: {name}")
+        results.info(f"carried over: {name}")
     _go_on(Evidence(results, options.workspace, data, device, tiny=options.tiny), options, end)
     copy_to_out(results.folder, results.folder.name)
     copy_to_out(options.carry, "carry")
@@ -203,8 +203,8 @@ def _go_on(evidence: Evidence, options: argparse.Namespace, end: float) -> None:
         finally:
             _keep(results, options)
     left = [name for name in steps if results.sections.get(name, {}).get("status") != "done"]
-    results.say(f"\nResults: {results.folder}")
-    results.say(f"To do: {', '.join(left)}. Run the same command again." if left else "All steps are done.")
+    results.info(f"\nResults: {results.folder}")
+    results.info(f"To do: {', '.join(left)}. Run the same command again." if left else "All steps are done.")
 
 
 def _keep(results: Results, options: argparse.Namespace) -> None:

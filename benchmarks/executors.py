@@ -1,6 +1,6 @@
 """Where shards are made: mix in process, on Dask and as a job array; and what a shard costs, of 256 bytes.
 
-The one rule: a cluster's start is told apart from its work, since it is paid once a command and not once a shard.
+A cluster's start is told apart from its work, since it is paid once a command and not once a shard.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.contender import call_fresh
 from benchmarks.mix import Stages, make_flow
 from benchmarks.pools import smooth_images
-from benchmarks.turns import Measured, expect, measure, save
+from benchmarks.turns import Scores, expect, measure, save
 
 _STEPS = 8  # K of the flow
 _COUNT = 4096  # images to mix
@@ -30,7 +30,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device("cpu")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -64,7 +64,7 @@ def _mixing(folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def _cluster(workers: int) -> Iterator[str]:
     """Start Dask workers as ``--workers`` does; yield the scheduler's address."""
-    from lsmix.pipeline.executors.local_cluster import start_cluster
+    from lsmix.pipeline.engine.dask import start_cluster
 
     with start_cluster(workers, "cpu") as cluster:
         cluster.wait_for_workers(workers)
@@ -90,9 +90,9 @@ class TinyWorker:
 
     def store(self, shard: int, computed: bytes) -> tuple[dict[str, str], dict[str, Any]]:
         """Write the shard."""
-        from lsmix.data.durable import write_durably
+        from lsmix.data.atomic import write_atomic
 
-        write_durably(self._folder / f"{shard}.bin", computed)
+        write_atomic(self._folder / f"{shard}.bin", computed)
         return {f"{shard}.bin": hashlib.sha256(computed).hexdigest()}, {"shards": 1}
 
     def close(self) -> None:
@@ -108,8 +108,8 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Any, device: str) 
 
 def make_tiny(place: str, spec: str, first: int, count: int, step: int) -> float:
     """Make every ``step``-th tiny shard in this process; return the seconds."""
-    from lsmix.pipeline import shards as it
-    from lsmix.pipeline.executors.in_process import InProcessExecutor
+    from lsmix.pipeline.engine import shards as it
+    from lsmix.pipeline.engine.executor import InProcessExecutor
 
     work = it.ShardWork(place, spec)
     it.open_worker(work)  # imports what it needs, which is not a shard's cost
@@ -122,8 +122,8 @@ def make_tiny(place: str, spec: str, first: int, count: int, step: int) -> float
 
 
 def _tiny_shards(folder: Path) -> dict[str, Any]:
-    from lsmix.pipeline.executors.on_dask import DaskExecutor
-    from lsmix.pipeline.shards import ShardSpec, write_spec
+    from lsmix.pipeline.engine.dask import DaskExecutor
+    from lsmix.pipeline.engine.shards import ShardSpec, write_spec
 
     made = iter(range(1000))
 
@@ -133,11 +133,11 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
         config = {"flush": flush}
         return write_spec(fresh, ShardSpec(module="benchmarks.executors", config=config, inputs={}, device="cpu"))
 
-    def parts(count: int, *, flush: bool = True) -> Callable[[], Measured]:
-        def make() -> Measured:
+    def parts(count: int, *, flush: bool = True) -> Callable[[], Scores]:
+        def make() -> Scores:
             place = work(flush=flush)
             calls = [["make_tiny", place.place, place.spec, first, _TINY_SHARDS, count] for first in range(count)]
-            return Measured(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
+            return Scores(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
 
         return make
 

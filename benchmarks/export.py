@@ -1,4 +1,4 @@
-"""Export and import of a pool of 50,000 images in every form: images a second, and peak memory above the interpreter.
+"""Export of a pool of 50,000 images in every form: images a second, and peak memory above the interpreter.
 
 Each form runs in a process of its own, so that its peak is its own; libraries that it imports count in it.
 """
@@ -19,7 +19,6 @@ _EXPORTS = {
     "parquet, webp": {"format": "parquet", "image": "webp"},
     "webdataset": {"format": "webdataset"},
     "folder": {"format": "folder"},
-    "npz": {"format": "npz"},
 }
 _CODE = """
 import json, sys, time
@@ -27,23 +26,23 @@ from pathlib import Path
 def peak():  # not ru_maxrss, which a new process takes over from the one that started it
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 begun_with = peak()
-from lsmix.pipeline.export import export_pool, import_pool
-what, source, target, options = sys.argv[1:]
+from lsmix.pipeline.export import export_pool
+source, target, options = sys.argv[1:]
 begun = time.perf_counter()
-facts = {"export": export_pool, "import": import_pool}[what](source, target, **json.loads(options))
+facts = export_pool(source, target, **json.loads(options))
 seconds = time.perf_counter() - begun
 used = {"seconds": seconds, "cpu_seconds": time.process_time(), "peak_mb": (peak() - begun_with) / 1024}
 print(json.dumps({**used, **facts}))
 """
 
 
-def _measure(what: str, source: Path, target: Path, options: dict[str, str]) -> dict[str, float]:
-    words = [sys.executable, "-c", _CODE, what, str(source), str(target), json.dumps(options)]
+def _measure(source: Path, target: Path, options: dict[str, str]) -> dict[str, float]:
+    words = [sys.executable, "-c", _CODE, str(source), str(target), json.dumps(options)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     facts = json.loads(done.stdout)
     rate = _IMAGES / facts["seconds"]
     print(
-        f"{what + ' ' + target.name:<24} {rate:>9.0f} images/s  ({facts['cpu_seconds']:.1f} s of a core)"
+        f"{target.name:<24} {rate:>9.0f} images/s  ({facts['cpu_seconds']:.1f} s of a core)"
         f"  peak {facts['peak_mb']:.0f} MB above the interpreter"
     )
     return {
@@ -62,7 +61,5 @@ def run() -> None:
         make_pool(folder / "pool", smooth_images(_IMAGES))
         print(f"{_IMAGES} images of 32×32×3, all libraries imported, written to disk and flushed")
         for name, options in _EXPORTS.items():
-            results[f"export {name}"] = _measure("export", folder / "pool", folder / name, options)
-        for name in ("hdf5", "parquet"):
-            results[f"import {name}"] = _measure("import", folder / name, folder / f"{name} back", {})
+            results[f"export {name}"] = _measure(folder / "pool", folder / name, options)
     save("export", {f"{_IMAGES} images, written to disk and flushed": {"figures": results}}, images=_IMAGES)

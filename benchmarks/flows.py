@@ -1,6 +1,6 @@
 """Glow of one architecture, built from ours and from each peer's own layers, behind one small interface.
 
-The one rule: every peer is built as its documentation shows, with coupling networks of exactly our shapes (3×3, 1×1,
+Every peer is built as its documentation shows, with coupling networks of exactly our shapes (3×3, 1×1,
 3×3 of one width), an affine coupling of one half, ActNorm, a 1×1 mixing and factoring out. What a peer lacks is left to
 its favour: FrEIA's 1×1 is fixed, so it computes no gradient for it.
 

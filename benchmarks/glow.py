@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.contender import Contender, contenders, peak_mb
-from benchmarks.turns import Measured, Table, measure, save
+from benchmarks.turns import Scores, Table, measure, save
 
 __all__ = ["against_peers", "floor_jobs", "flow_jobs", "run", "save_speeds", "speeds"]
 
@@ -23,7 +23,7 @@ _TRAIN_BATCH, _BATCH = 32, 64
 _CUDA_BATCH = 256
 _PEERS = ("normflows", "nflows", "FrEIA")
 _TURNS = 7  # an odd number, so that the median was measured; least and most of 7 hold the true median in 98% of cases
-# What lsmix sets for itself by mallopt (pipeline/environment.py), for everybody: freed memory stays with the process.
+# What lsmix sets for itself by mallopt (pipeline/engine/device.py), for everybody: freed memory stays with the process.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 _TOLERANCE = {"float32": 1e-3, "tf32": 5e-2}  # of decode(encode(y)) - y, whose range is 1: above it, a flow is broken
 _OURS, _LIGHT, _ALONE, _PEAK = "lsmix", "lsmix, memory_light", "its convolutions alone", "one wide convolution"
@@ -129,7 +129,7 @@ def _ours(
     from benchmarks.flows import ours
     from lsmix.glow.config import FlowTraining
     from lsmix.glow.training import FlowTrainer
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device(device)
     model = ours(steps)
@@ -151,7 +151,7 @@ def _ours(
     return model, step
 
 
-def floor_jobs(device: str, precision: str = "float32") -> dict[str, Callable[[], Measured]]:
+def floor_jobs(device: str, precision: str = "float32") -> dict[str, Callable[[], Scores]]:
     """Return the convolutions of K steps and nothing else, and one wide convolution, which is as good as it gets."""
     import torch
     from torch.nn import functional
@@ -266,10 +266,10 @@ def _inversions(running: Mapping[str, Contender], precision: str) -> dict[str, f
     return {f"{name}, largest error": error for name, error in errors.items()} | {"tolerance": _TOLERANCE[precision]}
 
 
-def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], Measured]:
-    def run() -> Measured:
+def _flops(contender: Contender, job: str, image_flops: float) -> Callable[[], Scores]:
+    def run() -> Scores:
         items, seconds = contender.job(job)()
-        return Measured(items * image_flops, seconds)
+        return Scores(items * image_flops, seconds)
 
     return run
 

@@ -56,7 +56,7 @@ def main(words: list[str]) -> int:
         results.section(name, lambda work=work: work(bench), seconds=min(seconds, end - time.monotonic()))
         bench.free()
     failed = [name for name, section in results.sections.items() if section["status"] == "failed"]
-    results.say(f"\nResults: {folder}" + (f"; failed: {', '.join(failed)}" if failed else ""))
+    results.info(f"\nResults: {folder}" + (f"; failed: {', '.join(failed)}" if failed else ""))
     copy_to_out(folder, folder.name)
     return 1 if failed else 0
 
@@ -71,7 +71,7 @@ def require_cuda() -> str:
     """Return "cuda", ready to compute; end the program with a sentence where there is no CUDA device."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     if not torch.cuda.is_available():
         sys.exit(

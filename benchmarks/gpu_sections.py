@@ -19,8 +19,8 @@ from benchmarks.pools import smooth_images
 from benchmarks.sections import Results
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.array_loader import ArrayLoader
-from lsmix.data.seeds import generator
+from lsmix.data.loaders.array_loader import ArrayLoader
+from lsmix.data.rng import generator
 from lsmix.glow.checkpoint import save_flow
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow, exact_arithmetic
@@ -155,11 +155,11 @@ class Bench:
 
         def plain_encode(y: torch.Tensor) -> torch.Tensor:
             with exact_arithmetic():
-                return join_parts(flow(y)[0], "morton")
+                return join_parts(flow(y)[0])
 
         def plain_decode(z: torch.Tensor) -> torch.Tensor:
             with exact_arithmetic():
-                return flow.inverse(split_parts(z, flow.part_shapes, "morton"))
+                return flow.inverse(split_parts(z, flow.part_shapes))
 
         for batch in self.size.batches:
             y = self._y(batch)

@@ -1,7 +1,7 @@
 """Kill every stage at random moments, go on, and compare with an undisturbed run, byte for byte.
 
 ``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage that often with SIGKILL, restarting it each time,
-and prints a table. The one rule: the moments are spread over the time that the stage really takes, start-up excluded,
+and prints a table. The moments are spread over the time that the stage really takes, start-up excluded,
 so that most kills hit work and not imports.
 """
 
@@ -17,7 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from lsmix.pipeline.workspace import STAGES, Workspace
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["main"]
 
@@ -25,7 +26,7 @@ _KILLED_STAGES = STAGES[:-1]  # the report's pages tell how long things took, so
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageResult:
     """What became of one stage."""
 
     stage: str
@@ -59,7 +60,7 @@ def main() -> int:
 
 def _kill_stage(
     stage: str, options: argparse.Namespace, whole: Path, disturbed: Path, moments: random.Random
-) -> Outcome:
+) -> StageResult:
     for later in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(disturbed / later, ignore_errors=True)
     begun = time.monotonic()
@@ -81,7 +82,7 @@ def _kill_stage(
             shutil.rmtree(disturbed / stage)
     _command(stage, options.recipe, disturbed, options.options).wait()
     same = _roots(disturbed, stage) == _roots(whole, stage)
-    return Outcome(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
+    return StageResult(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
 
 
 def _command(stage: str, recipe: Path, workspace: Path, options: str) -> "subprocess.Popen[bytes]":
@@ -120,7 +121,7 @@ def _roots(workspace: Path, stage: str) -> dict[str, str]:
     return {manifest.key: manifest.root for _, manifest in Workspace(workspace).manifests(stage)}
 
 
-def _line(outcome: Outcome) -> str:
+def _line(outcome: StageResult) -> str:
     verdict = "same bytes" if outcome.same else "DIFFERS"
     return (
         f"{outcome.stage:<12} {outcome.kills:>4} kills, {outcome.in_work:>4} in unfinished work, "

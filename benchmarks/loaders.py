@@ -1,6 +1,6 @@
 """Everything that goes over a shuffled epoch of the same images: ours, the floors, and the peers as their documentation says.
 
-The one rule: each goes over every image once an epoch, gives uint8 batches and labels, and says the sum of all labels and
+Each goes over every image once an epoch, gives uint8 batches and labels, and says the sum of all labels and
 of the images' first rows of pixels, which must agree among all of them.
 """
 
@@ -133,7 +133,7 @@ def loader_jobs(name: str, folder: str, options: dict[str, Any]) -> dict[str, Ca
 
 
 def _ours(folder: Path, **options: Any) -> _Batches:
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
     anew = options.pop("anew", False)
@@ -156,7 +156,7 @@ def _random_rows(folder: Path, *, ahead: bool = False) -> _Batches:
         made = ((images[order[i : i + BATCH]], labels[order[i : i + BATCH]]) for i in range(0, len(order), BATCH))
         if not ahead:
             return made
-        from lsmix.data.read_ahead import read_ahead
+        from lsmix.data.loaders.epoch_loader import read_ahead
 
         return read_ahead(made, lambda batch: batch[0].nbytes, 8 << 20)
 

@@ -1,6 +1,6 @@
 """Peak memory of each stage at three sizes of the data set, each stage in a process of its own.
 
-The one rule: two figures for each. *Anonymous* memory is what the process holds for itself and nobody can take away;
+Two figures for each. *Anonymous* memory is what the process holds for itself and nobody can take away;
 *resident* memory counts pages of mapped files besides, which the kernel takes back when it needs them. Both are above
 what the process had when everything was imported.
 """
@@ -51,7 +51,7 @@ _CODE = """
 import json, sys, threading, time
 from pathlib import Path
 import torch, h5py, zarr
-import lsmix.pipeline.api, lsmix.pipeline.mix, lsmix.pipeline.cards.card, lsmix.pipeline.export, lsmix.data.loader
+import lsmix.pipeline.api, lsmix.pipeline.stages.mix, lsmix.pipeline.views.dataset_card.card, lsmix.pipeline.export, lsmix.data.loaders.pool_loader
 from benchmarks.memory import JOBS
 
 def status(field):
@@ -91,7 +91,7 @@ def _stage(stage: str) -> Any:
 
 
 def _stream(_recipe: str, _workspace: str, pool: str) -> None:
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
     seen = sum(len(batch.images) for batch in PoolLoader(open_pool(pool), 128))

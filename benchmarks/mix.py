@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pools import smooth_images
-from benchmarks.turns import Measured, measure, save
+from benchmarks.turns import Scores, measure, save
 
 __all__ = ["Stages", "make_flow", "run"]
 
@@ -38,7 +38,7 @@ batch_size = {batch}
 [pools.lsmix]
 alpha = 0.4
 batch_size = {batch}
-on_corrupt = "keep"
+on_decode_failure = "keep"
 shard_rows = {shard_rows}
 """
 
@@ -47,7 +47,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device("cpu")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -109,37 +109,40 @@ class Stages:
         self._recipe.write_text(text, encoding="utf-8")
         self._run("mix")
 
-    def job(self, stage: str, **options: Any) -> Callable[[], Measured]:
+    def job(self, stage: str, **options: Any) -> Callable[[], Scores]:
         """Return the making of a stage, from nothing but its inputs, and its look that all images came back."""
 
-        def make() -> Measured:
+        def make() -> Scores:
             shutil.rmtree(self.workspace / stage)
             begun = time.perf_counter()
             counts = self._run(stage, **options)
             seconds = time.perf_counter() - begun
             if counts["images"] != self.count or counts.get("exact_round_trips", self.count) != self.count:
                 raise RuntimeError(f"{stage} did not do its work: {counts}")
-            return Measured(self.count, seconds)
+            return Scores(self.count, seconds)
 
         return make
 
-    def array_job(self, stage: str, parts: int) -> Callable[[], Measured]:
+    def array_job(self, stage: str, parts: int) -> Callable[[], Scores]:
         """Return the making of a stage by parts in processes of their own, side by side, and ``finish``."""
         words = [sys.executable, "-m", "lsmix", stage, str(self._recipe), "--workspace", str(self.workspace), "-q"]
         threads = str(max(1, (os.cpu_count() or 1) // parts))
         quiet = {"env": {**os.environ, "OMP_NUM_THREADS": threads}, "stdout": subprocess.DEVNULL}
 
-        def make() -> Measured:
+        def make() -> Scores:
             shutil.rmtree(self.workspace / stage)
             begun = time.perf_counter()
-            side_by_side = [subprocess.Popen([*words, "--shards", f"{i + 1}/{parts}"], **quiet) for i in range(parts)]
+            side_by_side = [
+                subprocess.Popen([*words, "--array-index", str(i), "--array-size", str(parts)], **quiet)
+                for i in range(parts)
+            ]
             if sum(part.wait() != 0 for part in side_by_side):
                 raise RuntimeError(f"a part of {stage} failed")
-            subprocess.run([*words[:3], "finish", *words[4:]], check=True, **quiet)
+            subprocess.run([*words[:3], "finalize", *words[4:]], check=True, **quiet)
             seconds = time.perf_counter() - begun
             if self._run(stage)["images"] != self.count:
                 raise RuntimeError(f"{stage} did not do its work")
-            return Measured(self.count, seconds)
+            return Scores(self.count, seconds)
 
         return make
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.pool import create_pool, write_pool_shard
 
 __all__ = ["SHAPE", "make_pool", "smooth_images"]
@@ -32,7 +32,7 @@ def make_pool(folder: Path, images: np.ndarray) -> None:
         rows = np.asarray(store.shard_range(shard))
         numbers = {"source_a": rows, "source_b": rows, "label_a": rows % 10, "label_b": rows % 10}
         share = np.zeros(len(rows), np.float32)
-        more = {"lam": share, "share_b": share, "state": np.zeros(len(rows), np.uint8)}
+        more = {"lam": share, "share_b": share, "status": np.zeros(len(rows), np.uint8)}
         write_pool_shard(folder, shard, {"image": images[rows], **numbers, **more})
     files = record_files(folder)
     facts = {"stage": "mix", "stage_version": 1, "name": "bench", "key": "0" * 12}

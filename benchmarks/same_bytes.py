@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from lsmix.pipeline.workspace import Workspace
+from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["main"]
 
@@ -91,11 +91,13 @@ def _on_dask(words: list[str], workspace: Path, moments: random.Random | None) -
 
 def _job_array(words: list[str], workspace: Path) -> str:
     for stage in _STAGES:
-        parts = [_lsmix(stage, [*words, "--shards", f"{part}/3"], workspace) for part in (1, 2, 3)]
+        parts = [
+            _lsmix(stage, [*words, "--array-index", str(part), "--array-size", "3"], workspace) for part in range(3)
+        ]
         codes = [part.wait() for part in parts]
         if any(codes):
             return f"exit codes {codes}"
-        _lsmix("finish", words, workspace).wait()
+        _lsmix("finalize", words, workspace).wait()
     return ""
 
 

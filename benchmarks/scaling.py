@@ -47,7 +47,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device("cpu")
     torch.set_num_threads(os.cpu_count() or 1)
@@ -115,7 +115,7 @@ def _bytes(folder: Path, size: Size) -> dict[str, float]:
         write_pool_shard(
             folder / "pool",
             shard,
-            {"image": np.zeros((n, *shape), np.uint8), **ints, **floats, "state": np.zeros(n, np.uint8)},
+            {"image": np.zeros((n, *shape), np.uint8), **ints, **floats, "status": np.zeros(n, np.uint8)},
         )
     for shard in range(latents.shards):
         n = len(latents.shard_range(shard))

@@ -1,6 +1,6 @@
 """What a hundred thousand shards cost that do next to nothing: handing them out on Dask, and reading their ledger.
 
-The one rule: nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
+Nothing is written while they are handed out, so that all there is to measure is the scheduler's load.
 """
 
 import tempfile
@@ -10,7 +10,7 @@ from typing import Any
 
 from benchmarks.contender import call_fresh, peak_mb
 from benchmarks.turns import expect, save
-from lsmix.pipeline.shards import ShardRecord, ShardWork
+from lsmix.pipeline.engine.stage import ShardRecord, ShardWork
 
 _LOADS = (1000, 10_000, 100_000)  # shards
 _FILES_A_SHARD = 8  # as a pool has them, one a column
@@ -34,7 +34,7 @@ def next_to_nothing(work: Any, shard: int) -> Any:
 
 def hand_out(how: str, shards: int) -> dict[str, float]:
     """Hand out tasks to two workers; return what it cost this process, which is client and scheduler in one."""
-    from lsmix.pipeline.executors import on_dask
+    from lsmix.pipeline.engine import dask as on_dask
 
     on_dask._attempt = next_to_nothing
     heard: list[int] = []
@@ -74,7 +74,7 @@ def _ledger(folder: Path) -> dict[str, Any]:
     """Read a ledger of many records; all name the same files, so what is measured is reading and looking, not a disk."""
     import msgspec
 
-    from lsmix.pipeline.shards import finished_shards
+    from lsmix.pipeline.engine.shards import finished_shards
 
     print("\nthe ledger, read from the kernel's cache", flush=True)
     rows, artifact = {}, folder / "ledger" / "artifact"

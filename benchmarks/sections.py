@@ -46,7 +46,7 @@ class Results:
         folder.mkdir(parents=True, exist_ok=True)
         self.write()
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """Print a line, and add it to the log."""
         print(text, flush=True)
         with (self.folder / "log.txt").open("a", encoding="utf-8") as log:
@@ -57,7 +57,7 @@ class Results:
         row = {"what": what, "measured": measured, "unit": unit, "predicted": predicted, "details": details}
         self._open["rows"].append(row)
         expected = "" if predicted is None else f" (predicted {_number(predicted)})"
-        self.say(f"  {what}: {_number(measured)} {unit}{expected} {details or ''}".rstrip())
+        self.info(f"  {what}: {_number(measured)} {unit}{expected} {details or ''}".rstrip())
         self.write()
 
     def section(self, name: str, work: Callable[[], None], *, seconds: float) -> bool:
@@ -65,7 +65,7 @@ class Results:
 
         A failure is recorded with its traceback, and warnings with their text.
         """
-        self.say(f"\n{name}")
+        self.info(f"\n{name}")
         self._open = self.sections[name] = {
             "status": "running",
             "device": self.about.get("device", ""),  # a later call may run on another
@@ -94,10 +94,10 @@ class Results:
                 self._open["seconds"] = round(time.monotonic() - begun, 2)
                 self._open["warnings"] = sorted({str(warning.message) for warning in seen})
                 self.write()
-        self.say(f"  {self._open['status']}, {self._open['seconds']:.1f} s")
+        self.info(f"  {self._open['status']}, {self._open['seconds']:.1f} s")
         for line in (*self._open["warnings"], self._open.get("traceback", "")):
             if line:
-                self.say(f"  {line}")
+                self.info(f"  {line}")
         return self._open["status"] == "done"
 
     def write(self) -> None:
@@ -155,7 +155,7 @@ def environment(device: str) -> dict[str, Any]:
     """Return what a page of results says about the machine and its software."""
     import torch
 
-    from lsmix.pipeline.environment import describe_environment
+    from lsmix.pipeline.engine.device import describe_environment
 
     facts = describe_environment(device)
     about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "device": facts["device"]}
@@ -167,7 +167,7 @@ def environment(device: str) -> dict[str, Any]:
 
 def card_name(device: str) -> str:
     """Return a short name of the card for a folder, such as "h100"."""
-    from lsmix.pipeline.environment import device_name
+    from lsmix.pipeline.engine.device import device_name
 
     if device == "cpu":
         return "cpu"

@@ -14,7 +14,7 @@ import numpy as np
 from benchmarks.contender import contenders
 from benchmarks.loaders import BATCH, write
 from benchmarks.pools import SHAPE, make_pool, smooth_images
-from benchmarks.turns import Measured, measure, save
+from benchmarks.turns import Scores, measure, save
 from lsmix.data.pool import create_pool, write_pool_shard
 
 _IMAGES = 50_000  # as CIFAR-10 has
@@ -25,7 +25,7 @@ _FIRST = """
 import sys, time, torch, numpy
 begun = time.perf_counter()
 from lsmix.data.pool import open_pool
-from lsmix.data.loader import PoolLoader
+from lsmix.data.loaders.pool_loader import PoolLoader
 imported = time.perf_counter()
 batch = next(iter(PoolLoader(open_pool(sys.argv[1]), 128)))
 print(time.perf_counter() - imported, imported - begun)
@@ -115,8 +115,8 @@ def _peers(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
 def _cold(tables: dict[str, Any], folder: Path) -> None:
     """Measure with the pages of the files dropped from the kernel's cache before each turn, where it lets us."""
 
-    def cold(work: Callable[[], Measured]) -> Callable[[], Measured]:
-        def run() -> Measured:
+    def cold(work: Callable[[], Scores]) -> Callable[[], Scores]:
+        def run() -> Scores:
             os.sync()
             for path in folder.rglob("*"):
                 if path.is_file():
@@ -157,7 +157,7 @@ def _writing(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
     )
     zeros = {name: np.zeros(len(images), np.int64) for name in ("source_a", "source_b", "label_a", "label_b")}
     more = {"lam": np.zeros(len(images), np.float32), "share_b": np.zeros(len(images), np.float32)}
-    columns = {"image": images, **zeros, **more, "state": np.zeros(len(images), np.uint8)}
+    columns = {"image": images, **zeros, **more, "status": np.zeros(len(images), np.uint8)}
     if store.shards != 1:
         raise RuntimeError(f"this measures one shard, got {store.shards}")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.pools import make_pool, smooth_images
-from benchmarks.turns import Measured, measure, save
+from benchmarks.turns import Scores, measure, save
 
 _IMAGES = 2048
 _BATCH = 128
@@ -21,7 +21,7 @@ def run() -> None:
     """Measure and save."""
     import torch
 
-    from lsmix.pipeline.environment import prepare_device
+    from lsmix.pipeline.engine.device import prepare_device
 
     tables: dict[str, Any] = {}
     for device in ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]:
@@ -38,11 +38,11 @@ def run() -> None:
     save("train", tables)
 
 
-def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[], Measured]]:
+def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[], Scores]]:
     from lsmix.classifiers.config import ClassifierTraining
     from lsmix.classifiers.training import ClassifierTrainer
-    from lsmix.data.array_loader import ArrayLoader
-    from lsmix.data.loader import PoolLoader
+    from lsmix.data.loaders.array_loader import ArrayLoader
+    from lsmix.data.loaders.pool_loader import PoolLoader
     from lsmix.data.pool import open_pool
 
     labels = np.arange(len(images)) % 10
@@ -51,19 +51,19 @@ def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[],
         "fed by the streamer": PoolLoader(open_pool(pool), _BATCH),
     }
 
-    def job(loader: Any) -> Callable[[], Measured]:
+    def job(loader: Any) -> Callable[[], Scores]:
         trainer = ClassifierTrainer(
             ClassifierTraining(width=_WIDTH, batch_size=_BATCH), 10, (32, 32, 3), seed=0, device=device
         )
 
-        def epoch() -> Measured:
+        def epoch() -> Scores:
             begun = time.perf_counter()
             trainer.run_epoch(loader)
             seconds = time.perf_counter() - begun
             seen = loader.state_dict()["position"]
             if seen != _IMAGES:
                 raise RuntimeError(f"an epoch of {_IMAGES} images saw {seen}")
-            return Measured(seen, seconds)
+            return Scores(seen, seconds)
 
         return epoch
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["RESULTS", "Measured", "Table", "expect", "measure", "save"]
+__all__ = ["RESULTS", "Scores", "Table", "expect", "measure", "save"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -17,7 +17,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 Table = dict[str, dict[str, Any]]
 
 
-class Measured(NamedTuple):
+class Scores(NamedTuple):
     """What a contender did in one turn."""
 
     items: float
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
 
 def measure(
-    contenders: Mapping[str, Callable[[], "int | Measured"]],
+    contenders: Mapping[str, Callable[[], "int | Scores"]],
     *,
     floor: str,
     title: str,
@@ -43,7 +43,7 @@ def measure(
         for name, work in contenders.items():
             begun = time.perf_counter()
             done = work()
-            items, seconds = done if isinstance(done, Measured) else (done, time.perf_counter() - begun)
+            items, seconds = done if isinstance(done, Scores) else (done, time.perf_counter() - begun)
             if turn:
                 rates[name].append(items / seconds)
     table = {}
@@ -81,7 +81,7 @@ def save(name: str, tables: Mapping[str, Any], **facts: Any) -> None:
             other figures under "figures".
         facts: sizes and settings.
     """
-    from lsmix.pipeline.environment import describe_environment
+    from lsmix.pipeline.engine.device import describe_environment
 
     RESULTS.mkdir(exist_ok=True)
     machine = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": platform.machine()}

@@ -1,6 +1,6 @@
 """Augmentation of a batch: translation by a few pixels into a zero border, and horizontal flips.
 
-The one rule: which image moves where is drawn from the NumPy generator alone, so the result is the same on every device.
+Which image moves where is drawn from the NumPy generator alone, so the result is the same on every device.
 
 Axes: B images, C channels, H rows, W columns.
 """
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lsmix.data.batch import to_device
+from lsmix.data.loaders.batch import to_device
 
 __all__ = ["augment"]
 

@@ -1,6 +1,6 @@
 """CNN-13, the 13-layer convolutional classifier of Table 5 of the paper.
 
-The one rule: on small images a max-pool is left out (its dropout stays) where it would leave the valid 3×3 convolution
+On small images a max-pool is left out (its dropout stays) where it would leave the valid 3×3 convolution
 less than a 3×3 grid; 12×12 and larger keep both pools, 8×8 keeps the first, 3×3 to 5×5 keep none.
 
 Axes: B images, C channels, H rows, W columns, K classes.

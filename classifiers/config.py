@@ -1,16 +1,23 @@
 """How a classifier is made and trained, as a recipe says it. Imports no torch, so that recipes are read at once."""
 
-from typing import Annotated, Literal
+import importlib.util
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import msgspec
 
-from lsmix.classifiers.architectures import CNN13, check_architecture
-from lsmix.classifiers.methods import PIXEL_METHODS
 from lsmix.data.errors import RecipeError
+from lsmix.data.mixing import PIXEL_METHODS, nearest
 
-__all__ = ["ClassifierTraining", "PixelMix"]
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["CNN13", "WIDE_RESNET", "ClassifierTraining", "PixelMix", "check_architecture", "depth_and_widening"]
 
 _Epochs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+
+
 _CNN13_WIDTH = 128  # [P Table 5]
 
 
@@ -25,6 +32,9 @@ class PixelMix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         PIXEL_METHODS.check(self.method)
+
+
+CNN13: Final = "cnn-13"  # the one of the paper, Table 5
 
 
 class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -65,3 +75,53 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
             raise RecipeError(
                 "optimiser 'sgd' with nesterov needs a momentum above 0. Set 'nesterov = false' or a momentum."
             )
+
+
+_KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
+
+
+_MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
+WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
+
+
+_CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+_TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read what a stranger made
+
+
+def check_architecture(name: str) -> None:
+    """Raise RecipeError unless ``name`` is an architecture whose package, if any, is installed."""
+    if name == CNN13:
+        return
+    if WIDE_RESNET.fullmatch(name):
+        depth_and_widening(name)
+    elif name.startswith("timm:"):
+        if not _TIMM.fullmatch(name.removeprefix("timm:")):
+            raise RecipeError(f"{name!r} is no architecture: a name of timm has letters, digits, '_' and '.' only.")
+        _check_installed(name, "timm", "pip install 'lsmix[timm]'")
+    elif _CALLABLE.fullmatch(name):
+        package = re.split(r"[.:]", name)[0]
+        _check_installed(name, package, "Install the package that has it")
+    else:
+        raise RecipeError(f"unknown architecture {name!r}.{nearest(name, _KNOWN)}")
+
+
+def depth_and_widening(name: str) -> tuple[int, int]:
+    """Return depth D and widening factor K of "wrn-D-K"."""
+    _, depth, widening = name.split("-")
+    if not 10 <= int(depth) <= _MOST_DEPTH or (int(depth) - 4) % 6 or not 1 <= int(widening) <= _MOST_WIDENING:
+        raise RecipeError(
+            f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …, {_MOST_DEPTH}) and K 1 to "
+            f"{_MOST_WIDENING}, as in 'wrn-28-10'."
+        )
+    return int(depth), int(widening)
+
+
+def _check_installed(name: str, package: str, remedy: str) -> None:
+    # What comes with Python has no networks, but much that a stranger's recipe should not call.
+    if package in sys.stdlib_module_names:
+        raise RecipeError(f"architecture {name!r} is of Python itself, which has no networks. Name one of a package.")
+    # Looking for a top-level package imports nothing; "__main__" is whatever was started, and no package.
+    if package == "__main__" or importlib.util.find_spec(package) is None:
+        raise RecipeError(f"architecture {name!r} needs the package {package!r}, which is not installed. {remedy}.")

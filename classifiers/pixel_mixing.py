@@ -1,39 +1,37 @@
-"""The mixing methods in pixel space, each one pure function on pairs of images.
-
-The one rule: λ weights the *second* image in every method, and the share that comes back is what was really taken of it.
-(The published codes of MixUp and CutMix weight the first; λ ~ Beta(α, α) is the same either way.)
-
-Each takes x₁ and x₂, uint8 (B, C, H, W); λ, float64 (B,) in [0, 1] on the CPU; and the rows' generators. Each returns the
-mixed images, like x₁, and the share of x₂, float64 (B,) on the CPU. All choices are made on the CPU and all arithmetic on
-pixels is that of integers, so CPU and CUDA give the same bytes.
-
-Axes: B pairs, C channels, H rows, W columns.
-"""
+"""Mixing in pixel space: MixUp, CutMix, ResizeMix and FMix, for pools and for batches in training."""
 
 from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from lsmix.data.batch import to_device
-from lsmix.data.methods import Draws
+from lsmix.classifiers.config import PixelMix
+from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.batch import to_device
+from lsmix.data.mixing import PIXEL_METHODS, Method, RowRng, checked_rates, row_rngs
+from lsmix.data.rng import generator
 
-__all__ = ["cutmix", "fmix", "mixup", "resizemix"]
+__all__ = ["cutmix", "fmix", "mix_batch", "mix_images", "mix_pixels", "mixup", "resizemix"]
 
 _Mixed = tuple[Tensor, Tensor]
+
+
 _UNIT = 1 << 32  # MixUp takes λ to the nearest multiple of its inverse, which moves no pixel by more than 1e-7
+
+
 _DECAY = 3.0  # of FMix's spectrum, as published
 
 
-def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: Draws) -> _Mixed:
+def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: RowRng) -> _Mixed:
     """(1 − λ)·x₁ + λ·x₂, rounded to the nearest level, halves up; the share is λ. λ = 1 gives x₂ [Zhang et al. 2018]."""
     weight_B = to_device(torch.round(lam_B * _UNIT).to(torch.int64), x1_BCHW.device)[:, None, None, None]
     sum_BCHW = (_UNIT - weight_B) * x1_BCHW + weight_B * x2_BCHW  # below 2^40, so exact
     return ((sum_BCHW + _UNIT // 2) >> 32).to(torch.uint8), lam_B.clone()
 
 
-def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """A box of x₂ in x₁, at its own place; the share is the box's area [Yun et al. 2019, and their code].
 
     Its sides are √λ of the image's, its centre lies anywhere, and what sticks out is cut off. So λ = 1 gives x₂ only where
@@ -53,7 +51,7 @@ def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mi
     return torch.where(_inside(box_B4, x1_BCHW), x2_BCHW, x1_BCHW), _area(box_B4, x1_BCHW)
 
 
-def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """The whole of x₂, made smaller, pasted on x₁; the share is the patch's area [Qin et al. 2020].
 
     The patch has √λ of the image's sides, rounded down, and lies wholly inside. Each of its pixels is the pixel of x₂ at
@@ -76,7 +74,7 @@ def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> 
     return torch.where(_inside(box_B4, x1_BCHW), small_BHWC.permute(0, 3, 1, 2), x1_BCHW), _area(box_B4, x1_BCHW)
 
 
-def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixed:
+def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """⌊λHW⌋ pixels of x₂ where a smooth random field is largest; the share is ⌊λHW⌋/HW [Harris et al. 2020].
 
     The field is noise whose spectrum falls with the third power of the frequency. λ = 1 gives x₂.
@@ -95,7 +93,7 @@ def fmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: Draws) -> _Mixe
     return torch.where(mask_B1HW, x2_BCHW, x1_BCHW), taken_B / (height * width)
 
 
-def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: Tensor, draws: Draws) -> Tensor:
+def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: Tensor, draws: RowRng) -> Tensor:
     """Return int64 (B, 4) on the CPU: top, bottom, left, right of each row's box; bottom and right are exclusive."""
     boxes = [box(lam, draws(row)) for row, lam in enumerate(lam_B.tolist())]
     return torch.tensor(boxes, dtype=torch.int64).view(-1, 4)
@@ -121,3 +119,87 @@ def _shrunk(start_B: Tensor, stop_B: Tensor, length: int) -> Tensor:
     place_BL = torch.arange(length)[None, :] - start_B[:, None]
     size_B1 = (stop_B - start_B)[:, None].clamp(min=1)
     return ((2 * place_BL + 1) * length // (2 * size_B1)).clamp(0, length - 1)
+
+
+def mix_images(
+    method: str,
+    x1: NDArray[np.uint8],
+    x2: NDArray[np.uint8],
+    lam: float | NDArray[np.float64],
+    *,
+    seed: int = 0,
+    draws: RowRng | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Mix images pair by pair; return uint8 (N, H, W, C) and the effective shares of x2, float32 (N,).
+
+    x1 and x2 are uint8 (N, H, W, C). ``lam`` is a number or (N,) in [0, 1], taken as float64. Methods with chance draw
+    row i from (seed, i), or from ``draws(i)`` where that is given.
+
+    Raises:
+        RecipeError: the method is unknown or breaks its contract, shapes or types differ, or a λ lies outside [0, 1].
+
+    Example:
+        >>> import numpy as np
+        >>> from lsmix.classifiers.pixel_mixing import mix_images
+        >>> black, white = np.zeros((1, 2, 2, 1), np.uint8), np.full((1, 2, 2, 1), 255, np.uint8)
+        >>> mixed, share = mix_images("mixup", black, white, 0.25)
+        >>> int(mixed[0, 0, 0, 0]), float(share[0])
+        (64, 0.25)
+    """
+    if x1.ndim != 4 or x1.shape != x2.shape or x1.dtype != np.uint8 or x2.dtype != np.uint8:
+        raise RecipeError(
+            f"cannot mix: expected two arrays uint8 (N, H, W, C) of one shape, got {x1.dtype} {x1.shape} and "
+            f"{x2.dtype} {x2.shape}."
+        )
+    lam_N = torch.from_numpy(checked_rates(lam, len(x1)))
+    mixed, share = mix_pixels(method, _tensor(x1), _tensor(x2), lam_N, draws or row_rngs(seed, "mix", "method"))
+    return np.ascontiguousarray(mixed.permute(0, 2, 3, 1).numpy()), share.to(torch.float32).numpy()
+
+
+def mix_pixels(method: str, x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> tuple[Tensor, Tensor]:
+    """Mix tensors as a ``Method`` does, and check what comes back, since another package may have made it.
+
+    Raises:
+        RecipeError: the method is unknown, or gives other than uint8 like x1 and shares float64 (B,) in [0, 1] on the CPU.
+    """
+    function: Method = PIXEL_METHODS.load(method)
+    mixed_BCHW, share_B = function(x1_BCHW, x2_BCHW, lam_B, draws)
+    if (mixed_BCHW.shape, mixed_BCHW.dtype, mixed_BCHW.device) != (x1_BCHW.shape, torch.uint8, x1_BCHW.device):
+        raise RecipeError(
+            f"{PIXEL_METHODS.kind} {method!r} gave {mixed_BCHW.dtype} {tuple(mixed_BCHW.shape)} on {mixed_BCHW.device}; "
+            f"expected torch.uint8 {tuple(x1_BCHW.shape)} on {x1_BCHW.device}."
+        )
+    fits = (share_B.shape, share_B.dtype, share_B.device.type) == (lam_B.shape, torch.float64, "cpu")
+    if not fits or not bool(((share_B >= 0) & (share_B <= 1)).all()):
+        raise RecipeError(
+            f"{PIXEL_METHODS.kind} {method!r} gave shares {share_B.dtype} {tuple(share_B.shape)} on {share_B.device}; "
+            f"expected torch.float64 {tuple(lam_B.shape)} on the CPU, all within 0 to 1."
+        )
+    return mixed_BCHW, share_B
+
+
+def _tensor(images: NDArray[np.uint8]) -> Tensor:
+    # torch shares memory only with arrays that may be written; rows of a store may not be.
+    return torch.from_numpy(images if images.flags.writeable else images.copy()).permute(0, 3, 1, 2)
+
+
+def mix_batch(
+    mix: PixelMix, images_BCHW: Tensor, target_BK: Tensor, seed: int, *words: str | int
+) -> tuple[Tensor, Tensor]:
+    """Return mixed images uint8 (B, C, H, W) and targets float32 (B, K), both on the images' device.
+
+    Partners, λ and what else a method draws come from generators named by ``seed`` and ``words``.
+
+    Raises:
+        RecipeError: the method cannot be loaded, or breaks its contract.
+    """
+    count = len(images_BCHW)
+    draws = generator(seed, *words, "pairs")
+    partner_B = to_device(torch.from_numpy(draws.permutation(count)), images_BCHW.device)
+    rates = draws.beta(mix.alpha, mix.alpha, count if mix.rate == "per-sample" else 1)
+    lam_B = torch.from_numpy(np.broadcast_to(rates, (count,)).copy())
+    # Gathered by whole pixels, which keeps channels-last memory.
+    partner_BCHW = images_BCHW.permute(0, 2, 3, 1)[partner_B].permute(0, 3, 1, 2)
+    mixed_BCHW, share_B = mix_pixels(mix.method, images_BCHW, partner_BCHW, lam_B, row_rngs(seed, *words, "row"))
+    share_B1 = to_device(share_B.to(target_BK.dtype), target_BK.device)[:, None]
+    return mixed_BCHW, (1.0 - share_B1) * target_BK + share_B1 * target_BK[partner_B]

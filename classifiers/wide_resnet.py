@@ -1,6 +1,6 @@
 """Wide residual networks, WRN-D-K [P B.2; Zagoruyko and Komodakis 2016, arXiv:1605.07146, and their Torch code].
 
-The one rule: images whose shorter side has 64 pixels or more are halved in the first group too, so that the last grid is
+Images whose shorter side has 64 pixels or more are halved in the first group too, so that the last grid is
 8×8 for 32×32 and for 64×64 alike.
 
 Axes: B images, C channels, H rows, W columns, K classes.

@@ -1,6 +1,6 @@
 """The data-set store ``dataset.h5``: train, held-out and test images, laid out so that they can be memory-mapped.
 
-The one rule: every row of a published split goes to one of our splits at most; test images can never get into train.
+Every row of a published split goes to one of our splits at most; test images can never get into train.
 
 Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
 (N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's
@@ -20,41 +20,45 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.durable import durable_path
-from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError, SourceError
-from lsmix.data.hdf5_draft import Place, new_hdf5, reserve, write_rows
-from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.readers.source_images import PublishedData
-from lsmix.data.strata import choose_rows
+from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.errors import (
+    CorruptError,
+    FormatError,
+    LsmixError,
+    MissingError,
+)
 
 __all__ = [
+    "BLOCK_BYTES",
+    "COLUMNS",
     "DATASET_NAME",
     "FORMAT_VERSION",
+    "MAX_TEXT_BYTES",
     "SPLIT_NAMES",
     "DataSet",
-    "Rows",
     "SplitArrays",
     "open_dataset",
-    "plan_splits",
-    "write_dataset",
 ]
 
 DATASET_NAME = "dataset.h5"
+
+
 FORMAT_VERSION = 1
+
+
 SPLIT_NAMES = ("train", "heldout", "test")
 
-_BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
-_MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
+
+BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
+
+
+MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
+
+
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-_COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class Rows:
-    """Which rows of which published split make up one of ours."""
-
-    published_split: str  # "train" or "test"
-    index: npt.NDArray[np.int64]  # (N,), ascending
+COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -77,7 +81,7 @@ class SplitArrays:
         """
         images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
         order = np.argsort(rows, kind="stable")
-        block = rows[order] // max(1, _BLOCK_BYTES // math.prod(images.shape[1:]))
+        block = rows[order] // max(1, BLOCK_BYTES // math.prod(images.shape[1:]))
         for part in np.split(order, np.flatnonzero(np.diff(block)) + 1):
             images[part] = self.images[rows[part]]
             _let_go(self.images)
@@ -119,128 +123,6 @@ class DataSet:
         return height, width, channels
 
 
-def plan_splits(published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int) -> dict[str, Rows]:
-    """Choose the rows of each split; every choice keeps each class at its share.
-
-    Args:
-        published: the data set as published.
-        heldout: images to keep back from train; 0 for none.
-        test: images of the test split. Of a published one, 0 means all; without one, they are taken from train.
-        limit: published training images to use at all, before held-out and test ones are taken off; None for all.
-        seed: of the choices.
-
-    Raises:
-        RecipeError: the numbers don't add up, or would leave no train or no test image.
-    """
-    rows = len(published.splits["train"])
-    published_test = len(published.splits["test"]) if "test" in published.splits else 0
-    carved_test = 0 if published_test else test
-    kept_count = rows if limit is None else limit
-    _check_counts(rows, published_test, heldout=heldout, test=test, kept=kept_count)
-
-    kept = _choose(published, "train", np.arange(rows), kept_count, seed, "limit")
-    held = _choose(published, "train", kept, heldout, seed, "heldout")
-    rest = np.setdiff1d(kept, held, assume_unique=True)
-    if published_test:
-        chosen = _choose(published, "test", np.arange(published_test), test or published_test, seed, "test")
-        tested = Rows("test", chosen)
-    else:
-        tested = Rows("train", _choose(published, "train", rest, carved_test, seed, "test"))
-        rest = np.setdiff1d(rest, tested.index, assume_unique=True)
-    return {"train": Rows("train", rest), "heldout": Rows("train", held), "test": tested}
-
-
-def _choose(
-    published: PublishedData, split: str, among: npt.NDArray[np.int64], count: int, seed: int, word: str
-) -> npt.NDArray[np.int64]:
-    if count == len(among):
-        return among
-    chosen = choose_rows(published.splits[split].labels[among], count, seed=seed, words=("split", word))
-    return among[chosen]
-
-
-def _check_counts(rows: int, published_test: int, *, heldout: int, test: int, kept: int) -> None:
-    if heldout < 0 or test < 0:
-        raise RecipeError(
-            f"heldout and test are numbers of images, at least 0; got heldout = {heldout}, test = {test}."
-        )
-    if not 1 <= kept <= rows:
-        raise RecipeError(f"limit is {kept}, but there are {rows} published training images; choose 1 to {rows}.")
-    if published_test:
-        if test > published_test:
-            raise RecipeError(
-                f"test is {test}, but there are {published_test} published test images; choose 1 to {published_test}, "
-                "or 0 for all."
-            )
-        test = 0  # nothing is taken from train
-    elif test == 0:
-        raise RecipeError(
-            "this data set has no published test split and test is 0, which would leave no test images; "
-            "say how many to take from train, for example test = 1000."
-        )
-    if kept - heldout - test < 1:
-        raise RecipeError(
-            f"{kept} training images − {heldout} held-out − {test} test = {kept - heldout - test} left for train; "
-            "at least 1 must be left. Lower heldout or test, or raise limit."
-        )
-
-
-def write_dataset(
-    path: Path, published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int
-) -> dict[str, int]:
-    """Split ``published`` as ``plan_splits`` says and write it to ``path``, durably; return the images in each split.
-
-    The same arguments give the same bytes.
-
-    Raises:
-        RecipeError: the splits are impossible.
-        SourceError: the class names, or another text, are too long to be stored.
-    """
-    plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
-    with durable_path(path) as beside:
-        _write_file(beside, published, plan)
-    return {split: len(rows.index) for split, rows in plan.items()}
-
-
-def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) -> None:
-    with new_hdf5(path, lambda file: _lay_out(file, published, plan)) as (stream, places):
-        for name, rows in plan.items():
-            source = published.splits[rows.published_split]
-            block = max(1, _BLOCK_BYTES // math.prod(source.images.shape[1:]))
-            for start in range(0, len(rows.index), block):
-                index = rows.index[start : start + block]
-                write_rows(stream, places[f"{name}/images"], start, source.images[index])
-                write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
-                write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
-
-
-def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Place]:
-    """Write all but the rows, and return the places of the arrays."""
-    file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-    _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
-    _write_text(file, "licence", published.licence)
-    _write_text(file, "citation", published.citation)
-    places = {}
-    for split, rows in plan.items():
-        group = file.create_group(split)
-        _write_text(group, "published_split", rows.published_split)
-        image_shape = published.splits[rows.published_split].images.shape[1:]
-        for name, (dtype, _) in _COLUMNS.items():
-            shape = (len(rows.index), *(image_shape if name == "images" else ()))
-            places[f"{split}/{name}"] = reserve(group.create_dataset(name, shape, dtype, track_times=False))
-    return places
-
-
-def _write_text(item: Any, name: str, text: str) -> None:
-    # Of fixed length: HDF5 2.0.0 was seen to loop without end on a damaged heap, where texts of free length lie.
-    content = text.encode()
-    if len(content) > _MAX_TEXT_BYTES:
-        raise SourceError(
-            f"the data set's {name} has {len(content)} bytes; at most {_MAX_TEXT_BYTES} fit. Shorten the names."
-        )
-    item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))
-
-
 def open_dataset(path: Path | str) -> DataSet:
     """Open a data set: the file ``dataset.h5``, or the folder (artifact) that holds it.
 
@@ -252,6 +134,7 @@ def open_dataset(path: Path | str) -> DataSet:
     Example:
         >>> import tempfile
         >>> from lsmix.data.readers.digits import read_digits
+        >>> from lsmix.data.readers.dataset_writer import write_dataset
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "dataset.h5"
         ...     counts = write_dataset(path, read_digits(), heldout=100, test=0, limit=None, seed=0)
@@ -313,7 +196,7 @@ def _attribute(item: Any, name: str, kind: Any) -> Any:
     attribute = item.attrs.get_id(name)
     stored = attribute.get_type()
     free_length = isinstance(stored, h5py.h5t.TypeStringID) and stored.is_variable_str()
-    if not isinstance(stored, kind) or free_length or attribute.shape != () or stored.get_size() > _MAX_TEXT_BYTES:
+    if not isinstance(stored, kind) or free_length or attribute.shape != () or stored.get_size() > MAX_TEXT_BYTES:
         return None
     return item.attrs[name]
 
@@ -342,7 +225,7 @@ def _own_link(path: Path, parent: Any, name: str, kind: type) -> Any:
 def _read_split(path: Path, file: Any, name: str) -> SplitArrays:
     group = _own_link(path, file, name, h5py.Group)
     published_split = _text(path, group, "published_split")
-    images, labels, source_index = (_map_column(path, group, column) for column in _COLUMNS)
+    images, labels, source_index = (_map_column(path, group, column) for column in COLUMNS)
     if not len(images) == len(labels) == len(source_index):
         raise FormatError(
             f"split {name!r} of {str(path)!r} has {len(images)} images, {len(labels)} labels and "
@@ -354,7 +237,7 @@ def _read_split(path: Path, file: Any, name: str) -> SplitArrays:
 def _map_column(path: Path, group: Any, name: str) -> npt.NDArray[Any]:
     """Memory-map one HDF5 dataset after refusing every way in which its bytes could lie elsewhere."""
     item = _own_link(path, group, name, h5py.Dataset)
-    dtype, dimensions = _COLUMNS[name]
+    dtype, dimensions = COLUMNS[name]
     wanted = h5py.h5t.STD_U8LE if dtype == "|u1" else h5py.h5t.STD_I64LE
     if not item.id.get_type().equal(wanted) or item.ndim != dimensions:
         raise FormatError(

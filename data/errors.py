@@ -1,23 +1,6 @@
-"""Every error that lsmix raises on purpose.
+"""The errors of lsmix with their exit codes, and text for messages: sizes, durations, escapes."""
 
-    LsmixError                      exit code 1
-    ├── RecipeError                 1   a recipe, an option or an argument is wrong        (ValueError)
-    ├── MissingError                1   a path or an artifact is not there                 (FileNotFoundError)
-    ├── SourceError                 1   a published data set cannot be read as such        (ValueError)
-    ├── DownloadError               1   a file cannot be fetched, or is not the wanted one (OSError)
-    ├── FormatError                 1   an artifact is of a kind or version we don't read  (ValueError)
-    ├── DiskSpaceError              1   the result would not fit on the disk               (OSError)
-    ├── DeviceMemoryError           1   the work does not fit into a device's memory       (MemoryError)
-    ├── DivergedError               1   training left the finite numbers                   (ArithmeticError)
-    ├── StaleError                  3   something is not up to date
-    ├── LockedError                 4   another run works on the same artifact
-    ├── CorruptError                5   bytes differ from their checksum, or are gone      (ValueError)
-    └── PartialError                6   some shards failed, the rest is done
-
-The one rule: a message says what, where, expected, got, and what to do, in one sentence or two.
-Exit code 2 is a usage error of the command line, 130 an interruption.
-"""
-
+import re
 from typing import ClassVar
 
 __all__ = [
@@ -34,6 +17,12 @@ __all__ = [
     "RecipeError",
     "SourceError",
     "StaleError",
+    "escape_json",
+    "escape_terminal",
+    "format_bytes",
+    "format_duration",
+    "printable_lines",
+    "printable_words",
 ]
 
 
@@ -97,3 +86,89 @@ class PartialError(LsmixError):
     """Some shards failed; the rest is done and kept."""
 
     exit_code = 6
+
+
+def escape_terminal(text: str) -> str:
+    r"""Return a line in which every letter that does not print, a line break included, is shown as its escape.
+
+    Example:
+        >>> print(escape_terminal("a cat\x1b[2J\n\u202e"))
+        a cat\x1b[2J\n\u202e
+    """
+    return text if text.isprintable() else "".join(map(_shown, text))
+
+
+def printable_lines(text: str) -> str:
+    r"""Return a text in which every character that does not print, but for its newlines, is shown as its escape.
+
+    Example:
+        >>> print(printable_lines("one\ntwo\x1b"))
+        one
+        two\x1b
+    """
+    return "\n".join(map(escape_terminal, text.split("\n")))
+
+
+def printable_words(text: str) -> str:
+    r"""Return a text on one line: blanks and line breaks become single spaces, and what does not print its escape.
+
+    Example:
+        >>> print(printable_words(" a\n cat\x1b[2J "))
+        a cat\x1b[2J
+    """
+    return escape_terminal(" ".join(text.split()))
+
+
+def escape_json(text: str, *, ascii_only: bool = False) -> str:
+    r"""Return the same JSON, with letters that do not print as their escapes; line breaks between values stay.
+
+    ``ascii_only`` escapes all others beyond ASCII, too, for terminals that cannot show them.
+
+    Example:
+        >>> print(escape_json('"a \x9b"'))
+        "a \u009b"
+    """
+
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if found[0].isprintable() and not ascii_only else _escaped(found[0])
+
+    return re.sub(r"[^\n -~]", shown, text)
+
+
+def _shown(letter: str) -> str:
+    return letter if letter.isprintable() else ascii(letter)[1:-1]
+
+
+def _escaped(letter: str) -> str:
+    units = letter.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def format_bytes(count: int) -> str:
+    """Return a number of bytes for reading.
+
+    Example:
+        >>> format_bytes(999), format_bytes(153_600_000)
+        ('999 B', '153.6 MB')
+    """
+    size = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 999.95:
+            return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time span for reading.
+
+    Example:
+        >>> format_duration(0.42), format_duration(75), format_duration(7_260)
+        ('0.4 s', '1 min 15 s', '2 h 1 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,6 +1,6 @@
 """The latent store: a flow's latent vector of every image, with the image's label and log-likelihood.
 
-The one rule: rows are in the order of the data set's train split, so row i belongs to image i.
+Rows are in the order of the data set's train split, so row i belongs to image i.
 """
 
 import functools
@@ -11,11 +11,10 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact_columns import open_artifact_columns
-from lsmix.data.column_reader import ColumnArray, ColumnReader
-from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.artifact import Manifest
 from lsmix.data.errors import FormatError
-from lsmix.data.manifest import Manifest
+from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns
 
 __all__ = [
     "LATENTS_FORMAT",

@@ -1,68 +1,92 @@
 """A pool: mixed images with their two labels, the second label's share, and where each image comes from.
 
-The one rule: row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair, so that copies lie one behind the other.
-A pool may mix more than two sources, or begin at drawn corners; then it has columns more, and the others mean the same.
+``POOL_COLUMNS`` declares every column once. Row ``copy · images_per_copy + i`` is copy ``copy`` of the i-th pair. A pool may
+mix more than two sources, or begin at drawn corners; then it has extra columns, and the others mean the same.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, SupportsIndex
+from typing import Annotated, Any, Final, Literal, NamedTuple, SupportsIndex
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact_columns import open_artifact_columns
-from lsmix.data.column_reader import ColumnArray, ColumnReader, open_columns
-from lsmix.data.columns import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.artifact import Manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.manifest import Manifest
+from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
+from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
+from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
 
 __all__ = [
-    "CORNERS",
-    "PLAN_NAME",
+    "POOL_COLUMNS",
     "POOL_FORMAT",
     "POOL_NAME",
-    "STATES",
+    "STATUSES",
     "Pool",
+    "PoolAttributes",
+    "PoolColumn",
     "Sample",
     "Source",
     "create_pool",
     "open_pool",
-    "pool_columns",
     "pool_store",
     "unsealed_pool",
     "write_pool_shard",
 ]
 
 POOL_NAME: Final = "pool.zarr"
-PLAN_NAME: Final = "plan.json"  # beside it: what the pool was made by
 POOL_FORMAT: Final = 1
-STATES: Final = ("ok", "redrawn", "replaced")  # what the numbers in the column ``state`` mean
-CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # … and in the column ``corner``
-
-_NUMBERS: Final[dict[str, Dtype]] = {
-    "source_a": "int64",
-    "source_b": "int64",
-    "label_a": "int64",
-    "label_b": "int64",
-    "lam": "float32",
-    "share_b": "float32",
-    "state": "uint8",
+_STATUS_MEANINGS: Final = {
+    "ok": "as first drawn",
+    "redrawn": "the first draw could not be decoded; partner and λ are from a later draw",
+    "replaced": "no draw could be decoded; the image is its first source, and share_b is 0",
 }
-# Of the third source and those behind it, (M, sources − 2); only in pools that mix more than two.
-_MORE: Final[dict[str, Dtype]] = {
-    "source_more": "int64",
-    "label_more": "int64",
-    "lam_more": "float32",
-    "share_more": "float32",
-}
-_CORNER: Final[dict[str, Dtype]] = {"corner": "uint8"}  # only in pools that begin at drawn corners
+STATUSES: Final = tuple(_STATUS_MEANINGS)
 
 
-class _Attributes(msgspec.Struct, frozen=True, kw_only=True):
-    """What the pool's group says of it."""
+@dataclass(frozen=True)
+class PoolColumn:
+    """The declaration of a column."""
+
+    name: str
+    dtype: Dtype
+    # What values may be: any, a row of the base set's train split, a class, a number in 0 to 1, or the index of a word.
+    kind: Literal["pixel", "source", "label", "share", "word"]
+    description: str  # one line
+    row: Literal["number", "image", "more"] = "number"  # shape of a row: (), (H, W, C) or (sources − 2,)
+    words: Mapping[str, str] = field(default_factory=dict)  # with the meaning of each
+
+    def as_text(self, values: NDArray[Any]) -> list[Any]:
+        """Return values (n,) as text shows them: words, and the shortest decimals that give a float32 back."""
+        shown = np.array(tuple(self.words))[values] if self.words else values
+        return list((shown.astype("U") if shown.dtype.kind == "f" else shown).tolist())
+
+
+_STATUS = "whether the image is as first drawn, from a later draw, or replaced by x₁"
+_CORNER_WORDS = {corner: f"x₂ begins at the {corner.replace('-', ' ')}" for corner in CORNERS}
+_COLUMNS = (
+    PoolColumn("image", "uint8", "pixel", "the mixed image", "image"),
+    PoolColumn("source_a", "int64", "source", "row of x₁, the first source, in the train split"),
+    PoolColumn("source_b", "int64", "source", "row of x₂, the second source, in the train split"),
+    PoolColumn("label_a", "int64", "label", "class of x₁"),
+    PoolColumn("label_b", "int64", "label", "class of x₂"),
+    PoolColumn("lam", "float32", "share", "λ as drawn, the share of x₂ that was asked for"),
+    PoolColumn("share_b", "float32", "share", "share of x₂ that was taken, the weight of label_b; x₁ has what is left"),
+    PoolColumn("status", "uint8", "word", _STATUS, words=_STATUS_MEANINGS),
+    PoolColumn("source_more", "int64", "source", "rows of x₃ and the sources after it in the train split", "more"),
+    PoolColumn("label_more", "int64", "label", "classes of x₃ and the sources after it", "more"),
+    PoolColumn("lam_more", "float32", "share", "λ as drawn of x₃ and the sources after it", "more"),
+    PoolColumn("share_more", "float32", "share", "shares of x₃ and the sources after it, as share_b", "more"),
+    PoolColumn("corner", "uint8", "word", "where x₂ begins", words=_CORNER_WORDS),
+)
+POOL_COLUMNS: Final = {column.name: column for column in _COLUMNS}
+
+
+class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
+    """What the pool's group says of the pool, and so which columns it has and what their values may be."""
 
     format_version: int  # of the pool, see POOL_FORMAT
     class_names: Annotated[list[str], msgspec.Meta(min_length=1)]  # by label
@@ -71,6 +95,48 @@ class _Attributes(msgspec.Struct, frozen=True, kw_only=True):
     method: str  # "ls-mix", "mixup", ...
     sources: Annotated[int, msgspec.Meta(ge=2, le=64)] = 2  # images in each mix
     corners: bool = False  # whether each row began at a drawn corner
+
+    def columns(self) -> list[PoolColumn]:
+        """Return the columns that the pool has, ``image`` first."""
+        present = {"number": True, "image": True, "more": self.sources > 2}
+        return [column for column in _COLUMNS if present[column.row] and (self.corners or column.name != "corner")]
+
+    def row_shape(self, column: PoolColumn, image_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of a row of a column."""
+        return {"number": (), "image": image_shape, "more": (self.sources - 2,)}[column.row]
+
+    def largest(self, column: PoolColumn) -> int:
+        """Return the largest value that a column may hold; the smallest is 0."""
+        return {
+            "pixel": 255,
+            "source": self.images_per_copy - 1,
+            "label": len(self.class_names) - 1,
+            "share": 1,
+            "word": len(column.words) - 1,
+        }[column.kind]
+
+    def first_wrong(self, arrays: Mapping[str, NDArray[Any]], first_row: int = 0) -> str:
+        """Return which value of some rows, by column, is out of its range, and why; "" for none.
+
+        ``first_row`` is the number of the first row, for the message.
+        """
+        for name, values in arrays.items():
+            column = POOL_COLUMNS[name]
+            if column.kind == "pixel":
+                continue  # any uint8
+            largest = self.largest(column)
+            wrong = np.argwhere(~((values >= 0) & (values <= largest)))  # not "<": NaN is on neither side
+            if len(wrong):
+                place = tuple(wrong[0].tolist())
+                which = f"{name}{list(place[1:])}" if place[1:] else name
+                why = {
+                    "source": f"the training split has rows 0 to {largest}: an image from elsewhere, such as a test image",
+                    "label": f"there are classes 0 to {largest}",
+                    "share": "expected 0 to 1",
+                    "word": f"expected 0 to {largest} ({', '.join(column.words)})",
+                }[column.kind]
+                return f"in row {first_row + place[0]} {which} is {values[place]}, but {why}"
+        return ""
 
 
 class Source(NamedTuple):
@@ -92,29 +158,49 @@ class Sample(NamedTuple):
     lam: float  # λ as drawn, 0 to 1
     source_a: int  # row of the first source image in the train split
     source_b: int  # row of the second
-    state: str  # one of STATES
+    status: str  # one of STATUSES
     more: tuple[Source, ...] = ()  # the third image and those behind it
     corner: str = CORNERS[0]  # where x₂ begins
+
+
+class _ColumnOf:
+    """Makes a column of a pool an attribute of the same name."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, pool: "Pool", owner: type) -> ColumnArray:
+        return pool.columns[self._name]
 
 
 class Pool:
     """A complete pool, opened for reading; use ``open_pool``.
 
-    Its columns read like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C).
+    Its columns read like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C). ``POOL_COLUMNS`` describes each of them.
     """
+
+    image = _ColumnOf()
+    source_a = _ColumnOf()
+    source_b = _ColumnOf()
+    label_a = _ColumnOf()
+    label_b = _ColumnOf()
+    lam = _ColumnOf()
+    share_b = _ColumnOf()
+    status = _ColumnOf()
 
     def __init__(
         self,
         where: str,
         manifest: Manifest,
         columns: ColumnReader,
-        attributes: _Attributes,
+        attributes: PoolAttributes,
         reopen: "Callable[..., Pool] | None" = None,
     ) -> None:
-        self.where = where  # its folder, or its URL
+        self.location = where  # its folder, or its URL
         self._reopen = reopen or functools.partial(open_pool, where)
         self.manifest = manifest
         self.columns = columns
+        self.attributes = attributes
         self.class_names = tuple(attributes.class_names)
         self.copies = attributes.copies
         self.images_per_copy = attributes.images_per_copy
@@ -128,53 +214,46 @@ class Pool:
         Raises:
             MissingError: it is read from afar, and has none here.
         """
-        if "://" in self.where:
-            raise MissingError(f"pool {self.where!r} is not on this machine. Fetch it first: lsmix pull {self.where}")
-        return Path(self.where)
+        if "://" in self.location:
+            raise MissingError(
+                f"pool {self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}"
+            )
+        return Path(self.location)
+
+    @property
+    def spec(self) -> PoolSpec | None:
+        """What it was made from; None where it comes without plan.json.
+
+        Raises:
+            MissingError: it is read from a URL, or plan.json was removed.
+            FormatError: plan.json is no plan, or of a version that this lsmix does not read.
+            CorruptError: plan.json contradicts itself, or is not the file that the manifest lists.
+        """
+        listed = {file.path: file.sha256 for file in self.manifest.files if file.payload}
+        if PLAN_NAME not in listed:
+            return None
+        return read_spec(self.path / PLAN_NAME, expected=listed[PLAN_NAME])
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
         return self._reopen(check_crc=self.columns.check_crc if check_crc is None else check_crc)
 
-    @property
-    def image(self) -> ColumnArray:
-        """Mixed images, uint8 (M, H, W, C)."""
-        return self.columns["image"]
+    def rows(self, start: int, stop: int, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
+        """Return rows ``start`` to ``stop`` (exclusive) by column, each value within its range.
 
-    @property
-    def source_a(self) -> ColumnArray:
-        """Row of each first source image in the train split, int64 (M,)."""
-        return self.columns["source_a"]
+        Args:
+            start: the first row.
+            stop: the row after the last one.
+            names: which columns; none for all but ``image``.
 
-    @property
-    def source_b(self) -> ColumnArray:
-        """Row of each second source image in the train split, int64 (M,)."""
-        return self.columns["source_b"]
-
-    @property
-    def label_a(self) -> ColumnArray:
-        """Class of each first source image, int64 (M,)."""
-        return self.columns["label_a"]
-
-    @property
-    def label_b(self) -> ColumnArray:
-        """Class of each second source image, int64 (M,)."""
-        return self.columns["label_b"]
-
-    @property
-    def lam(self) -> ColumnArray:
-        """λ as drawn, float32 (M,) in 0 to 1."""
-        return self.columns["lam"]
-
-    @property
-    def share_b(self) -> ColumnArray:
-        """Effective share of the second label, float32 (M,) in 0 to 1."""
-        return self.columns["share_b"]
-
-    @property
-    def state(self) -> ColumnArray:
-        """0, 1 or 2 for ok, redrawn or replaced, uint8 (M,)."""
-        return self.columns["state"]
+        Raises:
+            CorruptError: a value is out of its range, or a chunk is damaged.
+        """
+        names = names or [name for name in self.columns if name != "image"]
+        found = {name: self.columns[name][start:stop] for name in names}
+        if wrong := self.attributes.first_wrong(found, start):
+            raise CorruptError(f"pool {self.location!r} is damaged: {wrong}. Do not use it; fetch or make it again.")
+        return found
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -186,7 +265,7 @@ class Pool:
     def info(self) -> dict[str, Any]:
         """Facts about the pool, from its manifest and its metadata; ready for JSON."""
         return {
-            "path": self.where,
+            "path": self.location,
             "name": self.manifest.name,
             "key": self.manifest.key,
             "root": self.manifest.root,
@@ -207,33 +286,26 @@ class Pool:
     def __getitem__(self, index: SupportsIndex) -> Sample:
         row = index.__index__()
         if not -len(self) <= row < len(self):
-            raise IndexError(f"sample {row} is outside of pool {self.where!r}, which has {len(self)} images.")
-        numbers = {name: self.columns[name][row].item() for name in _NUMBERS}
-        state = numbers.pop("state")
-        if state >= len(STATES):
-            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown state {state}. Do not use it.")
+            raise IndexError(f"sample {row} is outside of pool {self.location!r}, which has {len(self)} images.")
+        row %= len(self)
+        found = {name: values[0] for name, values in self.rows(row, row + 1).items()}
+        further = (
+            zip(*(found[f"{name}_more"].tolist() for name in Source._fields), strict=True) if self.sources > 2 else ()
+        )
         return Sample(
-            image=self.image[row], state=STATES[state], more=self._more(row), corner=self._corner(row), **numbers
+            image=self.image[row],
+            status=STATUSES[found["status"]],
+            more=tuple(Source(*values) for values in further),
+            corner=CORNERS[found.get("corner", 0)],
+            **{name: found[name].item() for name in Sample._fields if name in found and not POOL_COLUMNS[name].words},
         )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[row] for row in range(len(self)))
 
-    def _more(self, row: int) -> tuple[Source, ...]:
-        if self.sources == 2:
-            return ()
-        sources, labels, rates, shares = (self.columns[name][row].tolist() for name in _MORE)
-        return tuple(Source(*facts) for facts in zip(sources, labels, shares, rates, strict=True))
-
-    def _corner(self, row: int) -> str:
-        corner = int(self.columns["corner"][row]) if "corner" in self.columns else 0
-        if corner >= len(CORNERS):
-            raise CorruptError(f"pool {self.where!r}: sample {row} has the unknown corner {corner}. Do not use it.")
-        return CORNERS[corner]
-
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
-        return f"Pool({self.where!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
+        return f"Pool({self.location!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A map of a file belongs to one process; another opens its own.
@@ -278,12 +350,7 @@ def create_pool(
     rows, row_bytes = images_per_copy * copies, int(np.prod(image_shape))
     shard_rows = shard_rows or rows_per_shard(row_bytes, rows)
     chunk_rows = rows_per_chunk(row_bytes, shard_rows)
-    columns = [Column(name="image", dtype="uint8", row_shape=tuple(image_shape), chunk_rows=chunk_rows)]
-    for name, dtype in _narrow_columns(sources, corners).items():
-        row_shape = (sources - 2,) if name in _MORE else ()
-        columns.append(Column(name=name, dtype=dtype, row_shape=row_shape, chunk_rows=shard_rows))
-    store = ColumnStore(folder=folder / POOL_NAME, columns=tuple(columns), rows=rows, shard_rows=shard_rows)
-    known = _Attributes(
+    known = PoolAttributes(
         format_version=POOL_FORMAT,
         class_names=list(class_names),
         images_per_copy=images_per_copy,
@@ -292,28 +359,18 @@ def create_pool(
         sources=sources,
         corners=corners,
     )
+    columns = tuple(
+        Column(
+            name=column.name,
+            dtype=column.dtype,
+            row_shape=known.row_shape(column, image_shape),
+            chunk_rows=chunk_rows if column.row == "image" else shard_rows,
+        )
+        for column in known.columns()
+    )
+    store = ColumnStore(folder=folder / POOL_NAME, columns=columns, rows=rows, shard_rows=shard_rows)
     store.create({**(attributes or {}), **msgspec.to_builtins(known)})
     return store
-
-
-def _narrow_columns(sources: int, corners: bool) -> dict[str, Dtype]:
-    """Return the dtype of every column but ``image``."""
-    return {**_NUMBERS, **(_MORE if sources > 2 else {}), **(_CORNER if corners else {})}
-
-
-def pool_columns(
-    attributes: dict[str, Any], image_shape: tuple[int, int, int], where: str
-) -> dict[str, tuple[Dtype, tuple[int, ...]]]:
-    """Return dtype and shape of a row of every column that a pool with these attributes has, ``image`` first.
-
-    Raises:
-        FormatError: they are of a version that this lsmix does not read; ``where`` is named in the message.
-        CorruptError: they are not what a pool's attributes must be.
-    """
-    known = _read_attributes(Path(where), attributes)
-    narrow = _narrow_columns(known.sources, known.corners)
-    tails = {name: (known.sources - 2,) if name in _MORE else () for name in narrow}
-    return {"image": ("uint8", image_shape), **{name: (dtype, tails[name]) for name, dtype in narrow.items()}}
 
 
 def pool_store(folder: Path) -> ColumnStore:
@@ -336,15 +393,9 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
         ValueError: a column is left out, or its values are of another shape, dtype or range.
     """
     store, attributes = open_store(folder / POOL_NAME)
-    most_label = len(_read_attributes(folder, attributes).class_names) - 1
-    limits = {name: most_label for name in arrays if name.startswith("label_")}
-    limits |= {name: 1 for name in arrays if name.startswith(("lam", "share_"))}
-    limits |= {"state": len(STATES) - 1, "corner": len(CORNERS) - 1}
-    for name in arrays.keys() - {"image"}:
-        least, most = arrays[name].min(initial=0), arrays[name].max(initial=0)
-        if not (least >= 0 and most <= limits.get(name, most)):  # not "or": NaN is on neither side
-            bounds = f"lie in 0 to {limits[name]}" if name in limits else "be 0 or more"
-            raise ValueError(f"shard {shard} of pool {str(folder)!r}: {name!r} must {bounds}, got {least} to {most}.")
+    known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the store refuses others
+    if wrong := _read_attributes(folder, attributes).first_wrong(known, store.shard_range(shard).start):
+        raise ValueError(f"shard {shard} of pool {str(folder)!r}: {wrong}.")
     return {f"{POOL_NAME}/{path}": digest for path, digest in store.write_shard(shard, arrays).items()}
 
 
@@ -398,8 +449,8 @@ def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
 
 
 def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
-    from lsmix.data.afar.remote import local_folder
-    from lsmix.data.afar.remote_columns import open_remote_columns
+    from lsmix.data.cache import open_remote_columns
+    from lsmix.data.remote import local_folder
 
     folder = local_folder(url)
     if folder is not None:
@@ -417,11 +468,10 @@ def _pool(
     reopen: Callable[..., Pool] | None = None,
 ) -> Pool:
     attributes = _read_attributes(folder, columns.attributes)
-    expected = {"image": "uint8", **_narrow_columns(attributes.sources, attributes.corners)}
-    found = {name: column.dtype.name for name, column in columns.items()}
-    tails = {name: column.shape[1:] for name, column in columns.items() if name != "image"}
-    fitting = {name: (attributes.sources - 2,) if name in _MORE else () for name in tails}
-    if found != expected or tails != fitting or len(columns["image"].shape) != 4:
+    image_shape = columns["image"].shape[1:] if "image" in columns else ()
+    expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
+    found = {name: (column.dtype.name, column.shape[1:]) for name, column in columns.items()}
+    if found != expected or len(image_shape) != 3:
         raise FormatError(f"{str(folder)!r} is no pool: expected the columns {expected}, got {found}.")
     if attributes.images_per_copy * attributes.copies != columns.store.rows:
         raise CorruptError(
@@ -431,7 +481,7 @@ def _pool(
     return Pool(where, manifest, columns, attributes, reopen)
 
 
-def _read_attributes(folder: Path, attributes: dict[str, Any]) -> _Attributes:
+def _read_attributes(folder: Path, attributes: dict[str, Any]) -> PoolAttributes:
     version = attributes.get("format_version")
     if version != POOL_FORMAT:
         raise FormatError(
@@ -439,6 +489,6 @@ def _read_attributes(folder: Path, attributes: dict[str, Any]) -> _Attributes:
             "Use a newer lsmix, or make the pool again."
         )
     try:
-        return msgspec.convert(attributes, _Attributes)
+        return msgspec.convert(attributes, PoolAttributes)
     except msgspec.ValidationError as error:
         raise CorruptError(f"pool {str(folder)!r} is damaged: its attributes are wrong: {error}.") from error

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
 
-The one rule: every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
+Every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
 It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
 """
 
@@ -11,16 +11,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import open_dataset
-from lsmix.data.durable import write_durably
 from lsmix.data.latents import open_latents
 from lsmix.glow.checkpoint import load_flow
-from lsmix.glow.config import FlowConfig, LatentOrder
+from lsmix.glow.config import FlowConfig
 from lsmix.pipeline.api import run
-from lsmix.pipeline.builtin import recipe_path
-from lsmix.pipeline.figures import draw_figure, figure_png
-from lsmix.pipeline.judging.regions import second_region
-from lsmix.pipeline.sheets import png_bytes, sheet
+from lsmix.pipeline.config.recipes import recipe_path
+from lsmix.pipeline.naturalness.regions import second_region
+from lsmix.pipeline.views.figures import draw_figure, figure_png
+from lsmix.pipeline.views.images import png_bytes, sheet
 
 __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
 
@@ -37,16 +37,14 @@ _SECOND: Final = (255, 170, 60)  # what x₂ has taken
 
 
 def order_picture() -> bytes:
-    """Return the regions that the second image takes at λ = 1/16 … 16/16, in both orders, as PNG."""
+    """Return the regions that the second image takes at λ = 1/16 … 16/16, as PNG."""
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
     taken = [n * config.height * config.width * config.channels // 16 for n in range(1, 17, 2)]
-    orders: tuple[LatentOrder, ...] = ("morton", "raster")
     picture = sheet(
-        [[_painted(second_region(count, config, order)) for count in taken] for order in orders],
+        [[_painted(second_region(count, config)) for count in taken]],
         scale=3,
         gap=8,
         column_titles=[f"λ={n}/16" for n in range(1, 17, 2)],
-        row_titles=list(orders),
         text_size=22,
     )
     return png_bytes(picture)
@@ -63,14 +61,14 @@ def _painted(second: NDArray[np.bool_]) -> NDArray[np.uint8]:
 def main(workspace: Path | str = "runs") -> None:
     """Write all pictures."""
     FOLDER.mkdir(exist_ok=True)
-    write_durably(FOLDER / "order.png", order_picture())
+    write_atomic(FOLDER / "order.png", order_picture())
     made = run(recipe_path("demo"), workspace=workspace, stage="encode", device="cpu")
     flow = load_flow(made["train-glow"].folder)
     latents, dataset = open_latents(made["encode"].folder), open_dataset(made["ingest"].folder)
     for name, (drawn, pairs) in DRAWN_BY_FIGURE.items():
         shown = draw_figure(drawn, flow, latents, dataset, pairs=pairs)
-        write_durably(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
-        sys.stdout.write(f"{name}: {shown.caption} {shown.corrupted} of {shown.decoded} corrupted.\n")
+        write_atomic(FOLDER / name, figure_png(shown, width=560))  # so that titles can be read on a telephone
+        sys.stdout.write(f"{name}: {shown.caption} {shown.decode_failed} of {shown.decoded} images failed to decode.\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Execute docs/tutorial.ipynb and write its outputs into it: python docs/make_tutorial.py.
 
-The one rule: only outputs change. Times, counters and the kernel's version are left out, so that a diff shows what is new.
+Only outputs change. Times, counters and the kernel's version are left out, so that a diff shows what is new.
 """
 
 import tempfile

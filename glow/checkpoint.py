@@ -1,6 +1,6 @@
 """Checkpoints of a flow: ``glow.safetensors`` for the numbers, ``glow.json`` for the architecture and the facts.
 
-The one rule: a checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
+A checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
 shapes of all tensors and the checksum agree, and nothing in it is ever executed.
 """
 
@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lsmix.data.afar.fetched import SilentMeter, fetched_artifact, naming_urls
-from lsmix.data.durable import write_durably
+from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.manifest import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.versioned import UNDECODABLE, check_tensor_header
+from lsmix.data.progress import NullProgress
+from lsmix.data.sharing.store import download_artifact, naming_urls
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 
@@ -54,8 +54,8 @@ def save_flow(folder: Path, flow: Flow, facts: dict[str, Any]) -> None:
     weights = save_tensors(tensors)
     checkpoint = _Checkpoint(config=flow.config, weights_sha256=hashlib.sha256(weights).hexdigest(), facts=facts)
     content = msgspec.json.format(msgspec.json.encode(checkpoint, order="sorted"), indent=1)
-    write_durably(folder / WEIGHTS_NAME, weights)
-    write_durably(folder / CONFIG_NAME, content + b"\n")
+    write_atomic(folder / WEIGHTS_NAME, weights)
+    write_atomic(folder / CONFIG_NAME, content + b"\n")
 
 
 @naming_urls()
@@ -65,7 +65,7 @@ def read_facts(path: Path | str) -> dict[str, Any]:
     Raises:
         MissingError, FormatError, CorruptError: as ``load_flow`` does.
     """
-    return _read_checkpoint(fetched_artifact(path, SilentMeter())).facts
+    return _read_checkpoint(download_artifact(path, NullProgress())).facts
 
 
 @naming_urls()
@@ -80,7 +80,7 @@ def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
         FormatError: the checkpoint is of another kind or version, or its architecture is none that we accept.
         CorruptError: bytes are damaged, or the tensors are not those of the architecture.
     """
-    folder = fetched_artifact(path, SilentMeter())
+    folder = download_artifact(path, NullProgress())
     checkpoint = _read_checkpoint(folder)
     weights_path = folder / WEIGHTS_NAME
     if not weights_path.is_file():
@@ -120,7 +120,7 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
         raise FormatError(f"{str(path)!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
     try:
         head = msgspec.json.decode(content, type=_Head)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
     if (head.kind, head.format_version) != ("lsmix-glow", FORMAT_VERSION):
         raise FormatError(
@@ -131,7 +131,7 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
         return msgspec.json.decode(content, type=_Checkpoint)
     except msgspec.ValidationError as error:
         raise FormatError(f"{str(path)!r} describes no flow that we accept: {error}.") from error
-    except UNDECODABLE as error:  # what the head was not asked about
+    except DECODE_ERRORS as error:  # what the head was not asked about
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
 
 

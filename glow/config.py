@@ -4,14 +4,13 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from lsmix.data.seeds import Seed
+from lsmix.data.rng import Seed
 
-__all__ = ["Dequantise", "FlowConfig", "FlowShape", "FlowTraining", "LatentOrder", "Pad", "Scale"]
+__all__ = ["Dequantise", "FlowConfig", "FlowShape", "FlowTraining", "Pad", "Scale"]
 
 Scale = Literal["sigmoid", "tanh"]  # form of the coupling's scale
 Pad = Literal["reflect", "refuse"]  # what becomes of sides that the squeezes don't divide
 Dequantise = Literal["low-bits", "uniform", "center"]  # what stands below the flow's bits
-LatentOrder = Literal["morton", "raster"]  # of the latent's components
 
 
 class FlowShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

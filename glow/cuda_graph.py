@@ -1,6 +1,6 @@
 """Replaying work on a CUDA device as one recorded graph, instead of launching its thousands of small kernels each time.
 
-The one rule: a recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
+A recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
 results that held other numbers before; where CUDA cannot record it, or the bits differ, the plain call stays in use,
 with a warning.
 """
@@ -162,6 +162,6 @@ def _restore(tensors: Sequence[torch.Tensor], values: Sequence[torch.Tensor]) ->
 
 
 def _same(found: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    """Tell whether tensors are equal, bit for bit; a corrupted image may hold infinities and NaN."""
+    """Tell whether tensors are equal, bit for bit; a failed decode may hold infinities and NaN."""
     pairs = zip(found, expected, strict=True)
     return all(torch.allclose(a, b, rtol=0.0, atol=0.0, equal_nan=True) for a, b in pairs)

@@ -1,6 +1,6 @@
 """The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
 
-The one rule: batches have one fixed size, tails are filled up to it, and both directions compute in the same
+Batches have one fixed size, tails are filled up to it, and both directions compute in the same
 precision; so the same images give the same bytes however they are split, and decode(encode(x)) is x.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.
@@ -16,21 +16,14 @@ import torch
 from torch import nn
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.seeds import generator
+from lsmix.data.rng import generator
 from lsmix.glow import pixels
-from lsmix.glow.config import Dequantise, FlowConfig, LatentOrder
+from lsmix.glow.config import Dequantise, FlowConfig
 from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
+from lsmix.glow.layers import depth_to_space, space_to_depth
 from lsmix.glow.level import FlowLevel, FrozenLevel
-from lsmix.glow.pixels import (
-    draw_noise,
-    output_bits,
-    pad_images,
-    padding,
-    quantise,
-    reflected_index,
-)
-from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.transfers import run_batches
 
 __all__ = ["Flow", "Mix", "exact_arithmetic"]
@@ -88,7 +81,7 @@ class Flow(nn.Module):
             channels = 4 * config.channels << level
             self.levels.append(FlowLevel(channels, steps=config.steps, hidden=config.hidden, scale=config.scale))
         self.register_buffer("initialised", torch.tensor(False))
-        self._recordings: dict[tuple[str, str], tuple[list[FrozenLevel], Replayed]] = {}
+        self._recordings: dict[str, tuple[list[FrozenLevel], Replayed]] = {}
         if seed is not None:
             for level, steps in enumerate(self._levels()):
                 for i, step in enumerate(steps.steps()):
@@ -160,7 +153,7 @@ class Flow(nn.Module):
 
     # Latent vectors, on tensors.
 
-    def encode_batch(self, y_BCHW: torch.Tensor, order: LatentOrder = "morton") -> tuple[torch.Tensor, torch.Tensor]:
+    def encode_batch(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map y, float (B, C, height, width), to z (B, D) and the log-probability of the n-bit image: nats (B,).
 
         Pads by reflection where that is needed. The last bits depend on the batch's size: keep it fixed.
@@ -169,36 +162,36 @@ class Flow(nn.Module):
         def encode(y_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             parts, log_det_B = self.forward(y_BCHW)
             log_prob_B = self._log_prior(parts) + log_det_B - self.dim * self.config.bits * math.log(2.0)
-            return join_parts(parts, order), log_prob_B
+            return join_parts(parts), log_prob_B
 
         with exact_arithmetic():
-            z_BD, log_prob_B = self._replayed("encode", order, encode)(self._pad(y_BCHW.to(self.device, self.dtype)))
+            z_BD, log_prob_B = self._replayed("encode", encode)(self._pad(y_BCHW.to(self.device, self.dtype)))
             return z_BD, log_prob_B
 
-    def decode_batch(self, z_BD: torch.Tensor, order: LatentOrder = "morton") -> torch.Tensor:
+    def decode_batch(self, z_BD: torch.Tensor) -> torch.Tensor:
         """Map z (B, D) to y, float (B, C, height, width), cropped; not clipped, and not always finite."""
 
         def decode(z_BD: torch.Tensor) -> tuple[torch.Tensor]:
-            return (self.inverse(split_parts(z_BD, self.part_shapes, order)),)
+            return (self.inverse(split_parts(z_BD, self.part_shapes)),)
 
         with exact_arithmetic():
-            (y_BCHW,) = self._replayed("decode", order, decode)(z_BD.to(self.device, self.dtype))
+            (y_BCHW,) = self._replayed("decode", decode)(z_BD.to(self.device, self.dtype))
             top, _, left, _ = self.pads
             return y_BCHW[:, :, top : top + self.config.height, left : left + self.config.width]
 
     def _replayed(
-        self, direction: str, order: LatentOrder, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
+        self, direction: str, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
     ) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
-        """Return ``function`` as a graph of this direction and order, recorded again if a parameter has changed.
+        """Return ``function`` as a graph of this direction, recorded again if a parameter has changed.
 
         In training mode it stays a plain call: nothing is frozen there that a graph could read.
         """
         if self.training or not can_record(self.device):
             return function
         frozen = [level.freeze() for level in self._levels()]
-        kept = self._recordings.get((direction, order))
+        kept = self._recordings.get(direction)
         if kept is None or any(a is not b for a, b in zip(kept[0], frozen, strict=True)):
-            kept = self._recordings[direction, order] = frozen, Replayed(function)
+            kept = self._recordings[direction] = frozen, Replayed(function)
         return kept[1]
 
     def forget_recordings(self) -> None:
@@ -224,7 +217,6 @@ class Flow(nn.Module):
         images: np.ndarray,
         *,
         dequantise: Dequantise = "low-bits",
-        order: LatentOrder = "morton",
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
@@ -237,7 +229,7 @@ class Flow(nn.Module):
             RecipeError: the images are not of this flow's shape or type, or an option is unknown.
         """
         z, _ = self.encode_scored(
-            images, dequantise=dequantise, order=order, batch_size=batch_size, seed=seed, first_index=first_index
+            images, dequantise=dequantise, batch_size=batch_size, seed=seed, first_index=first_index
         )
         return z
 
@@ -246,7 +238,6 @@ class Flow(nn.Module):
         images: np.ndarray,
         *,
         dequantise: Dequantise = "low-bits",
-        order: LatentOrder = "morton",
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
@@ -263,7 +254,7 @@ class Flow(nn.Module):
             filled = [_filled(values, batch_size) for values in batch]
             noise = filled[1] if len(filled) > 1 else None
             y_BCHW = pixels.dequantise(filled[0], dequantise, bits=self.config.bits, noise_BHWC=noise)
-            return [result[: rows.stop - rows.start] for result in self.encode_batch(y_BCHW, order)]
+            return [result[: rows.stop - rows.start] for result in self.encode_batch(y_BCHW)]
 
         for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
             z[rows], log_prob[rows] = z_BD, log_prob_B
@@ -283,9 +274,7 @@ class Flow(nn.Module):
         """Turn nats per image into bits per dimension, D being that of the padded image."""
         return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
 
-    def decode(
-        self, z: np.ndarray, *, order: LatentOrder = "morton", output: str = "8bit", batch_size: int = 64
-    ) -> np.ndarray:
+    def decode(self, z: np.ndarray, *, output: str = "8bit", batch_size: int = 64) -> np.ndarray:
         """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
 
         ``output`` "8bit" gives back the very bytes that were encoded; "5bit" is the paper's floor to 5 bits.
@@ -293,14 +282,13 @@ class Flow(nn.Module):
         Raises:
             RecipeError: the vectors are not of this flow's length, or an option is unknown.
         """
-        return self.decode_judged(z, _no_judge, order=order, output=output, batch_size=batch_size)[0]
+        return self.decode_judged(z, _no_judge, output=output, batch_size=batch_size)[0]
 
     def decode_judged(
         self,
         z: np.ndarray,
         judge: Callable[[torch.Tensor], torch.Tensor],
         *,
-        order: LatentOrder = "morton",
         output: str = "8bit",
         batch_size: int = 64,
         others: Sequence[np.ndarray] = (),
@@ -324,7 +312,7 @@ class Flow(nn.Module):
 
         def decode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             z_BD = mix(rows, batch) if mix else batch[0]
-            y_BCHW = self.decode_batch(_filled(z_BD, batch_size), order)
+            y_BCHW = self.decode_batch(_filled(z_BD, batch_size))
             return [result[: len(z_BD)] for result in (quantise(y_BCHW, bits), judge(y_BCHW))]
 
         for rows, (images_BHWC, judged_B) in run_batches(self.device, _batches(len(z), batch_size), load, decode):

@@ -1,6 +1,6 @@
 """The order of the components in a latent vector [P §2, Fig. 2].
 
-The one rule: every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
+Every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
 first), and the cells follow each other in Morton order; so consecutive components belong to a connected region.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector.
@@ -11,9 +11,7 @@ from functools import cache
 
 import torch
 
-from lsmix.data.errors import RecipeError
-from lsmix.glow.config import LatentOrder
-from lsmix.glow.squeeze import depth_to_space, space_to_depth
+from lsmix.glow.layers import depth_to_space, space_to_depth
 
 __all__ = ["cell_order", "corner_index", "join_parts", "part_shapes", "split_parts"]
 
@@ -39,30 +37,22 @@ def _morton_code(row: int, column: int) -> int:
     return code
 
 
-def cell_order(height: int, width: int, order: LatentOrder = "morton") -> list[int]:
+def cell_order(height: int, width: int) -> list[int]:
     """Return the grid's cells, numbered row by row, in the order in which they stand in a latent vector.
 
     Morton order is that of squeezing the grid on to 1×1; a grid that is no square power of two uses the same
     bit-interleaved order over the cells that exist.
-
-    Raises:
-        RecipeError: ``order`` is none that we know.
     """
-    cells = range(height * width)
-    if order == "raster":
-        return list(cells)
-    if order == "morton":
-        return sorted(cells, key=lambda cell: _morton_code(cell // width, cell % width))
-    raise RecipeError(f"unknown latent order {order!r}: expected 'morton' or 'raster'.")
+    return sorted(range(height * width), key=lambda cell: _morton_code(cell // width, cell % width))
 
 
 @cache  # never let go: a recorded CUDA graph reads them where they lie
-def _orders(height: int, width: int, order: LatentOrder, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    forward = torch.tensor(cell_order(height, width, order))
+def _orders(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    forward = torch.tensor(cell_order(height, width))
     return forward.to(device), torch.argsort(forward).to(device)  # kept there: a CUDA graph cannot copy from here
 
 
-def join_parts(parts: Sequence[torch.Tensor], order: LatentOrder = "morton") -> torch.Tensor:
+def join_parts(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lay the parts of a latent, each (B, C_i, H_i, W_i), out as the vectors z (B, D).
 
     The last part stands on the coarsest grid; each other one on a grid of a power of two times its size.
@@ -74,17 +64,15 @@ def join_parts(parts: Sequence[torch.Tensor], order: LatentOrder = "morton") -> 
             part = space_to_depth(part)
         on_grid.append(part.permute(0, 2, 3, 1).reshape(B, H * W, -1))
     cells = torch.cat(on_grid, dim=2)
-    forward, _ = _orders(H, W, order, cells.device)
+    forward, _ = _orders(H, W, cells.device)
     return cells.index_select(1, forward).reshape(B, -1)
 
 
-def split_parts(
-    z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]], order: LatentOrder = "morton"
-) -> list[torch.Tensor]:
+def split_parts(z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
     """Take the vectors z (B, D) apart into parts of the given (C, H, W); undo ``join_parts``."""
     B = z_BD.shape[0]
     _, H, W = shapes[-1]
-    _, backward = _orders(H, W, order, z_BD.device)
+    _, backward = _orders(H, W, z_BD.device)
     cells = z_BD.reshape(B, H * W, -1).index_select(1, backward)
     widths = [C * h * w // (H * W) for C, h, w in shapes]
     parts = []
@@ -96,9 +84,7 @@ def split_parts(
     return parts
 
 
-def corner_index(
-    shapes: Sequence[tuple[int, int, int]], order: LatentOrder = "morton", *, bottom: bool, right: bool
-) -> torch.Tensor:
+def corner_index(shapes: Sequence[tuple[int, int, int]], *, bottom: bool, right: bool) -> torch.Tensor:
     """Return where each component of a latent that begins at another corner stands in the usual one, int64 (D,).
 
     ``z[:, corner_index(...)]`` is the latent order mirrored at one or both axes of the image, down to the last squeeze;
@@ -111,5 +97,5 @@ def corner_index(
     """
     D = sum(C * H * W for C, H, W in shapes)
     axes = [axis for axis, mirrored in ((2, bottom), (3, right)) if mirrored]
-    parts = split_parts(torch.arange(D)[None], shapes, order)
-    return join_parts([part.flip(axes) for part in parts], order)[0]
+    parts = split_parts(torch.arange(D)[None], shapes)
+    return join_parts([part.flip(axes) for part in parts])[0]

@@ -1,6 +1,6 @@
 """The arithmetic of a coupling network without autograd: its output, and by hand its gradients [Glow §3.3].
 
-The one rule: this computes what ``AffineCoupling`` says, with fewer passes over memory. Activations of the hidden width
+This computes what ``AffineCoupling`` says, with fewer passes over memory. Activations of the hidden width
 are by far the largest there are, so ReLU works inside the convolution or in place, and bias gradients are plain sums.
 
 Axes: B batch, C channels, H height, W width.

@@ -1,6 +1,6 @@
 """From pixels to the flow's numbers and back: dequantisation, quantisation, padding [P B.3].
 
-The one rule: y = 0 is mid-grey and [−½, ½) are the 256 values, whatever the number of bits the flow was trained on; so
+Y = 0 is mid-grey and [−½, ½) are the 256 values, whatever the number of bits the flow was trained on; so
 the image's own low bits can stand in for the noise, and the way back lands on the very same byte.
 
 Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C) as they lie in stores.

@@ -1,6 +1,6 @@
 """Training a flow, one step at a time, so that whoever drives it can log, save and stop between any two [P B.3].
 
-The one rule: what step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
+What step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
 that was stopped and resumed gives the very bytes of one that never was.
 
 Axes: B batch, C channels, H height, W width.
@@ -15,12 +15,12 @@ import numpy as np
 import torch
 
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
-from lsmix.data.seeds import generator
+from lsmix.data.loaders.batch import to_device
+from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining
 from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
-from lsmix.glow.transfers import on_device
 
 __all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
 
@@ -224,8 +224,8 @@ class FlowTrainer:
         images = self._images[np.sort(self._rows(iteration))]  # sorted: a mapped file is read in one direction
         images = augment(images, rng, translate=config.translate, flip=config.flip)
         images = np.ascontiguousarray(pad_images(images, self.flow.pads))
-        noise = on_device(torch.from_numpy(draw_noise(rng, images.shape)), device)
-        images_BHWC = on_device(torch.from_numpy(images), device)
+        noise = to_device(torch.from_numpy(draw_noise(rng, images.shape)), device)
+        images_BHWC = to_device(torch.from_numpy(images), device)
         y_BCHW = dequantise(images_BHWC, "uniform", bits=self.flow.config.bits, noise_BHWC=noise)
         return y_BCHW.to(self.flow.dtype)
 

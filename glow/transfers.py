@@ -11,7 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-__all__ = ["on_device", "run_batches"]
+from lsmix.data.loaders.batch import to_device
+
+__all__ = ["run_batches"]
 
 _Load = Callable[[slice], Sequence[np.ndarray]]
 _Compute = Callable[[slice, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
@@ -30,13 +32,6 @@ def run_batches(device: torch.device, batches: Iterable[slice], load: _Load, com
     return (_overlapped if device.type == "cuda" else _one_by_one)(device, batches, load, compute)
 
 
-def on_device(values: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a tensor of the CPU on ``device``, without waiting for what the device is computing."""
-    if device.type == "cuda":
-        return _copied(_pinned_like(values).copy_(values), torch.empty_like(values, device=device))
-    return values.to(device)
-
-
 def _one_by_one(device: torch.device, batches: Iterable[slice], load: _Load, compute: _Compute) -> _Batches:
     for rows in batches:
         results = compute(rows, [_tensor(array).to(device) for array in load(rows)])
@@ -51,7 +46,7 @@ class _Begun(NamedTuple):
 
 
 def _overlapped(device: torch.device, batches: Iterable[slice], load: _Load, compute: _Compute) -> _Batches:
-    to_device, to_host = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
+    sending, fetching = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
     computing = torch.cuda.current_stream(device)
     waiting, begun = iter(batches), deque[_Begun]()
 
@@ -61,19 +56,19 @@ def _overlapped(device: torch.device, batches: Iterable[slice], load: _Load, com
         if rows is None:
             return None
         on_host = [_tensor(array) for array in load(rows)]
-        with torch.cuda.stream(to_device):
-            tensors = [on_device(values, device) for values in on_host]
-        return rows, tensors, _recorded(to_device)
+        with torch.cuda.stream(sending):
+            tensors = [to_device(values, device) for values in on_host]
+        return rows, tensors, _recorded(sending)
 
     ahead = sent()
     while ahead is not None:
         rows, tensors, there = ahead
         computing.wait_event(there)
         results = compute(rows, tensors)
-        to_host.wait_event(_recorded(computing))
-        with torch.cuda.stream(to_host):
+        fetching.wait_event(_recorded(computing))
+        with torch.cuda.stream(fetching):
             pinned = [_copied(result, _pinned_like(result)) for result in results]
-        begun.append(_Begun(rows, pinned, _recorded(to_host), [*tensors, *results]))
+        begun.append(_Begun(rows, pinned, _recorded(fetching), [*tensors, *results]))
         ahead = sent()  # while the device computes
         if len(begun) > 1:
             yield _finished(begun.popleft())

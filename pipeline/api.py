@@ -7,47 +7,40 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.afar.fetched import as_told, fetched_artifact, fresh_copy, naming_urls, without_store
-from lsmix.data.afar.remote import local_folder, local_target
-from lsmix.data.afar.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.data.artifact import read_manifest, verify_files
+from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import DATASET_NAME, open_dataset
-from lsmix.data.durable import check_replaceable, write_durably
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
+from lsmix.data.exports.remote import artifact_or_export_listing
 from lsmix.data.latents import open_latents
-from lsmix.data.manifest import Manifest, read_manifest, verify_files
+from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import POOL_NAME
-from lsmix.glow.methods import LATENT_METHODS
-from lsmix.pipeline.environment import prepare_device, resolve_device
-from lsmix.pipeline.error_rates import RunSummary, summarise_runs
-from lsmix.pipeline.executors.choice import choose_executor
-from lsmix.pipeline.graph import Node, build_graph, upto
-from lsmix.pipeline.ingest import fetch_source
-from lsmix.pipeline.interruption import graceful_signals
-from lsmix.pipeline.parts import finish_parts, make_parts, parse_part
-from lsmix.pipeline.progress import Progress, SilentProgress
-from lsmix.pipeline.recipe import Recipe, read_recipe
-from lsmix.pipeline.remote_workspace import open_workspace
-from lsmix.pipeline.run_log import logged
-from lsmix.pipeline.runner import Built, bring_up_to_date
-from lsmix.pipeline.stage import PartMade
-from lsmix.pipeline.workspace import Workspace
+from lsmix.data.progress import NullProgress, Progress, graceful_signals
+from lsmix.data.remote import local_folder, local_target
+from lsmix.data.sharing.store import as_told, download_artifact, fresh_download, naming_urls, without_store
+from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
+from lsmix.pipeline.engine import array_task
+from lsmix.pipeline.engine.array_task import check_array_task, finalize_array
+from lsmix.pipeline.engine.dask import make_executor
+from lsmix.pipeline.engine.device import prepare_device, resolve_device
+from lsmix.pipeline.engine.run_log import logged
+from lsmix.pipeline.engine.runner import Built, bring_up_to_date
+from lsmix.pipeline.engine.stage import ArrayTaskResult, Node, upto
+from lsmix.pipeline.stages.graph import build_graph
+from lsmix.pipeline.stages.ingest import fetch_source
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS
+from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.remote import open_workspace
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.figures import FigureSheet
+    from lsmix.pipeline.views.figures import FigureSheet
 
-__all__ = ["RunResult", "figure", "finish", "plan", "pull", "push", "run", "run_part", "verify"]
+__all__ = ["RunResult", "figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
 
-# What a recipe may do without, unless it is asked for the stage.
-_SECTIONS = {
-    "train-glow": "[flow]",
-    "encode": "[flow]",
-    "mix": "[pools.NAME]",
-    "train": "[runs.NAME]",
-    "naturalness": "[naturalness]",
-}
 _STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
-_VERBS = {"naturalness": "judge"}  # where the stage's name is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +61,14 @@ class RunResult:
     @property
     def error_rates(self) -> list[RunSummary]:
         """The error rates of all classifier runs, in the recipe's order."""
-        runs: dict[str, list[Manifest]] = {}
-        for item in self.built:
-            if item.stage == "train":
-                runs.setdefault(item.name.rpartition("-seed")[0], []).append(item.manifest)
-        return summarise_runs(runs, self.recipe.report_config().rows)
+        made = {item.name: item.manifest for item in self.built if item.stage == "train"}
+        runs = {
+            name: [made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made]
+            for name, run in self.recipe.runs.items()
+        }
+        return summarise_runs(
+            {name: manifests for name, manifests in runs.items() if manifests}, self.recipe.report_config().rows
+        )
 
     @property
     def report(self) -> Path | None:
@@ -83,7 +79,7 @@ class RunResult:
     @property
     def report_place(self) -> str:
         """Path or URL of the report's HTML page; "" where the run went not as far."""
-        pages = [f"{item.where}/report.html" for item in self.built if item.stage == "report"]
+        pages = [f"{item.location}/report.html" for item in self.built if item.stage == "report"]
         return pages[0] if pages else ""
 
 
@@ -104,9 +100,9 @@ def plan(
     place = open_workspace(workspace)
     nodes = build_graph(content, place, progress)
     wanted = upto(nodes, stage) if stage else nodes
-    if not wanted and stage in _SECTIONS:
+    if not wanted and stage in STAGE_COMMANDS:
         raise RecipeError(
-            f"recipe {str(recipe)!r} has no {_SECTIONS[stage]}, so there is nothing to {_VERBS.get(stage, stage)}. Add one."
+            f"recipe {str(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
 
@@ -144,13 +140,13 @@ def run(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     content, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
     )
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
-    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
+    executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
     where = {"workers": workers, "scheduler": scheduler}
     with logged(progress, place.root, "run", **asked, **where, force=force) as log, graceful_signals(), executor:
@@ -159,10 +155,11 @@ def run(
 
 
 @naming_urls()
-def run_part(
+def run_array_task(
     recipe: Path | str,
     stage: str,
-    shards: str,
+    index: int,
+    size: int,
     *,
     workspace: Path | str = "runs",
     overrides: Sequence[str] = (),
@@ -171,16 +168,17 @@ def run_part(
     scheduler: str = "",
     device: str = "auto",
     progress: Progress | None = None,
-) -> list[PartMade]:
-    """Make one part of a stage's shards: what ``lsmix encode`` and ``lsmix mix`` do with ``--shards``.
+) -> list[ArrayTaskResult]:
+    """Make the shards of one task of a job array: ``lsmix encode`` and ``lsmix mix`` with ``--array-index``.
 
-    Any number of processes, on any machines that share the workspace, may each make a part; ``finish`` concludes.
+    Tasks run in any number of processes, on any machines that share the workspace; then ``finalize`` completes the artifact.
 
     Args:
         recipe: the TOML file.
         stage: "encode" or "mix"; what it needs must be there.
-        shards: "i/n", the i-th of n parts, counted from 1.
-        workspace: folder of the artifacts, shared by all parts.
+        index: of this task, from 0.
+        size: tasks in the array.
+        workspace: folder of the artifacts, shared by all tasks.
         overrides: "section.key=value" each, over what the recipe says.
         scale: name of the recipe's sizes to take; "" for none.
         workers: make the shards in this many Dask workers on this machine; 0 in this process.
@@ -189,24 +187,33 @@ def run_part(
         progress: is told what happens; None tells nobody.
 
     Returns:
-        What came of the part in each artifact of the stage that isn't complete.
+        What the task made of each artifact of the stage that isn't complete.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    part = parse_part(shards)
-    progress = progress or SilentProgress()
+    task = check_array_task(index, size)
+    progress = progress or NullProgress()
     _, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
     )
-    executor = choose_executor(workers=workers, scheduler=scheduler, device=device, say=progress.say)
-    asked = {"recipe": str(recipe), "stage": stage, "shards": shards, "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "part", **asked, device=device) as log, graceful_signals(), executor:
-        return make_parts(nodes, place, stage=stage, part=part, executor=executor, progress=log, device=device)
+    executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
+    asked = {
+        "recipe": str(recipe),
+        "stage": stage,
+        "index": index,
+        "size": size,
+        "overrides": list(overrides),
+        "scale": scale,
+    }
+    with logged(progress, place.root, "array-task", **asked, device=device) as log, graceful_signals(), executor:
+        return array_task.run_array_task(
+            nodes, place, stage=stage, array_task=task, executor=executor, progress=log, device=device
+        )
 
 
 @naming_urls()
-def finish(
+def finalize(
     recipe: Path | str,
     *,
     workspace: Path | str = "runs",
@@ -215,13 +222,13 @@ def finish(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Conclude the artifacts whose shards were made part by part: what ``lsmix finish`` does. Computes no shard.
+    """Complete the artifacts whose shards array tasks made: what ``lsmix finalize`` does. Computes no shard.
 
     Args:
         recipe: the TOML file.
         workspace: folder of the artifacts.
-        overrides: "section.key=value" each, as for the parts.
-        scale: name of the recipe's sizes, as for the parts; "" for none.
+        overrides: "section.key=value" each, as for the tasks.
+        scale: name of the recipe's sizes, as for the tasks; "" for none.
         device: where a pool's card decodes its few pictures.
         progress: is told what happens; None tells nobody.
 
@@ -229,11 +236,11 @@ def finish(
         PartialError: shards are missing; the message names them.
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "finish", **asked) as log, graceful_signals():
-        built = finish_parts(nodes, place, progress=log, device=device)
+    with logged(progress, place.root, "finalize", **asked) as log, graceful_signals():
+        built = finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 
@@ -254,7 +261,7 @@ def figure(
     Brings the latents up to date first, and what they need; nothing further.
 
     Args:
-        name: a name in ``lsmix.pipeline.figures.FIGURES``.
+        name: a name in ``lsmix.pipeline.views.figures.FIGURES``.
         recipe: the TOML file; where it has no flow of its own, the first flow that a pool of it names.
         target: the PNG to write, in a folder that exists.
         pairs: pairs of images that the figure shows, at least 1.
@@ -267,7 +274,7 @@ def figure(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    from lsmix.pipeline.figures import check_figure, draw_figure, figure_png
+    from lsmix.pipeline.views.figures import check_figure, draw_figure, figure_png
 
     check_figure(name)
     target = local_target(target, "a figure")
@@ -292,7 +299,7 @@ def figure(
         pairs=pairs,
         methods=LATENT_METHODS.names(),
     )
-    write_durably(target, figure_png(sheet))
+    write_atomic(target, figure_png(sheet))
     return sheet
 
 
@@ -333,13 +340,13 @@ def verify(
         FormatError: it is of a version that this lsmix does not read.
         CorruptError: on the first damage, with the file's name, or the row and its value.
     """
-    progress = progress or SilentProgress()
+    progress = progress or NullProgress()
     asked: dict[str, Any] = {"deep": deep, "sample": sample, "seed": seed, "data": data, "flow": flow, "device": device}
     folder = local_folder(artifact)
     if folder is not None:
         return _verify(folder, progress=progress, **asked)
     url = str(without_store(artifact, POOL_NAME))
-    with fresh_copy(url, progress) as folder:
+    with fresh_download(url, progress, artifact_or_export_listing) as folder:
         facts = _verify(folder, progress=progress, **asked)
     return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
 
@@ -378,15 +385,15 @@ def _verify(
     if manifest.stage == "encode":
         open_latents(folder).columns.check_against_zarr()
     elif manifest.stage == "mix":
-        from lsmix.pipeline.proof.verify import verify_pool
+        from lsmix.pipeline.verify.verify import verify_pool
 
         checks = verify_pool(
             folder,
             deep=deep,
             sample=sample,
             seed=seed,
-            data=None if data is None else fetched_artifact(without_store(data, DATASET_NAME), progress),
-            flow=None if flow is None else fetched_artifact(flow, progress),
+            data=None if data is None else download_artifact(without_store(data, DATASET_NAME), progress),
+            flow=None if flow is None else download_artifact(flow, progress),
             device=device,
             progress=progress,
         )
@@ -413,8 +420,8 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
         CorruptError: a file here is damaged, or arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """
-    progress = progress or SilentProgress()
-    done = push_artifact(fetched_artifact(artifact, progress), url, progress)
+    progress = progress or NullProgress()
+    done = push_artifact(download_artifact(artifact, progress), url, progress)
     return msgspec.structs.replace(done, folder=str(artifact))
 
 
@@ -439,4 +446,4 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
         LockedError: another pull writes there.
     """
     folder = local_target(target, "a pulled artifact") if target else None
-    return pull_artifact(url, folder, progress or SilentProgress())
+    return pull_artifact(url, folder, progress or NullProgress())

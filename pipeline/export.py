@@ -1,18 +1,14 @@
-"""Export and import of pools, as the command line and programs ask for them.
-
-The one rule: Ctrl-C stops between two blocks of rows, and leaves nothing under the name that was asked for.
-"""
+"""Writing a pool in another format: what ``lsmix export`` does."""
 
 from pathlib import Path
 from typing import Any, Literal
 
-from lsmix.data.afar.fetched import fetched_artifact, fetched_export, naming_urls, without_store
-from lsmix.data.afar.remote import local_target
 from lsmix.data.pool import POOL_NAME, open_pool
-from lsmix.pipeline.interruption import graceful_signals, stop_point
-from lsmix.pipeline.progress import Progress, SilentProgress
+from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
+from lsmix.data.remote import local_target
+from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
 
-__all__ = ["export_pool", "import_pool"]
+__all__ = ["export_pool"]
 
 
 @naming_urls()
@@ -30,7 +26,7 @@ def export_pool(
     Args:
         pool: the artifact's folder, or its URL, from which it is fetched to the cache first.
         dest: the folder to make.
-        format: "hdf5", "parquet", "webdataset", "folder" or "npz".
+        format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
         image: how images are packed in forms that hold image files, without loss.
         progress: is told what happens; None tells nobody.
@@ -44,8 +40,8 @@ def export_pool(
     from lsmix.data.exports.writing import write_export
 
     target = local_target(dest, "an export")
-    progress = progress or SilentProgress()
-    opened = open_pool(fetched_artifact(without_store(pool, POOL_NAME), progress))
+    progress = progress or NullProgress()
+    opened = open_pool(download_artifact(without_store(pool, POOL_NAME), progress))
 
     def advance(rows: int) -> None:
         progress.advance(rows)
@@ -64,45 +60,3 @@ def export_pool(
         "root": record.facts.root,
         "pixel_digest": record.pixel_digest,
     }
-
-
-@naming_urls()
-def import_pool(source: Path | str, dest: Path | str, *, progress: Progress | None = None) -> dict[str, Any]:
-    """Make the pool of an HDF5 or Parquet export again, in the new folder ``dest``: what ``lsmix import`` does.
-
-    Args:
-        source: the export's folder, or a file of it that holds the whole pool; or the URL of either, from which the export
-            is fetched to the cache first.
-        dest: the folder to make.
-        progress: is told what happens; None tells nobody.
-
-    Returns:
-        Facts ready for JSON: ``folder``, ``images``, ``root``, ``exported_root``, ``pixel_digest``.
-
-    Raises:
-        LsmixError: with one sentence on what is wrong, where, and what to do.
-    """
-    from lsmix.data.exports.reading import read_export
-
-    target = local_target(dest, "a pool")
-    progress = progress or SilentProgress()
-    found = fetched_export(source, progress)
-
-    def advance(rows: int) -> None:
-        progress.advance(rows)
-        stop_point()
-
-    with graceful_signals():
-        pool = read_export(
-            found,
-            target,
-            on_start=lambda images: progress.start(f"import {target.name}", images, "image"),
-            on_rows=advance,
-        )
-    progress.finish()
-    if pool.root != pool.exported_root:
-        progress.warn(
-            f"all values are as exported, but the root digest is {pool.root[:12]}, not {pool.exported_root[:12]}: "
-            "the exported pool was laid out by another program or version."
-        )
-    return {"folder": str(target), **pool._asdict()}

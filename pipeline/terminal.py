@@ -1,6 +1,6 @@
 """Progress on a terminal, or in a log: what the command line shows while something works.
 
-The one rule: all of it goes to stderr; results go to stdout, and are nobody's business here.
+All of it goes to stderr; results go to stdout, and are nobody's business here.
 """
 
 import io
@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.printable import printable
-from lsmix.pipeline.units import human_bytes
+from lsmix.data.errors import escape_terminal, format_bytes
 
 __all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_streams"]
 
@@ -51,7 +50,7 @@ def discard_output() -> None:
 
 
 def _print(line: str) -> None:
-    print(printable(line), file=sys.stderr)  # noqa: T201 - this is where progress is printed
+    print(escape_terminal(line), file=sys.stderr)  # noqa: T201 - this is where progress is printed
 
 
 class TerminalProgress:
@@ -74,17 +73,17 @@ class TerminalProgress:
     def __exit__(self, *_: object) -> None:
         self.finish()  # so that an error does not stand behind half a bar
 
-    def say(self, message: str) -> None:
+    def info(self, message: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
             _print(message)
 
-    def detail(self, message: str) -> None:
+    def debug(self, message: str) -> None:
         """Print a line, if verbose."""
         if self._verbose:
             _print(message)
 
-    def warn(self, message: str) -> None:
+    def warning(self, message: str) -> None:
         """Print a warning, even when quiet."""
         _print(f"warning: {message}")
 
@@ -98,7 +97,7 @@ class TerminalProgress:
         bytewise = unit == "byte"
         if not terminal:
             amounts = (
-                (human_bytes(total - done), human_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
+                (format_bytes(total - done), format_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
             )
             _print(f"{label}: {amounts[0]} of {amounts[1]} to do")
         target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
@@ -106,7 +105,7 @@ class TerminalProgress:
         self._bar = tqdm(
             total=total,
             initial=done,
-            desc=printable(label),
+            desc=escape_terminal(label),
             unit="B" if bytewise else f" {unit}",
             unit_scale=bytewise,
             dynamic_ncols=terminal,
@@ -141,7 +140,7 @@ def _pace(facts: dict[str, Any]) -> dict[str, Any]:
     left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
     note = f", {facts['postfix']}" if facts["postfix"] else ""
     if facts["unit_scale"]:
-        amounts = {"n": human_bytes(facts["n"]), "total": human_bytes(facts["total"])}
-        return {**amounts, "pace": f"{human_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
+        amounts = {"n": format_bytes(facts["n"]), "total": format_bytes(facts["total"])}
+        return {**amounts, "pace": f"{format_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
     pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
     return {"pace": pace, "left": f"{left:.0f} min left", "note": note}

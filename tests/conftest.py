@@ -1,6 +1,6 @@
 """What all tests share: one thread for the numerics, the real images, GPU tests, and how Hypothesis searches.
 
-The one rule: threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
+Threads are set by the environment, before anything imports torch, so that subprocesses and Dask workers
 have them too and tests without torch never load it.
 """
 
@@ -150,8 +150,9 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
 def invented_pool(tmp_path: Path) -> Callable[..., Path]:
     """Return a function that makes a small complete pool of two copies with invented contents."""
     import numpy as np
+    from places import invented_plan
 
-    from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+    from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
     from lsmix.data.pool import create_pool, write_pool_shard
 
     def make(
@@ -169,6 +170,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
             "config": {"limit": rows},
             "licence": "CC-BY-4.0",
             "citation": "A. Author: *Images*",
+            "train_images": rows // 2,
         }
         store = create_pool(
             folder,
@@ -180,7 +182,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
             shard_rows=16,
             sources=sources,
             corners=corners,
-            attributes={"origin": {**origin, "train_images": rows // 2}},
+            attributes={"origin": origin},
         )
         for shard in range(store.shards):
             rows_here = np.asarray(store.shard_range(shard))
@@ -193,7 +195,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
                 "label_b": draw.integers(0, len(class_names), count),
                 "lam": draw.random(count, dtype=np.float32),
                 "share_b": draw.random(count, dtype=np.float32),
-                "state": draw.integers(0, 3, count).astype(np.uint8),
+                "status": draw.integers(0, 3, count).astype(np.uint8),
             }
             if sources > 2:
                 arrays |= {"source_more": draw.integers(0, rows // 2, more), "label_more": draw.integers(0, 2, more)}
@@ -201,10 +203,10 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
             if corners:
                 arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
             write_pool_shard(folder, shard, arrays)
-        (folder / "plan.json").write_text('{"format_version": 1, "pool": "invented"}\n', encoding="utf-8")
+        (folder / "plan.json").write_bytes(invented_plan(origin))
         files = record_files(folder)
         facts = {"stage": "mix", "stage_version": 2, "name": name, "key": "0123456789ab", "config": {"alpha": 0.4}}
-        counts = {"images": rows, "corrupted_rows": [3]}
+        counts = {"images": rows, "decode_failed_rows": [3]}
         write_manifest(folder, Manifest(**facts, inputs=[], root=root_digest(files), files=files, counts=counts))
         return folder
 

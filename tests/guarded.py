@@ -1,6 +1,6 @@
 """Watching a command that is given a stranger's file: what it opens, starts and prints.
 
-The one rule: Python's own audit events tell what was opened or started, so a test does not depend on an attack's success.
+Python's own audit events tell what was opened or started, so a test does not depend on an attack's success.
 """
 
 import json
@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.sealed import seal
+from lsmix.data.atomic import seal
 
 __all__ = ["Watch", "assert_refused", "plain_json", "sealed_again", "watched"]
 

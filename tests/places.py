@@ -1,6 +1,6 @@
 """Places for the tests of transfers: small pools, a web server that fails as it is told, and a real S3 server.
 
-The one rule: all of it on loopback, and every request is counted.
+All of it on loopback, and every request is counted.
 """
 
 import http.server
@@ -13,11 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
-from lsmix.data.manifest import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, Provenance, record_files, root_digest, write_manifest
+from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool import create_pool, open_pool, write_pool_shard
+from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec
 
 TESTS = Path(__file__).resolve().parent  # where modules lie that workers import
 CLASSES = ("cat", "dog", "frog")
+
+
+def invented_plan(origin, method="ls-mix"):
+    """Return the content of a plan.json of a pool of invented images; ``origin`` as in the pool's attributes."""
+    latent = method in LATENT_METHODS
+    inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["root"]}
+    spec = PoolSpec(
+        format_version=SPEC_FORMAT,
+        stage_version=2,
+        pool=PoolConfig(method=method),
+        inputs=inputs,
+        origin=Provenance(**origin),
+        latents=EncodeConfig() if latent else None,
+        dim=48 if latent else None,
+    )
+    return spec.to_json()
 
 
 def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
@@ -46,7 +64,7 @@ def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
                 "label_b": second % 3,
                 "lam": draw.random(count, dtype=np.float32),
                 "share_b": draw.random(count, dtype=np.float32),
-                "state": np.zeros(count, np.uint8),
+                "status": np.zeros(count, np.uint8),
             },
         )
     (folder / "samples.csv").touch()
@@ -174,7 +192,7 @@ class Meter:
     def __init__(self, stop_at=None):
         self.count, self.total, self.stop_at = 0, 0, stop_at
 
-    def say(self, message):
+    def info(self, message):
         pass
 
     def start(self, label, total, unit, done=0):

@@ -226,7 +226,7 @@ def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, 
     def too_much(*words, **more):
         raise MemoryError("Unable to allocate 1.00 TiB")
 
-    monkeypatch.setattr("lsmix.data.dataset.write_dataset", too_much)
+    monkeypatch.setattr("lsmix.data.readers.dataset_writer.write_dataset", too_much)
     result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
     assert is_one_sentence(result)
     assert "this needs more memory than there is: Unable to allocate 1.00 TiB" in result.err
@@ -326,7 +326,7 @@ def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, com
     recipe = recipe_of(image_folder(tmp_path / "pictures", ""), "heldout = 2\ntest = 2\n")
     result = command(stage, recipe, "--workspace", tmp_path / "runs")
     assert is_one_sentence(result)
-    assert f"has no {section}, so there is nothing to {stage}" in result.err
+    assert f"has no {section}, which the stage {stage!r} needs" in result.err
     assert command("status", recipe, "--workspace", tmp_path / "runs").code == 0
 
 

@@ -1,6 +1,6 @@
 """Images as PNG or WebP, without loss.
 
-The one rule: what is written is read back to the same bytes, so only what these formats hold exactly is taken: grey and
+What is written is read back to the same bytes, so only what these formats hold exactly is taken: grey and
 colour images of 8 bits, and grey ones as PNG only.
 """
 
@@ -32,7 +32,7 @@ class ImageCoder:
         channels = image_shape[2]
         if channels not in (_GREY, _COLOUR):
             raise RecipeError(
-                f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5 or npz."
+                f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5."
             )
         if encoding == "webp" and channels == _GREY:
             raise RecipeError("WebP has no grey images, and this pool's have one channel. Choose png.")

@@ -5,15 +5,13 @@ print is shown as its escape.
 """
 
 import textwrap
-from typing import Final
 
-from lsmix.data.exports.facts import ExportFacts
-from lsmix.data.exports.form import ExportForm
-from lsmix.data.printable import printable, printable_words
+from lsmix.data.errors import escape_terminal, printable_words
+from lsmix.data.exports.format import ExportFormat
+from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.pool import Pool, PoolAttributes
 
-__all__ = ["README_NAME", "readme_text"]
-
-README_NAME: Final = "README.md"
+__all__ = ["readme_text"]
 
 _TEXT = """\
 # A pool of mixed images
@@ -23,15 +21,15 @@ To read them, start Python in another folder, set `folder` to the path of this o
 
     {loads_with}
 
-For each image: `label_a` and `label_b`, the classes of the two sources, by the numbers of the names below;
-`share_b`, the weight of `label_b` (`label_a` has the rest), from 0 to 1; `lam`, λ as drawn; `source_a` and `source_b`,
-the rows of the sources in the training split; `state`, 0 as planned, 1 drawn again, 2 replaced by the first source. Pools
-of more than two sources have `…_more` for the others, pools that begin at drawn corners `corner`. A loss is
+For each image:
+
+{columns}
+
 
     (1 - share_b) * cross_entropy(output, label_a) + share_b * cross_entropy(output, label_b)
 
 {form_note}`lsmix-export.json` has all that is known of the pool, `SHA256SUMS` a checksum of every file: `sha256sum -c SHA256SUMS`, or
-`lsmix verify` on this folder.{import_note}
+`lsmix verify` on this folder.
 
 Root digest of the pool:
 
@@ -53,24 +51,19 @@ Citation of the base set:
 
 {citation}
 """
-_NOTES = {
-    "folder": "An image lies in the folder of its first label; all the rest stands in `metadata.jsonl`, a line an image.\n\n"
-}
-_IMPORTED = (" `lsmix import` makes the pool of it again.", {"hdf5", "parquet"})
 
 
-def readme_text(facts: ExportFacts, form: ExportForm) -> str:
+def readme_text(pool: Pool, facts: ExportFacts, form: ExportFormat) -> str:
     """Return the README of a pool's export in some form."""
     height, width, channels = facts.image_shape
-    note, importable = _IMPORTED
     return _TEXT.format(
         images=facts.images,
         height=height,
         width=width,
         channels=channels,
         loads_with=form.loads_with,
-        form_note=_NOTES.get(form.name, ""),
-        import_note=note if form.name in importable else "",
+        columns=_columns(pool.attributes),
+        form_note=f"{form.note}\n\n" if form.note else "",
         root=facts.root,
         pixels=facts.digests["image"],
         class_names=_class_list(facts.class_names),
@@ -84,6 +77,14 @@ def _class_list(names: list[str]) -> str:
     return _block("\n".join(f"{label:{digits}}  {printable_words(name)}" for label, name in enumerate(names)))
 
 
+def _columns(attributes: PoolAttributes) -> str:
+    lines = []
+    for column in attributes.columns():
+        words = ", ".join(f"{number} {word}" for number, word in enumerate(column.words))
+        lines.append(f"- `{column.name}`: {column.description}" + (f" ({words})" if words else ""))
+    return "\n".join(lines)
+
+
 def _block(text: str) -> str:
-    lines = [printable(line).rstrip() for line in text.splitlines() if line.strip()]
+    lines = [escape_terminal(line).rstrip() for line in text.splitlines() if line.strip()]
     return textwrap.indent("\n".join(lines) or "(empty)", "    ")

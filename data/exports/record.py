@@ -1,6 +1,6 @@
 """The record of an export, ``lsmix-export.json``, and the checksums of its files in ``SHA256SUMS``.
 
-The one rule: an export with very many files needs no more memory than one with few, so checksums are lines of a file of
+An export with very many files needs no more memory than one with few, so checksums are lines of a file of
 their own, which ``sha256sum -c`` reads too; the record has that file's checksum.
 """
 
@@ -11,12 +11,18 @@ from typing import IO, Any, Final, Literal
 
 import msgspec
 
-from lsmix.data.artifact_files import is_expected_export_path
-from lsmix.data.durable import sha256_file, write_durably
-from lsmix.data.errors import CorruptError, MissingError
-from lsmix.data.exports.facts import ExportFacts
-from lsmix.data.sealed import is_as_written, is_broken, sealed_json
-from lsmix.data.versioned import UNDECODABLE, decode_versioned
+from lsmix.data.atomic import (
+    DECODE_ERRORS,
+    checksummed_json,
+    decode_versioned,
+    is_as_written,
+    is_broken,
+    sha256_file,
+    write_atomic,
+)
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat
+from lsmix.data.exports.metadata import ExportFacts
 
 __all__ = [
     "MOST_RECORD_BYTES",
@@ -34,7 +40,7 @@ __all__ = [
 RECORD_NAME: Final = "lsmix-export.json"
 SUMS_NAME: Final = "SHA256SUMS"
 _VERSION: Final = 1
-MOST_RECORD_BYTES: Final = 1 << 26  # a pool's corrupted rows, some 14 bytes each
+MOST_RECORD_BYTES: Final = 1 << 26  # a pool's rows that failed to decode, some 14 bytes each
 _HEX_DIGITS = 64
 _MAX_LINE = 4096  # of a checksum and a path
 
@@ -44,7 +50,7 @@ class ExportRecord(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: Literal["lsmix-export"]
     format_version: int = _VERSION
-    format: str  # hdf5, parquet, webdataset, folder or npz
+    format: str  # a name in EXPORT_FORMATS
     encoding: str  # of the images: png, webp, or raw
     shard_images: int  # rows in a file; of a folder, in a sub-folder
     files: int  # listed in SHA256SUMS
@@ -74,7 +80,7 @@ def write_record(folder: Path, files: Iterable[Path], facts: ExportFacts, **layo
             count, size = count + 1, size + path.stat().st_size
     digest = sha256_file(folder / SUMS_NAME)
     record = ExportRecord(kind="lsmix-export", facts=facts, files=count, bytes=size, sums_sha256=digest, **layout)
-    write_durably(folder / RECORD_NAME, sealed_json(record))
+    write_atomic(folder / RECORD_NAME, checksummed_json(record))
     return record
 
 
@@ -113,7 +119,7 @@ def parse_record(content: bytes, where: str) -> ExportRecord:
     try:
         remedy = "Use a newer lsmix, or export the pool again."
         return decode_versioned(content, ExportRecord, _VERSION, what=f"export {where!r} has", remedy=remedy)
-    except UNDECODABLE as error:
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{path!r} is damaged ({error}). Fetch or export it again.") from error
 
 
@@ -184,9 +190,15 @@ def parse_sums(lines: IO[str], where: str, form: str) -> Iterator[tuple[str, str
         form: the export's format.
 
     Raises:
+        FormatError: there is no such format.
         CorruptError: at a line that is no checksum, or a path that could lead out of the folder or that no export in this
             format has.
     """
+    if form not in EXPORT_FORMATS:
+        raise FormatError(
+            f"{where!r} is an export in the unknown format {form!r}. Install the package that adds it, or use a newer lsmix."
+        )
+    kind: ExportFormat = EXPORT_FORMATS.load(form)
     for line in iter(lambda: lines.readline(_MAX_LINE), ""):
         digest, name = line[:_HEX_DIGITS], line[_HEX_DIGITS + 2 :].removesuffix("\n")
         parts = name.split("/")
@@ -194,7 +206,7 @@ def parse_sums(lines: IO[str], where: str, form: str) -> Iterator[tuple[str, str
         if odd or line[_HEX_DIGITS : _HEX_DIGITS + 2] != "  " or {"", ".", ".."} & set(parts) or "\\" in name:
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} has the line {line[:200]!r}, which is no checksum.")
-        if not is_expected_export_path(form, name):
+        if not kind.may_hold(name):
             path = f"{where}/{SUMS_NAME}"
             raise CorruptError(f"{path!r} lists {name!r}, which no export as {form!r} has. Do not use this export.")
         yield digest, name

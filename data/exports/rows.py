@@ -1,11 +1,11 @@
 """Rows of a pool in blocks of some megabytes, and the digests that tell whether two sets of rows are equal.
 
-The one rule: a digest is over values alone, row by row, little-endian, in the order of the pool; so it is the same in
+A digest is over values alone, row by row, little-endian, in the order of the pool; so it is the same in
 every format, and ``hashlib.sha256(numpy.ascontiguousarray(images)).hexdigest()`` gives that of the column ``image``.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 
 from lsmix.data.pool import Pool
 
-__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks"]
+__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_metadata"]
 
 Block = dict[str, NDArray[Any]]  # some rows, by column
+
+
 _BLOCK_BYTES = 8 << 20
 
 
@@ -50,12 +52,28 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
         columns: which; none for all.
 
     Raises:
-        CorruptError: a chunk is damaged.
+        CorruptError: a chunk is damaged, or a value is out of its range.
     """
     arrays = {name: pool.columns[name] for name in columns or pool.columns}
     step = block_rows(sum(array.row_bytes for array in arrays.values()))
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
-        yield {name: array[start:stop] for name, array in arrays.items()}
+        yield pool.rows(start, stop, tuple(arrays))
         for array in arrays.values():
             array.release()  # what has been read once is not read again
+
+
+def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Go through the rows of a block: everything but the image, ready for JSON.
+
+    Args:
+        block: some rows, by column.
+        first_row: which row of the pool the first one is.
+        class_names: by label.
+    """
+    numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
+    for index in range(len(block["status"])):
+        facts: dict[str, Any] = {"row": first_row + index}
+        facts |= {name: values[index] for name, values in numbers.items()}
+        facts["class_a"], facts["class_b"] = class_names[facts["label_a"]], class_names[facts["label_b"]]
+        yield facts

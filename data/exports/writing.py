@@ -1,31 +1,25 @@
 """Writing a pool in another format: all of it beside its final name, and then the rename.
 
-The one rule: ``_FORMS`` is all there is to know about a form here; the next one is a module and a line. The pool is read
-twice, first for the facts that every file carries, so that a damaged one is found before anything is written.
+The pool is read twice, first for the facts that every file carries, so that a damaged one is found before anything is
+written.
 """
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final, get_args
+from typing import get_args
 
-from lsmix.data.errors import RecipeError
-from lsmix.data.exports.beside import check_space, folder_beside
-from lsmix.data.exports.facts import gather_facts
-from lsmix.data.exports.folder_form import FOLDER_FORM, FOLDER_IMAGES
-from lsmix.data.exports.form import ExportForm, ExportJob
-from lsmix.data.exports.hdf5_form import HDF5_FORM
+from lsmix.data.errors import LsmixError, RecipeError
+from lsmix.data.exports.atomic_folder import check_space, folder_beside
+from lsmix.data.exports.format import EXPORT_FORMATS, README_NAME, ExportFormat, ExportJob
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
-from lsmix.data.exports.npz_form import NPZ_FORM
-from lsmix.data.exports.parquet_form import PARQUET_FORM
-from lsmix.data.exports.readme import README_NAME, readme_text
+from lsmix.data.exports.metadata import gather_facts
+from lsmix.data.exports.readme import readme_text
 from lsmix.data.exports.record import ExportRecord, write_record
-from lsmix.data.exports.webdataset_form import WEBDATASET_FORM
+from lsmix.data.mixing import nearest
 from lsmix.data.pool import Pool
 
-__all__ = ["FORM_NAMES", "write_export"]
+__all__ = ["write_export"]
 
-_FORMS = {form.name: form for form in (HDF5_FORM, PARQUET_FORM, WEBDATASET_FORM, FOLDER_FORM, NPZ_FORM)}
-FORM_NAMES: Final = tuple(_FORMS)
 _FILE_BYTES = 500_000_000  # of a file, unless asked otherwise
 _MOST_FILE_BYTES = 20_000_000_000  # the big hubs refuse longer ones
 _MOST_FILES = 9_990  # … and folders of 10,000 files
@@ -45,7 +39,7 @@ def write_export(
     Args:
         pool: any.
         target: the folder to make; its parent exists.
-        form: one of ``FORM_NAMES``.
+        form: a name in ``EXPORT_FORMATS``.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
         encoding: how images are packed in forms that hold image files: "png" or "webp", both without loss.
         on_rows: is told the number of rows read, and then of rows written, block by block.
@@ -62,12 +56,9 @@ def write_export(
         CorruptError: the pool is damaged.
         LsmixError: a library that the form needs is not installed.
     """
-    if form not in _FORMS or encoding not in get_args(Encoding):
-        raise RecipeError(
-            f"no export in the form {form!r} with images as {encoding!r}; there are {', '.join(_FORMS)}, "
-            f"and {', '.join(get_args(Encoding))}."
-        )
-    kind = _FORMS[form]
+    kind: ExportFormat = EXPORT_FORMATS.load(form)
+    if encoding not in get_args(Encoding):
+        raise RecipeError(f"unknown image encoding {encoding!r}.{nearest(encoding, list(get_args(Encoding)))}")
     if kind.encodes:
         ImageCoder(encoding, pool.image_shape)  # which says what it cannot hold
     row_bytes = sum(column.row_bytes for column in pool.columns.values()) + kind.row_overhead_bytes
@@ -84,20 +75,24 @@ def write_export(
         )
 
 
-def _files(kind: ExportForm, job: ExportJob) -> Iterator[Path]:
-    yield from kind.write(job)
+def _files(kind: ExportFormat, job: ExportJob) -> Iterator[Path]:
+    for path in kind.write(job):
+        name = path.relative_to(job.folder).as_posix()
+        if not kind.may_hold(name):
+            raise LsmixError(f"the export format wrote {name!r}, which its pattern {kind.files!r} does not allow.")
+        yield path
     path = job.folder / README_NAME
-    path.write_text(readme_text(job.facts, kind), encoding="utf-8", newline="\n")
+    path.write_text(readme_text(job.pool, job.facts, kind), encoding="utf-8", newline="\n")
     yield path
 
 
-def _shard_images(kind: ExportForm, asked: int, images: int, row_bytes: int) -> int:
-    if kind is FOLDER_FORM:
+def _shard_images(kind: ExportFormat, asked: int, images: int, row_bytes: int) -> int:
+    if kind.folder_images:
         if asked > _MOST_FILES:
             raise RecipeError(
                 f"sub-folders of {asked} images: the big hubs refuse 10,000 files and more. Ask for fewer."
             )
-        return asked or FOLDER_IMAGES
+        return asked or kind.folder_images
     shard_images = asked or max(_FILE_BYTES // row_bytes, 1)
     if shard_images < images and -(-images // shard_images) > _MOST_FILES:
         raise RecipeError(

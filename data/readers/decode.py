@@ -1,6 +1,6 @@
 """Decoding image files of a data set in which all images have one size.
 
-The one rule: an image's kind and size are known from its header and checked before its pixels are decoded, and every
+An image's kind and size are known from its header and checked before its pixels are decoded, and every
 error names the file. Pixels are taken as stored: an EXIF rotation is not applied.
 """
 

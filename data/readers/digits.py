@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of 8×8 grey pixels that come with scikit-learn: a data set that is always there.
 
-The one rule: their bytes are known beforehand, so a key can name them without reading them.
+Their bytes are known beforehand, so a key can name them without reading them.
 """
 
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
-from lsmix.data.strata import choose_rows
+from lsmix.data.rng import stratified_sample
 
 __all__ = ["DIGITS", "DIGITS_SHA256", "read_digits"]
 
@@ -41,7 +41,7 @@ def read_digits(path: Path | None = None) -> PublishedData:
             f"scikit-learn's digits are not the known ones: expected sha256 {DIGITS_SHA256[:12]}…, got {digest[:12]}…. "
             "Reinstall scikit-learn, or use another data set."
         )
-    test = choose_rows(labels, _TEST_IMAGES, seed=0, words=("digits", "test"))
+    test = stratified_sample(labels, _TEST_IMAGES, seed=0, words=("digits", "test"))
     train = np.setdiff1d(np.arange(len(labels)), test)
     return PublishedData(
         splits={"train": Split(pixels[train], labels[train]), "test": Split(pixels[test], labels[test])},

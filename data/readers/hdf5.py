@@ -1,6 +1,6 @@
 """Data sets in an HDF5 file: images and labels by name, and the ``dataset.h5`` that lsmix writes.
 
-The one rule: what HDF5 is told to read has been looked at before: plain numbers that lie in this very file, of a size the
+What HDF5 is told to read has been looked at before: plain numbers that lie in this very file, of a size the
 file can hold, through filters that are known, and chunks that unpack to exactly a chunk. Of a data set of ours the
 held-out images count as training images again, since that is what they were taken from.
 """

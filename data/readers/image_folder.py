@@ -1,6 +1,6 @@
 """Data sets as folders of image files: one sub-folder a class, or train/ and test/ (or val/) with such sub-folders.
 
-The one rule: every image counts or is named in an error. All have one size, nothing is resized, and the classes are the
+Every image counts or is named in an error. All have one size, nothing is resized, and the classes are the
 folders' names in order. Where test/ and val/ are both there, val/ is not read. Names that begin with a dot, and files
 that have no image's ending, are passed over.
 """

@@ -1,6 +1,6 @@
 """Images and labels that a file holds by name: the names in use, and what such arrays must be.
 
-The one rule: a file fits exactly one set of names, so nobody's data are chosen by guessing.
+A file fits exactly one set of names, so nobody's data are chosen by guessing.
 """
 
 from collections.abc import Collection, Mapping

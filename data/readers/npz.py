@@ -1,6 +1,6 @@
 """Data sets in a NumPy archive (.npz): images and labels by name.
 
-The one rule: an array's header is checked against what the archive holds before any memory is taken, and objects are
+An array's header is checked against what the archive holds before any memory is taken, and objects are
 never read.
 """
 

@@ -1,6 +1,6 @@
 """The published data sets that can be fetched by name, and what a recipe may ask for instead: a URL with its checksum.
 
-The one rule: nothing is fetched whose checksum was not known before.
+Nothing is fetched whose checksum was not known before.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.urls import checked_url, is_web
+from lsmix.data.web import checked_url, is_web
 
 __all__ = ["ARCHIVE_ENDINGS", "PublishedFile", "check_download", "files_to_fetch"]
 

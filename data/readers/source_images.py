@@ -1,6 +1,6 @@
 """What every reader of a published data set hands over: images, labels, class names, and how a format is described.
 
-The one rule: these types check themselves when they are made, so nothing after a reader asks again whether an image is
+These types check themselves when they are made, so nothing after a reader asks again whether an image is
 uint8 or a label has a class.
 """
 

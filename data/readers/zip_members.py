@@ -1,6 +1,6 @@
 """Members of a zip archive that came from a stranger, read in memory.
 
-The one rule: the whole list of members is checked before the first is read (names, kinds, sizes, how far they unpack), and
+The whole list of members is checked before the first is read (names, kinds, sizes, how far they unpack), and
 nothing is extracted.
 """
 

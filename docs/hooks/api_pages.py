@@ -1,6 +1,6 @@
 """MkDocs hook: a page of the API for every module of lsmix, from its docstrings.
 
-The one rule: pages are made from the source tree, so a module or a public name that is new has its place at once.
+Pages are made from the source tree, so a module or a public name that is new has its place at once.
 """
 
 import ast

@@ -1,6 +1,6 @@
 """griffe extension: docstrings and comments as this house writes them.
 
-The one rule: the comment behind a field or a constant is its documentation, if it stands on the line on which the assignment
+The comment behind a field or a constant is its documentation, if it stands on the line on which the assignment
 ends and doesn't speak to a tool.
 """
 

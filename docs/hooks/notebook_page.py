@@ -1,6 +1,6 @@
 """MkDocs hook: the notebook docs/tutorial.ipynb as a page, with the outputs that stand in it.
 
-The one rule: nothing is executed here. ``docs/make_tutorial.py`` executes the notebook and writes its outputs, and a test
+Nothing is executed here. ``docs/make_tutorial.py`` executes the notebook and writes its outputs, and a test
 executes it too. A notebook is JSON, so neither nbconvert nor a plugin is needed for it.
 """
 

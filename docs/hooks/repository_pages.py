@@ -1,6 +1,6 @@
 """MkDocs hook: pages that lie outside docs/, and links as they are written for a reader of the repository.
 
-The one rule: a link works in both places or the build fails. A page of the repository becomes one of the site, a picture
+A link works in both places or the build fails. A page of the repository becomes one of the site, a picture
 is copied, a module leads to its page of the API, and any other file of the repository is named without a link.
 """
 

@@ -5,7 +5,7 @@ set -eu
 
 file=$(dirname "$(realpath "$0")")/kubernetes-job.yaml
 kubectl "$@" apply --filename "$file" --selector step=storage
-for step in flow encode finish-encode mix finish-mix rest; do
+for step in flow encode finalize-encode mix finalize-mix rest; do
     kubectl "$@" apply --filename "$file" --selector "step=$step"
     conditions=
     while [[ $conditions != *Complete* ]]; do

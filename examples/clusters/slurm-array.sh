@@ -1,6 +1,6 @@
 #!/bin/bash
 # One step of a recipe as a SLURM job, or as one part of a job array; slurm-submit.sh sends all steps in their order.
-# usage: sbatch [options] slurm-array.sh STEP RECIPE WORKSPACE [PARTS]
+# usage: sbatch [options] slurm-array.sh STEP RECIPE WORKSPACE [TASKS]
 #SBATCH --job-name=lsmix
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=16G
@@ -12,8 +12,8 @@ set -u
 
 step=$1 recipe=$2 workspace=$3
 words=("$step" "$recipe" --workspace "$workspace" --quiet)
-# Not SLURM_ARRAY_TASK_COUNT: sent again with --array=3,7 it would be 2, and the parts would be cut otherwise.
-[ -n "${SLURM_ARRAY_TASK_ID-}" ] && words+=(--shards "$SLURM_ARRAY_TASK_ID/${4:?the number of parts}")
+# Not SLURM_ARRAY_TASK_COUNT: sent again with --array=3,7 it would be 2, and the shards would be divided differently.
+[ -n "${SLURM_ARRAY_TASK_ID-}" ] && words+=(--array-index "$SLURM_ARRAY_TASK_ID" --array-size "${4:?the number of tasks}")
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 # SLURM sends USR1 two minutes before the time is up: lsmix stops at the next safe point, and the job goes on later.

@@ -23,8 +23,8 @@ send() {
 
 mkdir -p "$workspace"
 send train-glow "$gpu" "$@"
-send encode "$gpu --array=1-$parts" "$@"
-send finish "" "$@"
-send mix "$gpu --array=1-$parts" "$@"
-send finish "" "$@"
+send encode "$gpu --array=0-$((parts - 1))" "$@"
+send finalize "" "$@"
+send mix "$gpu --array=0-$((parts - 1))" "$@"
+send finalize "" "$@"
 send run "$gpu" "$@"

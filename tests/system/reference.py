@@ -64,7 +64,7 @@ shard_rows = 64
 )
 
 # Array names of the reference -> names in the working tree, where the name alone has changed.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {"pool.zarr/state": "pool.zarr/status"}
 
 Arrays = dict[str, np.ndarray]
 

@@ -1,0 +1,126 @@
+"""Passing images through a classifier: precision, seeds, logits and features.
+
+Training, error rates and features scale images and compute in the same way.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.batch import to_device
+from lsmix.data.rng import torch_seed
+
+__all__ = ["PASS_IMAGES", "arithmetic", "features", "logits_of", "passes", "seeded"]
+
+PASS_IMAGES = 256  # in a batch; fixed, since other batch sizes give other last bits
+
+
+def logits_of(model: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Return logits float32 (B, classes) of images uint8 (B, C, H, W), which are scaled to [0, 1] on their device."""
+    pixels = images.float().div_(255.0).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        logits: Tensor = model(pixels)
+    return logits.float()
+
+
+def passes(
+    model: nn.Module, images: NDArray[np.uint8], *, device: torch.device, precision: str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Go over images, uint8 (N, H, W, C), in batches: which rows, and their logits on the device.
+
+    Puts the model into evaluation mode.
+    """
+    model.eval()
+    for start in range(0, len(images), PASS_IMAGES):
+        rows = slice(start, start + PASS_IMAGES)
+        # Copied, because a slice of a data set is a read-only map of its file, which torch does not take.
+        pixels = torch.from_numpy(np.array(images[rows], order="C")).permute(0, 3, 1, 2)
+        with torch.inference_mode(), arithmetic(precision):  # not around the yield: the caller keeps its own modes
+            logits = logits_of(model, to_device(pixels, device), precision)
+        yield rows, logits
+
+
+@contextlib.contextmanager
+def arithmetic(precision: str) -> Iterator[None]:
+    """Make kernels repeatable inside the block, and let CUDA compute float32 in TF32 for "tf32" only.
+
+    A CPU computes in full float32, whatever the caller has set.
+    """
+    # Operator by operator, through attributes that torch.backends makes at import and types as no such thing: once
+    # anybody has set these, torch's older flags such as allow_tf32 raise when they are read.
+    cudnn, cuda, cpu = (getattr(torch.backends, name) for name in ("cudnn", "cuda", "mkldnn"))
+    fast, exact = (cudnn.conv, cudnn.rnn, cuda.matmul), (cpu.conv, cpu.rnn, cpu.matmul)
+    settings: list[tuple[Any, str, Any]] = [
+        *((operator, "fp32_precision", "tf32" if precision == "tf32" else "ieee") for operator in fast),
+        *((operator, "fp32_precision", "ieee") for operator in exact),
+        (cudnn, "deterministic", True),
+        (cudnn, "benchmark", False),
+    ]
+    before = [getattr(owner, name) for owner, name, _ in settings]
+    try:
+        for owner, name, value in settings:
+            setattr(owner, name, value)
+        yield
+    finally:
+        for (owner, name, _), value in zip(settings, before, strict=True):
+            setattr(owner, name, value)
+
+
+@contextlib.contextmanager
+def seeded(device: torch.device, seed: int, *words: str | int) -> Iterator[None]:
+    """Seed torch's global generators, which modules draw from, inside the block only."""
+    number = torch_seed(seed, "classifier", *words)
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.default_generator.manual_seed(number)
+        if devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(number)
+        yield
+
+
+def features(model: nn.Module, images: NDArray[np.uint8], *, precision: str = "float32") -> NDArray[np.float32]:
+    """Return the features float32 (N, F) of images uint8 (N, H, W, C).
+
+    ``model`` maps images in [0, 1] to logits, as ``load_classifier`` gives it; any architecture with a linear layer
+    will do. It is put into evaluation mode. For CNN-13 F is its width, for WRN-D-K 64·K.
+
+    Raises:
+        RecipeError: there are no images, no linear layer is passed, or the last one does not see one vector per image.
+
+    Example:
+        >>> import numpy as np
+        >>> from lsmix.classifiers.cnn13 import Cnn13
+        >>> features(Cnn13(10, 1, (8, 8), width=4), np.zeros((3, 8, 8, 1), np.uint8)).shape
+        (3, 4)
+    """
+    if len(images) == 0:
+        raise RecipeError("features need at least one image, got none.")
+    seen: list[Tensor] = []
+
+    def remember(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        seen[:] = inputs[:1]
+
+    hooks = [module.register_forward_pre_hook(remember) for module in model.modules() if isinstance(module, nn.Linear)]
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    parts = []
+    try:
+        for rows, _ in passes(model, images, device=device, precision=precision):
+            count = len(images[rows])
+            if not seen or seen[0].ndim != 2 or len(seen[0]) != count:
+                got = f"sees {tuple(seen[0].shape)}" if seen else "is not there"
+                raise RecipeError(
+                    f"{type(model).__name__} has no features for {count} images: the last nn.Linear of a pass {got}; "
+                    "expected a vector for each image. Use another architecture."
+                )
+            parts.append(seen[0].float().cpu().numpy())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return np.concatenate(parts)

@@ -1,0 +1,458 @@
+"""The manifest of an artifact: what it is, what it was made from, and a checksum of every file in it.
+
+``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
+one is unfinished work and is never read.
+"""
+
+import hashlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from lsmix.data.atomic import (
+    DECODE_ERRORS,
+    checksummed_json,
+    decode_versioned,
+    fsync_tree,
+    is_as_written,
+    is_broken,
+    sha256_file,
+    write_atomic,
+)
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "ARTIFACT_FILES",
+    "FORMAT_VERSION",
+    "LOCATION_FIELDS",
+    "MANIFEST_NAME",
+    "MOST_MANIFEST_BYTES",
+    "WORK_FOLDER",
+    "Artifact",
+    "FileRecord",
+    "InputRecord",
+    "Manifest",
+    "Provenance",
+    "check_listing",
+    "check_sizes",
+    "is_expected_path",
+    "parse_manifest",
+    "read_manifest",
+    "read_provenance",
+    "record_files",
+    "root_digest",
+    "verify_files",
+    "write_manifest",
+]
+
+FORMAT_VERSION = 1
+
+
+MANIFEST_NAME = "manifest.json"
+
+
+WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
+
+
+MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
+
+
+_MOST_DEPTH = 32  # of a configuration; ours have four levels
+
+
+_MOST_SECONDS = 1e10  # three hundred years
+
+
+_MOST_BYTES = 2**48  # of a file; more is a lie
+
+
+_MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
+
+
+_MOST_PATH_BYTES = 1024
+
+
+class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One file of an artifact."""
+
+    path: str  # relative to the artifact's folder, with forward slashes
+    bytes: int  # size
+    sha256: str  # hex
+    payload: bool  # whether the next stage reads it, so that it counts in the root digest
+
+
+class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """One input of an artifact."""
+
+    role: str  # what the stage calls it: "dataset", "flow", "latents", ...
+    key: str  # key of the input artifact, 12 hex digits; "" for source files
+    root: str  # root digest of its payload
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """All that is known of a complete artifact."""
+
+    format_version: int = FORMAT_VERSION
+    stage: str
+    stage_version: int
+    name: str
+    key: str  # 12 hex digits, see pipeline/workspace/cache_key.py
+    root: str  # digest over the payload files
+    config: dict[str, Any]  # full configuration of the stage
+    inputs: list[InputRecord]
+    files: list[FileRecord]
+    counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
+    seconds: float = 0.0  # time of work, all sessions together
+    environment: dict[str, Any] = {}  # versions, device, determinism flags
+
+
+class _Environment(msgspec.Struct):
+    """What is read again of an artifact's environment."""
+
+    versions: dict[str, str] = {}
+    device: str = ""
+
+
+def root_digest(files: list[FileRecord]) -> str:
+    """Return the SHA-256 over path and checksum of all payload files, in order of their paths."""
+    lines = [f"{file.sha256} {file.path}\n" for file in files if file.payload]
+    return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
+
+
+def record_files(
+    folder: Path, payload: set[str] | None = None, known: dict[str, str] | None = None
+) -> list[FileRecord]:
+    """List the files below ``folder`` with size and checksum, without the manifest and the work folder.
+
+    ``payload`` names the payload: paths, or first parts of paths such as "pool.zarr"; None takes every file.
+    ``known`` gives checksums that were taken while writing, by path, so that big shards are not read again.
+    """
+    records = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        first = relative.split("/", 1)[0]
+        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER:
+            continue
+        records.append(
+            FileRecord(
+                path=relative,
+                bytes=path.stat().st_size,
+                sha256=(known or {}).get(relative) or sha256_file(path),
+                payload=payload is None or first in payload or relative in payload,
+            )
+        )
+    return records
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Flush everything in ``folder`` to disk, then write the manifest, which makes the artifact complete.
+
+    Raises:
+        CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
+    """
+    path, content = folder / MANIFEST_NAME, checksummed_json(manifest)
+    if odd := _unexpected(manifest):
+        raise CorruptError(
+            f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
+        )
+    if len(content) > MOST_MANIFEST_BYTES:
+        raise CorruptError(_too_large(str(path), len(content)))
+    fsync_tree(folder)
+    write_atomic(path, content)
+
+
+def read_manifest(folder: Path | str) -> Manifest:
+    """Return the manifest of the artifact in ``folder``.
+
+    Raises:
+        MissingError: there is no such folder, or it is unfinished.
+        FormatError: the manifest is of a version that this lsmix does not read.
+        CorruptError: the manifest is not what a manifest must be.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise MissingError(f"no artifact at {str(folder)!r}: there is no such folder.")
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise MissingError(
+            f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
+            "Run its recipe again to finish it."
+        )
+    if path.is_symlink():
+        raise CorruptError(f"{str(path)!r} is a link. Do not use this artifact.")
+    try:
+        if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
+            raise CorruptError(_too_large(str(path), size))
+        content = path.read_bytes()
+    except FileNotFoundError as error:
+        raise MissingError(f"{str(folder)!r} was removed by another process.") from error
+    return parse_manifest(content, str(folder))
+
+
+def parse_manifest(content: bytes, where: str) -> Manifest:
+    """Return the manifest that ``content`` holds; ``where`` is the artifact's folder or URL, for messages.
+
+    Manifests come from strangers: every path in the result is one that the stage makes, no two collide, and every size and
+    checksum is possible, so that files may be written by it.
+
+    Raises:
+        FormatError: it is of a version or a stage that this lsmix does not read.
+        CorruptError: it is not what a manifest must be.
+    """
+    path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
+    if is_broken(content):
+        raise CorruptError(_altered(path))
+    try:
+        remedy = "Use a newer lsmix, or make the artifact again."
+        manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
+    except DECODE_ERRORS as error:
+        raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
+    if wrong := _wrong_facts(manifest):
+        raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
+    if manifest.stage not in ARTIFACT_FILES:
+        raise FormatError(f"{path!r} is of the unknown stage {manifest.stage!r}. Use a newer lsmix.")
+    check_listing(path, manifest.files)
+    if odd := _unexpected(manifest):
+        raise CorruptError(
+            f"{path!r} lists the file {odd!r}, which no artifact of the stage {manifest.stage!r} has. "
+            "Do not use this artifact."
+        )
+    return manifest
+
+
+def _unexpected(manifest: Manifest) -> str:
+    """Return the path of a listed file that the stage does not make; "" where there is none."""
+    return next((file.path for file in manifest.files if not is_expected_path(manifest.stage, file.path)), "")
+
+
+def _too_large(manifest_path: str, size: int) -> str:
+    return (
+        f"{manifest_path!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
+        "Do not use this artifact; make its shards larger if it is yours."
+    )
+
+
+def _wrong_facts(manifest: Manifest) -> str:
+    """Return what is said that cannot be, or "": so that nobody else has to doubt a name, a digest or a version."""
+    for what, text in (
+        ("stage", manifest.stage),
+        ("name", manifest.name),
+        *(("role", one.role) for one in manifest.inputs),
+    ):
+        if not 0 < len(text) <= _MOST_NAME_BYTES or not text.isprintable():
+            return f"its {what} is {text[:80]!r}"
+    for what, text in (("key", manifest.key), *(("key of an input", one.key) for one in manifest.inputs)):
+        if not re.fullmatch("([0-9a-f]{12})?", text):
+            return f"its {what} is {text[:80]!r}, expected 12 hex digits"
+    for what, text in (
+        ("root digest", manifest.root),
+        *(("root digest of an input", one.root) for one in manifest.inputs),
+    ):
+        if not re.fullmatch("[0-9a-f]{64}", text):
+            return f"its {what} is {text[:80]!r}, expected 64 hex digits"
+    if not 0 <= manifest.seconds < _MOST_SECONDS:
+        return f"it took {manifest.seconds} seconds"
+    try:
+        msgspec.convert(manifest.environment, _Environment)
+    except msgspec.ValidationError as error:
+        return f"its environment is wrong ({error})"
+    for what, fields in (
+        ("config", manifest.config),
+        ("counts", manifest.counts),
+        ("environment", manifest.environment),
+    ):
+        if not _is_modest(fields, _MOST_DEPTH):
+            return f"its {what} is nested too deeply, or holds a number beyond 64 bits"
+    return ""
+
+
+def _is_modest(value: Any, depth: int) -> bool:
+    """Tell whether a value can be gone through and written again: few levels, numbers of 64 bits."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_modest(part, depth - 1) for part in parts)
+    return not isinstance(value, int) or abs(value) < 2**63
+
+
+def _altered(manifest_path: str) -> str:
+    return f"{manifest_path!r} is damaged: its bytes are not those that were written. Fetch or make the artifact again."
+
+
+def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
+    """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike, sizes possible."""
+    names: set[str] = set()
+    folders: set[str] = set()
+    for file in files:
+        _check_relative(manifest_path, file.path)
+        if not 0 <= file.bytes <= _MOST_BYTES or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+            raise CorruptError(
+                f"{manifest_path!r} gives the file {file.path!r} {file.bytes} bytes and the sha256 {file.sha256[:80]!r}, which "
+                "cannot be. Do not use this artifact."
+            )
+        if file.path in names:
+            raise CorruptError(f"{manifest_path!r} lists the file {file.path!r} twice. Do not use this artifact.")
+        names.add(file.path)
+        parts = file.path.split("/")
+        folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
+    if both := names & folders:
+        raise CorruptError(f"{manifest_path!r} lists {min(both)!r} as a file and a folder. Do not use this artifact.")
+
+
+def _check_relative(manifest_path: str, relative: str) -> None:
+    parts = relative.split("/")
+    if "" in parts or "." in parts or ".." in parts or "\\" in relative or not relative.isprintable():
+        raise CorruptError(
+            f"{manifest_path!r} names the file {relative[:200]!r}, which lies outside its folder. Do not use this artifact."
+        )
+    long = max(len(part.encode()) for part in parts) > _MOST_NAME_BYTES or len(relative.encode()) > _MOST_PATH_BYTES
+    if long or parts[0] in (MANIFEST_NAME, WORK_FOLDER):
+        raise CorruptError(
+            f"{manifest_path!r} names the file {relative[:200]!r}, which no artifact has. Do not use this artifact."
+        )
+
+
+def check_sizes(folder: Path | str, manifest: Manifest) -> None:
+    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded."""
+    _check_folders(folder, manifest)
+    for file in manifest.files:
+        path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
+        try:
+            facts = os.lstat(path)
+        except OSError:
+            facts = None
+        if facts is None or not stat.S_ISREG(facts.st_mode):
+            raise CorruptError(
+                f"{path!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
+            )
+        if facts.st_size != file.bytes:
+            raise CorruptError(
+                f"{path!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
+            )
+
+
+def _check_folders(folder: Path | str, manifest: Manifest) -> None:
+    """Refuse links in place of folders, which would lead out of the artifact, or round in it."""
+    known: set[str] = set()
+    for file in manifest.files:
+        parent = file.path.rpartition("/")[0]
+        while parent and parent not in known:
+            known.add(parent)
+            if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as above, no Path for each
+                raise CorruptError(
+                    f"{f'{folder}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
+                )
+            parent = parent.rpartition("/")[0]
+
+
+def verify_files(folder: Path | str, manifest: Manifest) -> int:
+    """Check every byte of every file against the manifest; return the number of bytes read.
+
+    Raises:
+        CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
+    """
+    folder = Path(folder)
+    check_sizes(folder, manifest)
+    if manifest.root != root_digest(manifest.files):
+        raise CorruptError(
+            f"{str(folder / MANIFEST_NAME)!r} was altered: its root digest does not fit its list of files."
+        )
+    _check_manifest_bytes(folder / MANIFEST_NAME)
+    for file in manifest.files:
+        digest = sha256_file(folder / file.path)
+        if digest != file.sha256:
+            raise CorruptError(
+                f"{str(folder / file.path)!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
+                "Fetch or make the artifact again."
+            )
+    listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder).as_posix()
+        odd = path.is_symlink() or not path.is_dir()
+        if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
+            raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
+    return sum(file.bytes for file in manifest.files)
+
+
+def _check_manifest_bytes(path: Path) -> None:
+    content = path.read_bytes()
+    if path.is_symlink() or not is_as_written(content, parse_manifest(content, str(path.parent))):
+        raise CorruptError(_altered(str(path)))
+
+
+def _columns(store: str) -> str:
+    """Return the pattern of the files of a Zarr group whose arrays are sharded along their first axis."""
+    return rf"{re.escape(store)}/([a-z][a-z0-9_]*/)?zarr\.json|{re.escape(store)}/[a-z][a-z0-9_]*/c/[0-9]+(/0)*"
+
+
+_CARD = r"README\.md|card\.(png|json)|samples\.csv|croissant\.json|LICENSES/(images|lsmix)\.txt"
+
+
+# By stage: a regular expression that a whole path must match.
+ARTIFACT_FILES: Final = {
+    "ingest": r"dataset\.h5",
+    "train-glow": r"glow\.(json|safetensors)|log\.jsonl|samples\.png",
+    "encode": _columns("latents.zarr"),
+    "mix": rf"{_columns('pool.zarr')}|plan\.json|{_CARD}",
+    "train": r"metrics\.json|classifier\.safetensors",
+    "naturalness": r"naturalness\.json|sheet\.png",
+    "report": r"report\.(html|md)|figures/[A-Za-z0-9][A-Za-z0-9._-]*\.(svg|png)",
+}
+
+
+def is_expected_path(stage: str, path: str) -> bool:
+    """Tell whether an artifact of a stage can hold a file at a path, relative to its folder.
+
+    Example:
+        >>> from lsmix.data.artifact import is_expected_path
+        >>> is_expected_path("mix", "pool.zarr/image/c/0/0/0/0"), is_expected_path("mix", "lsmix.py")
+        (True, False)
+    """
+    return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """The data set that the images are from."""
+
+    root: str  # root digest of its artifact
+    config: dict[str, Any]  # how its splits were chosen from the published files
+    licence: str  # "" where it is unknown
+    citation: str  # "" where it is unknown
+    train_images: int  # rows of the train split, which sources are counted in
+
+
+# Settings of a data set that say where its files are and how they were fetched: no part of a Provenance.
+LOCATION_FIELDS: Final = frozenset({"path", "format", "download"})
+
+
+def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
+    """Return the origin that a store's attributes hold under ``origin``.
+
+    Raises:
+        CorruptError: it is missing or not whole; ``what`` begins the message.
+    """
+    try:
+        return msgspec.convert(attributes.get("origin"), Provenance)
+    except msgspec.ValidationError as error:
+        raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """A complete artifact that a stage reads."""
+
+    folder: Path  # on this machine; where ``url`` is set, its files may not be there yet
+    manifest: Manifest
+    url: str = ""  # where it lies in a remote workspace
+
+    @property
+    def location(self) -> str:
+        """Where it is found: its URL if it has one, else its folder."""
+        return self.url or str(self.folder)

@@ -1,0 +1,102 @@
+"""Making a folder that appears under its name only when it is whole.
+
+The work lies within ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that what
+a killed process left is replaced, and nobody else's folder ever is.
+"""
+
+import contextlib
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from lsmix.data.atomic import fsync_folder, fsync_tree
+from lsmix.data.errors import DiskSpaceError, LockedError, MissingError, RecipeError
+
+__all__ = ["check_space", "folder_beside"]
+
+_MARK = ".lsmix-unfinished"
+_CONTENT = "content"
+_MANY_FILES = 1000  # above which one flush of the file systems is quicker than one of each file
+
+
+@contextmanager
+def folder_beside(target: Path) -> Iterator[Path]:
+    """Give an empty folder to write to, which becomes ``target`` at the end, or vanishes if something is raised.
+
+    Raises:
+        RecipeError: there is something at ``target``, or something that is not ours where the work would lie.
+        MissingError: there is no folder to put it in.
+        LockedError: somebody else is making it.
+    """
+    if os.path.lexists(target):
+        raise RecipeError(
+            f"{str(target)!r} is there already, and nothing is overwritten. Remove it, or choose another."
+        )
+    if not target.parent.is_dir():
+        raise MissingError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to. Make it first.")
+    part = target.with_name(f"{target.name}.part")
+    lock = _claim(part)
+    try:
+        content = part / _CONTENT
+        content.mkdir()
+        yield content
+        _flush(content)
+        content.rename(target)
+        fsync_folder(target.parent)
+    finally:
+        _clear(part)
+        (part / _MARK).unlink(missing_ok=True)
+        part.rmdir()
+        os.close(lock)
+
+
+def _claim(part: Path) -> int:
+    """Make the folder, or clear what a killed process left of it; return the handle that holds the lock."""
+    if os.path.lexists(part) and not _is_ours(part):
+        raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
+    part.mkdir(exist_ok=True)
+    try:
+        handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.rmdir()
+        raise
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise LockedError(
+            f"{str(part)!r} is being written by another process. Wait for it to end, or stop it."
+        ) from error
+    _clear(part)
+    return handle
+
+
+def _is_ours(part: Path) -> bool:
+    """Tell whether it was made here: marked, or as empty as it is before it is marked and after the mark is gone."""
+    return not part.is_symlink() and part.is_dir() and ((part / _MARK).is_file() or not any(part.iterdir()))
+
+
+def _clear(part: Path) -> None:
+    """Remove everything but the mark, which goes last, so that a folder that is cleared in part is still known as ours."""
+    for entry in part.iterdir():
+        if entry.name != _MARK:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def _flush(folder: Path) -> None:
+    many = any(number >= _MANY_FILES for number, _ in enumerate(folder.rglob("*")))
+    os.sync() if many else fsync_tree(folder)
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Raise DiskSpaceError unless ``needed`` bytes fit on the disk that ``folder`` lies on."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"{what} takes about {needed} bytes, and the disk of {str(folder)!r} has {free} left. "
+            "Make room, or choose another disk."
+        )

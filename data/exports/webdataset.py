@@ -1,0 +1,56 @@
+"""Pools as WebDataset: tar files in which ``00000012.png`` and ``00000012.json`` make a sample.
+
+Nothing but samples lies in a tar, since readers take the first for the pattern of all; what is known of the
+pool as a whole stands in the tar's own header, as a comment.
+"""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.exports.rows import pool_blocks, row_metadata
+
+__all__ = ["WEBDATASET_FORMAT"]
+
+
+def _write(job: ExportJob) -> Iterator[Path]:
+    comment, coder, names = _comment(job.facts), job.coder, job.pool.class_names
+    for path, rows in job.shards("tar"):
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": comment}) as archive:
+            first = rows.start
+            for block in pool_blocks(job.pool, rows):
+                for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
+                    _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
+                    _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
+                first += len(block["status"])
+                archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header written
+                job.on_rows(len(block["status"]))
+        yield path
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    info = tarfile.TarInfo(name)  # owner, time and mode are the same for everybody
+    info.size = len(content)
+    archive.addfile(info, io.BytesIO(content))
+
+
+def _comment(facts: ExportFacts) -> str:
+    origin = facts.attributes.get("origin")
+    about = {"lsmix_root": facts.root, "licence": facts.licence, "citation": facts.citation, "origin": origin}
+    return msgspec.json.encode(about, order="sorted").decode()
+
+
+WEBDATASET_FORMAT = ExportFormat(
+    write=_write,
+    files=r"pool-[0-9]+\.tar",
+    encodes=True,
+    row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
+    loads_with=(
+        'webdataset.WebDataset(f"{folder}/pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")'
+    ),
+)

@@ -1,0 +1,63 @@
+"""What a loader hands to a training loop.
+
+Every source of batches gives two labels and a share, plain images included, so that one loop trains on all.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Batch", "BatchSource", "soft_target", "to_device"]
+
+
+class Batch(NamedTuple):
+    """Some images with their labels."""
+
+    images: "torch.Tensor"  # uint8 (B, C, H, W), channels-last in memory
+    label_a: "torch.Tensor"  # int64 (B,)
+    label_b: "torch.Tensor"  # int64 (B,); equal to label_a where nothing was mixed
+    share_b: "torch.Tensor"  # float32 (B,), weight of label_b, 0 to 1; label_a has the rest
+
+
+def soft_target(
+    label_a: "torch.Tensor", label_b: "torch.Tensor", share_b: "torch.Tensor", classes: int
+) -> "torch.Tensor":
+    """Return the target float32 (B, classes) that puts 1 − share_b on label_a and share_b on label_b.
+
+    Example:
+        >>> import torch
+        >>> soft_target(torch.tensor([0, 2]), torch.tensor([1, 2]), torch.tensor([0.25, 0.5]), classes=3)
+        tensor([[0.7500, 0.2500, 0.0000],
+                [0.0000, 0.0000, 1.0000]])
+    """
+    target = share_b.new_zeros(len(share_b), classes)
+    target.scatter_(1, label_a[:, None], 1 - share_b[:, None])
+    return target.scatter_add_(1, label_b[:, None], share_b[:, None])
+
+
+def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Return the tensor on ``device``; a copy from the CPU to CUDA is queued there, and the CPU goes on at once."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()  # a copy from other memory makes the CPU wait
+    return tensor.to(device, non_blocking=True)
+
+
+class BatchSource(Protocol):
+    """Anything that gives the batches of one epoch after the other."""
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next pass goes over."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Go over one epoch, in ``Batch``es unless the source was asked for another form of labels."""
+
+    def __len__(self) -> int:
+        """Return the number of batches in an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the source stands, as plain numbers and strings."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where ``state`` was taken, with the very next batch."""

@@ -1,0 +1,165 @@
+"""What a pool is made from: the settings of its mixes, and ``plan.json``, which is enough to make every pixel again.
+
+The settings are the fields of a recipe's ``[pools.NAME]``. Other people's plans are read too, so every field is typed, and
+a plan that contradicts itself is refused.
+"""
+
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.data.artifact import LOCATION_FIELDS, Provenance
+from lsmix.data.atomic import DECODE_ERRORS, decode_versioned
+from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.rng import Seed
+
+__all__ = [
+    "CORNERS",
+    "PLAN_NAME",
+    "SPEC_FORMAT",
+    "EncodeConfig",
+    "PoolConfig",
+    "PoolSpec",
+    "check_pool",
+    "in_latent_space",
+    "read_spec",
+]
+
+PLAN_NAME: Final = "plan.json"  # beside the pool
+SPEC_FORMAT: Final = 1
+CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # where the second image may begin
+
+_MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
+
+_ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
+_Rate = Annotated[float, Meta(ge=0, le=1)]
+_Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the images of a pool are mixed."""
+
+    method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
+    lambdas: tuple[_Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
+    # Times the training set is gone through; 0: one, or one for each of lambdas.
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
+    # Where the second image begins; "random" draws one of the four for each image.
+    corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
+    seed: Seed = 0  # of pairs and λ
+    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
+    shard_rows: _ShardRows = 0  # images a shard; 0 chooses about 25 MB
+    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
+    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
+    tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
+    bad_pixel_fraction: _Rate = 0.02  # share of bad pixels above which a decode has failed
+
+    @property
+    def copies_made(self) -> int:
+        """The number of copies, at least 1."""
+        return self.copies or max(len(self.lambdas), 1)
+
+
+def in_latent_space(config: PoolConfig) -> bool:
+    """Tell whether a pool is mixed in latent space, so that it needs a flow."""
+    return config.method in LATENT_METHODS
+
+
+def check_pool(config: PoolConfig) -> None:
+    """Check what no single field can tell.
+
+    Raises:
+        RecipeError: the method is unknown, or cannot do what is asked; the message begins with the field's name.
+    """
+    if not in_latent_space(config) and config.method not in PIXEL_METHODS:
+        known = [*LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+        raise RecipeError(f"method: unknown mixing method {config.method!r}.{nearest(config.method, known)}")
+    if config.sources > 2 and config.method != "ls-mix":
+        raise RecipeError(f"sources: more than two are mixed by 'ls-mix' only, got {config.method!r}.")
+    if config.sources > 2 and config.lambdas:
+        raise RecipeError("lambdas: a fixed λ is the share of one of two sources; with more, leave lambdas empty.")
+    if config.corner != CORNERS[0] and not in_latent_space(config):
+        raise RecipeError(f"corner: only methods in latent space begin at a corner, got {config.method!r}.")
+
+
+class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How images become latents."""
+
+    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
+    seed: Seed = 0  # of the noise, where dequantise is "uniform"
+    shard_rows: _ShardRows = 0  # latents a shard; 0 chooses about 25 MB
+    check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
+
+
+class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """All that a pool is made from: the content of plan.json."""
+
+    format_version: int  # see SPEC_FORMAT
+    stage_version: int  # of the mix stage that drew and mixed
+    pool: PoolConfig
+    inputs: dict[str, _Digest]  # root digests: of "latents" and "flow", or of "dataset" where pixels are mixed
+    origin: Provenance  # the data set behind it
+    latents: EncodeConfig | None = None  # how images became latents; None where pixels are mixed
+    dim: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None  # length of a latent vector
+
+    @property
+    def latent(self) -> bool:
+        """Whether latents are mixed, so that a flow is needed."""
+        return self.latents is not None
+
+    def to_json(self) -> bytes:
+        """Return the content of plan.json; equal specifications give equal bytes."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
+
+
+def read_spec(path: Path | str, *, expected: str = "") -> PoolSpec:
+    """Return the specification in a plan.json, or in the folder of a pool.
+
+    Args:
+        path: the file or the folder.
+        expected: SHA-256 that the file must have; "" for any.
+
+    Raises:
+        MissingError: there is no such file.
+        FormatError: it is no plan, or of a version that this lsmix does not read.
+        CorruptError: it contradicts itself, is a link, or is not the expected file.
+    """
+    path = Path(path)
+    path = path / PLAN_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise MissingError(f"no plan at {str(path)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
+    with path.open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise FormatError(f"{str(path)!r} is no plan: it has more than {_MOST_BYTES} bytes. Name a pool's {PLAN_NAME}.")
+    if expected and (path.is_symlink() or sha256(content).hexdigest() != expected):
+        raise CorruptError(f"{str(path)!r} is not the file that the manifest lists. Fetch or make the pool again.")
+    try:
+        what, remedy = f"plan {str(path)!r} has", "Use a newer lsmix."
+        spec = decode_versioned(content, PoolSpec, SPEC_FORMAT, what=what, remedy=remedy)
+    except DECODE_ERRORS as error:
+        raise FormatError(f"{str(path)!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
+    if wrong := _contradiction(spec):
+        raise CorruptError(f"plan {str(path)!r} contradicts itself: {wrong}. Do not use it.")
+    return spec
+
+
+def _contradiction(spec: PoolSpec) -> str:
+    """Return what in a specification cannot be, or ""."""
+    roles = {"latents", "flow"} if spec.latent else {"dataset"}
+    if set(spec.inputs) != roles or spec.latent != (spec.dim is not None):
+        return f"its inputs are {sorted(spec.inputs)}, expected {sorted(roles)} and {'a' if spec.latent else 'no'} dim"
+    if not spec.latent and spec.inputs["dataset"] != spec.origin.root:
+        return "its data set and its origin are not the same"
+    if spec.origin.train_images < spec.pool.sources:
+        return f"it mixes {spec.pool.sources} of {spec.origin.train_images} training images"
+    if beside := LOCATION_FIELDS & spec.origin.config.keys():
+        return f"its origin says where files are stored ({', '.join(sorted(beside))})"
+    return ""

@@ -1,0 +1,185 @@
+"""Progress reports, and stopping: long work calls ``stop_point`` where its state is whole."""
+
+import fcntl
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from types import FrameType
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "ROUND_SECONDS",
+    "NullProgress",
+    "Progress",
+    "Stopped",
+    "asked",
+    "bounded",
+    "graceful_signals",
+    "lock_file",
+    "pause",
+    "stop_point",
+    "stopping",
+]
+
+ROUND_SECONDS: Final = 0.1  # the longest that a stop waits for
+
+
+asked: Final = threading.Event()
+
+
+_Answer = TypeVar("_Answer")
+
+
+class Stopped(Exception):  # noqa: N818  # no error: the caller that asked for it knows why
+    """The work of this thread was asked to stop."""
+
+
+class _Own(threading.local):
+    stop: Callable[[], bool] | None = None
+
+
+_own = _Own()
+
+
+def stop_point() -> None:
+    """Raise KeyboardInterrupt if a signal asked the process to stop, Stopped if this thread was asked to."""
+    if asked.is_set():
+        raise KeyboardInterrupt
+    if _own.stop and _own.stop():
+        raise Stopped
+
+
+@contextmanager
+def stopping(stop: Callable[[], bool]) -> Iterator[None]:
+    """Let every ``stop_point`` of this thread ask ``stop``, too."""
+    before, _own.stop = _own.stop, stop
+    try:
+        yield
+    finally:
+        _own.stop = before
+
+
+def pause(seconds: float) -> None:
+    """Sleep; a stop ends it at once."""
+    end = time.monotonic() + seconds
+    stop_point()
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, ROUND_SECONDS))
+        stop_point()
+
+
+def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
+    """Return what ``action`` returns within so many seconds.
+
+    It runs in a thread of its own, which is left alone after a stop or when the time is over: a call into a library that
+    waits for a server cannot be ended otherwise.
+
+    Raises:
+        TimeoutError: it did not end in time.
+    """
+    answer: Future[_Answer] = Future()
+    ended = threading.Event()
+
+    def work() -> None:
+        try:
+            answer.set_result(action())
+        except BaseException as error:  # noqa: BLE001  # raised again below
+            answer.set_exception(error)
+        ended.set()
+
+    end = time.monotonic() + seconds
+    threading.Thread(target=work, name="lsmix-bounded", daemon=True).start()
+    while not ended.wait(max(0.0, min(ROUND_SECONDS, end - time.monotonic()))):
+        stop_point()
+        if time.monotonic() >= end and not ended.is_set():
+            raise TimeoutError("timed out")
+    return answer.result()
+
+
+def lock_file(file: IO[bytes], operation: int) -> None:
+    """Lock an open file as ``fcntl.flock`` does; a stop ends the wait."""
+    while True:
+        try:
+            fcntl.flock(file, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pause(ROUND_SECONDS)
+        else:
+            return
+
+
+class Progress(Protocol):
+    """What a run tells while it works. Calls come from one thread."""
+
+    def info(self, message: str) -> None:
+        """Tell one line, such as that a stage is up to date."""
+
+    def debug(self, message: str) -> None:
+        """Tell one line that only the curious want, such as what an artifact is made from."""
+
+    def warning(self, message: str) -> None:
+        """Tell that something deserves a look, though the work goes on correctly."""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin to count ``total`` units of work, of which ``done`` were done before."""
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count finished units; ``note`` is a short figure to show beside them."""
+
+    def finish(self) -> None:
+        """End the count that was begun last."""
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Note what only a log wants, such as that a shard is done; facts are ready for JSON."""
+
+
+class NullProgress:
+    """Tells nothing."""
+
+    def info(self, message: str) -> None:
+        """Tell nothing."""
+
+    def debug(self, message: str) -> None:
+        """Tell nothing."""
+
+    def warning(self, message: str) -> None:
+        """Tell nothing."""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Tell nothing."""
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Tell nothing."""
+
+    def finish(self) -> None:
+        """Tell nothing."""
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Tell nothing."""
+
+
+def _on_signal(number: int, frame: FrameType | None) -> None:
+    if asked.is_set():
+        raise KeyboardInterrupt
+    asked.set()
+
+
+@contextmanager
+def graceful_signals() -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request that ``stop_point`` honours, the second into KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
+        yield
+        return
+    asked.clear()
+    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        asked.clear()

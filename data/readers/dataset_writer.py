@@ -1,0 +1,154 @@
+"""Splitting a published data set and writing ``dataset.h5``. No test image gets into the training split."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.atomic import atomic_path
+from lsmix.data.dataset import BLOCK_BYTES, COLUMNS, FORMAT_VERSION, MAX_TEXT_BYTES
+from lsmix.data.errors import (
+    RecipeError,
+    SourceError,
+)
+from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
+from lsmix.data.readers.source_images import PublishedData
+from lsmix.data.rng import stratified_sample
+
+__all__ = ["Rows", "plan_splits", "write_dataset"]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Rows:
+    """Which rows of which published split make up one of ours."""
+
+    published_split: str  # "train" or "test"
+    index: npt.NDArray[np.int64]  # (N,), ascending
+
+
+def plan_splits(published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int) -> dict[str, Rows]:
+    """Choose the rows of each split; every choice keeps each class at its share.
+
+    Args:
+        published: the data set as published.
+        heldout: images to keep back from train; 0 for none.
+        test: images of the test split. Of a published one, 0 means all; without one, they are taken from train.
+        limit: published training images to use at all, before held-out and test ones are taken off; None for all.
+        seed: of the choices.
+
+    Raises:
+        RecipeError: the numbers don't add up, or would leave no train or no test image.
+    """
+    rows = len(published.splits["train"])
+    published_test = len(published.splits["test"]) if "test" in published.splits else 0
+    carved_test = 0 if published_test else test
+    kept_count = rows if limit is None else limit
+    _check_counts(rows, published_test, heldout=heldout, test=test, kept=kept_count)
+
+    kept = _choose(published, "train", np.arange(rows), kept_count, seed, "limit")
+    held = _choose(published, "train", kept, heldout, seed, "heldout")
+    rest = np.setdiff1d(kept, held, assume_unique=True)
+    if published_test:
+        chosen = _choose(published, "test", np.arange(published_test), test or published_test, seed, "test")
+        tested = Rows("test", chosen)
+    else:
+        tested = Rows("train", _choose(published, "train", rest, carved_test, seed, "test"))
+        rest = np.setdiff1d(rest, tested.index, assume_unique=True)
+    return {"train": Rows("train", rest), "heldout": Rows("train", held), "test": tested}
+
+
+def _choose(
+    published: PublishedData, split: str, among: npt.NDArray[np.int64], count: int, seed: int, word: str
+) -> npt.NDArray[np.int64]:
+    if count == len(among):
+        return among
+    chosen = stratified_sample(published.splits[split].labels[among], count, seed=seed, words=("split", word))
+    return among[chosen]
+
+
+def _check_counts(rows: int, published_test: int, *, heldout: int, test: int, kept: int) -> None:
+    if heldout < 0 or test < 0:
+        raise RecipeError(
+            f"heldout and test are numbers of images, at least 0; got heldout = {heldout}, test = {test}."
+        )
+    if not 1 <= kept <= rows:
+        raise RecipeError(f"limit is {kept}, but there are {rows} published training images; choose 1 to {rows}.")
+    if published_test:
+        if test > published_test:
+            raise RecipeError(
+                f"test is {test}, but there are {published_test} published test images; choose 1 to {published_test}, "
+                "or 0 for all."
+            )
+        test = 0  # nothing is taken from train
+    elif test == 0:
+        raise RecipeError(
+            "this data set has no published test split and test is 0, which would leave no test images; "
+            "say how many to take from train, for example test = 1000."
+        )
+    if kept - heldout - test < 1:
+        raise RecipeError(
+            f"{kept} training images − {heldout} held-out − {test} test = {kept - heldout - test} left for train; "
+            "at least 1 must be left. Lower heldout or test, or raise limit."
+        )
+
+
+def write_dataset(
+    path: Path, published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int
+) -> dict[str, int]:
+    """Split ``published`` as ``plan_splits`` says and write it to ``path``, durably; return the images in each split.
+
+    The same arguments give the same bytes.
+
+    Raises:
+        RecipeError: the splits are impossible.
+        SourceError: the class names, or another text, are too long to be stored.
+    """
+    plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
+    with atomic_path(path) as beside:
+        _write_file(beside, published, plan)
+    return {split: len(rows.index) for split, rows in plan.items()}
+
+
+def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) -> None:
+    with new_hdf5(path, lambda file: _lay_out(file, published, plan)) as (stream, places):
+        for name, rows in plan.items():
+            source = published.splits[rows.published_split]
+            block = max(1, BLOCK_BYTES // math.prod(source.images.shape[1:]))
+            for start in range(0, len(rows.index), block):
+                index = rows.index[start : start + block]
+                write_rows(stream, places[f"{name}/images"], start, source.images[index])
+                write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
+                write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
+
+
+def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:
+    """Write all but the rows, and return the places of the arrays."""
+    file.attrs["format_version"] = np.int64(FORMAT_VERSION)
+    _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
+    _write_text(file, "licence", published.licence)
+    _write_text(file, "citation", published.citation)
+    places = {}
+    for split, rows in plan.items():
+        group = file.create_group(split)
+        _write_text(group, "published_split", rows.published_split)
+        image_shape = published.splits[rows.published_split].images.shape[1:]
+        for name, (dtype, _) in COLUMNS.items():
+            shape = (len(rows.index), *(image_shape if name == "images" else ()))
+            places[f"{split}/{name}"] = reserve(group.create_dataset(name, shape, dtype, track_times=False))
+    return places
+
+
+def _write_text(item: Any, name: str, text: str) -> None:
+    # Of fixed length: HDF5 2.0.0 was seen to loop without end on a damaged heap, where texts of free length lie.
+    content = text.encode()
+    if len(content) > MAX_TEXT_BYTES:
+        raise SourceError(
+            f"the data set's {name} has {len(content)} bytes; at most {MAX_TEXT_BYTES} fit. Shorten the names."
+        )
+    item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))

@@ -1,0 +1,177 @@
+"""The formats of data sets by name, and reading a data set in whichever format it has.
+
+Formats are named by "module:object" and imported on use, so that recipes are checked without any reader. Other packages
+add formats with the entry point group ``lsmix.data_formats``.
+"""
+
+from pathlib import Path
+from typing import Annotated, Final, Literal, cast
+
+import msgspec
+
+from lsmix.data.errors import MissingError, RecipeError, SourceError
+from lsmix.data.mixing import Registry
+from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
+
+__all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
+
+_DIGITS = "digits"  # the built-in data set, which has no path
+
+DATA_FORMATS: Final = Registry(
+    "format",
+    "lsmix.data_formats",
+    {
+        _DIGITS: "lsmix.data.readers.digits:DIGITS",
+        "cifar10-python": "lsmix.data.readers.published.cifar:CIFAR10_PYTHON",
+        "cifar10-binary": "lsmix.data.readers.published.cifar:CIFAR10_BINARY",
+        "cifar100-python": "lsmix.data.readers.published.cifar:CIFAR100_PYTHON",
+        "cifar100-binary": "lsmix.data.readers.published.cifar:CIFAR100_BINARY",
+        "svhn": "lsmix.data.readers.published.svhn:SVHN",
+        "tiny-imagenet": "lsmix.data.readers.published.tiny_imagenet:TINY_IMAGENET",
+        "npz": "lsmix.data.readers.npz:NPZ",
+        "hdf5": "lsmix.data.readers.hdf5:HDF5",
+        "image-folder": "lsmix.data.readers.image_folder:IMAGE_FOLDER",
+    },
+)
+
+
+class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where a published data set lies, in which format, and which of its readings is wanted.
+
+    Raises:
+        RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
+    """
+
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder; "" for digits
+    format: str = "auto"  # a name in DATA_FORMATS; "auto" looks at what is there
+    labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: 100 classes, or 20 superclasses
+    extra: bool = False  # of SVHN: whether the 531,131 images of extra_32x32.mat join the training split
+    download: Annotated[str, msgspec.Meta(max_length=4096)] = (
+        ""  # what to fetch where nothing is at path; "" for nothing
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse a format or a download that is not known."""
+        if self.format != "auto":
+            DATA_FORMATS.check(self.format)
+        check_download(self.download)
+
+
+def read_source(config: SourceConfig) -> PublishedData:
+    """Read the data set that ``config`` names.
+
+    Raises:
+        RecipeError: the configuration names a path where there is none to name, or none where there must be one.
+        MissingError: there is nothing at the path.
+        SourceError: what is there cannot be read as a data set of the format.
+
+    Example:
+        >>> len(read_source(SourceConfig(format="digits")).splits["test"])
+        297
+    """
+    return _resolve(config).read(_path(config))
+
+
+def source_files(config: SourceConfig) -> list[Path]:
+    """Return the files whose content counts, in a fixed order; none for digits.
+
+    Raises:
+        RecipeError, MissingError, SourceError: as ``read_source``.
+    """
+    files = _resolve(config).files(_path(config))
+    for file in files:
+        check_file(file)
+    return files
+
+
+def source_version(config: SourceConfig) -> str:
+    """Return what stands for the content of a data set that has no files, a SHA-256 in hex; "" where files count."""
+    if config.format != _DIGITS:
+        return ""
+    from lsmix.data.readers.digits import DIGITS_SHA256
+
+    return DIGITS_SHA256
+
+
+def _format(name: str) -> SourceFormat:
+    return cast(SourceFormat, DATA_FORMATS.load(name))
+
+
+def _formats() -> list[SourceFormat]:
+    return [_format(name) for name in DATA_FORMATS.names()]
+
+
+def _path(config: SourceConfig) -> Path:
+    """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
+    path = expand_home(config.path)
+    if path.is_dir():
+        inside = _visible(path)
+        if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
+            return inside[0]
+    return path
+
+
+def expand_home(path: str) -> Path:
+    """Return a path with a "~" or "~user" at its beginning replaced by the home folder.
+
+    Raises:
+        MissingError: there is no such user, or this one has no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise MissingError(
+            f"no home folder is known for {Path(path).parts[0]!r} in {path!r}. Write the whole path instead."
+        ) from error
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Return what is in a folder but for hidden files and what an interrupted download left."""
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".") and entry.suffix != ".part"]
+
+
+def _resolve(config: SourceConfig) -> SourceFormat:
+    kind = _detect(config)
+    for wanted, word, field in (
+        (config.labels == "coarse", "coarse", 'labels = "coarse"'),
+        (config.extra, "extra", "extra = true"),
+    ):
+        if not wanted:
+            continue
+        if word not in kind.variants:
+            having = " and ".join(other.name for other in _formats() if word in other.variants)
+            raise RecipeError(f"{field} is for {having}, but this data set is {kind.name}. Remove it.")
+        kind = kind.variants[word]
+    return kind
+
+
+def _detect(config: SourceConfig) -> SourceFormat:
+    if config.format == _DIGITS:
+        if config.path or config.download:
+            raise RecipeError(
+                f"digits come with scikit-learn and have no path; got {config.path or config.download!r}. Remove the path."
+            )
+        return _format(_DIGITS)
+    if not config.path:
+        raise RecipeError(
+            'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
+        )
+    path = _path(config)
+    check_file(path)
+    if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
+        fetch = ", or let 'lsmix ingest --download' fetch it" if config.download else ""
+        raise MissingError(f"no data set at {config.path!r}: there is no such file or folder. Check the path{fetch}.")
+    if config.format != "auto":
+        return _format(config.format)
+    formats = _formats()
+    fitting = [kind for kind in formats if kind.recognise(path)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise SourceError(
+            f"{config.path!r} fits several formats: {', '.join(kind.name for kind in fitting)}. "
+            f'Say which, for example format = "{fitting[0].name}".'
+        )
+    looked_for = "; ".join(f"{kind.name}: {kind.looks_for}" for kind in formats if kind.name != _DIGITS)
+    raise SourceError(f"{config.path!r} fits no known format. Looked for {looked_for}.")

@@ -1,0 +1,471 @@
+"""Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
+
+Nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
+servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import shutil
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
+
+from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
+from lsmix.data.atomic import atomic_path, remove_stale_parts, sha256_file
+from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
+from lsmix.data.progress import Stopped, bounded
+from lsmix.data.web import TransientError, checked_url, is_web, open_web
+
+__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_remote"]
+
+_RANGE_BYTES = 8 << 20  # asked for at once of an object store
+_BLOCK_BYTES = 1 << 18
+_PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
+_LEAST_BYTES_PER_SECOND = 4096
+_MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
+_GONE = (http.client.NOT_FOUND, http.client.GONE)
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
+
+
+class RemoteFS(Protocol):
+    """Where an artifact lies, or is to lie. Paths are relative, with forward slashes. Safe to share among threads.
+
+    Every method may raise ``TransientError`` for what may pass, and DownloadError for what will not.
+    """
+
+    url: str
+
+    def size(self, path: str) -> int | None:
+        """Return a file's size in bytes; None if it is not there."""
+
+    def read(self, path: str, most_bytes: int) -> bytes:
+        """Return a small file whole.
+
+        Raises:
+            MissingError: it is not there.
+            CorruptError: it is larger than ``most_bytes``.
+        """
+
+    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        """Yield what a file of ``size`` bytes holds from byte ``start`` on, in blocks of at most some MB.
+
+        Raises:
+            CorruptError: it is missing, or of another size.
+        """
+
+    def write(self, path: str, source: Path) -> None:
+        """Put a copy of a local file there, in place of what may be there already."""
+
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        """Tell whether a file of this size and with these checksums, both in hex, is there."""
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder, sorted; none where it is not there."""
+
+    def entries(self) -> list[str]:
+        """Return the names of all files and folders that lie directly here, sorted."""
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file, if it is there, and the folder in this place that it leaves empty."""
+
+
+def local_folder(place: Path | str) -> Path | None:
+    """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
+
+    Raises:
+        RecipeError: it is a URL that ``checked_url`` refuses.
+
+    Example:
+        >>> from lsmix.data.remote import local_folder
+        >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
+        (PosixPath('runs/mix'), PosixPath('/tmp/pool'), None)
+    """
+    if isinstance(place, Path) or "://" not in place:
+        return Path(place)
+    url = checked_url(place)
+    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
+
+
+def local_target(place: Path | str, what: str) -> Path:
+    """Return the local path that a result is to be written to.
+
+    Raises:
+        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
+    """
+    folder = local_folder(place)
+    if folder is None:
+        raise RecipeError(
+            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
+            "'lsmix push' sends artifacts on, and the place's own tools other files."
+        )
+    return folder
+
+
+def open_remote(url: Path | str) -> RemoteFS:
+    """Return the place that a URL or a path names; nothing is read or written yet.
+
+    Raises:
+        RecipeError: ``checked_url`` refuses the URL.
+        LsmixError: the package that reads them is not installed.
+    """
+    folder = local_folder(url)
+    if folder is not None:
+        return _Folder(folder)
+    text = checked_url(str(url))
+    if not text.endswith("://"):  # the root of a file system stays what it is
+        text = text.rstrip("/")
+    if is_web(text):
+        return _Web(text)
+    return _FileSystem(text)
+
+
+def check_writable(url: str) -> None:
+    """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
+    if is_web(checked_url(url)):
+        raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
+
+
+def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
+    """Return the manifest of the artifact at a place, and its very bytes.
+
+    Raises:
+        MissingError: there is no complete artifact.
+        FormatError: the manifest is of a version that this lsmix does not read.
+        CorruptError: it is not what a manifest must be.
+    """
+    try:
+        content = place.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
+    except MissingError as error:
+        raise MissingError(
+            f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
+            "Check the URL; whoever sends it runs 'lsmix push' again."
+        ) from error
+    manifest = parse_manifest(content, place.url)
+    if manifest.root != root_digest(manifest.files):
+        raise CorruptError(
+            f"the manifest at {place.url!r} was altered: its root digest does not fit its list of files."
+        )
+    return manifest, content
+
+
+def _check_end(place: RemoteFS, path: str, got: int | None, size: int) -> None:
+    if got is None:
+        raise CorruptError(f"{place.url + '/' + path!r} is missing; the manifest lists it with {size} bytes.")
+    if got != size:
+        raise CorruptError(f"{place.url + '/' + path!r} is not the listed file: expected {size} bytes, got {got}.")
+
+
+class _Folder:
+    """A folder on this machine, such as one on a USB stick or a mounted share."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = str(folder)
+        self._folder = folder
+
+    def size(self, path: str) -> int | None:
+        file = self._folder / path
+        return file.stat().st_size if file.is_file() else None
+
+    def read(self, path: str, most_bytes: int) -> bytes:
+        file = self._folder / path
+        if not file.is_file():
+            raise MissingError(f"{str(file)!r} is not there.")
+        if file.stat().st_size > most_bytes:
+            raise CorruptError(
+                f"{str(file)!r} has {file.stat().st_size} bytes, and lsmix reads at most {most_bytes} of it."
+            )
+        return file.read_bytes()
+
+    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        _check_end(self, path, self.size(path), size)
+        with (self._folder / path).open("rb") as file:
+            file.seek(start)
+            while start < size and (block := file.read(min(_BLOCK_BYTES, size - start))):
+                start += len(block)
+                yield block
+
+    def write(self, path: str, source: Path) -> None:
+        self._refuse_links(path)
+        with (
+            atomic_path(self._folder / path) as beside,
+            beside.open("wb") as file,
+            source.open("rb") as origin,
+        ):
+            fcntl.flock(file, fcntl.LOCK_EX)
+            remove_stale_parts(self._folder / path)
+            shutil.copyfileobj(origin, file, _BLOCK_BYTES)
+
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        self._refuse_links(path)
+        file = self._folder / path
+        return not file.is_symlink() and self.size(path) == size and sha256_file(file) == sha256
+
+    def _refuse_links(self, path: str) -> None:
+        """Raise RecipeError if a folder in the path is a link, by which a file would be written elsewhere."""
+        for parent in Path(path).parents:
+            if (self._folder / parent).is_symlink() and parent != Path():
+                raise RecipeError(
+                    f"{str(self._folder / parent)!r} is a link, and lsmix writes to no folder through one. Remove it, or "
+                    "choose another folder."
+                )
+
+    def entries(self) -> list[str]:
+        if self._folder.exists() and not self._folder.is_dir():
+            raise RecipeError(f"{str(self._folder)!r} is no folder. Choose another.")
+        return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
+
+    def names(self, folder: str) -> list[str]:
+        home = self._folder / folder
+        return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        home = self._folder / folder
+        files = (path for path in home.rglob("*") if path.is_file())
+        return {path.relative_to(home).as_posix(): path.stat().st_size for path in files}
+
+    def remove(self, path: str) -> None:
+        self._refuse_links(path)
+        (self._folder / path).unlink(missing_ok=True)
+        if "/" in path:
+            with suppress(OSError):  # it holds something else
+                (self._folder / path).parent.rmdir()
+
+
+class _Web:
+    """A folder on a web server. Ranges are asked for, but a server that knows none is read from the beginning."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def _file(self, path: str) -> str:
+        parts = urlsplit(self.url)
+        return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))
+
+    def size(self, path: str) -> int | None:
+        with self._opened(path, 0) as answer:
+            return None if answer is None else answer.length
+
+    def read(self, path: str, most_bytes: int) -> bytes:
+        with self._opened(path, 0) as answer:
+            if answer is None:
+                raise MissingError(f"{self._file(path)!r} is not there.")
+            content = b"".join(_blocks(answer, most_bytes + 1))
+            if len(content) > most_bytes:
+                raise CorruptError(
+                    f"{self._file(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+                )
+            if answer.length:  # what was announced and did not come
+                raise TransientError(f"the connection ended {answer.length} bytes early")
+            return content
+
+    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        with self._opened(path, start) as answer:
+            if answer is None:  # it is not there, or has no such byte
+                _check_end(self, path, self.size(path), size)
+                raise TransientError("the server says that there is nothing from this byte on")
+            partial = answer.status == http.client.PARTIAL_CONTENT
+            if partial and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                raise DownloadError(f"{self._file(path)!r} answers with another part than the one asked for.")
+            first = start if partial else 0
+            if answer.length is not None:
+                _check_end(self, path, first + answer.length, size)
+            for block in _blocks(answer, size - first):
+                yield block[max(start - first, 0) :]
+                first += len(block)
+
+    def write(self, path: str, source: Path) -> None:
+        check_writable(self.url)
+
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        check_writable(self.url)
+        return False
+
+    def entries(self) -> list[str]:
+        check_writable(self.url)
+        return []
+
+    def names(self, folder: str) -> list[str]:
+        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
+
+    def remove(self, path: str) -> None:
+        raise RecipeError(f"{self.url!r} is a web server: nothing can be removed there.")
+
+    @contextmanager
+    def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
+        with ExitStack() as stack:
+            try:
+                answer = stack.enter_context(open_web(self._file(path), start))
+            except DownloadError as error:
+                cause = error.__cause__
+                if not isinstance(cause, urllib.error.HTTPError) or cause.code not in _GONE:
+                    raise
+                answer = None
+            yield answer
+
+
+def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes]:
+    while most_bytes > 0:
+        try:
+            block = answer.read1(min(_BLOCK_BYTES, most_bytes))
+        except (OSError, http.client.HTTPException) as error:
+            raise TransientError(str(error) or type(error).__name__) from error
+        if not block:
+            return
+        most_bytes -= len(block)
+        yield block
+
+
+class _FileSystem:
+    """A folder on what fsspec has a file system for: s3, gs, az, hf and memory.
+
+    Addresses and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        import fsspec
+
+        kind = url.partition("://")[0]
+        try:
+            # Listings are never remembered: what another process sent meanwhile must be seen.
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            extra = _EXTRAS.get(kind)
+            advice = f"pip install 'lsmix[{extra}]'" if extra else f"what it asks for: {error}"
+            raise LsmixError(f"{url!r} needs a package that is not installed. Install it: {advice}") from error
+        except (ValueError, TypeError) as error:
+            raise RecipeError(f"{url!r} is no place that can be read: {error}.") from error
+
+    def _file(self, path: str) -> str:
+        return f"{self._root.rstrip('/')}/{path}" if self._root else path
+
+    def _facts(self, path: str) -> dict[str, Any] | None:
+        try:
+            found: dict[str, Any] = self._asked(path, lambda: self._fs.info(self._file(path)))
+        except MissingError:
+            return None
+        return found if found.get("type") == "file" else None
+
+    def size(self, path: str) -> int | None:
+        facts = self._facts(path)
+        return None if facts is None else int(facts["size"])
+
+    def read(self, path: str, most_bytes: int) -> bytes:
+        content: bytes = self._asked(
+            path, lambda: self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1), most_bytes
+        )
+        if len(content) > most_bytes:
+            raise CorruptError(
+                f"{self.url + '/' + path!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+            )
+        return content
+
+    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        while start < size:
+            stop = min(start + _RANGE_BYTES, size)
+            try:
+                block = self._block(path, start, stop)
+            except (MissingError, TransientError):  # a range beyond the end of a file is an error of any kind
+                _check_end(self, path, self.size(path), size)
+                raise
+            if len(block) != stop - start:
+                _check_end(self, path, self.size(path), size)
+                raise TransientError(f"{len(block)} bytes came where {stop - start} were asked for")
+            start = stop
+            yield block
+
+    def write(self, path: str, source: Path) -> None:
+        self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
+
+    def _block(self, path: str, start: int, stop: int) -> bytes:
+        block: bytes = self._asked(
+            path, lambda: self._fs.cat_file(self._file(path), start=start, end=stop), stop - start
+        )
+        return block
+
+    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+        facts = self._facts(path)
+        if facts is None or int(facts["size"]) != size:
+            return False
+        # Of an object that was put in one piece, S3 says the MD5; then it need not be read again.
+        if str(facts.get("ETag", "")).strip('"') == md5:
+            return True
+        digest = hashlib.sha256()
+        for block in self.stream(path, 0, size):
+            digest.update(block)
+        return digest.hexdigest() == sha256
+
+    def entries(self) -> list[str]:
+        home = self._file("").strip("/")
+        found = (name.strip("/") for name in self._listing("", deep=False))
+        return sorted({name.removeprefix(home).strip("/").partition("/")[0] for name in found if name != home})
+
+    def names(self, folder: str) -> list[str]:
+        home = self._file(folder).strip("/")
+        found = self._listing(folder, deep=False)
+        below = [name.strip("/") for name, facts in found.items() if facts.get("type") == "directory"]
+        return sorted(name.rpartition("/")[2] for name in below if name != home)  # some list the folder itself
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        home = self._file(folder).strip("/")
+        found = self._listing(folder, deep=True)
+        return {
+            name.strip("/").removeprefix(home).lstrip("/"): int(facts["size"])
+            for name, facts in found.items()
+            if facts.get("type") == "file" and not name.endswith("/")
+        }
+
+    def _listing(self, folder: str, *, deep: bool) -> dict[str, dict[str, Any]]:
+        home, depth = self._file(folder), None if deep else 1
+        try:
+            found: dict[str, dict[str, Any]] = self._asked(
+                folder,
+                lambda: self._fs.find(home, maxdepth=depth, withdirs=not deep, detail=True),
+                _MOST_LISTING_BYTES,
+            )
+        except MissingError:
+            return {}
+        return found
+
+    def remove(self, path: str) -> None:
+        with suppress(MissingError):
+            self._asked(path, lambda: self._fs.rm_file(self._file(path)))
+
+    def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
+        """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
+        where, seconds = f"{self.url}/{path}", _PATIENCE_SECONDS + size / _LEAST_BYTES_PER_SECOND
+        ended = False
+
+        def call() -> Any:
+            nonlocal ended
+            try:
+                return action()
+            finally:
+                ended = True
+
+        try:
+            return bounded(call, seconds)
+        except Stopped:
+            raise
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise MissingError(f"{where!r} is not there: {error}.") from error
+        except ImportError as error:
+            raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
+        except Exception as error:  # every file system has errors of its own, most of which pass
+            if not ended:  # our own limit; the file system has tried again meanwhile, so nobody does here
+                raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
+            reason = f"{type(error).__name__}: {error}"
+            if isinstance(error, PermissionError) or "Credentials" in reason:
+                raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error
+            raise TransientError(reason) from error

@@ -1,0 +1,469 @@
+"""Sending an artifact to a place and fetching it from there; only what is missing, several files at a time.
+
+The manifest goes last in both directions, so that what is half sent or half fetched is never taken for an
+artifact; and a fetched folder gets its name only when every byte in it is the listed one.
+"""
+
+import hashlib
+import queue
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import unquote, urlsplit
+
+import msgspec
+
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    WORK_FOLDER,
+    FileRecord,
+    Manifest,
+    check_sizes,
+    read_manifest,
+    root_digest,
+    verify_files,
+    write_manifest,
+)
+from lsmix.data.atomic import fsync_folder, fsync_tree, write_atomic
+from lsmix.data.cache import fetch_file, locked_file, with_retries
+from lsmix.data.errors import CorruptError, DiskSpaceError, LsmixError, MissingError, RecipeError
+from lsmix.data.progress import Progress, Stopped, stop_point, stopping
+from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
+
+__all__ = [
+    "Listing",
+    "Transfer",
+    "amend_artifact",
+    "artifact_listing",
+    "folder_name",
+    "pull_artifact",
+    "pull_listed",
+    "push_artifact",
+]
+
+_JOBS = 4  # files on their way at a time
+_BLOCK_BYTES = 1 << 20
+_PART = ".part"  # ends the name of a folder that is being fetched
+_LOCK = "lock"
+_BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
+_OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
+
+
+class Transfer(msgspec.Struct, frozen=True, kw_only=True):
+    """What a push or a pull did."""
+
+    url: str  # the place at the other end
+    folder: str  # the artifact here
+    stage: str  # what made the artifact
+    name: str
+    key: str
+    root: str  # digest of its payload
+    files: int  # in the artifact, the manifest not counted
+    bytes: int  # size of these
+    moved_files: int  # how many of them had to be sent or fetched
+    moved_bytes: int  # what was sent or fetched
+
+
+class Listing(NamedTuple):
+    """What lies at a place: its files, and the one that makes them whole, which is written last."""
+
+    name: str  # for people
+    files: list[FileRecord]  # all but the last
+    last: str  # name of the last
+    content: bytes  # of the last
+
+    @property
+    def bytes(self) -> int:
+        """Size of all but the last."""
+        return sum(record.bytes for record in self.files)
+
+
+def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
+    """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
+
+    Args:
+        folder: the artifact.
+        url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
+        progress: is told how many bytes are there.
+        owned: whether the folder at ``url`` is this artifact's own in a workspace, so that shards may lie there already.
+
+    Raises:
+        MissingError: there is no artifact in ``folder``.
+        CorruptError: a file here is damaged, or arrives damaged, twice.
+        RecipeError: something else lies at ``url``, or nothing can be sent there.
+        DownloadError: the place cannot be reached; what was sent counts the next time.
+    """
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    place = open_remote(url)
+    there = with_retries(repr(place.url), lambda: _manifest_there(place))
+    if there is not None and _listing(there) != _listing(manifest):
+        raise RecipeError(
+            f"another artifact lies at {place.url!r}: {there.stage} {there.name!r} with root {there.root[:12]}, not "
+            f"{manifest.root[:12]}. Choose another URL, or remove it there first."
+        )
+
+    note = _note(manifest)
+    if there is None and not owned:
+        _begin_push(place, note)
+
+    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
+        return _send(place, folder, record, tell)
+
+    moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
+    if there is None:
+        if not owned:
+            _check_begun(place, note)
+        _send_manifest(place, folder)
+    if not owned:
+        with_retries(repr(place.url), lambda: place.remove(_BEGUN))
+    return _facts(manifest, folder, place.url, moved)
+
+
+def _note(manifest: Manifest) -> bytes:
+    """Return what tells an artifact from every other at a place, cards included."""
+    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
+    return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
+
+
+def _begin_push(place: RemoteFS, note: bytes) -> None:
+    """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
+
+    Raises:
+        RecipeError: something else lies there.
+    """
+    found = with_retries(repr(place.url), place.entries)
+    if WORK_FOLDER in found and with_retries(repr(place.url), lambda: place.size(_BEGUN)) is not None:
+        return _check_begun(place, note)
+    if others := set(found) - {WORK_FOLDER, _OF_HUB}:
+        raise RecipeError(
+            f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
+            "folder."
+        )
+    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
+        source = Path(scratch, "note")
+        source.write_bytes(note)
+        with_retries(repr(place.url), lambda: place.write(_BEGUN, source))
+    return _check_begun(place, note)  # somebody else may have begun at the same time
+
+
+def _check_begun(place: RemoteFS, note: bytes) -> None:
+    try:
+        same = with_retries(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
+    except (MissingError, CorruptError):
+        same = False
+    if not same:
+        raise RecipeError(
+            f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
+        )
+
+
+def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
+    """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
+
+    Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
+    an artifact without them, never a damaged one.
+
+    Args:
+        folder: the artifact as it is to be.
+        url: where it lies.
+        before: its manifest there when ``folder`` was fetched.
+        progress: is told how many bytes are there.
+
+    Returns:
+        The paths of the files that were sent, but for the manifest.
+
+    Raises:
+        RecipeError: it was changed there meanwhile, or nothing can be sent there.
+        CorruptError: a file arrives damaged, twice.
+        DownloadError: the place cannot be reached.
+    """
+    manifest, place = read_manifest(folder), open_remote(url)
+    if _listing(manifest) == _listing(before):
+        return []
+    there, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    if _listing(there) != _listing(before) or manifest.root != before.root:
+        raise RecipeError(f"what lies at {place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
+    same = _listing(manifest) & _listing(before)
+    changed = [record for record in manifest.files if record not in same]
+    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
+        bare = [record for record in manifest.files if record in same]
+        write_manifest(Path(scratch), msgspec.structs.replace(manifest, files=bare))
+        _send_manifest(place, Path(scratch))
+
+    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
+        return _send(place, folder, record, tell)
+
+    _in_parallel(changed, send, progress, f"push {manifest.name}")
+    _send_manifest(place, folder)
+    return [record.path for record in changed]
+
+
+def _send_manifest(place: RemoteFS, folder: Path) -> None:
+    source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
+    _send(place, folder, record, lambda count: None)
+    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+        raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
+
+
+def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
+    """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
+
+    Until everything is there the files lie in a folder beside it, called as ``target`` with ".part" behind.
+
+    Args:
+        url: the artifact's folder at a place.
+        target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
+            named as the last part of the URL.
+        progress: is told how many bytes are there.
+
+    Raises:
+        MissingError: there is no complete artifact at ``url``.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: it is damaged, or its manifest would write to where it must not; or what is in ``target`` is damaged.
+        RecipeError: something else is in ``target``.
+        DiskSpaceError: it does not fit on the disk.
+        DownloadError: the place cannot be reached; what came is kept.
+        LockedError: another pull writes to ``target``.
+    """
+    place = open_remote(url)
+    folder = target or Path(folder_name(url))
+    manifest, content = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
+        return _already_there(folder, manifest, place.url)
+    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
+    return _facts(manifest, folder, place.url, moved)
+
+
+def artifact_listing(place: RemoteFS) -> Listing:
+    """Return what the artifact at a place consists of.
+
+    Raises:
+        MissingError, FormatError, CorruptError: as ``fetch_manifest``.
+    """
+    manifest, content = fetch_manifest(place)
+    return Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
+
+
+def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> list[int]:
+    """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
+
+    Raises:
+        RecipeError, DiskSpaceError, DownloadError, CorruptError, LockedError: as ``pull_artifact``.
+    """
+    part = folder.with_name(folder.name + _PART)
+    _prepare(part)
+    with locked_file(part / WORK_FOLDER / _LOCK, wait=False):
+        _sweep(part, listing)
+        _check_room(part, listing)
+
+        def fetch(record: FileRecord, tell: Callable[[int], None]) -> int:
+            return _fetch(place, part, record, tell)
+
+        moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
+        fsync_tree(part)
+        write_atomic(part / listing.last, listing.content)
+        part.replace(folder)  # over an empty folder, or nothing
+        shutil.rmtree(folder / WORK_FOLDER)  # only now: by its lock a killed pull is known as ours
+    fsync_folder(folder.absolute().parent)
+    return moved
+
+
+def _in_parallel(
+    records: list[FileRecord],
+    work: Callable[[FileRecord, Callable[[int], None]], int],
+    progress: Progress,
+    label: str,
+) -> list[int]:
+    """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
+    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
+    stop = threading.Event()
+    moved, errors = [0] * len(records), []
+
+    def one(index: int) -> None:
+        try:
+            with stopping(stop.is_set):
+                stop_point()
+                moved[index] = work(records[index], told.put)
+        except Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
+            errors.append(error)
+            stop.set()
+        finally:
+            told.put(None)
+
+    progress.start(label, sum(record.bytes for record in records), "byte")
+    try:
+        with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
+            try:
+                for index in range(len(records)):
+                    pool.submit(one, index)
+                left = len(records)
+                while left:
+                    count = told.get()
+                    if count is None:
+                        left -= 1
+                    else:
+                        progress.advance(count)
+            except BaseException:
+                stop.set()  # so that leaving the block does not wait for all that was asked for
+                raise
+    finally:
+        progress.finish()
+    if errors:
+        raise errors[0]
+    return moved
+
+
+def _send(place: RemoteFS, folder: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+    source = folder / record.path
+    sha256, md5 = _digests(source)
+    if sha256 != record.sha256:
+        raise CorruptError(
+            f"{str(source)!r} is damaged: expected sha256 {record.sha256[:12]}…, got {sha256[:12]}…. It was not sent; "
+            "fetch or make the artifact again."
+        )
+    where = f"{place.url}/{record.path}"
+
+    def arrived() -> bool:
+        return place.has(record.path, record.bytes, sha256, md5)
+
+    sent = 0
+    while not with_retries(repr(where), arrived):
+        if sent == 2:
+            raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
+        with_retries(repr(where), lambda: place.write(record.path, source))
+        sent += 1
+    tell(record.bytes)
+    return sent * record.bytes
+
+
+def _digests(path: Path) -> tuple[str, str]:
+    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            stop_point()
+            sha256.update(block)
+            md5.update(block)
+    return sha256.hexdigest(), md5.hexdigest()
+
+
+def _fetch(place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+    target = part / record.path
+    if target.is_file():  # of an earlier pull; no links, those were swept away
+        if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
+            tell(record.bytes)
+            return 0
+        target.unlink()
+    name = hashlib.sha256(record.path.encode()).hexdigest()[:32]
+    beside = part / WORK_FOLDER / f"{name}-{record.sha256[:16]}"
+    with locked_file(beside, wait=False) as stream:
+        tell(min(beside.stat().st_size, record.bytes))
+        fetched = fetch_file(place, record, stream, tell)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside.replace(target)
+    return fetched
+
+
+def _prepare(part: Path) -> None:
+    links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
+    if links or (part.exists() and not _is_begun(part)):
+        raise RecipeError(
+            f"{str(part)!r} is in the way: it was not begun by 'lsmix pull'. Move it, or choose another folder."
+        )
+    (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
+
+
+def _is_begun(part: Path) -> bool:
+    """Tell whether a pull made the folder; one that was killed as it began left no lock, but nothing else either."""
+    work = part / WORK_FOLDER
+    return (work / _LOCK).is_file() or (part.is_dir() and {*part.iterdir(), *work.glob("*")} <= {work})
+
+
+def _sweep(part: Path, listing: Listing) -> None:
+    """Remove what an earlier pull left there that is not listed, and all links."""
+    wanted = {record.path for record in listing.files}
+    folders = {parent.as_posix() for path in wanted for parent in Path(path).parents}
+    for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
+        relative = path.relative_to(part).as_posix()
+        if relative.split("/", 1)[0] == WORK_FOLDER and not path.is_symlink():
+            continue
+        if path.is_symlink() or not path.is_dir():
+            if path.is_symlink() or relative not in wanted:
+                path.unlink()
+        elif relative not in folders:
+            path.rmdir()
+
+
+def _check_room(part: Path, listing: Listing) -> None:
+    there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
+    needed, free = listing.bytes - there, shutil.disk_usage(part).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
+            "pull to another folder."
+        )
+
+
+def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
+    try:
+        same = folder.is_dir() and _listing(read_manifest(folder)) == _listing(manifest)
+    except LsmixError:
+        same = False
+    if not same:
+        raise RecipeError(f"{str(folder)!r} holds something else. Choose another folder, or move it away.")
+    try:
+        verify_files(folder, manifest)
+    except CorruptError as error:
+        raise CorruptError(
+            f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
+        ) from error
+    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # left by a kill between the last two steps
+    return _facts(manifest, folder, url, [0] * len(manifest.files))
+
+
+def _manifest_there(place: RemoteFS) -> Manifest | None:
+    try:
+        return fetch_manifest(place)[0]
+    except MissingError:
+        return None
+
+
+def _listing(manifest: Manifest) -> set[FileRecord]:
+    return set(manifest.files)  # times and environments may differ, bytes may not
+
+
+def _record_of(path: Path) -> FileRecord:
+    return FileRecord(path=path.name, bytes=path.stat().st_size, sha256=_digests(path)[0], payload=False)
+
+
+def folder_name(url: str) -> str:
+    """Return what a folder in which the artifact at a URL lies is called: the URL's last part.
+
+    Raises:
+        RecipeError: that is no name for a folder.
+    """
+    name = unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2] or urlsplit(url).netloc)
+    if name in ("", ".", "..") or "/" in name or not name.isprintable():
+        raise RecipeError(f"{url!r} does not end in a name that a folder could have. Say where to put the artifact.")
+    return name
+
+
+def _facts(manifest: Manifest, folder: Path, url: str, moved: list[int]) -> Transfer:
+    return Transfer(
+        url=url,
+        folder=str(folder),
+        stage=manifest.stage,
+        name=manifest.name,
+        key=manifest.key,
+        root=manifest.root,
+        files=len(manifest.files),
+        bytes=sum(record.bytes for record in manifest.files),
+        moved_files=sum(count > 0 for count in moved),
+        moved_bytes=sum(moved),
+    )

@@ -1,1 +1,0 @@
-"""What lies beside a pool and explains it to strangers."""

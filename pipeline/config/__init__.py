@@ -1,0 +1,1 @@
+"""Recipes, the configuration of each stage, and the results that stages write."""

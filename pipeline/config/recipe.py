@@ -1,0 +1,361 @@
+"""The recipe: one TOML file that names the data set, the flow, the pools, the classifier runs and the report.
+
+Checked whole when it is read, with each of its scales, so that nothing starts which would fail later on a typing error;
+unknown keys are refused with the nearest known one.
+"""
+
+import copy
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
+from lsmix.data.readers.registry import expand_home
+from lsmix.data.rng import Seed
+from lsmix.pipeline.config.schema import (
+    Combine,
+    DataConfig,
+    FlowRecipe,
+    MixOnTheFly,
+    NaturalnessConfig,
+    PoolRecipe,
+    RecipeReport,
+    ReportConfig,
+    RowText,
+    RunConfig,
+    check_naturalness,
+)
+from lsmix.pipeline.config.validation import convert, did_you_mean
+
+__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe", "training_name"]
+
+_FORMAT = 1
+_MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
+_MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB of "a.a.a…" were seen to fill 60 GB
+_MAX_DEPTH = 32  # ours have six levels at most
+_MAX_SCALES = 64  # each is checked as a recipe of its own
+_MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
+
+_FLOW_FIELDS = FlowRecipe.__struct_fields__
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
+
+
+class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The flow to train, or, with ``path``, one that is finished already."""
+
+    path: str = (
+        ""  # a finished flow to use instead of training one: its folder or URL, or its name or key in the workspace
+    )
+
+
+class RunPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the ways in which the batches of a run come about: a pool, or images mixed on the fly."""
+
+    pool: str = ""  # name of the pool that the batches come from; empty takes the training images
+
+
+class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One arm of a comparison: a classifier trained once for each seed."""
+
+    pool: str = ""  # name of the pool to train on; empty trains on the data set itself
+    mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
+    combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
+    classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
+    label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
+    paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure for it, as printed, such as "2.45 ± 0.061"
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that ``lsmix run`` brings up to date."""
+
+    format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
+    name: Name  # of the artifacts
+    data: DataConfig
+    flow: FlowSection | None = None  # made from defaults where a pool needs one and nothing is said
+    latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)
+    mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # what all pools share
+    pools: dict[Name, PoolRecipe] = {}
+    classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
+    runs: dict[Name, RunSection] = {}
+    naturalness: NaturalnessConfig | None = None  # None compares nothing
+    report: ReportConfig = msgspec.field(default_factory=ReportConfig)
+    scale: dict[Name, dict[str, Any]] = {}  # other sizes of the recipe: by name, the fields that differ
+
+    @property
+    def own_flow(self) -> FlowSection:
+        """The recipe's flow, made from defaults where nothing is said."""
+        return self.flow or FlowSection()
+
+    @property
+    def wants_flow(self) -> bool:
+        """Whether the recipe speaks of a flow, or something needs the recipe's own."""
+        if self.flow is not None or self.naturalness is not None:
+            return True
+        return any(in_latent_space(pool) and not pool.flow for pool in self.pools.values())
+
+    def run_config(self, run: str, seed: int) -> RunConfig:
+        """Return the configuration of one training: the shared fields, this run's own, and a seed.
+
+        Raises:
+            RecipeError: a field of the run is wrong.
+        """
+        shared: dict[str, Any] = msgspec.to_builtins(self.classifier)
+        where = f"runs.{run}.classifier"
+        config: RunConfig = convert({**shared, **self.runs[run].classifier, "seed": seed}, RunConfig, where)
+        return config
+
+    def report_config(self) -> RecipeReport:
+        """Return the configuration of the report, with what the recipe says of its runs."""
+        shared = {name: getattr(self.report, name) for name in ReportConfig.__struct_fields__}
+        return RecipeReport(
+            **shared,
+            rows={name: RowText(label=run.label, paper=run.paper, seeds=run.seeds) for name, run in self.runs.items()},
+        )
+
+    def judge_config(self) -> FlowRecipe:
+        """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+
+        Raises:
+            RecipeError: a field of the judge is wrong.
+        """
+        own = dict(self.naturalness.judge) if self.naturalness else {}
+        shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
+        training = own.pop("training", {})
+        if isinstance(training, Mapping):  # anything else is told by the conversion
+            if "rows" in training:
+                raise RecipeError(
+                    "naturalness.judge.training.rows: the judge always learns from the odd rows; leave it out."
+                )
+            seed = {"seed": self.own_flow.training.seed + 1}
+            training = {**shared["training"], **seed, **training, "rows": "odd"}
+        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.judge")
+        if config.training.seed == self.own_flow.training.seed:
+            raise RecipeError(
+                f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
+            )
+        return config
+
+
+def training_name(run: str, seed: int) -> str:
+    """Return the name of the artifact that one training of a run makes; the report's input of it is called so, too."""
+    return f"{run}-seed{seed}"
+
+
+def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = "") -> Recipe:
+    """Read and check a recipe.
+
+    Args:
+        path: the TOML file; relative paths in it start at its own folder.
+        overrides: "section.key=value" each, the value in TOML; relative paths in them start at the current folder.
+        scale: name of a section ``[scale.NAME]`` whose fields go over the recipe's, before the overrides; "" for none.
+
+    Raises:
+        MissingError: there is no such file.
+        RecipeError: the file or an override is no valid recipe; the message names the place.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init NAME > my.toml' writes one to start from.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise RecipeError(f"recipe {str(path)!r} has {path.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
+    where = f"recipe {str(path)!r}"
+    try:
+        table = _parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+        raise RecipeError(f"{where} is no valid TOML: {error}.") from error
+    _check_format(table, where)
+    _check_values(table, "", where)
+    scales = table.get("scale", {})
+    scales = scales if isinstance(scales, dict) else {}
+    if scale and scale not in scales:
+        known = ", ".join(scales) or "none"
+        raise RecipeError(f"{where} has no scale {scale!r}; it has {known}.{did_you_mean(scale, list(scales))}")
+    if len(scales) > _MAX_SCALES:
+        raise RecipeError(f"{where} has {len(scales)} scales; at most {_MAX_SCALES} are read.")
+    for name in scales:
+        if name != scale:  # the one that is asked for is checked with its overrides
+            _to_recipe(table, name, (), path, f"{where}, scale {name!r}")
+    return _to_recipe(table, scale, overrides, path, where)
+
+
+def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], path: Path, where: str) -> Recipe:
+    """Return the recipe at one scale, checked."""
+    whole: dict[str, Any] = copy.deepcopy(dict(table))
+    if scale:
+        _check_type(whole["scale"][scale], f"{where}: scale.{scale}")
+        _lay_over(whole, whole["scale"][scale])
+    _anchor_paths(whole, path.resolve().parent)
+    for override in overrides:
+        _apply_override(whole, override)
+    _check_values(whole, "", where)
+    shared, pools = whole.get("mix"), whole.get("pools")
+    recipe: Recipe = convert(whole, Recipe, where)
+    if isinstance(shared, dict) and isinstance(pools, dict):
+        whole["pools"] = {name: {**shared, **pool} for name, pool in pools.items()}
+        recipe = convert(whole, Recipe, where)
+    _check_references(recipe)
+    return recipe
+
+
+def _check_type(section: Any, what: str) -> None:
+    if not isinstance(section, dict):
+        raise RecipeError(f"{what}: expected a section, got {section!r}.")
+
+
+def _lay_over(table: dict[str, Any], other: Mapping[str, Any]) -> None:
+    """Put the fields of ``other`` over those of ``table``, section by section."""
+    for name, value in other.items():
+        below = table.get(name)
+        if isinstance(below, dict) and isinstance(value, dict):
+            _lay_over(below, value)
+        else:
+            table[name] = value
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    if text.count(".") > _MAX_DOTS:
+        raise ValueError(f"it has more than {_MAX_DOTS} dots, so it is no recipe")
+    try:
+        table = tomllib.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    level: list[Any] = [table]
+    for _ in range(_MAX_DEPTH):  # a key of many parts is no recursion to tomllib, but would be to all that follows
+        level = [part for value in level for part in (value.values() if isinstance(value, dict) else value)]
+        level = [part for part in level if isinstance(part, dict | list)]
+        if not level:
+            return table
+    raise ValueError("it is nested too deeply")
+
+
+def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
+    """Make relative paths absolute, where a section has one; a flow may also be called by name, so only real paths are."""
+    parts = [(table.get("data"), "path"), (table.get("flow"), "path"), (table.get("mix"), "flow")]
+    pools = table.get("pools")
+    parts += [(pool, "flow") for pool in pools.values()] if isinstance(pools, dict) else []
+    for part, key in parts:
+        value = part.get(key) if isinstance(part, dict) else None
+        if isinstance(value, str) and value and "\0" not in value:
+            if "://" in value and part is not table.get("data"):
+                continue  # the URL of a flow
+            path = folder / expand_home(value)
+            if (key == "path" and part is table.get("data")) or path.exists():
+                cast("dict[str, Any]", part)[key] = str(path)
+
+
+def _apply_override(table: dict[str, Any], override: str) -> None:
+    dotted, separator, text = override.partition("=")
+    keys = [key.strip() for key in dotted.split(".")]
+    if not separator or not all(keys):
+        raise RecipeError(f"'--set {override}' is no 'section.key=value', such as 'pools.lsmix.alpha=0.2'.")
+    value: Any
+    try:
+        value = _parse_toml(f"value = {text}")["value"]
+    except ValueError:
+        value = text  # a bare word: strings may go without quotes on the command line
+    changed: dict[str, Any] = {}
+    part, beside = table, changed
+    for key in keys[:-1]:
+        part, beside = part.setdefault(key, {}), beside.setdefault(key, {})
+        if not isinstance(part, dict):
+            raise RecipeError(f"'--set {override}': {key!r} is a value, not a section.")
+    beside[keys[-1]] = value
+    _anchor_paths(changed, Path.cwd())  # apart from the table, whose other paths start elsewhere
+    part[keys[-1]] = beside[keys[-1]]
+
+
+def _check_format(table: Mapping[str, Any], where: str) -> None:
+    version = table.get("format", _FORMAT)
+    if isinstance(version, int) and version > _FORMAT:
+        raise RecipeError(
+            f"{where} has format {version}; this version of lsmix reads format {_FORMAT}. Use a newer lsmix."
+        )
+
+
+def _check_values(value: Any, dotted: str, where: str) -> None:
+    """Refuse what a key, a manifest or a path cannot hold: JSON knows no infinity, integers have 64 bits, paths no NUL."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            _check_values(part, f"{dotted}.{name}" if dotted else name, where)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _check_values(part, f"{dotted}[{index}]", where)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise RecipeError(f"{where}: {dotted}: expected a finite number, got {value}.")
+    elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
+        raise RecipeError(f"{where}: {dotted}: expected an integer of at most {_MAX_INTEGER}, got a larger one.")
+    elif isinstance(value, str) and "\0" in value:
+        raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
+
+
+def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
+    check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.own_flow.training.rows)
+    if not recipe.judge_config().training.iterations:
+        raise RecipeError("naturalness.judge.training.iterations: expected int >= 1, got 0.")
+    if config.classifier and config.classifier not in recipe.runs:
+        known = ", ".join(recipe.runs) or "none"
+        raise RecipeError(
+            f"naturalness.classifier: there is no run {config.classifier!r}; the recipe has {known}."
+            f"{did_you_mean(config.classifier, list(recipe.runs))}"
+        )
+
+
+def _check_references(recipe: Recipe) -> None:
+    if recipe.naturalness:
+        _check_judged(recipe, recipe.naturalness)
+    if recipe.flow and not recipe.flow.training.iterations:
+        raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
+    if recipe.classifier.seed:
+        raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
+    for name, pool in recipe.pools.items():
+        try:
+            check_pool(pool)
+        except RecipeError as error:
+            raise RecipeError(f"pools.{name}.{error}") from error
+        if pool.flow and not in_latent_space(pool):
+            raise RecipeError(f"pools.{name}.flow: {pool.method!r} mixes pixels and needs none. Remove it.")
+    for name, run in recipe.runs.items():
+        _check_mixing(recipe, name, run)
+        if len(set(run.seeds)) < len(run.seeds):
+            raise RecipeError(f"runs.{name}.seeds: each seed counts once, got {list(run.seeds)}.")
+        if "seed" in run.classifier:
+            raise RecipeError(f"runs.{name}.classifier.seed: say it as 'runs.{name}.seeds'.")
+        recipe.run_config(name, run.seeds[0])
+
+
+def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
+    if run.pool and run.mix:
+        raise RecipeError(f"runs.{name}.mix: say the pool in 'mix' as well, and leave 'pool' out.")
+    named = [("pool", run.pool), *((f"mix[{place}].pool", part.pool) for place, part in enumerate(run.mix))]
+    for key, pool in named:
+        if pool and pool not in recipe.pools:
+            known = ", ".join(recipe.pools) or "none"
+            raise RecipeError(
+                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{did_you_mean(pool, list(recipe.pools))}"
+            )
+    for place, part in enumerate(run.mix):
+        where = f"runs.{name}.mix[{place}]"
+        if bool(part.pool) == bool(part.method):
+            raise RecipeError(
+                f"{where}: expected either a 'pool' or a 'method', got {part.pool!r} and {part.method!r}."
+            )
+        if part.method and part.method != "none":
+            if part.method in LATENT_METHODS:
+                raise RecipeError(
+                    f"{where}.method: {part.method!r} mixes in latent space, which is done beforehand: make a pool, and name it."
+                )
+            try:
+                PIXEL_METHODS.check(part.method)
+            except RecipeError as error:
+                raise RecipeError(f"{where}.method: {error}") from error
+        if run.combine == "sequential" and part.pool and place:
+            raise RecipeError(f"{where}.pool: in a sequence a pool comes first, since its images are mixed already.")

@@ -1,0 +1,38 @@
+"""The recipes that come with lsmix. Apart from the recipe's model, so that ``lsmix init`` answers at once."""
+
+import difflib
+from pathlib import Path
+
+from lsmix.data.errors import RecipeError
+
+__all__ = ["builtin_recipes", "recipe_path", "recipe_text"]
+
+_RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+def builtin_recipes() -> list[str]:
+    """Return the names of the built-in recipes."""
+    return sorted(path.stem for path in _RECIPES.glob("*.toml"))
+
+
+def recipe_path(name: str) -> Path:
+    """Return the file of a built-in recipe.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    known = builtin_recipes()
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise RecipeError(f"no built-in recipe {name!r}; there are {', '.join(known)}.{hint}")
+    return _RECIPES / f"{name}.toml"
+
+
+def recipe_text(name: str) -> str:
+    """Return the text of a built-in recipe.
+
+    Raises:
+        RecipeError: there is none of this name.
+    """
+    return recipe_path(name).read_text(encoding="utf-8")

@@ -1,0 +1,189 @@
+"""The results that stages write: logs of trainings, error rates, naturalness. All are read with bounds and types."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, read_small, write_atomic
+from lsmix.data.errors import CorruptError, MissingError
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = [
+    "DATASET_FILE",
+    "LOG_FILE",
+    "METRICS_FILE",
+    "NATURALNESS_FILE",
+    "SHEET_DENSITY",
+    "SHEET_FILE",
+    "WEIGHTS_FILE",
+    "EpochMetrics",
+    "Interval",
+    "LogLine",
+    "Naturalness",
+    "SampleFacts",
+    "Seen",
+    "read_log",
+    "read_metrics",
+    "read_naturalness",
+    "write_naturalness",
+]
+
+NATURALNESS_FILE = "naturalness.json"
+
+
+_FORMAT = 1
+
+
+class Interval(msgspec.Struct, frozen=True, kw_only=True):
+    """A value with its 95% confidence interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """What was found of one sample of images: those of a method, or originals."""
+
+    name: str  # of the method; "held-out", "test" or "sources" for originals
+    kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
+    images: int
+    share: float | None  # of the second image, as it really is, mean; None for originals
+    decode_failed: int | None  # of them, by the rule for pools; None where nothing was decoded
+    not_finite: int  # of their bits per dimension; these images are left out of the next five
+    mean_bits: float  # bits per dimension under the judge
+    mean_bits_error: float  # standard error of it
+    less_likely: (
+        Interval | None
+    )  # bits per dimension by which its quantiles exceed the held-out originals'; None: itself
+    more_likely: Interval | None  # the same by which they fall short
+    distance: Interval | None  # 1-Wasserstein distance, the sum of both
+    frechet: float | None  # of the classifier's features to the held-out originals'; None without a classifier
+    seam: Interval | None  # gradient across the border of regions over that inside; None where there is no border
+    seam_of: Literal["own", "ls-mix"]  # whose regions these are; those of LS-Mix are a control: no border is expected
+    bits_per_dim: tuple[float | None, ...]  # of every image
+
+
+class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
+    """All of ``naturalness.json``."""
+
+    format_version: int = _FORMAT
+    lam: float  # share asked of the second image
+    pairs: int  # n, images in every sample
+    pairs_asked: int
+    bootstrap: int  # resamples behind the intervals
+    judge_bits: int  # bits per value of the images that the judge models
+    classifier: str  # the training whose features were compared; "" for none
+    features: int  # F, their number; 0 for none
+    samples: tuple[SampleFacts, ...]  # held-out originals first
+
+    def __getitem__(self, name: str) -> SampleFacts:
+        """Return the sample of a name."""
+        for sample in self.samples:
+            if sample.name == name:
+                return sample
+        raise KeyError(f"{name!r} is none of the samples {', '.join(sample.name for sample in self.samples)}")
+
+
+def write_naturalness(folder: Path, result: Naturalness) -> None:
+    """Write the result into an artifact's folder."""
+    write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+def read_naturalness(folder: Path) -> Naturalness:
+    """Read the result in an artifact's folder.
+
+    Raises:
+        MissingError: there is none.
+        FormatError: it is of a format that this version does not read.
+        CorruptError: it is damaged.
+    """
+    path = folder / NATURALNESS_FILE
+    if not path.is_file():
+        raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
+    try:
+        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+        return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+    except DECODE_ERRORS as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
+
+
+LOG_FILE = "log.jsonl"
+
+
+class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """One line of the training log."""
+
+    iteration: int  # iterations done
+    loss_bits_per_dim: float | None = None  # of the batch
+    grad_norm: float | None = None  # before clipping
+    train_bits_per_dim: float | None = None  # measured without augmentation
+    heldout_bits_per_dim: float | None = None
+    seconds: float | None = None  # since this session began
+
+
+def read_log(folder: Path) -> list[LogLine]:
+    """Return the training log of a flow artifact.
+
+    Raises:
+        CorruptError: it is damaged.
+    """
+    path = folder / LOG_FILE
+    try:
+        return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
+    except DECODE_ERRORS as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
+
+
+SHEET_FILE = "sheet.png"
+
+
+SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
+
+
+METRICS_FILE = "metrics.json"
+
+
+WEIGHTS_FILE = "classifier.safetensors"
+
+
+class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known after an epoch."""
+
+    epoch: int  # epochs done
+    loss: float  # mean over the epoch's batches, nats
+    test_error: float  # error rate on the test split, %
+    images: int  # seen so far
+    updates: int  # done so far
+
+
+_Metrics = Annotated[list[EpochMetrics], Meta(min_length=1)]
+
+
+def read_metrics(folder: Path) -> list[EpochMetrics]:
+    """Return the metrics of a train artifact, epoch by epoch; at least one.
+
+    Raises:
+        CorruptError: they are damaged.
+    """
+    path = folder / METRICS_FILE
+    try:
+        metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
+    except DECODE_ERRORS as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
+    return metrics
+
+
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """How often the images of one source were seen in a training."""
+
+    source: str  # "training images", or "pool NAME"
+    images: int  # distinct ones
+    times: float  # each of them, on average
+
+
+DATASET_FILE = "dataset.h5"

@@ -1,0 +1,169 @@
+"""The configuration of each stage, as a recipe gives it; every field has its unit and range."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from lsmix.classifiers.config import ClassifierTraining
+from lsmix.data.errors import RecipeError
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.pool_spec import PoolConfig
+from lsmix.data.readers.registry import SourceConfig
+from lsmix.data.rng import Seed
+from lsmix.glow.config import FlowShape, FlowTraining
+
+__all__ = [
+    "HARD_CUT",
+    "Combine",
+    "DataConfig",
+    "FlowRecipe",
+    "MixOnTheFly",
+    "NaturalnessConfig",
+    "PoolRecipe",
+    "RecipeReport",
+    "ReportConfig",
+    "RowText",
+    "RunConfig",
+    "TrainConfig",
+    "TrainPart",
+    "check_naturalness",
+]
+
+
+class PoolRecipe(PoolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A pool of a recipe: how its images are mixed, and with which flow."""
+
+    flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
+
+
+class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The flow of a recipe: its shape (fields of ``FlowShape``), its training, and when to look at it."""
+
+    training: FlowTraining = msgspec.field(default_factory=FlowTraining)
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
+        500  # iterations between measures of held-out bits per dimension
+    )
+    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
+    checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
+    temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
+
+
+HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the very regions that LS-Mix takes from z₂
+
+
+class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which methods are compared, on how many pairs, and by which judge."""
+
+    judge: dict[str, Any] = {}  # fields of [flow] that differ for the judge, whose seed is the flow's + 1
+    methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
+    pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
+    lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
+    seed: Seed = 0  # of pairs, methods, noise and resamples
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
+    bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
+    classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
+
+    def __post_init__(self) -> None:
+        if not self.methods:  # filled in here, so that the names are part of the key
+            every = (*LATENT_METHODS.builtin(), *PIXEL_METHODS.builtin(), HARD_CUT)
+            msgspec.structs.force_setattr(self, "methods", every)
+
+
+def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> None:
+    """Check what a configuration refers to outside of it.
+
+    Args:
+        config: the section of the recipe.
+        heldout: number of held-out images.
+        rows: those that the mixing flow learns from.
+
+    Raises:
+        RecipeError: a method is unknown or stands twice, there are no held-out images, or the flow has the judge's rows.
+    """
+    for name in config.methods:
+        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
+            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
+    if len(set(config.methods)) < len(config.methods):
+        raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
+    if not heldout:
+        raise RecipeError(
+            "naturalness compares mixes with held-out originals, and there are none. Set 'data.heldout', such as to 500."
+        )
+    if rows == "odd":
+        raise RecipeError(
+            "flow.training.rows: expected 'all' or 'even' with a section [naturalness], got 'odd', which are the judge's."
+        )
+
+
+class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
+
+    seed: Seed = 0  # of weights, order, augmentation and dropout
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
+
+
+Combine = Literal["per-batch", "sequential"]  # how several ways of mixing come together in one run
+
+
+class MixOnTheFly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How images are mixed while a classifier trains, with others of their batch."""
+
+    method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
+    rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, where one way is drawn for each batch
+
+
+class TrainPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One way in which the batches of a training come about."""
+
+    input: str = ""  # role of the pool among the inputs; "" takes the training images
+
+
+class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One training with what it trains on."""
+
+    parts: Annotated[tuple[TrainPart, ...], Meta(min_length=1)] = (TrainPart(),)  # where its batches come from
+    combine: Combine = "per-batch"  # of several parts
+
+
+_Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+
+
+class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
+
+    limit: _Images = 0  # images kept of the published training split, class by class; 0 keeps all
+    heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
+    test: _Images = 0  # images in the test split; 0 keeps all of a published one
+    seed: Seed = 0  # of the choice of rows
+
+
+class RowText(msgspec.Struct, frozen=True, kw_only=True):
+    """What a recipe says of a run beside its training."""
+
+    label: str = ""  # as tables call it; empty takes the run's name
+    paper: str = ""  # the paper's figure, as printed
+    seeds: tuple[int, ...] = ()  # of its trainings
+
+
+class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the report shows."""
+
+    title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
+    table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
+    note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
+    pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
+    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
+        1000  # images of each pool whose bits per dimension are measured
+    )
+
+
+class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The report of a recipe, with what the recipe says of its runs."""
+
+    rows: dict[str, RowText] = {}  # by run

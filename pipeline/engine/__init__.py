@@ -1,0 +1,1 @@
+"""Running stages: cache keys, shards, executors, progress and status."""

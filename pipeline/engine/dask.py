@@ -1,0 +1,318 @@
+"""Shards on a Dask cluster: one that lsmix starts on loopback, or one that is running.
+
+Dask carries references and records, never data. Completed shards are recorded on disk only, so that a lost worker,
+scheduler or message loses no work, and a shard that is made twice has the same bytes.
+"""
+
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
+from contextlib import ExitStack
+from typing import Any, Self
+
+from lsmix.data.errors import CorruptError, PartialError, RecipeError
+from lsmix.data.progress import bounded, stop_point
+from lsmix.pipeline.engine.executor import Failures, InProcessExecutor
+from lsmix.pipeline.engine.shards import close_workers, run_shard
+from lsmix.pipeline.engine.stage import Executor, Report, ShardRecord, ShardWork
+
+__all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
+
+_RETRIES = 2  # of a shard that raises
+
+
+_TASKS_A_THREAD = 4  # handed out ahead, so that no thread waits; the rest waits here, and the scheduler stays small
+
+
+_FEWEST_TASKS = 16
+
+
+_CONNECT_SECONDS = 10.0
+
+
+_ROUND_SECONDS = 0.5  # after which an interruption is seen
+
+
+_MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
+
+
+_PATIENCE_SECONDS = 15.0  # without any worker, after which it is told
+
+
+class DaskExecutor:
+    """Makes shards on a Dask cluster: one of its own on loopback, or one that runs already.
+
+    Use it as a context: the cluster is started when the first shards are made, serves all stages, and ends with it.
+
+    Args:
+        workers: processes of a cluster of its own, at least 1; ignored where ``scheduler`` is given.
+        scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786"; its workers must see the same
+            workspace under the same path or URL, and have lsmix installed.
+        device: as the user asked for it; workers of another cluster find out by themselves what "auto" is.
+        say: told the link of the dashboard, and when there is nobody to work.
+
+    Raises:
+        RecipeError: neither workers nor a scheduler.
+    """
+
+    def __init__(
+        self, *, workers: int = 0, scheduler: str = "", device: str = "auto", say: Callable[[str], None]
+    ) -> None:
+        if workers < 1 and not scheduler:
+            raise RecipeError(f"a Dask executor needs at least 1 worker or the address of a scheduler, got {workers}.")
+        self._workers = workers
+        self._scheduler = scheduler
+        self._device = device
+        self._say = say
+        self._open = ExitStack()
+        self._client: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def worker_device(self, device: str) -> str:
+        """Return "cuda" for any card, since each worker of ours sees its own alone; elsewhere what the user asked for."""
+        if self._scheduler:
+            return self._device
+        self._device = device  # resolved, which the cluster must know when it starts
+        return device.partition(":")[0]
+
+    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
+        """Make the shards on the cluster; shards that fail are set aside until all others are done."""
+        if not shards:
+            return
+        from distributed import KilledWorker
+
+        if work.url.startswith("memory://"):
+            raise RecipeError(f"{work.url!r} lives in the memory of this process: workers cannot reach it.")
+        if work.url and self._scheduler:  # its workers are anywhere, and have folders of their own
+            work = work._replace(place=work.url)
+        client = self._connected()
+        failures = Failures(work, len(shards))
+        suspects: list[int] = []
+        made = 0
+
+        def settle(shard: int, task: Any) -> None:
+            nonlocal made
+            try:
+                result = task.result()  # made again first, if the worker that held it has died since
+            except KilledWorker:
+                suspects.append(shard)
+                return
+            except CancelledError:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+                result = error
+            if isinstance(result, MemoryError):
+                raise result
+            if isinstance(result, ShardRecord):
+                made += 1
+                report(result)
+                return
+            failures.add(shard, result)
+            if not made and len(failures) >= _MOST_FAILURES:
+                failures.tell()
+
+        self._go_through(client, work, shards, settle)
+        # Who merely waited on a worker that died is suspected along with the shard that killed it. Each alone, the one
+        # that kills shows itself; it costs as many workers again as Dask allows.
+        alone, suspects = suspects, []
+        for shard in alone:
+            self._go_through(client, work, [shard], settle)
+        for shard in suspects:
+            failures.add(shard, RuntimeError("each worker that took it died, so it is left out"))
+        if self._device.startswith("cuda") and not self._scheduler:
+            client.run(close_workers, on_error="ignore")  # or the next stage would have less of the cards' memory
+        failures.tell()
+
+    def _go_through(
+        self, client: Any, work: ShardWork, shards: Sequence[int], settle: Callable[[int, Any], None]
+    ) -> None:
+        """Make shards, a bounded number at a time; ``settle`` is given each with its task when that has ended."""
+        from distributed import wait
+
+        waiting, running = deque(shards), dict[Any, int]()
+        patience = _Patience(client, self._say)
+        try:
+            while waiting or running:
+                stop_point()
+                most = max(_FEWEST_TASKS, _TASKS_A_THREAD * patience.threads)
+                while waiting and len(running) < most:
+                    shard = waiting.popleft()
+                    # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
+                    running[client.submit(_attempt, work, shard, pure=False, retries=_RETRIES)] = shard
+                try:
+                    ended = wait(list(running), timeout=_ROUND_SECONDS, return_when="FIRST_COMPLETED").done
+                except TimeoutError:
+                    patience.look()
+                    continue
+                for task in ended:
+                    settle(running.pop(task), task)
+        except CancelledError as error:  # at once, when the connection is lost
+            raise PartialError(
+                f"the Dask scheduler of {work.place!r} went away ({self._scheduler or 'its own'}); {len(waiting) + len(running)} "
+                f"of {len(shards)} shards were not heard of. All others are done and kept; run the same command again."
+            ) from error
+        finally:
+            if running and client.status == "running":
+                client.cancel(list(running))
+
+    def _connected(self) -> Any:
+        if self._client is None:
+            from distributed import Client
+
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what fails is told once, by our own errors
+            if self._scheduler:
+                self._client = self._open.enter_context(_client_of(self._scheduler))
+            else:
+                cluster = self._open.enter_context(start_cluster(self._workers, self._device))
+                self._client = self._open.enter_context(Client(cluster))
+                # Ctrl-C reaches the whole group; only this process acts on it. Workers that start later do the same.
+                self._client.register_plugin(_ignoring_interrupts(), name="lsmix-interrupts")
+            self._say(f"Dask dashboard: {self._client.dashboard_link}")
+        return self._client
+
+
+def _client_of(scheduler: str) -> Any:
+    """Return a client of a running scheduler.
+
+    Raises:
+        RecipeError: the address is of another kind, or no scheduler answers there in time.
+    """
+    from distributed import Client
+
+    kind, separator, _ = scheduler.rpartition("://")
+    if not scheduler.isprintable() or (separator and kind not in ("tcp", "tls")):
+        raise RecipeError(
+            f"{scheduler!r} is not the address of a Dask scheduler. Expected one such as 'tcp://10.0.0.5:8786'."
+        )
+    try:
+        # Another server than a scheduler may answer anything, or never.
+        return bounded(lambda: Client(scheduler, timeout=_CONNECT_SECONDS), _CONNECT_SECONDS + _ROUND_SECONDS)
+    except Exception as error:
+        # What is no scheduler, or has no TLS configured, makes distributed raise errors of any kind.
+        raise RecipeError(f"no Dask scheduler answers at {scheduler!r}: {error}. Check '--scheduler'.") from error
+
+
+def _attempt(work: ShardWork, shard: int) -> ShardRecord | CorruptError | MemoryError:
+    """Make a shard; errors that trying again would not change are returned, since Dask tries again what is raised."""
+    try:
+        return run_shard(work, shard)
+    except (CorruptError, MemoryError) as error:
+        return error
+
+
+class _Patience:
+    """Watches whether a cluster has workers, and says so once where it has none."""
+
+    def __init__(self, client: Any, say: Callable[[str], None]) -> None:
+        self._client = client
+        self._say = say
+        self._idle_since = time.monotonic()
+        self._told = False
+        self.threads = 1
+        self.look()
+
+    def look(self) -> None:
+        """Count the threads of all workers."""
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        self.threads = sum(worker["nthreads"] for worker in workers.values())
+        if self.threads:
+            self._idle_since, self._told = time.monotonic(), False
+        elif not self._told and time.monotonic() - self._idle_since > _PATIENCE_SECONDS:
+            self._say("the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done")
+            self._told = True
+
+
+def _ignoring_interrupts() -> Any:
+    from distributed import WorkerPlugin
+
+    class IgnoreInterrupts(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            import signal
+
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    return IgnoreInterrupts()
+
+
+_LOOPBACK = "127.0.0.1"
+
+
+def start_cluster(workers: int, device: str) -> Any:
+    """Return a running cluster of ``workers`` processes with a thread each; close it when done.
+
+    Args:
+        workers: number of processes, at least 1.
+        device: where they compute, resolved: "cpu", "cuda" or "cuda:N".
+    """
+    from distributed import Nanny, Scheduler, SpecCluster
+
+    # Workers share one machine's memory whose size says nothing of what others use; a shard's memory is bounded anyway.
+    options = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "memory_limit": 0, "silence_logs": 50}
+    return SpecCluster(
+        workers={
+            worker: {"cls": Nanny, "options": {**options, "env": worker_environment(worker, workers, device)}}
+            for worker in range(workers)
+        },
+        # Loopback only: neither the scheduler nor its dashboard asks anybody for a password.
+        scheduler={
+            "cls": Scheduler,
+            "options": {"host": _LOOPBACK, "port": 0, "dashboard": True, "dashboard_address": f"{_LOOPBACK}:0"},
+        },
+        silence_logs=50,  # what fails is told once, at the end, and without a traceback
+    )
+
+
+def worker_environment(worker: int, workers: int, device: str) -> dict[str, str]:
+    """Return what the environment of one of ``workers`` processes says: its threads, and its graphics card.
+
+    Cards are dealt out in turn, those that CUDA_VISIBLE_DEVICES names if it is set; "cuda:N" gives all workers card N.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    threads = str(max(1, cores // workers))
+    wanted = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
+    if device.startswith("cuda"):
+        cards = _cards()
+        _, _, index = device.partition(":")
+        wanted["CUDA_VISIBLE_DEVICES"] = cards[int(index) if index else worker % len(cards)]
+    return wanted
+
+
+def _cards() -> list[str]:
+    """Return the names of the graphics cards that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    import torch
+
+    return [str(card) for card in range(torch.cuda.device_count())]
+
+
+def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
+    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for.
+
+    Args:
+        workers: Dask workers to start on this machine; 0 for none.
+        scheduler: address of a running Dask scheduler; "" for none.
+        device: as the user asked for it: "auto", "cpu", "cuda" or "cuda:N".
+        say: is told the link of the dashboard.
+
+    Raises:
+        RecipeError: both are asked for.
+    """
+    if workers and scheduler:
+        raise RecipeError(
+            f"'--workers {workers}' starts a Dask cluster of its own and '--scheduler {scheduler}' joins another: give one."
+        )
+    if not workers and not scheduler:
+        return InProcessExecutor()
+    # Here, since distributed takes half a second to import.
+
+    return DaskExecutor(workers=workers, scheduler=scheduler, device=device, say=say)

@@ -1,0 +1,251 @@
+"""What a stage is: a plain function of its configuration, its inputs and an output folder.
+
+Stages know neither the recipe nor each other; the runner hands them complete inputs and makes the result an artifact.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, Self
+
+import msgspec
+
+from lsmix.data.artifact import WORK_FOLDER, Artifact
+from lsmix.data.errors import RecipeError
+from lsmix.data.progress import Progress
+from lsmix.glow.config import FlowShape
+
+__all__ = [
+    "ArrayTask",
+    "ArrayTaskResult",
+    "Cost",
+    "DatasetSize",
+    "Executor",
+    "Node",
+    "Report",
+    "ShardRecord",
+    "ShardWork",
+    "Stage",
+    "StageResult",
+    "StageTask",
+    "check_shard_rows",
+    "check_translate",
+    "upto",
+]
+
+_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageTask:
+    """One piece of work: make ``folder`` from ``config`` and ``inputs``.
+
+    ``folder / "work"`` keeps whatever lets the work go on after an interruption; it is removed at the end.
+    """
+
+    stage: str
+    name: str  # of the artifact, as the recipe has it
+    folder: Path
+    config: Any  # the stage's own configuration model
+    inputs: Mapping[str, Artifact]
+    device: str
+    executor: "Executor"
+    progress: Progress
+    url: str = ""  # where the artifact is to lie in a remote workspace
+
+    @property
+    def label(self) -> str:
+        """The artifact for messages: "mix lsmix"."""
+        return f"{self.stage} {self.name}"
+
+    @property
+    def work(self) -> Path:
+        """The folder for unfinished work, made if need be."""
+        path = self.folder / WORK_FOLDER
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSize:
+    """How big the work is: what an estimate depends on besides the stage's own configuration."""
+
+    images: int = 0  # in the training split
+    test_images: int = 0
+    height: int = 0  # pixels
+    width: int = 0  # pixels
+    channels: int = 0
+    flow: FlowShape = field(default_factory=FlowShape)
+
+    @property
+    def image_bytes(self) -> int:
+        """Size of one image."""
+        return self.height * self.width * self.channels
+
+    @property
+    def flow_flops(self) -> int:
+        """Operations of one pass of one image through the flow, in either direction."""
+        cells, channels, total = self.height * self.width, self.channels, 0
+        for _ in range(self.flow.levels):
+            cells, channels = cells // 4, channels * 4
+            total += cells * self.flow.steps * (_network_weights(channels, self.flow.hidden) + channels**2)
+            channels //= 2
+        return 2 * total
+
+    @property
+    def flow_parameters(self) -> int:
+        """Number of weights of the flow."""
+        channels, total = self.channels, 0
+        for _ in range(self.flow.levels):
+            channels *= 4
+            total += self.flow.steps * (_network_weights(channels, self.flow.hidden) + 2 * channels**2)
+            channels //= 2
+        return total
+
+
+def _network_weights(channels: int, hidden: int) -> int:
+    return 9 * (channels // 2) * hidden + hidden**2 + 9 * hidden * channels
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What an artifact will cost."""
+
+    bytes: int  # on the disk, with what lies under work
+    flops: float = 0.0  # floating-point operations
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageResult:
+    """What a stage says of its work when it is done."""
+
+    payload: frozenset[str]  # files, or first parts of paths, that the next stages read
+    counts: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """One task of a job array: every ``size``-th shard, beginning with number ``index``."""
+
+    index: int  # 0 to size − 1
+    size: int  # tasks in the array
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArrayTaskResult:
+    """What came of one part of an artifact."""
+
+    label: str  # "mix lsmix"
+    folder: str  # of the unfinished artifact
+    shards: int  # of this part
+    made: int  # of these, now; the others were there
+    finished: int  # of the whole artifact, by anybody
+    of: int  # shards of the whole artifact
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """A stage by name, with what its key must know."""
+
+    name: str
+    version: int  # raised whenever the same inputs would give other bytes
+    run: Callable[[StageTask], StageResult]
+    estimate: Callable[[Any, "DatasetSize"], "Cost"]  # what a configuration costs on a data set of some size
+    not_in_key: frozenset[str] = frozenset()
+    uses_torch: bool = True
+    reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
+    check: Callable[[Any, "DatasetSize"], None] = lambda config, size: None  # what only the size of the data can tell
+    make_part: "Callable[[StageTask, ArrayTask], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+
+
+def check_translate(field: str, translate: int, size: DatasetSize) -> None:
+    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    side = min(size.height, size.width)
+    if translate and translate >= side:
+        raise RecipeError(
+            f"{field}: expected at most {side - 1} for images of {size.height}×{size.width}, got {translate}. Lower it."
+        )
+
+
+def check_shard_rows(field: str, shard_rows: int, total_bytes: int, rows: int) -> None:
+    """Raise RecipeError where one shard of ``rows`` that take ``total_bytes`` would take too much memory."""
+    row_bytes = max(1, total_bytes // max(1, rows))
+    if min(shard_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
+        raise RecipeError(
+            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
+            f"in memory, got {shard_rows}. Lower it, or leave it out."
+        )
+
+
+class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a finished shard."""
+
+    shard: int
+    digests: dict[str, str]  # SHA-256 by path relative to the artifact
+    sizes: dict[str, int]  # bytes by path
+    seconds: float
+    counts: dict[str, Any]
+    made_on: str = ""  # processor or graphics card; "" of shards that an earlier version made
+
+
+class ShardWork(NamedTuple):
+    """The shards of one unfinished artifact, as a reference that any process can follow."""
+
+    place: str  # its folder, or where no folder is shared its URL
+    spec: str  # name of the file below ``work`` that holds the ShardSpec, called by its digest
+    url: str = ""  # where it is to lie in a remote workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """One artifact that a recipe wants."""
+
+    stage: Stage
+    name: str
+    config: Any  # the stage's configuration model
+    inputs: dict[str, "Node | Path"] = field(default_factory=dict)  # by role; a path is a finished artifact elsewhere
+
+    @property
+    def label(self) -> str:
+        """How to call it to a user."""
+        return f"{self.stage.name} {self.name}"
+
+
+def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
+    """Return the nodes of one stage and all that they need, in order."""
+    wanted: set[int] = set()
+
+    def want(node: Node) -> None:
+        wanted.add(id(node))
+        for source in node.inputs.values():
+            if isinstance(source, Node):
+                want(source)
+
+    for node in nodes:
+        if node.stage.name == stage:
+            want(node)
+    return [node for node in nodes if id(node) in wanted]
+
+
+Report = Callable[[ShardRecord], None]
+
+
+class Executor(Protocol):
+    """Makes shards of unfinished artifacts; a context that owns whatever it needs for that."""
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+
+    def __exit__(self, *_: object) -> None:
+        """Give back whatever it holds."""
+
+    def worker_device(self, device: str) -> str:
+        """Return the device that a worker shall use, where this process would use ``device``."""
+
+    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
+        """Make ``shards`` of an artifact; call ``report`` as each is done, in any order.
+
+        Raises:
+            PartialError: some shards failed; all others are done.
+        """

@@ -1,0 +1,163 @@
+"""What is cached, what would run, and why: the very field or input that differs from what is there."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from lsmix.data.artifact import InputRecord, Manifest
+from lsmix.data.errors import CorruptError, format_duration
+from lsmix.pipeline.engine.estimates import estimate, estimate_seconds
+from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.shards import finished_shards, read_ledger
+from lsmix.pipeline.engine.stage import Node
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.locks import Owner, working_owners
+
+__all__ = ["NodeStatus", "recipe_status"]
+
+
+class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What there is to say of one artifact of a recipe."""
+
+    stage: str
+    name: str
+    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"]
+    key: str  # "" while an input isn't there yet
+    folder: str  # where it is or will be; "" while the key is not known
+    why: str
+    bytes: int | None  # on the disk, or estimated; None where it can't be known yet
+    seconds: float | None  # it took, or one like it took; None where none was made yet
+    done: int | None = None  # units that all who work on it have done; this and what follows while it is under way
+    total: int | None = None  # units that they were given
+    unit: str = ""  # "image", "iteration", …
+    per_second: float | None = None  # units, of all together
+    seconds_left: float | None = None
+
+
+def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
+    """Return the state of every node, in order. Reads manifests only."""
+    resolver = Resolver(workspace)
+    return [_node_status(node, resolver) for node in nodes]
+
+
+def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
+    workspace = resolver.workspace
+    try:
+        cost = estimate(node, resolver)
+        size, seconds = cost.bytes if cost else None, estimate_seconds(node, cost, workspace)
+        records = resolver.records(node)
+        if records is None:
+            return _status(node, "waits", why=_waits_for(node, resolver), size=size, seconds=seconds)
+        key = resolver.key(node) or ""
+        there = workspace.find(node.stage.name, key)
+    except CorruptError as error:
+        return _status(node, "damaged", why=str(error))
+    if there:
+        manifest = there.manifest
+        there_bytes = sum(file.bytes for file in manifest.files)
+        return _status(node, "cached", key, there.location, "up to date", there_bytes, manifest.seconds)
+    folder = workspace.folder(node.stage.name, node.name, key)
+    url = workspace.url_of(folder)
+    afar = read_ledger(url) if url and node.stage.make_part else {}
+    if folder.is_dir() or afar:
+        done = len(finished_shards(folder) | afar)
+        progress = f"{done} shards done" if node.stage.make_part else "it has its last checkpoint"
+        owners = working_owners(workspace.root, key)
+        if owners:
+            return _under_way(_status(node, "under-way", key, folder, progress, size, seconds), owners)
+        return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
+    why = _why(node, resolver.fields(node), records, workspace)
+    return _status(node, "to-run", key, folder, why, size, seconds)
+
+
+def _under_way(status: NodeStatus, owners: Sequence[Owner]) -> NodeStatus:
+    """Add who works on it, and how far all of them together are with what they count."""
+    counting = [owner for owner in owners if owner.total]
+    who = "; ".join(map(str, owners))
+    if not counting:
+        return msgspec.structs.replace(status, why=f"{status.why}; {who}")
+    done, total = sum(owner.done for owner in counting), sum(owner.total for owner in counting)
+    rate, unit = sum(owner.per_second for owner in counting), counting[0].unit
+    unit = unit if unit.isalpha() else "unit"  # anybody may write notes
+    known = [owner.seconds_left for owner in counting if owner.seconds_left is not None]
+    left = max(known) if len(known) == len(counting) else None  # parts run side by side
+    far = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
+        f", {format_duration(left)} left" if left is not None else ""
+    )
+    return msgspec.structs.replace(
+        status, why=f"{far}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left
+    )
+
+
+def _status(
+    node: Node,
+    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"],
+    key: str = "",
+    folder: Path | str = "",
+    why: str = "",
+    size: int | None = None,
+    seconds: float | None = None,
+) -> NodeStatus:
+    return NodeStatus(
+        stage=node.stage.name,
+        name=node.name,
+        state=state,
+        key=key,
+        folder=str(folder),
+        why=why,
+        bytes=size,
+        seconds=seconds,
+    )
+
+
+def _waits_for(node: Node, resolver: Resolver) -> str:
+    missing = resolver.missing(node)
+    return f"waits for {missing[0]}" + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
+
+
+def _why(node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], workspace: Workspace) -> str:
+    """Name what differs from the artifact of this name that is most like the wanted one."""
+    best: list[str] | None = None
+    for _, manifest in workspace.manifests(node.stage.name):
+        if manifest.name == node.name:
+            differences = _differences(node, fields, records, manifest)
+            if best is None or len(differences) < len(best):
+                best = differences
+    if best is None:
+        return "was never made"
+    return "; ".join(best) or "the artifact that was there is gone"
+
+
+def _differences(
+    node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], manifest: Manifest
+) -> list[str]:
+    found = []
+    if manifest.stage_version != node.stage.version:
+        found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
+    before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
+    found += _field_differences(before, dict(fields), "")
+    roots = {record.role: record.root for record in manifest.inputs}
+    for record in records:
+        old = roots.get(record.role)
+        if old != record.root:
+            found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
+    found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
+    return found
+
+
+def _field_differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _field_differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name} {_short(old)} → {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 40 else text[:37] + "…"

@@ -1,1 +1,0 @@
-"""How natural mixes are: samples, measures and what they come to."""

@@ -1,0 +1,1 @@
+"""Measures of how natural mixed images are."""

@@ -1,0 +1,54 @@
+"""Which pixels of a mix come from the second image, where its first or last components do, and a hard cut along them.
+
+A region is made of whole cells of the coarsest grid, in latent order. The cell in which the taken components end belongs to
+the second image if more than half of its components were taken.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.glow.config import FlowConfig
+from lsmix.glow.latent_order import cell_order
+from lsmix.glow.pixels import padding
+
+__all__ = ["hard_cut", "second_region", "trailing_region"]
+
+
+def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
+    """Return where the first ``taken`` components of a latent lie in the image: bool (height, width).
+
+    ``taken`` is 0 to D. Cells lie on the padded image; what the padding added is cropped.
+
+    Raises:
+        ValueError: ``taken`` lies outside 0 to D.
+
+    Example:
+        >>> config = FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4)
+        >>> second_region(9, config).astype(int).tolist()
+        [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
+    """
+    top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
+    side = 1 << config.levels  # pixels of a cell in each direction
+    rows, columns = (config.height + top + bottom) // side, (config.width + left + right) // side
+    per_cell = side * side * config.channels
+    if not 0 <= taken <= rows * columns * per_cell:
+        raise ValueError(f"taken must be 0 to {rows * columns * per_cell}, got {taken}.")
+    whole, rest = divmod(taken, per_cell)
+    cells = np.zeros(rows * columns, bool)
+    cells[cell_order(rows, columns)[: whole + (2 * rest > per_cell)]] = True
+    pixels = cells.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
+    return pixels[top : top + config.height, left : left + config.width]
+
+
+def trailing_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
+    """Return where the last ``taken`` components of a latent lie in the image: bool (height, width)."""
+    top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
+    dim = (config.height + top + bottom) * (config.width + left + right) * config.channels
+    return ~second_region(dim - taken, config)
+
+
+def hard_cut(
+    x1: npt.NDArray[np.uint8], x2: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.uint8]:
+    """Return x1 with the pixels of x2 in a region: uint8 (N, H, W, C) both, bool (H, W) or (N, H, W)."""
+    return np.where(region[..., None], x2, x1)

@@ -1,1 +1,0 @@
-"""The report of a recipe: one module a chapter."""

@@ -1,0 +1,1 @@
+"""The stages of the pipeline and the graph that connects them."""

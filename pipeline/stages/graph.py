@@ -1,0 +1,160 @@
+"""The graph of a recipe: which artifacts it wants, from which inputs, in an order in which they can be made.
+
+Pure planning: nothing is read but the manifests of a finished flow that a recipe names; one at a URL is fetched to the cache.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lsmix.data.artifact import MANIFEST_NAME
+from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.pool_spec import in_latent_space
+from lsmix.data.progress import NullProgress, Progress
+from lsmix.data.remote import local_folder
+from lsmix.data.sharing.store import download_artifact, naming_urls
+from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, training_name
+from lsmix.pipeline.config.schema import (
+    FlowRecipe,
+    MixOnTheFly,
+    NaturalnessConfig,
+    TrainConfig,
+    TrainPart,
+)
+from lsmix.pipeline.engine.stage import Node
+from lsmix.pipeline.stages.encode import ENCODE
+from lsmix.pipeline.stages.ingest import INGEST
+from lsmix.pipeline.stages.mix import MIX
+from lsmix.pipeline.stages.naturalness import NATURALNESS
+from lsmix.pipeline.stages.report import REPORT
+from lsmix.pipeline.stages.train import TRAIN
+from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
+from lsmix.pipeline.workspace.external_artifact import outside_artifact
+from lsmix.pipeline.workspace.local import Workspace
+
+__all__ = ["build_graph"]
+
+
+def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None = None) -> list[Node]:
+    """Return all nodes of a recipe, inputs before what is made from them.
+
+    Args:
+        recipe: checked.
+        workspace: where a flow that is named by name or key lies.
+        progress: is told how far a flow is that has to be fetched; None tells nobody.
+
+    Raises:
+        MissingError: the recipe names a flow that is not there.
+        LsmixError: it names one by a URL, and it cannot be fetched.
+    """
+    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
+    nodes = [dataset]
+    own_flow = recipe.own_flow
+    encoded: dict[str, tuple[Node | Path, Node]] = {}
+
+    def latents_of(flow_name: str) -> tuple[Node | Path, Node]:
+        if flow_name not in encoded:
+            flow: Node | Path
+            if flow_name:
+                flow = _find_flow(flow_name, workspace, progress)
+            else:
+                flow = Node(
+                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
+                )
+                nodes.append(flow)
+            name = recipe.name if flow_name == own_flow.path else f"{recipe.name}.{len(encoded)}"
+            latents = Node(stage=ENCODE, name=name, config=recipe.latents, inputs={"dataset": dataset, "flow": flow})
+            nodes.append(latents)
+            encoded[flow_name] = (flow, latents)
+        return encoded[flow_name]
+
+    everything: dict[str, Node | Path] = {"dataset": dataset}
+    if recipe.wants_flow:
+        everything["flow"], everything["latents"] = latents_of(own_flow.path)
+    pools = {}
+    for name, config in recipe.pools.items():
+        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        if in_latent_space(config):
+            pool_flow, pool_latents = latents_of(config.flow or own_flow.path)
+            inputs = {"latents": pool_latents, "flow": pool_flow}
+        pools[name] = Node(stage=MIX, name=name, config=config, inputs=inputs)
+        nodes.append(pools[name])
+    runs = _train_nodes(recipe, dataset, pools)
+    nodes += runs.values()
+    everything |= {f"pool:{name}": node for name, node in pools.items()}
+    everything |= {f"run:{name}": node for name, node in runs.items()}
+    if recipe.naturalness:
+        nodes += _naturalness_nodes(recipe, recipe.naturalness, everything, runs)
+        everything["naturalness"] = nodes[-1]
+    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report_config(), inputs=everything))
+    return nodes
+
+
+def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[str, Node]:
+    nodes = {}
+    for name, run in recipe.runs.items():
+        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        parts = []
+        for part in run.mix or (RunPart(pool=run.pool),):
+            fields = {field: getattr(part, field) for field in MixOnTheFly.__struct_fields__}
+            if part.pool:
+                fields["input"] = f"pool-{len(inputs)}"
+                inputs[fields["input"]] = pools[part.pool]
+            parts.append(TrainPart(**fields))
+        for seed in run.seeds:
+            shared = recipe.run_config(name, seed)
+            config = TrainConfig(
+                **{field: getattr(shared, field) for field in shared.__struct_fields__},
+                parts=tuple(parts),
+                combine=run.combine,
+            )
+            training = training_name(name, seed)
+            nodes[training] = Node(stage=TRAIN, name=training, config=config, inputs=inputs)
+    return nodes
+
+
+def _naturalness_nodes(
+    recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Path], runs: Mapping[str, Node]
+) -> list[Node]:
+    """Return the judge and what it judges; the run whose features are compared is named, or the one called baseline."""
+    inputs = {role: everything[role] for role in ("dataset", "flow", "latents")}
+    judge = Node(
+        stage=TRAIN_GLOW,
+        name=f"{recipe.name}-judge",
+        config=recipe.judge_config(),
+        inputs={"dataset": everything["dataset"]},
+    )
+    inputs["judge"] = judge
+    run = config.classifier or "baseline"
+    if run in recipe.runs:
+        inputs["classifier"] = runs[training_name(run, recipe.runs[run].seeds[0])]
+    return [judge, Node(stage=NATURALNESS, name=recipe.name, config=config, inputs=inputs)]
+
+
+def _training_part(flow: FlowSection) -> FlowRecipe:
+    return FlowRecipe(**{name: getattr(flow, name) for name in FlowRecipe.__struct_fields__})
+
+
+def _find_flow(name: str, workspace: Workspace, progress: Progress | None) -> Path:
+    """Return the folder of a finished flow that is named by its folder or URL, or by name or key in the workspace."""
+    path = local_folder(name)
+    if path is None:
+        with naming_urls():
+            path = download_artifact(name, progress or NullProgress())
+            outside_artifact(path, "flow")  # now, since whoever looks at it later knows the copy only
+            return path
+    if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
+        return path
+    fits = []
+    known = []
+    for folder, manifest in workspace.manifests(TRAIN_GLOW.name):
+        known.append(folder.name)
+        if name in (manifest.name, manifest.key, folder.name):
+            fits.append(folder)
+    if len(fits) > 1:
+        raise RecipeError(f"flow {name!r} could be {' or '.join(folder.name for folder in fits)}: name it by its key.")
+    if not fits:
+        there = ", ".join(known) or "none"
+        raise MissingError(
+            f"no flow {name!r}: neither a folder of a finished flow nor one of {str(workspace.root)!r} ({there})."
+        )
+    return fits[0]

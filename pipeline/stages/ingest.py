@@ -1,0 +1,113 @@
+"""The ingest stage: published files → ``dataset.h5`` with a train, a held-out and a test split.
+
+Later stages that make pools read the train split alone, so no test image can get into one.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
+from lsmix.data.errors import RecipeError
+from lsmix.data.progress import Progress
+from lsmix.data.readers.published_sets import files_to_fetch
+from lsmix.data.readers.registry import expand_home, read_source
+from lsmix.pipeline.config.results import DATASET_FILE
+from lsmix.pipeline.config.schema import DataConfig
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+
+if TYPE_CHECKING:
+    from lsmix.data.dataset import DataSet
+
+__all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
+
+
+_JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
+
+
+def fetch_source(config: DataConfig, progress: Progress) -> None:
+    """Fetch the published files of a data set that are not there yet; what there is, is left alone.
+
+    Raises:
+        RecipeError: the recipe does not say what to fetch, or where to.
+        DownloadError, DiskSpaceError, LockedError: as ``data.download.download``.
+    """
+    # Imported here since it takes a while, which a run without a download should not pay.
+    from lsmix.data.readers.published.download import download
+
+    if not config.download or not config.path:
+        raise RecipeError(
+            f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
+            f"{config.path!r}."
+        )
+    for file, target in files_to_fetch(config.download, expand_home(config.path)):
+        progress.info(f"fetching {file.url} to {target}")
+        download(file, target, progress)
+
+
+def run(task: StageTask) -> StageResult:
+    """Read the source and write the data set."""
+    from lsmix.data.dataset import open_dataset
+    from lsmix.data.readers.dataset_writer import write_dataset
+
+    config: DataConfig = task.config
+    task.progress.start(task.label, 1, "data set")
+    path = task.folder / DATASET_FILE
+    write_dataset(
+        path,
+        read_source(config),
+        heldout=config.heldout,
+        test=config.test,
+        limit=config.limit or None,
+        seed=config.seed,
+    )
+    counts = dataset_counts(open_dataset(path))
+    task.progress.advance()
+    task.progress.finish()
+    return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
+
+
+def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
+    """Return what the manifest of a data set counts, by which later stages know how big their work is."""
+    return {
+        "train": len(dataset.train.images),
+        "heldout": len(dataset.heldout.images),
+        "test": len(dataset.test.images),
+        "classes": len(dataset.class_names),
+        "image_shape": list(dataset.image_shape),
+    }
+
+
+def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
+    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
+    path = Path(config.path)
+    if not config.path or not path.exists():
+        return Cost(bytes=0)
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return Cost(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+
+
+def _unpacked_ratio(file: Path) -> int:
+    return _JPEG_RATIO if file.suffix.lower() in (".jpeg", ".jpg", ".zip") else 2
+
+
+INGEST = Stage(
+    name="ingest",
+    version=1,
+    run=run,
+    estimate=_estimate,
+    not_in_key=LOCATION_FIELDS,  # contents count, not where they lie or how they came
+    uses_torch=False,
+    reads_source=True,
+)
+
+
+def provenance_of(artifact: Artifact, dataset: "DataSet") -> Provenance:
+    """Return where the images of a data set are from, as latents and pools keep it."""
+    config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
+    return Provenance(
+        root=artifact.manifest.root,
+        config=config,
+        licence=dataset.licence,
+        citation=dataset.citation,
+        train_images=len(dataset.train),
+    )

@@ -1,0 +1,145 @@
+"""The naturalness stage: how natural mixed images are, method by method, judged by a flow that has seen none of them.
+
+Bits per dimension alone mislead: grey and blurred images are more likely than photographs. So the whole distributions are
+compared, in both directions, with the distance of a classifier's features and the visibility of seams beside it.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from lsmix.data.atomic import write_atomic
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.errors import RecipeError
+from lsmix.pipeline.config.results import (
+    DATASET_FILE,
+    NATURALNESS_FILE,
+    SHEET_DENSITY,
+    SHEET_FILE,
+    WEIGHTS_FILE,
+    Naturalness,
+    write_naturalness,
+)
+from lsmix.pipeline.config.schema import NaturalnessConfig, TrainConfig
+from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from lsmix.pipeline.naturalness.measures import Scores
+    from lsmix.pipeline.naturalness.samples import SampleSet
+
+__all__ = ["NATURALNESS"]
+
+_SHEET_ROWS = 8
+
+
+_SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
+
+
+def run(task: StageTask) -> StageResult:
+    """Make all samples, measure them, and write what the measures come to, with a sheet."""
+    from lsmix.data.latents import open_latents
+    from lsmix.glow.checkpoint import load_flow
+    from lsmix.pipeline.naturalness.measures import Scorer, facts_of
+    from lsmix.pipeline.naturalness.metrics import Resamples
+    from lsmix.pipeline.naturalness.samples import SampleSet
+
+    config: NaturalnessConfig = task.config
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    count = _sample_size(task, dataset)
+    with device_memory(None, label=task.label, device=task.device):
+        flow, judge = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "judge"))
+    samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
+    classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
+    scorer = Scorer(judge, classifier, config, count=count, shown=_SHEET_ROWS)
+    every = samples.all()
+    task.progress.start(task.label, len(every), "sample")
+    measured = []
+    with device_memory(_batch(task)):
+        for sample in every:
+            measured.append(scorer.measure(sample))
+            task.progress.advance()
+    drawn = Resamples(count=config.bootstrap, pairs=count, originals=count, seed=config.seed)
+    result = Naturalness(
+        lam=config.lam,
+        pairs=count,
+        pairs_asked=config.pairs,
+        bootstrap=config.bootstrap,
+        judge_bits=judge.config.bits,
+        classifier=task.inputs["classifier"].manifest.name if "classifier" in task.inputs else "",
+        features=0 if measured[0].features is None else measured[0].features.shape[1],
+        samples=tuple(facts_of(one, measured[0], drawn) for one in measured),
+    )
+    write_atomic(task.folder / SHEET_FILE, _sheet(samples, measured))
+    write_naturalness(task.folder, result)
+    task.progress.finish()
+    decode_failed = sum(one.decode_failed or 0 for one in measured)
+    counts = {"pairs": count, "samples": len(every), "decode_failed": decode_failed}
+    return StageResult(payload=frozenset({NATURALNESS_FILE}), counts=counts)
+
+
+def _batch(task: StageTask) -> BatchSetting:
+    config: NaturalnessConfig = task.config
+    return BatchSetting(label=task.label, device=task.device, field="naturalness.batch_size", value=config.batch_size)
+
+
+def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":
+    from lsmix.classifiers.checkpoint import load_classifier
+
+    item = task.inputs["classifier"]
+    config = msgspec.convert(item.manifest.config, TrainConfig)
+    classes = len(dataset.class_names)
+    return load_classifier(item.folder / WEIGHTS_FILE, config, classes, dataset.image_shape, task.device)
+
+
+def _sample_size(task: StageTask, dataset: DataSet) -> int:
+    """Return n, the same for all samples: what was asked for, if there are as many originals and pairs of unseen sources."""
+    config: NaturalnessConfig = task.config
+    asked = config.pairs
+    heldout, pairs = len(dataset.heldout), (len(dataset.train) + 1) // 4  # two even rows each
+    count = min(asked, heldout, pairs)
+    if count < 2:
+        raise RecipeError(
+            f"{task.label}: needs at least 2 held-out images and 8 training images, got {heldout} and "
+            f"{len(dataset.train)}. Raise 'data.heldout' and 'data.limit'."
+        )
+    if count < asked:
+        task.progress.warning(
+            f"{task.label}: samples have {count} images instead of {asked}, since there are {heldout} held-out images and "
+            f"{pairs} pairs that the judge has not seen; intervals are wider. Raise 'data.heldout' and 'data.limit'."
+        )
+    return count
+
+
+def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
+    """Return a row for each of the first pairs: x₁, what each method makes of it, x₂."""
+    from lsmix.pipeline.views.images import png_bytes, sheet
+
+    methods = [one for one in measured if one.sample.kind != "original"]
+    rows = []
+    for place, (first, second) in enumerate(samples.pair_sheet(_SHEET_ROWS)):
+        rows.append([first, *(one.shown[place] for one in methods), second])
+    titles = ["x₁", *(one.sample.name for one in methods), "x₂"]
+    scale = max(1, round(_SHEET_WIDTH / (len(titles) * rows[0][0].shape[1])))
+    return png_bytes(
+        sheet(
+            rows,
+            column_titles=titles,
+            scale=SHEET_DENSITY * scale,
+            gap=4 * SHEET_DENSITY,
+            text_size=13 * SHEET_DENSITY,
+        )
+    )
+
+
+def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
+    """Estimate a pass through the judge for each image, and one back through the flow for each mix."""
+    images = config.pairs * (len(config.methods) + 3)
+    mixes = config.pairs * len(config.methods)
+    sheet = _SHEET_ROWS * (len(config.methods) + 2) * size.image_bytes
+    return Cost(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
+
+
+NATURALNESS = Stage(name="naturalness", version=2, run=run, estimate=_estimate)

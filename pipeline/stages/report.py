@@ -1,0 +1,39 @@
+"""The report stage: every artifact of a recipe → ``report.html``, ``report.md`` and the pictures of both.
+
+Numbers come from manifests and logs; only the sheets and the likelihood of the mixes are computed here.
+"""
+
+from lsmix.pipeline.config.schema import ReportConfig
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
+
+__all__ = ["REPORT"]
+
+_FIGURES = "figures"
+
+
+_ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
+
+
+def run(task: StageTask) -> StageResult:
+    """Write the report."""
+    from lsmix.data.atomic import write_atomic
+    from lsmix.pipeline.views.report.content import build_page
+    from lsmix.pipeline.views.report.page import render_html, render_markdown
+
+    task.progress.start(task.label, 1, "page")
+    page = build_page(task)
+    for figure in page.figures:
+        write_atomic(task.folder / _FIGURES / figure.file_name, figure.data)
+    write_atomic(task.folder / "report.md", render_markdown(page, figure_folder=_FIGURES).encode())
+    write_atomic(task.folder / "report.html", render_html(page).encode())
+    task.progress.advance()
+    task.progress.finish()
+    # The pages tell how long things took, so only the pictures are the same each time.
+    return StageResult(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
+
+
+def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
+    return Cost(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
+
+
+REPORT = Stage(name="report", version=1, run=run, estimate=_estimate)

@@ -1,0 +1,151 @@
+"""The train stage: a pool, or the data set itself → a classifier, its error rate after every epoch, its weights.
+
+Every arm of a comparison sees as many images and updates, however it mixes: an epoch is one pass over as many images as
+the training split has. A run on a pool takes the pool's next copy in each epoch; where several ways of mixing come
+together, each batch comes from one of them, or they are applied one after another.
+"""
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from lsmix.classifiers.registry import cost_per_pixel
+from lsmix.data.atomic import write_atomic
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.errors import DivergedError
+from lsmix.data.progress import stop_point
+from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FILE, EpochMetrics
+from lsmix.pipeline.config.schema import RunConfig, TrainConfig
+from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
+from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
+from lsmix.pipeline.stages.train_source import TrainSource
+
+if TYPE_CHECKING:
+    from lsmix.classifiers.training import ClassifierTrainer
+
+__all__ = ["TRAIN"]
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+def run(task: StageTask) -> StageResult:
+    """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
+    from lsmix.pipeline.engine.device import cpu_threads
+
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    source = _open_source(task, dataset)
+    with cpu_threads(task.config.threads):
+        with device_memory(None, label=task.label, device=task.device):
+            trainer, metrics = _restore(task, dataset, source)
+        batch = BatchSetting(
+            label=task.label,
+            device=task.device,
+            field="classifier.batch_size",
+            value=task.config.batch_size,
+        )
+        with device_memory(batch):
+            _train(task, trainer, dataset, source, metrics)
+            return _publish(task, trainer, metrics, source)
+
+
+def _train(
+    task: StageTask,
+    trainer: "ClassifierTrainer",
+    dataset: DataSet,
+    source: TrainSource,
+    metrics: list[EpochMetrics],
+) -> None:
+    config: TrainConfig = task.config
+    batches = source.open()
+    task.progress.start(task.label, config.epochs, "epoch", done=trainer.epoch)
+    while trainer.epoch < config.epochs:
+        stop_point()
+        try:
+            facts = trainer.run_epoch(batches)
+        except DivergedError as error:
+            raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
+        metrics.append(
+            EpochMetrics(
+                epoch=trainer.epoch,
+                loss=facts.loss,
+                test_error=trainer.evaluate(dataset.test.images, dataset.test.labels),
+                images=facts.images + (metrics[-1].images if metrics else 0),
+                updates=facts.updates + (metrics[-1].updates if metrics else 0),
+            )
+        )
+        save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"metrics": msgspec.to_builtins(metrics)})
+        task.progress.advance(note=f"error {metrics[-1].test_error:.2f}%")
+    task.progress.finish()
+
+
+def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["ClassifierTrainer", list[EpochMetrics]]:
+    from lsmix.classifiers.normalise import channel_statistics
+    from lsmix.classifiers.training import ClassifierTrainer
+
+    by_channel = task.config.normalise == "channel"
+    trainer = ClassifierTrainer(
+        task.config,
+        classes=len(dataset.class_names),
+        image_shape=dataset.image_shape,
+        seed=task.config.seed,
+        device=task.device,
+        statistics=channel_statistics(dataset.train.images) if by_channel else None,
+        mixes=source.mixes,
+    )
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    if checkpoint is None:
+        return trainer, []
+    tensors, facts = checkpoint
+    metrics = facts_as(facts, "metrics", list[EpochMetrics], task.work / _CHECKPOINT)
+    trainer.load_state_dict(tensors)
+    return trainer, metrics
+
+
+def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
+    config: TrainConfig = task.config
+    pools = {part.input: task.inputs[part.input].folder for part in config.parts if part.input}
+    return TrainSource(
+        parts=config.parts,
+        combine=config.combine,
+        train=dataset.train,
+        pools=pools,
+        batch_size=config.batch_size,
+        seed=config.seed,
+    )
+
+
+def _publish(
+    task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics], source: TrainSource
+) -> StageResult:
+    from lsmix.classifiers.checkpoint import save_classifier
+
+    save_classifier(task.folder / WEIGHTS_FILE, trainer.model)
+    write_atomic(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
+    last = metrics[-1]
+    counts = {
+        "epochs": last.epoch,
+        "images": last.images,
+        "updates": last.updates,
+        "parameters": sum(int(np.prod(tensor.shape)) for tensor in trainer.model.parameters()),
+        "test_error": last.test_error,
+        "seen": msgspec.to_builtins(source.seen(task.config.epochs)),
+    }
+    return StageResult(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
+
+
+def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
+    """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
+    parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
+    moments = {"adam": 2, "sgd": 1}[config.optimiser]
+    images = config.epochs * (3 * size.images + size.test_images)
+    flops = 2.0 * products * size.height * size.width * images
+    return Cost(bytes=4 * (2 + moments) * parameters, flops=flops)
+
+
+def _check(config: RunConfig, size: DatasetSize) -> None:
+    check_translate("classifier.translate", config.translate, size)
+
+
+TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)

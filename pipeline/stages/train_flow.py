@@ -1,0 +1,188 @@
+"""The train-glow stage: data set → ``glow.safetensors`` and ``glow.json``, with a log and a sheet of samples.
+
+Interrupted training goes on from its last checkpoint and ends with the same bytes as if it had not been interrupted.
+"""
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.atomic import write_atomic
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.errors import DivergedError
+from lsmix.data.progress import stop_point
+from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
+from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
+from lsmix.pipeline.config.schema import FlowRecipe
+from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
+from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from lsmix.glow.training import FlowTrainer
+
+__all__ = ["TRAIN_GLOW"]
+
+_CHECKPOINT = "checkpoint.safetensors"
+
+
+_SAMPLE_COUNT = 64
+
+
+_ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
+
+
+def run(task: StageTask) -> StageResult:
+    """Train the flow to its last iteration, going on from a checkpoint if there is one."""
+    from lsmix.pipeline.engine.device import cpu_threads
+
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    with cpu_threads(task.config.threads):
+        with device_memory(None, label=task.label, device=task.device):
+            trainer, log = _restore(task, dataset)
+        with device_memory(_batch(task)):
+            _train(task, trainer, dataset, log)
+            return _publish(task, trainer, dataset, log)
+
+
+def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
+    from lsmix.glow.flow import Flow
+    from lsmix.glow.training import FlowTrainer
+
+    config: FlowRecipe = task.config
+    height, width, channels = dataset.image_shape
+    shape = {name: getattr(config, name) for name in FlowShape.__struct_fields__}
+    flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
+    flow = Flow(flow_config, seed=config.training.seed).to(task.device)
+    if any(flow.pads):
+        task.progress.warning(
+            f"{task.label}: images of {height}×{width} are filled up by reflection to "
+            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
+        )
+    trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    if checkpoint is None:
+        return trainer, []
+    tensors, facts = checkpoint
+    log = facts_as(facts, "log", list[LogLine], task.work / _CHECKPOINT)
+    trainer.load_state_dict(tensors)
+    return trainer, log
+
+
+def _batch(task: StageTask) -> BatchSetting:
+    training: FlowTraining = task.config.training
+    return BatchSetting(
+        label=task.label,
+        device=task.device,
+        field="flow.training.batch_size",
+        value=training.batch_size,
+        others=() if training.memory_light else ("flow.training.memory_light = true",),
+    )
+
+
+def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:
+    return dataset.train.images[_ROWS[config.training.rows]]
+
+
+def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> None:
+    config: FlowRecipe = task.config
+    iterations = config.training.iterations
+    task.progress.start(task.label, iterations, "iteration", done=trainer.iteration)
+    begun = time.monotonic()
+    while trainer.iteration < iterations:
+        try:
+            stop_point()
+        except KeyboardInterrupt:
+            _save(task, trainer, log)
+            raise
+        try:
+            steps = trainer.steps(_steps_until_a_break(trainer, config))
+        except DivergedError as error:
+            kept = trainer.iteration - trainer.iteration % config.checkpoint_every
+            checkpoint = f"The checkpoint at iteration {kept} is kept in {str(task.work)!r}. " if kept else ""
+            raise DivergedError(
+                f"{task.label}: {error} {checkpoint}Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
+            ) from error
+        last = trainer.iteration == iterations
+        look = last or trainer.iteration % config.evaluate_every == 0
+        measures = _evaluate(trainer, dataset, config) if look else {}
+        seconds = round(time.monotonic() - begun, 3)
+        log += [
+            LogLine(
+                iteration=facts.iteration + 1,
+                loss_bits_per_dim=facts.loss_bits_per_dim,
+                grad_norm=facts.grad_norm,
+                seconds=seconds,
+                **(measures if facts is steps[-1] else {}),
+            )
+            for facts in steps
+        ]
+        if last or trainer.iteration % config.checkpoint_every == 0:
+            _save(task, trainer, log)
+        task.progress.advance(len(steps), note=f"{steps[-1].loss_bits_per_dim:.3f} bits/dim")
+    task.progress.finish()
+
+
+def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
+    """Return how many steps to do before the next look at the trainer: measure, checkpoint, end, or wait for the device."""
+    done = trainer.iteration
+    breaks = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
+    return min(trainer.steps_together, config.training.iterations - done, *breaks)
+
+
+def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
+    save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
+
+
+def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> dict[str, Any]:
+    images = config.evaluate_images
+    measures = {"train_bits_per_dim": trainer.evaluate(_own_rows(dataset, config)[:images])}
+    if len(dataset.heldout.images):
+        measures["heldout_bits_per_dim"] = trainer.evaluate(dataset.heldout.images[:images])
+    return measures
+
+
+def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> StageResult:
+    from lsmix.glow.checkpoint import save_flow
+    from lsmix.glow.training import sample
+    from lsmix.pipeline.views.images import png_bytes, sheet
+
+    config: FlowRecipe = task.config
+    last = log[-1] if log else LogLine(iteration=0)
+    flow = trainer.flow.eval()
+    save_flow(task.folder, flow, {"iterations": trainer.iteration, "class_names": list(dataset.class_names)})
+    write_atomic(task.folder / LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
+    samples = sample(flow, _SAMPLE_COUNT, temperature=config.temperature, seed=config.training.seed)
+    rows = [list(samples[start : start + 8]) for start in range(0, _SAMPLE_COUNT, 8)]
+    write_atomic(task.folder / "samples.png", png_bytes(sheet(rows)))
+    counts = {
+        "iterations": trainer.iteration,
+        "parameters": sum(parameter.numel() for parameter in flow.parameters()),
+        "padding": list(flow.pads),  # pixels that are added at the top, bottom, left, right
+        "train_bits_per_dim": last.train_bits_per_dim,
+        "heldout_bits_per_dim": last.heldout_bits_per_dim,
+    }
+    return StageResult(payload=frozenset({"glow.safetensors", "glow.json"}), counts=counts)
+
+
+def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
+    """Estimate the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
+    images = config.training.iterations * config.training.batch_size
+    return Cost(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
+
+
+def _check(config: FlowRecipe, size: DatasetSize) -> None:
+    check_translate("flow.training.translate", config.training.translate, size)
+
+
+TRAIN_GLOW = Stage(
+    name="train-glow",
+    version=2,
+    run=run,
+    estimate=_estimate,
+    check=_check,
+    not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
+)

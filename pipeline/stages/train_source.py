@@ -1,0 +1,95 @@
+"""What a training trains on: pools, the training images, or both, mixed on the fly or not.
+
+Whatever is combined, an epoch has as many images in as many batches as the training split alone.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.classifiers.config import PixelMix
+from lsmix.data.dataset import SplitArrays
+from lsmix.data.pool import open_pool
+from lsmix.pipeline.config.results import Seen
+from lsmix.pipeline.config.schema import Combine, TrainPart
+
+if TYPE_CHECKING:
+    from lsmix.data.loaders.batch import BatchSource
+    from lsmix.data.loaders.epoch_loader import EpochLoader
+
+__all__ = ["TrainSource"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSource:
+    """Where the batches of a training come from."""
+
+    parts: tuple[TrainPart, ...]  # at least one
+    combine: Combine  # of several parts
+    train: SplitArrays  # the training images
+    pools: Mapping[str, Path]  # folder of each pool by the part's ``input``
+    batch_size: int
+    seed: int
+
+    @property
+    def _drawn(self) -> tuple[TrainPart, ...]:
+        """The parts that batches are drawn from; in a sequence all begin with the first."""
+        return self.parts[:1] if self.combine == "sequential" else self.parts
+
+    def open(self) -> "BatchSource":
+        """Return the batches, one epoch after the other."""
+        from lsmix.data.loaders.combined_loader import CombinedLoader
+
+        loaders = [self._open_loader(part) for part in self._drawn]
+        return loaders[0] if len(loaders) == 1 else CombinedLoader(loaders, self._choose)
+
+    def mixes(self, epoch: int, batch: int) -> Sequence[PixelMix]:
+        """Return what is mixed on the fly in a batch of an epoch, in this order."""
+        parts = self.parts
+        if len(self._drawn) > 1:
+            batches = -(-len(self.train) // self.batch_size)
+            parts = (self.parts[int(self._choose(epoch, batches)[batch])],)
+        methods = [part for part in parts if part.method not in ("", "none")]
+        return [PixelMix(method=part.method, alpha=part.alpha, rate=part.rate) for part in methods]
+
+    def seen(self, epochs: int) -> list[Seen]:
+        """Return how often each source's images are seen in so many epochs."""
+        images = len(self.train)
+        sizes = np.diff(np.append(np.arange(0, images, self.batch_size), images))
+        taken = np.zeros(len(self._drawn))
+        for epoch in range(epochs):
+            taken += np.bincount(self._choose(epoch, len(sizes)), weights=sizes, minlength=len(taken))
+        by_source: dict[str, tuple[int, float]] = {}  # distinct images, and how many were taken in all
+        for part, count in zip(self._drawn, taken.tolist(), strict=True):
+            name, distinct = "training images", images
+            if part.input:
+                pool = open_pool(self.pools[part.input])
+                name, distinct = f"pool {pool.manifest.name}", images * min(pool.copies, epochs)
+            by_source[name] = distinct, by_source.get(name, (0, 0.0))[1] + count
+        return [Seen(source=name, images=n, times=round(count / n, 3)) for name, (n, count) in by_source.items()]
+
+    def _choose(self, epoch: int, batches: int) -> npt.NDArray[np.int64]:
+        """Return which of the parts each batch of an epoch comes from."""
+        return _chosen(self.seed, epoch, batches, tuple(part.weight for part in self._drawn))
+
+    def _open_loader(self, part: TrainPart) -> "EpochLoader":
+        from lsmix.data.loaders.array_loader import ArrayLoader
+        from lsmix.data.loaders.pool_loader import PoolLoader
+
+        if not part.input:
+            return ArrayLoader(self.train.images, self.train.labels, self.batch_size, seed=self.seed)
+        pool = open_pool(self.pools[part.input])
+        labels: Literal["pair", "soft"] = "pair" if pool.sources == 2 else "soft"
+        return PoolLoader(pool, self.batch_size, seed=self.seed, copies="cycle", labels=labels)
+
+
+@lru_cache(maxsize=4)  # asked for every batch of an epoch
+def _chosen(seed: int, epoch: int, batches: int, weights: tuple[float, ...]) -> npt.NDArray[np.int64]:
+    from lsmix.data.loaders.combined_loader import choose_parts
+
+    return choose_parts(seed, epoch, batches, weights)

@@ -1,0 +1,1 @@
+"""Verifying pools against their plan and rebuilding them."""

@@ -1,0 +1,233 @@
+"""What a pool was made from, found again: the data set, the latents and the flow behind it, by their digests.
+
+Whatever is found or given counts only if its root digest is the one that the plan names.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    Provenance,
+    read_manifest,
+    record_files,
+    root_digest,
+    verify_files,
+    write_manifest,
+)
+from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
+from lsmix.data.latents import open_latents
+from lsmix.data.pool_spec import PoolSpec
+from lsmix.data.progress import Progress
+from lsmix.pipeline.config.schema import DataConfig
+from lsmix.pipeline.engine.executor import InProcessExecutor
+from lsmix.pipeline.engine.runner import bring_up_to_date
+from lsmix.pipeline.engine.stage import Node
+from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
+from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
+from lsmix.pipeline.workspace.external_artifact import outside_artifact
+from lsmix.pipeline.workspace.local import Workspace
+
+__all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
+
+_DIGITS = "digits"  # the built-in data set, which has no path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolInputs:
+    """What is at hand of what a pool was made from, each an artifact's folder."""
+
+    dataset: Path | None = None
+    latents: Path | None = None
+    flow: Path | None = None
+    given: Path | None = None  # what the data set was made from, where it was not found
+
+    def labels(self) -> tuple[npt.NDArray[np.int64] | None, str]:
+        """Return the class of each training image, int64 (N,), and where it is from; None where nothing is at hand."""
+        if self.dataset:
+            return open_dataset(
+                self.dataset / DATASET_NAME
+            ).train.labels, f"the data set {str(self.given or self.dataset)!r}"
+        if self.latents:
+            return open_latents(self.latents).label[:], f"the latents {str(self.latents)!r}"
+        return None, ""
+
+
+def find_base(
+    pool: Path, plan: PoolSpec, *, data: Path | None, flow: Path | None, scratch: Path, progress: Progress
+) -> PoolInputs:
+    """Return what a pool was made from, as given or found beside the pool in its workspace.
+
+    Args:
+        pool: the pool's folder.
+        plan: of the pool.
+        data: published files, "digits", or a data set that ingest made; None looks in the workspace.
+        flow: folder of a flow; None looks in the workspace.
+        scratch: where a workspace may be made, should published files have to be read.
+        progress: is told of that.
+
+    Raises:
+        RecipeError: what was given is not what the pool was made from.
+        LsmixError: it cannot be read.
+    """
+    if flow:
+        check_flow(flow, plan)
+    home = Workspace(pool.resolve().parent.parent)
+    inputs = plan.inputs
+    return PoolInputs(
+        dataset=provide_dataset(data, plan.origin, Workspace(scratch), progress)
+        if data
+        else _found(home, "ingest", plan.origin.root),
+        latents=_found(home, "encode", inputs["latents"]) if "latents" in inputs else None,
+        flow=flow or (_found(home, "train-glow", inputs["flow"]) if "flow" in inputs else None),
+        given=data,
+    )
+
+
+def _found(home: Workspace, stage: str, root: str) -> Path | None:
+    """Return a whole artifact of a stage with this root digest, each of its bytes checked; None where there is none."""
+    for folder, manifest in home.manifests(stage):
+        if manifest.root == root:
+            try:
+                verify_files(folder, manifest)
+            except LsmixError:
+                continue
+            return folder
+    return None
+
+
+def check_flow(folder: Path, plan: PoolSpec) -> None:
+    """Check that a flow is the one of a plan, byte by byte.
+
+    Raises:
+        RecipeError: the plan needs none, or another.
+        MissingError, FormatError, CorruptError: there is none, or it is damaged.
+    """
+    wanted = plan.inputs.get("flow")
+    if wanted is None:
+        raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
+    artifact = outside_artifact(folder, "flow")
+    if artifact.manifest.key:
+        verify_files(folder, artifact.manifest)
+    if artifact.manifest.root != wanted:
+        raise RecipeError(
+            f"flow {str(folder)!r} is not the one that the plan names: its root digest is {artifact.manifest.root[:12]}…, "
+            f"expected {wanted[:12]}…. Fetch the very flow that made the latents; one trained anew is another."
+        )
+
+
+def _data_config(origin: Provenance, data: Path) -> DataConfig:
+    """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits.
+
+    Raises:
+        FormatError: the origin's settings are none of this lsmix.
+    """
+    place: dict[str, Any] = {"format": _DIGITS} if str(data) == _DIGITS else {"path": str(data)}
+    try:
+        return msgspec.convert({**origin.config, **place}, DataConfig)
+    except msgspec.ValidationError as error:
+        raise FormatError(f"the plan's origin has settings that this lsmix does not know: {error}.") from error
+
+
+def provide_dataset(data: Path, origin: Provenance, workspace: Workspace, progress: Progress) -> Path:
+    """Return the folder of the data set that ``origin`` names, made in a workspace where need be.
+
+    ``data`` is the folder of such a data set or its dataset.h5; else published files, or "digits", which are read and
+    split as the origin says.
+
+    Raises:
+        RecipeError: what comes out is another data set; the message says how it differs.
+        LsmixError: it cannot be read.
+    """
+    folder = data.parent if data.name == DATASET_NAME and data.is_file() else data
+    if (folder / MANIFEST_NAME).is_file():
+        manifest = outside_artifact(folder, "dataset").manifest
+        verify_files(folder, manifest)
+        if manifest.root == origin.root and not _same_settings(manifest, origin):
+            raise CorruptError(
+                f"{str(folder)!r} has the plan's data set, but its manifest was altered. Fetch it again."
+            )
+    elif data.name == DATASET_NAME and data.is_file():
+        folder = _adopted(data, origin, workspace)
+        manifest = read_manifest(folder)
+    else:
+        node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
+        (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
+        folder, manifest = made.folder, made.manifest
+    if manifest.root != origin.root:
+        raise RecipeError(_difference(data, folder, manifest, origin))
+    return folder
+
+
+def _same_settings(manifest: Manifest, origin: Provenance) -> bool:
+    settings = {name: value for name, value in manifest.config.items() if name not in INGEST.not_in_key}
+    return settings == origin.config
+
+
+def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
+    """Return a folder of the workspace in which a lone dataset.h5 is an artifact again, if it is the wanted one."""
+    folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
+    if (folder / MANIFEST_NAME).is_file():
+        return folder
+    counts = dataset_counts(open_dataset(file))  # refuses what is none before it is copied
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(file, folder / DATASET_NAME)
+    files = record_files(folder, {DATASET_NAME})
+    manifest = Manifest(
+        stage=INGEST.name,
+        stage_version=INGEST.version,
+        name="given",
+        key=origin.root[:KEY_DIGITS],  # its sources, and so its real key, are not known
+        root=root_digest(files),
+        config=dict(origin.config),
+        inputs=[],
+        files=files,
+        counts=counts,
+    )
+    if manifest.root != origin.root:
+        shutil.rmtree(folder)
+        raise RecipeError(_difference(file, file, manifest, origin))
+    write_manifest(folder, manifest)
+    return folder
+
+
+def _difference(data: Path, made: Path, manifest: Manifest, origin: Provenance) -> str:
+    """Say how a data set differs from the one that is wanted."""
+    found = open_dataset(made)
+    hints = []
+    if len(found.train) != origin.train_images:
+        hints.append(f"it has {len(found.train)} training images, expected {origin.train_images}")
+    if found.licence != origin.licence:
+        hints.append(f"its licence is {found.licence!r}, expected {origin.licence!r}")
+    if found.citation != origin.citation:
+        hints.append("it is to be cited otherwise, so it is another data set")
+    for name, wanted in origin.config.items():
+        if manifest.config.get(name) != wanted:
+            hints.append(f"{name} is {manifest.config.get(name)!r}, expected {wanted!r}")
+    if not hints:
+        hints.append(
+            "as many images, but others or in another order: another version or subset of the published files?"
+        )
+    return (
+        f"the data set made of {str(data)!r} is not the one behind the pool: root digest {manifest.root[:12]}…, expected "
+        f"{origin.root[:12]}…; {'; '.join(hints)}. Name the published files that the pool was made from."
+    )
+
+
+def require(found: Path | None, what: str, option: str) -> Path:
+    """Return what was found.
+
+    Raises:
+        MissingError: it was not.
+    """
+    if found is None:
+        raise MissingError(f"the pool's {what} is not at hand: name it with '{option}'.")
+    return found

@@ -1,0 +1,1 @@
+"""What people look at: plots, image grids, pages, reports and dataset cards."""

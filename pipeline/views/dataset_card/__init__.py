@@ -1,0 +1,1 @@
+"""The dataset card of a pool: README, licences, statistics and Croissant metadata."""

@@ -1,0 +1,197 @@
+"""``croissant.json``: a pool described in Croissant 1.1, the JSON-LD that data-set searches and loaders read.
+
+It says only what is so: every file with its checksum, a record set that can be iterated without Zarr, and
+no date, creator or web address unless somebody gave one.
+"""
+
+import base64
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import msgspec
+
+from lsmix.data.artifact import FileRecord
+from lsmix.data.pool import POOL_COLUMNS
+from lsmix.pipeline.views.dataset_card.citations import citations
+from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
+from lsmix.pipeline.views.dataset_card.markup import clean
+from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, TableField, table_fields
+from lsmix.pipeline.views.dataset_card.summary import CardFacts
+
+__all__ = ["CROISSANT_FILE", "content_uri", "croissant"]
+
+CROISSANT_FILE: Final = "croissant.json"
+_SPECIFICATION: Final = "http://mlcommons.org/croissant/1.1"
+_ZARR: Final = "https://zarr-specs.readthedocs.io/en/latest/v3/core/index.html"  # no registered media type of its own
+_FORMATS: Final = {
+    "csv": "text/csv",
+    "json": "application/json",
+    "md": "text/markdown",
+    "png": "image/png",
+    "txt": "text/plain",
+}
+_TERMS: Final = (
+    "annotation", "arrayShape", "citeAs", "column", "containedIn", "equivalentProperty", "excludes", "extract", "field",
+    "fileObject", "fileProperty", "fileSet", "format", "includes", "isArray", "isLiveDataset", "jsonPath", "key", "md5",
+    "parentField", "path", "readLines", "recordSet", "references", "regex", "repeated", "replace", "samplingRate",
+    "sdVersion", "separator", "source", "subField", "transform", "unArchive", "value",
+)  # fmt: skip
+_CONTEXT: Final[dict[str, Any]] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "prov": "http://www.w3.org/ns/prov#",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **{term: f"cr:{term}" for term in _TERMS},
+}
+_TYPES: Final = {"source": "sc:Integer", "label": "sc:Integer", "share": "sc:Float", "word": "sc:Text"}
+
+
+def croissant(facts: CardFacts, licence: Licence, creator: str, files: Sequence[FileRecord], description: str) -> bytes:
+    """Return the description of a pool.
+
+    Args:
+        facts: of the pool.
+        licence: of the base images.
+        creator: who made the pool; "" where nobody said.
+        files: all files of the artifact but this one and the manifest.
+        description: a paragraph on what the pool is.
+    """
+    document: dict[str, Any] = {
+        "@context": _CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": _SPECIFICATION,
+        "name": clean(facts.manifest.name),
+        "description": clean(description),
+        "license": _licence(licence),
+        "url": content_uri(facts.manifest.root),
+        "version": "1.0.0",
+        "keywords": ["image classification", "data augmentation", "mixed images", clean(facts.pool.method)],
+        "citeAs": clean(" ".join(citations(facts))),
+    }
+    if creator:
+        document["creator"] = {"@type": "sc:Person", "name": creator}
+    document |= _provenance(facts, licence)
+    document["distribution"] = [_file_object(file) for file in files]
+    document["recordSet"] = [_classes(facts), _statuses(), _samples(facts)]
+    return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
+
+
+def content_uri(root: str) -> str:
+    """Return the URI (RFC 6920) that names a thing by its SHA-256, given in hex."""
+    try:
+        digest = base64.urlsafe_b64encode(bytes.fromhex(root)).decode().rstrip("=")
+    except ValueError:  # a stranger's words where a digest should stand
+        return "ni:///sha-256;"
+    return f"ni:///sha-256;{digest}"
+
+
+def _licence(licence: Licence) -> str | dict[str, str]:
+    if licence.url:
+        return licence.url
+    text = f"Of the base set, which the images are derived from: {licence.text}." if licence.text else NO_LICENCE
+    return {"@type": "sc:CreativeWork", "name": licence.text or "unknown", "description": text}
+
+
+def _provenance(facts: CardFacts, licence: Licence) -> dict[str, Any]:
+    base: dict[str, Any] = {
+        "@id": content_uri(facts.origin.root),
+        "@type": "prov:Entity",
+        "prov:label": f"The base set, {facts.origin.train_images} training images",
+        "sc:license": licence.url or licence.text or "unknown",
+    }
+    if facts.origin.citation:
+        base["sc:citation"] = clean(facts.origin.citation)
+    sources = [base]
+    if facts.spec.latent:
+        flow = {"@id": content_uri(facts.spec.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
+        sources.append(flow)
+    settings = msgspec.json.encode(facts.spec.pool, order="sorted").decode()
+    return {
+        "prov:wasDerivedFrom": sources,
+        "prov:wasGeneratedBy": {
+            "@type": "prov:Activity",
+            "prov:label": f"lsmix mix, stage version {facts.spec.stage_version}",
+            "sc:description": clean(f"Settings: {settings}. All that is needed to make every pixel again: plan.json."),
+            "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": clean(f"lsmix {facts.version}")},
+        },
+    }
+
+
+def _file_object(file: FileRecord) -> dict[str, Any]:
+    ending = file.path.rpartition("/")[2].rpartition(".")[2]
+    return {
+        "@type": "cr:FileObject",
+        "@id": clean(file.path),
+        "name": clean(file.path.rpartition("/")[2]),
+        "contentUrl": clean(file.path),
+        "contentSize": f"{file.bytes} B",
+        "encodingFormat": _FORMATS.get(ending, _ZARR),
+        "sha256": file.sha256,
+    }
+
+
+def _classes(facts: CardFacts) -> dict[str, Any]:
+    rows = [{"label": label, "name": clean(item.name)} for label, item in enumerate(facts.classes)]
+    return _enumeration("classes", "Name of each class.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
+
+
+def _statuses() -> dict[str, Any]:
+    words = POOL_COLUMNS["status"].words
+    rows = [{"name": name, "description": meaning} for name, meaning in words.items()]
+    types = {"name": "sc:Text", "description": "sc:Text"}
+    return _enumeration("statuses", "What the statuses of samples mean.", "name", types, rows)
+
+
+def _enumeration(
+    name: str, description: str, key: str, types: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    return {
+        "@type": "cr:RecordSet",
+        "@id": name,
+        "name": name,
+        "description": description,
+        "dataType": "sc:Enumeration",
+        "key": {"@id": f"{name}/{key}"},
+        "field": [
+            {"@type": "cr:Field", "@id": f"{name}/{field}", "name": field, "dataType": kind}
+            for field, kind in types.items()
+        ],
+        "data": [{f"{name}/{field}": value for field, value in row.items()} for row in rows],
+    }
+
+
+def _samples(facts: CardFacts) -> dict[str, Any]:
+    height, width, channels = facts.pool.image_shape
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "samples",
+        "name": "samples",
+        "description": (
+            f"One record for each of the {len(facts.pool)} mixed images. The pixels are no column of the table: the image "
+            f"of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
+        ),
+        "key": {"@id": "samples/row"},
+        "field": [_field(field) for field in table_fields(facts.pool)],
+    }
+
+
+def _field(field: TableField) -> dict[str, Any]:
+    described: dict[str, Any] = {
+        "@type": "cr:Field",
+        "@id": f"samples/{field.name}",
+        "name": field.name,
+        "description": field.description,
+        "dataType": [_TYPES[field.kind], "cr:Label"] if field.kind == "label" else _TYPES[field.kind],
+        "source": {"fileObject": {"@id": SAMPLES_FILE}, "extract": {"column": field.name}},
+    }
+    if field.kind == "label":
+        # mlcroissant 1.1.1 takes no reference without "field"
+        described["references"] = {"field": {"@id": "classes/label"}}
+    return described

@@ -1,0 +1,81 @@
+"""Strangers' words in documents of ours: class names, licences, citations and names, escaped for Markdown and YAML.
+
+Templates escape whatever they print; only a ``Markup`` of our own making goes through as it is.
+"""
+
+import html
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from lsmix.data.errors import printable_words
+
+__all__ = ["Markup", "clean", "markdown", "render", "yaml_text"]
+
+
+class Markup(str):
+    """Markdown that this program wrote, not to be escaped again."""
+
+    __slots__ = ()
+
+
+def clean(text: str) -> str:
+    """Return the text without what no UTF-8 file may hold: lone surrogates become question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def markdown(value: Any) -> str:
+    r"""Return a value on one line, with what Markdown and HTML would take for marks escaped.
+
+    Example:
+        >>> from lsmix.pipeline.views.dataset_card.markup import markdown
+        >>> print(markdown("<b>*big*</b> | cat"))
+        &lt;b&gt;\*big\*&lt;/b&gt; \| cat
+    """
+    if isinstance(value, Markup):
+        return value
+    return re.sub(r"([\\`*_\[\]|#~$])", r"\\\1", html.escape(plain(value), quote=False))
+
+
+def plain(value: Any) -> Markup:
+    """Return a value on one line for a plain text, in which there are no marks."""
+    return Markup(printable_words(str(value)))
+
+
+def yaml_text(text: str) -> Markup:
+    r"""Return the text as a double-quoted YAML scalar, on one line.
+
+    Example:
+        >>> from lsmix.pipeline.views.dataset_card.markup import yaml_text
+        >>> print(yaml_text('a "b": {c}\n'))
+        "a \"b\": {c}\U0000000a"
+    """
+    return Markup('"' + "".join(_yaml_letter(letter) for letter in clean(text)) + '"')
+
+
+def _yaml_letter(letter: str) -> str:
+    if letter in '\\"':
+        return f"\\{letter}"
+    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+
+
+def render(template: str, **values: Any) -> bytes:
+    """Return a template of this folder, filled in, as UTF-8."""
+    return _environment().get_template(template).render(**values).encode()
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(  # noqa: S701 - finalize escapes everything, for Markdown instead of HTML
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        finalize=markdown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"plain": plain, "yaml_text": yaml_text}
+    return environment

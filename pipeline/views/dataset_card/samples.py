@@ -1,0 +1,86 @@
+"""``samples.csv``: the narrow columns of a pool as a table that any program reads, written with its card.
+
+It holds numbers and words of our own only, no names that a stranger chose, so that no reader can take one
+for a missing value or a formula; what a class is called stands in ``croissant.json``.
+"""
+
+import csv
+import io
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from numpy.typing import NDArray
+
+from lsmix.data.atomic import atomic_path
+from lsmix.data.pool import POOL_COLUMNS, POOL_NAME, Pool
+from lsmix.pipeline.views.dataset_card.summary import blocks
+
+__all__ = ["SAMPLES_FILE", "TableField", "samples_digest", "table_fields", "write_samples"]
+
+SAMPLES_FILE: Final = "samples.csv"
+
+
+class TableField(NamedTuple):
+    """One column of the table."""
+
+    name: str
+    kind: str  # as of a ``PoolColumn``
+    description: str
+    column: str = ""  # of the pool; "" for those that say where the image is
+    place: int | None = None  # which of several further sources
+
+
+def table_fields(pool: Pool) -> list[TableField]:
+    """Return the columns of the table, in order."""
+    fields = [
+        TableField("row", "source", "row of the pool"),
+        TableField("image", "word", f"file that holds the image: a shard of the Zarr array {POOL_NAME}/image"),
+        TableField("image_row", "source", "row of the image in that shard, uncompressed, row-major, see the card"),
+    ]
+    for column in pool.attributes.columns():
+        if column.row == "number":
+            fields.append(TableField(column.name, column.kind, column.description, column.name))
+        if column.row == "more":
+            for place in range(pool.sources - 2):
+                name, described = column.name.replace("more", str(place + 3)), f"{column.description}: of x{place + 3}"
+                fields.append(TableField(name, column.kind, described, column.name, place))
+    return fields
+
+
+def samples_digest(pool: Pool) -> str:
+    """Return the SHA-256 of the table, which is not written."""
+    digest = sha256()
+    for block in _table(pool):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+def write_samples(pool: Pool, path: Path) -> str:
+    """Write the table block by block beside ``path``, then rename it there; return its SHA-256."""
+    digest = sha256()
+    with atomic_path(path) as beside, beside.open("wb") as file:
+        for block in _table(pool):
+            file.write(block)
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _table(pool: Pool) -> Iterator[bytes]:
+    fields = table_fields(pool)
+    yield ",".join(field.name for field in fields).encode() + b"\n"
+    shard_rows = pool.columns.store.shard_rows
+    names = [name for name in pool.columns.shard_names() if name.startswith("image/")]
+    for rows, block in blocks(pool):
+        text = io.StringIO(newline="")
+        shards = [f"{POOL_NAME}/{names[row // shard_rows]}" for row in rows]
+        places = [row % shard_rows for row in rows]
+        columns = [rows, shards, places, *(_texts(block, field) for field in fields if field.column)]
+        csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
+        yield text.getvalue().encode()
+
+
+def _texts(block: dict[str, NDArray[Any]], field: TableField) -> list[Any]:
+    values = block[field.column]
+    return POOL_COLUMNS[field.column].as_text(values if field.place is None else values[:, field.place])

@@ -1,0 +1,315 @@
+"""The plots of the report, as SVG that follows the reader's light or dark theme, or as PNG on white.
+
+The same numbers give the same bytes, so plots carry no date, no random identifier and no global state.
+"""
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from lsmix.data.errors import printable_words
+from lsmix.pipeline.config.results import Interval
+from lsmix.pipeline.views.error_rates import RunSummary
+
+__all__ = ["Series", "bits_histogram", "curves", "distance_plot", "error_rate_plot", "histogram", "spread_plot"]
+
+PlotFormat: TypeAlias = Literal["svg", "png"]
+
+# Role -> (on light, on dark). Plots are drawn in the light colours; in SVG each becomes a CSS variable of its role.
+_COLOURS = {
+    "ink": ("#1d2530", "#e6eaf0"),
+    "soft": ("#5f6b7a", "#9aa6b5"),
+    "line": ("#dde2e9", "#333d4a"),
+    "c0": ("#2563c9", "#79a8ff"),
+    "c1": ("#c9590c", "#f5a45d"),
+    "c2": ("#0f8264", "#4fcaa5"),
+    "c3": ("#7d4cc4", "#bd9df2"),
+    "c4": ("#b92d52", "#f08aa3"),
+    "c5": ("#697077", "#aeb6c0"),
+}
+_SERIES = [light for role, (light, _) in _COLOURS.items() if role.startswith("c")]
+_WIDTH = 8.4  # inches of every plot
+_LABEL_LENGTH = 40  # characters; longer ones would leave no room for the plot
+_MANY_POINTS = 300  # beyond which a line is drawn thin, since it is noisy
+_INK, _SOFT, _LINE = (_COLOURS[role][0] for role in ("ink", "soft", "line"))
+_FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+_STYLE: dict[Any, Any] = {  # matplotlib types the keys as one long Literal
+    "axes.axisbelow": True,
+    "axes.edgecolor": _LINE,
+    "axes.grid": True,
+    "axes.labelcolor": _SOFT,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so measures are the same everywhere
+    "font.size": 10,
+    "grid.color": _LINE,
+    "grid.linewidth": 0.8,
+    "legend.fontsize": 9.5,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "lines.linewidth": 1.8,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "lsmix",
+    "text.color": _INK,
+    "text.parse_math": False,  # a run may be called "$5"
+    "xtick.color": _LINE,
+    "xtick.labelcolor": _SOFT,
+    "ytick.color": _LINE,
+    "ytick.labelcolor": _SOFT,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """One line of a plot."""
+
+    label: str
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray  # as long as x; what is not finite leaves a gap
+    dashed: bool = False
+
+
+def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw a line for each run: a faint point for each seed, the mean ± sample standard deviation over it, and the number.
+
+    Runs without a result keep their line. The first run marked as baseline gives a dashed line to compare with. The
+    paper's figures stand as open diamonds.
+    """
+    with _figure(_WIDTH, 0.8 + 0.42 * max(1, len(rows))) as (figure, (axes,)):
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        for place, run in enumerate(rows):
+            colour = _SERIES[5] if run.baseline else _SERIES[0]
+            axes.plot(run.errors, [place] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
+            if run.std is not None:
+                axes.errorbar(run.mean, place, xerr=run.std, color=colour, elinewidth=2, capsize=0)
+            axes.plot([run.mean], [place], "o", color=colour, markersize=8, mew=0)
+            if run.paper_mean is not None:
+                axes.plot([run.paper_mean], [place], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
+            axes.annotate(
+                run.text,
+                (1.02, place),
+                xycoords=("axes fraction", "data"),
+                va="center",
+                color=_INK,
+                annotation_clip=False,
+            )
+        reference = next((run.mean for run in rows if run.baseline and run.errors), None)
+        if reference is not None:
+            axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+        axes.set_yticks(range(len(rows)), [_label(run.label) for run in rows])
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.set_ylim(max(1, len(rows)) - 0.4, -0.6)
+        papers = any(run.paper_mean is not None for run in rows)
+        axes.set_xlabel("error rate in %, last epoch" + (" (open: the paper's)" if papers else ""))
+        axes.margins(x=0.08)
+        return _rendered(figure, fmt)
+
+
+def curves(
+    title: str, series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False, fmt: PlotFormat = "svg"
+) -> bytes:
+    """Draw lines over a common axis; a series of a single point is drawn as one.
+
+    ``y_log`` is for what falls by factors, such as an error rate from its first epoch on; zeros then leave a gap, and where
+    there is nothing else the axis stays as it is.
+    """
+    with _figure(_WIDTH, 3.3) as (figure, (axes,)):
+        axes.grid(visible=False, axis="x")
+        for one in series:
+            axes.plot(
+                np.asarray(one.x, dtype=float),
+                np.asarray(one.y, dtype=float),
+                label=_label(one.label),
+                linestyle=(0, (4, 2)) if one.dashed else "-",
+                linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
+                marker="o" if len(one.x) == 1 else None,
+            )
+        _title_and_legend(axes, title, len(series))
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        axes.margins(x=0.01)
+        if all(float(value).is_integer() for one in series for value in one.x):
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if y_log and any(np.max(one.y, initial=0) > 0 for one in series):
+            axes.set_yscale("log", nonpositive="mask")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        return _rendered(figure, fmt)
+
+
+def histogram(lam: np.ndarray, share_b: np.ndarray, *, bins: int = 32, fmt: PlotFormat = "svg") -> bytes:
+    """Draw the drawn rates λ and the effective shares of the second label, both float (M,) in [0, 1], side by side."""
+    with _figure(_WIDTH, 2.6, panels=2) as (figure, panels):
+        titles = ("drawn rate λ", "share of the second label")
+        for axes, values, title, colour in zip(panels, (lam, share_b), titles, _SERIES, strict=False):
+            axes.grid(visible=False, axis="x")
+            axes.hist(np.asarray(values, dtype=float), bins=bins, range=(0.0, 1.0), color=colour, rwidth=0.88)
+            axes.set_title(title)
+            axes.set_xlim(0.0, 1.0)
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        top = max(axes.get_ylim()[1] for axes in panels)
+        for axes in panels:
+            axes.set_ylim(0.0, top)
+        panels[0].set_ylabel("images")
+        return _rendered(figure, fmt)
+
+
+def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw how bits per dimension spread over the original images and over each pool's, with a line at each median.
+
+    Values that are not finite are left out. All share one range, cut at the 0.5th and 99.5th percentile of all values.
+    """
+    samples = {"original images": originals, **mixes}
+    finite = {name: values[np.isfinite(values)] for name, values in samples.items()}
+    everything = np.concatenate(list(finite.values()))
+    low, high = np.percentile(everything, (0.5, 99.5)) if everything.size else (0.0, 1.0)
+    edges = np.linspace(low, high if high > low else low + 1.0, 60).tolist()
+    with _figure(_WIDTH, 3.0) as (figure, (axes,)):
+        axes.grid(visible=False, axis="x")
+        axes.spines["left"].set_visible(False)
+        colours = [_SERIES[5], *_SERIES[:5]]
+        for index, (name, values) in enumerate(finite.items()):
+            if values.size:
+                colour = colours[index % len(colours)]
+                weights = np.full(values.size, 100.0 / values.size)
+                axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.18)
+                axes.hist(
+                    values,
+                    edges,
+                    weights=weights,
+                    histtype="step",
+                    color=colour,
+                    linewidth=1.6,
+                    label=_label(name),
+                )
+                axes.axvline(float(np.median(values)), color=colour, linewidth=1, linestyle=(0, (3, 3)))
+        _title_and_legend(axes, "", len(finite))
+        axes.set_xlabel("bits per dimension (dashed: median)")
+        axes.set_ylabel("% of images")
+        axes.margins(x=0.0)
+        return _rendered(figure, fmt)
+
+
+def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
+
+    The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
+    not finite are left out; a sample without any keeps its row.
+    """
+    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(samples))) as (figure, (axes,)):
+        _set_rows(axes, list(samples), x_label)
+        for place, values in enumerate(samples.values()):
+            finite = values[np.isfinite(values)]
+            if not finite.size:
+                continue
+            colour = _SERIES[0] if place else _SERIES[5]
+            low, first, median, third, high = np.percentile(finite, (5, 25, 50, 75, 95))
+            if not place:
+                axes.axvspan(first, third, color=colour, alpha=0.12, linewidth=0, zorder=0)
+                axes.axvline(median, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
+            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
+            axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
+            _say_right(axes, place, f"{median:.3f}")
+        return _rendered(figure, fmt)
+
+
+def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+    """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
+    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(rows))) as (figure, (axes,)):
+        _set_rows(axes, list(rows), x_label)
+        for place, both in enumerate(rows.values()):
+            for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
+                axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
+                axes.plot([sign * one.low, sign * one.high], [place, place], color=_INK, linewidth=1.2)
+            _say_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
+        axes.axvline(0.0, color=_SOFT, linewidth=1)
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+        return _rendered(figure, fmt)
+
+
+def _label(text: str) -> str:
+    """Return a name as a plot shows it: on one line, all of it printing, and short enough to leave room for the plot."""
+    shown = printable_words(text)
+    return shown if len(shown) <= _LABEL_LENGTH else f"{shown[:_LABEL_LENGTH]}…"
+
+
+def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
+    """Make the places 0, 1, … of the y axis rows with a label each, from the top."""
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.set_yticks(range(len(labels)), [_label(label) for label in labels])
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.set_ylim(max(1, len(labels)) - 0.4, -0.6)
+    axes.set_xlabel(x_label)
+
+
+def _say_right(axes: Axes, place: int, text: str) -> None:
+    axes.annotate(
+        text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
+    )
+
+
+@contextmanager
+def _figure(width: float, height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Give a figure of ``width`` × ``height`` inches and its panels, under our style and nobody else's."""
+    with mpl.rc_context():
+        mpl.rcdefaults()  # a user's matplotlibrc must not change our bytes
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        every = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
+        for axes in every:
+            axes.set_prop_cycle(color=_SERIES)
+        yield figure, every
+
+
+def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
+    if title:
+        axes.set_title(_label(title), pad=10 if entries < 2 else 28 if entries < 5 else 44)
+    if entries > 1 and axes.get_legend_handles_labels()[0]:
+        columns = min(entries, 4)
+        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.4)
+
+
+def _rendered(figure: Figure, fmt: PlotFormat) -> bytes:
+    buffer = io.BytesIO()
+    if fmt == "png":
+        figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
+        return buffer.getvalue()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with warnings.catch_warnings():
+        # The reader's font draws the letters, not the one that measures them here.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
+    return _themed(buffer.getvalue().decode()).encode()
+
+
+def _themed(svg: str) -> str:
+    """Return the SVG with our colours as CSS variables that follow the theme, and with the reader's own font."""
+    for role, (light, _) in _COLOURS.items():
+        svg = svg.replace(light, f"var(--{role}, {light})")
+    svg = svg.replace("'DejaVu Sans'", _FONT_STACK)
+    light_variables, dark_variables = (
+        "".join(f"--{role}:{pair[theme]};" for role, pair in _COLOURS.items()) for theme in (0, 1)
+    )
+    style = f"<style>svg{{{light_variables}}}@media (prefers-color-scheme:dark){{svg{{{dark_variables}}}}}</style>"
+    head, marker, rest = svg.partition("<defs>")
+    return f"{head}{style}{marker}{rest}"

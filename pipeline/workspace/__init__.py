@@ -1,0 +1,1 @@
+"""Workspaces: where artifacts are stored, found, locked and removed."""

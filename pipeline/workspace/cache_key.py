@@ -1,0 +1,101 @@
+"""Keys: what an artifact is called by, a digest of everything that decides its bytes.
+
+In a key: the stage, its version, the configuration fields that change the output, and the contents of the inputs.
+Not in it: paths, times, the device, the number of workers. Contents, so that a flow trained elsewhere is the same
+input everywhere.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lsmix.data.artifact import InputRecord
+from lsmix.data.atomic import DECODE_ERRORS, sha256_file, write_atomic
+from lsmix.data.errors import MissingError, SourceError
+
+__all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "key_fields"]
+
+KEY_DIGITS = 12
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of a value: keys sorted, no spaces, numbers in their shortest form."""
+    return msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
+
+
+def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, Any]:
+    """Return the configuration without the fields that don't change the output."""
+    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # lists for tuples, as in a manifest
+    return {name: value for name, value in fields.items() if name not in not_in_key}
+
+
+def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
+    """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
+    roots = sorted([record.role, record.root] for record in inputs)
+    return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
+
+
+class SourceDigests:
+    """Checksums of source files, taken once and remembered by path, size, time of change and inode.
+
+    Args:
+        memory: the JSON file to remember them in; a damaged one is forgotten, since it only saves time.
+    """
+
+    def __init__(self, memory: Path) -> None:
+        self._memory = memory
+        self._known: dict[str, list[Any]] = {}
+        if memory.is_file():
+            try:
+                self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
+            except DECODE_ERRORS:
+                self._known = {}
+
+    def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
+        """Return one digest over the names (relative to ``root``) and contents of ``files``.
+
+        With ``remember`` unset nothing is written, for commands that only look.
+
+        Raises:
+            MissingError: a file is not there.
+            SourceError: a file is a folder, or its name is no text.
+        """
+        for file in files:
+            try:
+                str(file.absolute()).encode()
+            except UnicodeEncodeError as error:
+                raise SourceError(
+                    f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it."
+                ) from error
+        known_before = dict(self._known)
+        lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
+        if remember and self._known != known_before:
+            # It only saves time, and nothing is lost on a disk that cannot be written.
+            with contextlib.suppress(OSError):
+                write_atomic(self._memory, msgspec.json.encode(self._known))
+        return hashlib.sha256(canonical_json(lines)).hexdigest()
+
+    def _file_digest(self, file: Path) -> str:
+        try:
+            facts = file.stat()
+        except FileNotFoundError as error:
+            raise MissingError(f"no file {str(file)!r}: it is part of the source. Check 'data.path'.") from error
+        stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
+        name = str(file.resolve())
+        remembered = self._known.get(name)
+        if remembered and remembered[1:] == stamp and re.fullmatch("[0-9a-f]{64}", str(remembered[0])):
+            return str(remembered[0])
+        try:
+            digest = sha256_file(file)
+        except IsADirectoryError as error:
+            raise SourceError(
+                f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
+            ) from error
+        self._known[name] = [digest, *stamp]
+        return digest

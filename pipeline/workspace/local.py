@@ -1,0 +1,166 @@
+"""The workspace: a folder of artifacts, ``<workspace>/<stage>/<name>-<key>/``.
+
+What an artifact is called by is its key; the name is for people. So an artifact that another recipe made of the same
+contents is found and used, whatever it is named.
+"""
+
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, check_sizes, read_manifest
+from lsmix.data.errors import CorruptError, LsmixError, MissingError
+from lsmix.data.progress import Progress
+from lsmix.pipeline.workspace.cache_key import SourceDigests
+from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
+
+__all__ = ["Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
+
+_STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
+
+
+class Entry(NamedTuple):
+    """A folder below a stage's, be it an artifact, unfinished work or neither."""
+
+    name: str
+    location: str
+    bytes: int
+
+
+class Workspace:
+    """The artifacts below a folder; the folder is made when something is first written.
+
+    ``lsmix.pipeline.workspace.remote`` has one whose artifacts lie at a URL.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+
+    @property
+    def location(self) -> str:
+        """What the user calls it: its folder, or its URL."""
+        return str(self.root)
+
+    def url_of(self, folder: Path) -> str:
+        """Return where the artifact in a folder of this workspace lies afar; "" where it does not."""
+        return ""
+
+    def exists(self, folder: Path) -> bool:
+        """Tell whether there is an artifact, be it whole or damaged, called as a folder of this workspace."""
+        return (folder / MANIFEST_NAME).is_file()
+
+    def local_path(self, path: str) -> Path:
+        """Return the folder here of a finished artifact, by its path relative to the workspace, or an absolute one."""
+        return self.root / path
+
+    def ensure_local(self, artifact: Artifact, progress: Progress) -> Artifact:
+        """Return an artifact with all of its files on this machine."""
+        return artifact
+
+    def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
+        """Bring a finished artifact to where others find it."""
+        return artifact
+
+    @property
+    def sources(self) -> SourceDigests:
+        """The remembered checksums of source files."""
+        return SourceDigests(self.root / ".sources.json")
+
+    def folder(self, stage: str, name: str, key: str) -> Path:
+        """Return the folder of an artifact: the one that is there under this key, else a new one with this name."""
+        there = sorted((self.root / stage).glob(f"*-{key}"))
+        return there[0] if there else self.root / stage / f"{name}-{key}"
+
+    def find(self, stage: str, key: str) -> Artifact | None:
+        """Return the complete artifact of a stage with this key, or None.
+
+        Raises:
+            CorruptError: it is there, but a file is missing or has another size, or its manifest is another artifact's.
+        """
+        for folder in sorted((self.root / stage).glob(f"*-{key}")):
+            if not (folder / MANIFEST_NAME).is_file():
+                continue
+            try:
+                manifest = read_manifest(folder)
+                check_identity(str(folder), manifest, stage, key)
+                check_sizes(folder, manifest)
+            except (CorruptError, MissingError):
+                if (folder / MANIFEST_NAME).is_file():  # else it was removed meanwhile
+                    raise
+                continue
+            return Artifact(folder=folder, manifest=manifest)
+        return None
+
+    def remove(self, folder: Path, key: str, label: str) -> None:
+        """Remove an artifact or unfinished work, so that what is half removed is never read.
+
+        Raises:
+            LockedError: another run works on it, or reads it.
+        """
+        with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest is no artifact
+            while folder.is_dir():
+                with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                    shutil.rmtree(folder)
+
+    def folders(self, stage: str) -> Iterator[Path]:
+        """Go through all folders of a stage, complete or not, oldest first."""
+        below = []
+        for path in (self.root / stage).glob("*-*"):
+            with contextlib.suppress(FileNotFoundError):  # others remove folders meanwhile
+                facts = path.stat()
+                if stat.S_ISDIR(facts.st_mode):
+                    below.append((facts.st_mtime_ns, path.name, path))
+        yield from (path for _, _, path in sorted(below))
+
+    def entries(self, stage: str) -> Iterator[Entry]:
+        """Go through all folders of a stage with their sizes, links excepted."""
+        for folder in self.folders(stage):
+            if not folder.is_symlink():
+                yield Entry(folder.name, str(folder), folder_bytes(folder))
+
+    def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
+        """Go through the complete artifacts of a stage, oldest first; unreadable ones are passed over."""
+        for folder in self.folders(stage):
+            if (folder / MANIFEST_NAME).is_file():
+                try:
+                    yield folder, read_manifest(folder)
+                except LsmixError:
+                    continue
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, from which others may remove some meanwhile."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
+
+
+def check_identity(where: str, manifest: Manifest, stage: str, key: str) -> None:
+    """Raise CorruptError if a manifest is not the one of a stage's artifact with this key."""
+    if (manifest.stage, manifest.key) != (stage, key):
+        raise CorruptError(
+            f"{where!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+            "Give it its own name again, or remove it."
+        )
+
+
+def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
+    """Return the folders of what a pool was made from, by role; None unless its own workspace has all of them."""
+    workspace, found = Workspace(folder.resolve().parent.parent), {}
+    for record in manifest.inputs:
+        try:
+            there = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.key)
+        except LsmixError:
+            return None
+        if there is None or there.manifest.root != record.root:
+            return None
+        found[record.role] = there.folder
+    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

@@ -1,0 +1,185 @@
+"""Classifiers train and evaluate in each precision, resume exactly in it, and leave torch's settings as they were."""
+
+import gc
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+
+from lsmix.classifiers import training
+from lsmix.classifiers.config import ClassifierTraining
+from lsmix.classifiers.evaluation import arithmetic, features
+from lsmix.classifiers.normalise import channel_statistics
+from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.data.loaders.array_loader import ArrayLoader
+from lsmix.data.readers.digits import read_digits
+from lsmix.pipeline.api import run
+
+CNN = {"width": 12, "learning_rate": 5e-3}
+WIDE = {"architecture": "wrn-10-1", "learning_rate": 2e-3}
+SGD = {"optimiser": "sgd", "learning_rate": 0.05, "grad_clip": 5.0}
+NETWORKS = {
+    "cnn-13": CNN,
+    "cnn-13 sgd": {**CNN, **SGD},
+    "cnn-13 on SVHN": {**CNN, "final_batch_norm": True, "normalise": "channel"},
+    "wide": WIDE,
+    "wide sgd": {**WIDE, **SGD, "normalise": "channel"},
+}
+every_network = pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
+every_precision = pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    train = read_digits().splits["train"]
+    return train.images[:640], train.labels[:640]
+
+
+def trainer(digits: tuple[np.ndarray, np.ndarray], **fields: Any) -> ClassifierTrainer:
+    config = ClassifierTraining(**{"epochs": 3, "batch_size": 16, "flip": False, "translate": 0, **fields})
+    return ClassifierTrainer(config, 10, (8, 8, 1), seed=0, statistics=channel_statistics(digits[0]))
+
+
+def source(digits: tuple[np.ndarray, np.ndarray]) -> ArrayLoader:
+    return ArrayLoader(digits[0][:512], digits[1][:512], 16)
+
+
+def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
+@every_precision
+@every_network
+def test_each_classifier_learns_and_resumes_exactly_in_each_precision(
+    fields: dict[str, Any], precision: str, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    straight, resumed = (trainer(digits, **fields, precision=precision) for _ in range(2))
+    errors = []
+    for _ in range(3):
+        straight.run_epoch(source(digits))
+        errors.append(straight.evaluate(digits[0][512:], digits[1][512:]))
+        if straight.epoch == 1:
+            kept = save(straight.state_dict())
+    assert errors[-1] < 60, errors  # chance is 90
+    floats = {tensor.dtype for tensor in straight.state_dict().values() if tensor.is_floating_point()}
+    assert floats == {torch.float32}  # weights, statistics of batch norm and moments
+    resumed.load_state_dict(load(kept))
+    for _ in range(2):
+        resumed.run_epoch(source(digits))
+    assert same(resumed.state_dict(), straight.state_dict())
+    seen = features(straight.model, digits[0][:300], precision=precision)
+    assert seen.dtype == np.float32
+    assert np.isfinite(seen).all()
+
+
+@every_network
+def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(
+    fields: dict[str, Any], digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    states = []
+    for precision in ("float32", "tf32", "bf16"):
+        learner = trainer(digits, **fields, precision=precision)
+        learner.run_epoch(ArrayLoader(digits[0][:96], digits[1][:96], 32))
+        states.append(learner.state_dict())
+    assert same(states[0], states[1])
+    assert not same(states[0], states[2])
+
+
+def test_evaluation_of_bfloat16_activations_uses_statistics_that_were_not_rounded() -> None:
+    torch.manual_seed(0)
+    learner = ClassifierTrainer(ClassifierTraining(width=4), 10, (8, 8, 1), seed=0)
+    norm = next(module for module in learner.model.modules() if isinstance(module, nn.BatchNorm2d))
+    # A mean of 8.02 and a deviation of 0.02: to the nearest bfloat16 the mean is 8, one deviation away.
+    x = 8.02 + 0.02 * torch.randn(64, 4, 6, 6)
+    for _ in range(3):
+        norm(x)
+    norm.eval()
+    rounded = torch.full((2, 4, 6, 6), 8.0, dtype=torch.bfloat16)
+    # The result is a bfloat16, of 8 bits.
+    torch.testing.assert_close(norm(rounded).float(), norm(rounded.float()), rtol=2**-7, atol=2**-7)
+    assert norm(rounded).float().mean() < -0.5
+
+
+# Torch's settings.
+
+
+def _operators() -> list[Any]:
+    cudnn, cuda, cpu = (getattr(torch.backends, name) for name in ("cudnn", "cuda", "mkldnn"))
+    return [cudnn.conv, cudnn.rnn, cuda.matmul, cpu.conv, cpu.rnn, cpu.matmul]
+
+
+def _settings() -> list[Any]:
+    cudnn = torch.backends.cudnn
+    return [*(operator.fp32_precision for operator in _operators()), cudnn.deterministic, cudnn.benchmark]
+
+
+@contextmanager
+def _callers_precision(value: str) -> Iterator[None]:
+    """Be a caller who sets the precision for all operators, and put back what was set."""
+    before = torch.backends.fp32_precision, [operator.fp32_precision for operator in _operators()]
+    torch.backends.fp32_precision = value  # type: ignore[attr-defined]  # torch makes it a property
+    try:
+        yield
+    finally:
+        torch.backends.fp32_precision = before[0]  # type: ignore[attr-defined]  # likewise
+        for operator, kept in zip(_operators(), before[1], strict=True):
+            operator.fp32_precision = kept
+
+
+@pytest.mark.parametrize("callers", ["ieee", "tf32"])
+@every_precision
+def test_a_precision_that_the_caller_has_set_neither_matters_nor_moves(
+    callers: str, precision: str, digits: tuple[np.ndarray, np.ndarray]
+) -> None:
+    def trained() -> dict[str, torch.Tensor]:
+        learner = trainer(digits, **CNN, precision=precision)
+        learner.run_epoch(ArrayLoader(digits[0][:64], digits[1][:64], 32))
+        learner.evaluate(*digits)
+        return learner.state_dict()
+
+    expected = trained()
+    with _callers_precision(callers):
+        before = _settings()
+        assert same(trained(), expected)
+        assert _settings() == before
+
+
+@pytest.mark.parametrize(("precision", "on_cuda"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
+def test_each_operator_is_told_its_precision_and_gets_its_own_back(precision: str, on_cuda: str) -> None:
+    before = _settings()
+    with arithmetic(precision):
+        assert _settings() == [on_cuda] * 3 + ["ieee"] * 3 + [True, False]
+    assert _settings() == before
+    with pytest.raises(ZeroDivisionError), arithmetic(precision):
+        _ = 1 // 0
+    assert _settings() == before
+
+
+# What stays of a finished stage.
+
+
+def test_a_finished_training_leaves_no_model_behind(
+    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[nn.Module]] = []
+
+    class Watched(ClassifierTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            made.append(weakref.ref(self.model))
+
+    monkeypatch.setattr(training, "ClassifierTrainer", Watched)
+    gc.disable()  # on a GPU what waits for the collector keeps its memory until then
+    try:
+        run(tiny_recipe, workspace=tmp_path / "runs", stage="train", device="cpu")
+        assert made
+        assert [model() for model in made] == [None] * len(made)
+    finally:
+        gc.enable()

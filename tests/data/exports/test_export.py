@@ -1,0 +1,409 @@
+"""Exports: each is read by the library it is made for, with equal images and numbers, and appears whole or not at all."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.data.atomic import seal
+from lsmix.data.errors import (
+    CorruptError,
+    DiskSpaceError,
+    FormatError,
+    LockedError,
+    LsmixError,
+    MissingError,
+    RecipeError,
+)
+from lsmix.data.exports import atomic_folder
+from lsmix.data.exports.format import EXPORT_FORMATS
+from lsmix.data.exports.record import read_record, verify_export
+from lsmix.data.exports.writing import write_export
+from lsmix.data.pool import open_pool
+from lsmix.pipeline.api import verify
+from lsmix.pipeline.export import export_pool
+
+ROWS = 46
+NAMES = ("cat", "dög", "../frog")
+every_form = pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
+POOLS = {
+    "colour": {},
+    "grey": {"image_shape": (5, 3, 1)},
+    "three sources": {"sources": 3},
+    "five sources from corners": {"sources": 5, "corners": True},
+}
+every_pool = pytest.mark.parametrize("kind", POOLS)
+
+
+def columns_of(folder: Path) -> dict[str, np.ndarray]:
+    pool = open_pool(folder)
+    return {name: pool.columns[name][:] for name in pool.columns}
+
+
+def equal(found: dict[str, Any], expected: dict[str, np.ndarray]) -> None:
+    for name, values in expected.items():
+        got = np.asarray(found[name])
+        np.testing.assert_array_equal(got.astype(values.dtype), values, err_msg=name)
+        if values.dtype.kind == "f":  # not only equal after rounding
+            assert (got.astype(np.float64) == values.astype(np.float64)).all()
+
+
+def picture(image: Image.Image) -> np.ndarray:
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metadata.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture
+def offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Give ``datasets`` without network, with its cache in the test's folder."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its imports, on newer Pythons and NumPys
+        import datasets
+    datasets.disable_progress_bars()
+    return datasets
+
+
+# Each form in its library.
+
+
+@every_pool
+def test_hdf5_is_read_by_h5py(kind, invented_pool, tmp_path):
+    pool = invented_pool(**POOLS[kind])
+    export_pool(pool, tmp_path / "out", format="hdf5", shard_images=20)
+    files = sorted((tmp_path / "out").glob("*.h5"))
+    assert len(files) == 3
+    found: dict[str, list] = {}
+    for path in files:
+        with h5py.File(path) as file:
+            for name in columns_of(pool):
+                assert file[name].chunks is None
+                assert file[name].id.get_offset()
+                found.setdefault(name, []).append(file[name][:])
+            assert [name.decode() for name in file["class_names"][:]] == list(NAMES)
+            facts = json.loads(file["facts"][()])["facts"]
+    equal({name: np.concatenate(parts) for name, parts in found.items()}, columns_of(pool))
+    assert facts["licence"] == "CC-BY-4.0"
+    assert facts["root"] == open_pool(pool).manifest.root
+
+
+@every_pool
+def test_parquet_is_read_by_datasets_with_images_and_class_names(kind, invented_pool, tmp_path, offline):
+    pool = invented_pool(**POOLS[kind])
+    export_pool(pool, tmp_path / "out", format="parquet", shard_images=20)
+    rows = offline.load_dataset(
+        "parquet", data_files=str(tmp_path / "out" / "*.parquet"), cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    assert rows.features["label_a"].names == list(NAMES)
+    assert isinstance(rows.features["image"], offline.Image)
+    found = {name: rows[name][:] for name in rows.column_names}
+    found["image"] = np.stack([picture(image) for image in found["image"]])
+    equal(found, columns_of(pool))
+
+
+@every_pool
+def test_webdataset_is_read_by_webdataset_and_datasets(kind, invented_pool, tmp_path, offline):
+    pool = invented_pool(**POOLS[kind])
+    export_pool(pool, tmp_path / "out", format="webdataset", shard_images=20)
+    files = sorted(map(str, (tmp_path / "out").glob("*.tar")))
+    assert len(files) == 3
+    rows = offline.load_dataset("webdataset", data_files=files, cache_dir=str(tmp_path / "cache"), split="train")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of webdataset, on how it splits shards
+        import webdataset
+
+        stream = webdataset.WebDataset(files, shardshuffle=False).decode("pil").to_tuple("png", "json")
+        samples = list(stream)
+    expected = columns_of(pool)
+    for pairs in ([(row["png"], row["json"]) for row in rows], samples):
+        found = {name: [facts[name] for _, facts in pairs] for name in expected if name != "image"}
+        # webdataset's "pil" turns grey images to colour
+        images = [picture(image)[..., : expected["image"].shape[-1]] for image, _ in pairs]
+        equal({**found, "image": np.stack(images)}, expected)
+        assert [facts["row"] for _, facts in pairs] == list(range(ROWS))
+        assert all(facts["class_b"] == NAMES[facts["label_b"]] for _, facts in pairs)
+
+
+def test_tars_hold_nothing_of_who_wrote_them_and_say_whose_images_they_are(invented_pool, tmp_path):
+    pool = invented_pool()
+    export_pool(pool, tmp_path / "out", format="webdataset")
+    with tarfile.open(tmp_path / "out" / "pool-00000.tar") as archive:
+        assert {(item.mtime, item.uid, item.gid, item.uname, item.mode) for item in archive} == {(0, 0, 0, "", 0o644)}
+        about = json.loads(archive.pax_headers["comment"])
+    assert about["lsmix_root"] == open_pool(pool).manifest.root
+    assert (about["licence"], about["origin"]["train_images"]) == ("CC-BY-4.0", ROWS // 2)
+
+
+@every_pool
+def test_a_folder_is_sorted_by_first_label_and_its_metadata_have_the_rest(kind, invented_pool, tmp_path, offline):
+    pool = invented_pool(**POOLS[kind])
+    export_pool(pool, tmp_path / "out", format="folder", shard_images=5)
+    images, expected = tmp_path / "out" / "images", columns_of(pool)
+    # As torchvision's ImageFolder lists it: sorted names of classes, any depth below.
+    classes = sorted(entry.name for entry in os.scandir(images))
+    assert classes == ["0-cat", "1-d_g", "2-frog"]
+    listed = {path: label for label, name in enumerate(classes) for path in (images / name).rglob("*.png")}
+    assert len(listed) == ROWS
+    assert max(len(files) for _, _, files in os.walk(images)) == 5
+    lines = lines_of(tmp_path / "out")
+    for line, image, label in zip(lines, expected["image"], expected["label_a"].tolist(), strict=True):
+        path = tmp_path / "out" / line["file_name"]
+        assert listed[path] == label
+        np.testing.assert_array_equal(picture(Image.open(path)), image)
+    found = {name: [line[name] for line in lines] for name in expected if name != "image"}
+    equal({**found, "image": expected["image"]}, expected)
+    rows = offline.load_dataset(
+        "imagefolder", data_dir=str(tmp_path / "out"), cache_dir=str(tmp_path / "cache"), split="train"
+    )
+    assert sorted(rows["row"][:]) == list(range(ROWS))
+
+
+def test_webp_is_without_loss_too(invented_pool, tmp_path):
+    pool = invented_pool()
+    assert verify(export_pool(pool, tmp_path / "out", format="folder", image="webp")["folder"])["files"] == ROWS + 2
+    for facts in lines_of(tmp_path / "out"):
+        with Image.open(tmp_path / "out" / facts["file_name"]) as image:
+            assert image.format == "WEBP"
+            np.testing.assert_array_equal(picture(image), open_pool(pool).image[facts["row"]])
+
+
+# What all forms share.
+
+
+@every_form
+def test_the_same_pool_gives_the_same_bytes_and_its_record_has_the_digest_of_its_pixels(form, invented_pool, tmp_path):
+    pool = invented_pool(sources=3)
+    facts = [export_pool(pool, tmp_path / name, format=form, shard_images=20) for name in ("a", "b")]
+    trees = [
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("a", "b")
+    ]
+    assert trees[0] == trees[1]
+    digest = hashlib.sha256(open_pool(pool).image[:].tobytes()).hexdigest()
+    assert facts[0]["pixel_digest"] == read_record(tmp_path / "a").pixel_digest == digest
+    assert facts[0]["root"] == read_record(tmp_path / "a").facts.root == open_pool(pool).manifest.root
+    assert str(tmp_path).encode() not in b"".join(trees[0].values())
+
+
+@every_form
+def test_verify_finds_every_byte_that_flips_and_every_file_that_comes_or_goes(form, invented_pool, tmp_path):
+    folder = tmp_path / "out"
+    export_pool(invented_pool(rows=6), folder, format=form)
+    assert verify(folder)["counts"]["format"] == form
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        content = path.read_bytes()
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(CorruptError, match=r"altered|damaged"):
+            verify_export(folder)
+        path.unlink()
+        with pytest.raises((CorruptError, MissingError)):
+            verify_export(folder)
+        path.write_bytes(content)
+    (folder / "more").write_bytes(b"")
+    with pytest.raises(CorruptError, match="put there later"):
+        verify_export(folder)
+
+
+def test_checksums_that_lead_out_of_the_folder_are_refused(invented_pool, tmp_path):
+    folder = tmp_path / "out"
+    export_pool(invented_pool(rows=6), folder, format="hdf5")
+    sums, record = folder / "SHA256SUMS", folder / "lsmix-export.json"
+    before = hashlib.sha256(sums.read_bytes()).hexdigest()
+    for name in ("../pool/manifest.json", "/etc/hostname", "a//b", "..\\x"):
+        sums.write_text(f"{'0' * 64}  {name}\n", encoding="utf-8")
+        bare = b"{\n" + record.read_bytes().split(b"\n", 2)[2]  # without its checksum
+        after = hashlib.sha256(sums.read_bytes()).hexdigest()
+        record.write_bytes(seal(bare.replace(before.encode(), after.encode())))
+        before = after
+        with pytest.raises(CorruptError, match="no checksum"):
+            verify_export(folder)
+
+
+@every_form
+def test_a_failure_in_the_middle_leaves_nothing(form, invented_pool, tmp_path):
+    pool = open_pool(invented_pool())
+    for stop_at in (1, 2, 3):
+        told = []
+
+        def stop(rows: int, told: list = told, stop_at: int = stop_at) -> None:
+            told.append(rows)
+            if len(told) == stop_at:
+                raise KeyboardInterrupt
+
+        if stop_at < 3 or form in ("hdf5", "parquet", "webdataset"):
+            with pytest.raises(KeyboardInterrupt):
+                write_export(pool, tmp_path / "out", form=form, shard_images=20, on_rows=stop)
+            assert [path.name for path in tmp_path.iterdir()] == ["pool"]
+
+
+def test_what_a_killed_export_left_is_replaced(invented_pool, tmp_path):
+    pool = invented_pool()
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from lsmix.data.exports.writing import write_export\n"
+        "from lsmix.data.pool import open_pool\n"
+        "told = []\n"
+        "def kill(rows):\n"
+        "    told.append(rows)\n"
+        "    if len(told) == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "write_export(open_pool(sys.argv[1]), Path(sys.argv[2]), form='hdf5', shard_images=20, on_rows=kill)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(pool), str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.part", "pool"]
+    export_pool(pool, tmp_path / "out", format="hdf5")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "pool"]
+    verify(tmp_path / "out")
+
+
+def test_nothing_that_is_there_is_overwritten(invented_pool, tmp_path):
+    pool, mine = invented_pool(), tmp_path / "mine"
+    mine.mkdir()
+    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+        export_pool(pool, mine, format="hdf5")
+    mine.rename(tmp_path / "out.part")
+    (tmp_path / "out.part" / "letter").write_text("dear")
+    with pytest.raises(RecipeError, match=r"out\.part.* is in the way, and was not made by lsmix"):
+        export_pool(pool, tmp_path / "out", format="hdf5")
+    assert (tmp_path / "out.part" / "letter").read_text() == "dear"
+    with pytest.raises(MissingError, match="there is no folder"):
+        export_pool(pool, tmp_path / "no" / "out", format="hdf5")
+
+
+def test_two_exports_to_one_place_do_not_meet(invented_pool, tmp_path):
+    pool = open_pool(invented_pool())
+
+    def again(rows: int) -> None:
+        with pytest.raises(LockedError, match="is being written by another process"):
+            write_export(pool, tmp_path / "out", form="hdf5")
+
+    write_export(pool, tmp_path / "out", form="hdf5", on_rows=again)
+    verify(tmp_path / "out")
+
+
+def test_a_damaged_pool_is_not_exported(invented_pool, tmp_path):
+    pool = invented_pool()
+    shard = pool / "pool.zarr" / "image" / "c" / "1" / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    content[5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(CorruptError, match="damaged"):
+        export_pool(pool, tmp_path / "out", format="folder")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "tiff"}, "unknown export format 'tiff'"),
+        ({"format": "folder", "shard_images": 10_000}, "the big hubs refuse"),
+        ({"format": "parquet", "image": "gif"}, "unknown image encoding 'gif'"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_written(options, message, invented_pool, tmp_path):
+    with pytest.raises(RecipeError, match=message):
+        export_pool(invented_pool(), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_limits_of_the_big_hubs_are_kept(invented_pool, tmp_path, monkeypatch):
+    pool = invented_pool()
+    monkeypatch.setattr("lsmix.data.exports.writing._MOST_FILES", 9)
+    with pytest.raises(RecipeError, match="Ask for 6 images or more"):
+        export_pool(pool, tmp_path / "out", format="hdf5", shard_images=5)
+    monkeypatch.setattr("lsmix.data.exports.writing._MOST_FILE_BYTES", 3000)
+    with pytest.raises(RecipeError, match="more than 20 GB"):
+        export_pool(pool, tmp_path / "out", format="hdf5")
+    monkeypatch.setattr("lsmix.data.exports.writing._FILE_BYTES", 1500)
+    assert export_pool(pool, tmp_path / "out", format="hdf5")["files"] == 1 + -(-ROWS // (1500 // 113))
+    monkeypatch.setattr("lsmix.data.exports.folder._MOST_ENTRIES", 2)
+    with pytest.raises(RecipeError, match="which the big hubs refuse"):
+        export_pool(pool, tmp_path / "folder", format="folder")
+
+
+@pytest.mark.parametrize(
+    ("channels", "image", "message"), [(4, "png", "1 or 3 channels.*hdf5"), (1, "webp", "Choose png")]
+)
+def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, message, invented_pool, tmp_path):
+    pool = invented_pool(image_shape=(3, 3, channels))
+    with pytest.raises(RecipeError, match=message):
+        export_pool(pool, tmp_path / "out", format="parquet", image=image)
+    export_pool(pool, tmp_path / "out", format="hdf5")
+
+
+def test_a_disk_that_is_too_small_is_told_before(invented_pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(DiskSpaceError, match="has 100 left"):
+        export_pool(invented_pool(), tmp_path / "out", format="hdf5")
+    assert not (tmp_path / "out.part").exists()
+
+
+def test_a_library_that_is_missing_is_told_with_its_extra(invented_pool, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(LsmixError, match=r"pip install 'lsmix\[parquet\]'"):
+        export_pool(invented_pool(), tmp_path / "out", format="parquet")
+
+
+def test_the_commands_are_the_other_door(invented_pool, tmp_path, command: Callable[..., Any]):
+    pool = invented_pool()
+    done = command("export", pool, tmp_path / "out", "--format", "parquet", "--shard-images", "20", "--json", "-q")
+    assert (done.code, done.err) == (0, "")
+    document = json.loads(done.out)
+    assert document["schema"] == "lsmix/export/1"
+    assert command("verify", tmp_path / "out").code == 0
+    shown = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
+    assert f"pixel digest   {document['content']['pixel_digest']}" in shown.out
+    assert "export hdf5: 92 of 92 images to do" in shown.err
+    refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
+    assert (refused.code, "is there already" in refused.err) == (1, True)
+
+
+def test_the_command_line_takes_the_formats_of_the_registry(command, monkeypatch):
+    known = [*EXPORT_FORMATS.names(), "elsewhere"]
+    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
+    assert f"[{'|'.join(known)}]" in command("export", "--help").out
+    refused = command("export", "pool", "out", "--format", "parket")
+    assert refused.code == 2
+    assert f"unknown export format 'parket'. Did you mean 'parquet'? Known: {', '.join(known)}." in refused.err
+
+
+def test_a_format_of_another_package_is_verified_by_its_own_pattern(invented_pool, tmp_path, monkeypatch):
+    found = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
+    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: found)
+    export_pool(invented_pool(), tmp_path / "out", format="elsewhere")
+    assert verify_export(tmp_path / "out")["counts"]["format"] == "elsewhere"
+    found.clear()
+    with pytest.raises(FormatError, match=r"unknown format 'elsewhere'\. Install the package that adds it"):
+        verify_export(tmp_path / "out")
+
+
+def test_a_format_may_only_write_files_that_fit_its_pattern(invented_pool, tmp_path, monkeypatch):
+    strict = dataclasses.replace(EXPORT_FORMATS.load("hdf5"), files="nothing")
+    monkeypatch.setattr(EXPORT_FORMATS, "load", lambda name: strict)
+    with pytest.raises(LsmixError, match=r"wrote 'pool-00000\.h5', which its pattern 'nothing' does not allow"):
+        export_pool(invented_pool(), tmp_path / "out", format="hdf5")
+    assert not (tmp_path / "out").exists()

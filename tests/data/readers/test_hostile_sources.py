@@ -1,0 +1,336 @@
+"""Published data that were made to do harm: each is refused by ``lsmix ingest`` in one sentence, and does nothing.
+
+Each case goes the whole way through the command line; what the readers refuse beyond that stands in their own
+tests and in test_fuzz.py.
+"""
+
+import io
+import os
+import pickle
+import stat
+import struct
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fuzz_targets import TARGETS
+from guarded import assert_refused, watched
+from PIL import Image
+
+MEMORY_BYTES = 96 << 20  # what a refusal may take, imports included; every claim below is far above it
+
+
+@pytest.fixture
+def ingest(tmp_path: Path, command: Callable) -> Callable:
+    """Return a function that ingests what lies at a path, watched, and returns how it went."""
+
+    def call(path: Path, form: str, *, memory: bool = False):
+        recipe = tmp_path / "my.toml"
+        recipe.write_text(f'name = "x"\n[data]\npath = "{path}"\nformat = "{form}"\ntest = 1\n', encoding="utf-8")
+        with watched(tmp_path / "outside", memory=memory) as watch:
+            result = command("ingest", recipe, "--workspace", tmp_path / "runs")
+        watch.check()
+        assert watch.peak_bytes < MEMORY_BYTES
+        assert not list((tmp_path / "runs").rglob("manifest.json"))
+        return result
+
+    return call
+
+
+# Pickles.
+
+
+class Gadget:
+    """Runs what it is given when it is unpickled in the usual way."""
+
+    def __init__(self, *call) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call
+
+
+def gadgets(ran: Path) -> dict[str, bytes]:
+    """Return pickles that would leave a file behind, by the way in which they come to their code."""
+    import subprocess
+
+    text = f"open({str(ran)!r}, 'w')"
+    return {
+        "REDUCE os.system": pickle.dumps(Gadget(os.system, (f"touch {ran}",)), 2),
+        "REDUCE subprocess": pickle.dumps(Gadget(subprocess.check_call, (["touch", str(ran)],)), 4),
+        "REDUCE eval": pickle.dumps({"data": Gadget(eval, (text,))}, 5),
+        "REDUCE open": pickle.dumps({"data": Gadget(open, (str(ran), "w"))}, 0),
+        "INST": b"(S'touch " + bytes(ran) + b"'\nios\nsystem\n.",
+        "OBJ": b"(cos\nsystem\nS'touch " + bytes(ran) + b"'\no.",
+        "NEWOBJ": b"\x80\x02cbuiltins\nopen\n(S'" + bytes(ran) + b"'\nS'w'\nt\x81.",
+        "STACK_GLOBAL": pickle.dumps(Gadget(os.mkdir, (str(ran),)), 4),
+        "BUILD": b"\x80\x02}cos\nsystem\nS'touch " + bytes(ran) + b"'\n\x85Rb.",
+        "PERSID": b"Pos.system\n.",
+        "EXT": b"\x80\x02\x82\x01.",
+        "numpy object array": pickle.dumps({"data": np.array([{}], object), "labels": [1]}, 2),
+        "numpy reconstruct of a type": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncio\nFileIO\n(S'" + bytes(ran) + b"'\ntS'b'\n\x87R.",
+        "dtype of objects": b"\x80\x02}U\x04datacnumpy\ndtype\nU\x02O8K\x00K\x01\x87Rs.",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("way", gadgets(Path("ran")))
+def test_a_pickle_with_code_in_it_runs_nothing(way, tmp_path, ingest):
+    folder = tmp_path / "cifar-10-batches-py"
+    TARGETS["cifar-batch"].read(TARGETS["cifar-batch"].seeds()[0], tmp_path)  # writes a good one
+    (tmp_path / "dataset.h5").unlink()
+    (folder / "data_batch_2").write_bytes(gadgets(tmp_path / "ran")[way])
+    result = ingest(folder, "cifar10-python")
+    assert_refused(result, 1, "data_batch_2")
+    assert "code" in result.err or "only plain numbers" in result.err
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_array_of_objects_in_an_npz_is_never_unpickled(tmp_path, ingest):
+    np.savez(tmp_path / "a.npz", images=np.array([Gadget(exit, (1,))], object), labels=np.arange(1))
+    assert_refused(ingest(tmp_path / "a.npz", "npz"), 1, "'images'", "holds Python objects or records (object)")
+
+
+@pytest.mark.parametrize("form", ["npz", "hdf5"])
+def test_a_label_that_claims_a_million_million_classes_names_none_of_them(form, tmp_path, ingest):
+    """A name for each would fill the memory: atheris found it."""
+    arrays = {"images": np.zeros((2, 4, 4, 1), np.uint8), "labels": np.array([0, 1 << 40])}
+    if form == "npz":
+        np.savez(tmp_path / "a.npz", **arrays)
+    else:
+        with h5py.File(tmp_path / "a.hdf5", "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    result = ingest(tmp_path / f"a.{form}", form, memory=True)
+    assert_refused(result, 1, "has the label 1099511627776", "no data set has more than 65536")
+
+
+# Archives.
+
+
+def tar_with(path: Path, odd: tarfile.TarInfo) -> Path:
+    """Write the archive of CIFAR-10 with a member of another kind or name in place of its second batch."""
+    with (
+        tarfile.open(fileobj=io.BytesIO(TARGETS["cifar-tar"].seeds()[1])) as good,
+        tarfile.open(path, "w:gz") as archive,
+    ):
+        for info in good:
+            if info.name.endswith("data_batch_2"):
+                archive.addfile(odd, io.BytesIO(bytes(odd.size)))
+            else:
+                archive.addfile(info, good.extractfile(info))
+    return path
+
+
+def tar_member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+BATCH = "cifar-10-batches-py/data_batch_2"
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (tar_member("../outside/evil"), "'data_batch_2' missing"),
+        (tar_member("cifar-10-batches-py/../../outside/evil"), "'data_batch_2' missing"),
+        (tar_member("/tmp/data_batch_2"), "'data_batch_2' missing"),
+        (tar_member(BATCH, tarfile.SYMTYPE, "../../outside/canary"), "no plain file"),
+        (tar_member(BATCH, tarfile.LNKTYPE, "../../outside/canary"), "no plain file"),
+        (tar_member(BATCH, tarfile.CHRTYPE), "no plain file"),
+        (tar_member(BATCH, tarfile.BLKTYPE), "no plain file"),
+        (tar_member(BATCH, tarfile.FIFOTYPE), "no plain file"),
+    ],
+    ids=["up", "up and down", "absolute", "link", "hard link", "character device", "block device", "pipe"],
+)
+def test_a_tar_whose_members_lead_out_is_refused_and_nothing_is_extracted(odd, words, tmp_path, ingest):
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = ingest(tar_with(tmp_path / "cifar-10-python.tar.gz", odd), "cifar10-python")
+    assert_refused(result, 1, words, "cifar-10-python.tar.gz")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("runs", "my.toml", "outside")) == [
+        *before, "cifar-10-python.tar.gz",
+    ]  # fmt: skip
+
+
+def test_a_tar_of_long_names_without_end_is_no_recursion_without_end(tmp_path, ingest):
+    name = tarfile.TarInfo("././@LongLink")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 5
+    block = name.tobuf(tarfile.GNU_FORMAT) + b"abcd\0".ljust(512, b"\0")
+    (tmp_path / "cifar-10-python.tar").write_bytes(block * 3000 + bytes(1024))
+    assert_refused(ingest(tmp_path / "cifar-10-python.tar", "cifar10-python"), 1, "is not a whole cifar-10-batches-py")
+
+
+def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ingest):
+    packer = zlib.compressobj(9, wbits=31)
+    huge = tarfile.TarInfo("cifar-10-batches-py/readme.html")
+    huge.size = 2 << 30
+    content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(300))
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(content + packer.flush())
+    result = ingest(tmp_path / "cifar-10-python.tar.gz", "cifar10-python", memory=True)
+    assert_refused(result, 1, "unpacks to more than", "CIFAR does not")
+
+
+def zip_with(path: Path, odd: zipfile.ZipInfo, content: bytes = b"x") -> Path:
+    path.write_bytes(TARGETS["tiny-imagenet-zip"].seeds()[1])
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(odd, content)
+    return path
+
+
+def zip_member(name: str, kind: int = 0) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name)
+    info.external_attr, info.compress_type = (kind | 0o777) << 16 if kind else 0, zipfile.ZIP_DEFLATED
+    return info
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        (zip_member("../outside/evil"), "leads out of the archive"),
+        (zip_member("tiny-imagenet-200/train/../../../outside/evil"), "leads out of the archive"),
+        (zip_member("/tmp/evil"), "leads out of the archive"),
+        (zip_member("..\\outside\\evil"), "leads out of the archive"),
+        (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFLNK), "a link or device"),
+        (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFCHR), "a link or device"),
+        (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFIFO), "a link or device"),
+    ],
+    ids=["up", "up and down", "absolute", "backslashes", "link", "device", "pipe"],
+)
+def test_a_zip_whose_members_lead_out_is_refused_before_any_is_read(odd, words, tmp_path, ingest):
+    result = ingest(zip_with(tmp_path / "tiny-imagenet-200.zip", odd), "tiny-imagenet")
+    assert_refused(result, 1, words, "tiny-imagenet-200.zip")
+
+
+@pytest.mark.parametrize("form", ["tiny-imagenet", "npz"])
+def test_a_zip_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(form, tmp_path, ingest):
+    odd = zip_member("tiny-imagenet-200/test/zeros" if form == "tiny-imagenet" else "x_train.npy")
+    path = zip_with(tmp_path / ("a.zip" if form == "tiny-imagenet" else "a.npz"), odd, bytes(1 << 20))
+    content = path.read_bytes()
+    directory = content.rindex(b"PK\x01\x02")  # of the last member, which claims three gigabytes
+    path.write_bytes(content[: directory + 24] + struct.pack("<I", 3 << 30) + content[directory + 28 :])
+    assert_refused(ingest(path, form, memory=True), 1, "would unpack from" if form == "tiny-imagenet" else "unpack")
+
+
+# Images.
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a PNG whose header claims a size, with one short row of pixels behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
+
+
+def picture(form: str) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, form)
+    return buffer.getvalue()
+
+
+def tiff_bomb() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("L", (6000, 6000)).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (lambda: png(60_000, 60_000), "far too big for an image"),
+        (lambda: png(2**31 - 1, 1), "too big|cannot be read|images differ"),
+        (lambda: png(8000, 8000), "to 192000000 bytes, as no image of a data set does"),
+        (tiff_bomb, "would unpack from"),
+        (lambda: picture("PNG")[:-400], "cannot be read as an image"),
+        (lambda: picture("JPEG")[:-200], "cannot be read as an image"),
+        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "cannot be read as an image"),
+        (lambda: b"", "cannot be read as an image"),
+    ],
+    ids=["bomb", "wide bomb", "bomb below Pillow's limit", "TIFF bomb", "cut PNG", "cut JPEG", "PostScript", "empty"],
+)
+def test_image_bombs_and_cut_images_are_named_and_take_no_memory(content, words, tmp_path, ingest):
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0.png").write_bytes(content())
+    result = ingest(tmp_path / "images", "image-folder", memory=True)
+    assert_refused(result, 1, "images/a/0.png")
+    assert any(word in result.err for word in words.split("|"))
+
+
+def test_a_class_folder_with_a_name_that_is_no_text_is_refused(tmp_path, ingest):
+    folder = tmp_path / "images"
+    (folder / "a").mkdir(parents=True)
+    (folder / "a" / "0.png").write_bytes(picture("PNG"))
+    (folder / "a" / "1.png").write_bytes(picture("PNG"))
+    (folder / "a").rename(folder / os.fsdecode(b"caf\xe9"))  # Latin-1
+    assert_refused(ingest(folder, "image-folder"), 1, r"caf\udce9/0.png' is no UTF-8 text")
+
+
+# HDF5 and MATLAB.
+
+
+def external(file, outside):
+    file.create_dataset("images", (1, 5, 5, 1), "u1", external=[(str(outside / "canary"), 0, 25)])
+
+
+def virtual(file, outside):
+    layout = h5py.VirtualLayout((1, 5, 5, 1), "u1")
+    layout[:] = h5py.VirtualSource(str(outside / "other.h5"), "images", (1, 5, 5, 1))
+    file.create_virtual_dataset("images", layout)
+
+
+def external_link(file, outside):
+    file["images"] = h5py.ExternalLink(str(outside / "other.h5"), "/images")
+
+
+def soft_link(file, outside):
+    file["elsewhere"] = np.zeros((1, 5, 5, 1), "u1")
+    file["images"] = h5py.SoftLink("/elsewhere")
+
+
+def huge(file, outside):
+    file.create_dataset("images", (1 << 40, 5, 5, 1), "u1", chunks=(1, 5, 5, 1))
+
+
+def huge_chunk(file, outside):
+    file.create_dataset("images", (1, 1 << 15, 1 << 15, 1), "u1", chunks=(1, 1 << 15, 1 << 15, 1), compression="gzip")
+
+
+@pytest.mark.parametrize(
+    ("write", "words"),
+    [
+        (external, "lies in other files"),
+        (virtual, "lies in other files"),
+        (external_link, "links 'images' to another place"),
+        (soft_link, "links 'images' to another place"),
+        (huge, "would take 27487790694400 bytes"),
+        (huge_chunk, "would take 1073741824 bytes"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_an_hdf5_file_that_leads_elsewhere_or_claims_the_world_is_refused(write, words, tmp_path, ingest):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        write(file, outside)
+        file["labels"] = np.zeros(1, np.int64)
+    assert_refused(ingest(tmp_path / "a.h5", "hdf5", memory=True), 1, words)
+
+
+def test_a_mat_file_that_claims_the_world_is_refused(tmp_path, ingest):
+    good = bytearray(TARGETS["svhn"].seeds()[0])
+    at = good.index(struct.pack("<4i", 32, 32, 3, 2))
+    good[at : at + 16] = struct.pack("<4i", 32, 32, 3, 2**31 - 1)
+    (tmp_path / "svhn").mkdir()
+    for name in ("train_32x32.mat", "test_32x32.mat"):
+        (tmp_path / "svhn" / name).write_bytes(good)
+    assert_refused(
+        ingest(tmp_path / "svhn", "svhn", memory=True), 1, "'X'", "is damaged: shape (32, 32, 3, 2147483647)"
+    )

@@ -1,0 +1,339 @@
+"""Files that unpack to far more than they are, claim what is not there, or have no end are refused within bounds.
+
+Each is read in a process of its own, whose peak of memory counts; one that does not end is a failure.
+"""
+
+import gzip
+import io
+import os
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fuzz_targets import TARGETS
+from PIL import Image
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.registry import SourceConfig, read_source
+
+PEAK_BYTES = 300 << 20  # with all imports, which take some 100 MB; what is claimed would take more, by itself
+SECONDS = 60  # far more than a refusal takes on a busy machine, and less than what is refused would take
+_READ = """
+import sys
+from pathlib import Path
+from lsmix.data.errors import LsmixError
+from lsmix.data.readers.registry import SourceConfig, read_source, source_files
+from lsmix.pipeline.workspace.cache_key import SourceDigests
+config = SourceConfig(path=sys.argv[1], format=sys.argv[2])
+try:
+    SourceDigests(Path(sys.argv[1] + ".memory")).digest(source_files(config), Path("/"), remember=False)
+    print(len(read_source(config).splits["train"]), "images")
+except LsmixError as error:
+    print(error)
+print(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+"""
+
+
+def read_alone(path: Path, form: str) -> str:
+    """Return what a process says that hashes and reads a data set, once its peak of memory has been held to the bound."""
+    done = subprocess.run(
+        [sys.executable, "-c", _READ, path, form], capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    *said, peak = done.stdout.splitlines()
+    assert int(peak) * 1024 < PEAK_BYTES, said
+    assert len(said) == 1
+    return said[0]
+
+
+def zeros(count: int, wbits: int = 15, head: bytes = b"") -> bytes:
+    """Return zeros packed by deflate, behind other bytes, without ever having all of them."""
+    packer = zlib.compressobj(1, wbits=wbits)
+    packed = [packer.compress(head)] + [packer.compress(bytes(1 << 22)) for _ in range(count >> 22)]
+    return b"".join(packed) + packer.flush()
+
+
+# HDF5.
+
+
+def hdf5_with(path: Path, shape: tuple[int, ...], packed: bytes, mask: int = 0, **filters: object) -> Path:
+    """Write an HDF5 file whose images are one chunk, stored as these bytes."""
+    with h5py.File(path, "w") as file:
+        stored = file.create_dataset("images", shape, "u1", chunks=shape, **filters)
+        stored.id.write_direct_chunk((0,) * len(shape), packed, mask)
+        file["labels"] = np.zeros(shape[0], np.int64)
+    return path
+
+
+LZF_BOMB = b"\x00\x00" + b"\xe0\xff\x00" * 1_390_000  # a zero, and again and again 264 zeros more
+
+
+@pytest.mark.parametrize(
+    ("shape", "packed", "mask", "filters", "words"),
+    [
+        ((4096, 32, 32, 1), lambda: zeros(600 << 20), 1, {"shuffle": True, "compression": "gzip"}, "unpacks to more than its"),
+        ((4096, 32, 32, 1), lambda: LZF_BOMB, 0, {"compression": "lzf"}, "unpacks to more than its"),
+        ((4096, 32, 32, 1), lambda: LZF_BOMB, 1, {"shuffle": True, "compression": "lzf"}, "unpacks to more than its"),
+        ((1 << 19, 32, 32, 1), lambda: zeros(512 << 20), 0, {"compression": "gzip"}, "has chunks of 536870912 bytes"),
+        ((64, 4, 4, 1), lambda: zeros(0, head=bytes(9)), 0, {"compression": "gzip"}, "unpacks to 9 of its 1024 bytes"),
+        ((64, 4, 4, 1), lambda: bytes(9), 1, {"compression": "gzip"}, "a chunk of 1024 bytes is stored in 9"),
+        ((64, 4, 4, 1), lambda: bytes(1024), 1, {"compression": "gzip"}, "64 images"),
+    ],
+    ids=["masked shuffle", "lzf", "lzf and masked shuffle", "huge chunk", "short", "short and unpacked", "unpacked"],
+)  # fmt: skip
+def test_a_chunk_of_hdf5_is_read_only_if_it_unpacks_to_a_chunk(shape, packed, mask, filters, words, tmp_path):
+    assert words in read_alone(hdf5_with(tmp_path / "a.h5", shape, packed(), mask, **filters), "hdf5")
+
+
+@pytest.mark.parametrize(
+    "filters", [{"compression": "lzf"}, {"compression": "gzip", "shuffle": True, "fletcher32": True}]
+)
+@pytest.mark.parametrize("kind", ["noise", "zeros", "steps"])
+def test_whatever_h5py_packs_is_read_and_has_the_size_that_is_counted(kind, filters, tmp_path):
+    draw = np.random.default_rng(3)
+    images = draw.integers(0, 256, (300, 9, 9, 3), np.uint8) >> {"noise": 0, "zeros": 8, "steps": 6}[kind]
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file.create_dataset("images", data=images, chunks=(128, 9, 9, 2), **filters)
+        file.create_dataset("labels", data=np.arange(300) % 7, **filters)
+    read = read_source(SourceConfig(path=str(tmp_path / "a.h5")))
+    np.testing.assert_array_equal(read.splits["train"].images, images)
+
+
+# Archives.
+
+
+def tar_header(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+EXTENSIONS = [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE]
+
+
+@pytest.mark.parametrize("kind", EXTENSIONS, ids=["long name", "long link", "pax", "global pax"])
+def test_a_long_name_of_gigabytes_in_a_tar_gz_is_not_read(kind, tmp_path):
+    path = tmp_path / "cifar-10-python.tar.gz"
+    path.write_bytes(gzip.compress(tar_header(kind, 900 << 20)) + gzip.compress(bytes(4 << 20)) * 225)
+    assert "unpacks to more than" in read_alone(path, "cifar10-python")
+    # Of a larger file more may be unpacked, and is, piece by piece.
+    path.write_bytes(
+        gzip.compress(tar_header(kind, 400 << 20)) + gzip.compress(bytes(4 << 20)) * 100 + os.urandom(5 << 20)
+    )
+    assert "is damaged" in read_alone(path, "cifar10-python")
+
+
+def test_pax_headers_that_take_minutes_to_parse_are_passed_over(tmp_path):
+    good = TARGETS["cifar-tar"].seeds()[0]
+    header = tar_header(tarfile.XHDTYPE, 200 * 1024) + b"1" * (200 * 1024)
+    (tmp_path / "cifar-10-python.tar").write_bytes(header * 5 + good)
+    assert read_alone(tmp_path / "cifar-10-python.tar", "cifar10-python") == "5 images"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda header: tarfile.GNUTYPE_SPARSE.join([header[:156], header[157:]]), "has a size below 0, or holes"),
+        (lambda header: header[:124] + b"\xff" * 12 + header[136:], "has a size below 0, or holes"),
+        (lambda header: header * 10_000, "more than 10000 members"),
+    ],
+    ids=["sparse", "negative size", "members without end"],
+)
+def test_a_tar_with_a_header_that_cannot_be_walked_is_refused(change, words, tmp_path):
+    header = change(tarfile.TarInfo("cifar-10-batches-py/readme.html").tobuf())
+    blocks = [header[at : at + 512] for at in range(0, len(header), 512)]
+    sums = [block[:148] + b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:])) + block[156:] for block in blocks]
+    (tmp_path / "a.tar").write_bytes(b"".join(sums) + TARGETS["cifar-tar"].seeds()[0])
+    with pytest.raises(SourceError, match=words):
+        read_source(SourceConfig(path=str(tmp_path / "a.tar"), format="cifar10-python"))
+
+
+def zip_changed(content: bytes, name: bytes, packed: bytes, method: int, size: int) -> bytes:
+    """Return a zip with the content of a member replaced, and what its directory says of how it is packed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(buffer, "w") as new:
+        for info in old.infolist():
+            ours = info.filename.encode() == name
+            new.writestr(info.filename, packed if ours else old.read(info))
+    changed = bytearray(buffer.getvalue())
+    at = changed.index(name, changed.index(b"PK\x01\x02")) - 46
+    struct.pack_into("<H", changed, at + 10, method)
+    struct.pack_into("<I", changed, at + 24, size)
+    return bytes(changed)
+
+
+WNIDS = b"tiny-imagenet-200/wnids.txt"
+
+
+def test_a_member_of_a_zip_that_unpacks_to_more_than_it_says_is_read_no_further(tmp_path):
+    content = zip_changed(
+        TARGETS["tiny-imagenet-zip"].seeds()[0], WNIDS, zeros(600 << 20, -15), zipfile.ZIP_DEFLATED, 8
+    )
+    (tmp_path / "a.zip").write_bytes(content)
+    assert "is damaged (Bad CRC-32" in read_alone(tmp_path / "a.zip", "tiny-imagenet")
+
+
+@pytest.mark.parametrize("method", [9, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA, 93, 99], ids=["deflate64", "bzip2", "lzma", "zstd", "unknown"])  # fmt: skip
+@pytest.mark.parametrize(("form", "name"), [("tiny-imagenet", WNIDS), ("npz", b"images.npy")])
+def test_a_member_of_a_zip_that_is_packed_by_another_method_is_refused(form, name, method, tmp_path):
+    seed = TARGETS["tiny-imagenet-zip" if form == "tiny-imagenet" else form].seeds()[0]
+    (tmp_path / "a.zip").write_bytes(zip_changed(seed, name, os.urandom(100), method, 100))
+    with pytest.raises(SourceError, match=f"is packed by method {method}; only members that are stored or deflated"):
+        read_source(SourceConfig(path=str(tmp_path / "a.zip"), format=form))
+
+
+def test_a_member_of_a_zip_that_is_encrypted_is_refused(tmp_path):
+    content = bytearray(TARGETS["npz"].seeds()[0])
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(SourceError, match=r"'images' of .* is encrypted"):
+        read_source(SourceConfig(path=str(tmp_path / "a.npz")))
+
+
+# Arrays of NumPy.
+
+
+def npz_with(path: Path, shape: str) -> Path:
+    header = f"{{'descr':'|u1','fortran_order':False,'shape':{shape}}}".encode().ljust(118) + b"\n"
+    labels = io.BytesIO()
+    np.save(labels, np.zeros(1, np.int64))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header + bytes(16))
+        archive.writestr("labels.npy", labels.getvalue())
+    return path
+
+
+@pytest.mark.parametrize(
+    "shape",
+    ["(True,4,4)", "(1,4,4,True)", "(-1,-4,4)", "(1<<60,)", f"({1 << 60},0)", f"({'9' * 4000},{'9' * 4000})", "((1,4),4)",
+     "(1.0,4,4)", "('1',4,4)", "(None,)", "[1,4,4]", "16", "(1,)*40", f"({'1,' * 40})", "(1,1,1,4,4)", "{}", "(1,4,4"],
+)  # fmt: skip
+def test_a_shape_that_no_array_of_a_data_set_has_is_refused_in_one_sentence(shape, tmp_path):
+    with pytest.raises(SourceError, match=r"'images' of .* is damaged") as caught:
+        read_source(SourceConfig(path=str(npz_with(tmp_path / "a.npz", shape))))
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_header_of_gigabytes_is_not_read(tmp_path):
+    body = zeros(240 << 20, -15, b"\x93NUMPY\x02\x00" + struct.pack("<I", 240 << 20))
+    content = zip_changed(TARGETS["npz"].seeds()[0], b"images.npy", body, zipfile.ZIP_DEFLATED, (240 << 20) + 12)
+    (tmp_path / "a.npz").write_bytes(content)
+    assert "is damaged or no array" in read_alone(tmp_path / "a.npz", "npz")
+
+
+@pytest.mark.parametrize("code", [0xFFFFFFFF, 0x110000, 0xD800, 0x80000000])
+@pytest.mark.parametrize("order", "<>")
+def test_a_class_name_of_what_is_no_character_is_refused(code, order, tmp_path):
+    arrays = {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 1])}
+    names = np.frombuffer(struct.pack(f"{order}4I", 97, 0, 98, code), f"{order}U2")
+    np.savez(tmp_path / "a.npz", **arrays, class_names=names)
+    with pytest.raises(SourceError, match=r"what is no character|is no text"):
+        read_source(SourceConfig(path=str(tmp_path / "a.npz")))
+
+
+# Images.
+
+
+def test_a_tiff_with_tiles_of_gigabytes_is_refused_however_small_it_is(tmp_path):
+    side = 20_480
+    data = zeros(side * side)
+    numbers = {
+        256: 16,
+        257: 16,
+        258: 8,
+        259: 8,
+        262: 1,
+        277: 1,
+        322: side,
+        323: side,
+        324: 8 + 2 + 12 * 10 + 4,
+        325: len(data),
+    }
+    tags = b"".join(struct.pack("<HHII", tag, 4, 1, number) for tag, number in numbers.items())
+    content = b"II*\0" + struct.pack("<IH", 8, len(numbers)) + tags + bytes(4) + data
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "a" / "0.tif").write_bytes(content)
+    assert "would unpack from" in read_alone(tmp_path / "images", "image-folder")
+
+
+# What has no end.
+
+
+def good_folder(form: str, folder: Path) -> Path:
+    """Write a good data set as a folder, and return a file in it that counts."""
+    if form == "image-folder":
+        (folder / "a").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / "a" / "0.png")
+        return folder / "a" / "0.png"
+    if form == "tiny-imagenet":
+        with zipfile.ZipFile(io.BytesIO(TARGETS["tiny-imagenet-zip"].seeds()[0])) as archive:
+            archive.extractall(folder)
+        return folder / "tiny-imagenet-200/train/n01/images/n01_0.JPEG"
+    TARGETS["cifar-batch"].read(TARGETS["cifar-batch"].seeds()[0], folder)
+    return folder / "cifar-10-batches-py/data_batch_3"
+
+
+def pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def listening(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.bind(os.path.relpath(path))  # a name of a socket has 107 bytes at most
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+ENDLESS = [pipe, listening, device]
+
+
+@pytest.mark.parametrize("make", ENDLESS)
+@pytest.mark.parametrize("name", ["a.npz", "a.h5", "cifar-10-python.tar.gz", "tiny-imagenet-200.zip"])
+def test_a_path_that_is_no_file_is_refused_in_one_sentence(name, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / name)
+    assert "is a device, pipe or socket, which is never read" in read_alone(tmp_path / name, "auto")
+
+
+@pytest.mark.parametrize("make", ENDLESS)
+@pytest.mark.parametrize("form", ["image-folder", "tiny-imagenet", "cifar10-python"])
+def test_a_part_of_a_data_set_that_is_no_file_is_refused_by_its_name(form, make, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    part = good_folder(form, tmp_path / "data")
+    part.unlink()
+    make(part)
+    said = read_alone(tmp_path / "data", form)
+    assert part.name in said
+    assert "device, pipe or socket" in said or "missing" in said
+
+
+@pytest.mark.parametrize("form", ["image-folder", "tiny-imagenet"])
+def test_a_link_to_nothing_in_place_of_an_image_is_named(form, tmp_path):
+    part = good_folder(form, tmp_path / "data")
+    part.unlink()
+    part.symlink_to("nothing")
+    assert part.name in read_alone(tmp_path / "data", form)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"), [(1 << 40, "has 1099511627776 bytes; at most"), (8 << 30, "the others are holes")]
+)
+@pytest.mark.parametrize("write", [lambda path: path.write_bytes(TARGETS["npz"].seeds()[0]), lambda path: hdf5_with(path, (64, 4, 4, 1), bytes(1024))], ids=["npz", "hdf5"])  # fmt: skip
+def test_a_file_of_holes_is_refused_before_it_is_hashed(write: Callable, size, words, tmp_path, request):
+    path = tmp_path / ("a.npz" if "npz" in request.node.callspec.id else "a.h5")
+    write(path)
+    os.truncate(path, size)
+    if not path.stat().st_blocks:
+        pytest.skip("this file system does not count what is on the disk")
+    assert words in read_alone(path, "auto")

@@ -1,0 +1,357 @@
+"""Sources: digits, NumPy archives and image folders, and knowing which is which."""
+
+import io
+import re
+import zipfile
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.data.errors import MissingError, RecipeError, SourceError
+from lsmix.data.readers.registry import DATA_FORMATS, SourceConfig, read_source, source_files, source_version
+from lsmix.data.readers.source_images import PublishedData, Split
+
+
+def pixels(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def read(path: Path, kind: str = "auto") -> PublishedData:
+    return read_source(SourceConfig(path=str(path), format=kind))
+
+
+# Digits.
+
+
+def test_digits_are_1500_train_and_297_test_images_with_every_class_at_its_share():
+    from sklearn.datasets import load_digits
+
+    data = read_source(SourceConfig(format="digits"))
+    images = np.concatenate([data.splits[name].images for name in ("train", "test")])
+    assert images.shape == (1797, 8, 8, 1)
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 1500, "test": 297}
+    assert sorted(image.tobytes() for image in images) == sorted(
+        image.astype(np.uint8).tobytes() for image in np.round(load_digits().images * 255 / 16)
+    )
+    counts = np.bincount(load_digits().target)
+    assert (abs(np.bincount(data.splits["test"].labels) - counts * 297 / 1797) < 1).all()
+    assert data.class_names == tuple("0123456789")
+
+
+def test_digits_are_the_same_each_time_and_their_version_is_their_bytes(monkeypatch):
+    config = SourceConfig(format="digits")
+    again = [read_source(config).splits["test"].images.tobytes() for _ in range(2)]
+    assert again[0] == again[1]
+    assert source_files(config) == []
+    assert re.fullmatch("[0-9a-f]{64}", source_version(config))
+    monkeypatch.setattr("lsmix.data.readers.digits.DIGITS_SHA256", "0" * 64)
+    with pytest.raises(SourceError, match="not the known ones: expected sha256 000000000000"):
+        read_source(config)
+
+
+# The configuration, and detection.
+
+
+def test_every_format_can_be_named_and_no_other():
+    for name in DATA_FORMATS.names():
+        assert DATA_FORMATS.load(name).name == msgspec.convert({"format": name}, SourceConfig).format
+    with pytest.raises(msgspec.ValidationError, match="unknown format 'tfrecord'"):
+        msgspec.convert({"format": "tfrecord"}, SourceConfig)
+    with pytest.raises(msgspec.ValidationError, match="unknown field `pth`"):
+        msgspec.convert({"pth": "x"}, SourceConfig)
+
+
+def test_a_path_that_is_missing_or_too_much_is_said():
+    with pytest.raises(RecipeError, match="no path given"):
+        read_source(SourceConfig())
+    with pytest.raises(RecipeError, match="have no path; got 'x'"):
+        read_source(SourceConfig(path="x", format="digits"))
+    for kind in ("auto", "npz"):
+        with pytest.raises(MissingError, match="no data set at '/none/at/all'"):
+            source_files(SourceConfig(path="/none/at/all", format=kind))
+
+
+def test_what_fits_no_format_is_said_with_what_was_looked_for(tmp_path):
+    with pytest.raises(
+        SourceError,
+        match=r"fits no known format.*cifar10-python.*cifar100-binary.*svhn.*tiny-imagenet.*npz.*hdf5.*image-folder",
+    ):
+        read(tmp_path)
+
+
+def test_what_fits_several_formats_is_asked_about(tmp_path):
+    (tmp_path / "data_batch_1").touch()
+    (tmp_path / "data_batch_1.bin").touch()
+    with pytest.raises(SourceError, match="fits several formats: cifar10-python, cifar10-binary"):
+        read(tmp_path)
+
+
+def test_what_changes_the_images_or_labels_is_in_the_key_and_nothing_else():
+    from lsmix.pipeline.config.schema import DataConfig
+    from lsmix.pipeline.stages.ingest import INGEST
+    from lsmix.pipeline.workspace.cache_key import key_fields
+
+    def fields(**more):
+        return key_fields(DataConfig(**more), INGEST.not_in_key)
+
+    assert fields() == fields(path="x", format="svhn", download="svhn")
+    assert len({str(fields()), str(fields(labels="coarse")), str(fields(extra=True)), str(fields(limit=5))}) == 4
+
+
+@pytest.mark.parametrize("kind", ["auto", "npz"])
+def test_a_folder_that_holds_nothing_but_an_archive_stands_for_it(tmp_path, kind):
+    np.savez(tmp_path / "data.npz", images=pixels(3, 4, 4, 3), labels=[0, 1, 2])
+    (tmp_path / ".hidden").touch()
+    (tmp_path / "other.zip.part").touch()
+    assert len(read(tmp_path, kind).splits["train"]) == 3
+    assert source_files(SourceConfig(path=str(tmp_path))) == [tmp_path / "data.npz"]
+    (tmp_path / "more.npz").touch()
+    with pytest.raises(SourceError, match="fits no known format" if kind == "auto" else "no .npz archive"):
+        read(tmp_path, kind)
+
+
+def test_opening_sources_imports_no_torch():
+    import subprocess
+    import sys
+
+    code = "import sys, lsmix.data.readers.registry, lsmix.data.dataset; print({'torch', 'dask', 'zarr', 'sklearn'} & {*sys.modules})"
+    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
+
+
+# The arrays that every reader hands over.
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (pixels(2, 4, 4), np.zeros(2, np.int64), "must be uint8 of shape"),
+        (pixels(0, 4, 4, 3), np.zeros(0, np.int64), "none of them 0"),
+        (pixels(2, 4, 4, 3).astype("f4"), np.zeros(2, np.int64), "got float32"),
+        (pixels(2, 4, 4, 3), np.zeros(3, np.int64), r"labels must be int64 of shape \(2,\)"),
+        (pixels(2, 4, 4, 3), np.zeros(2, np.int32), "got int32"),
+    ],
+)
+def test_a_split_checks_itself(images, labels, message):
+    with pytest.raises(SourceError, match=message):
+        Split(images, labels)
+
+
+def test_a_data_set_checks_itself():
+    split = Split(pixels(2, 4, 4, 3), np.array([0, 1]))
+    with pytest.raises(SourceError, match="has the split 'train'"):
+        PublishedData(splits={"test": split}, class_names=("a", "b"))
+    with pytest.raises(SourceError, match=r"labels of 'train' lie in 0\.\.1, but there are 1 class names"):
+        PublishedData(splits={"train": split}, class_names=("a",))
+    with pytest.raises(SourceError, match=r"images of 'test' have shape \(5, 4, 3\)"):
+        PublishedData(splits={"train": split, "test": Split(pixels(1, 5, 4, 3), np.array([0]))}, class_names=("a", "b"))
+
+
+# NumPy archives.
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        ("images", "labels"),
+        ("train_images", "train_labels"),
+        ("train_images", "train_labels", "test_images", "test_labels"),
+        ("x_train", "y_train", "x_test", "y_test"),
+    ],
+    ids=len,
+)
+def test_an_npz_is_read_by_any_of_its_names(tmp_path, save, keys):
+    arrays = [pixels(4, 5, 6, 3), np.array([0, 1, 2, 0], np.uint8), pixels(2, 5, 6, 3, seed=1), np.array([[2], [1]])]
+    save(tmp_path / "data.npz", **dict(zip(keys, arrays, strict=False)), another=np.zeros(3))
+    data = read(tmp_path / "data.npz")
+    assert list(data.splits) == ["train", "test"][: len(keys) // 2]
+    np.testing.assert_array_equal(data.splits["train"].images, arrays[0])
+    assert data.splits["train"].labels.tolist() == [0, 1, 2, 0]
+    if "test" in data.splits:
+        np.testing.assert_array_equal(data.splits["test"].images, arrays[2])
+        assert data.splits["test"].labels.tolist() == [2, 1]
+    assert data.class_names == ("0", "1", "2")
+    assert source_files(SourceConfig(path=str(tmp_path / "data.npz"))) == [tmp_path / "data.npz"]
+
+
+def test_class_names_and_grey_images_of_an_npz_are_taken(tmp_path):
+    images = np.asfortranarray(pixels(3, 4, 5))
+    np.savez(tmp_path / "data.npz", images=images, labels=[0, 1, 1], class_names=["cät", "dog", "cow"])
+    data = read(tmp_path / "data.npz")
+    assert data.class_names == ("cät", "dog", "cow")
+    np.testing.assert_array_equal(data.splits["train"].images, images[..., None])
+
+
+GOOD = {"images": pixels(3, 4, 4, 3), "labels": np.arange(3)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": np.zeros((3, 4, 4, 3), "f4")}, r"'images' of .* must be uint8, 0 to 255; got float32"),
+        ({"images": pixels(3, 3, 4, 4)}, r"channels last; got \(3, 3, 4, 4\)"),
+        ({"images": pixels(3, 16)}, r"must have the shape"),
+        ({"labels": np.arange(4)}, r"must be integers of shape \(3,\)"),
+        ({"labels": np.zeros(3)}, r"got float64"),
+        ({"labels": np.array([0, 1, -1])}, r"lie in -1\.\.1"),
+        ({"labels": np.array([{}, 1, 2], object)}, r"Python objects or records"),
+        ({"class_names": np.array(["a", "b", {}], object)}, r"Python objects or records"),
+        ({"class_names": np.array([1, 2, 3])}, r"one-dimensional array of text"),
+        ({"class_names": np.array(["a"])}, r"there are 1 class names"),
+        ({"x_train": pixels(1), "y_train": pixels(1)}, r"must be exactly one of"),
+        ({"images": pixels(0, 4, 4, 3), "labels": np.zeros(0, int)}, r"has no images: its shape is"),
+    ],
+)
+def test_an_npz_of_another_content_is_refused(tmp_path, change, message):
+    np.savez(tmp_path / "data.npz", **GOOD | change)
+    with pytest.raises(SourceError, match=message):
+        read(tmp_path / "data.npz")
+
+
+def test_an_npz_with_half_a_test_split_is_refused(tmp_path):
+    np.savez(tmp_path / "data.npz", x_train=GOOD["images"], y_train=GOOD["labels"], x_test=GOOD["images"])
+    with pytest.raises(SourceError, match="only one of 'x_test' and 'y_test'"):
+        read(tmp_path / "data.npz")
+
+
+def test_an_npz_cut_short_or_altered_is_refused(tmp_path):
+    path = tmp_path / "data.npz"
+    np.savez(path, **GOOD)
+    content = path.read_bytes()
+    for length in range(0, len(content), 41):
+        path.write_bytes(content[:length])
+        with pytest.raises(SourceError, match=r"damaged or no .npz archive"):
+            read(path)
+    altered = bytearray(content)
+    altered[250] ^= 1  # in the first image: the archive's own checksum finds it
+    path.write_bytes(altered)
+    with pytest.raises(SourceError, match="damaged"):
+        read(path)
+
+
+def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path):
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": (1 << 40, 4, 4, 3)})
+    with zipfile.ZipFile(tmp_path / "data.npz", "w") as archive:
+        archive.writestr("images.npy", stream.getvalue() + bytes(48))
+        archive.writestr("labels.npy", b"noise")
+    with pytest.raises(SourceError, match=r"needs 52776558133248 bytes, got 48"):
+        read(tmp_path / "data.npz")
+
+
+def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.data.readers.npz._RATIO_BYTES", 1000)
+    np.savez_compressed(tmp_path / "data.npz", images=np.zeros((100, 64, 64, 3), np.uint8), labels=np.arange(100))
+    with pytest.raises(SourceError, match="more than 100 times"):
+        read(tmp_path / "data.npz")
+
+
+# Image folders.
+
+
+def fill(folder: Path, names: dict[str, int], mode: str = "RGB", ending: str = "png", size=(6, 5)) -> None:
+    for name, count in names.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for k in range(count):
+            shape = (size[1], size[0], 3) if mode == "RGB" else (size[1], size[0])
+            Image.fromarray(pixels(*shape, seed=hash((len(name), k)) % 1000)).save(folder / name / f"{k:03}.{ending}")
+
+
+def test_a_folder_of_class_folders_is_one_train_split(tmp_path):
+    fill(tmp_path, {"dog": 2, "cat": 3})
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "cat" / "notes.txt").touch()
+    data = read(tmp_path)
+    assert data.class_names == ("cat", "dog")
+    assert list(data.splits) == ["train"]
+    assert data.splits["train"].labels.tolist() == [0, 0, 0, 1, 1]
+    assert data.splits["train"].images.shape == (5, 5, 6, 3)
+    files = source_files(SourceConfig(path=str(tmp_path)))
+    assert [str(file.relative_to(tmp_path)) for file in files] == [
+        "cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png",
+    ]  # fmt: skip
+    for file, image in zip(files, data.splits["train"].images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
+
+
+@pytest.mark.parametrize(("tests", "count"), [(["test"], 1), (["val"], 1), (["val", "test"], 2)])
+def test_train_and_test_or_val_folders_are_splits(tmp_path, tests, count):
+    fill(tmp_path / "train", {"a": 2, "b": 1})
+    for number, name in enumerate(tests, 1):
+        fill(tmp_path / name, {"b": number})
+    data = read(tmp_path)
+    assert data.splits["train"].labels.tolist() == [0, 0, 1]
+    assert data.splits["test"].labels.tolist() == [1] * count
+
+
+def test_grey_images_have_one_channel_unless_another_has_colour(tmp_path):
+    fill(tmp_path, {"a": 1, "b": 1}, mode="L")
+    grey = read(tmp_path).splits["train"].images
+    assert grey.shape == (2, 5, 6, 1)
+    fill(tmp_path, {"c": 1})
+    mixed = read(tmp_path).splits["train"].images
+    assert mixed.shape == (3, 5, 6, 3)
+    np.testing.assert_array_equal(mixed[:2], grey.repeat(3, axis=3))
+
+
+@pytest.mark.parametrize("ending", ["bmp", "ppm", "webp", "tiff", "jpg", "PNG"])
+def test_other_kinds_of_images_are_read(tmp_path, ending):
+    fill(tmp_path, {"a": 1, "b": 1}, ending=ending)
+    assert read(tmp_path).splits["train"].images.shape == (2, 5, 6, 3)
+
+
+def test_images_of_two_sizes_are_both_named(tmp_path):
+    fill(tmp_path, {"a": 2})
+    fill(tmp_path, {"b": 1}, size=(7, 5))
+    with pytest.raises(SourceError, match=r"a/000.png' has 6×5 pixels, '.*b/000.png' has 7×5"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
+def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
+    fill(tmp_path, {"a": 1})
+    (tmp_path / "a" / "bad.png").write_bytes(content)
+    with pytest.raises(SourceError, match=r"a/bad.png' cannot be read as an image"):
+        read(tmp_path)
+
+
+def test_an_image_cut_short_is_named(tmp_path):
+    fill(tmp_path, {"a": 2})
+    whole = (tmp_path / "a" / "001.png").read_bytes()
+    for length in range(0, len(whole) - 40, 13):  # the last bytes are checksums and the end mark, past the pixels
+        (tmp_path / "a" / "001.png").write_bytes(whole[:length])
+        with pytest.raises(SourceError, match=r"a/001.png' cannot be read as an image"):
+            read(tmp_path)
+
+
+def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
+    fill(tmp_path, {"a": 1})
+    for limit in (20, 5):  # Pillow warns above the limit and refuses above its double; both must be errors
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        with pytest.raises(SourceError, match="is far too big"):
+            read(tmp_path)
+
+
+def test_pixels_of_16_bits_are_refused(tmp_path):
+    (tmp_path / "a").mkdir()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a" / "deep.png")
+    with pytest.raises(SourceError, match="pixels of the kind 'I;16'"):
+        read(tmp_path)
+
+
+def test_folders_that_are_no_classes_are_named(tmp_path):
+    fill(tmp_path / "train", {"a": 1})
+    fill(tmp_path / "test", {"b": 1})
+    with pytest.raises(SourceError, match=r"has the classes \['b'\], which train/ has not"):
+        read(tmp_path)
+    (tmp_path / "train" / "empty").mkdir()
+    with pytest.raises(SourceError, match="empty' holds no images"):
+        read(tmp_path)
+    (tmp_path / "none").mkdir()
+    with pytest.raises(SourceError, match="has no class folders"):
+        read(tmp_path / "none", "image-folder")
+    with pytest.raises(SourceError, match="is no folder"):
+        read(tmp_path / "train" / "a" / "000.png", "image-folder")

@@ -1,0 +1,295 @@
+"""What an artifact may hold, and what reading a hostile one may take."""
+
+import hashlib
+import json
+import re
+import resource
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from guarded import sealed_again
+from places import TESTS, write_pool
+
+from lsmix.data.artifact import (
+    ARTIFACT_FILES,
+    FileRecord,
+    Manifest,
+    is_expected_path,
+    parse_manifest,
+    read_manifest,
+    record_files,
+    root_digest,
+    write_manifest,
+)
+from lsmix.data.atomic import checksummed_json
+from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.exports.format import EXPORT_FORMATS
+from lsmix.data.pool import open_pool
+from lsmix.data.table import Column, ColumnStore
+from lsmix.pipeline.api import pull, push, verify
+from lsmix.pipeline.stages.registry import STAGES
+
+CODE = (
+    "lsmix.py",
+    "zarr.py",
+    "numpy/__init__.py",
+    "lsmix.so",
+    "site.pth",
+    "pool.zarr/lsmix.py",
+    "LICENSES/x.py",
+    "x.md",
+)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    return write_pool(tmp_path / "pool")
+
+
+def add_listed(folder: Path, name: str) -> None:
+    """Add a file that the manifest lists and the root digest leaves out, as a forger would."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("print('gotcha')\n")
+    record = json.loads((folder / "manifest.json").read_bytes())
+    content = path.read_bytes()
+    facts = {"path": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "payload": False}
+    record["files"].append(facts)
+    (folder / "manifest.json").write_bytes(sealed_again(record))
+
+
+# Code in artifacts and exports.
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and_push(name, pool, tmp_path):
+    honest = read_manifest(pool).root
+    add_listed(pool, name)
+    assert json.loads((pool / "manifest.json").read_bytes())["root"] == honest
+    for action in (
+        open_pool,
+        verify,
+        lambda folder: pull(str(folder), tmp_path / "to"),
+        lambda f: push(f, "memory://x"),
+    ):
+        with pytest.raises(CorruptError, match=rf"lists the file {name!r}, which no artifact of the stage 'mix' has"):
+            action(pool)
+    assert not (tmp_path / "to").exists()
+    assert not (tmp_path / "to.part").exists()
+
+
+def test_every_stage_says_which_files_it_makes(finished_workspace):
+    assert set(ARTIFACT_FILES) == set(STAGES)
+    for stage in STAGES:
+        for path in (finished_workspace / stage).glob("*/manifest.json"):
+            assert read_manifest(path.parent).files, stage
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_may_hold_what_python_runs(stage):
+    for name in (
+        *CODE,
+        "lsmix.pyc",
+        "lsmix/__init__.py",
+        "x.pkl",
+        "x.sh",
+        "figures/x.py",
+        "pool.zarr/lam/c/0.py",
+        "\n",
+    ):
+        assert not is_expected_path(stage, name)
+    assert not is_expected_path("unknown", "README.md")
+
+
+def test_an_unknown_stage_is_refused(pool):
+    record = json.loads((pool / "manifest.json").read_bytes())
+    (pool / "manifest.json").write_bytes(sealed_again({**record, "stage": "brew"}))
+    with pytest.raises(FormatError, match="unknown stage 'brew'"):
+        open_pool(pool)
+
+
+def test_a_file_that_a_stage_did_not_make_keeps_an_artifact_from_being_finished(pool):
+    manifest = read_manifest(pool)
+    (pool / "notes.txt").write_text("mine")
+    files = record_files(pool)
+    with pytest.raises(CorruptError, match=r"notes\.txt' was not made by the stage 'mix'. Move it elsewhere"):
+        write_manifest(pool, Manifest(stage="mix", stage_version=1, name="x", key="", root=root_digest(files), config={}, inputs=[], files=files))  # fmt: skip
+    assert read_manifest(pool) == manifest
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
+def test_an_export_holds_nothing_that_python_runs(form):
+    for name in (*CODE, "h5py.py", "images/0/0000/00000000.py", "../pool-00000.h5", "pool-00000.h5.py"):
+        assert not EXPORT_FORMATS.load(form).may_hold(name)
+
+
+def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(pool, tmp_path, command, monkeypatch):
+    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+    exported = tmp_path / "exported"
+    assert command("export", pool, exported, "--format", "hdf5", "-q").code == 0
+    verify(exported)
+    (exported / "numpy.py").write_text("print('gotcha')\n")
+    sums = (exported / "SHA256SUMS").read_text()
+    sums += f"{hashlib.sha256((exported / 'numpy.py').read_bytes()).hexdigest()}  numpy.py\n"
+    (exported / "SHA256SUMS").write_text(sums)
+    record = json.loads((exported / "lsmix-export.json").read_bytes())
+    record |= {"files": record["files"] + 1, "bytes": record["bytes"] + 16}
+    record["sums_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
+    (exported / "lsmix-export.json").write_bytes(sealed_again(record))
+    with pytest.raises(CorruptError, match=r"lists 'numpy\.py', which no export as 'hdf5' has"):
+        verify(exported)
+    import fsspec
+
+    there = fsspec.filesystem("memory")
+    there.put(str(exported), f"/{tmp_path.name}", recursive=True)
+    with pytest.raises(CorruptError, match=r"lists 'numpy\.py'"):
+        verify(f"memory://{tmp_path.name}")
+
+
+def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_argument(finished_workspace, tmp_path):
+    pool = next((finished_workspace / "mix").glob("lsmix-*"))
+    text = (pool / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 4
+    assert all("sys.argv[1]" in block for block in blocks)
+    assert "lsmix verify POOL" in text
+    (tmp_path / "load.py").write_text(blocks[3])
+    subprocess.run([sys.executable, tmp_path / "load.py", pool], cwd=tmp_path, check=True)
+
+
+# Memory. Importing what is needed takes some 60 MB; what is read may take some ten times its size in JSON.
+
+
+def peak_mebibytes(code: str, *words: object, room: int = 2 << 30) -> tuple[int, str]:
+    """Return the most memory that a program took, and what it printed."""
+    program = f"import re, sys\nfrom lsmix.data.errors import LsmixError\ntry:\n {code}\nexcept LsmixError as error:\n print(error)\n"
+    # Not ru_maxrss, which begins with what the test process took when it was forked.
+    program += "print(int(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]) // 1024)\n"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        cwd=TESTS,
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (room, room)),
+    )
+    *lines, peak = done.stdout.splitlines()
+    return int(peak), "\n".join(lines)
+
+
+SIZE = 60 << 20
+HEAD = (
+    b'{"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "' + b"0" * 64 + b'", '
+)
+TAIL = b'"inputs": [], "files": []}'
+
+
+def keys() -> bytes:
+    return b",".join(b'"%07x":0' % number for number in range(5_000_000))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda: b'"config": {"a": [' + b"[]," * (SIZE // 3) + b"0]}, ",
+        lambda: b'"config": {"a": [' + b"{}," * (SIZE // 3) + b"0]}, ",
+        lambda: b'"config": {"a": [' + b"[]," * (SIZE // 3) + b'0]}, "config": {}, ',
+        lambda: b'"counts": {"decode_failed_rows": [' + b"999," * (SIZE // 4) + b'0]}, "config": {}, ',
+        lambda: b'"environment": {' + keys() + b'}, "config": {}, ',
+        lambda: (
+            b'"config": {}, "files": [' + b'{"path":"","bytes":0,"sha256":"","payload":true},' * (SIZE // 49) + b"0], "
+        ),
+    ],
+    ids=["lists", "objects", "the first of two", "numbers", "keys", "files"],
+)
+def test_a_manifest_of_60_megabytes_is_refused_in_little_memory(content, tmp_path):
+    (tmp_path / "manifest.json").write_bytes(HEAD + content() + TAIL)
+    peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
+    assert re.search(r"is damaged: it holds \d+ times '.', and lsmix reads at most \d+", told)
+    assert peak < 160
+
+
+def test_the_worst_manifest_that_is_read_takes_a_few_hundred_megabytes(tmp_path):
+    names = b",".join(b'"%07x":0' % number for number in range(790_000))
+    content = b'"config": {"a": [' + b'{"a":0},' * 199_900 + b"9999," * 4_000_000 + b"0]," + names + b"}, "
+    (tmp_path / "manifest.json").write_bytes(HEAD + content + TAIL)
+    peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
+    assert told == ""
+    assert peak < 450  # 327 where this was written
+
+
+def test_a_manifest_above_the_limit_names_the_limit(tmp_path):
+    with (tmp_path / "manifest.json").open("wb") as file:
+        file.truncate(65 << 20)
+    with pytest.raises(CorruptError, match=f"has {65 << 20} bytes; lsmix reads manifests of at most {64 << 20}"):
+        read_manifest(tmp_path)
+
+
+def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_read():
+    facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
+    rows = list(range(4_000_000))
+    made = Manifest(**facts, files=[], counts={"decode_failed_rows": rows})
+    assert parse_manifest(checksummed_json(made), "here").counts["decode_failed_rows"] == rows
+    files = [
+        FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
+        for shard in range(100_000)
+    ]
+    assert len(parse_manifest(checksummed_json(Manifest(**facts, files=files)), "here").files) == 100_000
+
+
+@pytest.mark.parametrize("path", ["zarr.json", "image/zarr.json"])
+def test_zarr_metadata_of_16_megabytes_are_refused_in_little_memory(path, pool):
+    metadata = json.loads((pool / "pool.zarr" / path).read_bytes())
+    content = json.dumps({**metadata, "attributes": "HERE"}).encode()
+    (pool / "pool.zarr" / path).write_bytes(content.replace(b'"HERE"', b'{"a": [' + b"[]," * (15 << 20 >> 2) + b"0]}"))
+    code = "from pathlib import Path\n from lsmix.data.table import open_store\n open_store(Path(sys.argv[1]))"
+    peak, told = peak_mebibytes(code, pool / "pool.zarr")
+    assert re.search(r"it has \d+ bytes, and lsmix reads at most \d+", told)
+    assert peak < 100
+
+
+def test_a_store_of_very_many_columns_is_refused_before_they_are_read(pool):
+    content = (pool / "pool.zarr/lam/zarr.json").read_bytes()
+    for number in range(65):
+        (pool / f"pool.zarr/x{number}").mkdir()
+        (pool / f"pool.zarr/x{number}/zarr.json").write_bytes(content)
+    from lsmix.data.table import open_store
+
+    with pytest.raises(FormatError, match="and at most 64 are read"):
+        open_store(pool / "pool.zarr")
+
+
+def test_attributes_that_could_not_be_read_again_are_not_written(tmp_path):
+    store = ColumnStore(
+        folder=tmp_path / "x.zarr", columns=(Column(name="a", dtype="uint8", chunk_rows=1),), rows=1, shard_rows=1
+    )
+    with pytest.raises(FormatError, match=r"would have \d+ bytes, and lsmix reads at most 1048576"):
+        store.create({"class_names": ["n" * 100] * 20_000})
+    store.create({"class_names": [f"a class with a name {number}" for number in range(21_841)]})
+
+
+@pytest.mark.parametrize(("stage", "name"), [("train", "metrics.json"), ("train-glow", "log.jsonl")])
+def test_results_of_more_than_16_megabytes_are_refused(stage, name, tmp_path):
+    from lsmix.pipeline.config.results import read_log, read_metrics
+
+    with (tmp_path / name).open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(CorruptError, match=f"it has {1 << 40} bytes, and lsmix reads at most {16 << 20}"):
+        {"train": read_metrics, "train-glow": read_log}[stage](tmp_path)
+
+
+def test_weights_with_a_header_of_70_megabytes_are_refused_in_little_memory(finished_workspace, tmp_path):
+    flow = next(path for path in (finished_workspace / "train-glow").iterdir() if "judge" not in path.name)
+    shutil.copy(flow / "glow.json", tmp_path / "glow.json")
+    names = b",".join(
+        b'"%07x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(1_200_000)
+    )
+    (tmp_path / "glow.safetensors").write_bytes(struct.pack("<Q", len(names) + 2) + b"{" + names + b"}")
+    code = "from lsmix.glow.checkpoint import load_flow\n load_flow(sys.argv[1])"
+    peak, told = peak_mebibytes(code, tmp_path, room=64 << 30)  # torch alone asks for much address space
+    assert re.search(r"its header has \d+ bytes, and lsmix reads at most 4194304", told)
+    assert peak < 700  # torch alone takes some 300; the header would take 1,200

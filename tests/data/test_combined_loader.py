@@ -1,0 +1,79 @@
+"""Epochs from several sources: as many images as each alone, every batch whole from the source that was drawn."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.array_loader import ArrayLoader
+from lsmix.data.loaders.combined_loader import CombinedLoader, choose_parts
+
+WEIGHTS = st.lists(st.floats(0.01, 10), min_size=1, max_size=4)
+
+
+def source(mark, rows=50, batch_size=8):
+    images = np.full((rows, 2, 2, 1), mark, np.uint8)
+    images[:, 0, 0, 0] = np.arange(rows)
+    return ArrayLoader(images, np.full(rows, mark), batch_size, seed=mark)
+
+
+def combined(weights=(1.0, 1.0), rows=50):
+    loaders = [source(mark, rows) for mark in range(len(weights))]
+    return CombinedLoader(loaders, lambda epoch, batches: choose_parts(5, epoch, batches, weights))
+
+
+@given(seed=st.integers(0, 99), epoch=st.integers(0, 99), weights=WEIGHTS)
+def test_parts_are_drawn_by_seed_and_epoch_alone_and_more_batches_change_nothing_before(seed, epoch, weights):
+    parts = choose_parts(seed, epoch, 40, weights)
+    assert ((parts >= 0) & (parts < len(weights))).all()
+    np.testing.assert_array_equal(choose_parts(seed, epoch, 60, weights)[:40], parts)
+
+
+def test_parts_come_as_often_as_their_weights_say():
+    # 10,000 draws of probability 0.75: four standard errors are 0.018.
+    parts = np.concatenate([choose_parts(0, epoch, 100, (3.0, 1.0)) for epoch in range(100)])
+    assert (parts == 0).mean() == pytest.approx(0.75, abs=0.018)
+
+
+def test_each_batch_is_that_batch_of_the_chosen_sources_own_epoch():
+    loader = combined((1.0, 2.0, 1.0))
+    for epoch in range(3):
+        loader.set_epoch(epoch)
+        chosen = choose_parts(5, epoch, len(loader), (1.0, 2.0, 1.0))
+        alone = []
+        for mark in range(3):
+            one = source(mark)
+            one.set_epoch(epoch)
+            alone.append(list(one))
+        batches = list(loader)
+        assert len(batches) == len(loader) == 7
+        assert sum(len(batch.images) for batch in batches) == 50
+        for place, batch in enumerate(batches):
+            for got, expected in zip(batch, alone[chosen[place]][place], strict=True):
+                assert (got == expected).all()
+
+
+@given(taken=st.integers(0, 7))
+def test_a_pass_goes_on_from_any_batch(taken):
+    loader = combined()
+    loader.set_epoch(2)
+    whole = [batch.images.clone() for batch in loader]
+    going = iter(loader)
+    for _ in range(taken):
+        next(going)
+    other = combined()
+    other.load_state_dict(loader.state_dict())
+    rest = [batch.images for batch in other]
+    expected = whole[taken:]
+    assert len(rest) == len(expected)
+    assert all((got == want).all() for got, want in zip(rest, expected, strict=True))
+
+
+def test_states_of_other_sources_and_sources_of_other_lengths_are_refused():
+    with pytest.raises(RecipeError, match="belongs to other sources"):
+        combined().load_state_dict(combined(rows=49).state_dict())
+    with pytest.raises(RecipeError, match="no state of 2 combined loaders"):
+        combined().load_state_dict({"epoch": 0, "batch": 99})
+    with pytest.raises(RecipeError, match=r"equally many batches, got \[7, 3\]"):
+        CombinedLoader([source(0), source(1, rows=20)], lambda epoch, batches: np.zeros(batches, np.int64))

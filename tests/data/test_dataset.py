@@ -1,0 +1,371 @@
+"""The data-set store: splits that never mix, the same bytes each time, and nothing read that lies elsewhere."""
+
+import copy
+import pickle
+import time
+from pathlib import Path
+
+import h5py
+import hypothesis.extra.numpy as hnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError, SourceError
+from lsmix.data.readers.dataset_writer import plan_splits, write_dataset
+from lsmix.data.readers.source_images import PublishedData, Split
+from lsmix.data.rng import class_quotas, stratified_sample
+
+
+def published(train=40, test=12, classes=4, side=3, channels=3) -> PublishedData:
+    """Make a data set whose every image is its own: the first pixels count the rows, across splits."""
+    splits = {}
+    for name, count, first in (("train", train, 0), ("test", test, train)):
+        if count:
+            images = np.zeros((count, side, side, channels), np.uint8)
+            images[:, 0, 0, 0], images[:, 0, 1, 0] = np.divmod(np.arange(first, first + count), 256)
+            splits[name] = Split(images, np.arange(count) % classes)
+    return PublishedData(splits=splits, class_names=tuple("abcdefghij"[:classes]), licence="CC0", citation="Ünö, 2026")
+
+
+def identities(images) -> set[int]:
+    return set((images[:, 0, 0, 0].astype(int) * 256 + images[:, 0, 1, 0]).tolist())
+
+
+PLAN = {"heldout": 5, "test": 0, "limit": None, "seed": 0}
+
+
+@pytest.fixture
+def stored(tmp_path) -> Path:
+    path = tmp_path / "dataset.h5"
+    write_dataset(path, published(), **PLAN)
+    return path
+
+
+labels = hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 5))
+
+
+@settings(deadline=None)  # shared machines pause
+@given(labels=labels, data=st.data(), seed=st.integers(0, 2**32))
+def test_a_choice_has_its_count_and_every_class_its_share(labels, data, seed):
+    count = data.draw(st.integers(0, len(labels)))
+    rows = stratified_sample(labels, count, seed=seed, words=("test",))
+    assert rows.dtype == np.int64
+    assert len(rows) == count
+    assert (np.diff(rows) > 0).all()
+    for label in np.unique(labels):
+        share = (labels == label).mean() * count
+        assert abs((labels[rows] == label).sum() - share) < 1
+
+
+def test_ties_between_classes_are_not_always_settled_for_the_same_ones():
+    labels = np.repeat(np.arange(10), 5)
+    chosen = {tuple(labels[stratified_sample(labels, 3, seed=seed, words=("test",))]) for seed in range(20)}
+    assert len(chosen) > 10
+
+
+def test_quotas_refuse_more_than_there_is():
+    with pytest.raises(ValueError, match="cannot choose 4 of 3 rows"):
+        class_quotas(np.array([1, 2]), 4)
+
+
+@settings(deadline=None)  # shared machines pause
+@given(draw=st.data(), train=st.integers(2, 60), test=st.integers(0, 20), seed=st.integers(0, 2**32))
+def test_test_images_can_never_get_into_train(draw, train, test, seed):
+    limit = draw.draw(st.none() | st.integers(2, train), label="limit")
+    kept = limit or train
+    heldout = draw.draw(st.integers(0, kept - (1 if test else 2)), label="heldout")
+    wanted = st.integers(0, test) if test else st.integers(1, kept - heldout - 1)
+    data = published(train, test)
+    plan = plan_splits(data, heldout=heldout, test=draw.draw(wanted, label="test"), limit=limit, seed=seed)
+    images = {name: data.splits[rows.published_split].images[rows.index] for name, rows in plan.items()}
+    found = {name: identities(split) for name, split in images.items()}
+    assert all(len(found[name]) == len(images[name]) for name in found)
+    assert not found["train"] & found["test"]
+    assert not found["train"] & found["heldout"]
+    assert not found["heldout"] & found["test"]
+    if test:
+        assert found["train"] | found["heldout"] <= set(range(train))
+        assert found["test"] <= set(range(train, train + test))
+    assert sum(len(rows.index) for rows in plan.values() if rows.published_split == "train") == kept
+    assert len(found["heldout"]) == heldout
+    assert len(found["train"]) >= 1
+    assert len(found["test"]) >= 1
+
+
+def test_each_class_gives_as_many_held_out_and_test_images_as_any_other():
+    data = published(train=400, test=0)
+    plan = plan_splits(data, heldout=40, test=80, limit=200, seed=3)
+    for name, each in (("train", 20), ("heldout", 10), ("test", 20)):
+        assert np.bincount(data.splits["train"].labels[plan[name].index]).tolist() == [each] * 4
+
+
+def test_another_seed_chooses_others():
+    plans = [plan_splits(published(), **PLAN | {"seed": seed})["heldout"].index.tolist() for seed in range(5)]
+    assert len(set(map(tuple, plans))) == 5
+
+
+@pytest.mark.parametrize(
+    ("test_images", "change", "message"),
+    [
+        (12, {"heldout": 40}, r"40 training images − 40 held-out − 0 test = 0 left for train"),
+        (12, {"limit": 41}, r"limit is 41, but there are 40 published training images"),
+        (12, {"limit": 0}, r"limit is 0"),
+        (12, {"test": 13}, r"test is 13, but there are 12 published test images"),
+        (12, {"heldout": -1}, r"at least 0; got heldout = -1"),
+        (0, {"test": 0}, r"no published test split and test is 0"),
+        (0, {"test": 36}, r"40 training images − 5 held-out − 36 test = -1 left for train"),
+    ],
+)
+def test_impossible_splits_are_refused_with_the_arithmetic(test_images, change, message):
+    with pytest.raises(RecipeError, match=message):
+        plan_splits(published(test=test_images), **PLAN | change)
+
+
+@pytest.mark.parametrize("test_images", [12, 0])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("heldout", [0, 5])
+def test_what_is_written_is_what_is_read(tmp_path, test_images, channels, heldout):
+    data = published(test=test_images, channels=channels)
+    counts = write_dataset(tmp_path / "dataset.h5", data, heldout=heldout, test=6, limit=30, seed=1)
+    opened = open_dataset(tmp_path)
+    assert opened.image_shape == (3, 3, channels)
+    assert (opened.class_names, opened.licence, opened.citation) == (data.class_names, data.licence, data.citation)
+    assert list(opened.splits) == ["train", "heldout", "test"]
+    assert counts == {"train": len(opened.train), "heldout": len(opened.heldout), "test": len(opened.test)}
+    assert counts["heldout"] == heldout
+    assert counts["test"] == 6
+    for split in opened.splits.values():
+        source = data.splits[split.published_split]
+        np.testing.assert_array_equal(split.images, source.images[split.source_index])
+        np.testing.assert_array_equal(split.labels, source.labels[split.source_index])
+        assert split.images.dtype == np.uint8
+        assert split.labels.dtype == split.source_index.dtype == np.int64
+
+
+def test_blocks_of_any_size_write_the_same_bytes(tmp_path, stored, monkeypatch):
+    monkeypatch.setattr("lsmix.data.readers.dataset_writer.BLOCK_BYTES", 100)
+    write_dataset(tmp_path / "again.h5", published(), **PLAN)
+    assert (tmp_path / "again.h5").read_bytes() == stored.read_bytes()
+
+
+def test_the_same_arguments_give_the_same_bytes_at_another_time(tmp_path, stored):
+    # HDF5 takes times in whole seconds from the C library, so that only waiting shows them.
+    time.sleep(1.1)
+    write_dataset(tmp_path / "again.h5", published(), **PLAN)
+    assert (tmp_path / "again.h5").read_bytes() == stored.read_bytes()
+
+
+def test_nothing_is_left_where_writing_breaks_off(tmp_path, monkeypatch):
+    def fail(*_: object) -> None:
+        raise OSError("disk on fire")
+
+    monkeypatch.setattr("lsmix.data.atomic.os.fsync", fail)
+    with pytest.raises(OSError, match="disk on fire"):
+        write_dataset(tmp_path / "dataset.h5", published(), **PLAN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_rewrite_leaves_the_old_data_set(stored, monkeypatch):
+    before = stored.read_bytes()
+    monkeypatch.setattr("lsmix.data.readers.dataset_writer._write_file", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write_dataset(stored, published(), **PLAN)
+    assert stored.read_bytes() == before
+    assert list(stored.parent.iterdir()) == [stored]
+
+
+def test_arrays_are_read_only_and_outlive_the_file(stored):
+    train = open_dataset(stored).train
+    stored.unlink()
+    assert identities(train.images)
+    for array in (train.images, train.labels, train.source_index):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+
+
+@pytest.mark.parametrize("block_bytes", [1, 60, 16 << 20])
+def test_images_are_gathered_as_they_would_be_picked(stored, monkeypatch, block_bytes):
+    monkeypatch.setattr("lsmix.data.dataset.BLOCK_BYTES", block_bytes)
+    train = open_dataset(stored).train
+    rows = np.random.default_rng(0).integers(0, len(train), 50)  # in any order, some twice
+    gathered = train.gather(rows)
+    np.testing.assert_array_equal(gathered, train.images[rows])
+    assert gathered.flags.writeable
+    assert train.gather(rows[:0]).shape == (0, *train.images.shape[1:])
+
+
+@pytest.mark.parametrize("take", [pickle.dumps, copy.deepcopy])
+def test_a_split_is_never_pickled(stored, take):
+    with pytest.raises(TypeError, match="pass the path instead"):
+        take(open_dataset(stored).train)
+
+
+def test_a_missing_data_set_is_missing(tmp_path):
+    with pytest.raises(MissingError, match="no data set at"):
+        open_dataset(tmp_path)
+    with pytest.raises(MissingError, match="no data set at"):
+        open_dataset(tmp_path / "none.h5")
+
+
+def test_another_file_is_no_data_set(tmp_path):
+    (tmp_path / "dataset.h5").write_bytes(b"something else")
+    with pytest.raises(FormatError, match="is no HDF5 file"):
+        open_dataset(tmp_path)
+    with h5py.File(tmp_path / "dataset.h5", "w") as file:
+        file["x"] = 1
+    with pytest.raises(FormatError, match="has no format_version"):
+        open_dataset(tmp_path)
+
+
+def test_a_newer_format_is_refused_by_name(stored):
+    with h5py.File(stored, "r+") as file:
+        file.attrs["format_version"] = np.int64(2)
+    with pytest.raises(FormatError, match="has format 2; this version of lsmix reads format 1"):
+        open_dataset(stored)
+
+
+def test_a_file_cut_short_anywhere_is_found(stored):
+    content = stored.read_bytes()
+    for length in [*range(8, len(content), 97), len(content) - 1]:
+        stored.write_bytes(content[:length])
+        with pytest.raises((CorruptError, FormatError)):
+            open_dataset(stored)
+
+
+def replace_with(make):
+    """Return a change that puts another thing where the training images are."""
+
+    def change(file, folder):
+        shape = file["train/images"].shape
+        del file["train/images"]
+        make(file, folder, shape)
+
+    return change
+
+
+def external(file, folder, shape):
+    (folder / "secret").write_bytes(bytes(10_000))
+    file.create_dataset("train/images", shape, "u1", external=[(str(folder / "secret"), 0, 10_000)])
+
+
+def virtual(file, folder, shape):
+    layout = h5py.VirtualLayout(shape, "u1")
+    layout[:12] = h5py.VirtualSource(str(folder / "other.h5"), "x", (12, *shape[1:]))
+    file.create_virtual_dataset("train/images", layout)
+
+
+def external_link(file, folder, shape):
+    file["train/images"] = h5py.ExternalLink(str(folder / "other.h5"), "x")
+
+
+def soft_link(file, folder, shape):
+    file["train/images"] = h5py.SoftLink("/test/images")
+
+
+def chunked(file, folder, shape):
+    file.create_dataset("train/images", shape, "u1", chunks=True)
+
+
+def compressed(file, folder, shape):
+    file.create_dataset("train/images", shape, "u1", compression="gzip")
+
+
+def group(file, folder, shape):
+    file.create_group("train/images")
+
+
+def floats(file, folder, shape):
+    file.create_dataset("train/images", data=np.zeros(shape, "f4"))
+
+
+def flat(file, folder, shape):
+    file.create_dataset("train/images", data=np.zeros(shape[0], "u1"))
+
+
+def fewer(file, folder, shape):
+    file.create_dataset("train/images", data=np.zeros((3, *shape[1:]), "u1"))
+
+
+def nothing(file, folder, shape):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (external, "external, virtual, chunked or filtered"),
+        (virtual, "external, virtual, chunked or filtered"),
+        (chunked, "external, virtual, chunked or filtered"),
+        (compressed, "external, virtual, chunked or filtered"),
+        (external_link, "links 'images' to another place"),
+        (soft_link, "links 'images' to another place"),
+        (group, "of another kind"),
+        (floats, "must be uint8 with 4 dimensions; got float32"),
+        (flat, "must be uint8 with 4 dimensions; got uint8 of shape"),
+        (fewer, "has 3 images, 35 labels"),
+        (nothing, "has no 'images'"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_images_that_lie_elsewhere_or_otherwise_are_refused(stored, tmp_path, make, message):
+    with h5py.File(stored, "r+") as file:
+        replace_with(make)(file, tmp_path)
+    with pytest.raises(FormatError, match=message):
+        open_dataset(stored)
+
+
+def test_a_label_without_a_class_is_found(stored):
+    with h5py.File(stored, "r+") as file:
+        file["train/labels"][3] = 4
+    with pytest.raises(CorruptError, match=r"labels of 'train' lie in 0\.\.4, expected 0\.\.3"):
+        open_dataset(stored)
+
+
+def test_splits_that_share_a_published_image_are_found(stored):
+    with h5py.File(stored, "r+") as file:
+        file["heldout/source_index"][0] = file["train/source_index"][0]
+    with pytest.raises(CorruptError, match="holds the same published 'train' image twice"):
+        open_dataset(stored)
+
+
+@pytest.mark.parametrize("name", ["class_names", "licence", "citation"])
+def test_a_file_without_its_texts_is_no_data_set(stored, name):
+    with h5py.File(stored, "r+") as file:
+        del file.attrs[name]
+    with pytest.raises(FormatError, match=f"has no text '{name}'"):
+        open_dataset(stored)
+
+
+def test_class_names_that_are_no_list_are_found(stored):
+    with h5py.File(stored, "r+") as file:
+        file.attrs["class_names"] = np.bytes_(b'{"a": 1}')
+    with pytest.raises(CorruptError, match="class_names is no JSON list of names"):
+        open_dataset(stored)
+
+
+def test_texts_of_free_length_are_never_read(stored):
+    with h5py.File(stored, "r+") as file:
+        file.attrs["licence"] = "CC0"
+    with pytest.raises(FormatError, match="has no text 'licence'"):
+        open_dataset(stored)
+
+
+def test_class_names_too_long_to_be_stored_are_refused(tmp_path):
+    split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))
+    data = PublishedData(splits={"train": split, "test": split}, class_names=("x" * 60_000,))
+    with pytest.raises(SourceError, match="class_names has 60004 bytes"):
+        write_dataset(tmp_path / "dataset.h5", data, heldout=0, test=0, limit=None, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_label_and_a_text_of_any_kind_survive(tmp_path):
+    split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))
+    data = PublishedData(
+        splits={"train": split, "test": split}, class_names=('ä"\\\n', ""), licence="", citation="é" * 300
+    )
+    write_dataset(tmp_path / "dataset.h5", data, heldout=0, test=0, limit=None, seed=0)
+    opened = open_dataset(tmp_path)
+    assert (opened.class_names, opened.licence, opened.citation) == (data.class_names, "", data.citation)

@@ -1,0 +1,440 @@
+"""Downloads against a server on loopback: whole or not at all, resumed, never without the right checksum."""
+
+import hashlib
+import http.server
+import json
+import re
+import socket
+import threading
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError, MissingError, RecipeError
+from lsmix.data.progress import NullProgress
+from lsmix.data.readers.published import download as module
+from lsmix.data.readers.published.download import download
+from lsmix.data.readers.published_sets import PublishedFile, check_download, files_to_fetch
+from lsmix.data.readers.registry import SourceConfig, source_files
+from lsmix.pipeline import api
+from lsmix.pipeline.config.schema import DataConfig
+from lsmix.pipeline.stages.ingest import fetch_source
+
+CONTENT = np.random.default_rng(0).integers(0, 256, 1_000_003, np.uint8).tobytes()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Serves the server's ``content``, in the ways that its other attributes say."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.asked.append(self.headers.get("Range"))
+        if server.statuses:
+            status = server.statuses.pop(0)
+            self.send_response(status)
+            if 300 <= status < 400:
+                self.send_header("Location", server.location)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        begin, size = 0, len(server.content)
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
+        if wanted and server.ranges:
+            begin = int(wanted[1])
+        if begin >= size:
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{size}")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+            return
+        self.send_response(206 if begin else 200)
+        if begin:
+            self.send_header("Content-Range", f"bytes {begin + server.shift}-{size - 1}/{size}")
+        if server.tells_length:
+            self.send_header("Content-Length", str(size - begin))
+        self.send_header("Connection", "close")
+        self.close_connection = True
+        self.end_headers()
+        cut = server.cuts.pop(0) if server.cuts else size
+        self.wfile.write(server.content[begin : begin + cut])
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(module, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr("lsmix.data.web._TIMEOUT_SECONDS", 5.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.content, server.asked, server.statuses, server.cuts = CONTENT, [], [], []
+        server.ranges, server.tells_length, server.shift, server.location = True, True, 0, ""
+        server.url = f"http://127.0.0.1:{server.server_port}/some/data.npz"
+        server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+class Meter(NullProgress):
+    """Remembers what it is told."""
+
+    def __init__(self):
+        self.said, self.begun, self.bytes = [], [], 0
+
+    def info(self, message):
+        self.said.append(message)
+
+    def start(self, label, total, unit, done=0):
+        self.begun.append((label, total, unit, done))
+
+    def advance(self, units=1, note=""):
+        self.bytes += units
+
+
+def wanted(server, content=CONTENT, size=0, algorithm="sha256") -> PublishedFile:
+    return PublishedFile(server.url, "data.npz", algorithm, hashlib.new(algorithm, content).hexdigest(), size)
+
+
+@pytest.fixture
+def target(tmp_path) -> Path:
+    return tmp_path / "new" / "data.npz"
+
+
+@pytest.mark.parametrize("algorithm", ["sha256", "md5"])
+def test_a_file_is_fetched_whole_and_its_bytes_are_counted(server, target, algorithm):
+    meter = Meter()
+    download(wanted(server, algorithm=algorithm), target, meter)
+    assert target.read_bytes() == CONTENT
+    assert list(target.parent.iterdir()) == [target]
+    assert meter.begun == [("data.npz", len(CONTENT), "byte", 0)]
+    assert meter.bytes == len(CONTENT)
+    assert server.asked == [None]
+
+
+def test_a_server_that_does_not_tell_the_length_will_do(server, target):
+    server.tells_length = False
+    download(wanted(server, size=len(CONTENT)), target, Meter())
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_connection_that_is_cut_goes_on_where_it_was(server, target):
+    server.cuts = [300_000, 1, 200_000]
+    meter = Meter()
+    download(wanted(server), target, meter)
+    assert target.read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=300000-", "bytes=300001-", "bytes=500001-"]
+    assert meter.bytes == len(CONTENT)
+    assert any("the connection ended after 300000 of 1000003 bytes" in line for line in meter.said)
+
+
+def test_what_a_killed_download_left_is_gone_on_with(server, target):
+    target.parent.mkdir()
+    (target.parent / "data.npz.part").write_bytes(CONTENT[:777_777])
+    meter = Meter()
+    download(wanted(server), target, meter)
+    assert target.read_bytes() == CONTENT
+    assert server.asked == ["bytes=777777-"]
+    assert meter.begun == [("data.npz", len(CONTENT), "byte", 777_777)]
+
+
+def test_an_interrupt_leaves_the_part_and_the_next_call_goes_on(server, target):
+    class Impatient(Meter):
+        def advance(self, units=1, note=""):
+            super().advance(units)
+            if self.bytes > 400_000:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        download(wanted(server), target, Impatient())
+    kept = (target.parent / "data.npz.part").stat().st_size
+    assert not target.exists()
+    assert kept > 400_000
+    download(wanted(server), target, Meter())
+    assert target.read_bytes() == CONTENT
+    assert server.asked == [None, f"bytes={kept}-"]
+
+
+def test_a_download_that_gives_up_says_what_it_kept(server, target):
+    server.cuts = [300_000]
+
+    class Closing(Meter):
+        def info(self, message):
+            server.statuses = [503] * 9  # from the first cut on
+
+    with pytest.raises(DownloadError, match=r"300000 bytes are kept at .*data.npz.part'; run again to go on"):
+        download(wanted(server), target, Closing())
+    server.statuses = []
+    download(wanted(server), target, Meter())
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_begins_anew(server, target):
+    server.ranges, server.cuts = False, [300_000]
+    download(wanted(server), target, Meter())
+    assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    "left", [b"x" * 5000, CONTENT + b"x", b"x" * len(CONTENT)], ids=["shorter", "longer", "as long"]
+)
+def test_a_part_of_another_file_is_noticed_and_the_file_is_fetched_anew(server, target, left):
+    target.parent.mkdir()
+    (target.parent / "data.npz.part").write_bytes(left)
+    meter = Meter()
+    download(wanted(server), target, meter)
+    assert target.read_bytes() == CONTENT
+    assert any("fetching it anew" in line for line in meter.said)
+
+
+def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(server, target):
+    with pytest.raises(
+        DownloadError, match=r"is not the expected file: expected sha256 \w{64}, got \w{64}. It was thrown"
+    ):
+        download(wanted(server, b"another"), target, Meter())
+    assert list(target.parent.iterdir()) == []
+    assert len(server.asked) == 1, "a file that came in one piece is not fetched twice"
+
+
+def test_a_wrong_size_is_noticed_before_anything_is_fetched(server, target):
+    meter = Meter()
+    with pytest.raises(DownloadError, match=r"expected 999 bytes, the server has 1000003"):
+        download(wanted(server, size=999), target, meter)
+    assert meter.bytes == 0
+    assert list(target.parent.iterdir()) == []
+
+
+def test_an_answer_of_the_wrong_size_does_not_cost_what_was_fetched_before(server, target):
+    target.parent.mkdir()
+    part = target.parent / "data.npz.part"
+    part.write_bytes(CONTENT[:300_000])
+    server.ranges, server.content = False, b"<html>please log in</html>"
+    with pytest.raises(DownloadError, match="expected 1000003 bytes, the server has 26"):
+        download(wanted(server, size=len(CONTENT)), target, Meter())
+    assert part.read_bytes() == CONTENT[:300_000]
+
+
+def test_a_file_that_goes_on_past_its_size_is_refused(server, target):
+    server.tells_length = False
+    with pytest.raises(DownloadError, match="goes on past the 500000 bytes"):
+        download(wanted(server, size=500_000), target, Meter())
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("status", "text"), [(404, "404 Not Found"), (403, "403 Forbidden"), (410, "410 Gone")])
+def test_what_is_not_there_is_said_at_once(server, target, status, text):
+    server.statuses = [status]
+    with pytest.raises(DownloadError, match=rf"data.npz' cannot be fetched: the server answers {text}"):
+        download(wanted(server), target, Meter())
+    assert len(server.asked) == 1
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_busy_server_is_asked_again_a_few_times(server, target):
+    server.statuses = [503, 429, 500]
+    download(wanted(server), target, Meter())
+    assert target.read_bytes() == CONTENT
+    target.unlink()
+    server.statuses = [503] * 4
+    with pytest.raises(DownloadError, match="the server answers 503 Service Unavailable"):
+        download(wanted(server), target, Meter())
+    assert server.statuses == []
+
+
+def test_an_answer_of_another_part_is_refused(server, target):
+    server.cuts, server.shift = [1000], 5
+    with pytest.raises(DownloadError, match="answers with another part than the one asked for, from byte 1000"):
+        download(wanted(server), target, Meter())
+
+
+def test_a_redirect_is_followed_on_the_web_only(server, target):
+    server.statuses, server.location = [302, 301], "/elsewhere/data.npz"
+    download(wanted(server), target, Meter())
+    assert target.read_bytes() == CONTENT
+    target.unlink()
+    for location in ("ftp://127.0.0.1/data.npz", "file:///etc/passwd", "data:,x"):
+        server.statuses, server.location = [302], location
+        with pytest.raises(DownloadError, match=re.escape(location)):
+            download(wanted(server), target, Meter())
+        assert not target.exists()
+    server.statuses, server.location = [302] * 20, "/again"
+    with pytest.raises(DownloadError, match="cannot be fetched"):
+        download(wanted(server), target, Meter())
+
+
+def test_nobody_at_the_other_end_is_said(server, target):
+    with socket.socket() as deaf:  # bound, so that nobody else listens there, and not listening
+        deaf.bind(("127.0.0.1", 0))
+        server.url = f"http://127.0.0.1:{deaf.getsockname()[1]}/data.npz"
+        with pytest.raises(DownloadError, match=r"cannot be fetched: .*refused.* Run again later"):
+            download(wanted(server), target, Meter())
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
+    monkeypatch.setattr("lsmix.data.web._TIMEOUT_SECONDS", 0.05)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        server.url = f"http://127.0.0.1:{silent.getsockname()[1]}/data.npz"
+        with pytest.raises(DownloadError, match="cannot be fetched: timed out"):
+            download(wanted(server), target, Meter())
+
+
+def test_what_does_not_fit_on_the_disk_is_not_begun(server, target, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+    meter = Meter()
+    with pytest.raises(DiskSpaceError, match=r"needs 1000003 more bytes in .* where 1000 are free"):
+        download(wanted(server), target, meter)
+    assert meter.bytes == 0
+
+
+def test_a_file_that_another_run_fetches_is_left_to_it(server, target):
+    class Second(Meter):
+        def start(self, *facts, **more):
+            with pytest.raises(LockedError, match="is being fetched by another run"):
+                download(wanted(server), target, Meter())
+
+    download(wanted(server), target, Second())
+    assert target.read_bytes() == CONTENT
+    assert len(server.asked) == 1
+
+
+# What a recipe may ask for, and where it goes.
+
+SHA = "sha256=" + "0" * 64
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        *("cifar10", "cifar10-binary", "cifar100", "cifar100-binary", "svhn", "svhn-extra", "tiny-imagenet", ""),
+        f"https://a.org/x.npz#{SHA}",
+        "http://a.org:80/x.npz?y=1#md5=" + "aF" * 16,
+    ],
+)
+def test_known_names_and_urls_with_a_checksum_may_be_asked_for(asked):
+    check_download(asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("cifar11", r"expected one of cifar10, .*, or an http or https URL with its checksum, got 'cifar11'"),
+        (f"file:///etc/passwd#{SHA}", "expected one of"),
+        (f"ftp://a.org/x.npz#{SHA}", "expected one of"),
+        (f"https:///x.npz#{SHA}", "expected one of"),
+        (f"https://a.org:no/x.npz#{SHA}", "expected one of"),
+        (f"https://a.org/x y.npz#{SHA}", "expected one of"),
+        (f"https://a.org/ü.npz#{SHA}", "expected one of"),
+        ("https://a.org/x.npz", "must end in its checksum"),
+        ("https://a.org/x.npz#sha256=12", "must end in its checksum"),
+        ("https://a.org/x.npz#md5=" + "g" * 32, "must end in its checksum"),
+        ("https://a.org/x.npz#sha1=" + "0" * 40, "must end in its checksum"),
+    ],
+)
+def test_anything_else_is_refused_when_the_recipe_is_read(asked, message, tmp_path):
+    with pytest.raises(msgspec.ValidationError, match=message):
+        msgspec.convert({"download": asked}, DataConfig)
+    with pytest.raises(RecipeError, match=message):
+        check_download(asked)
+
+
+def names(download: str, path: Path) -> list[str]:
+    return [str(target.relative_to(path.parent)) for _, target in files_to_fetch(download, path)]
+
+
+def test_a_path_that_ends_like_a_file_is_the_file_and_another_the_folder(tmp_path):
+    assert names("cifar10", tmp_path / "mine.tar.gz") == ["mine.tar.gz"]
+    assert names("cifar10", tmp_path / "cifar") == ["cifar/cifar-10-python.tar.gz"]
+    assert names("svhn", tmp_path / "svhn") == ["svhn/train_32x32.mat", "svhn/test_32x32.mat"]
+    assert names(f"https://a.org/b/%2e%2e%2Fx%00y.npz?z#{SHA}", tmp_path / "web") == ["web/x_y.npz"]
+    with pytest.raises(RecipeError, match=r"'svhn' is 2 files, but data.path names one"):
+        names("svhn", tmp_path / "svhn.mat")
+    with pytest.raises(RecipeError, match="does not say what kind of file it is"):
+        names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web")
+    assert names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web.npz") == ["web.npz"]
+
+
+def test_what_is_there_is_never_fetched_again(tmp_path):
+    (tmp_path / "mine.tar.gz").touch()
+    (tmp_path / "file").touch()
+    assert names("cifar10", tmp_path / "mine.tar.gz") == names("cifar10", tmp_path / "file") == []
+    folder = tmp_path / "cifar"
+    folder.mkdir()
+    (folder / "cifar-10-python.tar.gz.part").touch()
+    assert names("cifar10", folder) == ["cifar/cifar-10-python.tar.gz"]
+    (folder / "cifar-10-batches-py").mkdir()
+    assert names("cifar10", folder) == [], "the folder may hold the data set unpacked"
+    assert names("svhn", folder) == ["cifar/train_32x32.mat", "cifar/test_32x32.mat"]
+    (folder / "train_32x32.mat").touch()
+    assert names("svhn", folder) == ["cifar/test_32x32.mat"]
+
+
+def test_a_missing_data_set_that_can_be_fetched_says_how(tmp_path):
+    for path in (tmp_path / "none", tmp_path):
+        (tmp_path / "cifar-10-python.tar.gz.part").touch()
+        with pytest.raises(MissingError, match=r"Check the path, or let 'lsmix ingest --download' fetch it"):
+            source_files(SourceConfig(path=str(path), download="cifar10"))
+
+
+def test_a_recipe_that_does_not_say_what_or_where_is_refused(tmp_path):
+    for config in (DataConfig(format="digits"), DataConfig(path="x"), DataConfig(download="cifar10")):
+        with pytest.raises(
+            RecipeError, match=r"--download needs data.download, what to fetch, and data.path, where to"
+        ):
+            fetch_source(config, NullProgress())
+
+
+# The command.
+
+
+@pytest.fixture
+def published(server, tmp_path) -> str:
+    """Serve a small NumPy archive and return what a recipe says to fetch it."""
+    rng = np.random.default_rng(1)
+    np.savez(tmp_path / "published.npz", images=rng.integers(0, 256, (40, 8, 8, 3), np.uint8), labels=np.arange(40) % 4)
+    server.content = (tmp_path / "published.npz").read_bytes()
+    return f"{server.url}#sha256={hashlib.sha256(server.content).hexdigest()}"
+
+
+@pytest.mark.parametrize("path", ["images.npz", "images"])
+@pytest.mark.parametrize("name", ["ingest", "run"])
+def test_ingest_and_run_fetch_what_is_missing_once(server, published, tmp_path, command, monkeypatch, path, name):
+    whole = api.build_graph
+    monkeypatch.setattr(api, "build_graph", lambda *asked: whole(*asked)[:1])  # run would train, too
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(
+        f'name = "mine"\n[data]\npath = "{path}"\ndownload = "{published}"\ntest = 4\nheldout = 4\n', encoding="utf-8"
+    )
+    words = (name, recipe, "--workspace", tmp_path / "runs")
+    missing = command(*words)
+    assert (missing.code, server.asked) == (1, [])
+    assert "or let 'lsmix ingest --download' fetch it" in missing.err
+    done = command(*words, "--download", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["content"]["artifacts"][0]["counts"]["train"] == 32
+    assert f"fetching {server.url}" in done.err
+    assert "kB of" in done.err
+    again = command(*words, "--download")
+    assert again.code == 0
+    assert "up to date" in again.err
+    assert len(server.asked) == 1
+
+
+def test_a_wrong_checksum_ends_the_command_with_one_sentence(published, tmp_path, command):
+    recipe = tmp_path / "my.toml"
+    wrong = published[:-8] + "00000000"
+    recipe.write_text(f'name = "mine"\n[data]\npath = "a.npz"\ndownload = "{wrong}"\ntest = 4\n', encoding="utf-8")
+    result = command("ingest", recipe, "--workspace", tmp_path / "runs", "--download")
+    assert (result.code, result.out) == (1, "")
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert "is not the expected file: expected sha256" in result.err
+    assert not (tmp_path / "a.npz").exists()

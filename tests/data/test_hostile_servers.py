@@ -1,0 +1,479 @@
+"""URLs that lead elsewhere, servers that never end, schedulers that are none, and a cache that others can change."""
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from places import Meter, make_bucket, s3_server, web_server, write_pool
+
+import lsmix
+from lsmix.data import cache as fetch
+from lsmix.data import remote, web
+from lsmix.data.cache import locked_file, with_retries
+from lsmix.data.errors import DownloadError, LsmixError, RecipeError
+from lsmix.data.progress import NullProgress, graceful_signals, pause
+from lsmix.data.remote import open_remote
+from lsmix.data.sharing import store as fetched
+from lsmix.data.sharing.store import download_artifact
+from lsmix.data.sharing.transfer import pull_artifact
+from lsmix.data.web import checked_url
+from lsmix.pipeline.workspace import remote as remote_workspace
+from lsmix.pipeline.workspace.remote import open_workspace
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
+]
+SHARD = "pool.zarr/image/c/0/0/0/0"
+
+
+@pytest.fixture(autouse=True)
+def apart(monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    yield
+    forget()
+
+
+def forget():
+    """Let this process know of its copies no more than another would."""
+    for copy in fetched._copies.values():
+        if copy.lock:
+            copy.lock.close()
+    fetched._copies.clear()
+    remote_workspace._checked.clear()
+
+
+# URLs.
+
+
+def template(folder):
+    """Return the URL of references whose templates, where fsspec fills them in, run a command."""
+    run = f"{{{{ cycler.__init__.__globals__.os.system('touch {folder}/ran') }}}}"
+    content = {"version": 1, "templates": {"u": run}, "gen": [], "refs": {"manifest.json": ["{{u}}"]}}
+    return f"reference://::data:application/json;base64,{base64.b64encode(json.dumps(content).encode()).decode()}"
+
+
+@pytest.mark.parametrize("words", [("status",), ("gc",), ("run", "--dry-run")])
+@pytest.mark.parametrize("field", ["flow.path", "pools.lsmix.flow"])
+@pytest.mark.parametrize("kind", ["dask", "reference"])
+def test_a_url_in_a_recipe_runs_no_code_and_connects_to_nothing(words, field, kind, tiny_recipe, tmp_path, command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        port = server.getsockname()[1]
+        url = f"dask://127.0.0.1:{port}/flow::file:///flow" if kind == "dask" else template(tmp_path)
+        recipe = tmp_path / "mine.toml"
+        section, _, key = field.rpartition(".")
+        text = tiny_recipe.read_text().replace(f"[{section}]", f"[{section}]\n{key} = {url!r}")
+        if section == "flow":  # its path is all that a flow from elsewhere has
+            text = text[: text.index("[flow]")] + f"[flow]\npath = {url!r}\n" + text[text.index("[latents]") :]
+        recipe.write_text(text)
+        result = command(words[0], recipe, *words[1:], "--workspace", tmp_path / "runs")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert result.code == 1
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert f"uses the scheme '{kind}', which lsmix does not read" in result.err
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        *(
+            (f"{kind}://a/b", "does not read")
+            for kind in ("dask", "reference", "ftp", "sftp", "github", "zip", "local", "")
+        ),
+        ("simplecache::http://a/b", "chained"),
+        ("s3://a/b::dask://c", "'::'"),
+        ("http://a/b::file:///c", "'::'"),
+        ("file:///a::b", "'::'"),
+        ("http://[::1/x", "not a valid URL"),
+        ("http://[x]/x", "not a valid URL"),
+        ("s3://b[/x", "not a valid URL"),
+        ("http://h:99999/x", "not a valid URL"),
+        ("http://h:port/x", "not a valid URL"),
+        ("http://exämple☃/x", "beyond ASCII"),
+        ("http://h/a b", "holds spaces"),
+        ("http://h/a\nb", "control characters"),
+        ("s3://b/\x1b[31m", "control characters"),
+        (" http://h/x", "at its ends"),
+        ("http://h/\udc80", "control characters"),
+        (f"http://{'a' * 64}/x", "no valid host"),
+        (f"http://{'a.' * 130}org/x", "no valid host"),
+        ("http://a..b/x", "no valid host"),
+        ("https:///x", "no valid host"),
+        ("s3://", "names no bucket"),
+        ("s3:///x", "names no bucket"),
+        ("hf://", "names no bucket"),
+        ("file://host/x", "on another host"),
+        ("file://localhost", "not a valid file URL"),
+        ("file:///a%00b", "not a valid file URL"),
+        ("file:///a#b", "not a valid file URL"),
+    ],
+)
+def test_a_url_of_another_kind_or_form_is_refused_everywhere_in_one_sentence(url, said, tmp_path, command):
+    for take in (
+        checked_url,
+        open_remote,
+        lsmix.open_pool,
+        open_workspace,
+        lambda url: lsmix.pull(url, tmp_path / "x"),
+    ):
+        with pytest.raises(RecipeError, match=said):
+            take(url)
+    result = command("pull", url, tmp_path / "x")
+    assert (result.code, len(result.err.splitlines())) == (1, 1), result.err
+    with pytest.raises(LsmixError):
+        lsmix.push(write_pool(tmp_path / "pool"), url)
+
+
+@pytest.mark.parametrize("url", ["http://ann:secret@h/x", "s3://key:secret@bucket/x", "https://ann@h/x"])
+def test_a_url_with_a_user_or_password_is_refused_without_showing_it(url):
+    with pytest.raises(RecipeError, match="user name or password") as caught:
+        open_remote(url)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "normal"),
+    [
+        ("HTTPS://Example.org:443/a%20b?x=1", "https://Example.org:443/a%20b?x=1"),
+        ("http://[::1]:8000/x", "http://[::1]:8000/x"),
+        ("http://xn--mnchen-3ya.de./x", "http://xn--mnchen-3ya.de./x"),
+        ("S3://bucket/a key", "s3://bucket/a key"),
+        ("abfs://box@account.dfs.core.windows.net/x", "abfs://box@account.dfs.core.windows.net/x"),
+        ("hf://datasets/a/b@main/x", "hf://datasets/a/b@main/x"),
+        ("File:///a%20b", "file:///a%20b"),
+        ("memory://", "memory://"),
+    ],
+)
+def test_a_plain_url_passes_with_its_scheme_in_lower_case(url, normal):
+    assert checked_url(url) == normal
+
+
+@pytest.mark.parametrize(
+    "section", ["", "[data]\n", "[flow]\n", "[latents]\n", "[pools.lsmix]\n", "[classifier]\n", "[run]\n", "[dask]\n"]
+)
+def test_a_schedulers_address_is_never_taken_from_a_recipe(section, tmp_path, command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setblocking(False)
+        recipe = tmp_path / "mine.toml"
+        address = f'scheduler = "tcp://127.0.0.1:{server.getsockname()[1]}"\n'
+        recipe.write_text(f'name = "x"\n{section}{address}')
+        result = command("run", recipe, "--workspace", tmp_path / "runs")
+        with pytest.raises(BlockingIOError):
+            server.accept()
+    assert result.code == 1
+    assert "error: " in result.err
+
+
+# Servers.
+
+
+@contextmanager
+def scripted_server(head, more=b"", *, seconds=0.0):
+    """Answer each connection with ``head``, and then with ``more`` without end; yield the URL and the connections."""
+    came, done = [], threading.Event()
+
+    def answer(connection):
+        with connection:
+            try:
+                connection.recv(1 << 16)
+                connection.sendall(head)
+                while more and not done.wait(seconds):
+                    connection.sendall(more if seconds else more * 1000)
+                if head == b"":
+                    done.wait()
+            except OSError:
+                pass
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            came.append(threading.Thread(target=answer, args=(connection,)))
+            came[-1].start()
+
+    server = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", came
+    finally:
+        done.set()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+        for each in came:
+            each.join()
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ENDLESS = {
+    "100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0, "without end"),
+    "slow 100 Continue": (b"", b"HTTP/1.1 100 Continue\r\n\r\n", 0.02, "less than|timed out"),
+    "slow headers": (OK, b"X", 0.02, "less than|timed out"),
+    "trailers": (OK + b"Transfer-Encoding: chunked\r\n\r\n0\r\n", b"X: y\r\n", 0, "without end"),
+    "chunk extensions": (
+        OK + b"Transfer-Encoding: chunked\r\n\r\n",
+        b"1;" + b"x" * 8000 + b"\r\na\r\n",
+        0.02,
+        "less than|timed out",
+    ),
+    "redirect page": (b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"x" * 100, 0, "without end"),
+    "slow body": (OK + b"Content-Length: 1000000\r\n\r\n", b"x", 0.02, "less than|timed out"),
+    "silence": (b"", b"", 0, "timed out|less than"),
+}
+
+
+@pytest.mark.parametrize(("head", "more", "seconds", "said"), ENDLESS.values(), ids=ENDLESS)
+def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeypatch):
+    monkeypatch.setattr(web, "_PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(web, "_MOST_OTHER_BYTES", 1 << 16)
+    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.3)
+    with scripted_server(head, more, seconds=seconds) as (url, came):
+        place = open_remote(url)
+        with pytest.raises(DownloadError, match=said):
+            with_retries(url, lambda: place.read("manifest.json", 1 << 30))
+        assert len(came) == 2
+
+
+def test_a_byte_an_attempt_is_not_taken_for_progress(monkeypatch, tmp_path):
+    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    write_pool(tmp_path / "www/pool")
+    with web_server(tmp_path / "www") as web:
+        web.cuts = _Always(1, but="pool/manifest.json")
+        with pytest.raises(DownloadError, match="cannot be fetched"):
+            pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter())
+        most = max(len([1 for path, _ in web.asked if path == asked]) for asked, _ in web.asked)
+    assert most <= 4
+
+
+class _Always(dict):
+    """Cuts every answer, but those of one path."""
+
+    def __init__(self, cut, but):
+        self._cut, self._but = cut, but
+
+    def pop(self, path, default=None):
+        return default if path == self._but else self._cut
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://[::1/x",
+        "http://ann:secret@127.0.0.1/x",
+        "http://127.0.0.1:99999/x",
+        "http://127.0.0.1/x::file:///etc/passwd",
+        "HTTP://a..b/",
+        "file:///etc/passwd",
+        "dask://127.0.0.1/x",
+    ],
+)
+def test_a_redirect_to_what_is_no_acceptable_url_is_one_sentence(location, command):
+    with scripted_server(f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()) as (
+        url,
+        came,
+    ):
+        result = command("pull", url, "here")
+    assert (result.code, len(result.err.splitlines())) == (1, 1), result.err
+    assert len(came) == 1
+
+
+@pytest.mark.parametrize("call", ["size", "names", "write", "remove"])
+def test_a_store_that_does_not_answer_is_given_up(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(remote, "_MOST_LISTING_BYTES", 0)
+    (tmp_path / "file").touch()
+    place, answer = open_remote("memory://silent"), threading.Event()
+    calls = {"size": "info", "names": "find", "write": "put_file", "remove": "rm_file"}
+    monkeypatch.setattr(type(place._fs), calls[call], lambda *_, **__: answer.wait(60))
+    try:
+        with pytest.raises(DownloadError, match="did not answer within"):
+            getattr(place, call)("x", *([tmp_path / "file"] if call == "write" else []))
+    finally:
+        answer.set()
+
+
+CONNECT = """
+import os, sys
+from lsmix.data.errors import RecipeError
+from lsmix.pipeline.engine import dask as on_dask
+on_dask._CONNECT_SECONDS = 1.0
+for address in sys.argv[1:]:
+    try:
+        on_dask.DaskExecutor(scheduler=address, say=print)._connected()
+    except RecipeError as error:
+        print(error)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+def test_a_scheduler_that_is_silent_or_a_web_server_or_without_tls_is_one_sentence():
+    with scripted_server(b"") as (silent, _), scripted_server(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 9) as (web, _):
+        addresses = [url.replace("http", "tcp").removesuffix("/pool") for url in (silent, web)]
+        addresses += [
+            addresses[0].replace("tcp", "tls"),
+            "ucx://127.0.0.1:1",
+            "inproc://a",
+            "s3://b",
+            "tcp://a\nb:1",
+            web,
+        ]
+        result = subprocess.run(
+            [sys.executable, "-c", CONNECT, *addresses], capture_output=True, text=True, timeout=60, check=False
+        )
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    lines = result.stdout.splitlines()
+    assert len(lines) == len(addresses), lines
+    for address, line in zip(addresses, lines, strict=True):
+        assert repr(address) in line
+
+
+# Ctrl-C.
+
+
+@contextmanager
+def interrupted():
+    """Send this process one SIGINT in a moment, and expect that it ends the block long before any limit."""
+    timer = threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT))
+    begun = time.monotonic()
+    with graceful_signals():
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            yield
+    timer.join()
+    assert time.monotonic() - begun < 15
+
+
+@pytest.mark.parametrize("what", ["answer", "body", "pause", "store", "lock", "copy"])
+def test_the_first_ctrl_c_ends_any_wait(what, monkeypatch, tmp_path):
+    head = {"body": OK + b"Content-Length: 9\r\n\r\n"}.get(what, b"")
+    with scripted_server(head, b"" if head == b"" else b"x", seconds=5) as (url, _):
+        if what in ("answer", "body"):
+            with interrupted():
+                open_remote(url).read("x", 100)
+        elif what == "pause":
+            with interrupted():
+                pause(60)
+        elif what == "store":
+            place, answer = open_remote("memory://silent"), threading.Event()
+            monkeypatch.setattr(type(place._fs), "info", lambda *_, **__: answer.wait(60))
+            with interrupted():
+                place.size("x")
+            answer.set()
+        elif what == "lock":
+            path = tmp_path / "lock"
+            with locked_file(path, wait=False), interrupted(), locked_file(path, wait=True):
+                pass
+        else:
+            with interrupted():
+                download_artifact(url, NullProgress())
+
+
+def test_the_first_ctrl_c_ends_the_threads_of_a_pull(tmp_path):
+    write_pool(tmp_path / "www/pool")
+    with web_server(tmp_path / "www") as web:
+        wait, answer = threading.Event(), web.RequestHandlerClass.do_GET
+
+        class Stalling(web.RequestHandlerClass):
+            def do_GET(self):  # noqa: N802 - as its base calls it
+                if "manifest.json" not in self.path:
+                    wait.wait(60)
+                answer(self)
+
+        web.RequestHandlerClass = Stalling
+        try:
+            with interrupted():
+                pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter())
+        finally:
+            wait.set()
+
+
+# The cache.
+
+
+def swap(folder, path=SHARD):
+    """Let a file of a copy hold other bytes, as many."""
+    content = bytearray((folder / path).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / path).write_bytes(content)
+
+
+def test_a_copy_whose_bytes_were_swapped_is_fetched_anew_by_the_next_process(tmp_path):
+    pool = write_pool(tmp_path / "www/pool")
+    with web_server(tmp_path / "www") as web:
+        folder = download_artifact(f"{web.url}/pool", NullProgress())
+        swap(folder)
+        forget()
+        assert download_artifact(f"{web.url}/pool", NullProgress()) == folder
+    assert (folder / SHARD).read_bytes() == (pool / SHARD).read_bytes()
+
+
+def test_a_workspaces_copy_whose_bytes_were_swapped_is_fetched_anew_by_the_next_process(tmp_path, finished_workspace):
+    (there,) = (finished_workspace / "ingest").glob("tiny-*")
+    with s3_server():
+        make_bucket("bucket")
+        lsmix.push(there, f"s3://bucket/runs/ingest/{there.name}")
+        workspace = open_workspace("s3://bucket/runs")
+        found = workspace.find("ingest", there.name.rpartition("-")[2])
+        copy = workspace.ensure_local(found, NullProgress()).folder
+        swap(copy, "dataset.h5")
+        forget()
+        assert workspace.ensure_local(found, NullProgress()).folder == copy
+    assert (copy / "dataset.h5").read_bytes() == (there / "dataset.h5").read_bytes()
+
+
+@pytest.mark.parametrize("within", ["", "artifacts", "files", "workspaces"])
+def test_a_cache_that_others_may_write_to_is_refused(within, tmp_path, monkeypatch):
+    write_pool(tmp_path / "www/pool")
+    cache = Path(os.environ["LSMIX_CACHE"])
+    with web_server(tmp_path / "www") as web:
+        uses = {
+            "artifacts": lambda: download_artifact(f"{web.url}/pool", NullProgress()),
+            "files": lambda: lsmix.open_pool(f"{web.url}/pool"),
+            "workspaces": lambda: open_workspace("memory://x"),
+        }
+        for use in uses.values():
+            use()
+        for mode in (0o770, 0o707):
+            (cache / within).chmod(mode)
+            for name, use in uses.items():
+                if within in ("", name):
+                    with pytest.raises(LsmixError, match=r"other users may write to the cache .* Run 'chmod go-w'"):
+                        use()
+        (cache / within).chmod(0o755)
+        for use in uses.values():
+            use()
+        monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+        for use in uses.values():
+            with pytest.raises(LsmixError, match="belongs to another user"):
+                use()
+
+
+def test_a_cache_made_under_a_loose_umask_is_ours_alone(tmp_path):
+    write_pool(tmp_path / "www/pool")
+    before = os.umask(0o002)
+    try:
+        with web_server(tmp_path / "www") as web:
+            for _ in range(2):
+                download_artifact(f"{web.url}/pool", NullProgress())
+                lsmix.open_pool(f"{web.url}/pool")
+    finally:
+        os.umask(before)

@@ -1,0 +1,369 @@
+"""Loaders: an epoch is the same batches for every number of workers, resumed or not, and no thread outlives it."""
+
+import gc
+import shutil
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.loaders.array_loader import ArrayLoader
+from lsmix.data.loaders.batch import Batch
+from lsmix.data.loaders.epoch_loader import read_ahead
+from lsmix.data.loaders.pool_loader import PoolLoader
+from lsmix.data.pool import create_pool, open_pool, write_pool_shard
+
+ROWS, COPIES, CLASSES = 202, 2, 5
+
+
+def images(rows):
+    """Return images that carry their own row, so that a batch says which rows it has."""
+    content = np.random.default_rng(0).integers(0, 256, (rows, 2, 3, 3), dtype=np.uint8)
+    content[:, 0, 0, 0] = np.arange(rows) % 256
+    return content
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pool")
+    draw = np.random.default_rng(1)
+    store = create_pool(
+        folder,
+        images_per_copy=ROWS // COPIES,
+        copies=COPIES,
+        image_shape=(2, 3, 3),
+        class_names=tuple("abcde"),
+        method="ls-mix",
+        shard_rows=64,
+    )
+    rows = {
+        "image": images(ROWS),
+        "source_a": np.arange(ROWS) % (ROWS // COPIES),
+        "source_b": np.arange(ROWS) % (ROWS // COPIES),
+        "label_a": np.arange(ROWS) % CLASSES,
+        "label_b": draw.integers(0, CLASSES, ROWS),
+        "lam": draw.random(ROWS, dtype=np.float32),
+        "share_b": draw.random(ROWS, dtype=np.float32),
+        "status": np.zeros(ROWS, np.uint8),
+    }
+    for shard in range(store.shards):
+        span = store.shard_range(shard)
+        write_pool_shard(folder, shard, {name: c[span.start : span.stop] for name, c in rows.items()})
+    write(folder)
+    return folder
+
+
+def write(folder):
+    files = record_files(folder)
+    root = root_digest(files)
+    key = "0" * 12
+    manifest = Manifest(stage="mix", stage_version=1, name="p", key=key, root=root, config={}, inputs=[], files=files)
+    write_manifest(folder, manifest)
+
+
+@pytest.fixture
+def pool(folder):
+    return open_pool(folder)
+
+
+def rows_of(batches):
+    return [int(row) for batch in batches for row in batch[0][:, 0, 0, 0]]
+
+
+def same(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("read_ahead_bytes", [0, 1, 1 << 20])
+def test_each_sample_comes_once_with_its_own_labels(pool, read_ahead_bytes):
+    batches = list(PoolLoader(pool, 16, read_ahead_bytes=read_ahead_bytes))
+    assert sorted(rows_of(batches)) == list(range(ROWS))
+    assert rows_of(batches) != list(range(ROWS))
+    for batch in batches:
+        assert isinstance(batch, Batch)
+        rows = rows_of([batch])
+        np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), images(ROWS)[rows])
+        np.testing.assert_array_equal(batch.label_a.numpy(), pool.label_a[rows])
+        np.testing.assert_array_equal(batch.label_b.numpy(), pool.label_b[rows])
+        np.testing.assert_array_equal(batch.share_b.numpy(), pool.share_b[rows])
+    dtypes = [tensor.dtype for tensor in batches[0]]
+    assert dtypes == [torch.uint8, torch.int64, torch.int64, torch.float32]
+    assert batches[0].images.is_contiguous(memory_format=torch.channels_last)
+    batches[0].images.zero_()  # the batch belongs to the caller
+    assert sorted(rows_of(PoolLoader(pool, 16))) == list(range(ROWS))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone(pool):
+    def go(**settings):
+        return rows_of(PoolLoader(pool, **({"batch_size": 16} | settings)))
+
+    assert go() == go() == go(batch_size=7) == go(read_ahead_bytes=0, check_crc=False)
+    assert go(seed=1) != go()
+    assert go(epoch=1) != go()
+    assert go(shuffle=False) == list(range(ROWS))
+    loader = PoolLoader(pool, 16)
+    assert rows_of(loader) == rows_of(loader)
+    loader.set_epoch(1)
+    assert rows_of(loader) == go(epoch=1)
+
+
+def test_a_loader_has_as_many_batches_as_it_says(pool):
+    for drop_last in (False, True):
+        for world_size in (1, 2, 3):
+            loader = PoolLoader(pool, 16, world_size=world_size, drop_last=drop_last)
+            assert len(list(loader)) == len(loader)
+
+
+def test_ranks_are_disjoint_and_equal_and_make_up_the_steps_of_one(pool):
+    whole = [rows_of([batch]) for batch in PoolLoader(pool, 24)]
+    ranks = [[rows_of([batch]) for batch in PoolLoader(pool, 8, rank=rank, world_size=3)] for rank in range(3)]
+    assert [[*step[0], *step[1], *step[2]] for step in zip(*ranks, strict=True)][:-1] == whole[:-1]
+    taken = [row for rank in ranks for batch in rank for row in batch]
+    assert len(taken) == len(set(taken)) == ROWS // 3 * 3
+
+
+def test_cycling_takes_one_copy_an_epoch(pool):
+    half = ROWS // COPIES
+    for epoch in range(3):
+        rows = rows_of(PoolLoader(pool, 16, copies="cycle", epoch=epoch))
+        assert sorted(rows) == list(range(epoch % 2 * half, (epoch % 2 + 1) * half))
+
+
+def test_soft_targets_say_the_same_as_the_pair(pool):
+    pairs, soft = (list(PoolLoader(pool, 50, labels=labels)) for labels in ("pair", "soft"))
+    for pair, (soft_images, target) in zip(pairs, soft, strict=True):
+        assert torch.equal(pair.images, soft_images)
+        expected = np.zeros((len(pair.images), CLASSES))
+        for row, (a, b, share) in enumerate(zip(pair.label_a, pair.label_b, pair.share_b, strict=True)):
+            expected[row, a] += 1 - share.item()
+            expected[row, b] += share.item()
+        # float32 against float64: the last bit of a number up to 1.
+        np.testing.assert_allclose(target.numpy(), expected, rtol=0, atol=2e-7)
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 13])
+@pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
+def test_a_resumed_epoch_goes_on_with_the_very_next_batch(pool, done, read_ahead_bytes):
+    whole = list(PoolLoader(pool, 16, seed=5, epoch=3))
+    assert len(whole) == 13
+    loader = PoolLoader(pool, 16, seed=5, epoch=3, read_ahead_bytes=read_ahead_bytes)
+    iterator = iter(loader)
+    first = [next(iterator) for _ in range(done)]
+    state = loader.state_dict()
+    assert state == PoolLoader(pool, 16, seed=5, epoch=3).state_after(done)
+    resumed = PoolLoader(pool, 16, seed=5)
+    resumed.load_state_dict(state)
+    resumed.set_epoch(3)  # as a training loop does at the start of each epoch
+    assert resumed.state_dict() == state
+    same(first + list(resumed), whole)
+    same(list(resumed), whole)  # the next pass is a whole one
+    resumed.set_epoch(4)
+    same(list(resumed), list(PoolLoader(pool, 16, seed=5, epoch=4)))
+
+
+def test_other_ranks_take_over_exactly_the_samples_that_are_left(pool):
+    loader = PoolLoader(pool, 20, rank=1, world_size=2)
+    iterator = iter(loader)
+    for _ in range(3):
+        next(iterator)
+    rest = []
+    for rank in range(4):
+        resumed = PoolLoader(pool, 7, rank=rank, world_size=4)
+        resumed.load_state_dict(loader.state_dict())
+        rest += rows_of(resumed)
+    expected = rows_of(PoolLoader(pool, 16))[120:]
+    assert len(rest) == len(set(rest)) == len(expected) // 4 * 4
+    assert set(rest) <= set(expected)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"seed": 1}, "another order of samples.*seed=1.*seed=0"),
+        ({"buffer_chunks": 3}, "another order of samples.*'buffer_chunks': 3.*'buffer_chunks': 8"),
+        ({"shuffle": False}, "another order"),
+        ({"copies": "cycle"}, "another order"),
+    ],
+)
+def test_a_state_of_another_order_is_refused(pool, settings, message):
+    state = PoolLoader(pool, 16, epoch=2).state_dict()
+    loader = PoolLoader(pool, 16, **settings)
+    with pytest.raises(RecipeError, match=message):
+        loader.load_state_dict(state)
+    assert loader.epoch == 0
+
+
+@pytest.mark.parametrize(
+    "change", [{"position": 999}, {"position": -1}, {"epoch": "1"}, {"format_version": 2}, {"x": 1}]
+)
+def test_a_state_that_no_loader_gave_is_refused(pool, change):
+    loader = PoolLoader(pool, 16)
+    with pytest.raises(RecipeError, match="state of"):
+        loader.load_state_dict(loader.state_dict() | change)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"batch_size": 0}, "batch_size ≥ 1.*got batch_size=0"),
+        ({"rank": 2, "world_size": 2}, "rank < world_size; got .*rank=2"),
+        ({"labels": "hard"}, "labels='hard'"),
+        ({"copies": "some"}, "copies='some'"),
+        ({"buffer_chunks": 0}, "buffer_chunks=0"),
+        ({"batch_size": 300, "drop_last": True}, "no batch would ever come"),
+        ({"world_size": 300}, "no batch would ever come"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(pool, settings, message):
+    with pytest.raises(RecipeError, match=message):
+        PoolLoader(pool, **({"batch_size": 16} | settings))
+
+
+def test_a_negative_epoch_is_refused(pool):
+    with pytest.raises(RecipeError, match="an epoch is 0 or more, got -1"):
+        PoolLoader(pool, 16).set_epoch(-1)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # a machine with one core: slow, but as good
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchs_dataloader_gives_the_same_batches_in_the_same_order(pool, workers):
+    loader = PoolLoader(pool, 16, seed=2)
+    # spawn: forking a process that runs threads warns, and warnings are errors here
+    context = "spawn" if workers else None
+    wrapped = DataLoader(loader, batch_size=None, num_workers=workers, multiprocessing_context=context)
+    assert len(wrapped) == 13
+    same(list(wrapped), list(loader))
+
+
+def test_an_iterator_that_is_dropped_stops_its_thread(pool):
+    def running():
+        return [thread for thread in threading.enumerate() if thread.name == "lsmix-read-ahead"]
+
+    iterator = iter(PoolLoader(pool, 4, read_ahead_bytes=200))
+    next(iterator)
+    assert running()
+    del iterator
+    gc.collect()
+    assert not running()
+    list(PoolLoader(pool, 4))
+    assert not running()
+
+
+def test_damage_met_by_the_thread_reaches_the_loop(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "p")
+    path = tmp_path / "p/pool.zarr/image/c/1/0/0/0"
+    content = bytearray(path.read_bytes())
+    content[5] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptError, match=r"image/c/1/0/0/0' is damaged"):
+        list(PoolLoader(open_pool(tmp_path / "p"), 16))
+
+
+def test_labels_outside_of_the_classes_are_found_before_training(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "p")
+    path = tmp_path / "p/pool.zarr/zarr.json"
+    path.write_text(path.read_text().replace('"e"', "").replace('"d",', '"d"'))
+    (tmp_path / "p/manifest.json").unlink()
+    write(tmp_path / "p")
+    with pytest.raises(CorruptError, match="labels must lie in 0 to 3"):
+        iter(PoolLoader(open_pool(tmp_path / "p"), 16))
+
+
+def test_reading_ahead_keeps_order_and_bound():
+    made = []
+
+    def items():
+        for item in range(50):
+            made.append(item)
+            yield item
+
+    ahead = read_ahead(items(), lambda _: 10, limit_bytes=100)
+    for expected in range(50):
+        assert next(ahead) == expected
+        time.sleep(0.001)
+        # 10 wait on the shelf, one is in the thread's hand
+        assert len(made) <= expected + 1 + 10 + 1
+    assert list(ahead) == []
+
+
+def test_reading_ahead_gives_the_items_before_an_error_and_then_the_error():
+    def items():
+        yield from (1, 2)
+        raise KeyError("the third")
+
+    ahead = read_ahead(items(), lambda _: 1, limit_bytes=100)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(KeyError, match="the third"):
+        next(ahead)
+
+
+def test_an_item_larger_than_the_bound_goes_through_alone():
+    assert list(read_ahead(iter(range(5)), lambda _: 1000, limit_bytes=1)) == list(range(5))
+
+
+@pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
+def test_plain_images_come_in_the_form_of_a_pool(read_ahead_bytes):
+    content, labels = images(100), np.arange(100) % 7
+    loader = ArrayLoader(content, labels, 16, seed=1, read_ahead_bytes=read_ahead_bytes)
+    batches = list(loader)
+    assert sorted(rows_of(batches)) == list(range(100))
+    for batch in batches:
+        rows = rows_of([batch])
+        np.testing.assert_array_equal(batch.images.permute(0, 2, 3, 1).numpy(), content[rows])
+        assert batch.label_a.tolist() == batch.label_b.tolist() == labels[rows].tolist()
+        assert not batch.share_b.any()
+    resumed = ArrayLoader(content, labels, 16, seed=1)
+    resumed.load_state_dict(loader.state_after(4))
+    same(list(resumed), batches[4:])
+
+
+def test_plain_images_may_be_a_read_only_map(tmp_path):
+    np.save(tmp_path / "images.npy", images(30))
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    batches = list(ArrayLoader(mapped, np.zeros(30, np.uint8), 8))
+    assert sorted(rows_of(batches)) == list(range(30))
+    assert batches[0].label_a.dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("content", "labels"),
+    [
+        (np.zeros((4, 2, 2, 3), np.float32), np.zeros(4, int)),
+        (np.zeros((4, 2, 2), np.uint8), np.zeros(4, int)),
+        (np.zeros((4, 2, 2, 3), np.uint8), np.zeros(3, int)),
+        (np.zeros((4, 2, 2, 3), np.uint8), np.zeros(4)),
+    ],
+)
+def test_arrays_of_another_kind_are_refused(content, labels):
+    with pytest.raises(RecipeError, match="takes uint8 images"):
+        ArrayLoader(content, labels, 2)
+
+
+def test_a_state_of_other_labels_is_refused():
+    first = ArrayLoader(images(10), np.zeros(10, int), 2)
+    with pytest.raises(RecipeError, match="another order"):
+        ArrayLoader(images(10), np.ones(10, int), 2).load_state_dict(first.state_dict())
+
+
+def test_labels_of_a_pool_with_many_rows_are_read_with_its_images(pool, monkeypatch):
+    kept = [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)]
+    monkeypatch.setattr("lsmix.data.loaders.pool_loader._ROWS_KEPT", 1)
+    assert [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)] == kept
+
+
+def test_pages_that_were_let_go_come_again(pool, monkeypatch):
+    expected = pool.image[:]
+    monkeypatch.setattr("lsmix.data.table_reader._TOUCHED_BYTES", 2 * pool.image.chunk_rows * pool.image.row_bytes)
+    fresh = pool.reopen()
+    for _ in range(2):
+        np.testing.assert_array_equal(fresh.image.gather(np.arange(len(pool))), expected)
+        for row in range(0, len(pool), 3):
+            np.testing.assert_array_equal(fresh.image[row], expected[row])

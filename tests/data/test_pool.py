@@ -1,0 +1,299 @@
+"""Pools and latents: what is written is read back, and only a complete, listed, undamaged artifact is opened."""
+
+import json
+import multiprocessing
+import pickle
+
+import numpy as np
+import pytest
+import zarr
+
+from lsmix.data.artifact import Manifest, record_files, root_digest, verify_files, write_manifest
+from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.latents import create_latents, latent_store, open_latents, write_latent_shard
+from lsmix.data.pool import create_pool, open_pool, pool_store, write_pool_shard
+
+CLASSES = ("cat", "dog", "frog")
+
+
+def pool_rows(rows):
+    """Return invented contents of a pool."""
+    draw = np.random.default_rng(rows)
+    return {
+        "image": draw.integers(0, 256, (rows, 4, 6, 3), dtype=np.uint8),
+        "source_a": np.arange(rows) % max(rows // 2, 1),
+        "source_b": np.arange(rows)[::-1] % max(rows // 2, 1),
+        "label_a": draw.integers(0, 3, rows),
+        "label_b": draw.integers(0, 3, rows),
+        "lam": draw.random(rows, dtype=np.float32),
+        "share_b": draw.random(rows, dtype=np.float32),
+        "status": draw.integers(0, 3, rows).astype(np.uint8),
+    }
+
+
+def finish(folder, known=None, stage="mix"):
+    """Write the manifest, which makes an artifact complete."""
+    files = record_files(folder, known=known)
+    manifest = Manifest(
+        stage=stage,
+        stage_version=1,
+        name="mine",
+        key="0123456789ab",
+        root=root_digest(files),
+        config={"alpha": 0.4},
+        inputs=[],
+        files=files,
+        counts={"ok": 5},
+    )
+    write_manifest(folder, manifest)
+
+
+def write_pool(folder, contents, complete=True):
+    """Write a pool of two copies in shards of 8 rows."""
+    rows = len(contents["status"])
+    store = create_pool(
+        folder,
+        images_per_copy=rows // 2,
+        copies=2,
+        image_shape=(4, 6, 3),
+        class_names=CLASSES,
+        method="ls-mix",
+        shard_rows=8,
+        attributes={"alpha": 0.4},
+    )
+    known = {}
+    for shard in range(store.shards):
+        span = store.shard_range(shard)
+        known |= write_pool_shard(folder, shard, {n: c[span.start : span.stop] for n, c in contents.items()})
+    if complete:
+        finish(folder, known)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_pool(tmp_path / "mix-0123456789ab", pool_rows(22))
+
+
+def test_a_pool_gives_back_what_was_written(folder):
+    pool, expected = open_pool(folder), pool_rows(22)
+    assert len(pool) == 22
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(getattr(pool, name)[:], rows)
+    assert (pool.copies, pool.images_per_copy, pool.class_names) == (2, 11, CLASSES)
+    assert pool.image_shape == (4, 6, 3)
+
+
+def test_a_sample_has_image_labels_share_and_sources(folder):
+    pool, expected = open_pool(folder), pool_rows(22)
+    for row in (0, 9, 21, -1, -22):
+        sample = pool[row]
+        np.testing.assert_array_equal(sample.image, expected["image"][row])
+        for name in ("label_a", "label_b", "source_a", "source_b", "lam", "share_b"):
+            assert getattr(sample, name) == expected[name][row]
+        assert sample.status == ("ok", "redrawn", "replaced")[expected["status"][row]]
+        assert type(sample.label_a) is int
+        assert type(sample.share_b) is float
+    assert sum(1 for _ in pool) == 22
+
+
+@pytest.mark.parametrize("row", [22, -23])
+def test_a_sample_outside_is_an_index_error(folder, row):
+    with pytest.raises(IndexError, match=f"sample {row} is outside of pool .* which has 22 images"):
+        open_pool(folder)[row]
+
+
+def test_info_is_ready_for_json_and_says_what_the_pool_is(folder):
+    info = json.loads(json.dumps(open_pool(folder).info))
+    assert (info["method"], info["images"], info["key"], info["counts"]) == ("ls-mix", 22, "0123456789ab", {"ok": 5})
+    assert info["attributes"]["alpha"] == 0.4
+    assert "22 images 4×6×3" in repr(open_pool(folder))
+
+
+def test_the_path_may_point_at_the_columns_and_be_text(folder):
+    assert len(open_pool(str(folder / "pool.zarr"))) == 22
+
+
+def test_a_pool_written_twice_has_the_same_bytes_and_checksums(folder, tmp_path):
+    other = write_pool(tmp_path / "again", pool_rows(22))
+    assert open_pool(other).info["root"] == open_pool(folder).info["root"]
+    verify_files(folder, open_pool(folder).manifest)
+
+
+def test_any_zarr_library_reads_a_pool(folder):
+    group = zarr.open_group(folder / "pool.zarr", mode="r")
+    for name, rows in pool_rows(22).items():
+        np.testing.assert_array_equal(group[name][:], rows)
+    assert group.attrs["class_names"] == list(CLASSES)
+
+
+def test_what_zarr_reads_otherwise_is_found(folder, monkeypatch):
+    pool = open_pool(folder)
+    pool.columns.check_against_zarr()
+    assert pool.columns.open_zarr()["label_a"].shape == (len(pool),)
+    row = pool_store(folder).shard_range(1)[0]
+    other = {name: np.array(column[:]) for name, column in pool.columns.items()}
+    other["label_b"][row] += 1
+    monkeypatch.setattr(type(pool.columns), "open_zarr", lambda self: other)
+    with pytest.raises(CorruptError, match=f"read row {row} of 'label_b' differently"):
+        pool.columns.check_against_zarr()
+
+
+def test_a_pool_travels_to_another_process(folder):
+    pool = pickle.loads(pickle.dumps(open_pool(folder, check_crc=False)))
+    assert not pool.columns.check_crc
+    np.testing.assert_array_equal(pool.image[:], pool_rows(22)["image"])
+    with multiprocessing.get_context("spawn").Pool(1) as processes:
+        assert processes.apply(len, (pool,)) == 22
+
+
+def test_an_unfinished_pool_is_not_opened(tmp_path):
+    write_pool(tmp_path / "p", pool_rows(22), complete=False)
+    with pytest.raises(MissingError, match=r"has no manifest\.json: it is unfinished"):
+        open_pool(tmp_path / "p")
+    assert pool_store(tmp_path / "p").is_written(2)
+    with pytest.raises(MissingError, match="no such folder"):
+        open_pool(tmp_path / "nothing")
+
+
+def test_every_single_file_is_missed_when_it_is_gone_or_of_another_size(folder):
+    for path in sorted((folder / "pool.zarr").rglob("*")):
+        if path.is_file():
+            content = path.read_bytes()
+            for damaged in (None, content[:-1], content + b"x"):
+                path.unlink(missing_ok=True)
+                if damaged is not None:
+                    path.write_bytes(damaged)
+                with pytest.raises(CorruptError, match=f"{path.name}' is (missing|damaged)"):
+                    open_pool(folder)
+            path.write_bytes(content)
+    open_pool(folder)
+
+
+def test_any_damaged_shard_is_found_by_reading_it(folder):
+    for path in sorted((folder / "pool.zarr").glob("*/c/**/*")):
+        if path.is_file():
+            content = bytearray(path.read_bytes())
+            content[5] ^= 1
+            path.write_bytes(content)
+            pool = open_pool(folder)
+            with pytest.raises(CorruptError, match="is damaged: the checksum of bytes"):
+                _ = [pool[row] for row in range(len(pool))]
+            content[5] ^= 1
+            path.write_bytes(content)
+
+
+def test_columns_that_the_manifest_does_not_list_are_refused(tmp_path):
+    write_pool(tmp_path / "p", pool_rows(22), complete=False)
+    hidden = tmp_path / "p/pool.zarr/lam"
+    hidden.rename(tmp_path / "lam")
+    finish(tmp_path / "p")
+    (tmp_path / "lam").rename(hidden)
+    with pytest.raises(CorruptError, match=r"is not listed in manifest\.json"):
+        open_pool(tmp_path / "p")
+
+
+def change_attributes(folder, **attributes):
+    path = folder / "pool.zarr/zarr.json"
+    metadata = json.loads(path.read_text())
+    metadata["attributes"].update(attributes)
+    path.write_text(json.dumps(metadata))
+    finish(folder)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "error", "message"),
+    [
+        ({"format_version": 2}, FormatError, "has format 2; this version of lsmix reads format 1"),
+        ({"format_version": None}, FormatError, "has format None"),
+        ({"copies": 3}, CorruptError, "3 copies of 11 images do not make 22 rows"),
+        ({"copies": "2"}, CorruptError, r"its attributes are wrong: .*copies"),
+        ({"class_names": []}, CorruptError, r"its attributes are wrong: .*class_names"),
+    ],
+)
+def test_a_pool_of_another_format_or_that_contradicts_itself_is_refused(folder, attributes, error, message):
+    change_attributes(folder, **attributes)
+    with pytest.raises(error, match=message):
+        open_pool(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("label_a", 3, "in row 5 label_a is 3, but there are classes 0 to 2"),
+        ("label_b", -1, "in row 5 label_b is -1, but there are classes 0 to 2"),
+        ("share_b", 1.5, "in row 5 share_b is 1.5, but expected 0 to 1"),
+        ("share_b", np.nan, "in row 5 share_b is nan, but expected 0 to 1"),
+        ("lam", -0.1, "in row 5 lam is -0.1.*, but expected 0 to 1"),
+        ("status", 3, r"in row 5 status is 3, but expected 0 to 2 \(ok, redrawn, replaced\)"),
+        ("source_b", -1, "in row 5 source_b is -1, but the training split has rows 0 to 7"),
+        ("source_a", 8, "in row 5 source_a is 8, but the training split has rows 0 to 7"),
+    ],
+)
+def test_values_out_of_range_are_not_written(tmp_path, name, value, message):
+    rows = pool_rows(8)
+    create_pool(tmp_path, images_per_copy=8, copies=1, image_shape=(4, 6, 3), class_names=CLASSES, method="mixup")
+    rows[name][5] = value
+    with pytest.raises(ValueError, match=message):
+        write_pool_shard(tmp_path, 0, rows)
+    assert not pool_store(tmp_path).is_written(0)
+
+
+@pytest.mark.parametrize("change", [{"copies": 0}, {"images_per_copy": 0}, {"class_names": ()}])
+def test_a_pool_without_images_or_classes_cannot_be_made(tmp_path, change):
+    facts = {"images_per_copy": 4, "copies": 1, "image_shape": (4, 6, 3), "class_names": CLASSES, "method": "mixup"}
+    with pytest.raises(ValueError, match="a pool needs"):
+        create_pool(tmp_path, **(facts | change))
+
+
+def latent_rows(rows):
+    draw = np.random.default_rng(rows)
+    return {
+        "z": draw.standard_normal((rows, 12)).astype(np.float32),
+        "label": draw.integers(0, 3, rows),
+        "log_prob": draw.standard_normal(rows),
+        "bits_per_dim": draw.random(rows, dtype=np.float32),
+    }
+
+
+def write_latents(folder, rows):
+    store = create_latents(folder, rows=rows, dim=12, shard_rows=8, attributes={"order": "morton"})
+    for shard in range(store.shards):
+        span = store.shard_range(shard)
+        write_latent_shard(folder, shard, {n: c[span.start : span.stop] for n, c in latent_rows(rows).items()})
+    finish(folder, stage="encode")
+
+
+def test_latents_give_back_what_was_written(tmp_path):
+    write_latents(tmp_path, 19)
+    latents, expected = open_latents(tmp_path), latent_rows(19)
+    for name, rows in expected.items():
+        np.testing.assert_array_equal(getattr(latents, name)[:], rows)
+    assert (len(latents), latents.dim, latents.attributes["order"]) == (19, 12, "morton")
+    order = np.random.default_rng(0).permutation(19)
+    np.testing.assert_array_equal(latents.z.gather(order), expected["z"][order])
+    assert len(pickle.loads(pickle.dumps(latents))) == 19
+
+
+def test_latents_must_be_finite(tmp_path):
+    create_latents(tmp_path, rows=8, dim=12)
+    rows = latent_rows(8)
+    rows["z"][3, 4] = np.inf
+    with pytest.raises(ValueError, match="'z' is not finite"):
+        write_latent_shard(tmp_path, 0, rows)
+    assert not latent_store(tmp_path).is_written(0)
+
+
+def test_pools_and_latents_are_not_taken_for_each_other(folder, tmp_path):
+    with pytest.raises(MissingError, match="no columns at"):
+        open_latents(folder)
+    (folder / "pool.zarr").rename(folder / "latents.zarr")
+    finish(folder, stage="encode")
+    with pytest.raises(FormatError, match="holds no latents"):
+        open_latents(folder)
+    write_latents(tmp_path / "z", 4)
+    path = tmp_path / "z/latents.zarr/zarr.json"
+    path.write_text(path.read_text().replace('"format_version": 1', '"format_version": 7'))
+    finish(tmp_path / "z", stage="encode")
+    with pytest.raises(FormatError, match="have format 7"):
+        open_latents(tmp_path / "z")

@@ -1,0 +1,160 @@
+"""Push writes only into an empty folder, or into one that a push of the same artifact began."""
+
+import shutil
+import subprocess
+import sys
+
+import fsspec
+import pytest
+from places import TESTS, Meter, write_pool
+
+from lsmix.data.artifact import read_manifest, record_files, write_manifest
+from lsmix.data.errors import RecipeError
+from lsmix.data.sharing import transfer
+from lsmix.data.sharing.transfer import push_artifact
+from lsmix.pipeline.api import pull, push, verify
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return write_pool(tmp_path / "mine")
+
+
+@pytest.fixture(params=["folder", "memory"])
+def place(request, tmp_path):
+    return str(tmp_path / "there") if request.param == "folder" else f"memory://{tmp_path.name}/there"
+
+
+def put(place, name, text):
+    with fsspec.open(f"{place}/{name}", "w", auto_mkdir=True) as file:
+        file.write(text)
+
+
+def listing(place):
+    there, root = fsspec.url_to_fs(place)
+    return {path.removeprefix(root): there.cat_file(path) for path in there.find(root)}
+
+
+@pytest.mark.parametrize("name", ["README.md", "pool.zarr/zarr.json", "thesis.tex", "deep/folder/x"])
+def test_a_push_leaves_a_folder_alone_that_holds_something_else(artifact, place, name):
+    put(place, name, "of its owner")
+    before = listing(place)
+    with pytest.raises(RecipeError, match="is not empty: it holds"):
+        push(artifact, place)
+    assert listing(place) == before
+
+
+def test_a_push_leaves_the_half_pushed_artifact_of_another_alone(artifact, place, tmp_path):
+    other = write_pool(tmp_path / "other", seed=1)
+    with pytest.raises(KeyboardInterrupt):
+        push_artifact(other, place, Meter(stop_at=5000))
+    before = listing(place)
+    with pytest.raises(RecipeError, match="another artifact is being pushed to"):
+        push(artifact, place)
+    assert listing(place) == before
+    push(other, place)
+    assert pull(place, tmp_path / "here").root == read_manifest(other).root
+
+
+def test_a_push_leaves_the_same_pool_with_another_card_alone(artifact, place, tmp_path):
+    other = shutil.copytree(artifact, tmp_path / "other")
+    (other / "README.md").write_text("another card")
+    payload = {file.path for file in read_manifest(other).files if file.path != "README.md"}
+    manifest = read_manifest(other)
+    write_manifest(other, type(manifest)(**{**{name: getattr(manifest, name) for name in manifest.__struct_fields__}, "files": record_files(other, payload)}))  # fmt: skip
+    with pytest.raises(KeyboardInterrupt):
+        push_artifact(other, place, Meter(stop_at=5000))
+    with pytest.raises(RecipeError, match="another artifact is being pushed to"):
+        push(artifact, place)
+
+
+def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, place, tmp_path):
+    target = str(tmp_path / "stick")
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
+        "from lsmix.data.sharing.transfer import push_artifact\n"
+        "class Kill(Meter):\n"
+        "  def advance(self, units=1):\n"
+        "    self.count += units\n"
+        "    if self.count > 6000: os._exit(9)\n"
+        "push_artifact(Path(sys.argv[1]), sys.argv[2], Kill())"
+    )
+    assert subprocess.run([sys.executable, "-c", code, artifact, target], cwd=TESTS, check=False).returncode == 9
+    assert push(artifact, target).moved_files < len(read_manifest(artifact).files)
+    assert not (tmp_path / "stick/work").exists()
+    assert verify(target)["root"] == read_manifest(artifact).root
+    push(artifact, place)
+    assert not [name for name in listing(place) if "work" in name]
+
+
+def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by_the_next(
+    artifact, tmp_path, monkeypatch
+):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    kind = type(transfer.open_remote(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, "remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            push(artifact, str(tmp_path / "stick"))
+    assert verify(tmp_path / "stick")["root"] == read_manifest(artifact).root
+    assert push(artifact, str(tmp_path / "stick")).moved_files == 0
+    assert not (tmp_path / "stick/work").exists()
+
+
+def test_of_two_pushes_that_begin_at_once_one_gives_way(artifact, place, tmp_path, monkeypatch):
+    other, in_parallel = write_pool(tmp_path / "other", seed=1), transfer._in_parallel
+
+    def meanwhile(*words):
+        monkeypatch.setattr(transfer, "_in_parallel", in_parallel)
+        note = tmp_path / "note"
+        note.write_bytes(transfer._note(read_manifest(other)))
+        transfer.open_remote(place).write("work/push.json", note)
+        return in_parallel(*words)
+
+    monkeypatch.setattr(transfer, "_in_parallel", meanwhile)
+    with pytest.raises(RecipeError, match="another artifact is being pushed to"):
+        push(artifact, place)
+    assert not [name for name in listing(place) if name.endswith("manifest.json")]
+
+
+@pytest.mark.parametrize("linked", ["pool.zarr", "pool.zarr/image", "work"])
+def test_a_push_follows_no_link_in_place_of_a_folder(artifact, tmp_path, linked):
+    target, outside = tmp_path / "stick", tmp_path / "outside"
+    with pytest.raises(KeyboardInterrupt):
+        push_artifact(artifact, str(target), Meter(stop_at=1))
+    outside.mkdir()
+    shutil.rmtree(target / linked, ignore_errors=True)
+    (target / linked).parent.mkdir(exist_ok=True)
+    (target / linked).symlink_to(outside)
+    if linked == "work":
+        (outside / "push.json").write_bytes(transfer._note(read_manifest(artifact)))
+    before = sorted(outside.rglob("*"))
+    with pytest.raises(RecipeError, match="is a link, and lsmix writes to no folder through one"):
+        push(artifact, str(target))
+    assert sorted(outside.rglob("*")) == before
+
+
+def test_a_push_refuses_a_link_to_a_file_and_leaves_the_file(artifact, tmp_path):
+    target, mine = tmp_path / "stick", tmp_path / "README.md"
+    with pytest.raises(KeyboardInterrupt):
+        push_artifact(artifact, str(target), Meter(stop_at=1))
+    mine.write_text("mine")
+    (target / "README.md").unlink(missing_ok=True)
+    (target / "README.md").symlink_to(mine)
+    with pytest.raises(RecipeError, match="it is a link, and only regular files are replaced"):
+        push(artifact, str(target))
+    assert mine.read_text() == "mine"
+
+
+def test_a_new_repository_of_the_hub_counts_as_empty(artifact, place):
+    put(place, ".gitattributes", "*.bin filter=lfs")
+    push(artifact, place)
+    assert push(artifact, place).moved_files == 0
+
+
+def test_a_file_in_place_of_the_folder_is_refused(artifact, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(RecipeError, match="is no folder"):
+        push(artifact, str(tmp_path / "file"))

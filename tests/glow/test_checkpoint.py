@@ -1,0 +1,185 @@
+"""Checkpoints of a flow: the same flow back, and nothing from a stranger believed."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save
+
+from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError
+from lsmix.glow.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_flow, read_facts, save_flow
+from lsmix.glow.config import FlowConfig, FlowTraining
+from lsmix.glow.flow import Flow
+from lsmix.glow.training import FlowTrainer
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (8, 6, 4, 1), dtype=np.uint8)
+FACTS = {"bits_per_dim": 1.5, "name": "λ"}
+
+
+@functools.cache
+def _flow() -> Flow:
+    flow = Flow(FlowConfig(height=6, width=4, channels=1, levels=2, steps=2, hidden=4))
+    trainer = FlowTrainer(flow, FlowTraining(batch_size=8, learning_rate=1e-2), IMAGES)
+    for _ in range(3):
+        trainer.step()
+    return flow.eval()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_flow(tmp_path / "flow", _flow(), FACTS)
+    return tmp_path / "flow"
+
+
+def _edit_json(folder: Path, **changes: object) -> None:
+    path = folder / CONFIG_NAME
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def _edit_weights(folder: Path, **changes: torch.Tensor) -> None:
+    """Replace tensors and make the checksum fit, as a forger would."""
+    tensors = load_file(folder / WEIGHTS_NAME)
+    content = save(tensors | changes)
+    (folder / WEIGHTS_NAME).write_bytes(content)
+    _edit_json(folder, weights_sha256=hashlib.sha256(content).hexdigest())
+
+
+def _write_manifest(folder: Path) -> None:
+    files = record_files(folder)
+    write_manifest(
+        folder,
+        Manifest(
+            stage="train-glow",
+            stage_version=1,
+            name="x",
+            key="0" * 12,
+            root=root_digest(files),
+            config={},
+            inputs=[],
+            files=files,
+        ),
+    )
+
+
+def test_a_loaded_flow_is_the_saved_one(folder: Path) -> None:
+    flow = load_flow(folder)
+    assert flow.config == _flow().config
+    assert bool(flow.initialised), "it would initialise ActNorm again"
+    for name, value in _flow().state_dict().items():
+        assert torch.equal(flow.state_dict()[name], value)
+    assert np.array_equal(flow.encode(IMAGES), _flow().encode(IMAGES))
+    assert read_facts(folder) == FACTS
+    assert not flow.training
+    assert next(flow._levels()[1].steps()).coupling.weight_in.is_contiguous(memory_format=torch.channels_last), (
+        "it would be slow"
+    )
+
+
+def test_the_same_flow_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    save_flow(tmp_path / "again", load_flow(folder), FACTS)
+    for name in (CONFIG_NAME, WEIGHTS_NAME):
+        assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_an_artifacts_sizes_are_checked_first(folder: Path) -> None:
+    _write_manifest(folder)
+    assert isinstance(load_flow(folder), Flow)
+    with (folder / WEIGHTS_NAME).open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(CorruptError, match=r"expected \d+ bytes, got"):
+        load_flow(folder)
+
+
+def test_what_is_not_there_is_said_to_be_missing(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(MissingError, match="there is no such folder"):
+        load_flow(tmp_path / "nowhere")
+    with pytest.raises(MissingError, match=r"expected glow\.json in it"):
+        load_flow(tmp_path)
+    (folder / WEIGHTS_NAME).unlink()
+    with pytest.raises(MissingError, match=r"glow\.safetensors' is missing"):
+        load_flow(folder)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_any_byte_flipped_in_the_weights_is_found(folder: Path, data: st.DataObject) -> None:
+    path = folder / WEIGHTS_NAME
+    good = path.read_bytes()
+    place = data.draw(st.integers(0, len(good) - 1))
+    bad = bytearray(good)
+    bad[place] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(bad)
+    try:
+        with pytest.raises(CorruptError):
+            load_flow(folder)
+    finally:
+        path.write_bytes(good)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"[]", b'{"kind": 3}'])
+def test_a_damaged_json_is_said_to_be_damaged(folder: Path, content: bytes) -> None:
+    (folder / CONFIG_NAME).write_bytes(content)
+    with pytest.raises(CorruptError, match=r"glow\.json' is damaged"):
+        load_flow(folder)
+
+
+def test_other_kinds_and_versions_are_refused_by_name(folder: Path) -> None:
+    _edit_json(folder, format_version=2)
+    with pytest.raises(FormatError, match=r"format 2; this version of lsmix reads 'lsmix-glow', format 1"):
+        load_flow(folder)
+    _edit_json(folder, kind="vae", format_version=1)
+    with pytest.raises(FormatError, match="kind 'vae'"):
+        load_flow(folder)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("hidden", 10**9), ("steps", 10**6), ("levels", 40), ("height", 10**6), ("depth", 3)]
+)
+def test_an_architecture_beyond_the_caps_is_refused(folder: Path, field: str, value: int) -> None:
+    config = json.loads((folder / CONFIG_NAME).read_text())["config"]
+    _edit_json(folder, config=config | {field: value})
+    with pytest.raises(FormatError, match="describes no flow that we accept"):
+        load_flow(folder)
+
+
+def test_an_architecture_that_its_weights_do_not_fit_is_refused_before_it_is_built(folder: Path) -> None:
+    config = json.loads((folder / CONFIG_NAME).read_text())["config"]
+    _edit_json(folder, config=config | {"channels": 16, "levels": 8, "hidden": 4096})  # would take terabytes
+    with pytest.raises(CorruptError, match=r"does not fit its glow\.json: tensor"):
+        load_flow(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("levels.0.0.conv1x1.permutation", torch.tensor([0, 1, 2, 99])),
+        ("levels.0.0.conv1x1.sign", torch.zeros(4)),
+        ("levels.0.0.actnorm.shift", torch.full((4,), torch.nan)),
+    ],
+)
+def test_forged_numbers_are_refused(folder: Path, name: str, value: torch.Tensor) -> None:
+    _edit_weights(folder, **{name: value})
+    with pytest.raises(CorruptError, match="holds impossible numbers"):
+        load_flow(folder)
+
+
+@pytest.mark.parametrize("changes", [{"extra": torch.zeros(1)}, {"initialised": torch.zeros(3)}])
+def test_tensors_of_other_names_or_types_are_refused(folder: Path, changes: dict[str, torch.Tensor]) -> None:
+    _edit_weights(folder, **changes)
+    with pytest.raises(CorruptError, match="does not fit its"):
+        load_flow(folder)
+
+
+def test_every_refusal_is_an_lsmix_error_when_the_weights_are_cut_short(folder: Path) -> None:
+    content = (folder / WEIGHTS_NAME).read_bytes()
+    for size in (0, 7, 8, 100, len(content) - 1):
+        (folder / WEIGHTS_NAME).write_bytes(content[:size])
+        with pytest.raises(LsmixError):
+            load_flow(folder)

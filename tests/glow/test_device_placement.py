@@ -1,0 +1,117 @@
+"""Nothing that is computed on a device mixes in tensors of the CPU: checked without a device, by tensors that have no data.
+
+A "meta" tensor has a shape and a device, and an operation on it with a tensor of the CPU raises. Fake "cuda" tensors are
+stricter still, but exist only in builds of torch with CUDA.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from lsmix.data.mixing import LATENT_METHODS, row_rngs
+from lsmix.glow import latent_order
+from lsmix.glow.config import FlowConfig
+from lsmix.glow.flow import Flow
+from lsmix.glow.latent_mixing import is_failed_decode, mix_on_device, zero_fill
+from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
+from lsmix.glow.pixels import dequantise, draw_noise, quantise
+from lsmix.pipeline.stages.pool_builder import LatentMixer
+
+Make = Callable[[torch.Tensor], torch.Tensor]
+METHODS = LATENT_METHODS.builtin()
+SHAPES = part_shapes(8, 8, 1, 2)
+
+
+@pytest.fixture(params=["meta", "cuda"])
+def to_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+    """Return a function that moves a tensor of the CPU to a device that computes nothing."""
+    if request.param == "meta":
+        yield lambda values: values.to("meta")
+        return
+    if torch.version.cuda is None:
+        pytest.skip("this build of torch has no CUDA, so it has no fake tensors there")
+    # What is pinned is real memory of the host, which needs a real device.
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
+    monkeypatch.setattr(
+        latent_order, "_orders", latent_order._orders.__wrapped__
+    )  # whose cache would keep fake tensors
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield lambda values: values.to("cuda")
+
+
+def test_a_tensor_of_the_cpu_among_those_of_the_device_is_found(to_device: Make) -> None:
+    # Else the tests below would hold nothing.
+    with pytest.raises(RuntimeError, match="device"):
+        torch.where(torch.zeros(3, 4, dtype=torch.bool), to_device(torch.ones(3, 4)), to_device(torch.ones(3, 4)))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_mixes_where_the_latents_are_and_its_shares_are_the_bits_of_the_cpu(
+    method: str, to_device: Make
+) -> None:
+    first, second = torch.rand(2, 5, 64)
+    lam = np.array([0.0, 0.3, 0.5, 0.999, 1.0])
+    with _real():
+        _, expected = mix_on_device(method, torch.zeros(5, 64), torch.ones(5, 64), lam, row_rngs(0, "test"))
+    mixed, share = mix_on_device(method, to_device(first), to_device(second), lam, row_rngs(0, "test"))
+    assert (mixed.device, mixed.shape, mixed.dtype) == (to_device(first).device, first.shape, first.dtype)
+    assert share.device.type == "cpu"
+    if not isinstance(share, torch._subclasses.FakeTensor):
+        assert torch.equal(share, expected)
+
+
+@pytest.mark.parametrize("back", [False, True])
+def test_corners_are_turned_where_the_latents_are(back: bool, to_device: Make) -> None:
+    z_BD = to_device(torch.rand(6, 64))
+    mixer = object.__new__(LatentMixer)  # its flow and its latents lie in files, and are not needed
+    mixer._flow, mixer._order = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)), "morton"
+    mixer._flow.initialised = to_device(mixer._flow.initialised)  # by which a flow knows its device
+    turned = mixer._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), back=back)
+    assert (turned.device, turned.shape) == (z_BD.device, z_BD.shape)
+    assert [order.device for order in mixer._corner_orders] == [z_BD.device] * 2  # "meta" gathers by any index
+
+
+@pytest.mark.parametrize("mode", ["low-bits", "uniform", "center"])
+def test_pixels_become_numbers_where_they_are(mode: str, to_device: Make) -> None:
+    images = to_device(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
+    noise = to_device(torch.from_numpy(draw_noise(np.random.default_rng(0), (3, 8, 8, 1))))
+    y_BCHW = dequantise(images, mode, noise_BHWC=noise)  # type: ignore[arg-type]  # a plain string
+    assert (y_BCHW.device, y_BCHW.shape, y_BCHW.dtype) == (images.device, (3, 1, 8, 8), torch.float32)
+
+
+@pytest.mark.parametrize("bits", [5, 8])
+def test_numbers_become_pixels_where_they_are(bits: int, to_device: Make) -> None:
+    y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
+    images = quantise(y_BCHW, bits)
+    assert (images.device, images.shape, images.dtype) == (y_BCHW.device, (3, 8, 8, 1), torch.uint8)
+
+
+def test_failed_decodes_are_found_where_they_are(to_device: Make) -> None:
+    y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
+    assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
+
+
+def test_latents_are_laid_out_and_taken_apart_where_they_are(to_device: Make) -> None:
+    z_BD = to_device(torch.rand(3, 64))
+    parts = split_parts(z_BD, SHAPES)
+    assert [part.device for part in parts] == [z_BD.device] * len(SHAPES)
+    again = join_parts(parts)
+    assert (again.device, again.shape) == (z_BD.device, z_BD.shape)
+
+
+def test_components_are_set_to_zero_where_they_are(to_device: Make) -> None:
+    z_BD = to_device(torch.rand(3, 64))
+    assert zero_fill(z_BD, 10).device == z_BD.device
+
+
+@contextlib.contextmanager
+def _real() -> Iterator[None]:
+    """Compute on real tensors inside the block, whatever mode is on."""
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily():
+        yield

@@ -1,0 +1,170 @@
+"""Training a flow: resumed equals uninterrupted, to the bit, and nothing infinite gets in."""
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from lsmix.data.errors import DivergedError, FormatError, RecipeError
+from lsmix.glow.config import FlowConfig, FlowTraining
+from lsmix.glow.flow import Flow
+from lsmix.glow.layers import space_to_depth
+from lsmix.glow.training import FlowTrainer, augment
+
+CONFIG = FlowConfig(height=6, width=4, channels=1, levels=2, steps=2, hidden=8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 4, 1), dtype=np.uint8)
+TRAINING = FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, weight_decay=1e-5)
+
+
+def _trainer(training: FlowTraining = TRAINING) -> FlowTrainer:
+    return FlowTrainer(Flow(CONFIG), training, IMAGES)
+
+
+@settings(max_examples=5, deadline=None)
+@given(stop=st.integers(0, 5))
+def test_resumed_training_equals_uninterrupted_training(stop: int) -> None:
+    whole = _trainer()
+    facts = [whole.step() for _ in range(6)]
+    first = _trainer()
+    assert [first.step() for _ in range(stop)] == facts[:stop]
+    stored = save(first.state_dict())
+    second = FlowTrainer(Flow(CONFIG, seed=99), TRAINING, IMAGES)
+    second.load_state_dict(load(stored))
+    assert second.iteration == stop
+    assert [second.step() for _ in range(stop, 6)] == facts[stop:]
+    for name, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[name], value), name
+
+
+def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    initialise = Flow.initialise
+    monkeypatch.setattr(Flow, "initialise", lambda flow, y: (calls.append(1), initialise(flow, y))[1])
+    trainer = _trainer()
+    trainer.step()
+    trainer.step()
+    resumed = _trainer()
+    resumed.load_state_dict(trainer.state_dict())
+    resumed.step()
+    FlowTrainer(trainer.flow, TRAINING, IMAGES).step()  # trained on from the start, with the flow's own flag
+    assert len(calls) == 1
+
+
+def test_initialising_gives_every_actnorm_mean_zero_and_variance_one() -> None:
+    flow = Flow(CONFIG)
+    y = torch.rand(32, 1, 8, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    flow.initialise(y)
+    seen = []
+    h = y
+    for level in flow._levels():
+        h = space_to_depth(h)
+        for step in level.steps():
+            seen.append(step.actnorm(h)[0])
+            h = step(h)[0]
+        h = h.chunk(2, dim=1)[1]
+    assert len(seen) == 4
+    for out in seen:
+        # Float32 parameters, and one step of rounding by each layer before.
+        assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(out.shape[1]), atol=1e-5)
+        assert torch.allclose(out.var((0, 2, 3), correction=0), torch.ones(out.shape[1]), atol=1e-5)
+
+
+def test_training_lowers_the_loss_and_evaluation_sees_it() -> None:
+    flat = np.sort(IMAGES, axis=2)  # noise holds nothing to learn; sorted rows do
+    training = FlowTraining(batch_size=20, learning_rate=3e-3, translate=0, flip=False)
+    trainer = FlowTrainer(Flow(CONFIG), training, flat)
+    first = trainer.step().loss_bits_per_dim
+    before = trainer.evaluate(flat)
+    for _ in range(40):
+        last = trainer.step()
+    after = trainer.evaluate(flat)
+    assert last.loss_bits_per_dim < first
+    assert after < before
+    assert trainer.evaluate(flat) == after, "evaluation is seeded"
+
+
+def test_evaluation_does_not_touch_training() -> None:
+    plain, watched = _trainer(), _trainer()
+    for _ in range(3):
+        watched.evaluate(IMAGES)
+        assert plain.step() == watched.step()
+
+
+@pytest.mark.parametrize("poisoned", ["bias_out", "weight_in"])
+def test_a_step_that_is_not_finite_is_not_applied(poisoned: str) -> None:
+    trainer = _trainer()
+    trainer.step()
+    with torch.no_grad():
+        getattr(next(trainer.flow._levels()[0].steps()).coupling, poisoned).fill_(torch.nan)
+    before = trainer.state_dict()
+    with pytest.raises(DivergedError, match=r"diverged at iteration 1: .* The update was not applied"):
+        trainer.step()
+    assert trainer.iteration == 1
+    for name, value in trainer.state_dict().items():
+        assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
+
+
+def test_every_pass_sees_each_image_once() -> None:
+    trainer = _trainer()  # batches of 8 over 20 images: 5 batches are 2 passes, with one across their border
+    rows = np.concatenate([trainer._rows(i) for i in range(5)])
+    assert [len(trainer._rows(i)) for i in range(5)] == [8] * 5
+    assert sorted(rows[:20]) == sorted(rows[20:]) == list(range(20))
+    assert not np.array_equal(rows[:20], rows[20:])
+    times_seen = np.bincount(_trainer(FlowTraining(batch_size=50))._rows(0))
+    assert sorted(times_seen) == [2] * 10 + [3] * 10  # two and a half passes in one batch
+
+
+@settings(deadline=None)
+@given(translate=st.integers(0, 3), flip=st.booleans(), seed=st.integers(0, 1000))
+def test_augmented_images_are_shifted_and_mirrored_originals(translate: int, flip: bool, seed: int) -> None:
+    images = np.random.default_rng(seed).integers(1, 256, (4, 5, 6, 2), dtype=np.uint8)
+    t = translate
+    for image, out in zip(images, augment(images, np.random.default_rng(seed), translate=t, flip=flip), strict=True):
+        framed = np.pad(image, ((t, t), (t, t), (0, 0)))
+        shifts = [framed[i : i + 5, j : j + 6] for i in range(2 * t + 1) for j in range(2 * t + 1)]
+        mirrored = [shift[:, ::-1] for shift in shifts] if flip else []
+        assert any(np.array_equal(out, candidate) for candidate in shifts + mirrored)
+
+
+def test_warm_up_grows_the_learning_rate_linearly() -> None:
+    trainer = _trainer(FlowTraining(batch_size=8, learning_rate=0.3, warmup=3))
+    rates = []
+    for _ in range(4):
+        trainer.step()
+        rates.append(trainer._adam.param_groups[0]["lr"])
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
+
+
+def test_memory_light_training_goes_the_same_way() -> None:
+    plain, light = _trainer(), _trainer(msgspec.structs.replace(TRAINING, memory_light=True))
+    # Float32; inputs that are rebuilt differ in their last bits, and so do gradients.
+    for _ in range(4):
+        assert light.step().loss_bits_per_dim == pytest.approx(plain.step().loss_bits_per_dim, abs=1e-4)
+    assert not light.flow._levels()[0].rebuild, "it would cost the next user of this flow time"
+
+
+def test_bfloat16_networks_train_close_to_float32() -> None:
+    exact, rough = _trainer(), _trainer(FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, precision="bf16"))
+    for _ in range(4):
+        difference = abs(exact.step().loss_bits_per_dim - rough.step().loss_bits_per_dim)
+    # bfloat16 has 8 bits: a relative 4e-3 on shifts and scales that add up to a few bits per dimension.
+    assert difference < 0.1
+    assert rough.flow._levels()[0].network_dtype is None, "encoding would be rough, too"
+
+
+def test_a_state_of_another_architecture_is_refused() -> None:
+    other = FlowTrainer(Flow(FlowConfig(height=6, width=4, channels=1, levels=1, steps=2, hidden=8)), TRAINING, IMAGES)
+    with pytest.raises(FormatError, match="does not fit this flow"):
+        _trainer().load_state_dict(other.state_dict())
+    state = other.state_dict()
+    del state["iteration"]
+    with pytest.raises(FormatError, match="does not fit this flow"):
+        other.load_state_dict(state)
+
+
+def test_training_on_nothing_is_refused() -> None:
+    with pytest.raises(RecipeError, match="the train split is empty"):
+        FlowTrainer(Flow(CONFIG), TRAINING, IMAGES[:0])

@@ -1,0 +1,236 @@
+"""The laws of every layer: the inverse undoes it, and its log-determinant is the Jacobian's."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from lsmix.glow.config import FlowConfig, Scale
+from lsmix.glow.flow import Flow
+from lsmix.glow.layers import ActNorm, AffineCoupling, Conv1x1, log_scale_of
+from lsmix.glow.level import FlowLevel, FlowStep
+
+CHANNELS, SIDE = 4, 3
+
+
+def _shaken(layer: nn.Module) -> nn.Module:
+    """Move all parameters off their start, where half of a layer would be the identity."""
+    numbers = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter += 0.2 * torch.randn(parameter.shape, generator=numbers).to(parameter.dtype)
+    return layer
+
+
+def _conv() -> nn.Module:
+    layer = Conv1x1(CHANNELS)
+    layer.reset(np.random.default_rng(0))
+    return _shaken(layer)
+
+
+def _step() -> nn.Module:
+    layer = FlowStep(CHANNELS, hidden=8, scale="sigmoid")
+    layer.reset(np.random.default_rng(0))
+    return _shaken(layer)
+
+
+def _level(scale: Scale = "tanh") -> FlowLevel:
+    level = FlowLevel(CHANNELS, steps=3, hidden=8, scale=scale)
+    for i, step in enumerate(level.steps()):
+        step.reset(np.random.default_rng(i))
+    _shaken(level)
+    return level
+
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "actnorm": lambda: _shaken(ActNorm(CHANNELS)),
+    "conv1x1": _conv,
+    "coupling-sigmoid": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="sigmoid")),
+    "coupling-tanh": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="tanh")),
+    "step": _step,
+    "level": _level,
+}
+EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
+
+
+def _x(batch: int = 2) -> torch.Tensor:
+    return torch.randn(batch, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
+
+
+@EACH_LAYER
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_inverse_undoes_forward(name: str, dtype: torch.dtype, tolerance: float, gradients: bool) -> None:
+    layer, x = LAYERS[name]().to(dtype), _x().to(dtype)
+    kept = x.clone()
+    with torch.set_grad_enabled(gradients):
+        y, _ = layer(x)
+        kept_y = y.clone()
+        back = layer.inverse(y)
+    # Some ten roundings of values near 1: 1e-7 each in float32, 1e-16 in float64, with room for the small matrices.
+    assert torch.allclose(back, x, atol=tolerance, rtol=0)
+    assert torch.equal(x, kept), "forward wrote into its input"
+    assert torch.equal(y, kept_y), "inverse wrote into its input"
+
+
+@EACH_LAYER
+def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
+    layer, x = LAYERS[name]().double(), _x(1).double()
+    jacobian = torch.autograd.functional.jacobian(lambda flat: layer(flat.reshape(x.shape))[0].flatten(), x.flatten())
+    _, log_det = layer(x)
+    assert log_det.dtype == torch.float64
+    assert log_det.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
+def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale: str) -> None:
+    flow = Flow(FlowConfig(height=8, width=4, channels=1, levels=2, steps=2, hidden=4, scale=scale))  # type: ignore[arg-type]
+    _shaken(flow.double())
+    y = torch.rand(1, 1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) - 0.5
+
+    def flat_latent(flat: torch.Tensor) -> torch.Tensor:
+        return torch.cat([part.flatten() for part in flow(flat.reshape(y.shape))[0]])
+
+    jacobian = torch.autograd.functional.jacobian(flat_latent, y.flatten())
+    _, log_det = flow(y)
+    assert log_det.item() == pytest.approx(torch.linalg.slogdet(jacobian).logabsdet.item(), abs=1e-10)
+    z = flat_latent(y.flatten())
+    log_prior = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum()
+    assert flow.log_prob_y(y).item() == pytest.approx((log_prior + log_det).item(), abs=1e-10)
+
+
+def _by_its_steps(level: FlowLevel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run a level's layers one after the other, each with torch's own gradients."""
+    total = torch.zeros(len(x), dtype=torch.float64)
+    for step in level.steps():
+        x, log_det = step(x)
+        total = total + log_det
+    return x, total
+
+
+EACH_SCALE = pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
+
+
+@EACH_SCALE
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_level_is_its_steps_one_after_the_other(scale: Scale, gradients: bool) -> None:
+    level, x = _level(scale).double(), _x().double()
+    y, log_det = _by_its_steps(level, x)
+    with torch.set_grad_enabled(gradients):
+        fast_y, fast_log_det = level(x)
+    # Float64: the same map, added up in another order.
+    assert torch.allclose(fast_y, y, atol=1e-13)
+    assert torch.allclose(fast_log_det, log_det, atol=1e-12)
+
+
+@EACH_SCALE
+@pytest.mark.parametrize("rebuild", [False, True])
+def test_the_gradient_written_by_hand_is_that_of_the_steps(scale: Scale, rebuild: bool) -> None:
+    level = _level(scale).double()
+    level.set_rebuild(rebuild)
+    gradients = []
+    for run in (level, lambda x: _by_its_steps(level, x)):
+        level.zero_grad()
+        x = _x().double().requires_grad_()
+        y, log_det = run(x)
+        weights = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(7))
+        ((y * weights).sum() + (log_det * torch.tensor([1.0, -2.0])).sum()).backward()
+        gradients.append({"x": x.grad, **{name: parameter.grad for name, parameter in level.named_parameters()}})
+    for name, expected in gradients[1].items():
+        assert expected is not None
+        assert expected.abs().sum() > 0, name
+        # Float64, sums of some hundred terms of size 1 to 10; rebuilding adds the rounding of three inverses.
+        assert torch.allclose(gradients[0][name], expected, atol=1e-11), name
+
+
+def test_rebuilding_keeps_nothing_between_the_levels_ends() -> None:
+    def kept_numbers(steps: int) -> int:
+        level = FlowLevel(CHANNELS, steps=steps, hidden=8, scale="tanh")
+        level.set_rebuild(True)
+        kept: list[torch.Tensor] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda x: x):
+            level(_x(16).requires_grad_())
+        return sum(tensor.numel() for tensor in kept if tensor.ndim == 4 and tensor.shape[0] == 16)
+
+    assert kept_numbers(2) == kept_numbers(8) == 2 * _x(16).numel()  # input and output
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_follows_every_change_of_the_parameters(training: bool) -> None:
+    level, x = _level().double(), _x().double()
+
+    def is_the_steps() -> bool:
+        with torch.no_grad():
+            return torch.allclose(level(x)[0], _by_its_steps(level, x)[0], atol=1e-12)
+
+    level.train(training)
+    assert is_the_steps()
+    with torch.no_grad():
+        next(level.steps()).actnorm.shift.add_(1.0)
+    assert is_the_steps(), "after a write in place"
+    level.load_state_dict({name: value + 0 for name, value in _level().state_dict().items()})
+    assert is_the_steps(), "after loading"
+    level.train()
+    level(x)[0].square().sum().backward()
+    torch.optim.Adam(level.parameters(), lr=0.1, fused=True).step()  # writes without raising the version
+    assert is_the_steps(), "after a fused optimiser, still in training"
+    level.eval()
+    assert is_the_steps(), "after a fused optimiser, then in evaluation"
+    level, x = level.float(), x.float()
+    with torch.no_grad():
+        assert level(x)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("batch", [16, 64])  # torch itself takes another algorithm for a few images
+def test_fused_convolutions_give_the_bits_of_plain_ones(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=2, hidden=32)).eval()
+    _shaken(flow)
+    images = np.random.default_rng(0).integers(0, 256, (batch, 16, 16, 3), dtype=np.uint8)
+    z = flow.encode(images, batch_size=batch)
+    decoded = flow.decode(z, batch_size=batch)
+    monkeypatch.setattr("lsmix.glow.network._FUSED", None)
+    assert np.array_equal(flow.encode(images, batch_size=batch), z)
+    assert np.array_equal(flow.decode(z, batch_size=batch), decoded)
+
+
+def test_actnorm_gives_its_first_batch_mean_zero_and_variance_one() -> None:
+    layer, x = ActNorm(CHANNELS), 3.0 * _x(16) + 5.0
+    layer.initialise(x)
+    y, _ = layer(x)
+    # Parameters and output are float32: a few units of 6e-8 on values of up to 5·exp(log_scale).
+    assert torch.allclose(y.mean((0, 2, 3)), torch.zeros(CHANNELS), atol=2e-6)
+    assert torch.allclose(y.var((0, 2, 3), correction=0), torch.ones(CHANNELS), atol=2e-6)
+
+
+def test_actnorm_stays_finite_on_a_channel_that_never_changes() -> None:
+    layer, x = ActNorm(CHANNELS), torch.ones(2, CHANNELS, SIDE, SIDE)
+    layer.initialise(x)
+    assert torch.isfinite(layer(x)[0]).all()
+
+
+def test_1x1_convolution_starts_as_a_rotation() -> None:
+    layer = Conv1x1(12).double()
+    layer.reset(np.random.default_rng(0))
+    weight = layer.weight()
+    assert torch.allclose(weight @ weight.T, torch.eye(12, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(weight @ layer.inverse_weight(), torch.eye(12, dtype=torch.float64), atol=1e-12)
+
+
+def test_coupling_never_scales_by_less_than_a_half() -> None:
+    raw = torch.tensor([-1e30, -5.0, 0.0, 5.0, 1e30])
+    for scale in ("sigmoid", "tanh"):
+        layer = AffineCoupling(CHANNELS, hidden=8, scale=scale)  # type: ignore[arg-type]  # a plain string
+        factors = log_scale_of(raw, layer.scale).exp()
+        assert factors.min() >= 0.5
+        assert factors.max() <= 1.65  # exp(½)
+
+
+def test_every_parameter_gets_a_gradient() -> None:
+    flow = _shaken(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=4)))
+    assert isinstance(flow, Flow)
+    flow.log_prob_y(torch.rand(2, 1, 8, 8) - 0.5).sum().backward()
+    for name, parameter in flow.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name

@@ -1,0 +1,293 @@
+"""A recipe is refused whole, with the dotted place and the way out, before anything starts."""
+
+import pytest
+
+from lsmix.data.errors import MissingError, RecipeError
+from lsmix.pipeline.config.recipe import read_recipe
+from lsmix.pipeline.config.recipes import builtin_recipes, recipe_path, recipe_text
+from lsmix.pipeline.stages.graph import build_graph
+from lsmix.pipeline.workspace.local import Workspace
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("flwo.steps=3", r"unknown key 'flwo'\. Did you mean 'flow'\?"),
+        ("data.limmit=3", r"unknown key 'data\.limmit'\. Did you mean 'limit'\?"),
+        ("flow.stepps=3", r"unknown key 'flow\.stepps'\. Did you mean 'steps'\?"),
+        ("flow.training.iterrations=3", r"unknown key 'flow\.training\.iterrations'\. Did you mean 'iterations'\?"),
+        ("latents.sead=1", r"unknown key 'latents\.sead'\. Did you mean 'seed'\?"),
+        ("pools.lsmix.alpah=1", r"unknown key 'pools\.lsmix\.alpah'\. Did you mean 'alpha'\?"),
+        ("classifier.widht=3", r"unknown key 'classifier\.widht'\. Did you mean 'width'\?"),
+        ("runs.lsmix.poool='x'", r"unknown key 'runs\.lsmix\.poool'\. Did you mean 'pool'\?"),
+        ("runs.lsmix.classifier.epoch=3", r"runs\.lsmix\.classifier: unknown key 'epoch'\. Did you mean 'epochs'\?"),
+        ("report.titel='x'", r"unknown key 'report\.titel'\. Did you mean 'title'\?"),
+    ],
+)
+def test_an_unknown_key_names_the_nearest_at_every_level(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tiny_recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pools.lsmix.alpha=0", r"pools\.lsmix\.alpha: expected float > 0\.0, got 0"),
+        ("pools.lsmix.alpha=-0.5", r"pools\.lsmix\.alpha: expected float > 0\.0, got -0\.5"),
+        ("pools.lsmix.alpha=nan", r"pools\.lsmix\.alpha: expected a finite number, got nan"),
+        ("pools.lsmix.alpha=inf", r"pools\.lsmix\.alpha: expected a finite number, got inf"),
+        ("pools.lsmix.alpha='a'", r"pools\.lsmix\.alpha: expected float, got str"),
+        ("pools.zero.lambdas=[0.5, 1.5]", r"pools\.zero\.lambdas\[1\]: expected float <= 1\.0, got 1\.5"),
+        ("pools.zero.lambdas=[-0.1]", r"pools\.zero\.lambdas\[0\]: expected float >= 0\.0, got -0\.1"),
+        ("pools.zero.lambdas=[nan]", r"pools\.zero\.lambdas\[0\]: expected a finite number, got nan"),
+        ("pools.lsmix.batch_size=0", r"pools\.lsmix\.batch_size: expected int >= 1, got 0"),
+        ("pools.lsmix.batch_size=1000000000", r"pools\.lsmix\.batch_size: expected int <= 65536"),
+        ("pools.lsmix.seed=9223372036854775808", r"pools\.lsmix\.seed: expected an integer of at most"),
+        ("pools.lsmix=3", r"pools\.lsmix: expected a section, got int"),
+        ("pools=[]", r"pools: expected a section, got array"),
+        ("flow.levels=0", r"flow\.levels: expected int >= 1, got 0"),
+        ("flow.training.learning_rate=0.0", r"flow\.training\.learning_rate: expected float > 0\.0, got 0\.0"),
+        ("flow.training.iterations=0", r"flow\.training\.iterations: expected int >= 1, got 0"),
+        ("data.heldout=-1", r"data\.heldout: expected int >= 0, got -1"),
+        ("data.path='a\\u0000b'", r"data\.path: expected text"),
+        ("classifier.epochs=0", r"classifier\.epochs: expected int >= 1, got 0"),
+        ("runs.lsmix.classifier.epochs=0", r"runs\.lsmix\.classifier: epochs: expected int >= 1, got 0"),
+        ("runs.baseline.seeds=[]", r"runs\.baseline\.seeds: expected array of length >= 1, got \[\]"),
+        ("runs.baseline.seeds=[1, 1]", r"runs\.baseline\.seeds: each seed counts once, got \[1, 1\]"),
+        ("name='a/b'", r"name: expected str matching regex"),
+        ("name='a\\n'", r"name: expected"),
+        ("pools.a/b.alpha=1", r"pools: a name in it has letters, digits"),
+    ],
+)
+def test_a_value_out_of_range_is_named_with_its_place_and_itself(tiny_recipe, override, message):
+    override = override.replace("'", '"')  # in a basic string of TOML, escapes count
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tiny_recipe, [override])
+
+
+def test_a_run_on_an_unknown_pool_names_the_pools_there_are(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"runs\.lsmix\.pool: there is no pool 'lsmx'; .* lsmix, zero\. Did you mean"):
+        read_recipe(tiny_recipe, ["runs.lsmix.pool=lsmx"])
+
+
+def test_a_seed_outside_of_seeds_is_refused_since_it_would_not_count(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"runs\.NAME\.seeds"):
+        read_recipe(tiny_recipe, ["classifier.seed=3"])
+    with pytest.raises(RecipeError, match=r"say it as 'runs\.lsmix\.seeds'"):
+        read_recipe(tiny_recipe, ["runs.lsmix.classifier.seed=3"])
+
+
+@pytest.mark.parametrize("override", ["flow.path=nowhere", "pools.lsmix.flow=nowhere"])
+def test_an_unknown_flow_is_missed_by_name(tiny_recipe, tmp_path, override):
+    recipe = read_recipe(tiny_recipe, [override])
+    with pytest.raises(MissingError, match=r"no flow 'nowhere': neither a folder .* nor one of .* \(none\)"):
+        build_graph(recipe, Workspace(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"name = ", r"is no valid TOML"),
+        (b"\x00\x01", r"is no valid TOML"),
+        (b"name = '\xff'", r"is no valid TOML"),
+        (b"x = " + b"[" * 100_000, r"is no valid TOML: it is nested too deeply"),
+        (b"x = " + b"9" * 5000, r"is no valid TOML"),
+        # Without the limit on dots, tomllib takes tens of gigabytes for this.
+        (b".".join([b"a"] * 100_000) + b" = 1", r"is no valid TOML: it has more than \d+ dots"),
+        (b"# " + b"x" * (1 << 20), r"has 1048578 bytes; at most 1048576 are read"),
+        (b'[data]\nformat = "digits"', r"the key 'name' is missing"),
+        (b'name = "x"', r"the key 'data' is missing"),
+        (b'format = 2\nname = "x"\nfuture = 1', r"has format 2; this version of lsmix reads format 1\. Use a newer"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "",
+)
+def test_a_file_that_is_no_recipe_is_refused_in_one_sentence(tmp_path, content, message):
+    path = tmp_path / "my.toml"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError, match=message) as caught:
+        read_recipe(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_is_missed(tmp_path):
+    with pytest.raises(MissingError, match=r"no recipe at .*nothing\.toml'\. 'lsmix init NAME > my\.toml' writes one"):
+        read_recipe(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("override", "get", "expected"),
+    [
+        ("pools.lsmix.alpha=1", lambda r: r.pools["lsmix"].alpha, 1.0),
+        (" pools . lsmix . alpha =0.25", lambda r: r.pools["lsmix"].alpha, 0.25),
+        ("pools.new.alpha=0.3", lambda r: r.pools["new"].alpha, 0.3),
+        ("pools.zero.lambdas=[0.5]", lambda r: r.pools["zero"].lambdas, (0.5,)),
+        ("flow.training.flip=true", lambda r: r.flow.training.flip, True),
+        ("report.title=a = b", lambda r: r.report.title, "a = b"),
+    ],
+)
+def test_set_takes_toml_values_and_bare_words(tiny_recipe, override, get, expected):
+    assert get(read_recipe(tiny_recipe, [override])) == expected
+
+
+@pytest.mark.parametrize("override", ["alpha", "=1", "pools..alpha=1", "", ".=1"])
+def test_set_without_a_key_and_a_value_is_refused(tiny_recipe, override):
+    with pytest.raises(RecipeError, match=r"is no 'section\.key=value', such as"):
+        read_recipe(tiny_recipe, [override])
+
+
+def test_set_below_a_value_is_refused(tiny_recipe):
+    with pytest.raises(RecipeError, match=r"'--set name\.x=1': 'name' is a value, not a section"):
+        read_recipe(tiny_recipe, ["name.x=1"])
+
+
+def test_relative_paths_start_at_the_recipe_and_those_of_set_at_the_current_folder(tmp_path, monkeypatch):
+    home, here = tmp_path / "home", tmp_path / "here"
+    for folder in (home, here):
+        (folder / "flow").mkdir(parents=True)
+    path = home / "my.toml"
+    path.write_text('name = "x"\n[data]\npath = "images"\n[flow]\npath = "flow"\n[pools.p]\nflow = "flow"\n')
+    monkeypatch.chdir(here)
+    recipe = read_recipe(path)
+    assert recipe.data.path == str(home / "images")
+    assert recipe.flow.path == recipe.pools["p"].flow == str(home / "flow")
+    # An override of something else in the same section must not move the recipe's own path.
+    assert read_recipe(path, ["data.limit=3", "flow.steps=2"]).flow.path == str(home / "flow")
+    assert read_recipe(path, ["data.path=images"]).data.path == str(here / "images")
+    assert read_recipe(path, ["pools.p.flow=flow"]).pools["p"].flow == str(here / "flow")
+
+
+def test_a_path_may_start_at_the_users_home_and_a_flow_may_be_a_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "my.toml"
+    path.write_text('name = "x"\n[data]\npath = "~/images"\n[flow]\npath = "some-flow"\n')
+    recipe = read_recipe(path)
+    assert recipe.data.path == str(tmp_path / "images")
+    assert recipe.flow.path == "some-flow"
+
+
+@pytest.mark.parametrize("name", builtin_recipes())
+def test_every_built_in_recipe_is_valid(name):
+    assert read_recipe(recipe_path(name)).name
+    assert recipe_text(name).startswith("#")
+
+
+def test_an_unknown_built_in_recipe_names_those_there_are():
+    with pytest.raises(RecipeError, match=r"no built-in recipe 'dmeo'; there are .*\. Did you mean 'demo'\?"):
+        recipe_path("dmeo")
+
+
+SIZED = """
+name = "sized"
+[data]
+format = "digits"
+[mix]
+copies = 9
+alpha = 0.3
+[pools.one]
+[pools.two]
+alpha = 0.7
+[runs.baseline]
+[scale.small.data]
+limit = 50
+[scale.small.mix]
+copies = 2
+[scale.small.pools.two]
+alpha = 0.8
+"""
+
+
+@pytest.fixture
+def sized(tmp_path):
+    path = tmp_path / "sized.toml"
+    path.write_text(SIZED, encoding="utf-8")
+    return path
+
+
+def test_pools_share_what_mix_says_and_keep_what_they_say_themselves(sized):
+    pools = read_recipe(sized).pools
+    assert [(pool.copies, pool.alpha) for pool in pools.values()] == [(9, 0.3), (9, 0.7)]
+    assert read_recipe(sized, ["mix.copies=4"]).pools["one"].copies == 4
+
+
+def test_a_scale_lays_its_fields_over_the_recipe_and_overrides_over_both(sized):
+    small = read_recipe(sized, scale="small")
+    assert small.data.limit == 50
+    assert [(pool.copies, pool.alpha) for pool in small.pools.values()] == [(2, 0.3), (2, 0.8)]
+    assert read_recipe(sized).data.limit == 0
+    assert read_recipe(sized, ["data.limit=60"], scale="small").data.limit == 60
+
+
+def test_an_unknown_scale_names_those_there_are(sized, tiny_recipe):
+    with pytest.raises(RecipeError, match=r"has no scale 'smal'; it has small\. Did you mean 'small'\?"):
+        read_recipe(sized, scale="smal")
+    with pytest.raises(RecipeError, match=r"has no scale 'small'; it has none"):
+        read_recipe(tiny_recipe, scale="small")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("scale.small.data.limmit=3", r"scale 'small': unknown key 'data\.limmit'\. Did you mean 'limit'\?"),
+        ("scale.small=3", r"scale\.small: expected a section, got 3|scale\.small: expected a section"),
+        ("scale.small.data.limit=-1", r"scale 'small': data\.limit: expected int >= 0, got -1"),
+    ],
+)
+def test_a_wrong_scale_is_refused_even_when_it_is_not_asked_for(sized, override, message):
+    key, _, value = override.rpartition("=")
+    *section, name = key.split(".")
+    text = SIZED if name != "small" else SIZED.partition("[scale")[0]
+    header = f"[{'.'.join(section)}]"
+    text = (
+        text.replace(header, f"{header}\n{name} = {value}") if header in text else f"{text}{header}\n{name} = {value}\n"
+    )
+    sized.write_text(text.replace("limit = 50\n", "") if name == "limit" else text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(sized)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pools.lsmix.method=lsmix", r"pools\.lsmix\.method: unknown mixing method 'lsmix'\. Did you mean 'ls-mix'\?"),
+        ("pools.lsmix.sources=9", r"pools\.lsmix\.sources: expected int <= 8, got 9"),
+        ("pools.zero.sources=3", r"pools\.zero\.lambdas: a fixed λ is the share of one of two sources"),
+        ("pools.lsmix.corner=middle", r"pools\.lsmix\.corner: "),
+        ('pools.p={ method = "linear", sources = 3 }', r"pools\.p\.sources: more than two are mixed by 'ls-mix' only"),
+        ('pools.p={ method = "cutmix", corner = "random" }', r"pools\.p\.corner: only methods in latent space"),
+        ('pools.p={ method = "mixup", flow = "x" }', r"pools\.p\.flow: 'mixup' mixes pixels and needs none"),
+        ('runs.r={ mix = [{ method = "mixpu" }] }', r"runs\.r\.mix\[0\]\.method: .*Did you mean 'mixup'\?"),
+        ('runs.r={ mix = [{ method = "ls-mix" }] }', r"runs\.r\.mix\[0\]\.method: 'ls-mix' mixes in latent space"),
+        ('runs.r={ mix = [{ pool = "nope" }] }', r"runs\.r\.mix\[0\]\.pool: there is no pool 'nope'"),
+        ("runs.r={ mix = [{}] }", r"runs\.r\.mix\[0\]: expected either a 'pool' or a 'method'"),
+        ('runs.r={ mix = [{ method = "mixup", weight = 0 }] }', r"runs\.r\.mix\[0\]\.weight: expected float > 0"),
+        ('runs.lsmix.mix=[{ method = "mixup" }]', r"runs\.lsmix\.mix: say the pool in 'mix' as well"),
+        (
+            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], combine = "sequential" }',
+            r"runs\.r\.mix\[1\]\.pool: in a sequence a pool comes first",
+        ),
+    ],
+)
+def test_mixing_that_cannot_be_done_is_refused_with_its_place(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tiny_recipe, [override])
+
+
+@pytest.mark.parametrize("name", [name for name in builtin_recipes() if name.startswith(("table", "naturalness"))])
+def test_every_recipe_of_the_paper_has_a_small_scale_with_the_same_arms(name):
+    full, small = read_recipe(recipe_path(name)), read_recipe(recipe_path(name), scale="small")
+    assert list(small.runs) == list(full.runs)
+    assert list(small.pools) == list(full.pools)
+    assert small.data.limit <= 5000
+
+
+def test_a_recipe_without_latents_has_no_flow(tiny_recipe, tmp_path):
+    recipe = read_recipe(tiny_recipe)
+    assert "train-glow" in {node.stage.name for node in build_graph(recipe, Workspace(tmp_path))}
+    path = tmp_path / "pixels.toml"
+    path.write_text('name = "p"\n[data]\nformat = "digits"\n[pools.p]\nmethod = "mixup"\n[runs.r]\npool = "p"\n')
+    assert [node.stage.name for node in build_graph(read_recipe(path), Workspace(tmp_path))] == [
+        "ingest",
+        "mix",
+        "train",
+        "report",
+    ]

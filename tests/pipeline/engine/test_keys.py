@@ -1,0 +1,147 @@
+"""A key says what an artifact is made of: contents count; paths, times, devices and spelling do not."""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lsmix.data.artifact import InputRecord
+from lsmix.data.errors import MissingError
+from lsmix.pipeline.api import plan
+from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.workspace import cache_key as keys
+from lsmix.pipeline.workspace.cache_key import SourceDigests, artifact_key, canonical_json
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)  # fmt: skip
+
+
+def turned(value):
+    """Return the same value with every dictionary filled in the opposite order."""
+    if isinstance(value, dict):
+        return {name: turned(part) for name, part in reversed(value.items())}
+    return [turned(part) for part in value] if isinstance(value, list) else value
+
+
+@given(json_values)
+def test_canonical_json_does_not_know_the_order_in_which_a_dictionary_was_filled(value):
+    assert canonical_json(turned(value)) == canonical_json(value)
+
+
+def test_canonical_json_is_what_it_always_was():
+    # Written down by hand: sorted keys, no spaces, shortest numbers, UTF-8. A change of it would make every cache cold.
+    value = {"b": [1, 2.5, None], "a": {"é": True, "A": 1e-3}}
+    assert canonical_json(value) == '{"a":{"A":0.001,"é":true},"b":[1,2.5,null]}'.encode()
+
+
+def test_a_key_is_what_it_always_was():
+    # Made by: sha256(b'["mix",1,{"alpha":0.4},[["flow","f"],["latents","l"]]]').hexdigest()[:12]
+    records = [InputRecord(role="latents", key="k", root="l"), InputRecord(role="flow", key="", root="f")]
+    assert artifact_key("mix", 1, {"alpha": 0.4}, records) == "5b836de1b034"
+
+
+def test_a_key_counts_stage_version_fields_roles_and_roots_but_not_the_inputs_keys_or_order():
+    def key(stage="mix", version=1, fields=None, inputs=(("a", "1"), ("b", "2")), input_key=""):
+        records = [InputRecord(role=role, key=input_key, root=root) for role, root in inputs]
+        return artifact_key(stage, version, fields or {"alpha": 0.4}, records)
+
+    assert key() == key(inputs=(("b", "2"), ("a", "1"))) == key(input_key="elsewhere")
+    others = [
+        key(stage="train"),
+        key(version=2),
+        key(fields={"alpha": 0.5}),
+        key(inputs=(("a", "2"), ("b", "1"))),
+        key(inputs=(("a", "1"),)),
+    ]
+    assert len({key(), *others}) == 6
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Return an NPZ data set that is a bit older than any test."""
+    path = tmp_path / "source" / "images.npz"
+    path.parent.mkdir()
+    rng = np.random.default_rng(0)
+    np.savez(path, images=rng.integers(0, 256, (40, 8, 8, 1), np.uint8), labels=np.arange(40) % 4)
+    os.utime(path, ns=(10**18, 10**18))
+    return path
+
+
+def first_key(recipe_text, folder, workspace, **more):
+    folder.mkdir(exist_ok=True)
+    (folder / "my.toml").write_text(recipe_text)
+    _, nodes, place = plan(folder / "my.toml", workspace=workspace, **more)
+    return Resolver(place).key(nodes[0])
+
+
+def test_neither_places_nor_times_nor_names_are_in_a_key_but_contents_are(source, tmp_path):
+    text = 'name = "{}"\n[data]\npath = "{}"\nheldout = 4\ntest = 4\n'
+    key = first_key(text.format("one", source), tmp_path / "a", tmp_path / "runs")
+    moved = tmp_path / "elsewhere" / source.name
+    moved.parent.mkdir()
+    shutil.copyfile(source, moved)
+    os.utime(moved, ns=(2 * 10**18, 2 * 10**18))
+    assert first_key(text.format("two", moved), tmp_path / "b", tmp_path / "other") == key
+    assert first_key(text.format("two", moved) + 'format = "npz"\n', tmp_path / "b", tmp_path / "other") == key
+    content = bytearray(moved.read_bytes())
+    content[2000] ^= 1
+    moved.write_bytes(content)
+    assert first_key(text.format("one", moved), tmp_path / "a", tmp_path / "runs") != key
+
+
+def count_hashes(monkeypatch):
+    hashed = []
+    real = keys.sha256_file
+    monkeypatch.setattr(keys, "sha256_file", lambda path: hashed.append(path) or real(path))
+    return hashed
+
+
+def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(source, tmp_path, monkeypatch):
+    hashed = count_hashes(monkeypatch)
+    memory = tmp_path / "runs" / ".sources.json"
+
+    def digest():
+        return SourceDigests(memory).digest([source], source.parent)
+
+    first = digest()
+    assert digest() == first
+    assert len(hashed) == 1
+    os.utime(source, ns=(3 * 10**18, 3 * 10**18))
+    assert digest() == first
+    assert len(hashed) == 2
+    digest()
+    assert len(hashed) == 2, "a file that changed must be remembered anew"
+    copy = source.with_suffix(".copy")
+    shutil.copy2(source, copy)  # same size, same time, another inode
+    copy.replace(source)
+    assert digest() == first
+    assert len(hashed) == 3
+    source.write_bytes(source.read_bytes() + b"x")
+    os.utime(source, ns=(3 * 10**18, 3 * 10**18))
+    assert digest() != first
+    assert len(hashed) == 4
+
+
+@pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"[1]", b'{"a": 1}', b"{"])
+def test_a_damaged_memory_is_forgotten(source, tmp_path, damage):
+    memory = tmp_path / ".sources.json"
+    whole = SourceDigests(memory).digest([source], source.parent)
+    memory.write_bytes(damage)
+    assert SourceDigests(memory).digest([source], source.parent) == whole
+
+
+def test_a_look_at_a_source_writes_nothing(source, tmp_path):
+    SourceDigests(tmp_path / "runs" / "memory").digest([source], source.parent, remember=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_source_that_is_gone_is_missed(source, tmp_path):
+    with pytest.raises(MissingError, match=r"no file .*gone\.npz'.*Check 'data\.path'"):
+        SourceDigests(tmp_path / "memory").digest([source.with_name("gone.npz")], source.parent)

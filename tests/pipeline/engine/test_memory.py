@@ -1,0 +1,115 @@
+"""Memory is bounded whatever the number of images: a stage's peak at two sizes, each in a process of its own.
+
+A bound is in bytes for each image more, far below the 3,072 of one, so that whoever holds them all is found
+and noise is not.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.slow
+
+_SIZES = (20_000, 52_000)  # both of several blocks, of whatever is done in blocks of rows
+_BYTES_AN_IMAGE = 1024  # by which a peak may grow: a third of an image, a twelfth of its latent vector
+_RECIPE = """
+name = "memory"
+[data]
+path = "{source}"
+[flow]
+levels = 1
+steps = 1
+hidden = 4
+evaluate_images = 64
+[flow.training]
+iterations = 1
+batch_size = 32
+[latents]
+shard_rows = 500
+[mix]
+shard_rows = 500
+[pools.pool]
+method = "{method}"
+"""
+_MAPPED_BYTES = 160 << 20  # of a pool that a loader may have mapped and touched; the kernel takes them when it wants
+_PEAKS = """
+import sys, threading
+from pathlib import Path
+
+def status(field):
+    return int(Path("/proc/self/status").read_text().split(field + ":")[1].split()[0]) * 1024
+
+def watch():
+    while not done.wait(0.002):
+        anonymous.append(status("RssAnon"))
+
+done, anonymous = threading.Event(), [0]
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    {work}
+finally:
+    done.set()
+    watcher.join()
+print(max(anonymous), status("VmHWM"))  # not ru_maxrss, which a new process takes over from the one that started it
+"""
+_RUN = "from lsmix.pipeline.api import run; run(sys.argv[1], workspace=sys.argv[2], stage={stage!r}, device='cpu')"
+_STREAM = """
+    from lsmix.data.loaders.pool_loader import PoolLoader
+    from lsmix.data.pool import open_pool
+    (pool,) = Path(sys.argv[2], "mix").iterdir()
+    print(sum(len(batch.images) for batch in PoolLoader(open_pool(pool), 128)))
+"""
+
+
+def _peaks(work: str, *words: Path) -> tuple[int, int]:
+    """Return how much memory of its own, and how much with pages of mapped files, a process had at most, bytes."""
+    # One arena: how glibc spreads memory over those of several threads is another matter.
+    environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+    command = [sys.executable, "-c", _PEAKS.format(work=work), *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    anonymous, resident = done.stdout.split()[-2:]
+    return int(anonymous), int(resident)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Return a data set of invented images of each size."""
+    folder = tmp_path_factory.mktemp("sources")
+    draw = np.random.default_rng(0)
+    for count in _SIZES:
+        images, labels = draw.integers(0, 256, (count + 10, 32, 32, 3), dtype=np.uint8), np.arange(count + 10) % 10
+        np.savez(
+            folder / f"{count}.npz",
+            train_images=images[:count],
+            train_labels=labels[:count],
+            test_images=images[count:],
+            test_labels=labels[count:],
+        )
+    return {count: folder / f"{count}.npz" for count in _SIZES}
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
+@pytest.mark.parametrize("method", ["ls-mix", "mixup"])
+def test_peaks_of_encode_mix_and_streaming_do_not_grow_with_the_images(
+    method: str, sources: dict[int, Path], tmp_path: Path
+) -> None:
+    peaks: dict[str, list[tuple[int, int]]] = {"encode": [], "mix": [], "stream": []}
+    for count, source in sources.items():
+        recipe, workspace = tmp_path / f"{count}.toml", tmp_path / f"runs{count}"
+        recipe.write_text(_RECIPE.format(source=source, method=method), encoding="utf-8")
+        for stage in ("ingest", "train-glow"):
+            _peaks(_RUN.format(stage=stage), recipe, workspace)
+        for stage in ("encode", "mix"):
+            peaks[stage].append(_peaks(_RUN.format(stage=stage), recipe, workspace))
+        peaks["stream"].append(_peaks(_STREAM, recipe, workspace))
+    for work, (small, large) in peaks.items():
+        for kind, before, after in zip(("anonymous", "resident"), small, large, strict=True):
+            most = (_SIZES[1] - _SIZES[0]) * _BYTES_AN_IMAGE
+            if (work, kind) == ("stream", "resident"):
+                most = _MAPPED_BYTES
+            assert after - before < most, f"{work}: {before >> 20} MiB, then {after >> 20} MiB of {kind} memory"

@@ -1,0 +1,142 @@
+"""A run tells what it does: in a log of JSON lines, and to ``status`` in another terminal."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import msgspec
+import pytest
+
+from lsmix.data.progress import NullProgress
+from lsmix.pipeline.engine.progress import Throughput
+from lsmix.pipeline.engine.run_log import LOG_FOLDER, logged
+from lsmix.pipeline.workspace.locks import artifact_lock, working_owners
+
+
+def lines(workspace):
+    return [
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        for path in sorted((workspace / LOG_FOLDER).glob("*.jsonl"))
+    ]
+
+
+def test_a_run_that_makes_something_leaves_a_log_and_one_that_does_not_leaves_none(tiny_recipe, tmp_path, command):
+    words = ("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu")
+    assert command(*words).code == 0
+    (log,) = lines(tmp_path)
+    assert (log[0]["event"], log[0]["command"], log[0]["recipe"]) == ("begin", "run", str(tiny_recipe))
+    assert (log[-1]["event"], log[-1]["outcome"]) == ("end", "done")
+    assert sorted(line["shard"] for line in log if line["event"] == "shard") == [0, 1, 2, 3, 4]
+    assert [line["label"] for line in log if line["event"] == "artifact"] == [
+        "ingest tiny",
+        "train-glow tiny",
+        "encode tiny",
+    ]
+    finish = next(line for line in log if line["event"] == "finish" and line["label"] == "encode tiny")
+    assert (finish["done"], finish["total"], finish["seconds_left"]) == (300, 300, 0.0)
+    assert all(line["at"].startswith("20") for line in log)
+    assert command(*words).code == 0
+    assert len(lines(tmp_path)) == 1
+
+
+def test_an_error_and_an_interruption_end_the_log(tiny_recipe, tmp_path, command, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lsmix.pipeline.stages.encode.write_latent_shard", fail)
+    assert command("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu").code == 1
+    assert lines(tmp_path)[-1][-1]["outcome"] == "OSError"
+    assert "No space left" in lines(tmp_path)[-1][-1]["error"]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lsmix.pipeline.stages.encode.write_latent_shard", interrupt)
+    assert command("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu").code == 130
+    assert lines(tmp_path)[-1][-1]["outcome"] == "interrupted"
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, tmp_path, command):
+    (tmp_path / LOG_FOLDER).write_text("a file in the way")
+    assert command("ingest", tiny_recipe, "--workspace", tmp_path).code == 0
+
+
+def test_old_logs_go(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.pipeline.engine.run_log._MOST_LOGS", 3)
+    for number in range(5):
+        with logged(NullProgress(), tmp_path, "run", number=number) as log:
+            log.start("x", 2, "image")
+            log.advance()
+    assert [log[0]["number"] for log in lines(tmp_path)] == [2, 3, 4]
+
+
+def test_status_tells_from_elsewhere_how_far_a_run_is_how_fast_and_how_long_it_takes(tiny_recipe, tiny_workspace):
+    import shutil
+
+    for stage in ("train-glow", "encode", "mix", "train", "report"):
+        shutil.rmtree(tiny_workspace / stage)
+    settings = ("--set", "flow.training.iterations=100000", "--set", "flow.evaluate_every=100000")
+    words = [sys.executable, "-m", "lsmix"]
+    where = [str(tiny_recipe), "--workspace", str(tiny_workspace), *settings]
+    process = subprocess.Popen([*words, "train-glow", *where, "-q", "--device", "cpu"], stderr=subprocess.DEVNULL)
+    try:
+        deadline, node = time.monotonic() + 90, {}
+        while not node.get("per_second"):
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.3)
+            printed = subprocess.run([*words, "status", *where, "--json"], check=True, capture_output=True).stdout
+            node = next(item for item in json.loads(printed)["content"] if item["stage"] == "train-glow")
+        assert node["state"] == "under-way"
+        assert 0 < node["done"] < node["total"] == 100000
+        assert node["unit"] == "iteration"
+        assert node["seconds_left"] > 0
+        assert f"process {process.pid}" in node["why"]
+        assert "iterations/s" in node["why"]
+        assert " left; user " in node["why"]
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    again = subprocess.run([*words, "status", *where], check=True, capture_output=True, text=True).stdout
+    assert "unfinished train-glow tiny" in again, "a killed run's note fools nobody"
+
+
+def test_several_who_work_side_by_side_add_up(tmp_path):
+    with (
+        artifact_lock(tmp_path, "0" * 12, "x", shared=True) as one,
+        artifact_lock(tmp_path, "0" * 12, "x", shared=True) as two,
+    ):
+        one.tell(done=10, total=40, unit="image", per_second=2.0, seconds_left=15.0)
+        two.tell(done=20, total=30, unit="image", per_second=1.0, seconds_left=10.0)
+        assert [owner.done for owner in working_owners(tmp_path, "0" * 12)] == [10, 20]
+    assert working_owners(tmp_path, "0" * 12) == []
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"user": "\x1b[2J"}', msgspec.json.encode({"process": -1})]
+)
+def test_notes_that_nobody_of_us_wrote_are_passed_over(tmp_path, content):
+    (tmp_path / ".locks").mkdir()
+    (tmp_path / ".locks" / f"{'0' * 12}.x.owner.json").write_bytes(content)
+    assert working_owners(tmp_path, "0" * 12) == []
+
+
+def test_control_characters_in_a_note_do_not_reach_the_terminal(tmp_path):
+    (tmp_path / ".locks").mkdir()
+    note = {"user": "\x1b[2J", "host": os.uname().nodename + "x", "process": 1, "since": "\n"}
+    (tmp_path / ".locks" / f"{'0' * 12}.x.owner.json").write_bytes(msgspec.json.encode(note))
+    (owner,) = working_owners(tmp_path, "0" * 12)
+    assert str(owner).isprintable()
+
+
+def test_what_was_done_before_says_nothing_of_the_speed(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("lsmix.pipeline.engine.progress.time.monotonic", lambda: now[0])
+    pace = Throughput(100, done=60)
+    assert pace.seconds_left is None
+    now[0] += 5
+    pace.advance(10)
+    assert pace.facts() == {"done": 70, "total": 100, "per_second": 2.0, "seconds_left": 15.0}

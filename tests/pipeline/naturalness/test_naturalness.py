@@ -1,0 +1,452 @@
+"""The naturalness stage on digits: what is compared with what, the same bytes twice, and what is told."""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.data.artifact import Artifact
+from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError, DivergedError, FormatError, MissingError, RecipeError
+from lsmix.data.latents import open_latents
+from lsmix.data.progress import NullProgress
+from lsmix.glow.checkpoint import load_flow
+from lsmix.pipeline.api import plan, run
+from lsmix.pipeline.config.recipe import read_recipe
+from lsmix.pipeline.config.results import Interval, Naturalness, SampleFacts, read_naturalness
+from lsmix.pipeline.config.schema import NaturalnessConfig
+from lsmix.pipeline.engine.status import recipe_status
+from lsmix.pipeline.naturalness.measures import Scorer, facts_of
+from lsmix.pipeline.naturalness.metrics import Resamples
+from lsmix.pipeline.naturalness.samples import Block, Sample, SampleSet, choose_rows_apart
+from lsmix.pipeline.views.report.naturalness import naturalness_section
+
+SETTINGS = ["naturalness.pairs=20", "naturalness.bootstrap=50", "naturalness.batch_size=16"]
+
+
+class Telling(NullProgress):
+    """Keeps warnings."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warning(self, message):
+        self.warnings.append(message)
+
+
+@pytest.fixture(scope="module")
+def judged(tiny_recipe, finished_workspace, tmp_path_factory):
+    """Return a workspace with the judge and its judgement on top of the finished one, and the result of the run."""
+    workspace = tmp_path_factory.mktemp("judged") / "runs"
+    shutil.copytree(finished_workspace, workspace)
+    return run(tiny_recipe, workspace=workspace, stage="naturalness", device="cpu", overrides=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def found(judged):
+    return read_naturalness(judged["naturalness"].folder)
+
+
+def report_of(item):
+    """Return what the report's section reads."""
+    artifact = Artifact(folder=item.folder, manifest=item.manifest)
+    return SimpleNamespace(inputs={"naturalness": artifact})
+
+
+def samples_of(judged, **fields) -> SampleSet:
+    config = NaturalnessConfig(pairs=20, batch_size=16, **fields)
+    dataset = open_dataset(judged["ingest"].folder / "dataset.h5")
+    flow = load_flow(judged["train-glow/tiny"].folder)
+    return SampleSet(dataset, open_latents(judged["encode"].folder), flow, config, count=20)
+
+
+def images_of(samples: SampleSet, name: str, *parts: slice) -> np.ndarray:
+    (sample,) = (sample for sample in samples.all() if sample.name == name)
+    return np.concatenate([sample.block(part).images for part in parts or (slice(0, 20),)])
+
+
+def test_the_stage_makes_only_the_judge_and_its_judgement(judged):
+    made = [f"{item.stage} {item.name}" for item in judged.built if not item.cached]
+    assert made == ["train-glow tiny-judge", "naturalness tiny"]
+
+
+def test_gc_finds_a_judgement_that_no_recipe_wants_any_longer(judged, tiny_recipe, command):
+    workspace = judged["ingest"].folder.parents[1]
+    found = command("gc", tiny_recipe, "--workspace", workspace).out
+    for item in ("naturalness", "train-glow/tiny-judge"):
+        assert str(judged[item].folder) in found
+    wanted = [word for setting in SETTINGS for word in ("--set", setting)]
+    kept = command("gc", tiny_recipe, "--workspace", workspace, *wanted).out
+    assert "naturalness" not in kept
+    assert "judge-" not in kept
+
+
+def test_every_sample_has_as_many_images_and_originals_come_first(judged, found):
+    names = [sample.name for sample in found.samples]
+    assert names == ["held-out", "test", "sources", *NaturalnessConfig().methods]
+    assert {sample.images for sample in found.samples} == {found.pairs} == {20}
+    assert judged["naturalness"].manifest.counts["pairs"] == 20
+
+
+def test_a_judge_sees_odd_rows_only_and_pairs_are_even_rows_each_once(judged):
+    first, second = choose_rows_apart(301, 75, seed=0)
+    rows = np.concatenate((first, second))
+    assert len(np.unique(rows)) == 150
+    assert not (rows % 2).any()
+    assert judged["train-glow/tiny-judge"].manifest.config["training"]["rows"] == "odd"
+
+
+def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(judged, tiny_recipe, tmp_path, monkeypatch):
+    from lsmix.glow.training import FlowTrainer
+
+    seen = []
+    begin = FlowTrainer.__init__
+    monkeypatch.setattr(
+        FlowTrainer, "__init__", lambda self, *given: (seen.append(np.array(given[2])), begin(self, *given))[1]
+    )
+    train = open_dataset(judged["ingest"].folder / "dataset.h5").train.images
+    few = ["flow.training.iterations=2", "flow.training.rows=even"]
+    result = run(tiny_recipe, workspace=tmp_path, stage="train-glow", device="cpu", overrides=few)
+    np.testing.assert_array_equal(seen[0], train[0::2])
+    flow = load_flow(result["train-glow"].folder)
+    bits = flow.bits_per_dim(flow.log_prob(train[0::2][:64], dequantise="uniform", seed=0)).mean()
+    assert result["train-glow"].manifest.counts["train_bits_per_dim"] == pytest.approx(bits, rel=1e-12)
+
+
+def test_held_out_originals_are_measured_by_the_judge_and_not_by_the_flow(judged, found):
+    heldout = open_dataset(judged["ingest"].folder / "dataset.h5").heldout.images
+    judge = load_flow(judged["train-glow/tiny-judge"].folder)
+    images = images_of(samples_of(judged), "held-out")
+    assert {image.tobytes() for image in images} <= {image.tobytes() for image in heldout}
+    expected = judge.bits_per_dim(judge.log_prob(images, dequantise="uniform", batch_size=16, seed=0))
+    np.testing.assert_allclose(found["held-out"].bits_per_dim, expected, rtol=1e-12)
+    assert found["held-out"].mean_bits == pytest.approx(expected.mean())
+    assert found["held-out"].mean_bits_error == pytest.approx(expected.std(ddof=1) / np.sqrt(20))
+    assert found["held-out"].distance is None
+
+
+def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(judged):
+    samples = samples_of(judged, lam=0.0)
+    for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
+        np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
+    judge = load_flow(judged["train-glow/tiny-judge"].folder)
+    scorer = Scorer(judge, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
+    measured = {sample.name: scorer.measure(sample) for sample in samples.all()[:4]}
+    facts = facts_of(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
+    assert facts.seam is None
+    np.testing.assert_array_equal(measured["ls-mix"].bits, measured["sources"].bits)
+
+
+def test_at_rate_one_mixes_are_their_second_sources(judged):
+    samples = samples_of(judged, lam=1.0)
+    second = np.array([pair[1] for pair in samples.pair_sheet(20)])
+    for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
+        np.testing.assert_array_equal(images_of(samples, name), second, err_msg=name)
+
+
+def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(judged):
+    samples = samples_of(judged)
+    cut = images_of(samples, "hard-cut")
+    first, second = (np.array(side) for side in zip(*samples.pair_sheet(20), strict=True))
+    np.testing.assert_array_equal(cut[:, :4], second[:, :4])
+    np.testing.assert_array_equal(cut[:, 4:], first[:, 4:])
+
+
+def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image_went(judged):
+    samples = samples_of(judged, methods=("mixup", "cutmix", "resizemix", "fmix"))
+    first, second = (np.array(side).astype(int) for side in zip(*samples.pair_sheet(20), strict=True))
+    mixup, cutmix, resizemix, fmix = (sample.block(slice(0, 20)) for sample in samples.all()[3:])
+    np.testing.assert_array_equal(mixup.images, (first + second + 1) // 2)
+    for block in (cutmix, fmix):
+        expected = np.where(block.regions[..., None], second, first)
+        np.testing.assert_array_equal(block.images, expected)
+        np.testing.assert_allclose(block.share, block.regions.mean(axis=(1, 2)), rtol=1e-6)
+    outside = ~resizemix.regions
+    np.testing.assert_array_equal(resizemix.images[outside], first[outside])
+    np.testing.assert_allclose(resizemix.share, resizemix.regions.mean(axis=(1, 2)), rtol=1e-6)
+    assert [sample.seam_of for sample in samples.all()[3:]] == ["ls-mix", "own", "own", "own"]
+
+
+def test_features_of_the_baseline_are_compared_where_there_is_one(judged, found):
+    assert (found.classifier, found.features) == ("baseline-seed0", 8)
+    assert found["held-out"].frechet is None
+    assert all(sample.frechet > 0 for sample in found.samples[1:])
+
+
+def test_features_are_those_of_the_named_runs_first_seed(judged, tiny_recipe):
+    overrides = [*SETTINGS, "naturalness.classifier=lsmix"]
+    _, nodes, _ = plan(tiny_recipe, workspace=judged["naturalness"].folder.parent.parent, overrides=overrides)
+    (node,) = (node for node in nodes if node.stage.name == "naturalness")
+    assert node.inputs["classifier"].name == "lsmix-seed0"
+
+
+def test_without_a_baseline_there_is_no_distance_of_features(judged, tiny_recipe, tmp_path):
+    recipe = tmp_path / "no-runs.toml"
+    text = (
+        tiny_recipe.read_text(encoding="utf-8").partition("[runs.baseline]")[0]
+        + "[naturalness]\npairs = 4\nbootstrap = 10\n"
+    )
+    recipe.write_text(text + 'methods = ["hard-cut"]\n', encoding="utf-8")
+    workspace = judged["naturalness"].folder.parent.parent
+    result = run(recipe, workspace=workspace, stage="naturalness", device="cpu")
+    found = read_naturalness(result["naturalness"].folder)
+    assert (found.classifier, found.features) == ("", 0)
+    assert [sample.frechet for sample in found.samples] == [None] * 4
+    item = result["naturalness"]
+    for table in naturalness_section(report_of(item)).tables:
+        assert "Fréchet" not in table.columns
+        assert "Fréchet" not in table.note
+
+
+@pytest.mark.parametrize("name", ["bern-mix", "cutmix", "ls-mix", "test"])
+def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(judged, name):
+    samples = samples_of(judged)
+    pieces = images_of(samples, name, slice(0, 16), slice(16, 20))
+    np.testing.assert_array_equal(images_of(samples, name), pieces)
+
+
+def test_failed_decodes_are_counted_and_kept(judged, found):
+    (sample,) = (sample for sample in samples_of(judged).all() if sample.name == "reverse-mix")
+    decode_failed = sample.block(slice(0, 20)).decode_failed
+    assert decode_failed.any(), "a flow that hardly learned decodes some reversed latents out of range"
+    assert found["reverse-mix"].decode_failed == decode_failed.sum()
+    assert found["reverse-mix"].images == len(found["reverse-mix"].bits_per_dim) == 20
+    assert found["hard-cut"].decode_failed is None
+
+
+def test_only_methods_with_regions_are_judged_by_their_own_seam(found):
+    own = {sample.name for sample in found.samples if sample.seam_of == "own"}
+    assert own == {"ls-mix", "swap-mix", "reverse-mix", "cutmix", "resizemix", "fmix", "hard-cut"}
+    assert all(sample.seam.low <= sample.seam.value <= sample.seam.high for sample in found.samples)
+
+
+def test_twice_gives_the_same_bytes(judged, tiny_recipe):
+    folder = judged["naturalness"].folder
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
+    again = run(
+        tiny_recipe,
+        workspace=folder.parent.parent,
+        stage="naturalness",
+        device="cpu",
+        overrides=SETTINGS,
+        force="naturalness",
+    )
+    assert [item.stage for item in again.built if not item.cached] == ["naturalness"]
+    assert before.keys() == {"naturalness.json", "sheet.png"}
+    assert before == {name: (folder / name).read_bytes() for name in before}
+    assert [file.path for file in again["naturalness"].manifest.files if file.payload] == ["naturalness.json"]
+
+
+def test_fewer_held_out_images_than_pairs_shrink_every_sample_and_are_told(judged, tiny_recipe):
+    progress = Telling()
+    settings = ["naturalness.bootstrap=10", 'naturalness.methods=["hard-cut"]']
+    result = run(
+        tiny_recipe,
+        workspace=judged["naturalness"].folder.parent.parent,
+        stage="naturalness",
+        device="cpu",
+        overrides=settings,
+        progress=progress,
+    )
+    found = read_naturalness(result["naturalness"].folder)
+    assert (found.pairs, found.pairs_asked) == (30, 500)
+    assert {sample.images for sample in found.samples} == {30}
+    (warning,) = progress.warnings
+    assert "samples have 30 images instead of 500, since there are 30 held-out images and" in warning
+
+
+# Images to which the judge gives no finite likelihood.
+
+
+class _OddJudge:
+    """Gives the images of some places no likelihood."""
+
+    def __init__(self, bad):
+        self._bad = bad
+
+    def encode_scored(self, images, **options):
+        places = np.arange(len(images)) + options["first_index"]
+        return None, np.where(np.isin(places, self._bad), np.nan, -images.mean(axis=(1, 2, 3)))
+
+    def bits_per_dim(self, log_prob):
+        return -log_prob
+
+
+def _sample(name):
+    images = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 1), dtype=np.uint8)
+    regions = np.zeros((10, 4, 4), bool)
+    return Sample(name=name, kind="pixel", seam_of="own", block=lambda part: Block(images[part], regions[part]))
+
+
+def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
+    scorer = Scorer(_OddJudge([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    whole = Scorer(_OddJudge([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
+    odd = scorer.measure(_sample("odd"))
+    facts = facts_of(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
+    assert facts.not_finite == 2
+    assert [place for place, bits in enumerate(facts.bits_per_dim) if bits is None] == [3, 9]
+    assert facts.mean_bits == pytest.approx(np.delete(whole.bits, [3, 9]).mean())
+    assert facts.distance.value > 0
+    assert b"nan" not in msgspec.json.encode(facts).lower()
+
+
+def test_a_judge_that_knows_no_image_is_an_error_with_a_way_out():
+    scorer = Scorer(_OddJudge(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    with pytest.raises(
+        DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.judge\.train"
+    ):
+        scorer.measure(_sample("x"))
+
+
+# The recipe.
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (['naturalness.methods=["ls-mx"]'], r"unknown mixing method .*'ls-mx'\. Did you mean 'ls-mix'"),
+        (['naturalness.methods=["linear", "linear"]'], r"naturalness\.methods: each method counts once"),
+        (["naturalness.lam=1.5"], r"naturalness\.lam: expected float <= 1\.0, got 1\.5"),
+        (["naturalness.pairs=1"], r"naturalness\.pairs: expected int >= 2, got 1"),
+        (["naturalness.piars=3"], r"unknown key 'naturalness\.piars'\. Did you mean 'pairs'"),
+        (["naturalness.pairs=9", "data.heldout=0"], r"there are none\. Set 'data\.heldout'"),
+        (["naturalness.pairs=9", "flow.training.rows=odd"], r"flow\.training\.rows: expected 'all' or 'even'"),
+        (
+            ["naturalness.classifier=baselin"],
+            r"naturalness\.classifier: there is no run 'baselin'; .*Did you mean 'bas",
+        ),
+        (["naturalness.judge.stepps=3"], r"naturalness\.judge: unknown key 'stepps'\. Did you mean 'steps'"),
+        (["naturalness.judge.path=x"], r"naturalness\.judge: unknown key 'path'"),
+        (["naturalness.judge.training=3"], r"naturalness\.judge: training: expected a section"),
+        (["naturalness.judge.training.iterations=0"], r"naturalness\.judge\.training\.iterations: expected int >= 1"),
+        (["naturalness.judge.training.rows=all"], r"naturalness\.judge\.training\.rows: the judge always learns from"),
+        (["naturalness.judge.training.seed=0"], r"naturalness\.judge\.training\.seed: got 0, which is the flow's own"),
+    ],
+)
+def test_a_wrong_section_is_refused_with_its_place(tiny_recipe, overrides, message):
+    with pytest.raises(RecipeError, match=message):
+        read_recipe(tiny_recipe, overrides)
+
+
+def test_a_judge_is_trained_as_the_flow_but_for_its_seed_its_rows_and_what_is_said(tiny_recipe):
+    recipe = read_recipe(tiny_recipe, ["naturalness.judge.steps=3", "naturalness.judge.training.batch_size=16"])
+    judge = msgspec.to_builtins(recipe.judge_config())
+    flow = msgspec.to_builtins(recipe.flow)
+    flow.pop("path")
+    flow["steps"] = 3
+    flow["training"] |= {"seed": 1, "rows": "odd", "batch_size": 16}
+    assert judge == flow
+
+
+def test_a_recipe_without_the_section_has_no_judge_and_the_command_says_so(tiny_recipe, tmp_path, command):
+    _, nodes, _ = plan(tiny_recipe, workspace=tmp_path)
+    assert not [node for node in nodes if "judge" in node.name or node.stage.name == "naturalness"]
+    result = command("naturalness", tiny_recipe, "--workspace", tmp_path)
+    assert result.code == 1
+    assert "has no [naturalness], which the stage 'naturalness' needs. Add one." in result.err
+
+
+def test_a_change_of_the_section_re_runs_the_judgement_and_one_of_the_judge_the_judge_too(judged, tiny_recipe):
+    workspace = judged["naturalness"].folder.parent.parent
+
+    def to_make(*overrides):
+        _, nodes, place = plan(tiny_recipe, workspace=workspace, overrides=[*SETTINGS, *overrides])
+        return {(node.stage, node.name) for node in recipe_status(nodes, place) if node.state != "cached"}
+
+    report = ("report", "tiny")
+    assert to_make() == {report}
+    assert to_make("naturalness.lam=0.25") == {("naturalness", "tiny"), report}
+    changed = to_make("naturalness.judge.training.batch_size=16")
+    assert changed == {("train-glow", "tiny-judge"), ("naturalness", "tiny"), report}
+
+
+def test_its_cost_is_estimated_before_it_is_made(tiny_recipe, finished_workspace):
+    _, nodes, place = plan(tiny_recipe, workspace=finished_workspace, overrides=SETTINGS)
+    (node,) = (node for node in recipe_status(nodes, place) if node.stage == "naturalness")
+    assert node.state == "waits"
+    assert node.bytes > 0
+    assert node.seconds > 0
+
+
+# The file, and the report.
+
+
+def test_a_result_that_is_missing_newer_or_damaged_is_refused(judged, tmp_path):
+    with pytest.raises(MissingError, match=r"no naturalness\.json in .* 'lsmix naturalness'"):
+        read_naturalness(tmp_path)
+    content = (judged["naturalness"].folder / "naturalness.json").read_bytes()
+    path = tmp_path / "naturalness.json"
+    path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 2'))
+    with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer"):
+        read_naturalness(tmp_path)
+    for damaged in (content[:-20], content.replace(b'"pairs"', b'"pears"'), b"\xff", b"[]"):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptError, match="is damaged"):
+            read_naturalness(tmp_path)
+
+
+def test_the_formats_page_tells_every_field():
+    page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
+    chapter = page.partition("## naturalness.json")[2].partition("\n## ")[0]
+    for model in (Naturalness, SampleFacts, Interval):
+        assert not [name for name in model.__struct_fields__ if f"`{name}`" not in chapter]
+
+
+def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(judged, found):
+    item = judged["naturalness"]
+    section = naturalness_section(report_of(item))
+    likelihood, appearance = section.tables
+    originals = ["originals, held out", "originals, test", "originals, sources"]
+    for table in section.tables:
+        assert [row[0] for row in table.rows] == [*originals, *NaturalnessConfig().methods]
+    assert "Bits per dimension alone mislead" in section.text
+    difference = np.mean(np.subtract(found["ls-mix"].bits_per_dim, found["hard-cut"].bits_per_dim))
+    assert f"hard cut of the same pairs: {difference:+.3f}".replace("-", "−") in likelihood.note
+    linear = next(row for row in appearance.rows if row[0] == "linear")
+    assert linear[-2].endswith("°")
+    assert [figure.name for figure in section.figures] == [
+        "naturalness-bits",
+        "naturalness-distance",
+        "naturalness-sheet",
+    ]
+
+
+def test_the_report_has_the_chapter_where_there_is_one_and_else_not(judged, tiny_recipe, finished_workspace):
+    workspace = judged["naturalness"].folder.parent.parent
+    result = run(tiny_recipe, workspace=workspace, device="cpu", overrides=SETTINGS)
+    assert "How natural is a mix?" in result.report.read_text(encoding="utf-8")
+    assert (result.report.parent / "figures" / "naturalness-sheet.png").is_file()
+    (without,) = (finished_workspace / "report").glob("tiny-*")
+    assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
+
+
+def test_show_tells_its_counts_and_draws_its_sheet(judged, command, tmp_path):
+    folder = judged["naturalness"].folder
+    shown = command("show", folder, "--sheet", tmp_path / "sheet.png")
+    assert shown.code == 0
+    assert "x₁ | mixes of each method at λ = 0.5 | x₂" in shown.out
+    with Image.open(tmp_path / "sheet.png") as drawn, Image.open(folder / "sheet.png") as made:
+        assert drawn.tobytes() == made.tobytes()
+
+
+@pytest.mark.gpu
+def test_measures_on_cuda_are_nearly_those_on_the_cpu(judged, found, tiny_recipe, tmp_path):
+    workspace = shutil.copytree(judged["naturalness"].folder.parent.parent, tmp_path / "runs")
+    again = run(
+        tiny_recipe,
+        workspace=workspace,
+        stage="naturalness",
+        device="cuda",
+        overrides=SETTINGS,
+        force="naturalness",
+    )
+    on_cuda = read_naturalness(again["naturalness"].folder)
+    for sample in found.samples:
+        # A decoded pixel may differ by one level, which moves a value of 5 bits to the next cell now and then.
+        assert on_cuda[sample.name].mean_bits == pytest.approx(sample.mean_bits, abs=0.05)
+        if sample.kind == "original":
+            np.testing.assert_allclose(on_cuda[sample.name].bits_per_dim, sample.bits_per_dim, atol=1e-3)

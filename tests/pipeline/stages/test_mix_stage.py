@@ -1,0 +1,139 @@
+"""Laws of the mix stage, on a finished workspace and with flows that cannot decode."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lsmix.data.artifact import Artifact
+from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.latents import open_latents
+from lsmix.data.pool import STATUSES, Pool, open_pool
+from lsmix.data.pool_spec import PoolConfig
+from lsmix.glow.checkpoint import load_flow
+from lsmix.pipeline.stages.mix import MixWorker, RowMaker, open_worker
+from lsmix.pipeline.stages.pool_builder import PixelMixer
+from lsmix.pipeline.workspace.local import Workspace
+
+
+def _folder(workspace: Path, stage: str, name: str) -> Path:
+    (folder,) = (workspace / stage).glob(f"{name}-*")
+    return folder
+
+
+@pytest.fixture
+def pool(finished_workspace: Path) -> Pool:
+    return open_pool(_folder(finished_workspace, "mix", "lsmix"))
+
+
+def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(finished_workspace: Path) -> None:
+    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    pool = open_pool(_folder(finished_workspace, "mix", "zero"))
+    count = pool.images_per_copy
+    np.testing.assert_array_equal(pool.image[:count], train.images[pool.source_a[:count]])
+    np.testing.assert_array_equal(pool.image[count:], train.images[pool.source_b[count:]])
+    assert (pool.share_b[:count] == 0).all()
+    assert (pool.share_b[count:] == 1).all()
+
+
+def test_every_latent_decodes_to_its_training_image(finished_workspace: Path) -> None:
+    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    latents = open_latents(_folder(finished_workspace, "encode", "tiny"))
+    flow = load_flow(_folder(finished_workspace, "train-glow", "tiny"))
+    np.testing.assert_array_equal(flow.decode(latents.z[:]), train.images)
+    assert latents.manifest.counts["exact_round_trips"] == len(train)
+
+
+def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, pool: Pool) -> None:
+    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    np.testing.assert_array_equal(pool.label_a[:], train.labels[pool.source_a[:]])
+    np.testing.assert_array_equal(pool.label_b[:], train.labels[pool.source_b[:]])
+    dim = 64
+    replaced = pool.status[:] == STATUSES.index("replaced")
+    expected = np.where(replaced, 0, np.floor(pool.lam[:].astype(np.float64) * dim) / dim)
+    # λ is stored in 32 bits: where it lies within a rounding of a whole component the share may be one component off.
+    assert np.abs(pool.share_b[:] - expected).max() <= 1 / dim
+    assert (pool.share_b[:] != expected.astype(np.float32)).mean() < 0.01
+
+
+def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: Pool) -> None:
+    dataset = open_dataset(_folder(finished_workspace, "ingest", "tiny"))
+    sources = set(pool.source_a[:].tolist()) | set(pool.source_b[:].tolist())
+    assert sources <= set(range(len(dataset.train)))
+    published = [
+        {(split.published_split, int(row)) for row in split.source_index}
+        for split in (dataset.train, dataset.heldout, dataset.test)
+    ]
+    assert not published[0] & published[1]
+    assert not published[0] & published[2]
+    assert not published[1] & published[2]
+
+
+def _worker(workspace: Path, **fields: Any) -> MixWorker:
+    folder = _folder(workspace, "mix", "lsmix")
+    found = {}
+    for record in open_pool(folder).manifest.inputs:
+        stage = {"latents": "encode", "flow": "train-glow"}[record.role]
+        artifact = Workspace(workspace).find(stage, record.key)
+        assert artifact is not None
+        found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
+    config = PoolConfig(alpha=0.4, copies=2, shard_rows=128, **fields)
+    import msgspec
+
+    return open_worker(folder, msgspec.to_builtins(config), found, "cpu")
+
+
+def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
+    finished_workspace: Path,
+) -> None:
+    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
+    worker = _worker(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
+    made = worker.compute(worker.load(0))
+    replaced = made["status"] == STATUSES.index("replaced")
+    assert replaced.any()
+    np.testing.assert_array_equal(made["image"][replaced], train.images[made["source_a"][replaced]])
+    assert (made["share_b"][replaced] == 0).all()
+    assert (made["decode_failed"] == (made["status"] != STATUSES.index("ok"))).all()
+
+
+def test_keep_leaves_failed_decodes_as_they_are(finished_workspace: Path, pool: Pool) -> None:
+    worker = _worker(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
+    loaded = worker.load(0)
+    made = worker.compute(loaded)
+    assert made["decode_failed"].any()
+    assert (made["status"] == STATUSES.index("ok")).all()
+    np.testing.assert_array_equal(made["source_b"], loaded.draw.others[:, 0])
+
+
+def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace: Path) -> None:
+    first, again = _worker(finished_workspace, tolerance=0.02), _worker(finished_workspace, tolerance=0.02)
+    one = first.compute(first.load(1))
+    first.compute(first.load(0))
+    again.compute(again.load(0))
+    two = again.compute(again.load(1))
+    assert (one["status"] == STATUSES.index("redrawn")).any()
+    for name, values in one.items():
+        np.testing.assert_array_equal(values, two[name], err_msg=name)
+
+
+@pytest.mark.parametrize("pool", ["lsmix", "cutmix"])
+def test_rows_come_out_the_same_in_parts_of_any_size(
+    pool: str, finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def made() -> dict[str, Any]:
+        if pool == "lsmix":
+            worker = _worker(finished_workspace, tolerance=0.02, corner="random")
+            return worker.compute(worker.load(0))
+        maker = RowMaker(
+            PoolConfig(method=pool), PixelMixer(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME, pool)
+        )
+        rows = np.arange(20, 150)
+        return maker.make(maker.load(rows, maker.plan.pick(rows)))
+
+    expected = made()
+    for together in (1, 3000):  # bytes: one image or batch at a time, and a few
+        monkeypatch.setattr("lsmix.pipeline.stages.pool_builder._TOGETHER_BYTES", together)
+        for name, values in made().items():
+            np.testing.assert_array_equal(values, expected[name], err_msg=name)

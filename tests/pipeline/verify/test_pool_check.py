@@ -1,0 +1,421 @@
+"""What ``verify`` finds in a pool whose checksums all fit: rows that are not what the plan says, one column after another."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from lsmix.classifiers.pixel_mixing import mix_images
+from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_rngs
+from lsmix.data.pool import open_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import read_spec
+from lsmix.glow.latent_mixing import mix_latents
+from lsmix.pipeline.api import RunResult, run, verify
+from lsmix.pipeline.verify.shares import Shares
+
+LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
+RECIPE = """
+name = "checked"
+[data]
+format = "digits"
+limit = 150
+test = 60
+heldout = 10
+[flow]
+levels = 2
+steps = 2
+hidden = 16
+threads = 1
+evaluate_images = 16
+[flow.training]
+iterations = 40
+batch_size = 32
+learning_rate = 1e-3
+warmup = 10
+flip = false
+translate = 1
+[mix]
+alpha = 0.7
+copies = 2
+shard_rows = 64
+"""
+POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
+POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
+POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
+# Every image leaves the range of pixels a little, so many are drawn again and many replaced.
+POOLS += "[pools.strict]\ntolerance = 0.02\nbad_pixel_fraction = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
+KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    folder = tmp_path_factory.mktemp("checked")
+    (folder / "checked.toml").write_text(RECIPE + POOLS, encoding="utf-8")
+    return run(folder / "checked.toml", workspace=folder / "runs", stage="mix", device="cpu")
+
+
+@pytest.fixture
+def given(made: RunResult, tmp_path: Path) -> Callable[[str], Path]:
+    """Return a function that gives a pool away: a copy of it, without its workspace."""
+    return lambda name: Path(shutil.copytree(made[f"mix/{name}"].folder, tmp_path / name))
+
+
+def seal(folder: Path, **changes: Any) -> None:
+    """Write all checksums and the root anew, as a forger would."""
+    manifest = read_manifest(folder)
+    files = record_files(folder, {"pool.zarr", "plan.json"})
+    fields = {**msgspec.structs.asdict(manifest), "files": files, "root": root_digest(files), **changes}
+    write_manifest(folder, Manifest(**fields))
+
+
+def forge(folder: Path, column: str, row: int, value: Any) -> None:
+    """Put a value into a row of a pool, with fitting checksums everywhere."""
+    store = pool_store(folder)
+    shard = row // store.shard_rows
+    rows = store.shard_range(shard)
+    pool = open_pool(folder)
+    arrays = {name: values[rows.start : rows.stop] for name, values in pool.columns.items()}
+    arrays[column][row - rows.start] = value
+    try:
+        write_pool_shard(folder, shard, arrays)
+    except ValueError:  # the writer knows what can't be; a forger has another writer
+        store.write_shard(shard, arrays)
+    seal(folder)
+
+
+def row_in_status(folder: Path, status: int) -> int:
+    return int(np.flatnonzero(open_pool(folder).status[:] == status)[0])
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_pool_of_every_kind_is_what_its_plan_says_to_the_last_pixel(made: RunResult, name: str) -> None:
+    facts = verify(made[f"mix/{name}"].folder, deep=True, sample=80, device="cpu")
+    assert facts["unchecked"] == []
+    assert [line.partition(":")[0] for line in facts["checked"]] == ["sources", "labels", "plan", "shares"]
+    assert facts["deep"]["rows"] == 80
+    assert facts["deep"]["same_device"]
+    assert facts["deep"]["pixels"]["pixels_differing"] == 0
+
+
+def test_the_pools_hold_what_these_tests_are_about(made: RunResult) -> None:
+    assert set(open_pool(made["mix/strict"].folder).status[:].tolist()) == {0, 1, 2}
+    assert set(open_pool(made["mix/never"].folder).status[:].tolist()) == {0, 2}
+    assert made["mix/keep"].manifest.counts["decode_failed"] > 0
+
+
+def test_an_image_of_the_test_split_is_refused_by_row_and_index(
+    given: Callable[[str], Path], command: Callable[..., Any]
+) -> None:
+    folder = given("ls-mix")
+    images = read_spec(folder).origin.train_images
+    forge(folder, "source_b", 97, images)
+    with pytest.raises(
+        CorruptError, match=rf"in row 97 source_b is {images}, .* rows 0 to {images - 1}: .* test image"
+    ):
+        verify(folder)
+    result = command("verify", folder)
+    assert (result.code, result.out) == (5, "")
+    assert f"row 97 source_b is {images}" in result.err
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value", "told"),
+    [
+        ("ls-mix", "source_a", 3, "source_a is 3, but the plan has"),
+        ("ls-mix", "source_b", 3, "source_b is 3, but the plan has"),
+        ("ls-mix", "source_a", -1, "source_a is -1, but the training split has rows"),
+        ("ls-mix", "lam", 0.625, "lam is 0.625, but the plan has"),
+        ("ls-mix", "lam", np.nan, "lam is nan, but expected 0 to 1"),
+        ("ls-mix", "share_b", 0.015625 * 33, "share_b is 0.515625, but the plan has"),
+        ("ls-mix", "share_b", 1.5, "share_b is 1.5, but expected 0 to 1"),
+        ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
+        ("ls-mix", "status", 2, "(a replaced row has share 0|the plan has)"),
+        ("ls-mix", "status", 7, "status is 7, but expected 0 to 2"),
+        ("ls-mix", "label_a", 11, "label_a is 11, but there are classes 0 to 9"),
+        ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
+        ("cutmix", "status", 1, "no row is drawn again, since pixels are mixed"),
+        ("keep", "status", 1, "no row is drawn again, since on_decode_failure is 'keep'"),
+        ("bern-mix", "share_b", 0.25, "share_b is 0.25, but the plan has"),
+        ("linear", "share_b", 0.25, "share_b is 0.25, but the plan has"),
+        ("mixup", "share_b", 0.25, "share_b is 0.25, but the plan has"),
+        ("resizemix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
+        ("fmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
+        ("swap-mix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
+        ("reverse-mix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
+        ("corners", "corner", 4, "corner is 4, but expected 0 to 3"),
+        ("end", "corner", 0, "corner is 0, but the plan has 3"),
+        ("three", "source_more", 500, r"source_more\[0\] is 500, but the training split"),
+        ("three", "lam_more", 0.125, r"lam_more\[0\] is 0.125, but the plan has"),
+        ("three", "share_more", 0.125, r"share_more\[0\] is 0.125, but the plan has"),
+    ],
+)
+def test_a_forged_value_is_refused_by_row_and_value(
+    given: Callable[[str], Path], name: str, column: str, value: Any, told: str
+) -> None:
+    folder = given(name)
+    row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
+    forge(folder, column, row, value)
+    with pytest.raises(CorruptError, match=rf"in row {row} (source_b is \[|.*){told}"):
+        verify(folder)
+
+
+def test_a_drawn_corner_is_that_of_the_plan(given: Callable[[str], Path]) -> None:
+    folder = given("corners")
+    there = int(open_pool(folder).columns["corner"][40])
+    forge(folder, "corner", 40, (there + 1) % 4)
+    with pytest.raises(CorruptError, match=f"in row 40 corner is {(there + 1) % 4}, but the plan has {there}"):
+        verify(folder)
+
+
+@pytest.mark.parametrize("column", ["label_a", "label_b"])
+def test_one_training_image_has_one_label(given: Callable[[str], Path], made: RunResult, column: str) -> None:
+    folder = given("ls-mix")
+    pool = open_pool(folder)
+    wrong = (int(pool.columns[column][130]) + 1) % 10
+    image = int(pool.columns["source" + column[-2:]][130])
+    forge(folder, column, 130, wrong)
+    with pytest.raises(CorruptError, match=rf"has label \d for the same training image {image}") as without:
+        verify(folder)
+    assert "row 130" in str(without.value)
+    # With the base set at hand there is no doubt which of the two is wrong.
+    told = rf"in row 130 {column} is {wrong}, but the data set .* has label \d for the same training image {image}"
+    with pytest.raises(CorruptError, match=told):
+        verify(folder, data=made["ingest"].folder)
+
+
+def test_labels_that_are_wrong_throughout_are_found_by_the_base_set_only(
+    given: Callable[[str], Path], made: RunResult
+) -> None:
+    folder = given("mixup")
+    store, pool = pool_store(folder), open_pool(folder)
+    for shard in range(store.shards):
+        rows = store.shard_range(shard)
+        arrays = {name: values[rows.start : rows.stop] for name, values in pool.columns.items()}
+        for column in ("label_a", "label_b"):
+            arrays[column] = (arrays[column] + 1) % 10
+        write_pool_shard(folder, shard, arrays)
+    seal(folder)
+    assert any("name it with --data" in line for line in verify(folder)["unchecked"])
+    with pytest.raises(CorruptError, match="in row 0 label_a"):
+        verify(folder, data=made["ingest"].folder / "dataset.h5")
+
+
+@pytest.mark.parametrize("status", [1, 2])
+def test_redrawn_and_replaced_rows_are_those_of_a_later_draw(given: Callable[[str], Path], status: int) -> None:
+    folder = given("strict")
+    row = row_in_status(folder, status)
+    forge(folder, "lam", row, 0.3125)
+    with pytest.raises(CorruptError, match=f"in row {row} "):
+        verify(folder)
+
+
+def test_a_replaced_row_has_no_share(given: Callable[[str], Path]) -> None:
+    folder = given("strict")
+    row = row_in_status(folder, 2)
+    forge(folder, "share_b", row, 0.5)
+    with pytest.raises(CorruptError, match=f"in row {row} share_b is 0.5, but a replaced row has share 0"):
+        verify(folder)
+
+
+def test_a_pixel_is_found_by_the_deep_check_only(given: Callable[[str], Path], made: RunResult) -> None:
+    folder = given("three")
+    image = open_pool(folder).image[31]
+    image[2, 3] ^= 1
+    forge(folder, "image", 31, image)
+    flow, data = made["train-glow"].folder, made["ingest"].folder
+    assert any("--deep" in line for line in verify(folder)["unchecked"])
+    with pytest.raises(CorruptError, match=r"1 of \d+ pixels differ .* by 1 at most: .* the first is row 31"):
+        verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
+    seal(folder, environment={**read_manifest(folder).environment, "device_kind": "cuda"})
+    facts = verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
+    assert not facts["deep"]["same_device"]
+    assert facts["deep"]["pixels"]["by_one"] == 1
+    image[2, 3] ^= 2
+    forge(folder, "image", 31, image)
+    with pytest.raises(CorruptError, match="on another kind of device"):
+        verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
+
+
+def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(
+    given: Callable[[str], Path], made: RunResult
+) -> None:
+    folder = given("mixup")
+    image = open_pool(folder).image[5]
+    image[0, 0] ^= 1
+    forge(folder, "image", 5, image)
+    seal(folder, environment={})
+    with pytest.raises(CorruptError, match="the first is row 5"):
+        verify(folder, deep=True, sample=10_000, data=made["ingest"].folder)
+
+
+def test_a_sample_is_drawn_from_its_seed(given: Callable[[str], Path], made: RunResult) -> None:
+    folder = given("fmix")
+    image = open_pool(folder).image[5]
+    image[0, 0] ^= 1
+    forge(folder, "image", 5, image)
+    found = []
+    for seed in (0, 1, 2, 3, 0, 1, 2, 3):
+        try:
+            verify(folder, deep=True, sample=100, seed=seed, data=made["ingest"].folder)
+        except CorruptError:
+            found.append(seed)
+    assert found[: len(found) // 2] == found[len(found) // 2 :]
+    assert 0 < len(found) < 8
+
+
+@pytest.mark.parametrize("dequantise", ["uniform", "center"])
+def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE + "[pools.p]\n", encoding="utf-8")
+    options = [f"latents.dequantise={dequantise}", "latents.seed=3"]
+    result = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix", device="cpu", overrides=options)
+    pool = shutil.copytree(result["mix/p"].folder, tmp_path / "given")
+    facts = verify(pool, deep=True, sample=60, data=Path("digits"), flow=result["train-glow"].folder, device="cpu")
+    assert facts["deep"]["pixels"]["pixels_differing"] == 0
+    assert "labels: those of the data set 'digits'" in facts["checked"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"pool": {"seed": 1}}, "its configured seed is 0, but plan.json says 1"),
+        ({"pool": {"alpha": 0.5}}, "its configured alpha is 0.7, but plan.json says 0.5"),
+        ({"origin": {"train_images": 120}}, "its images_per_copy is 140, but plan.json says 120"),
+        ({"origin": {"licence": "mine"}}, "its origin is"),
+        ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
+        ({"dim": None}, "contradicts itself"),
+        ({"stage_version": 1}, "its stage_version is 4, but plan.json says 1"),
+    ],
+)
+def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:
+    folder = given("ls-mix")
+    path = folder / "plan.json"
+    plan = msgspec.json.decode(path.read_bytes())
+    for name, value in change.items():
+        plan[name] = {**plan[name], **value} if isinstance(value, dict) else value
+    path.write_bytes(msgspec.json.encode(plan))
+    seal(folder)
+    with pytest.raises(CorruptError, match=told):
+        verify(folder)
+
+
+def test_counts_that_do_not_fit_the_rows_are_refused(given: Callable[[str], Path]) -> None:
+    folder = given("strict")
+    counts = read_manifest(folder).counts
+    seal(folder, counts={**counts, "redrawn": 0})
+    with pytest.raises(CorruptError, match="counts 0 rows 'redrawn', but"):
+        verify(folder)
+    seal(folder, counts={**counts, "decode_failed_rows": counts["decode_failed_rows"][1:]})
+    with pytest.raises(CorruptError, match=f"do not fit the column status at row {counts['decode_failed_rows'][0]}"):
+        verify(folder)
+
+
+def test_a_pool_without_a_plan_says_what_cannot_be_checked(
+    given: Callable[[str], Path], command: Callable[..., Any]
+) -> None:
+    folder = given("ls-mix")
+    (folder / "plan.json").unlink()
+    seal(folder)
+    assert any(line.startswith("plan: this pool comes without plan.json") for line in verify(folder)["unchecked"])
+    assert "not checked  plan: this pool comes without" in command("verify", folder).out
+    with pytest.raises(RecipeError, match=r"cannot be compared .* without plan.json"):
+        verify(folder, deep=True)
+    forge(folder, "source_a", 9, 140)
+    with pytest.raises(CorruptError, match="in row 9 source_a is 140"):
+        verify(folder)
+
+
+def test_a_plan_of_another_version_of_the_stage_says_so(given: Callable[[str], Path]) -> None:
+    folder = given("ls-mix")
+    plan = msgspec.json.decode((folder / "plan.json").read_bytes())
+    (folder / "plan.json").write_bytes(msgspec.json.encode({**plan, "stage_version": 1}))
+    seal(folder, stage_version=1)
+    assert any("drawn by version 1 of stage 'mix'" in line for line in verify(folder)["unchecked"])
+
+
+def test_a_deep_check_says_what_it_lacks(given: Callable[[str], Path], made: RunResult) -> None:
+    folder, flow = given("ls-mix"), made["train-glow"].folder
+    with pytest.raises(MissingError, match="the pool's flow is not at hand: name it with '--flow'"):
+        verify(folder, deep=True, data=made["ingest"].folder, device="cpu")
+    with pytest.raises(MissingError, match="the pool's data set is not at hand"):
+        verify(folder, deep=True, flow=flow, device="cpu")
+    with pytest.raises(RecipeError, match="no pool but the result of stage 'train-glow'"):
+        verify(flow, deep=True)
+    with pytest.raises(MissingError, match="is no flow but the result of stage 'ingest'"):
+        verify(folder, flow=made["ingest"].folder)
+    with pytest.raises(RecipeError, match="mixes pixels and needs no flow"):
+        verify(given("mixup"), flow=flow)
+
+
+@pytest.mark.parametrize("content_counts", [False, True])
+def test_a_method_of_another_package_is_checked_as_far_as_can_be(
+    given: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, content_counts: bool
+) -> None:
+    from lsmix.classifiers import pixel_mixing
+
+    def method(x1: Any, x2: Any, lam: Any, draws: Any) -> Any:
+        mixed, share = pixel_mixing.mixup(x1, x2, lam, draws)
+        return mixed, share * (x1.double().mean(dim=(1, 2, 3)) / 255 if content_counts else 1.0)
+
+    folder = given("mixup")
+    monkeypatch.setattr(PIXEL_METHODS, "builtin", list)
+    monkeypatch.setattr(PIXEL_METHODS, "load", lambda _name: method)
+    monkeypatch.setattr(PIXEL_METHODS, "entry", lambda name: MixingMethod(function="", title=name))
+    facts = verify(folder)
+    if content_counts:
+        assert any("looks at the images" in line for line in facts["unchecked"])
+    else:
+        assert "shares: what 'mixup' gives for each λ" in facts["checked"]
+        forge(folder, "share_b", 7, 0.25)
+        with pytest.raises(CorruptError, match=r"in row 7 share_b is 0\.25"):
+            verify(folder)
+
+
+def test_a_method_that_is_not_installed_is_not_checked(
+    given: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PIXEL_METHODS, "_builtin", {})
+    facts = verify(given("mixup"))
+    assert "shares: the method 'mixup' is not installed; install its package" in facts["unchecked"]
+
+
+@pytest.mark.parametrize("method", [*LATENT, *PIXEL])
+def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, method: str) -> None:
+    plan = read_spec(made[f"mix/{method}"].folder)
+    lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
+    draws = row_rngs(5, "shares")
+    told = Shares(plan, (8, 8, 1)).of(lam[:, None], draws)[:, 0]
+    if plan.latent:
+        zeros = np.zeros((len(lam), 64), np.float32)
+        expected = mix_latents(method, zeros, zeros, lam, draws=draws)[1]
+    else:
+        images = np.zeros((len(lam), 8, 8, 1), np.uint8)
+        expected = mix_images(method, images, images, lam, draws=draws)[1]
+    np.testing.assert_array_equal(told, expected)
+
+
+def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:
+    from lsmix.pipeline.stages.mix import make_plan
+
+    plan = read_spec(made["mix/three"].folder)
+    whole = make_plan(plan.pool, 140).rows(0, 280)
+    rows = np.array([0, 3, 139, 140, 141, 279])
+    for picked, column in zip(make_plan(plan.pool, 140).pick(rows), whole, strict=True):
+        np.testing.assert_array_equal(picked, column[rows])
+
+
+def test_verify_prints_one_document_or_a_line_for_each_thing(made: RunResult, command: Callable[..., Any]) -> None:
+    folder = made["mix/strict"].folder
+    text = command("verify", folder, "--deep", "--sample", "20", "--device", "cpu").out
+    assert "checked      plan: sources, λ and corners are those that plan.json draws" in text
+    assert "made again   20 rows, 0 of 1280 pixels differ" in text
+    document = msgspec.json.decode(command("verify", folder, "--json").out)
+    assert document["schema"] == "lsmix/verify/1"
+    assert document["content"]["deep"] is None
+    assert "checked" not in verify(made["ingest"].folder)
+    assert issubclass(CorruptError, LsmixError)

@@ -1,0 +1,285 @@
+"""Rebuilding a pool from its plan: the same root digest again, and clear words where that cannot be."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
+from lsmix.data.pool import open_pool, pool_store, write_pool_shard
+from lsmix.data.pool_spec import read_spec
+from lsmix.pipeline.api import run, verify
+from lsmix.pipeline.stages.mix import MIX
+from lsmix.pipeline.verify.compare import compare_pools
+from lsmix.pipeline.verify.rebuild import rebuild
+
+RECIPE = (
+    'name = "pixels"\n[data]\nformat = "digits"\nlimit = 150\ntest = 60\n[pools.p]\nmethod = "cutmix"\ncopies = 2\n'
+)
+
+
+def _folder(workspace: Path, stage: str, name: str) -> Path:
+    (folder,) = (workspace / stage).glob(f"{name}-*")
+    return folder
+
+
+class Given:
+    """What a receiver has: a pool's plan, the flow's two files, and the base set."""
+
+    def __init__(self, workspace: Path, folder: Path) -> None:
+        self.original = _folder(workspace, "mix", "lsmix")
+        self.root = read_manifest(self.original).root
+        self.flow = folder / "flow"
+        self.flow.mkdir()
+        for name in ("glow.json", "glow.safetensors"):
+            shutil.copy(_folder(workspace, "train-glow", "tiny") / name, self.flow)
+        self.plan = Path(shutil.copy(self.original / "plan.json", folder))
+        self.dataset = _folder(workspace, "ingest", "tiny")
+
+
+@pytest.fixture
+def given(finished_workspace: Path, tmp_path: Path) -> Given:
+    return Given(finished_workspace, tmp_path)
+
+
+def altered(plan: Path, **changes: Any) -> Path:
+    """Write a changed copy of a plan; a dictionary changes single fields."""
+    content = msgspec.json.decode(plan.read_bytes())
+    for name, value in changes.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    other = plan.with_name("other.json")
+    other.write_bytes(msgspec.json.encode(content))
+    return other
+
+
+def test_a_plan_the_flow_and_the_published_images_make_the_very_pool_again(given: Given, tmp_path: Path) -> None:
+    result = rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", expect=given.root, device="cpu")
+    assert (result.equal, result.cached, result.folder) == (True, False, tmp_path / "pool")
+    assert given.plan.stat().st_size < 4096
+    assert not list(tmp_path.glob(".*")), "what it was made in is gone"
+    facts = verify(tmp_path / "pool", deep=True, sample=100, data="digits", flow=given.flow, device="cpu")
+    assert (facts["root"], facts["unchecked"]) == (given.root, [])
+
+
+@pytest.mark.parametrize("lone", [False, True])
+def test_a_data_set_that_ingest_made_does_as_well(given: Given, tmp_path: Path, lone: bool) -> None:
+    data = Path(shutil.copy(given.dataset / "dataset.h5", tmp_path)) if lone else given.dataset
+    result = rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w", device="cpu")
+    assert (result.root, result.expected, result.equal) == (given.root, "", None)
+    again = rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w", device="cpu")
+    assert (again.root, again.cached) == (given.root, True)
+
+
+def test_workers_make_the_same_pool(given: Given, tmp_path: Path) -> None:
+    result = rebuild(given.original, data="digits", flow=given.flow, out=tmp_path / "pool", workers=1, device="cpu")
+    assert result.equal
+
+
+def test_a_pool_of_pixels_needs_no_flow(tmp_path: Path, given: Given, command: Callable[..., Any]) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    original = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix")["mix/p"].folder
+    result = command("rebuild", original / "plan.json", "--data", "digits", "--out", tmp_path / "pool", "--json")
+    assert result.code == 0, result.err
+    content = msgspec.json.decode(result.out)["content"]
+    assert (content["equal"], content["root"]) == (True, read_manifest(original).root)
+    with pytest.raises(RecipeError, match="mixes pixels and needs no flow"):
+        rebuild(original, data="digits", flow=given.flow, workspace=tmp_path / "w")
+
+
+def test_an_interrupted_rebuild_goes_on(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lsmix.pipeline.stages.mix import MixWorker
+
+    store, done = MixWorker.store, []
+
+    def fail(self: MixWorker, shard: int, computed: Any) -> Any:
+        if shard == 2:
+            raise OSError("no space left on device")
+        done.append(shard)
+        return store(self, shard, computed)
+
+    monkeypatch.setattr(MixWorker, "store", fail)
+    with pytest.raises(OSError, match="no space"):
+        rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", device="cpu")
+    assert not (tmp_path / "pool").exists()
+    before = set(done)
+    monkeypatch.setattr(MixWorker, "store", lambda self, shard, made: (done.append(shard), store(self, shard, made))[1])
+    done.clear()
+    result = rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", device="cpu")
+    assert result.root == given.root
+    assert before
+    assert not before & set(done), "no shard is made twice"
+
+
+def test_the_original_itself_proves_nothing(given: Given, tiny_workspace: Path) -> None:
+    with pytest.raises(RecipeError, match=r"is the original itself, .* nothing was made again"):
+        rebuild(_folder(tiny_workspace, "mix", "lsmix"), data="digits", flow=given.flow, workspace=tiny_workspace)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"config": {"limit": 331}}, "it has 301 training images, expected 300"),
+        ({"config": {"seed": 1}}, "as many images, but others or in another order"),
+        ({"licence": "none"}, "its licence is 'CC BY 4.0', expected 'none'"),
+    ],
+)
+def test_another_data_set_is_refused_with_what_differs(
+    given: Given, tmp_path: Path, changes: dict[str, Any], told: str
+) -> None:
+    origin = msgspec.json.decode(given.plan.read_bytes())["origin"]
+    config = {**origin["config"], **changes.pop("config", {})}
+    root = origin["root"] if "licence" not in changes else "1" * 64
+    plan = altered(given.plan, origin={**changes, "config": config, "root": root})
+    with pytest.raises(RecipeError, match=f"is not the one behind the pool: .*{told}"):
+        rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
+
+
+def test_a_lone_data_set_of_another_subset_is_refused_and_leaves_nothing(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    other = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="ingest")["ingest"].folder
+    lone = Path(shutil.copy(other / "dataset.h5", tmp_path))
+    for data in (lone, other):
+        with pytest.raises(RecipeError, match="it has 150 training images, expected 300"):
+            rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w")
+    assert not list((tmp_path / "w").rglob("*.h5"))
+
+
+def test_another_flow_is_refused_by_its_digest(given: Given, tmp_path: Path) -> None:
+    plan = altered(given.plan, inputs={"flow": "ab" * 32})
+    with pytest.raises(RecipeError, match=r"is not the one that the plan names: .* expected abababababab…"):
+        rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
+    with pytest.raises(RecipeError, match="name that flow's folder with '--flow'"):
+        rebuild(given.plan, data="digits", workspace=tmp_path / "w")
+    with pytest.raises(MissingError, match="no artifact at"):
+        rebuild(given.plan, data="digits", flow=tmp_path / "nowhere", workspace=tmp_path / "w")
+    assert not (tmp_path / "w").exists(), "refused before anything was made"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "told"),
+    [
+        ({"format_version": 2}, FormatError, "has format 2; this version of lsmix reads format 1"),
+        (
+            {"stage_version": MIX.version + 1},
+            FormatError,
+            rf"version {MIX.version + 1} of stage 'mix'; this lsmix has version {MIX.version}, .* Use a newer lsmix",
+        ),
+        ({"stage_version": MIX.version - 1}, FormatError, "Use the older lsmix"),
+        ({"surprise": 1}, FormatError, "unknown field `surprise`"),
+        ({"pool": {"alpha": -1.0}}, FormatError, "alpha"),
+        ({"pool": {"flow": "../elsewhere"}}, FormatError, "unknown field `flow`"),
+        ({"pool": {"method": "no-mix"}}, RecipeError, "unknown mixing method 'no-mix'"),
+        ({"inputs": {"flow": "x"}}, FormatError, "inputs"),
+        ({"inputs": {"dataset": "0" * 64}}, CorruptError, "its inputs are"),
+        ({"origin": {"config": {"path": "/etc"}}}, CorruptError, r"its origin says where files are stored \(path\)"),
+        ({"origin": {"config": {"limits": 3}}}, FormatError, "settings that this lsmix does not know: .*limits"),
+        ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 of 1 training images"),
+    ],
+)
+def test_a_plan_of_a_stranger_is_read_with_care(
+    given: Given, tmp_path: Path, changes: dict[str, Any], error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        rebuild(altered(given.plan, **changes), data="digits", flow=given.flow, workspace=tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[" * 100_000, b"{}", b"\xff\xfe", b'{"format_version": 1}', b" " * (2 << 20)]
+)
+def test_what_is_no_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(FormatError, match="is no plan"):
+        read_spec(path)
+    with pytest.raises(MissingError, match="no plan at"):
+        read_spec(tmp_path / "nothing.json")
+
+
+def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: Path) -> None:
+    pool = Path(shutil.copytree(given.original, tmp_path / "pool"))
+    altered(pool / "plan.json", pool={"seed": 5}).replace(pool / "plan.json")
+    with pytest.raises(CorruptError, match="is not the plan of the pool it lies in"):
+        rebuild(pool, data="digits", flow=given.flow, workspace=tmp_path / "w")
+
+
+def test_nothing_is_written_over(given: Given, tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(RecipeError, match="there is something at"):
+        rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "there")
+    with pytest.raises(RecipeError, match="there is no folder"):
+        rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "a" / "b")
+
+
+def reforged(original: Path, folder: Path, levels: int, **environment: Any) -> Path:
+    """Return a copy of a pool in which three pixels differ by some levels, sealed, from another machine perhaps."""
+    shutil.copytree(original, folder)
+    store, pool = pool_store(folder), open_pool(folder)
+    rows = store.shard_range(0)
+    arrays = {name: values[rows.start : rows.stop] for name, values in pool.columns.items()}
+    arrays["image"][3, 2, 2:5] ^= np.uint8(levels)  # a power of two: so many levels up or down
+    write_pool_shard(folder, 0, arrays)
+    manifest = read_manifest(folder)
+    files = record_files(folder, {"pool.zarr", "plan.json"})
+    fields = {**msgspec.structs.asdict(manifest), "files": files, "root": root_digest(files)}
+    write_manifest(folder, Manifest(**{**fields, "environment": {**manifest.environment, **environment}}))
+    return folder
+
+
+def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(
+    given: Given, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    other = reforged(given.original, tmp_path / "other", 1, device_kind="cuda")
+    words = ("rebuild", given.plan, "--data", "digits", "--flow", given.flow, "--device", "cpu", "--quiet")
+    result = command(*words, "--out", tmp_path / "pool", "--compare", other)
+    assert result.code == 0, result.err
+    assert "(not the original's)" in result.out
+    assert "3 of 38400 pixels differ" in result.out
+    assert "in 1 of 600 images, by 1 at most: 3 by 1, 0 by 2, 0 by more; all labels, shares and sources" in result.out
+    facts = compare_pools(open_pool(tmp_path / "pool"), open_pool(other)).facts()["pixels"]
+    assert (facts["share"], facts["first_row"], facts["largest"]) == (3 / 38400, 3, 1)
+
+
+@pytest.mark.parametrize(("levels", "kind"), [(1, "the same"), (2, "another"), (64, "another")])
+def test_pixels_that_no_device_explains_are_refused(
+    given: Given, tmp_path: Path, command: Callable[..., Any], levels: int, kind: str
+) -> None:
+    environment = {"device_kind": "cuda"} if kind == "another" else {}
+    other = reforged(given.original, tmp_path / "other", levels, **environment)
+    words = ("rebuild", other / "plan.json", "--data", "digits", "--flow", given.flow, "--device", "cpu")
+    result = command(*words, "--workspace", tmp_path / "w")
+    assert result.code == 5
+    assert f"is not the original {str(other)!r}, although made on {kind} kind of device: 3 of 38400" in result.err
+
+
+def test_another_root_without_a_pool_to_compare_with_is_refused(
+    given: Given, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    words = ("rebuild", given.plan, "--data", "digits", "--flow", given.flow, "--workspace", tmp_path / "w", "-q")
+    result = command(*words, "--expect", "0123456789ab", "--device", "cpu")
+    assert result.code == 5
+    assert "expected 0123456789ab…. Name the original pool with '--compare'" in result.err
+    assert command(*words, "--expect", given.root[:16], "--device", "cpu").code == 0
+    assert command(*words, "--expect", "xyz").code == 1
+    text = command(*words, "--device", "cpu").out
+    assert f"root         {given.root} (nobody told what to expect)" in text
+    assert "(was there already)" in text
+
+
+def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(
+    given: Given, finished_workspace: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    other = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix")["mix/p"].folder
+    with pytest.raises(RecipeError, match="cannot be compared"):
+        compare_pools(open_pool(given.original), open_pool(other))
+    zero = _folder(finished_workspace, "mix", "zero")  # the same pairs, at another λ
+    comparison = compare_pools(open_pool(given.original), open_pool(zero))
+    assert {"lam", "share_b"} <= comparison.columns.keys()
+    assert "source_a" not in comparison.columns
+    assert not comparison.within(255)
+    assert "lam differs in 600 rows, first in row 0" in comparison.text()

@@ -1,0 +1,567 @@
+"""Laws of the card of a pool: it is true, it parses, its code runs, and no stranger's word gets out of its quotes."""
+
+import csv
+import hashlib
+import os
+import re
+import shutil
+import tomllib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from places import invented_plan
+
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    Manifest,
+    read_manifest,
+    record_files,
+    root_digest,
+    verify_files,
+    write_manifest,
+)
+from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError, FormatError, LockedError, MissingError
+from lsmix.data.pool import STATUSES, create_pool, open_pool, write_pool_shard
+from lsmix.data.rng import generator
+from lsmix.pipeline.api import verify
+from lsmix.pipeline.views.dataset_card import card
+from lsmix.pipeline.views.dataset_card import summary as card_facts
+from lsmix.pipeline.views.dataset_card.card import CARD_FILES, write_card
+from lsmix.pipeline.views.dataset_card.samples import samples_digest, write_samples
+from lsmix.pipeline.workspace.locks import artifact_lock
+
+ROOT = Path(__file__).resolve().parents[3]
+HOSTILE = [
+    '"]}: <script>alert(1)</script>',
+    "| a | *b* [c](http://d) `e`\n---\nlicense: mit",
+    "NA",
+    "=1+1",
+    "\u202e\x00\x85x",
+    "🦊 ë",
+]
+
+
+@pytest.fixture(scope="module")
+def made(finished_workspace: Path) -> Path:
+    """Return a pool with its card as the mix stage left it; never change what is in it."""
+    (folder,) = (finished_workspace / "mix").glob("lsmix-*")
+    return folder
+
+
+@pytest.fixture
+def pool_folder(made: Path, tmp_path: Path) -> Path:
+    """Return a copy of it that came alone, to be changed at will."""
+    return Path(shutil.copytree(made, tmp_path / "alone"))
+
+
+def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tuple(HOSTILE), **words: str) -> Path:
+    """Make a pool of 200 rows that no run of ours made, without a card."""
+    draws, rows = generator(0, "test", "card"), 200
+    base = {
+        "root": "ab" * 32,
+        "config": {"seed": 3, "<i>": "|"},
+        "licence": words.get("licence", ""),
+        "citation": words.get("citation", ""),
+        "train_images": rows // 2,
+    }
+    create_pool(
+        folder,
+        images_per_copy=rows // 2,
+        copies=2,
+        image_shape=(4, 4, 3),
+        class_names=names,
+        method=words.get("method", "ls-mix"),
+        sources=sources,
+        corners=sources > 2,
+        attributes={"origin": base},
+    )
+    share = draws.dirichlet([1.0] * sources, rows).astype(np.float32)
+    labels, origin = draws.integers(len(names), size=(rows, sources)), draws.integers(rows // 2, size=(rows, sources))
+    columns: dict[str, Any] = {
+        "image": draws.integers(256, size=(rows, 4, 4, 3)).astype(np.uint8),
+        "source_a": origin[:, 0], "source_b": origin[:, 1], "label_a": labels[:, 0], "label_b": labels[:, 1],
+        "lam": share[:, 1], "share_b": share[:, 1], "status": draws.integers(3, size=rows).astype(np.uint8),
+    }  # fmt: skip
+    if sources > 2:
+        columns |= {"source_more": origin[:, 2:], "label_more": labels[:, 2:]}
+        columns |= {"lam_more": share[:, 2:], "share_more": share[:, 2:]}
+        columns["corner"] = draws.integers(4, size=rows).astype(np.uint8)
+    write_pool_shard(folder, 0, columns)
+    (folder / "plan.json").write_bytes(invented_plan(base, words.get("method", "ls-mix")))
+    files = record_files(folder)
+    facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
+    name = words.get("name", "a: <b>|pool</b>")
+    write_manifest(folder, Manifest(name=name, key="0123456789ab", root=root_digest(files), **facts))
+    return folder
+
+
+def front_matter(folder: Path) -> dict[str, Any]:
+    _, head, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
+    return yaml.safe_load(head)
+
+
+def croissant_of(folder: Path) -> dict[str, Any]:
+    return msgspec.json.decode((folder / "croissant.json").read_bytes())
+
+
+def table_of(folder: Path) -> list[dict[str, str]]:
+    with (folder / "samples.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+# What the mix stage makes.
+
+
+def test_a_pool_is_made_with_its_card_which_does_not_count_in_its_root(made: Path) -> None:
+    manifest = read_manifest(made)
+    listed = {file.path: file for file in manifest.files}
+    assert set(listed) >= CARD_FILES
+    assert not any(listed[name].payload for name in CARD_FILES)
+    assert manifest.root == root_digest([file for file in manifest.files if file.path not in CARD_FILES])
+    assert verify(made)["root"] == manifest.root
+
+
+def test_a_card_made_with_the_pool_is_up_to_date_and_a_second_run_touches_nothing(tiny_workspace: Path) -> None:
+    (folder,) = (tiny_workspace / "mix").glob("lsmix-*")
+
+    def times() -> dict[str, int]:
+        return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+
+    before = times()
+    facts = write_card(folder)
+    assert facts["written"] == []
+    assert set(facts["files"]) == CARD_FILES
+    assert times() == before
+
+
+def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
+    tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    draws = generator(0, "test", "licence")
+    images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
+    np.savez(tmp_path / "own.npz", images=images, labels=labels)
+    recipe = tmp_path / "own.toml"
+    recipe.write_text(
+        'name = "own"\n[data]\npath = "own.npz"\ntest = 10\n[pools.mixed]\nmethod = "mixup"\n', encoding="utf-8"
+    )
+    result = command("mix", recipe, "--workspace", tmp_path / "runs")
+    assert result.code == 0
+    assert "warning: mix mixed: The data set that these images are derived from names no licence" in result.err
+    (folder,) = (tmp_path / "runs" / "mix").glob("mixed-*")
+    assert front_matter(folder)["license"] == "unknown"
+    assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
+    assert croissant_of(folder)["license"]["name"] == "unknown"
+    assert "names no licence" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
+    assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(folder)["citeAs"]
+
+    named = command("card", folder, "--licence", "cc by-nc 4.0")
+    assert named.code == 0
+    assert front_matter(folder)["license"] == "cc-by-nc-4.0"
+    assert croissant_of(folder)["license"] == "https://spdx.org/licenses/CC-BY-NC-4.0"
+    assert "No licence" not in (folder / "README.md").read_text(encoding="utf-8")
+    assert write_card(folder)["licence"] == "cc by-nc 4.0"  # it is remembered
+    verify(folder)
+    assert write_card(folder, licence="")["licence"] == ""
+    assert front_matter(folder)["license"] == "unknown"
+
+
+# What it says is so.
+
+
+def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
+    head = front_matter(made)
+    assert head["license"] == "cc-by-4.0"
+    assert head["task_categories"] == ["image-classification"]
+    assert head["size_categories"] == ["n<1K"]
+    assert head["configs"] == [{"config_name": "samples", "data_files": "samples.csv"}]
+    assert "ls-mix" in head["tags"]
+
+
+def test_the_hub_library_loads_the_table_by_the_front_matter(made: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = datasets.load_dataset(str(made), "samples", cache_dir=str(tmp_path))["train"]
+    assert table["source_a"][:] == open_pool(made).source_a[:].tolist()
+
+
+@pytest.mark.parametrize("sources", [2, 4])
+def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) -> None:
+    folder = foreign_pool(tmp_path / "pool", sources=sources, names=("cat", "dog", "fox"))
+    write_card(folder)
+    text, pool = (folder / "README.md").read_text(encoding="utf-8"), open_pool(folder)
+    row = int(re.findall(r"For example, row (\d+):", text)[0])
+    sample = pool[row]
+    loss = re.findall(r"    loss = (.*)\n", text)[0]
+    terms = [
+        (float(weight), int(label)) for weight, label in re.findall(r"([\d.]+) · cross_entropy\(logits, (\d+)\)", loss)
+    ]
+    expected = [(sample.share_b, sample.label_b), *((more.share, more.label) for more in sample.more)]
+    assert [label for _, label in terms] == [sample.label_a, *(label for _, label in expected)]
+    np.testing.assert_allclose([weight for weight, _ in terms[1:]], [weight for weight, _ in expected], atol=1e-6)
+    assert abs(sum(weight for weight, _ in terms) - 1) < 1e-5  # six decimals each
+    assert f"| first | {sample.label_a} | {pool.class_names[sample.label_a]} | {sample.source_a} |" in text
+
+
+def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
+    pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
+    facts = card_facts.card_facts(pool)
+    share = pool.share_b[:].astype(np.float64)
+    wanted = np.quantile(share, card_facts.QUANTILES, method="inverted_cdf")
+    assert np.abs(np.array(facts.share.quantiles) - wanted).max() <= 0.00005 + 1e-12  # half a bin
+    assert (facts.share.least, facts.share.most) == (share.min(), share.max())
+    assert facts.share.mean == pytest.approx(share.mean())
+    assert facts.statuses == {name: int((pool.status[:] == number).sum()) for number, name in enumerate(STATUSES)}
+    assert sum(item.first for item in facts.classes) == len(pool)
+    assert sum(item.others for item in facts.classes) == 2 * len(pool)
+    assert sum(item.weight for item in facts.classes) == pytest.approx(len(pool), rel=1e-6)  # shares have 24 bits
+
+
+def loading_blocks() -> list[str]:
+    text = (ROOT / "pipeline" / "views" / "dataset_card" / "card.md.j2").read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(?:import sys\n\n)?(import \w+)", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("place", range(4), ids=loading_blocks())
+def test_the_code_that_loads_the_pool_runs(place: int, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(
+        r"^```python\n(.*?)^```", (made / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    assert len(code) == 4
+    for module in re.findall(r"^(?:import|from) (\w+)", code[place], re.MULTILINE):
+        pytest.importorskip(module)
+    monkeypatch.setattr("sys.argv", ["load.py", str(made)])
+    names: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        if "dask" in code[place]:
+            warnings.simplefilter("ignore")
+        exec(compile(code[place], "README.md", "exec"), names)
+    pool = open_pool(made)
+    if "np" in names:
+        count = min(len(names["images"]), len(pool))
+        np.testing.assert_array_equal(names["images"][:count], pool.image[:count])
+    elif "dask" in names:
+        assert names["mean"] == pytest.approx(pool.image[:].mean(axis=(0, 1, 2)))
+    elif "zarr" in names:
+        np.testing.assert_array_equal(names["share_b"], pool.share_b[:])
+    else:
+        assert len(names["images"]) > 0
+
+
+def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog"))
+    write_card(folder)
+    code = re.findall(
+        r"^```python\n(.*?)^```", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    monkeypatch.setattr("sys.argv", ["load.py", str(folder)])
+    names: dict[str, Any] = {}
+    exec(compile(code[0], "README.md", "exec"), names)
+    assert names["targets"].shape[1] == 2
+
+
+@pytest.mark.parametrize("sources", [2, 4])
+def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: Path) -> None:
+    folder = foreign_pool(tmp_path / "pool", sources=sources)
+    write_card(folder)
+    pool, table = open_pool(folder), table_of(folder)
+    assert [int(line["row"]) for line in table] == list(range(len(pool)))
+    for name in ("source_a", "source_b", "label_a", "label_b"):
+        assert [int(line[name]) for line in table] == pool.columns[name][:].tolist()
+    for name in ("lam", "share_b"):
+        np.testing.assert_array_equal(
+            np.array([line[name] for line in table]).astype(np.float32), pool.columns[name][:]
+        )
+    assert [line["status"] for line in table] == [STATUSES[status] for status in pool.status[:]]
+    for line, sample in zip(table, pool, strict=True):
+        for place, more in enumerate(sample.more, start=3):
+            assert (int(line[f"source_{place}"]), int(line[f"label_{place}"])) == (more.source, more.label)
+            assert np.float32(line[f"share_{place}"]) == np.float32(more.share)
+        assert line.get("corner", "top-left") == sample.corner
+
+
+def test_the_table_names_the_file_and_the_place_of_every_image(made: Path) -> None:
+    pool, shard_rows = open_pool(made), open_pool(made).columns.store.shard_rows
+    for line in table_of(made):
+        assert (made / line["image"]).is_file()
+        assert int(line["image"].split("/")[3]) * shard_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
+
+
+def test_the_table_is_the_same_in_whatever_blocks_it_is_written(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = open_pool(made)
+    whole = hashlib.sha256((made / "samples.csv").read_bytes()).hexdigest()
+    monkeypatch.setattr(card_facts, "BLOCK_ROWS", 7)
+    assert samples_digest(pool) == write_samples(pool, tmp_path / "again.csv") == whole
+    assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
+
+
+def test_the_sheet_shows_the_sources_of_a_latent_pool_and_is_kept_where_they_are_gone(
+    finished_workspace: Path, made: Path, pool_folder: Path
+) -> None:
+    with Image.open(made / "card.png") as picture:
+        pixels = np.asarray(picture.convert("RGBA"))
+    (dataset,) = (finished_workspace / "ingest").glob("*")
+    from lsmix.pipeline.views.images import SHEET_TITLES, pool_rows, sheet
+
+    expected = sheet(
+        pool_rows(open_pool(made), open_dataset(dataset).train.images, 4), scale=6, column_titles=SHEET_TITLES
+    )
+    np.testing.assert_array_equal(pixels, np.asarray(expected))
+    write_card(pool_folder, licence="MIT")
+    assert (pool_folder / "card.png").read_bytes() == (made / "card.png").read_bytes()
+    (pool_folder / "card.png").unlink()
+    assert "card.png" in write_card(pool_folder)["written"]
+    assert "by growing share" in (pool_folder / "README.md").read_text(encoding="utf-8")
+    verify(pool_folder)
+
+
+def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_sheet(tmp_path: Path) -> None:
+    base = {"root": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
+    create_pool(
+        tmp_path, images_per_copy=8, copies=1, image_shape=(4, 4, 2), class_names=("a",), method="cutmix",
+        attributes={"origin": base},
+    )  # fmt: skip
+    zeros = {name: np.zeros(8, np.int64) for name in ("source_a", "source_b", "label_a", "label_b")}
+    zeros |= {"lam": np.zeros(8, np.float32), "share_b": np.zeros(8, np.float32), "status": np.zeros(8, np.uint8)}
+    write_pool_shard(tmp_path, 0, {"image": np.zeros((8, 4, 4, 2), np.uint8), **zeros})
+    (tmp_path / "plan.json").write_bytes(invented_plan(base, "cutmix"))
+    files = record_files(tmp_path)
+    facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
+    write_manifest(tmp_path, Manifest(name="two", key="", root=root_digest(files), **facts))
+    assert "card.png" not in write_card(tmp_path)["files"]
+    assert "card.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+    verify_files(tmp_path, read_manifest(tmp_path))
+
+
+def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) -> None:
+    notice = (made / "LICENSES" / "lsmix.txt").read_text(encoding="utf-8")
+    assert notice.endswith((ROOT / "LICENSE").read_text(encoding="utf-8"))
+    assert "does not cover any image" in notice
+    cited = croissant_of(made)["citeAs"]
+    cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cff["references"][0]["title"] in cited
+    assert all(author["family-names"] in cited for author in cff["references"][0]["authors"])
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"lsmix, version {version}; pool with root digest {read_manifest(made).root}" in cited
+
+
+# Croissant.
+
+
+@pytest.mark.parametrize("kind", ["made", "foreign"])
+def test_croissant_validates_and_its_record_sets_iterate(kind: str, made: Path, tmp_path: Path) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    folder = made if kind == "made" else foreign_pool(tmp_path / "pool", sources=3)
+    if kind == "foreign":
+        write_card(folder, creator="Ann")
+    pool = open_pool(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rdflib and pandas
+        dataset = mlcroissant.Dataset(jsonld=str(folder / "croissant.json"))
+        classes = list(dataset.records("classes"))
+        samples = list(dataset.records("samples"))
+        statuses = list(dataset.records("statuses"))
+    issues = dataset.metadata.ctx.issues
+    assert not issues.errors
+    assert all("datePublished" in warning for warning in issues.warnings)  # nobody knows when a pool will be published
+    assert str(dataset.metadata.ctx.conforms_to.value) == "http://mlcommons.org/croissant/1.1"
+    assert [record["classes/name"] for record in classes] == list(pool.class_names)
+    assert [record["statuses/name"] for record in statuses] == list(STATUSES)
+    assert [record["samples/row"] for record in samples] == list(range(len(pool)))
+    for name in ("label_a", "label_b", "source_a", "source_b"):
+        assert [record[f"samples/{name}"] for record in samples] == pool.columns[name][:].tolist()
+    share = np.array([record["samples/share_b"] for record in samples]).astype(np.float32)
+    np.testing.assert_array_equal(share, pool.share_b[:])
+
+
+def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: Path) -> None:
+    document = croissant_of(made)
+    assert document["conformsTo"] == "http://mlcommons.org/croissant/1.1"
+    for name in ("@context", "@type", "name", "description", "license", "url", "distribution", "recordSet", "citeAs"):
+        assert document[name]
+    assert "datePublished" not in document
+    files = {item["contentUrl"]: item for item in document["distribution"]}
+    assert set(files) == {file.path for file in read_manifest(made).files} - {"croissant.json"}
+    for path, item in files.items():
+        assert item["sha256"] == hashlib.sha256((made / path).read_bytes()).hexdigest()
+        assert item["contentSize"] == f"{(made / path).stat().st_size} B"
+    sources = document["prov:wasDerivedFrom"]
+    assert [source["prov:label"] for source in sources] == ["The base set, 300 training images", "The Glow flow"]
+
+
+# Strangers' words.
+
+
+def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
+    name = " ".join(HOSTILE[1].split())  # a name that does not print is refused with its manifest
+    words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": name, "method": HOSTILE[0]}
+    folder = foreign_pool(tmp_path / "pool", **words)
+    write_card(folder, creator=HOSTILE[0] + HOSTILE[4])
+    verify_files(folder, read_manifest(folder))
+    head, text = front_matter(folder), (folder / "README.md").read_text(encoding="utf-8")
+    assert head["license"] == "other"
+    assert head["license_name"] == " ".join(HOSTILE[1].split())
+    assert HOSTILE[0] in head["tags"]
+    assert head["pretty_name"].startswith(name)
+    body = text.split("---\n", 2)[2]
+    assert "<script" not in body
+    assert "](http://d)" not in re.sub(r"\\\]", "", body)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
+    table = [line for line in body.splitlines() if line.startswith("| 1 | ")]
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [6]  # no cell more than the header has
+    document = croissant_of(folder)
+    assert document["creator"]["name"] == HOSTILE[0] + HOSTILE[4]
+    assert [row["classes/name"] for row in document["recordSet"][0]["data"]] == HOSTILE
+    notice = (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
+    assert "\nlicense: mit" not in notice
+    assert not any(word in (folder / "samples.csv").read_text(encoding="utf-8") for word in ("script", "=1+1"))
+
+
+@pytest.mark.parametrize(
+    ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
+)
+def test_numbers_out_of_their_range_are_refused_before_anything_is_written(
+    column: str, value: float, pool_folder: Path
+) -> None:
+    pool = open_pool(pool_folder)
+    store = pool.columns.store
+    arrays = {name: pool.columns[name][: store.shard_rows] for name in pool.columns}
+    arrays[column][5] = value
+    store.write_shard(0, arrays)
+    files = record_files(pool_folder, {"pool.zarr", "plan.json"})
+    write_manifest(pool_folder, msgspec.structs.replace(pool.manifest, files=files, root=root_digest(files)))
+    before = (pool_folder / "README.md").stat().st_mtime_ns
+    with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
+        write_card(pool_folder, licence="MIT")
+    assert (pool_folder / "README.md").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("content", [b"{", b'{"stage_version": 2}', b"[" * (2 << 20)], ids=["cut", "fields", "long"])
+def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
+    folder = foreign_pool(tmp_path / "pool")
+    (folder / "plan.json").write_bytes(content)
+    files = record_files(folder)
+    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), files=files, root=root_digest(files)))
+    with pytest.raises(FormatError, match=r"plan\.json"):
+        write_card(folder)
+
+
+# Damage, kills, locks.
+
+
+def test_a_damaged_pool_is_refused_and_nothing_is_touched(pool_folder: Path) -> None:
+    shard = next((pool_folder / "pool.zarr" / "image" / "c").rglob("0"))
+    shard = shard if shard.is_file() else pool_folder / "pool.zarr/image/c/0/0/0/0"
+    os.truncate(shard, shard.stat().st_size - 1)
+    before = {path: path.read_bytes() for path in pool_folder.glob("*.*") if path.is_file()}
+    with pytest.raises(CorruptError, match="is damaged"):
+        write_card(pool_folder, licence="MIT")
+    assert {path: path.read_bytes() for path in before} == before
+
+
+@pytest.mark.parametrize("name", sorted(CARD_FILES))
+def test_a_flipped_byte_in_the_card_is_found_and_mended(name: str, made: Path, pool_folder: Path) -> None:
+    flip(pool_folder / name)
+    with pytest.raises(CorruptError, match=re.escape(name)):
+        verify_files(pool_folder, read_manifest(pool_folder))
+    assert name in write_card(pool_folder)["written"]
+    assert verify(pool_folder)["root"] == read_manifest(made).root
+    if name not in ("card.json", "card.png"):  # whose facts are not in the pool itself
+        assert (pool_folder / name).read_bytes() == (made / name).read_bytes()
+
+
+@pytest.mark.parametrize("at", range(5))
+def test_a_card_that_is_cut_off_leaves_a_pool_that_opens_and_goes_on(
+    at: int, pool_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (pool_folder / "samples.csv").unlink()
+    writes = 0
+
+    def failing(path: Path, content: bytes) -> None:
+        nonlocal writes
+        if writes == at:
+            raise KeyboardInterrupt
+        writes += 1
+        path.write_bytes(content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(card, "write_atomic", failing)
+        if at < 3:  # README.md, card.json and croissant.json tell of the licence
+            with pytest.raises(KeyboardInterrupt):
+                write_card(pool_folder, licence="Apache-2.0")
+            assert len(open_pool(pool_folder)) == 600
+            patched.undo()
+    write_card(pool_folder, licence="Apache-2.0")
+    assert front_matter(pool_folder)["license"] == "apache-2.0"
+    verify(pool_folder)
+
+
+def test_a_pool_without_a_card_gets_one(tmp_path: Path) -> None:
+    folder = foreign_pool(tmp_path / "pool")
+    root = read_manifest(folder).root
+    assert set(write_card(folder)["written"]) == CARD_FILES
+    verify_files(folder, read_manifest(folder))
+    assert read_manifest(folder).root == root
+    assert write_card(folder)["written"] == []
+
+
+def test_files_that_somebody_put_there_are_still_found_after_the_card(pool_folder: Path) -> None:
+    (pool_folder / "extra.txt").write_text("x", encoding="utf-8")
+    write_card(pool_folder, licence="MIT")
+    with pytest.raises(CorruptError, match=r"extra\.txt.*put there later"):
+        verify(pool_folder)
+
+
+def test_shards_that_the_manifest_does_not_list_are_refused(pool_folder: Path) -> None:
+    manifest = read_manifest(pool_folder)
+    files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
+    write_manifest(pool_folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
+    with pytest.raises(CorruptError, match="is not listed in manifest"):
+        write_card(pool_folder)
+
+
+def test_a_card_waits_for_no_run_that_works_on_the_pool(tiny_workspace: Path) -> None:
+    (folder,) = (tiny_workspace / "mix").glob("lsmix-*")
+    with artifact_lock(tiny_workspace, read_manifest(folder).key, "mix lsmix"), pytest.raises(LockedError):
+        write_card(folder)
+
+
+def test_only_finished_pools_have_a_card(finished_workspace: Path, pool_folder: Path) -> None:
+    (dataset,) = (finished_workspace / "ingest").glob("*")
+    with pytest.raises(FormatError, match="stage 'ingest'; only pools have a card"):
+        write_card(dataset)
+    (pool_folder / MANIFEST_NAME).unlink()
+    with pytest.raises(MissingError):
+        write_card(pool_folder)
+
+
+def test_the_command_tells_what_it_wrote(pool_folder: Path, command: Callable[..., Any]) -> None:
+    shown = command("card", pool_folder, "--licence", "my own terms")
+    assert shown.code == 0
+    assert "licence     my own terms" in shown.out
+    assert "README.md" in shown.out
+    answer = msgspec.json.decode(command("card", pool_folder, "--json").out)
+    assert answer["schema"] == "lsmix/card/1"
+    assert answer["content"]["written"] == []
+    (told,) = (
+        line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if "lsmix/card/1" in line
+    )
+    assert all(f"`{name}`" in told for name in answer["content"])
+    assert command("card", pool_folder / "nothing").code == 1

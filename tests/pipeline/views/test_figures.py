@@ -1,0 +1,302 @@
+"""Laws of the paper's figures and of the command that draws them, on the tiny recipe's flow and digits."""
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lsmix.classifiers.pixel_mixing import mix_images
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.errors import RecipeError
+from lsmix.data.latents import Latents, open_latents
+from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.pool_spec import PoolConfig
+from lsmix.glow.checkpoint import load_flow
+from lsmix.glow.flow import Flow
+from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
+from lsmix.pipeline.views.figures import (
+    FIGURES,
+    FigureSheet,
+    choose_figure_pairs,
+    draw_figure,
+    figure_png,
+)
+
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+RATES = [2, 5, 7, 9, 11, 14]  # sixteenths, of [P Fig. 4]
+
+
+class Opened(NamedTuple):
+    """What the figures are drawn from."""
+
+    flow: Flow
+    latents: Latents
+    dataset: DataSet
+
+    def draw(self, name: str, pairs: int = 3, seed: int = 0, methods: Sequence[str] = ()) -> FigureSheet:
+        return draw_figure(name, *self, pairs=pairs, seed=seed, methods=methods)
+
+    def chosen(self, pairs: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
+        chosen = choose_figure_pairs(self.dataset.train.labels, pairs, seed)
+        return [first for first, _ in chosen], [second for _, second in chosen]
+
+    def decoded(self, z: np.ndarray) -> np.ndarray:
+        return self.flow.decode(z)
+
+
+@pytest.fixture(scope="module")
+def opened(finished_workspace: Path) -> Opened:
+    (ingest,), (flow,), (latents,) = (
+        list((finished_workspace / stage).glob("tiny-*")) for stage in ("ingest", "train-glow", "encode")
+    )
+    return Opened(load_flow(flow), open_latents(latents), open_dataset(ingest))
+
+
+def column(sheet: FigureSheet, place: int) -> np.ndarray:
+    images = [row[place] for row in sheet.rows]
+    return np.stack([image for image in images if image is not None])
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_the_same_bytes_each_time_and_whole(opened: Opened, name: str) -> None:
+    sheet = opened.draw(name)
+    data = figure_png(sheet)
+    assert data == figure_png(opened.draw(name))
+    assert data != figure_png(opened.draw(name, seed=1))
+    assert sheet.name == name
+    assert {len(row) for row in sheet.rows} == {len(sheet.column_titles)}
+    assert len(sheet.row_titles) in (0, len(sheet.rows))
+    assert "of the paper" in sheet.caption
+    assert sheet.alt
+    with Image.open(io.BytesIO(data)) as picture:
+        assert picture.height > 8 * len(sheet.rows)
+
+
+def test_figure_1_has_the_columns_that_its_titles_say(opened: Opened) -> None:
+    sheet = opened.draw("fig1")
+    first, second = opened.chosen()
+    images, z = opened.dataset.train.images, opened.latents.z
+    assert sheet.column_titles == ["x₁", "x₂", "MixUp", "CutMix", "LS-Mix"]
+    expected = [
+        images[first],
+        images[second],
+        mix_images("mixup", images[first], images[second], 0.5, seed=0)[0],
+        mix_images("cutmix", images[first], images[second], 0.5, seed=0)[0],
+        opened.decoded(mix_latents("ls-mix", z.gather(first), z.gather(second), 0.5)[0]),
+    ]
+    for place, wanted in enumerate(expected):
+        np.testing.assert_array_equal(column(sheet, place), wanted, sheet.column_titles[place])
+    assert sheet.decoded == 3
+
+
+def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end(opened: Opened) -> None:
+    sheet = opened.draw("fig3")
+    assert sheet.column_titles == ["x", *(f"{n}/12" for n in range(1, 12))]
+    assert sheet.decoded == 3 * 11
+    first, _ = opened.chosen()
+    np.testing.assert_array_equal(column(sheet, 0), opened.dataset.train.images[first])
+    nothing = opened.decoded(np.zeros((1, opened.flow.dim), np.float32))
+    z = opened.latents.z.gather(first)
+    np.testing.assert_array_equal(column(sheet, 11), opened.decoded(zero_fill(z, 64 * 11 // 12)))
+    # A twelfth of the 64 components, 5, lies in the first of the 2×2 cells: beyond, there is the image of the zero latent.
+    change = np.abs(column(sheet, 11).astype(int) - nothing)[..., 0]
+    assert change[:, :4, :4].mean() > 2 * change[:, 4:, 4:].mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "methods", "pairs"),
+    [
+        ("fig4", ["ls-mix"], 3),
+        ("fig7", ["swap-mix", "reverse-mix"], 3),
+        ("appendix-e", ["ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix"], 2),  # half of 3, rounded up
+    ],
+)
+def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(
+    opened: Opened, name: str, methods: list[str], pairs: int
+) -> None:
+    sheet = opened.draw(name)
+    assert sheet.column_titles == ["x₁", *(f"λ={n}/16" for n in RATES), "x₂"]
+    assert len(sheet.rows) == pairs * len(methods)
+    assert sheet.decoded == pairs * len(methods) * 6
+    first, second = (rows[:pairs] for rows in opened.chosen())
+    images, z = opened.dataset.train.images, opened.latents.z
+    np.testing.assert_array_equal(column(sheet, 0), np.concatenate([images[first]] * len(methods)))
+    np.testing.assert_array_equal(column(sheet, 7), np.concatenate([images[second]] * len(methods)))
+    decode_failed = 0
+    for place, n in enumerate(RATES):
+        mixed = np.concatenate(
+            [mix_latents(method, z.gather(first), z.gather(second), n / 16)[0] for method in methods]
+        )
+        np.testing.assert_array_equal(column(sheet, place + 1), opened.decoded(mixed))
+        judged = opened.flow.decode_judged(
+            mixed,
+            lambda y: is_failed_decode(
+                y, tolerance=PoolConfig().tolerance, bad_pixel_fraction=PoolConfig().bad_pixel_fraction
+            ),
+        )[1]
+        decode_failed += int(judged.sum())
+    assert sheet.decode_failed == decode_failed
+    titled = [title for title in sheet.row_titles if title]
+    assert [title.lower() for title in titled] == (methods if len(methods) > 1 else [])
+    assert sheet.row_titles[::pairs] == titled
+
+
+def test_figure_7_shows_the_pairs_of_figure_4(opened: Opened) -> None:
+    four, seven = opened.draw("fig4"), opened.draw("fig7")
+    for place in (0, 7):
+        np.testing.assert_array_equal(column(seven, place)[:3], column(four, place))
+        np.testing.assert_array_equal(column(seven, place)[3:], column(four, place))
+
+
+def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = "lsmix.glow.latent_mixing:linear"  # as an entry point of another package would name its own
+    monkeypatch.setattr(LATENT_METHODS, "_others", lambda: {"from-elsewhere": other})
+    own = ["LS-Mix", "Linear", "Bern-Mix", "Swap-Mix", "Reverse-Mix"]
+    assert opened.draw("appendix-e", pairs=1).row_titles == own  # so that a report does not depend on what is installed
+    sheet = opened.draw("appendix-e", pairs=1, methods=LATENT_METHODS.names())
+    assert sheet.row_titles == [*own, "from-elsewhere"]
+    for linear, elsewhere in zip(sheet.rows[1], sheet.rows[5], strict=True):
+        assert linear is not None
+        np.testing.assert_array_equal(linear, elsewhere)
+
+
+def test_what_cannot_be_decoded_is_counted_and_shown(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    def explode(z1, z2, lam, draws):
+        return z1 * 1e30, lam
+
+    monkeypatch.setattr(LATENT_METHODS, "load", lambda name: explode)
+    sheet = opened.draw("fig4")
+    assert sheet.decode_failed == sheet.decoded == 18
+    assert figure_png(sheet)
+
+
+@given(labels=st.lists(st.integers(0, 3), max_size=30), count=st.integers(1, 8), seed=st.integers(0, 5))
+def test_pairs_are_apart_and_of_two_classes_wherever_they_can_be(labels: list[int], count: int, seed: int) -> None:
+    array = np.array(labels, np.int64)
+    pairs = choose_figure_pairs(array, count, seed)
+    assert pairs == choose_figure_pairs(array, count, seed)
+    assert len(pairs) == min(count, len(labels) // 2)
+    rows = [row for pair in pairs for row in pair]
+    assert len(set(rows)) == len(rows)
+    for number, (first, second) in enumerate(pairs):
+        if labels[first] == labels[second]:  # then the later ones were all of this class
+            left = set(range(len(labels))) - {row for pair in pairs[:number] for row in pair}
+            assert len({labels[row] for row in left}) == 1
+
+
+def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> None:
+    from lsmix.data.readers.dataset_writer import write_dataset
+    from lsmix.data.readers.digits import read_digits
+
+    write_dataset(tmp_path / "dataset.h5", read_digits(), heldout=0, test=100, limit=150, seed=0)
+    with pytest.raises(RecipeError, match=r"300 latents of length 64 do not belong to 150 training images"):
+        draw_figure("fig1", opened.flow, opened.latents, open_dataset(tmp_path))
+
+
+# The command.
+
+
+def test_the_command_draws_from_what_is_there(
+    finished_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = command("figure", "fig4", tiny_recipe, "--workspace", finished_workspace, "--device", "cpu", "--rows", "2")
+    assert result.code == 0, result.err
+    assert "up to date" in result.err
+    assert "Fig. 4 of the paper" in result.out
+    assert "of 12 images failed to decode" in result.out
+    (written,) = tmp_path.iterdir()
+    assert written.name == "fig4.png"
+    again = command(
+        "figure", "fig4", tiny_recipe, "--workspace", finished_workspace, "--device", "cpu", "--rows", "2",
+        "--out", "other.png", "--json", "-q",
+    )  # fmt: skip
+    assert not again.err
+    document = json.loads(again.out)
+    assert document["schema"] == "lsmix/figure/1"
+    told = next(line for line in (DOCS / "cli.md").read_text().splitlines() if "`lsmix/figure/1`" in line)
+    assert all(f"`{name}`" in told for name in document["content"])
+    assert (tmp_path / document["content"]["path"]).read_bytes() == written.read_bytes()
+
+
+def test_the_command_makes_only_what_a_figure_needs(
+    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    small = ["--set", "flow.training.iterations=2", "--set", "data.limit=150", "--device", "cpu", "-q"]
+    target, workspace = tmp_path / "sheet.png", tmp_path / "runs"
+    result = command("figure", "fig1", tiny_recipe, "--workspace", workspace, "--out", target, *small)
+    assert result.code == 0, result.err
+    assert {path.name for path in workspace.iterdir() if path.is_dir()} >= {"ingest", "train-glow", "encode"}
+    assert not list(workspace.glob("mix/*"))
+    assert target.is_file()
+
+
+def test_a_dry_run_draws_nothing(tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    target = tmp_path / "sheet.png"
+    result = command("figure", "fig1", tiny_recipe, "--workspace", tmp_path, "--out", target, "--dry-run")
+    assert result.code == 0
+    assert [line.split()[1] for line in result.out.splitlines()] == ["ingest", "train-glow", "encode"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flow_from_elsewhere_draws_as_well(
+    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
+    recipe = tmp_path / "given.toml"
+    recipe.write_text(
+        'name = "given"\n[data]\nformat = "digits"\nlimit = 150\nheldout = 0\ntest = 50\n'
+        f"[flow]\npath = {msgspec.json.encode(str(flow)).decode()}\n"
+    )
+    result = command(
+        "figure", "fig1", recipe, "--workspace", tmp_path / "runs", "--out", tmp_path / "a.png", "--device", "cpu"
+    )
+    assert result.code == 0, result.err
+    assert not list((tmp_path / "runs").glob("train-glow/*"))
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            ["fig8", "{recipe}"],
+            "unknown figure 'fig8'. Did you mean 'fig7'? Known: fig1, fig3, fig4, fig7, appendix-e.",
+        ),
+        (["fig8", "{recipe}", "--dry-run"], "unknown figure 'fig8'"),
+        (["fig1", "{recipe}", "--out", "nowhere/fig1.png"], "no folder 'nowhere' to write the figure to"),
+        (["fig1", "{plain}"], "has no [flow]"),
+        (["fig1", "gone.toml"], "gone.toml"),
+    ],
+)
+def test_a_mistake_is_told_in_one_sentence_before_anything_is_made(
+    words: list[str], message: str, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plain = tmp_path / "plain.toml"
+    plain.write_text('name = "plain"\n[data]\nformat = "digits"\ntest = 50\n[runs.baseline]\n')
+    paths = {"recipe": tiny_recipe, "plain": plain}
+    result = command("figure", *(word.format(**paths) for word in words))
+    assert (result.code, result.out) == (1, "")
+    assert message in result.err
+    assert result.err.startswith("error: ")
+    assert list(tmp_path.iterdir()) == [plain]
+
+
+def test_every_figure_is_told() -> None:
+    from lsmix.cli import cli
+
+    page = (DOCS / "figures.md").read_text(encoding="utf-8")
+    for name in FIGURES:
+        assert f"| `{name}` |" in page
+        assert name in str(cli.commands["figure"].help)

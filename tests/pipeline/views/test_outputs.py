@@ -1,0 +1,123 @@
+"""Laws of outputs that the user names: only regular files are replaced, and everything else is refused by name."""
+
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lsmix.data.atomic import atomic_path, write_atomic
+from lsmix.data.errors import RecipeError
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _link(path: Path) -> None:
+    target = path.with_name("elsewhere")
+    target.write_bytes(b"somebody's")
+    path.symlink_to(target)
+
+
+def _device(path: Path) -> None:
+    path.symlink_to("/dev/null")  # as /dev/stdout is a link; a device of our own needs root
+
+
+KINDS = {"pipe": _pipe, "link": _link, "broken link": lambda path: path.symlink_to("nothing"), "device": _device}
+
+
+@pytest.mark.parametrize("make", [*KINDS.values(), Path.mkdir])
+def test_durable_writes_replace_regular_files_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "output"
+    make(path)
+    before = path.lstat()
+    with pytest.raises(RecipeError, match=r"only regular files are replaced\. Choose another path"):
+        write_atomic(path, b"ours")
+    after = path.lstat()
+    assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    assert {entry.name for entry in tmp_path.iterdir()} <= {"output", "elsewhere"}
+    path.rmdir() if stat.S_ISDIR(after.st_mode) else path.unlink()
+    write_atomic(path, b"old")
+    with atomic_path(path) as beside:
+        beside.write_bytes(b"new")
+    assert path.read_bytes() == b"new"
+
+
+@pytest.fixture
+def pool(invented_pool: Callable[..., Path]) -> Path:
+    """Return a small pool."""
+    return invented_pool()
+
+
+@pytest.fixture
+def no_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a broken check fail the test instead of destroying a device of this machine."""
+    monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("a device was about to be replaced"))
+
+
+@pytest.mark.usefixtures("no_renames")
+def test_dev_null_is_refused_and_stays_a_device() -> None:
+    with pytest.raises(RecipeError, match="is a device"):
+        write_atomic(Path("/dev/null"), b"")
+    assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("option", ["--sheet", "--html"])
+def test_show_refuses_an_output_that_is_no_regular_file(
+    invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], option: str, kind: str
+) -> None:
+    target = tmp_path / "output"
+    KINDS[kind](target)
+    before = target.lstat()
+    result = command("show", invented_pool(), option, target)
+    assert (result.code, "only regular files are replaced" in result.err) == (1, True)
+    assert target.lstat().st_ino == before.st_ino
+
+
+@pytest.mark.usefixtures("pool", "no_renames")
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/null"])
+def test_show_refuses_the_terminal_and_devices(pool: Path, command: Callable[..., Any], path: str) -> None:
+    before = os.lstat(path)
+    result = command("show", pool, "--sheet", path)
+    assert (result.code, "only regular files are replaced" in result.err) == (1, True)
+    assert os.lstat(path).st_ino == before.st_ino
+
+
+def test_a_figure_is_refused_before_anything_is_made(
+    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    out = tmp_path / "fig4.png"
+    os.mkfifo(out)
+    result = command("figure", "fig4", tiny_recipe, "--workspace", tmp_path / "runs", "--out", out)
+    assert (result.code, "is a pipe" in result.err) == (1, True)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("words", [("export", "--format", "hdf5"), ("pull",)])
+def test_a_folder_is_not_made_over_a_broken_link(
+    invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], words: tuple[str, ...]
+) -> None:
+    target = tmp_path / "dest"
+    target.symlink_to("nothing")
+    name, *options = words
+    assert command(name, invented_pool(), target, *options).code == 1
+    assert target.is_symlink()
+
+
+def test_a_rebuild_is_not_made_over_a_broken_link(
+    tiny_workspace: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
+    (flow,) = (tiny_workspace / "train-glow").iterdir()
+    (data,) = (tiny_workspace / "ingest").iterdir()
+    for name in ("out", ".out.rebuild"):
+        link = tmp_path / name
+        link.symlink_to("nothing")
+        result = command("rebuild", pool, "--data", data, "--flow", flow, "--out", tmp_path / "out")
+        assert (result.code, "Remove it" in result.err or "remove it" in result.err) == (1, True)
+        assert link.is_symlink()
+        link.unlink()

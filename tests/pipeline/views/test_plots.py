@@ -1,0 +1,111 @@
+"""Plots give the same bytes each time, say their numbers, follow the theme, and bear odd inputs."""
+
+import io
+import random
+import re
+from xml.etree import ElementTree as ET
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.pipeline.config.results import Interval
+from lsmix.pipeline.views.error_rates import RunSummary
+from lsmix.pipeline.views.plots import (
+    Series,
+    bits_histogram,
+    curves,
+    distance_plot,
+    error_rate_plot,
+    histogram,
+    spread_plot,
+)
+
+RUNS = [
+    RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True),
+    RunSummary(label="LS-Mix <α & β>", errors=(4.01,)),
+    RunSummary(label="not yet", errors=()),
+]
+INTERVAL = Interval(value=0.25, low=0.0, high=0.5)
+LAM = np.random.default_rng(0).beta(0.4, 0.4, 200)
+
+
+def every_plot(fmt: str = "svg") -> dict[str, bytes]:
+    nan = float("nan")
+    return {
+        "error rates": error_rate_plot(RUNS, fmt=fmt),
+        "no runs": error_rate_plot([], fmt=fmt),
+        "curves": curves("Loss", [Series(label="a", x=[0, 1, 2], y=[1.0, nan, 0.5], dashed=True)], "x", "y", fmt=fmt),
+        "many": curves("L", [Series(label=str(i), x=[0], y=[i]) for i in range(7)], "x", "y", y_log=True, fmt=fmt),
+        "no curves": curves("Loss", [], "x", "y", fmt=fmt),
+        "histogram": histogram(LAM, np.floor(LAM * 3072) / 3072, fmt=fmt),
+        "bits": bits_histogram(LAM, {"pool": LAM + 1, "empty": np.array([]), "bad": np.array([np.inf])}, fmt=fmt),
+        "spreads": spread_plot({"originals": LAM, "$mix": LAM + 1, "bad": np.array([np.nan])}, "bits", fmt=fmt),
+        "distances": distance_plot({"$mix": (INTERVAL, INTERVAL)}, "bits", fmt=fmt),
+        "no spreads": spread_plot({}, "bits", fmt=fmt),
+        "no distances": distance_plot({}, "bits", fmt=fmt),
+        "no bits": bits_histogram(np.array([]), {}, fmt=fmt),
+    }
+
+
+def texts(svg: bytes) -> list[str]:
+    return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
+
+
+def test_svg_is_well_formed_and_png_is_white_behind():
+    for name, svg in every_plot().items():
+        assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg", name
+    for name, png in every_plot("png").items():
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255), name
+
+
+@pytest.mark.parametrize("fmt", ["svg", "png"])
+def test_the_same_numbers_give_the_same_bytes_whatever_the_users_settings_and_seeds(fmt):
+    first = every_plot(fmt)
+    random.seed(123)
+    with mpl.rc_context({"font.size": 31, "axes.facecolor": "pink", "svg.hashsalt": None}):
+        assert every_plot(fmt) == first
+        assert mpl.rcParams["font.size"] == 31
+
+
+def test_error_rates_are_written_as_the_paper_prints_them():
+    shown = texts(error_rate_plot(RUNS))
+    assert {"5.00 ± 0.14", "4.01", "–", "LS-Mix <α & β>", "not yet"} <= set(shown)
+
+
+def test_the_spread_over_seeds_is_the_sample_standard_deviation():
+    errors = (2.0, 4.0, 9.0)
+    run = RunSummary(label="x", errors=errors)
+    assert run.mean == pytest.approx(np.mean(errors))
+    assert run.std == pytest.approx(np.std(errors, ddof=1))
+    assert RunSummary(label="x", errors=(3.0,)).std is None
+
+
+def test_a_spread_says_its_median_and_a_distance_both_its_directions():
+    assert "0.500" in texts(spread_plot({"a": np.array([0.25, 0.5, 0.75, np.inf])}, "bits"))
+    assert "−0.250  +0.250" in texts(distance_plot({"a": (INTERVAL, INTERVAL)}, "bits"))
+
+
+def test_svg_follows_the_theme_in_every_colour():
+    for name, svg in every_plot().items():
+        text = svg.decode()
+        assert "@media (prefers-color-scheme:dark)" in text, name
+        # What has a colour of its own, beside our variables, would vanish in one of the themes.
+        assert not re.findall(
+            r"#[0-9a-f]{6}\b|rgb|black|white", re.sub(r"var\([^)]*\)", "", text.partition("</style>")[2])
+        ), name
+
+
+def test_names_with_dollars_and_underscores_are_text_and_not_mathematics():
+    shown = texts(
+        curves("$x", [Series(label=r"\frac$ $", x=[0, 1], y=[0, 1]), Series(label="b", x=[0], y=[0])], "x_1", "y")
+    )
+    assert {"$x", r"\frac$ $", "x_1"} <= set(shown)
+
+
+def test_a_plot_carries_no_date_and_no_maker():
+    for svg in every_plot().values():
+        assert b"metadata" not in svg
+        assert b"matplotlib v" not in svg.lower()

@@ -1,0 +1,230 @@
+"""The page of a report holds all that it was given, escapes it, and asks for nothing from outside."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from lsmix.data.errors import format_bytes, format_duration
+from lsmix.pipeline.config.results import Seen
+from lsmix.pipeline.views.error_rates import RunSummary
+from lsmix.pipeline.views.images import png_bytes, sheet
+from lsmix.pipeline.views.plots import error_rate_plot
+from lsmix.pipeline.views.report.page import (
+    Fact,
+    PoolFacts,
+    ProvenanceRow,
+    ReportFigure,
+    ReportPage,
+    Section,
+    Table,
+    budget_table,
+    error_table,
+    pool_table,
+    render_html,
+    render_markdown,
+)
+
+RUNS = [
+    RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True),
+    RunSummary(label="LS-Mix", errors=(4.01, 4.13, 3.92)),
+    RunSummary(label="Bern-Mix", errors=()),
+]
+VOID = {"img", "meta", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Keeps tags, attributes and text, and checks that tags close in order."""
+
+    def __init__(self, document: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(document)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def whole_page(text: str = "plain") -> ReportPage:
+    """Return a page with ``text`` in every place that takes words."""
+    svg = ReportFigure(name="rates", data=error_rate_plot(RUNS), media="image/svg+xml", alt=f"alt {text}", caption=text)
+    picture = png_bytes(sheet([[np.zeros((4, 4, 3), np.uint8)]], scale=5))
+    png = ReportFigure(name="mixes", data=picture, media="image/png", alt="mixes", pixelated=True, density=2)
+    table = Table(title=text, columns=("a", text), rows=((text, "1.5"), ("b", "2")), note=text, best=(1,))
+    return ReportPage(
+        title=text,
+        summary=text,
+        facts=(Fact(label=text, value=text, note=text),),
+        warnings=(text,),
+        sections=(
+            Section(title="Error rates", text=text, tables=(error_table(RUNS), table), figures=(svg, png)),
+            Section(title=text),
+        ),
+        provenance=(
+            ProvenanceRow(
+                stage="mix",
+                name=text,
+                key="0123456789ab",
+                root="f" * 64,
+                inputs=(text,),
+                seconds=61,
+                bytes=1500,
+                device=text,
+            ),
+        ),
+        recipe=text,
+        recipe_name=text,
+        made_by=text,
+    )
+
+
+def test_the_page_is_well_formed_and_asks_for_nothing_from_outside():
+    document = render_html(whole_page())
+    page = Reader(document)
+    assert not re.search(
+        r"https?://|//[a-z]|url\(|@import|<script|<link|<iframe", document.replace("base64,", ""), re.I
+    )
+    assert all(image["src"].startswith("data:image/") for image in page.of("img"))
+    assert all(link["href"].startswith("#") for link in page.of("a"))
+    policy = next(meta["content"] for meta in page.of("meta") if "http-equiv" in meta)
+    assert policy.startswith("default-src 'none'")
+
+
+def test_every_figure_is_there_with_its_words_and_every_link_has_its_target():
+    page = Reader(render_html(whole_page()))
+    images = page.of("img")
+    assert [image["alt"] for image in images] == ["alt plain", "mixes"]
+    assert [image["src"] for image in images] == [figure.uri for figure in whole_page().figures]
+    assert images[1]["width"] == "10"  # 4 pixels × 5, at two to one of the page
+    targets = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(targets) == len(set(targets))
+    assert {link["href"][1:] for link in page.of("a")} <= set(targets)
+
+
+@pytest.mark.parametrize(
+    "text", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{ 7*7 }} &lt; 'x'", "</style>"]
+)
+def test_words_are_shown_as_they_are_and_never_taken_for_html(text):
+    page, plain = Reader(render_html(whole_page(text))), Reader(render_html(whole_page()))
+    assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
+    assert sum(words.count(text) for words in page.words) >= 15
+    assert not [attributes for _, attributes in page.tags if "onerror" in attributes]
+
+
+def test_an_empty_page_renders():
+    document = render_html(ReportPage(title="Nothing yet"))
+    assert "Nothing yet" in Reader(document).words
+    assert render_markdown(ReportPage(title="Nothing yet")) == "# Nothing yet\n"
+
+
+def test_both_themes_and_narrow_screens_are_provided_for():
+    document = render_html(whole_page())
+    assert "prefers-color-scheme: dark" in document
+    assert "width=device-width" in document
+
+
+def test_the_same_page_gives_the_same_bytes():
+    assert render_html(whole_page()) == render_html(whole_page())
+    assert render_markdown(whole_page()) == render_markdown(whole_page())
+
+
+def test_the_papers_figures_and_differences_stand_beside_ours():
+    runs = [
+        RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True, paper="3.61 ± 0.102"),
+        RunSummary(label="LS-Mix", errors=(4.0,), paper="2.45 ± 0.061"),
+        RunSummary(label="ours alone", errors=(4.5,)),
+        RunSummary(label="not run", errors=(), paper="2.61"),
+    ]
+    table = error_table(runs)
+    assert table.columns[:5] == ("run", "error rate, %", "paper, %", "against baseline", "paper's")
+    assert [row[:5] for row in table.rows] == [
+        ("baseline", "5.00 ± 0.14", "3.61 ± 0.102", "–", "–"),
+        ("LS-Mix", "4.00", "2.45 ± 0.061", "−1.00", "−1.16"),
+        ("ours alone", "4.50", "–", "−0.50", "–"),
+        ("not run", "–", "2.61", "–", "−1.00"),
+    ]
+    assert b"the paper" in error_rate_plot(runs)
+
+
+def test_a_long_table_stresses_the_best_three_as_table_1_does():
+    runs = [RunSummary(label=str(error), errors=(error,)) for error in (5.0, 4.0, 7.0, 3.0, 6.0, 8.0, 2.0)]
+    assert error_table(runs).best == (6, 3, 1)
+    assert error_table(runs[:6]).best == (3,)
+
+
+def test_every_row_tells_its_budget_and_how_often_images_were_seen():
+    seen = (Seen(source="pool p", images=1000, times=3.0), Seen(source="training images", images=500, times=1.5))
+    runs = [
+        RunSummary(label="a", errors=(5.0,), images=3750, updates=60, seen=seen),
+        RunSummary(label="b", errors=(5.0,), images=3750, updates=60),
+    ]
+    table = budget_table(runs)
+    told = "pool p: 1,000 images, 3× each; training images: 500 images, 1.5× each"
+    assert table.rows == (("a", "3,750", "60", told), ("b", "3,750", "60", "–"))
+    assert table.note == "The same for all runs."
+    assert "no fair comparison" in budget_table([*runs, RunSummary(label="c", errors=(), images=1)]).note
+
+
+def test_the_table_of_error_rates_stresses_the_lowest_and_compares_with_the_baseline():
+    table = error_table(RUNS)
+    assert table.rows == (
+        ("baseline", "5.00 ± 0.14", "–", "2", "5.10, 4.90"),
+        ("LS-Mix", "4.02 ± 0.11", "−0.98", "3", "4.01, 4.13, 3.92"),
+        ("Bern-Mix", "–", "–", "0", "–"),
+    )
+    assert table.best == (1,)
+    assert table.kinds == ("", "number", "number", "number", "")
+    alone = error_table(RUNS[1:])
+    assert alone.best == ()
+    assert "against baseline" not in alone.columns
+
+
+def test_the_table_of_pools_counts_every_image_once_and_names_the_first_failed_decodes():
+    pools = [
+        PoolFacts(name="p", method="ls-mix", images=5000, redrawn=30, replaced=2, decode_failed=list(range(100, 132))),
+        PoolFacts(name="q", method="ls-mix", images=10, redrawn=0, replaced=0),
+    ]
+    first, second = pool_table(pools).rows
+    assert first[2:6] == ("5,000", "4,968", "30", "2")
+    assert first[6].startswith("100, 101, ")
+    assert first[6].endswith("111 … and 20 more")
+    assert second[6] == "none"
+
+
+def test_markdown_holds_tables_pictures_and_recipe_and_escapes_marks():
+    text = render_markdown(whole_page("a|b *c* <d> ```"))
+    assert "![alt a\\|b \\*c\\* &lt;d&gt; \\`\\`\\`](figures/rates.svg)" in text
+    assert "| **LS-Mix** | **4.02 ± 0.11** | −0.98 | 3 | 4.01, 4.13, 3.92 |" in text
+    assert "````toml\na|b *c* <d> ```\n````" in text
+    for block in text.split("\n\n"):
+        lines = [line for line in block.splitlines() if line.startswith("|")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) <= 1
+
+
+def test_sizes_and_times_are_rounded_to_the_unit_they_are_shown_in():
+    assert [format_bytes(n) for n in (0, 999, 1000, 999_949, 999_950, 2 * 10**9, 5 * 10**12)] == [
+        "0 B", "999 B", "1.0 kB", "999.9 kB", "1.0 MB", "2.0 GB", "5.0 TB"
+    ]  # fmt: skip
+    assert [format_duration(s) for s in (0, 59.94, 59.96, 3599.4, 3599.6)] == [
+        "0.0 s",
+        "59.9 s",
+        "1 min 0 s",
+        "59 min 59 s",
+        "1 h 0 min",
+    ]

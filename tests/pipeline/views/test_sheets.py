@@ -1,0 +1,91 @@
+"""A sheet shows every image's very pixels, enlarged, at its place, on a transparent ground."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from lsmix.pipeline.views.images import png_bytes, sheet, thumbnails
+
+
+def random_image(seed: int, height: int = 4, width: int = 5, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@given(
+    lengths=st.lists(st.integers(0, 3), min_size=1, max_size=3).filter(any),
+    channels=st.sampled_from([1, 3]),
+    scale=st.integers(1, 3),
+    gap=st.integers(0, 5),
+    titled=st.booleans(),
+)
+def test_every_image_can_be_read_back_from_its_place(lengths, channels, scale, gap, titled):
+    rows = [[random_image(10 * r + c, channels=channels) for c in range(n)] for r, n in enumerate(lengths)]
+    titles = {"column_titles": ["λ"] * 3, "row_titles": ["first"]} if titled else {}
+    pixels = np.asarray(sheet(rows, scale=scale, gap=gap, **titles))
+    columns = max(lengths)
+    left = pixels.shape[1] - (columns * 5 * scale + (columns - 1) * gap)
+    top = pixels.shape[0] - (len(rows) * 4 * scale + (len(rows) - 1) * gap)
+    assert (left > 0) == (top > 0) == titled
+    for r, row in enumerate(rows):
+        for c, image in enumerate(row):
+            y, x = top + r * (4 * scale + gap), left + c * (5 * scale + gap)
+            place = pixels[y : y + 4 * scale : scale, x : x + 5 * scale : scale]
+            assert np.array_equal(place[..., :3], np.broadcast_to(image, (4, 5, 3)))
+            assert (place[..., 3] == 255).all()
+
+
+def test_empty_places_and_gaps_are_transparent():
+    pixels = np.asarray(sheet([[random_image(0), None], [None, random_image(1)]], scale=1, gap=2))
+    assert pixels.shape == (4 + 2 + 4, 5 + 2 + 5, 4)
+    assert (pixels[:4, 5:, 3] == 0).all()
+    assert (pixels[4:6, :, 3] == 0).all()
+
+
+def test_smaller_images_stand_in_the_middle_of_their_place():
+    small = np.full((2, 1), 9, np.uint8)
+    pixels = np.asarray(sheet([[random_image(0), small]], scale=1, gap=0))
+    opaque = np.argwhere(pixels[:, 5:, 3] == 255)
+    assert opaque.tolist() == [[1, 2], [2, 2]]
+
+
+def test_titles_are_drawn_and_long_ones_are_cut_at_their_neighbours():
+    rows = [[random_image(0)] * 2]
+    plain = sheet(rows, scale=8, column_titles=["x₁", "x₂"])
+    assert np.asarray(plain)[:10, :, 3].any()
+    long = sheet(rows, scale=8, column_titles=["a very long title indeed", ""])
+    assert long.size == plain.size
+    right = np.asarray(long)[: long.height - 32, 48:, 3]
+    assert not right.any()
+
+
+def test_thumbnails_fill_row_by_row():
+    images = np.stack([random_image(seed) for seed in range(5)])
+    picture = thumbnails(images, columns=3, scale=1, gap=1)
+    assert picture.size == (3 * 5 + 2, 2 * 4 + 1)
+    assert np.array_equal(np.asarray(picture)[5:, 6:11, :3], images[4])
+
+
+def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
+    picture = sheet([[random_image(0)]], column_titles=["λ = 4/16"])
+    first, second = png_bytes(picture), png_bytes(picture.copy())
+    assert first == second
+    with Image.open(io.BytesIO(first)) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(picture))
+        assert not image.info
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
+)
+def test_what_is_no_image_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"shows uint8 images of shape \(H, W\)"):
+        sheet([[wrong]])
+
+
+def test_a_sheet_without_images_is_refused():
+    with pytest.raises(ValueError, match="at least one image; got 1 rows"):
+        sheet([[None]])

@@ -1,0 +1,177 @@
+"""Laws of text that comes with data: in every text for people what does not print is shown as its escape."""
+
+import json
+import unicodedata
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import msgspec
+import numpy as np
+import pytest
+from places import invented_plan
+
+from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.errors import SourceError, printable_lines, printable_words
+from lsmix.data.exports.format import EXPORT_FORMATS
+from lsmix.data.exports.writing import write_export
+from lsmix.data.pool import open_pool
+from lsmix.data.readers.registry import SourceConfig, read_source
+from lsmix.pipeline.config.results import Interval
+from lsmix.pipeline.views.dataset_card.card import write_card
+from lsmix.pipeline.views.error_rates import RunSummary
+from lsmix.pipeline.views.plots import (
+    Series,
+    bits_histogram,
+    curves,
+    distance_plot,
+    error_rate_plot,
+    spread_plot,
+)
+from lsmix.pipeline.views.pool_page import write_pool_page
+from lsmix.pipeline.views.report.page import (
+    Fact,
+    ProvenanceRow,
+    ReportFigure,
+    ReportPage,
+    Section,
+    Table,
+    error_table,
+    render_html,
+    render_markdown,
+)
+
+CONTROLS = "".join(map(chr, [*range(32), *range(127, 160)]))
+BIDI = "".join(
+    map(chr, [0x61C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, 0x2028, 0x2029])
+)
+SURROGATES = "\ud800 \udfff"  # of the command line, or of Python; files of ours cannot hold them
+NAMES = (
+    "cat",
+    "",
+    " \t\n ",
+    "cat",
+    f"a{CONTROLS}z",
+    f"b{BIDI}z",
+    "| `c` ``` <d> *e* [f](g)",
+    "---\n# h",
+    "🦊 ë",
+    "\x0b",
+)
+STRANGE = "".join(NAMES) + SURROGATES
+COUNTS = np.arange(40) / 40
+
+
+def check(text: str) -> None:
+    """Fail if the text has a character, but for a newline, that does not print."""
+    odd = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
+    assert not odd, sorted(map(hex, map(ord, odd)))
+
+
+@pytest.fixture
+def pool(invented_pool: Callable[..., Path]) -> Path:
+    """Return a pool whose classes, licence and citation are strange, with a plan of which a card can be made."""
+    folder = invented_pool(class_names=NAMES)
+    path = folder / "pool.zarr" / "zarr.json"
+    group = json.loads(path.read_bytes())
+    group["attributes"]["origin"] |= {
+        "config": {CONTROLS[1:]: BIDI},
+        "licence": "".join(NAMES),
+        "citation": "".join(NAMES),
+    }
+    path.write_text(json.dumps(group))
+    (folder / "plan.json").write_bytes(invented_plan(group["attributes"]["origin"]))
+    manifest, files = read_manifest(folder), record_files(folder)
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
+    return folder
+
+
+@pytest.mark.parametrize("form", EXPORT_FORMATS.names())
+def test_the_readme_of_an_export_prints_and_lists_class_k_at_number_k(pool: Path, tmp_path: Path, form: str) -> None:
+    write_export(open_pool(pool), tmp_path / "out", form=form)
+    text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    check(text)
+    listed = text.partition("Class names by number:\n\n")[2].split("\n\n")[0].split("\n")
+    assert listed == [f"    {label}  {printable_words(name)}".rstrip() for label, name in enumerate(NAMES)]
+    outside = [line for line in text.split("\n") if not line.startswith("    ")]
+    assert not any("<d>" in line or "# h" in line for line in outside)
+
+
+def test_the_card_of_a_pool_prints(pool: Path) -> None:
+    write_card(pool, creator=STRANGE)
+    for path in (pool / "README.md", pool / "LICENSES" / "images.txt", pool / "samples.csv"):
+        check(path.read_text(encoding="utf-8"))
+    table = [line for line in (pool / "README.md").read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    for label, name in enumerate(NAMES):
+        shown = printable_words(name).translate({ord("\\"): "\\\\"}) if "|" not in name and "#" not in name else ""
+        assert any(line.startswith(f"| {label} | {shown}") for line in table), label
+
+
+def test_show_prints(pool: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+    write_pool_page(pool, tmp_path / "page.html")
+    check((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for options in ((), ("--json",)):
+        shown = command("show", pool, "--sheet", tmp_path / "sheet.png", *options)
+        assert shown.code == 0
+        check(shown.out + shown.err)
+
+
+def test_plots_are_valid_xml_whatever_the_labels_hold() -> None:
+    interval = Interval(value=0.25, low=0.0, high=0.5)
+    for name in (*NAMES, STRANGE, CONTROLS, BIDI):
+        runs = [RunSummary(label=name, errors=(5.1, 4.9), paper=name), RunSummary(label=f"{name}2", errors=(4.0,))]
+        lines = [Series(label=f"{name}{place}", x=[0, 1], y=[1.0, 2.0]) for place in range(2)]
+        plots = [
+            error_rate_plot(runs),
+            curves(name, lines, "x", "y"),
+            bits_histogram(COUNTS, {name: COUNTS}),
+            spread_plot({name: COUNTS, f"{name}2": COUNTS}, "bits"),
+            distance_plot({name: (interval, interval)}, "bits"),
+        ]
+        for svg in plots:
+            check(svg.decode())
+            assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+
+
+def test_reports_print_whatever_a_recipe_holds() -> None:
+    runs = [RunSummary(label=STRANGE, errors=(5.1, 4.9), paper=STRANGE)]
+    figure = ReportFigure(name="f", data=error_rate_plot(runs), media="image/svg+xml", alt=STRANGE, caption=STRANGE)
+    table = Table(title=STRANGE, columns=(STRANGE,), rows=((STRANGE,),), note=STRANGE)
+    row = ProvenanceRow(stage="mix", name=STRANGE, key="0" * 12, root="f" * 64, inputs=(STRANGE,), device=STRANGE)
+    page = ReportPage(
+        title=STRANGE,
+        summary=STRANGE,
+        facts=(Fact(label=STRANGE, value=STRANGE, note=STRANGE),),
+        warnings=(STRANGE,),
+        sections=(Section(title=STRANGE, text=STRANGE, tables=(error_table(runs), table), figures=(figure,)),),
+        provenance=(row,),
+        recipe=STRANGE,
+        recipe_name=STRANGE,
+        made_by=STRANGE,
+    )
+    for text in (render_html(page), render_markdown(page)):
+        check(text)
+        text.encode()
+
+
+def test_lines_stay_and_everything_else_that_does_not_print_is_escaped() -> None:
+    assert printable_lines(f"a\nb{CONTROLS}").count("\n") == 2
+    check(printable_lines(STRANGE))
+    assert printable_lines("ë 🦊") == "ë 🦊"
+
+
+def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    names = np.array(["aa", "bb"])
+    np.savez(path, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]), class_names=names)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    for number in (b"\xff\xff\xff\xff", b"\x00\x00\x11\x00"):
+        members["class_names.npy"] = members["class_names.npy"][:-4] + number
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name, content)
+        with pytest.raises(SourceError, match="is damaged: it holds what is no character"):
+            read_source(SourceConfig(path=str(path)))

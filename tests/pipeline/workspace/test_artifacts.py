@@ -1,0 +1,352 @@
+"""An artifact is whole or not there: manifest last, locks, space, damage of every kind, and what may be thrown away."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+from collections import namedtuple
+
+import msgspec
+import numpy as np
+import pytest
+
+from lsmix.data.artifact import read_manifest
+from lsmix.data.atomic import seal
+from lsmix.data.dataset import open_dataset
+from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedError
+from lsmix.data.latents import open_latents
+from lsmix.data.pool import open_pool
+from lsmix.glow.checkpoint import load_flow
+from lsmix.pipeline.api import plan, run, verify
+from lsmix.pipeline.engine.garbage import collect_garbage
+from lsmix.pipeline.engine.status import recipe_status
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.locks import artifact_lock
+
+# Forking is how another process is had at once; what this one's threads do cannot matter to one that only takes a lock.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+
+# A file of each kind of artifact whose loss must be noticed, and what opens such an artifact.
+PARTS = {
+    "ingest": ("dataset.h5", open_dataset),
+    "train-glow": ("glow.safetensors", load_flow),
+    "encode": ("latents.zarr/z/c/1/0", open_latents),
+    "mix": ("pool.zarr/image/c/0/0/0/0", open_pool),
+    "train": ("metrics.json", None),
+    "report": ("report.html", None),
+}
+
+
+def first_folder(workspace, stage):
+    return sorted((workspace / stage).iterdir())[0]
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def no_shorter(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+HARMS = {
+    "a flipped bit": (no_shorter, "is damaged: expected sha256"),
+    "a lost end": (lambda path: os.truncate(path, path.stat().st_size - 1), r"is damaged: expected \d+ bytes, got"),
+    "emptiness": (lambda path: os.truncate(path, 0), r"is damaged: expected \d+ bytes, got 0"),
+    "a missing file": (lambda path: path.unlink(), "is missing; manifest.json lists it with"),
+    "an extra file": (lambda path: path.with_name("extra").write_bytes(b"x"), "is not listed in manifest.json"),
+    "a link in its place": (
+        lambda path: (path.rename(path.parent.parent / "moved"), path.symlink_to("../moved")),
+        "is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", PARTS)
+@pytest.mark.parametrize("harm", HARMS)
+def test_verify_finds_any_harm_in_any_kind_of_artifact(tiny_workspace, command, stage, harm):
+    folder = first_folder(tiny_workspace, stage)
+    assert verify(folder)["files"] > 0
+    do_harm, message = HARMS[harm]
+    do_harm(folder / PARTS[stage][0])
+    with pytest.raises(CorruptError, match=message):
+        verify(folder)
+    result = command("verify", folder)
+    assert (result.code, result.out, result.err.count("\n")) == (5, "", 1)
+
+
+@pytest.mark.parametrize("stage", [stage for stage in PARTS if PARTS[stage][1]])
+@pytest.mark.parametrize("harm", ["a lost end", "emptiness", "a missing file"])
+def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
+    folder = first_folder(tiny_workspace, stage)
+    name, open_it = PARTS[stage]
+    open_it(folder)
+    HARMS[harm][0](folder / name)
+    with pytest.raises(CorruptError, match=r"is missing|is damaged: expected \d+ bytes"):
+        open_it(folder)
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe, tiny_workspace, command, stage):
+    folder = first_folder(tiny_workspace, stage)
+    root = read_manifest(folder).root
+    os.truncate(folder / PARTS[stage][0], 1)
+    before = snapshot(tiny_workspace)
+    result = command("run", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == 5
+    assert f"{PARTS[stage][0]}' is damaged: expected" in result.err.splitlines()[-1]
+    assert snapshot(tiny_workspace) == before
+    status = command("status", tiny_recipe, "--workspace", tiny_workspace)
+    assert status.code == 0
+    assert "damaged" in status.out
+    assert command(stage, tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu", "--force").code == 0
+    assert verify(folder)["root"] == root, "the same recipe makes the same bytes"
+
+
+@pytest.mark.parametrize("stage", PARTS)
+def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
+    path = first_folder(tiny_workspace, stage) / "manifest.json"
+    bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
+    path.write_bytes(seal(bare.replace(b'"format_version": 1', b'"format_version": 2')))
+    with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
+        verify(path.parent)
+    result = command("run", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == 1
+    assert "has format 2; this version of lsmix reads format 1" in result.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"format_version": 1}', b'{"format_version": "1"}'])
+def test_a_damaged_manifest_is_told_as_damage(tiny_recipe, tiny_workspace, command, content):
+    path = first_folder(tiny_workspace, "encode") / "manifest.json"
+    path.write_bytes(content)
+    for words in (("verify", path.parent), ("run", tiny_recipe, "--workspace", tiny_workspace), ("show", path.parent)):
+        result = command(*words)
+        assert result.code == 5, result
+        assert "manifest.json' is damaged" in result.err.splitlines()[-1]
+
+
+def test_an_artifact_under_the_name_of_another_is_not_taken_for_it(tiny_recipe, tiny_workspace, command):
+    first, second = sorted((tiny_workspace / "mix").iterdir())
+    shutil.rmtree(second)
+    first.rename(second)
+    result = command("run", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == 5
+    assert "by its manifest: it was moved there" in result.err
+
+
+def test_without_its_manifest_an_artifact_is_unfinished_work(tiny_recipe, tiny_workspace, command):
+    folder = first_folder(tiny_workspace, "encode")
+    root = read_manifest(folder).root
+    (folder / "manifest.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is unfinished work"):
+        verify(folder)
+    assert "unfinished" in command("status", tiny_recipe, "--workspace", tiny_workspace).out
+    assert run(tiny_recipe, workspace=tiny_workspace, device="cpu")["encode"].manifest.root == root
+
+
+def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path, monkeypatch):
+    from lsmix.pipeline.engine import runner
+
+    seen = []
+
+    def watch(folder, manifest):
+        present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        seen.append("manifest.json" not in present and {file.path for file in manifest.files} <= present)
+        write(folder, manifest)
+
+    write = runner.write_manifest
+    monkeypatch.setattr(runner, "write_manifest", watch)
+    run(tiny_recipe, workspace=tmp_path / "runs", stage="ingest")
+    assert seen == [True]
+
+
+def test_leftovers_of_a_kill_between_manifest_and_clean_up_are_cleaned(tiny_recipe, tiny_workspace):
+    work = first_folder(tiny_workspace, "encode") / "work"
+    (work / "ledger").mkdir(parents=True)
+    (work / "ledger" / "000000.json").write_bytes(b"{}")
+    verify(work.parent)  # not part of the artifact, so not damage
+    run(tiny_recipe, workspace=tiny_workspace, device="cpu")
+    assert not work.exists()
+
+
+def test_half_written_files_of_a_kill_do_not_get_into_the_artifact(tiny_recipe, finished_workspace, tiny_workspace):
+    folder = first_folder(tiny_workspace, "encode")
+    (folder / "manifest.json").unlink()
+    (folder / "latents.zarr" / "z" / "c" / ".0.x1y2z3.part").write_bytes(b"half of a shard")
+    again = run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu")["encode"]
+    assert again.manifest.files == read_manifest(first_folder(finished_workspace, "encode")).files
+
+
+def hold_lock(workspace, key, ready, done):
+    with artifact_lock(workspace, key, "mix lsmix"):
+        ready.set()
+        done.wait(30)
+
+
+@pytest.fixture
+def other_run(tiny_workspace):
+    """Return (process, key) of another process that holds the lock of the first pool."""
+    key = first_folder(tiny_workspace, "mix").name.rpartition("-")[2]
+    fork = multiprocessing.get_context("fork")
+    ready, done = fork.Event(), fork.Event()
+    process = fork.Process(target=hold_lock, args=(tiny_workspace, key, ready, done))
+    process.start()
+    assert ready.wait(10)
+    yield process, key
+    done.set() if process.is_alive() else None
+    process.join()
+
+
+def test_a_lock_in_use_names_its_owner_and_a_dead_owners_lock_is_free(tiny_recipe, tiny_workspace, command, other_run):
+    process, key = other_run
+    shutil.rmtree(first_folder(tiny_workspace, "mix"))
+    result = command("mix", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == LockedError.exit_code == 4
+    last = result.err.splitlines()[-1]
+    assert "is being made by another run (user " in last
+    assert f"host {os.uname().nodename}, process {process.pid}, since 20" in last
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with artifact_lock(tiny_workspace, key, "mix lsmix"):
+        pass
+
+
+def test_looking_at_a_workspace_in_use_is_fine(tiny_recipe, tiny_workspace, command, other_run):
+    for words in (("status", tiny_recipe), ("run", tiny_recipe, "--dry-run"), ("gc", tiny_recipe)):
+        assert command(*words, "--workspace", tiny_workspace).code == 0
+
+
+def test_gc_keeps_what_is_being_made(tiny_recipe, tiny_workspace, command, other_run):
+    folder = first_folder(tiny_workspace, "mix")
+    result = command("gc", tiny_recipe, "--workspace", tiny_workspace, "--delete", "--set", "latents.seed=5")
+    assert result.code == 0
+    assert folder.is_dir()
+
+
+def test_too_little_space_is_noticed_before_anything_starts(tiny_recipe, tiny_workspace, command, monkeypatch):
+    shutil.rmtree(tiny_workspace / "mix")
+    before = snapshot(tiny_workspace)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: namedtuple("usage", "total used free")(1, 1, 1000))
+    result = command("mix", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == DiskSpaceError.exit_code == 1
+    last = result.err.splitlines()[-1]
+    assert re.match(r"error: mix lsmix needs about \d+\.\d kB below", last)
+    assert "Free some space ('lsmix gc' helps), or choose another '--workspace'" in last
+    assert {path for path in snapshot(tiny_workspace) if ".locks" not in path.parts} <= before.keys()
+    assert not (tiny_workspace / "mix").exists()
+
+
+def garbage(recipe, workspace, *overrides, delete=False):
+    _, nodes, place = plan(recipe, workspace=workspace, overrides=overrides)
+    return collect_garbage(nodes, place, delete=delete)
+
+
+def test_gc_lists_and_removes_only_what_no_recipe_wants(tiny_recipe, tiny_workspace, command):
+    alpha = "pools.lsmix.alpha=0.5"
+    run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", overrides=[alpha])
+    pools = set((tiny_workspace / "mix").iterdir())
+    assert len(pools) == 3
+    (unwanted,) = garbage(tiny_recipe, tiny_workspace)
+    assert unwanted.bytes > 0
+    assert not unwanted.removed
+    assert set((tiny_workspace / "mix").iterdir()) == pools, "listing removes nothing"
+    before = snapshot(tiny_workspace)
+    result = command("gc", tiny_recipe, "--workspace", tiny_workspace, "--delete", "--json")
+    assert json.loads(result.out)["content"][0]["removed"]
+    assert {str(folder) for folder in pools - set((tiny_workspace / "mix").iterdir())} == {unwanted.folder}
+    kept = {path for path in before if not path.is_relative_to(unwanted.folder)}
+    assert kept <= snapshot(tiny_workspace).keys()
+    assert garbage(tiny_recipe, tiny_workspace) == []
+
+
+def test_gc_keeps_unfinished_work_that_is_wanted(tiny_recipe, tiny_workspace):
+    folder = first_folder(tiny_workspace, "report")
+    (folder / "manifest.json").unlink()
+    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+    assert folder.is_dir()
+
+
+def test_gc_keeps_what_it_cannot_judge_since_an_input_is_gone(tiny_recipe, tiny_workspace):
+    shutil.rmtree(tiny_workspace / "encode")
+    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+
+
+def test_gc_leaves_alone_what_lsmix_did_not_make(tiny_recipe, tiny_workspace, tmp_path):
+    (tiny_workspace / "mix" / "my-notes").mkdir()
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "manifest.json").write_text("theirs")
+    (tiny_workspace / "mix" / "shared-0123456789ab").symlink_to(others)
+    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+    assert (others / "manifest.json").exists()
+    assert (tiny_workspace / "mix" / "my-notes").is_dir()
+
+
+def test_no_test_image_can_reach_a_pool(finished_workspace):
+    dataset = open_dataset(first_folder(finished_workspace, "ingest") / "dataset.h5")
+    splits = {"train": dataset.train, "heldout": dataset.heldout}
+    rows = [set(split.source_index.tolist()) for split in splits.values()]
+    assert not rows[0] & rows[1], "held-out images are no training images"
+    latents = open_latents(first_folder(finished_workspace, "encode"))
+    assert len(latents) == len(dataset.train)
+    np.testing.assert_array_equal(latents.label[:], dataset.train.labels)
+    flow = load_flow(first_folder(finished_workspace, "train-glow"))
+    np.testing.assert_array_equal(flow.decode(latents.z[:]), dataset.train.images)
+    for folder in (finished_workspace / "mix").iterdir():
+        pool = open_pool(folder)
+        for source, label in ((pool.source_a, pool.label_a), (pool.source_b, pool.label_b)):
+            assert source[:].min() >= 0
+            assert source[:].max() < len(dataset.train)
+            np.testing.assert_array_equal(label[:], dataset.train.labels[source[:]])
+
+
+def test_pixels_of_a_pool_are_their_sources_at_the_ends_of_lambda(finished_workspace):
+    dataset = open_dataset(first_folder(finished_workspace, "ingest") / "dataset.h5")
+    pool = open_pool(next((finished_workspace / "mix").glob("zero-*")))
+    half = pool.images_per_copy  # λ is 0 in the first copy and 1 in the second
+    np.testing.assert_array_equal(pool.image[:half], dataset.train.images[pool.source_a[:half]])
+    ok = pool.status[half:] == 0
+    np.testing.assert_array_equal(pool.image[half:][ok], dataset.train.images[pool.source_b[half:]][ok])
+
+
+def test_status_names_the_very_field_that_differs(tiny_recipe, tiny_workspace):
+    def why(*overrides):
+        _, nodes, place = plan(tiny_recipe, workspace=tiny_workspace, overrides=overrides)
+        return {f"{node.stage} {node.name}": (node.state, node.why) for node in recipe_status(nodes, place)}
+
+    assert set(why().values()) == {("cached", "up to date")}
+    changed = why("pools.lsmix.alpha=0.5")
+    assert changed["mix lsmix"] == ("to-run", "alpha 0.4 → 0.5")
+    assert changed["train lsmix-seed0"] == ("waits", "waits for mix lsmix")
+    assert changed["train baseline-seed0"] == ("cached", "up to date")
+    assert why("flow.training.warmup=3")["train-glow tiny"] == ("to-run", "training.warmup 10 → 3")
+
+
+def test_an_artifact_is_found_whatever_its_name(tiny_recipe, tiny_workspace):
+    result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=["name=other"])
+    assert all(item.cached for item in result.built)
+
+
+def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe, tiny_workspace, tmp_path):
+    flow = first_folder(tiny_workspace, "train-glow")
+    moved = tmp_path / "elsewhere" / "a flow"
+    shutil.copytree(flow, moved)
+    shutil.rmtree(tiny_workspace / "train-glow")
+    result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=[f"flow.path={moved}"])
+    assert all(item.cached for item in result.built)
+    manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
+    (moved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    with pytest.raises(FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Check 'flow\.path'"):
+        run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])
+
+
+def test_workspace_lists_complete_artifacts_only(tiny_workspace):
+    place = Workspace(tiny_workspace)
+    assert len(list(place.manifests("mix"))) == 2
+    (first_folder(tiny_workspace, "mix") / "manifest.json").write_bytes(b"{")
+    assert len(list(place.manifests("mix"))) == 1
+    assert len(list(place.folders("mix"))) == 2

@@ -1,0 +1,295 @@
+"""A workspace at a URL: the same digests, from any machine; what stops on one goes on at another; nothing half there counts."""
+
+import json
+import shutil
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+import fsspec
+import pytest
+from places import make_bucket, s3_server
+
+import lsmix
+from lsmix.data.errors import CorruptError, DownloadError, RecipeError
+from lsmix.data.web import TransientError
+from lsmix.pipeline.engine.shards import read_ledger
+from lsmix.pipeline.stages.registry import STAGES
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.remote import RemoteWorkspace, open_workspace
+
+
+def roots(workspace, *stages):
+    place = open_workspace(workspace)
+    return {manifest.name: manifest.root for stage in stages for _, manifest in place.manifests(stage)}
+
+
+MADE = ("ingest", "train-glow", "encode", "mix", "train")
+
+
+@pytest.fixture(scope="module")
+def s3():
+    with s3_server():
+        yield
+
+
+@pytest.fixture(params=["memory", "s3"])
+def url(request):
+    """Return the URL of an empty place."""
+    name = uuid.uuid4().hex
+    if request.param == "memory":
+        yield f"memory://{name}/runs"
+        fsspec.filesystem("memory").store.clear()
+    else:
+        request.getfixturevalue("s3")
+        make_bucket(name)
+        yield f"s3://{name}/runs"
+
+
+@pytest.fixture(autouse=True)
+def machine(tmp_path, monkeypatch):
+    """Return a function that makes this process another machine, with a cache of its own."""
+
+    def be(name):
+        monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / f"cache-of-{name}"))
+        return tmp_path / f"cache-of-{name}"
+
+    be("one")
+    return be
+
+
+def copy_to(url, workspace, *stages):
+    """Send the artifacts of some stages of a workspace to a URL, as a run there leaves them."""
+    for stage in stages:
+        for folder, _ in Workspace(workspace).manifests(stage):
+            lsmix.push(folder, f"{url}/{stage}/{folder.name}")
+
+
+def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_elsewhere(
+    tiny_recipe, finished_workspace, command, url, machine
+):
+    made = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
+    assert made.code == 0, made.err
+    assert f"report      {url}/report/tiny-" in made.out
+    assert roots(url, *MADE) == roots(finished_workspace, *MADE)
+    assert {path.split("/")[2] for path in RemoteWorkspace(url)._place.sizes("") if path.count("/") > 1} & {
+        "work"
+    } == set()
+
+    cache = machine("two")
+    again = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
+    assert again.code == 0, again.err
+    assert again.out.startswith("0 of 9 artifacts made, 9 up to date already")
+    assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
+    assert "cached" in command("status", tiny_recipe, "--workspace", url, "--check").out
+    result = lsmix.run(tiny_recipe, workspace=url, device="cpu")
+    assert lsmix.verify(result["mix/lsmix"].folder)["root"] == roots(url, "mix")["lsmix"]
+    assert result.report.is_file()
+    assert len(lsmix.open_pool(result["mix/lsmix"].location)) == 600
+
+
+def test_a_file_url_is_its_folder(tiny_recipe, finished_workspace, tmp_path, command):
+    shutil.copytree(finished_workspace, tmp_path / "a b")
+    result = command("status", tiny_recipe, "--workspace", (tmp_path / "a b").as_uri(), "--check")
+    assert result.code == 0, result.err
+
+
+def test_what_stops_on_one_machine_goes_on_at_another(tiny_recipe, finished_workspace, url, machine, monkeypatch):
+    copy_to(url, finished_workspace, "ingest", "train-glow")
+    with monkeypatch.context() as stopped:
+        stopped.setattr("lsmix.pipeline.engine.executor.stop_point", interrupt_after(3))
+        with pytest.raises(KeyboardInterrupt):
+            lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
+    machine("two")
+    made = []
+    from lsmix.pipeline.stages.encode import EncodeWorker
+
+    real = EncodeWorker.load
+    monkeypatch.setattr(EncodeWorker, "load", lambda self, shard: made.append(shard) or real(self, shard))
+    lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
+    assert 0 < len(set(made)) < 5, "shards that another machine made are not made again"
+    assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+def interrupt_after(calls):
+    def stop():
+        nonlocal calls
+        calls -= 1
+        if calls == 0:
+            raise KeyboardInterrupt
+
+    return stop
+
+
+def test_parts_on_machines_that_share_nothing_but_the_url_are_finished_by_another(
+    tiny_recipe, finished_workspace, url, machine, command
+):
+    copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
+    for part in (2, 1):
+        machine(f"part-{part}")
+        result = command(
+            "mix",
+            tiny_recipe,
+            "--workspace",
+            url,
+            "--array-index",
+            str(part - 1),
+            "--array-size",
+            "2",
+            "--device",
+            "cpu",
+        )
+        assert result.code == 0, result.err
+        if part == 2:
+            machine("impatient")
+            early = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
+            assert early.code == 6
+            assert "are missing" in early.err
+    machine("finisher")
+    assert "unfinished" in command("status", tiny_recipe, "--workspace", url).out
+    result = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
+    assert result.code == 0, result.err
+    assert roots(url, "mix") == roots(finished_workspace, "mix")
+    assert not [path for path in RemoteWorkspace(url)._place.sizes("mix") if "/work/" in path]
+
+
+def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
+    tiny_recipe, finished_workspace, url, machine, command, tmp_path
+):
+    copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
+    place = RemoteWorkspace(url)._place
+    (name,) = place.names("encode")
+    path = f"encode/{name}/latents.zarr/z/c/1/0"
+    content = place.read(path, 1 << 20)
+    broken = tmp_path / "broken"
+    broken.write_bytes(content[:-1])
+    place.write(path, broken)
+    short = command("mix", tiny_recipe, "--workspace", url)
+    assert short.code == CorruptError.exit_code
+    assert f"error: '{url}/{path}' is damaged: expected {len(content)} bytes, got {len(content) - 1} bytes" in short.err
+    broken.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    place.write(path, broken)
+    flipped = command("mix", tiny_recipe, "--workspace", url)
+    assert flipped.code == CorruptError.exit_code
+    assert f"error: '{url}/{path}' is damaged: expected sha256" in flipped.err
+    assert command("encode", tiny_recipe, "--workspace", url, "--force", "--device", "cpu").code == 0
+    assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+@pytest.mark.parametrize(
+    "path", ["../outside", "/etc/outside", "manifest.json", "work/ledger/000001.json", "a/../../b"]
+)
+def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path, path):
+    record = {"shard": 0, "digests": {path: "0" * 64}, "sizes": {path: 3}, "seconds": 1, "counts": {}}
+
+    class Hostile:
+        """A store whose keys are what its owner likes."""
+
+        def sizes(self, folder):
+            return {path: 3, "work/ledger/000000.json": 99}
+
+        def read(self, path, most_bytes):
+            return json.dumps(record).encode()
+
+    monkeypatch.setattr("lsmix.pipeline.engine.shards.open_remote", lambda url: Hostile())
+    with pytest.raises(CorruptError, match=r"which lies outside its folder|which no artifact has"):
+        read_ledger("s3://bucket/runs/mix/pool-0123456789ab")
+
+
+def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
+    tiny_recipe, finished_workspace, machine, monkeypatch
+):
+    url = f"memory://{uuid.uuid4().hex}"
+    copy_to(url, finished_workspace, "ingest", "train-glow")
+    from lsmix.data.remote import _FileSystem
+
+    real, left = _FileSystem.write, [25]
+
+    def write(self, path, source):
+        left[0] -= 1
+        if left[0] < 0:
+            raise TransientError("connection refused")
+        real(self, path, source)
+
+    with monkeypatch.context() as failing:
+        failing.setattr("lsmix.data.cache._PAUSES_SECONDS", ())
+        failing.setattr(_FileSystem, "write", write)
+        with pytest.raises(DownloadError, match="cannot be reached: connection refused"):
+            lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
+    assert roots(url, "encode") == {}
+    lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
+    assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+def test_gc_removes_at_the_url_what_no_recipe_wants(tiny_recipe, finished_workspace, url, command):
+    copy_to(url, finished_workspace, "ingest", "train-glow", "encode", "mix")
+    words = ("gc", tiny_recipe, "--workspace", url, "--set", "pools.lsmix.alpha=0.7")
+    assert f"{url}/mix/lsmix-" in command(*words).out
+    assert len(RemoteWorkspace(url)._place.names("mix")) == 2
+    assert command(*words, "--delete").code == 0
+    assert [entry.name.rpartition("-")[0] for entry in RemoteWorkspace(url).entries("mix")] == ["zero"]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_dask_workers_of_this_machine_send_what_they_make(tiny_recipe, finished_workspace, s3, command):
+    name = uuid.uuid4().hex
+    make_bucket(name)
+    url = f"s3://{name}"
+    copy_to(url, finished_workspace, "ingest", "train-glow")
+    result = command("encode", tiny_recipe, "--workspace", url, "--workers", "2", "--device", "cpu")
+    assert result.code == 0, result.err
+    assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
+    tiny_recipe, finished_workspace, s3, command, tmp_path, monkeypatch
+):
+    from distributed import LocalCluster
+
+    name = uuid.uuid4().hex
+    make_bucket(name)
+    url = f"s3://{name}/deep/runs"
+    copy_to(url, finished_workspace, "ingest", "train-glow")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("LSMIX_CACHE", str(tmp_path / "cache-of-workers"))
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+    with cluster:
+        words = ("encode", tiny_recipe, "--workspace", url, "--device", "cpu")
+        result = command(*words, "--scheduler", cluster.scheduler_address)
+    assert result.code == 0, result.err
+    assert list((tmp_path / "cache-of-workers").rglob("spec-*.json")), "the workers had a folder of their own"
+    assert roots(url, "encode") == roots(finished_workspace, "encode")
+
+
+def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
+    url = f"memory://{uuid.uuid4().hex}"
+    copy_to(url, finished_workspace, "ingest", "train-glow")
+    with pytest.raises(RecipeError, match="lives in the memory of this process"):
+        lsmix.run(tiny_recipe, stage="encode", workspace=url, workers=2, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("url", "code", "said"),
+    [
+        ("nonsense://x/runs", 1, "lsmix does not read"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server, which lists nothing"),
+    ],
+)
+def test_what_is_no_place_for_a_workspace_is_told(tiny_recipe, command, url, code, said):
+    result = command("status", tiny_recipe, "--workspace", url)
+    assert result.code == code
+    assert said in result.err
+    assert not Path(url.partition("/")[0]).exists(), "no folder called as the URL"
+
+
+def test_the_stages_of_a_workspace_are_those_of_its_url():
+    assert set(MADE) < set(STAGES)
+    words = [
+        sys.executable,
+        "-c",
+        "import lsmix.pipeline.api, sys; sys.exit('s3fs' in sys.modules or 'fsspec' in sys.modules)",
+    ]
+    assert subprocess.run(words, check=False).returncode == 0, "who works in a folder does not load what URLs need"

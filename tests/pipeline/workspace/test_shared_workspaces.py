@@ -1,0 +1,163 @@
+"""What several processes may do to one workspace at once, and who may read what they write."""
+
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lsmix.data.artifact import Artifact, read_manifest
+from lsmix.data.errors import CorruptError, LockedError, MissingError
+from lsmix.data.progress import NullProgress
+from lsmix.pipeline.api import plan, push, run, verify
+from lsmix.pipeline.engine.garbage import collect_garbage
+from lsmix.pipeline.workspace import local as workspace_module
+from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.locks import InputLocks, removal_lock
+
+OTHER = 'name = "other"\n[data]\nformat = "digits"\nlimit = 10\n'
+
+
+@pytest.fixture
+def other_recipe(tmp_path):
+    path = tmp_path / "other.toml"
+    path.write_text(OTHER, encoding="utf-8")
+    return path
+
+
+def lsmix(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "lsmix", *map(str, words)], capture_output=True, text=True, check=False, **options
+    )
+
+
+class WhileMixing(NullProgress):
+    """Calls something once, when a stage has begun its work."""
+
+    def __init__(self, label, action):
+        self._label, self._action, self.done = label, action, None
+
+    def start(self, label, total, unit, done=0):
+        if label.startswith(self._label) and self.done is None:
+            self.done = self._action()
+
+
+def test_gc_keeps_everything_that_a_running_mix_reads_or_has_found(tiny_recipe, tiny_workspace, other_recipe):
+    shutil.rmtree(tiny_workspace / "mix")
+    kept = [path for stage in ("ingest", "train-glow", "encode") for path in (tiny_workspace / stage).iterdir()]
+    progress = WhileMixing("mix", lambda: lsmix("gc", other_recipe, "--workspace", tiny_workspace, "--delete"))
+    run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", progress=progress)
+    assert progress.done.returncode == 0, progress.done.stderr
+    assert "(in use, kept)" in progress.done.stdout
+    assert all((path / "manifest.json").is_file() for path in kept if "judge" not in path.name)
+    assert lsmix("gc", other_recipe, "--workspace", tiny_workspace, "--delete").returncode == 0
+    assert not any(path.exists() for path in kept), "once the run has ended nothing is in use"
+
+
+def test_a_flow_in_use_is_not_removed_by_force_either(tiny_recipe, tiny_workspace):
+    (flow,) = [path for path in (tiny_workspace / "train-glow").iterdir() if "judge" not in path.name]
+    with InputLocks() as locks:
+        locks.hold(Artifact(folder=flow, manifest=read_manifest(flow)))
+        with pytest.raises(LockedError, match="is read by another run"):
+            run(tiny_recipe, workspace=tiny_workspace, stage="train-glow", device="cpu", force="train-glow")
+    assert (flow / "manifest.json").is_file()
+
+
+def test_what_is_removed_or_being_removed_cannot_be_held(tiny_workspace):
+    folder = next((tiny_workspace / "ingest").iterdir())
+    artifact = Artifact(folder=folder, manifest=read_manifest(folder))
+    with (
+        InputLocks() as locks,
+        removal_lock(tiny_workspace, artifact.manifest.key, "ingest"),
+        pytest.raises(LockedError, match="is being removed"),
+    ):
+        locks.hold(artifact)
+    shutil.rmtree(folder)
+    with InputLocks() as locks, pytest.raises(MissingError, match="was removed by another process"):
+        locks.hold(artifact)
+
+
+def test_a_run_holds_nothing_in_a_workspace_that_it_cannot_write_to(tiny_recipe, tiny_workspace, monkeypatch):
+    folder = next((tiny_workspace / "ingest").iterdir())
+
+    def refuse(*_, **__):
+        raise PermissionError
+
+    monkeypatch.setattr("lsmix.pipeline.workspace.locks._open_lock", refuse)
+    with InputLocks() as locks:
+        locks.hold(Artifact(folder=folder, manifest=read_manifest(folder)))
+
+
+def make_garbage(tiny_workspace, count=120):
+    model = next((tiny_workspace / "mix").iterdir())
+    for number in range(count):
+        shutil.copytree(model, tiny_workspace / "mix" / f"old-{number:012x}")
+
+
+def test_many_gc_at_once_all_succeed_and_leave_no_garbage(tiny_recipe, tiny_workspace):
+    make_garbage(tiny_workspace)
+    _, nodes, _ = plan(tiny_recipe, workspace=tiny_workspace)
+    together = threading.Barrier(8)
+
+    def collect(_):
+        together.wait()
+        return collect_garbage(nodes, Workspace(tiny_workspace), delete=True)
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(collect, range(8)))
+    assert not list((tiny_workspace / "mix").glob("old-*"))
+    assert collect_garbage(nodes, Workspace(tiny_workspace), delete=True) == []
+
+
+def test_many_processes_of_gc_at_once_all_succeed(tiny_recipe, tiny_workspace):
+    make_garbage(tiny_workspace, 60)
+    words = [sys.executable, "-m", "lsmix", "gc", tiny_recipe, "--workspace", tiny_workspace, "--delete"]
+    begun = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in begun:
+        _, told = process.communicate()
+        assert process.returncode == 0, told
+    assert not list((tiny_workspace / "mix").glob("old-*"))
+
+
+def test_an_artifact_that_is_removed_while_it_is_looked_for_is_not_there(tiny_workspace, monkeypatch):
+    folder = next((tiny_workspace / "mix").iterdir())
+    key = read_manifest(folder).key
+
+    def gone(*_):
+        shutil.rmtree(folder)
+        raise CorruptError("a file is missing")
+
+    monkeypatch.setattr(workspace_module, "check_sizes", gone)
+    assert Workspace(tiny_workspace).find("mix", key) is None
+
+
+@pytest.mark.parametrize("mask", [0o077, 0o027, 0o022], ids=oct)
+def test_no_file_or_folder_has_rights_that_the_umask_forbids(mask, tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+    before = os.umask(mask)
+    try:
+        made = run(tiny_recipe, workspace=tmp_path / "runs", stage="" if mask == 0o077 else "ingest", device="cpu")
+        if mask == 0o077:
+            pool = made["mix/lsmix"].folder
+            push(pool, f"memory://{tmp_path.name}")
+            verify(f"memory://{tmp_path.name}")
+            for words in (
+                ("export", pool, tmp_path / "h5", "--format", "hdf5"),
+                ("export", pool, tmp_path / "parquet", "--format", "parquet"),
+                ("push", pool, tmp_path / "stick"),
+                ("pull", tmp_path / "stick", tmp_path / "pulled"),
+                ("show", pool, "--html", tmp_path / "page.html"),
+            ):
+                done = lsmix(*words)
+                assert done.returncode == 0, done.stderr
+    finally:
+        os.umask(before)
+    written = [path for path in tmp_path.rglob("*") if not path.is_symlink()]
+    assert len(written) > 5
+    for path in written:
+        assert path.stat().st_mode & 0o777 & mask == 0, path
+        wanted = (0o777 if path.is_dir() else 0o666) & ~mask
+        assert path.stat().st_mode & 0o777 == wanted, f"{path} has fewer rights than the umask allows"

@@ -1,0 +1,233 @@
+"""Runs a command of lsmix again and again, each time with another fault, and tells what became of it; in a process of its own.
+
+This process runs the command once, so that all is imported, and then only forks: every trial is a child's, so
+that a killed one takes nothing with it, none inherits what another left in memory, and torch is loaded once for thousands.
+
+Called with the library that makes faults in LD_PRELOAD, its path and a scene as JSON; answers a line of JSON a trial.
+"""
+
+import contextlib
+import ctypes
+import gc
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+COUNT, FAIL, SHORT, KILL, ROOM, READ_ONLY, SIGNAL = range(1, 8)
+
+
+class Faults:
+    """The library's controls, in this process."""
+
+    def __init__(self, library: str) -> None:
+        self._library = ctypes.CDLL(library)
+        self._library.faults_arm.argtypes = [ctypes.c_char_p, ctypes.c_int, ctypes.c_long, ctypes.c_int, ctypes.c_long]
+        self._library.faults_clock.argtypes = [ctypes.c_long] * 3
+        self._library.faults_calls.restype = self._library.faults_hits.restype = ctypes.c_long
+        self._library.faults_looks.restype = ctypes.c_long
+        self._library.faults_hit_name.restype = ctypes.c_char_p
+
+    def arm(self, folder: str, mode: int, place: int = 0, number: int = 0, room: int = 0) -> None:
+        self._library.faults_arm(folder.encode(), mode, place, number, room)
+
+    def disarm(self) -> None:
+        self._library.faults_disarm()
+
+    def clock(self, before: int, after: int, at: int) -> None:
+        self._library.faults_clock(before, after, at)
+
+    def told(self) -> dict[str, Any]:
+        library = self._library
+        facts = {"calls": library.faults_calls(), "hits": library.faults_hits(), "looks": library.faults_looks()}
+        return {**facts, "hit": library.faults_hit_name().decode()}
+
+
+def begin(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
+    """Begin the work in a fork of this process; return what ``end`` takes."""
+    here, there = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(here)
+        try:
+            answer = work()
+        except BaseException:  # noqa: BLE001 - whatever it is, it is told
+            answer = {"broken": traceback.format_exc()}
+        with os.fdopen(there, "w") as stream:
+            json.dump(answer, stream)
+        os._exit(0)
+    os.close(there)
+    return child, here
+
+
+def end(child: int, here: int) -> dict[str, Any]:
+    """Return what the work returned, or by which signal it died."""
+    with os.fdopen(here) as stream:
+        answer = stream.read()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return json.loads(answer) if answer else {"signal": -code}
+
+
+def call(words: list[str]) -> dict[str, Any]:
+    """Run the command line as its entry point does."""
+    from lsmix.cli import main
+
+    sys.argv, code = ["lsmix", *words], 0
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            main()
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        except BaseException:  # noqa: BLE001 - a traceback is what the tests look for
+            traceback.print_exc()
+            code = -1
+    return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
+
+
+def files_below(folders: list[str]) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted(path for path in Path(folder).rglob("*") if path.is_file())
+
+
+def digests(folders: list[str]) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files_below(folders)}
+
+
+def outcome(folders: list[str]) -> dict[str, str]:
+    """Return the root digest of each artifact in these folders, all of whose bytes were read; of other files their own."""
+    from lsmix.data.artifact import MANIFEST_NAME, read_manifest, verify_files
+    from lsmix.data.exports.record import is_export, verify_export
+
+    found = {}
+    for place in map(Path, folders):
+        for folder in [place, *(path for path in sorted(place.rglob("*")) if path.is_dir())]:
+            if (folder / MANIFEST_NAME).is_file():
+                manifest = read_manifest(folder)
+                verify_files(folder, manifest)
+                found[str(folder)] = manifest.root
+            elif is_export(folder):
+                verify_export(folder)
+                found |= digests([str(folder)])
+    return found
+
+
+class Scene:
+    """A command, what it makes, and what else lies there and must stay as it is."""
+
+    def __init__(self, facts: dict[str, Any], faults: Faults) -> None:
+        self.words: list[str] = facts["words"]
+        self.within: str = facts["within"]  # folder below which calls fail
+        self.made: list[str] = facts["made"]  # folders that the command makes things in, removed before each trial
+        self.saved: str = facts.get(
+            "saved", ""
+        )  # copy of what lies at the only folder of ``made`` at first, if anything
+        self.kept: list[str] = facts["kept"]  # folders of which every file must stay
+        self.faults = faults
+
+    def reset(self) -> None:
+        for folder in self.made:
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(f"{folder}.part", ignore_errors=True)
+        if self.saved:
+            shutil.copytree(self.saved, self.made[0])
+
+    def warm_up(self) -> None:
+        """Run the command in this process, which imports all that it needs."""
+        from lsmix.pipeline.engine import shards
+
+        self.reset()
+        said = call(self.words)
+        if said["code"]:
+            raise SystemExit(f"the command fails without any fault: {said}")
+        shards.close_workers()
+        gc.freeze()  # or collecting would touch, and so copy, every page of a child
+
+    def work(self, mode: int, clock: tuple[int, int, int] = (0, 0, -1), **more: int) -> dict[str, Any]:
+        """Run the command here, with a fault; tell what it said and, where it is done, what came out."""
+        self.faults.clock(*clock)
+        self.faults.arm(self.within, mode, **more)
+        said = call(self.words)
+        told = self.faults.told()
+        self.faults.disarm()
+        is_made = said["code"] == 0 or "is there already, and nothing is overwritten" in said["err"]
+        return {**said, **told, "outcome": outcome(self.made) if is_made else None}
+
+    def run(self, mode: int, **more: Any) -> dict[str, Any]:
+        """Do the same in a child."""
+        return end(*begin(lambda: self.work(mode, **more)))
+
+    def race(self, runners: int) -> dict[str, Any]:
+        """Run the command in several children at the same moment, and then once more."""
+        self.reset()
+        at = time.monotonic() + 0.1
+
+        def work() -> dict[str, Any]:
+            while time.monotonic() < at:
+                pass
+            return self.work(COUNT)
+
+        children = [begin(work) for _ in range(runners)]
+        return {"runs": [end(*child) for child in children], "again": self.run(COUNT)}
+
+    def trial(self, mode: int, **more: Any) -> dict[str, Any]:
+        """Run the command with a fault, and then without; tell what was left in between and came out at last."""
+        self.reset()
+        before = digests(self.kept)
+        first = self.run(mode, **more)
+        after = digests(self.kept)
+        left = [str(path) for path in files_below([*self.made, *(f"{folder}.part" for folder in self.made)])]
+        return {
+            "first": first,
+            "changed": sorted(path for path in {*before, *after} if before.get(path) != after.get(path)),
+            "left": left,
+            "again": self.run(COUNT),
+            "parts": [name for name in map(str, files_below(self.made)) if name.endswith(".part")],
+        }
+
+
+def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Go through the undisturbed run, and then a trial for each thing that is wanted: a place, a room, a clock or a race."""
+    mode, numbers = wanted["mode"], wanted.get("numbers", [0])
+    scene.reset()
+    told = scene.run(SHORT if mode == SHORT else COUNT)  # the first of which counts only what writes bytes
+    yield told
+    if "commands" in wanted:  # as they are, on what the undisturbed run left
+        for scene.words in wanted["commands"]:
+            yield scene.run(mode)
+        return
+    for runners in wanted.get("races", ()):
+        yield scene.race(runners)
+    each = [{"room": room} for room in wanted.get("rooms", ())]
+    each += [{"clock": clock} for clock in wanted.get("clocks", ())]
+    if "stride" in wanted:
+        places = range(1 + wanted.get("shift", 0), told["calls"] + 1, wanted["stride"])
+        each += [{"place": place, "number": numbers[index % len(numbers)]} for index, place in enumerate(places)]
+    for more in each:
+        yield {**more, **scene.trial(mode, **more)}
+
+
+def main() -> None:
+    library, facts = sys.argv[1], json.loads(sys.argv[2])
+    import lsmix.data.sharing.transfer
+    import lsmix.data.table
+
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes in the background do not have
+    lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that calls come in the same order each time
+    scene = Scene(facts, Faults(library))
+    scene.warm_up()
+    for wanted in facts["trials"]:
+        for answer in trials(scene, wanted):
+            sys.stdout.write(f"{json.dumps({'trial': facts['trials'].index(wanted), **answer})}\n")
+            sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

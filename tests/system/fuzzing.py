@@ -1,0 +1,219 @@
+"""Fuzzing of everything that reads what a stranger made: seeds, mutations, and the law that a reader must keep.
+
+A reader ends in a value that keeps its invariants or in an LsmixError, whatever the bytes; any other
+exception, a pause of many seconds and a large allocation are bugs. The same targets run by count or by time, in a process
+of their own with bounded memory (``python tests/system/fuzzing.py npz --seconds 10``), and under atheris where it is installed
+(``python tests/system/fuzzing.py npz --atheris -max_total_time=60``).
+"""
+
+import argparse
+import base64
+import contextlib
+import os
+import random
+import re
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from fuzz_targets import TARGETS
+
+from lsmix.data.errors import LsmixError
+
+__all__ = ["BrokenLawError", "fuzz", "mutate", "read_bytes"]
+
+SECONDS_AN_INPUT = 20  # more than a reader may take for a few kilobytes, on a busy machine
+MEMORY_BYTES = 3 << 30  # beyond what is mapped when fuzzing begins; no seed has a thousandth of it
+
+# What formats are made of, and what has broken readers elsewhere.
+_TOKENS = [
+    b"../", b"/etc/passwd", b"\x00", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\x00\x00\x00\x80", b"\x1b[2J", b"[" * 2000,
+    b'{"a":' * 2000, b"-1", b"0", b"1e400", b"NaN", b"null", b"true", b'""', b"{}", b"[]", b"99999999999999999999",
+    b"281474976710656", b"9223372036854775807", b"\xed\xa0\x80", b"\\ud800", b"a." * 900, b"(" * 200, b"'", b'"', b"\n", b",",
+    b"PK\x03\x04", b"PK\x05\x06", b"\x89HDF", b"TREE", b"SNOD", b"HEAP", b"GCOL", b"cos\nsystem\n", b"\x80\x04", b"\x93", b"R", b"b.",
+    b"O", b"object", b"F32", b"BF16", b"data_offsets", b"ustar", b"L" * 8, b"%!PS-Adobe-3.0 EPSF-3.0\n",
+]  # fmt: skip
+
+
+class BrokenLawError(AssertionError):
+    """A reader broke the law; ``content`` is what it was given."""
+
+    def __init__(self, target: str, content: bytes, reason: str) -> None:
+        super().__init__(f"{target}: {reason}\ninput (base64): {base64.b64encode(content).decode()}")
+        self.content = content
+
+
+def mutate(draw: random.Random, seeds: list[bytes]) -> bytes:
+    """Return a seed with a few changes: bits flipped, bytes set, pieces cut, doubled, moved over from another, tokens set."""
+    content = bytearray(draw.choice(seeds))
+    for _ in range(draw.choice((1, 1, 1, 2, 4, 8))):
+        at = draw.randrange(len(content) + 1)
+        length = min(draw.choice((1, 2, 4, 8, 32, 256)), len(content) - at)
+        match draw.randrange(9):
+            case 0 | 1 if at < len(content):
+                content[at] ^= 1 << draw.randrange(8)
+            case 2 if at < len(content):
+                content[at] = draw.choice((0, 1, 0x7F, 0x80, 0xFF, draw.randrange(256)))
+            case 3:
+                del content[at:]
+            case 4:
+                del content[at : at + length]
+            case 5:
+                content[at:at] = content[at : at + length] * draw.choice((1, 1, 20))
+            case 6:
+                other = draw.choice(seeds)
+                start = draw.randrange(len(other) + 1)
+                content[at : at + length] = other[start : start + draw.choice((4, 32, 256, len(other)))]
+            case 7:
+                content[at:at] = draw.choice(_TOKENS)
+            case _:
+                _replace_a_value(draw, content)
+    return bytes(content)
+
+
+def _replace_a_value(draw: random.Random, content: bytearray) -> None:
+    """Put a token where a text has a number or a quoted word: most formats with a header have such."""
+    found = list(re.finditer(rb'"[^"\n]{0,200}"|\d+|true|false|null', bytes(content[:20_000])))
+    if not found:
+        return
+    match = draw.choice(found)
+    new = draw.choice(_TOKENS)
+    quoted = match[0].startswith(b'"') and draw.random() < 0.7
+    content[match.start() : match.end()] = b'"' + new.replace(b'"', b"") + b'"' if quoted else new
+
+
+@contextlib.contextmanager
+def _alarm() -> Iterator[None]:
+    """Turn a reader that does not end into an exception."""
+
+    def ring(*_: Any) -> None:
+        raise TimeoutError(f"no end after {SECONDS_AN_INPUT} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS_AN_INPUT)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def read_bytes(name: str, content: bytes, folder: Path) -> bool:
+    """Let a target read some bytes; tell whether they were read as a value.
+
+    Raises:
+        BrokenLawError: anything but a sound value or an LsmixError came of it.
+    """
+    try:
+        with _alarm(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            TARGETS[name].read(content, folder)
+    except LsmixError as error:
+        if not str(error).strip():
+            raise BrokenLawError(name, content, "an error without a sentence") from error
+        return False
+    except Exception as error:
+        raise BrokenLawError(name, content, traceback.format_exc()) from error
+    return True
+
+
+def fuzz(name: str, *, seed: int = 0, count: int = 0, seconds: float = 0.0) -> tuple[int, int]:
+    """Read mutated seeds, ``count`` of them or for some seconds; return how many were tried, and how many were read.
+
+    Raises:
+        BrokenLawError: the reader broke the law.
+    """
+    draw, begun = random.Random(f"{name} {seed}"), time.monotonic()
+    tried = read = 0
+    with tempfile.TemporaryDirectory(prefix="lsmix-fuzz-") as scratch:
+        folder = Path(scratch)
+        seeds = TARGETS[name].seeds()
+        for content in seeds:
+            try:
+                TARGETS[name].read(content, folder)
+            except LsmixError as error:
+                raise BrokenLawError(name, content, f"a seed is refused: {error}") from error
+        while tried < count or time.monotonic() - begun < seconds:
+            read += read_bytes(name, mutate(draw, seeds), folder)
+            tried += 1
+    return tried, read
+
+
+def _bound_memory() -> None:
+    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, -1))
+
+
+def _functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Go through the functions of a module and the methods of its classes; it is loaded, so atheris cannot hook its import."""
+    for value in list(vars(module).values()):
+        own = getattr(value, "__module__", None) == module.__name__
+        if own and isinstance(value, FunctionType):
+            yield value
+        elif own and isinstance(value, type):
+            yield from (method for method in vars(value).values() if isinstance(method, FunctionType))
+
+
+def _run_atheris(name: str, arguments: list[str]) -> None:
+    import atheris
+
+    with tempfile.TemporaryDirectory(prefix="lsmix-fuzz-") as scratch:
+        for content in TARGETS[name].seeds():
+            read_bytes(name, content, Path(scratch))  # which loads all that there is to instrument
+    for module in [module for key, module in sys.modules.items() if key.startswith(TARGETS[name].modules)]:
+        for function in _functions(module):
+            with contextlib.suppress(Exception):  # what atheris cannot instrument runs as it is
+                atheris.instrument_func(function)
+    with tempfile.TemporaryDirectory(prefix="lsmix-atheris-") as scratch:
+        corpus, folder = Path(scratch, "corpus"), Path(scratch, "work")
+        corpus.mkdir()
+        folder.mkdir()
+        for index, content in enumerate(TARGETS[name].seeds()):
+            (corpus / str(index)).write_bytes(content)
+        atheris.Setup(
+            # What libFuzzer finds would lie in the current folder; the message of the error has it all.
+            [sys.argv[0], f"-artifact_prefix={scratch}/", *arguments, str(corpus)],
+            lambda content: read_bytes(name, content, folder) and None,
+        )
+        atheris.Fuzz()
+
+
+def main() -> None:
+    """Fuzz one target, or all."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("target", choices=[*TARGETS, "all"])
+    parser.add_argument("--seconds", type=float, default=0.0, help="for each target")
+    parser.add_argument("--count", type=int, default=0, help="inputs for each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--atheris", action="store_true", help="what follows unknown goes to libFuzzer")
+    options, rest = parser.parse_known_args()
+    if options.atheris:
+        _run_atheris(options.target, rest)
+        return
+    failed = 0
+    for name in TARGETS if options.target == "all" else [options.target]:
+        TARGETS[name].seeds()  # imports and memory of making them don't count
+        resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+        _bound_memory()
+        try:
+            tried, read = fuzz(name, seed=options.seed, count=options.count, seconds=options.seconds)
+        except BrokenLawError as error:
+            failed += 1
+            print(error, file=sys.stderr)  # noqa: T201 - a tool for people
+        else:
+            print(f"{name}: {tried} inputs, {read} of them read, the others refused")  # noqa: T201
+    sys.exit(failed > 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Every method as a pool and every way of combining them, made end to end on digits."""
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lsmix.data.dataset import DataSet, open_dataset
+from lsmix.data.loaders.pool_loader import PoolLoader
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.pool import Pool, open_pool
+from lsmix.data.pool_spec import CORNERS
+from lsmix.glow.checkpoint import load_flow
+from lsmix.glow.latent_order import cell_order
+from lsmix.pipeline.api import RunResult, run
+from lsmix.pipeline.config.results import read_metrics
+
+RECIPE = """
+name = "every"
+[data]
+format = "digits"
+limit = 150
+test = 60
+[flow]
+levels = 2
+steps = 2
+hidden = 16
+threads = 1
+evaluate_images = 16
+[flow.training]
+iterations = 40
+batch_size = 32
+learning_rate = 1e-3
+warmup = 10
+flip = false
+translate = 1
+[mix]
+lambdas = [0.0, 0.4, 1.0]
+on_decode_failure = "keep"
+shard_rows = 64
+[classifier]
+threads = 1
+width = 4
+epochs = 3
+batch_size = 32
+flip = false
+"""
+LATENT, PIXEL = LATENT_METHODS.names(), PIXEL_METHODS.names()
+POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
+POOLS += "[pools.corners]\nlambdas = []\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\n"
+POOLS += "[pools.three]\nlambdas = []\nsources = 3\nalpha = 1.0\ncopies = 2\n"
+RUNS = """
+[runs.baseline]
+[runs.mixup]
+mix = [{ method = "mixup" }]
+[runs.three]
+pool = "three"
+[runs.either]
+mix = [{ method = "cutmix" }, { pool = "ls-mix", weight = 2.0 }, { method = "none" }]
+[runs.sequence]
+mix = [{ pool = "three" }, { method = "mixup" }, { method = "cutmix" }]
+combine = "sequential"
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    return make(tmp_path_factory.mktemp("every"))
+
+
+def make(folder: Path) -> RunResult:
+    """Make all pools and trainings below a folder, without the report."""
+    recipe = folder / "every.toml"
+    recipe.write_text(RECIPE + POOLS + RUNS, encoding="utf-8")
+    pools, runs = (run(recipe, workspace=folder / "runs", stage=stage, device="cpu") for stage in ("mix", "train"))
+    return RunResult(recipe=pools.recipe, built=pools.built + [item for item in runs.built if item.stage == "train"])
+
+
+@pytest.fixture(scope="module")
+def dataset(made: RunResult) -> DataSet:
+    return open_dataset(made["ingest"].folder)
+
+
+def pool_of(made: RunResult, name: str) -> Pool:
+    return open_pool(made[f"mix/{name}"].folder)
+
+
+@pytest.mark.parametrize("method", [*LATENT, *PIXEL])
+def test_the_ends_of_lambda_are_the_sources(made: RunResult, dataset: DataSet, method: str) -> None:
+    pool, images = pool_of(made, method), dataset.train.images
+    count = pool.images_per_copy
+    first, last = slice(0, count), slice(2 * count, 3 * count)
+    assert (pool.share_b[first] == 0).all()
+    if method != "reverse-mix":  # which turns the latent of x₁ round
+        np.testing.assert_array_equal(pool.image[first], images[pool.source_a[first]])
+    if method != "cutmix":  # whose box may stick out
+        assert (pool.share_b[last] == 1).all()
+        np.testing.assert_array_equal(pool.image[last], images[pool.source_b[last]])
+
+
+@pytest.mark.parametrize("method", PIXEL)
+def test_pools_in_pixel_space_need_no_flow(made: RunResult, method: str) -> None:
+    assert [record.role for record in made[f"mix/{method}"].manifest.inputs] == ["dataset"]
+
+
+def test_a_pool_in_pixel_space_has_the_labels_and_shares_of_its_method(made: RunResult, dataset: DataSet) -> None:
+    pool, labels = pool_of(made, "fmix"), dataset.train.labels
+    np.testing.assert_array_equal(pool.label_a[:], labels[pool.source_a[:]])
+    np.testing.assert_array_equal(pool.label_b[:], labels[pool.source_b[:]])
+    np.testing.assert_allclose(pool.share_b[:], np.floor(pool.lam[:] * 64) / 64, atol=1e-6)
+
+
+def test_an_image_begins_at_its_corner(made: RunResult, dataset: DataSet) -> None:
+    pool = pool_of(made, "corners")
+    flow, order = load_flow(made["train-glow"].folder), cell_order(2, 2)
+    assert order == [0, 1, 2, 3]
+    assert {pool[row].corner for row in range(len(pool))} == set(CORNERS)
+    # The grid has 2×2 cells. One that is wholly of x₂, or wholly of x₁ and far from the border, looks like its source:
+    # the flow is local, so the cell at the corner is nearer to x₂ than the one across.
+    near, far = [], []
+    for row in np.flatnonzero((pool.share_b[:] > 0.3) & (pool.share_b[:] < 0.7)):
+        sample = pool[int(row)]
+        vertical, horizontal = sample.corner.split("-")
+        second = dataset.train.images[sample.source_b].astype(int)
+        flipped = [
+            image[:: -1 if vertical == "bottom" else 1, :: -1 if horizontal == "right" else 1]
+            for image in (sample.image.astype(int), second)
+        ]
+        gap = np.abs(flipped[0] - flipped[1])
+        near.append(gap[:3, :3].mean())
+        far.append(gap[-3:, -3:].mean())
+    assert len(near) > 10
+    assert np.mean(near) < 0.5 * np.mean(far)
+    assert flow.dim == 64
+
+
+def test_a_fixed_corner_is_written_too(made: RunResult) -> None:
+    assert set(pool_of(made, "end").columns["corner"][:].tolist()) == {CORNERS.index("bottom-right")}
+
+
+def test_three_sources_share_each_image(made: RunResult, dataset: DataSet) -> None:
+    pool = pool_of(made, "three")
+    more = {name: pool.columns[f"{name}_more"][:] for name in ("source", "label", "lam", "share")}
+    np.testing.assert_array_equal(more["label"], dataset.train.labels[more["source"]])
+    total = pool.share_b[:] + more["share"].sum(axis=1)
+    assert ((total >= 0) & (total <= 1 + 1e-6)).all()
+    # Each share is its λ, but for the two components that rounding down may move.
+    assert np.abs(more["share"] - more["lam"]).max() <= 1 / 64 + 1e-6
+    assert np.abs(pool.share_b[:] - pool.lam[:]).max() <= 1 / 64 + 1e-6
+    sample = pool[5]
+    assert [source.label for source in sample.more] == more["label"][5].tolist()
+    for images, target in PoolLoader(pool, 64, labels="soft"):
+        assert images.shape[1:] == (1, 8, 8)
+        np.testing.assert_allclose(target.sum(dim=1), 1.0, atol=1e-6)
+        assert float(target.min()) >= -1e-6
+
+
+def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> None:
+    pool = pool_of(made, "three")
+    _, target = next(iter(PoolLoader(pool, 100, labels="soft", shuffle=False)))
+    for row in range(100):
+        sample = pool[row]
+        expected = np.zeros(10)
+        expected[sample.label_a] += 1 - sample.share_b - sum(source.share for source in sample.more)
+        expected[sample.label_b] += sample.share_b
+        for source in sample.more:
+            expected[source.label] += source.share
+        np.testing.assert_allclose(target[row], expected, atol=1e-6)
+
+
+def test_two_labels_cannot_tell_of_three_sources(made: RunResult) -> None:
+    from lsmix.data.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="mixes 3 sources, which two labels cannot tell"):
+        PoolLoader(pool_of(made, "three"), 64)
+
+
+def test_every_arm_sees_as_many_images_in_as_many_updates(made: RunResult) -> None:
+    arms = {item.name: read_metrics(item.folder)[-1] for item in made.built if item.stage == "train"}
+    assert len(arms) == 5
+    assert {(last.images, last.updates) for last in arms.values()} == {(3 * 150, 3 * 5)}
+
+
+@pytest.mark.parametrize(
+    ("arm", "sources"),
+    [
+        ("baseline", {"training images": 150}),
+        ("mixup", {"training images": 150}),
+        ("three", {"pool three": 300}),
+        ("sequence", {"pool three": 300}),
+        ("either", {"training images": 150, "pool ls-mix": 450}),
+    ],
+)
+def test_the_manifest_tells_how_often_each_image_was_seen(made: RunResult, arm: str, sources: dict[str, int]) -> None:
+    seen = made[f"train/{arm}-seed0"].manifest.counts["seen"]
+    assert {one["source"]: one["images"] for one in seen} == sources
+    assert sum(one["images"] * one["times"] for one in seen) == pytest.approx(450, abs=1)
+
+
+def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, tmp_path: Path) -> None:
+    roots = [(item.stage, item.name, item.manifest.root) for item in made.built]
+    assert [(item.stage, item.name, item.manifest.root) for item in make(tmp_path).built] == roots
+
+
+def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(made: RunResult) -> None:
+    folder = made["ingest"].folder.parents[2]
+    report = run(folder / "every.toml", workspace=folder / "runs", device="cpu")["report"].folder
+    figures = {path.stem for path in (report / "figures").iterdir()}
+    assert {f"pool-{name}" for name in (*LATENT, *PIXEL, "corners", "three")} <= figures
+    page = (report / "report.md").read_text(encoding="utf-8")
+    for told in ("| either | 450 | 15 | ", "pool three: 300 images, 1.5× each", "| mixup | 450 | 15 | training images"):
+        assert told in page
+    toml = page.split("```toml")[1].split("```")[0]
+    assert tomllib.loads(toml)["runs"]["either-seed0"]["parts"][1]["weight"] == 2.0
+
+
+def test_a_recipe_of_pixels_alone_has_a_report(tmp_path: Path) -> None:
+    recipe = tmp_path / "pixels.toml"
+    text = RECIPE.replace("[flow]", "[x]").partition("[x]")[0] + "[classifier]" + RECIPE.partition("[classifier]")[2]
+    recipe.write_text(text + '[pools.p]\nmethod = "mixup"\n[runs.p]\npool = "p"\nlabel = "<MixUp>"\npaper = "4.33"\n')
+    result = run(recipe, workspace=tmp_path / "runs", device="cpu")
+    assert [item.stage for item in result.built] == ["ingest", "mix", "train", "report"]
+    assert result.error_rates[0].label == "<MixUp>"
+    page = (result["report"].folder / "report.html").read_text(encoding="utf-8")
+    assert "&lt;MixUp&gt;" in page
+    assert "<MixUp>" not in page
+    assert "4.33" in page
+
+
+@pytest.mark.parametrize(
+    ("pool", "shown"),
+    [
+        ("cutmix", "x₁ | mix | x₂"),
+        ("corners", "growing share"),
+        ("three", "growing share"),
+        ("linear", "mixes at growing λ"),
+    ],
+)
+def test_show_draws_every_kind_of_pool(
+    made: RunResult, tmp_path: Path, command: Callable[..., Any], pool: str, shown: str
+) -> None:
+    result = command("show", made[f"mix/{pool}"].folder, "--sheet", tmp_path / "sheet.png", "--rows", "2")
+    assert result.code == 0, result.err
+    assert shown in result.out

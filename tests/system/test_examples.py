@@ -1,0 +1,138 @@
+"""The examples train on a pool as their first lines say, and a receiver of a pool needs little more than NumPy and torch."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lsmix.data.dataset import open_dataset
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+LINE = r"epoch {epoch}: loss (\d+\.\d+), [\d,]+ images/s"
+
+# What timm_train.py asks of timm, by timm's own signatures, for where timm is not there.
+STAND_IN = """
+import math, torch
+def create_model(model_name, pretrained=False, *, num_classes, in_chans):
+    assert (model_name, pretrained) == ("resnet18", False)
+    return torch.nn.Sequential(torch.nn.Conv2d(in_chans, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(),
+                               torch.nn.Linear(4, num_classes))
+class SoftTargetCrossEntropy(torch.nn.CrossEntropyLoss):
+    pass
+def create_optimizer_v2(model_or_params, opt="sgd", lr=None, weight_decay=0.0):
+    return {"adamw": torch.optim.AdamW}[opt](model_or_params.parameters(), lr=lr, weight_decay=weight_decay)
+class CosineLRScheduler:
+    def __init__(self, optimizer, t_initial, lr_min=0.0):
+        assert t_initial > 0
+    def step(self, epoch, metric=None):
+        assert epoch > 0
+"""
+
+
+@pytest.fixture(scope="module")
+def pool(finished_workspace: Path) -> Path:
+    return next((finished_workspace / "mix").glob("lsmix-*"))
+
+
+def example(name: str, *arguments: object, inside: Path, path: Path | None = None) -> str:
+    """Run an example in a folder of its own and return what it prints."""
+    found = [str(path)] * (path is not None) + [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    command = [sys.executable, str(ROOT / "examples" / name), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(found)}
+    done = subprocess.run(command, cwd=inside, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_short_and_told(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 60
+    for page in ("examples/README.md", "docs/training.md"):
+        assert path.name in (ROOT / page).read_text(encoding="utf-8")
+
+
+def test_examples_are_not_in_the_wheel() -> None:
+    assert len(EXAMPLES) == 3
+    assert not (ROOT / "examples" / "__init__.py").exists()
+    assert "examples" not in (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.ruff]")[0]
+
+
+def test_the_plain_example_goes_on_in_mid_epoch_to_the_same_weights(
+    pool: Path, finished_workspace: Path, tmp_path: Path
+) -> None:
+    test = open_dataset(next((finished_workspace / "ingest").iterdir())).test
+    np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
+    usual = (pool, "--epochs", 2, "--batch-size", 64, "--state")
+    printed = example("plain_pytorch.py", *usual, "through.pt", "--test", "test.npz", inside=tmp_path)
+    assert re.search(LINE.format(epoch=1), printed)
+    assert re.search(LINE.format(epoch=2), printed)
+    error = re.search(r"test error (\d+\.\d+) %", printed)
+    assert error
+    assert 0 <= float(error[1]) <= 100
+
+    assert "epoch 1" in example("plain_pytorch.py", *usual, "stopped.pt", "--stop-after", 2, inside=tmp_path)
+    middle = torch.load(tmp_path / "stopped.pt", weights_only=True)
+    assert middle["loader"]["position"] == 128
+    example("plain_pytorch.py", *usual, "stopped.pt", inside=tmp_path)
+    through, stopped = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("through", "stopped"))
+    assert through["loader"] == stopped["loader"]
+    for name, values in through["model"].items():
+        assert torch.equal(values, stopped["model"][name]), name
+
+
+def test_the_timm_example_trains_with_what_timm_promises(pool: Path, tmp_path: Path) -> None:
+    (tmp_path / "timm").mkdir()
+    for module in ("__init__", "loss", "optim", "scheduler"):
+        (tmp_path / "timm" / f"{module}.py").write_text(STAND_IN, encoding="utf-8")
+    printed = example("timm_train.py", pool, "--epochs", 2, "--size", 16, inside=tmp_path, path=tmp_path)
+    assert re.search(LINE.format(epoch=2), printed)
+    assert (tmp_path / "model.pt").is_file()
+
+
+def test_the_timm_example_trains_a_model_of_timm(pool: Path, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", "import timm"], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("needs timm and torchvision, one of which cannot be imported here")
+    assert re.search(LINE.format(epoch=1), example("timm_train.py", pool, "--epochs", 1, "--size", 32, inside=tmp_path))
+
+
+def test_the_lightning_example_trains(pool: Path, tmp_path: Path) -> None:
+    if importlib.util.find_spec("lightning") is None:
+        pytest.skip("needs lightning, which is not installed")
+    printed = example("lightning_train.py", pool, "--epochs", 2, inside=tmp_path)
+    assert re.search(LINE.format(epoch=1), printed)
+    assert re.search(LINE.format(epoch=2), printed)
+
+
+BLOCKED = ("dask", "distributed", "sklearn", "scipy", "zarr", "h5py", "matplotlib", "PIL", "click", "jinja2")
+ROOMS = ("glow", "classifiers", "pipeline")
+
+
+@pytest.mark.parametrize("with_torch", [True, False])
+def test_a_receiver_needs_neither_dask_nor_scikit_learn_nor_zarr_nor_the_flow(
+    with_torch: bool, pool: Path, tmp_path: Path
+) -> None:
+    given = shutil.copytree(pool, tmp_path / "given")
+    blocked = [*BLOCKED, *(f"lsmix.{room}" for room in ROOMS), *([] if with_torch else ["torch"])]
+    code = f"""
+import sys
+sys.modules.update(dict.fromkeys({blocked!r}))
+import lsmix
+pool = lsmix.open_pool({str(given)!r})
+assert len(pool.image[:10]) == 10 and pool[3].status == "ok" and sum(1 for _ in pool.label_a) == len(pool)
+if {with_torch}:
+    loader = lsmix.PoolLoader(pool, 64, labels="soft")
+    assert sum(len(images) for images, target in loader) == len(pool)
+    from torch.utils.data import DataLoader
+    assert sum(len(images) for images, _ in DataLoader(loader, batch_size=None)) == len(pool)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

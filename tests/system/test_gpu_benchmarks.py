@@ -1,0 +1,290 @@
+"""The measurements for a GPU, at toy size on the CPU: every section runs, files are written, calls go on from one another."""
+
+import contextlib
+import importlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FLOW = ("levels", "steps", "hidden", "bits", "training")
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_are_importable(monkeypatch):
+    """Put the checkout on the path, as ``python -m benchmarks`` has it, and let no OUT of the machine in."""
+    monkeypatch.syspath_prepend(str(ROOT))
+    monkeypatch.delenv("OUT", raising=False)
+
+
+def module(name: str) -> Any:
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_tiny_run_measures_every_section_and_writes_its_files(tmp_path, monkeypatch):
+    (tmp_path / "returned").mkdir()
+    monkeypatch.setenv("OUT", str(tmp_path / "returned"))
+    folder = tmp_path / "results"
+    assert module("gpu").main(["--tiny", "--out", str(folder)]) == 0
+    sections = read(folder)["sections"]
+    assert {name: section["status"] for name, section in sections.items()} == dict.fromkeys(sections, "done")
+    assert set(module("gpu")._SECTIONS) | {"tests marked gpu"} == set(sections)
+    assert all(section["rows"] for section in sections.values())
+    profiles = {f"profile-{name}.txt" for name in ("training-step-float32", "training-step-tf32", "encode", "decode")}
+    wanted = {"README.md", "results.json", "log.txt", "tests.txt", *profiles}
+    assert {path.name for path in folder.iterdir()} == wanted
+    assert {path.name for path in (tmp_path / "returned" / "results").iterdir()} == wanted
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    assert "| | measured | predicted | measured / predicted | details |" in page
+    assert "one NVIDIA H100" in page
+    (exact,) = (row for row in sections["flow: NumPy to NumPy"]["rows"] if row["what"].startswith("exact"))
+    assert exact["measured"] == exact["predicted"] == module("gpu_sections").TINY.images
+
+
+def test_a_section_over_its_time_is_cut_and_one_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
+    results = module("sections").Results(tmp_path, "a title", {})
+
+    def slow() -> None:
+        results.add("before", 1.0, "ms")
+        while True:
+            time.sleep(0.01)
+
+    def wrong() -> None:
+        raise ValueError("no such kernel")
+
+    assert not results.section("slow", slow, seconds=0.2)
+    assert not results.section("wrong", wrong, seconds=10)
+    assert not results.section("late", slow, seconds=-1.0)
+    assert results.section("right", lambda: results.add("figure", 2.0, "ms", 4.0), seconds=10)
+    sections = read(tmp_path)["sections"]
+    assert "over its time budget" in sections["slow"]["status"]
+    assert [row["what"] for row in sections["slow"]["rows"]] == ["before"]
+    assert "over its time budget" in sections["late"]["status"]
+    assert not sections["late"]["rows"]
+    assert "no such kernel" in sections["wrong"]["traceback"]
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| figure | 2 ms | 4 ms | 0.50 |" in page
+    assert "no such kernel" in page
+
+
+@pytest.mark.parametrize("name", ["gpu", "evidence"])
+def test_without_a_cuda_device_a_sentence_says_so_and_nothing_runs(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit) as stop:
+        module(name).main(["--out", str(tmp_path / "results")])
+    assert isinstance(stop.value.code, str)  # printed, with exit code 1
+    assert "needs a CUDA device" in stop.value.code
+    assert not (tmp_path / "results").exists()
+
+
+# The evidence, in several calls.
+
+
+def evidence(folder: Path, *words: str) -> dict[str, Any]:
+    """Make a tiny call with its folders below ``folder``; return the sections."""
+    places = ["--out", str(folder / "out"), "--carry", str(folder / "carry"), "--workspace", str(folder / "runs")]
+    assert module("evidence").main(["--tiny", *places, *words]) == 0
+    return read(folder / "out")["sections"]
+
+
+def test_later_calls_go_on_from_what_was_carried_and_train_no_flow_again(tmp_path):
+    assert list(evidence(tmp_path, "--steps", "1")) == ["flow"]
+    pieces = list((tmp_path / "carry").iterdir())
+    assert all(path.stat().st_size < 16 << 20 for path in pieces)
+    shutil.rmtree(tmp_path / "runs")  # another machine
+    shutil.rmtree(tmp_path / "out")
+    sections = evidence(tmp_path)
+    assert {section["status"] for section in sections.values()} == {"done"}
+    assert len(sections) == 2 + 3 + 4
+    exact = sections["round trips"]["rows"][0]
+    assert (exact["measured"], exact["unit"]) == (50, "of 50")
+    log = (tmp_path / "out" / "log.txt").read_text(encoding="utf-8")
+    assert "train-glow evidence: up to date" in log
+    assert "train-glow evidence: done" not in log
+    assert "All steps are done." in log
+
+
+def test_a_training_that_was_interrupted_goes_on_from_its_carried_checkpoint(tmp_path, monkeypatch):
+    module_ = module("evidence")
+    evidence(tmp_path / "whole", "--steps", "1")
+
+    @contextlib.contextmanager
+    def time_is_over(seconds):
+        yield lambda: True
+
+    def interrupt(_log: Any, _units: int = 1, note: str = "") -> None:
+        if note:  # bits per dimension: it is the training that counts
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module_, "_interrupt_after", time_is_over)
+        patched.setattr(module_._Log, "advance", interrupt, raising=False)
+        assert evidence(tmp_path / "parts", "--steps", "1")["flow"]["status"] == "interrupted"
+    (unfinished,) = (tmp_path / "parts" / "runs" / "train-glow").iterdir()
+    assert not (unfinished / "manifest.json").exists()
+    shutil.rmtree(tmp_path / "parts" / "runs")
+    assert evidence(tmp_path / "parts", "--steps", "1")["flow"]["status"] == "done"
+    weights = [next((tmp_path / name / "runs").glob("train-glow/*/glow.safetensors")) for name in ("whole", "parts")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    log = (tmp_path / "parts" / "out" / "log.txt").read_text(encoding="utf-8")
+    assert "checkpoint.safetensors" in log  # was carried over
+
+
+def test_a_call_without_time_left_does_nothing_and_says_what_is_to_do(tmp_path, capsys):
+    assert evidence(tmp_path, "--minutes", "0") == {}
+    assert "To do: flow, round trips, pool lsmix" in capsys.readouterr().out
+
+
+def test_without_data_a_sentence_names_the_file_that_is_missing(tmp_path, monkeypatch):
+    module_ = module("evidence")
+    monkeypatch.setattr(module_, "require_cuda", lambda: "cpu")
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "data_batch_1.bin").touch()
+    words = ["--data", str(tmp_path / "given"), "--workspace", str(tmp_path / "runs")]
+    with pytest.raises(SystemExit, match=r"data_batch_2\.bin is missing.*--data") as stop:
+        module_.main(words)
+    assert isinstance(stop.value.code, str)
+
+
+def test_the_flow_is_that_of_table_1_and_every_recipe_of_a_step_is_valid(tmp_path):
+    from lsmix.pipeline.config.recipe import read_recipe
+
+    module_ = module("evidence")
+    path = tmp_path / "evidence.toml"
+    shared = (ROOT / "benchmarks" / "evidence.toml").read_text(encoding="utf-8")
+    for run, lines in module_._RUNS.items():
+        pools = "".join(map(module_._pool_section, module_._POOLS))
+        path.write_text(f"{shared}{pools}\n[runs.{run}]\n{lines}\n", encoding="utf-8")
+        recipe = read_recipe(path)
+    paper = read_recipe(ROOT / "recipes" / "table1-cifar10.toml")
+    assert [getattr(recipe.flow, name) for name in FLOW] == [getattr(paper.flow, name) for name in FLOW]
+    assert recipe.flow.training.iterations == 8200
+    assert {pool.alpha for pool in recipe.pools.values()} == {0.4}
+    assert {pool.copies for pool in recipe.pools.values()} == {10}
+
+
+# What goes between machines.
+
+
+def test_sheets_give_the_published_bytes_again_and_a_changed_pixel_is_found(tmp_path):
+    from PIL import Image
+
+    sheets = module("sheets")
+    module("evidence")._invent_batches(tmp_path / "batches")
+    sheets.pack(tmp_path / "batches", tmp_path / "sheets")
+    sheets.unpack(tmp_path / "sheets", tmp_path / "again")
+    for name in sheets.BATCHES:
+        assert (tmp_path / "again" / name).read_bytes() == (tmp_path / "batches" / name).read_bytes(), name
+    path = tmp_path / "sheets" / "part2" / "test_batch.webp"
+    with Image.open(path) as image:
+        pixels = np.array(image.convert("RGB"))
+    pixels[5, 5, 0] ^= 1
+    Image.fromarray(pixels).save(path, lossless=True)
+    with pytest.raises(SystemExit, match=r"test_batch\.webp"):
+        sheets.unpack(tmp_path / "sheets", tmp_path / "again")
+
+
+def test_pieces_join_to_the_same_files_and_any_damage_is_found(tmp_path):
+    carry = module("carry")
+    root, target = tmp_path / "root", tmp_path / "pieces"
+    contents = {"a/large.bin": os.urandom(1000), "a/b/empty": b"", "exact": b"x" * 256}
+    for name, content in contents.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    carry.split(root, [root / name for name in contents], target, piece_bytes=128)
+    assert all(path.stat().st_size <= 128 for path in target.glob("*.piece"))
+    assert carry.join(target, tmp_path / "again") == list(contents)
+    assert {name: (tmp_path / "again" / name).read_bytes() for name in contents} == contents
+    assert carry.join(target, tmp_path / "again") == []  # files that are there stay
+
+    for path in sorted(target.glob("*.piece")):
+        content = path.read_bytes()
+        path.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+        shutil.rmtree(tmp_path / "again")
+        with pytest.raises(SystemExit, match="missing or damaged"):
+            carry.join(target, tmp_path / "again")
+        path.write_bytes(content)
+        (tmp_path / "again").mkdir(exist_ok=True)
+
+    (root / "a/large.bin").write_bytes(b"new")
+    carry.split(root, [root / "a/large.bin"], target, piece_bytes=128)
+    assert len(list(target.glob("*.piece"))) == 1  # those of before are gone
+
+
+def test_a_python_without_our_package_gets_it_with_its_metadata_from_the_checkout(tmp_path):
+    packages = module("gpu_packages")
+    packages.prepare(tmp_path / "packages")
+    packages.prepare(tmp_path / "packages")  # again
+    code = "import lsmix, importlib.metadata as m; print(lsmix.__file__); print(m.version('lsmix'), lsmix.__version__)"
+    done = subprocess.run(  # -S: no installed packages at all
+        [sys.executable, "-S", "-c", code],
+        env={"PYTHONPATH": str(tmp_path / "packages")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    file, versions = done.stdout.splitlines()
+    assert Path(file) == tmp_path / "packages" / "lsmix" / "__init__.py"
+    assert len(set(versions.split())) == 1
+    with pytest.raises(SystemExit, match="No wheels"):
+        packages.prepare(tmp_path / "packages", tmp_path)
+
+
+# Glow against peers: like with like.
+
+
+def test_every_glow_contender_has_the_same_precision_and_allocator(monkeypatch):
+    glow = module("glow")
+    started: list[tuple[Any, ...]] = []
+
+    @contextlib.contextmanager
+    def contenders(builders, *, threads, variables):
+        started.append((dict(builders), threads, dict(variables)))
+        yield dict.fromkeys(builders)
+
+    monkeypatch.setattr(glow, "contenders", contenders)
+    for precision in ("float32", "tf32"):
+        with pytest.raises(AttributeError):  # there is nothing behind these contenders to measure
+            glow.speeds({}, threads=1, device="cuda", precision=precision)
+    for (builders, _, variables), precision in zip(started, ("float32", "tf32"), strict=True):
+        assert set(builders) == {"lsmix", "lsmix, memory_light", "normflows", "nflows", "FrEIA", "floor"}
+        assert {arguments[-1] for arguments in builders.values()} == {precision}
+        assert set(variables) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+
+
+def test_a_contender_that_does_not_invert_is_recorded_and_not_dropped(capsys):
+    glow = module("glow")
+
+    class Fixed:
+        def __init__(self, error: float) -> None:
+            self.call = lambda _: error
+
+    figures = glow._inversions({"good": Fixed(1e-6), "bad": Fixed(0.02), "broken": Fixed(float("nan"))}, "float32")
+    assert figures["bad, largest error"] == 0.02
+    told = capsys.readouterr().out
+    assert "bad does not invert" in told
+    assert "broken does not invert" in told
+    assert "good does not invert" not in told
+    glow._inversions({"bad": Fixed(0.02)}, "tf32")
+    assert "does not invert" not in capsys.readouterr().out
+
+
+def test_the_ratio_to_the_best_peer_is_the_median_of_the_turns_with_its_least_and_most():
+    rates = {"lsmix": [10.0, 12.0, 33.0], "normflows": [1.0] * 3, "nflows": [2.0] * 3, "FrEIA": [10.0, 10.0, 30.0]}
+    table = {name: {"rates": values, "per_second": sorted(values)[1]} for name, values in rates.items()}
+    figures = module("glow").against_peers(table)
+    assert figures == {"lsmix against the best peer, FrEIA": 1.1, "lsmix, least": 1.0, "lsmix, most": 1.2}

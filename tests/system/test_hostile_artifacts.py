@@ -1,0 +1,525 @@
+"""Artifacts, recipes and exports that were made to do harm: each command refuses them in one sentence, and does nothing.
+
+Checksums are mended after every change, so that what is refused is a lie and no mere damage.
+"""
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from fuzz_targets import remake_manifest
+from guarded import assert_refused, plain_json, sealed_again, watched
+
+from lsmix.data.artifact import read_manifest
+from lsmix.data.atomic import seal
+from lsmix.data.pool import open_pool
+
+MEMORY_BYTES = 128 << 20  # what a refusal may take, imports included; every claim below is far above it
+
+
+@pytest.fixture
+def guarded(tmp_path: Path, command: Callable) -> Callable:
+    """Return a function that runs a command, watched, and returns how it went."""
+
+    def call(*words: str | Path, memory: bool = False):
+        with watched(tmp_path / "outside", memory=memory) as watch:
+            result = command(*words)
+        watch.check()
+        assert watch.peak_bytes < MEMORY_BYTES
+        return result
+
+    return call
+
+
+@pytest.fixture
+def pool(tiny_workspace: Path) -> Path:
+    """Return the pool of pixels made in latent space, in a workspace of its own, to be changed at will."""
+    return next((tiny_workspace / "mix").glob("lsmix-*"))
+
+
+@pytest.fixture
+def flow(tiny_workspace: Path) -> Path:
+    return next((tiny_workspace / "train-glow").glob("*"))
+
+
+def edit(path: Path, change: Callable) -> None:
+    """Change a JSON file through its Python value."""
+    value = json.loads(path.read_bytes())
+    forged = change(value) or value
+    path.write_bytes(sealed_again(forged) if "checksum" in value else json.dumps(forged).encode())
+
+
+POOL_COMMANDS = {
+    "show": lambda pool, beside: ("show", pool, "--sheet", beside / "sheet.png"),
+    "show --html": lambda pool, beside: ("show", pool, "--html", beside / "pool.html"),
+    "verify": lambda pool, beside: ("verify", pool),
+    "card": lambda pool, beside: ("card", pool, "--licence", "MIT"),
+    "export": lambda pool, beside: ("export", pool, beside / "exported", "--format", "hdf5", "-q"),
+    "push": lambda pool, beside: ("push", pool, beside / "pushed", "-q"),
+    "pull": lambda pool, beside: ("pull", pool, beside / "pulled", "-q"),
+}
+every_command = pytest.mark.parametrize("words", POOL_COMMANDS.values(), ids=POOL_COMMANDS)
+
+
+# Manifests.
+
+
+def with_path(path: str) -> Callable:
+    def change(manifest):
+        manifest["files"][0]["path"] = path
+
+    return change
+
+
+HOSTILE_MANIFESTS = {
+    "up": with_path("../outside/canary"),
+    "up and down": with_path("pool.zarr/../../../outside/canary"),
+    "absolute": with_path("/etc/passwd"),
+    "backslashes": with_path("..\\outside\\canary"),
+    "NUL": with_path("a\0b"),
+    "escapes in a path": with_path("\x1b[2Ja"),
+    "the manifest itself": with_path("manifest.json"),
+    "escapes in the name": lambda m: m.update(name="\x1b]0;gone\x07"),
+    "bidi in the name": lambda m: m.update(name="a\u202eb"),
+    "a stage in two lines": lambda m: m.update(stage="mix\nerror: nothing"),
+    "no digest": lambda m: m.update(root="../x"),
+    "no key": lambda m: m.update(key="\x9b1m"),
+    "an endless time": lambda m: m.update(seconds=1e300),
+    "a negative time": lambda m: m.update(seconds=-1),
+    "versions that are a list": lambda m: m.update(environment={"versions": ["a"]}),
+    "a huge number": lambda m: m.update(counts={"images": 10**40}),
+    "deep counts": lambda m: m.update(counts={"a": json.loads("[" * 200 + "]" * 200)}),
+    "a size beyond all": lambda m: m["files"][0].update(bytes=2**60),
+    "a negative size": lambda m: m["files"][0].update(bytes=-1),
+    "twice the same file": lambda m: m["files"].append(m["files"][0]),
+}
+
+
+@every_command
+@pytest.mark.parametrize("change", HOSTILE_MANIFESTS.values(), ids=HOSTILE_MANIFESTS)
+def test_a_manifest_that_lies_is_refused_by_every_command(change, words, pool, tmp_path, guarded):
+    edit(pool / "manifest.json", change)
+    assert_refused(guarded(*words(pool, tmp_path)), 5, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"a":' * 100_000, b'{"format_version": 1, "seconds": 1e400}', b"\xff\xfe", b"", b'{"format_version": true}', b'{"format_version": 1, "config": ' + b"[" * 5000 + b"}"],
+    ids=["arrays", "objects", "1e400", "no UTF-8", "empty", "a version that is none", "deep inside"],
+)  # fmt: skip
+def test_a_manifest_that_is_no_json_of_ours_is_refused(content, pool, guarded):
+    (pool / "manifest.json").write_bytes(content)
+    assert_refused(guarded("verify", pool), 5, "manifest.json", "is damaged")
+
+
+def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
+    os.truncate(pool / "manifest.json", 4 << 30)
+    assert_refused(guarded("verify", pool, memory=True), 5, "has 4294967296 bytes")
+
+
+def test_of_two_values_for_a_key_the_last_counts_for_every_reader(pool, guarded):
+    """So that nobody can show one thing to a person and another to a program: all of lsmix reads through one parser."""
+    record = json.loads((pool / "manifest.json").read_text())
+    (pool / "manifest.json").write_bytes(seal(b'{\n"name": "first",' + plain_json(record)[1:]))
+    assert read_manifest(pool).name == "lsmix"
+    assert guarded("verify", pool).code == 0
+
+
+# Links.
+
+
+def link_manifest(pool: Path, outside: Path) -> None:
+    (pool / "manifest.json").rename(outside / "manifest.json")
+    (pool / "manifest.json").symlink_to(outside / "manifest.json")
+
+
+def link_shard(pool: Path, outside: Path) -> None:
+    shard = pool / "pool.zarr/image/c/0/0/0/0"
+    shard.rename(outside / "shard")
+    shard.symlink_to(outside / "shard")
+
+
+def link_column(pool: Path, outside: Path) -> None:
+    (pool / "pool.zarr/lam").rename(outside / "lam")
+    (pool / "pool.zarr/lam").symlink_to(outside / "lam")
+
+
+def link_store(pool: Path, outside: Path) -> None:
+    (pool / "pool.zarr").rename(outside / "pool.zarr")
+    (pool / "pool.zarr").symlink_to(outside / "pool.zarr")
+
+
+def link_metadata(pool: Path, outside: Path) -> None:
+    (pool / "pool.zarr/zarr.json").rename(outside / "zarr.json")
+    (pool / "pool.zarr/zarr.json").symlink_to(outside / "zarr.json")
+
+
+@pytest.mark.parametrize(  # but pull, which copies bytes that fit their checksums, wherever their place has them
+    "words", [words for name, words in POOL_COMMANDS.items() if name != "pull"]
+)
+@pytest.mark.parametrize("change", [link_manifest, link_shard, link_column, link_store, link_metadata])
+def test_a_link_out_of_an_artifact_is_never_followed(change, words, pool, tmp_path, command):
+    (tmp_path / "away").mkdir()
+    change(pool, tmp_path / "away")
+    with watched(tmp_path / "outside") as watch:
+        result = command(*words(pool, tmp_path))
+    watch.check()
+    assert_refused(result, 5, "a link" if change is not link_shard and change is not link_metadata else "is missing")
+    assert not [path for path in watch.opened if path.startswith(str(tmp_path / "away"))]
+
+
+def test_a_link_that_nobody_lists_is_found_by_verify(pool, tmp_path, guarded):
+    (tmp_path / "outside").mkdir()
+    (pool / "more").symlink_to(tmp_path / "outside")
+    assert_refused(guarded("verify", pool), 5, "more", "is not listed")
+
+
+# Columns.
+
+
+def column_metadata(change: Callable, name: str = "image") -> Callable:
+    return lambda pool: edit(pool / "pool.zarr" / name / "zarr.json", change)
+
+
+def grid(metadata, rows: int, shard_rows: int) -> None:
+    metadata["shape"][0] = rows
+    metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = shard_rows
+
+
+def everywhere(change: Callable) -> Callable:
+    def all_columns(pool: Path) -> None:
+        for path in (pool / "pool.zarr").glob("*/zarr.json"):
+            edit(path, change)
+
+    return all_columns
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "words"),
+    [
+        (column_metadata(lambda m: m.update(shape=[2**60, 8, 8, 1])), 1, "shape"),
+        (everywhere(lambda m: grid(m, 2**47, 128)), 5, "is missing"),
+        (everywhere(lambda m: grid(m, 2**47, 2**47)), 5, "is damaged: expected"),
+        (column_metadata(lambda m: m.update(data_type="object")), 1, "data_type"),
+        (column_metadata(lambda m: m.update(data_type="string")), 1, "data_type"),
+        (column_metadata(lambda m: m["codecs"].append({"name": "pickle"})), 1, "codecs"),
+        (column_metadata(lambda m: m["codecs"][0].update(name="numcodecs.pickle")), 1, "numcodecs.pickle"),
+        (column_metadata(lambda m: m["codecs"][0]["configuration"]["codecs"][1].update(configuration={"a": 1})), 1, "unknown field"),
+        (column_metadata(lambda m: m.update(storage_transformers=[{"name": "x"}])), 1, "storage_transformers"),
+        (column_metadata(lambda m: m.update(dimension_names=["a"])), 5, "cannot be read by zarr-python"),
+        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=[])), 5, "class_names"),
+        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(copies=2**40)), 5, "do not make"),
+        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(sources=10**9)), 5, "sources"),
+        (lambda pool: (pool / "pool.zarr/lam/zarr.json").write_bytes(b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
+        (lambda pool: os.truncate(pool / "pool.zarr/lam/zarr.json", 1 << 30), 1, "reads at most"),
+    ],
+    ids=["shape", "rows without files", "one huge shard", "object", "string", "pickle codec", "unknown codec", "codec with settings", "transformer", "dimension names", "no classes", "copies", "sources", "deep", "gigabytes"],
+)  # fmt: skip
+def test_columns_that_claim_the_world_or_want_objects_are_refused(change, code, words, pool, guarded):
+    change(pool)
+    remake_manifest(pool)
+    assert_refused(guarded("verify", pool, memory=True), code, words)
+
+
+# Flows.
+
+
+def tensors(head: bytes, length: int | None = None, body: bytes = b"") -> Callable:
+    """Return a change that writes a safetensors file with this header, which claims a length."""
+
+    def change(flow: Path) -> None:
+        (flow / "glow.safetensors").write_bytes(
+            struct.pack("<Q", len(head) if length is None else length) + head + body
+        )
+
+    return change
+
+
+def header(change: Callable) -> Callable:
+    """Return a change of the header of the flow's own weights."""
+
+    def write(flow: Path) -> None:
+        content = (flow / "glow.safetensors").read_bytes()
+        size = struct.unpack("<Q", content[:8])[0]
+        head = json.loads(content[8 : 8 + size])
+        change(head)
+        text = json.dumps(head).encode()
+        (flow / "glow.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+    return write
+
+
+def first(head: dict) -> dict:
+    return next(facts for name, facts in head.items() if name != "__metadata__" and facts["dtype"] == "F32")
+
+
+def overlap(head: dict) -> None:
+    one, two = [facts for facts in head.values() if facts.get("dtype") == "F32" and facts["shape"]][:2]
+    one["data_offsets"] = two["data_offsets"]
+
+
+def not_a_number(flow: Path) -> None:
+    content = bytearray((flow / "glow.safetensors").read_bytes())
+    size = struct.unpack("<Q", content[:8])[0]
+    start = 8 + size + first(json.loads(content[8 : 8 + size]))["data_offsets"][0]
+    content[start : start + 4] = np.float32(np.nan).tobytes()
+    (flow / "glow.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (tensors(b"", 2**63), "is damaged"),
+        (tensors(b"{}", 2**64 - 1), "is damaged"),
+        (tensors(b"{}", 200 << 20, bytes(200 << 20)), "is damaged"),
+        (tensors(b"[" * 5000), "is damaged"),
+        (tensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'), "is damaged"),
+        (tensors(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'), "is damaged"),
+        (tensors(b"{}"), "does not fit its glow.json"),
+        (header(overlap), "is damaged"),
+        (header(lambda head: first(head).update(dtype="F64")), "is damaged"),
+        (header(lambda head: first(head).update(dtype="I32")), "does not fit its glow.json"),
+        (header(lambda head: first(head).update(shape=[1])), "is damaged"),
+        (header(lambda head: first(head).update(data_offsets=[0, -1])), "is damaged"),
+        (not_a_number, "impossible numbers"),
+    ],
+    ids=["endless header", "header beyond 64 bits", "header of 200 MB", "deep header", "terabytes", "a product that overflows", "nothing in it", "overlap", "wider type", "other type", "other shape", "negative offset", "NaN"],
+)  # fmt: skip
+def test_weights_with_a_false_header_are_refused(change, words, flow, tmp_path, guarded):
+    change(flow)
+    weights = hashlib.sha256((flow / "glow.safetensors").read_bytes()).hexdigest()
+    edit(flow / "glow.json", lambda facts: facts.update(weights_sha256=weights))
+    remake_manifest(flow)
+    result = guarded("show", flow, "--sheet", tmp_path / "sheet.png", memory=True)
+    assert_refused(result, 5, words, "glow.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(hidden=10**9)), 1),
+        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(levels=60)), 1),
+        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(height=2**40)), 1),
+        (lambda flow: edit(flow / "glow.json", lambda f: f.update(kind="lsmix-\x1b[2J")), 1),
+        (lambda flow: (flow / "glow.json").write_bytes(b'{"kind":"lsmix-glow","format_version":1,"facts":' + b"[" * 5000), 5),
+        (lambda flow: (flow / "glow.json").write_bytes(b'{"kind":"lsmix-glow","format_version":1,"facts":{"a":"\xff"}}'), 5),
+        (lambda flow: os.truncate(flow / "glow.json", 1 << 30), 1),
+    ],
+    ids=["width", "levels", "images", "escapes", "deep", "no UTF-8", "gigabytes"],
+)  # fmt: skip
+def test_an_architecture_that_asks_for_the_world_is_refused(change, code, flow, tmp_path, guarded):
+    change(flow)
+    remake_manifest(flow)
+    assert_refused(guarded("show", flow, "--sheet", tmp_path / "sheet.png", memory=True), code, "glow.json")
+
+
+def test_a_sheet_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
+    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    artifact = tmp_path / "naturalness"
+    artifact.mkdir()
+    (pool / "manifest.json").rename(artifact / "manifest.json")
+    (artifact / "sheet.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) run\n")
+    edit(artifact / "manifest.json", lambda m: m.update(stage="naturalness", config={"lam": 0.5}))
+    remake_manifest(artifact)
+    assert_refused(guarded("show", artifact, "--sheet", tmp_path / "x.png"), 5, "sheet.png", "is no PNG")
+
+
+# Recipes and plans.
+
+RECIPE = 'name = "x"\n[data]\nformat = "digits"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (RECIPE + "[scale.a." + ".".join("a" * 3000) + "]\nx = 1\n", "nested too deeply"),
+        (RECIPE + "[scale.a.data]\nx = " + "[" * 3000, "nested too deeply"),
+        (RECIPE + "limit = " + "9" * 5000, "no valid TOML"),
+        (RECIPE + "limit = " + "9" * 30, "expected an integer of at most"),
+        (RECIPE + "[mix]\nalpha = 1e400\n", "expected a finite number"),
+        (RECIPE + "[mix]\nalpha = nan\n", "expected a finite number"),
+        (RECIPE + 'path = "a\\u0000b"\n', "without NUL"),
+        (RECIPE + '"\\u001b[2J" = 1\n', "unknown key"),
+        (RECIPE + 'format = "digits"\n', "no valid TOML"),
+        (RECIPE.replace('"x"', '"../../x"'), "name"),
+        (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
+        (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
+        (RECIPE + '[classifier]\narchitecture = "antigravity:webbrowser"\n', "is of Python itself"),
+        (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
+        ("\0" * 1000, "no valid TOML"),
+        ("\ufeff\u202e", "no valid TOML"),
+    ],
+    ids=["many parts", "brackets", "digits", "beyond 64 bits", "1e400", "nan", "NUL", "escapes", "twice", "a name that leads out", "many scales", "an exit", "an import that does something", "a file", "zeros", "no text"],
+)  # fmt: skip
+def test_a_recipe_of_a_stranger_is_refused(text, words, tmp_path, guarded):
+    (tmp_path / "my.toml").write_text(text, encoding="utf-8")
+    result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
+    assert_refused(result, 1, words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_recipe_of_100_megabytes_is_not_read(tmp_path, guarded):
+    with (tmp_path / "my.toml").open("wb") as file:
+        for _ in range(100):
+            file.write(b'a = "b"\n' * (1 << 17))
+    result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
+    assert_refused(result, 1, "has 104857600 bytes; at most 1048576 are read")
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (b"[" * 100_000, 1),
+        (b"{}" + b" " * (2 << 20), 1),
+        (b'{"format_version": 1e400}', 1),
+        (b'{"format_version": 99}', 1),
+    ],
+    ids=["deep", "long", "1e400", "newer"],
+)
+def test_a_plan_of_a_stranger_is_refused(content, code, tmp_path, guarded):
+    (tmp_path / "plan.json").write_bytes(content)
+    words = (
+        "rebuild",
+        tmp_path / "plan.json",
+        "--data",
+        "digits",
+        "--workspace",
+        tmp_path / "runs",
+        "--out",
+        tmp_path / "x",
+    )
+    assert_refused(guarded(*words, memory=True), code, "plan.json")
+    assert not (tmp_path / "x").exists()
+
+
+# Exports.
+
+
+def test_an_export_whose_checksums_lead_out_is_refused(pool, tmp_path, command, guarded):
+    assert command("export", pool, tmp_path / "out", "--format", "hdf5").code == 0
+    for line in ("../outside/canary", "/etc/passwd", "a/../../outside/canary", "\x1b[2J", "x" * 300, "y" * 100_000):
+        (tmp_path / "out" / "SHA256SUMS").write_text(f"{'f' * 64}  {line}\n")
+        sums = hashlib.sha256((tmp_path / "out" / "SHA256SUMS").read_bytes()).hexdigest()
+        edit(tmp_path / "out" / "lsmix-export.json", lambda record, sums=sums: record.update(sums_sha256=sums))
+        assert_refused(guarded("verify", tmp_path / "out"), 5, "which is no checksum")
+
+
+def test_a_link_in_an_export_is_never_followed(pool, tmp_path, command, guarded):
+    assert command("export", pool, tmp_path / "out", "--format", "folder").code == 0
+    (tmp_path / "out" / "images").rename(tmp_path / "images")
+    (tmp_path / "out" / "images").symlink_to(tmp_path / "images")
+    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; exports hold their own files")
+
+
+# Words on a page and on a terminal.
+
+EVIL = '<img src=x onerror=alert(1)> \x1b[2J*a* "b" ]]>'
+
+
+def test_class_names_are_escaped_on_every_page_and_print_nothing(pool, tmp_path, guarded):
+    names = [EVIL, "</script><script>alert(2)</script>", "| --- |", "=1+1", *map(str, range(6))]
+    edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=names))
+    remake_manifest(pool)
+    assert guarded("card", pool).code == 0
+    result = guarded("show", pool, "--html", tmp_path / "pool.html")
+    assert result.code == 0
+    assert "\x1b" not in result.out + result.err
+    assert open_pool(pool).class_names[0] == EVIL
+    page, card = (tmp_path / "pool.html").read_text(), (pool / "README.md").read_text()
+    for text in (page, card):
+        assert "<img src=x" not in text
+        assert "<script>alert" not in text
+    assert "\x1b" not in card  # which people read on a terminal, too
+
+
+def test_a_folder_with_escapes_in_its_name_prints_none(tiny_recipe, tiny_workspace, guarded):
+    (whole,) = (tiny_workspace / "ingest").iterdir()
+    whole.rename(whole.with_name("\x1b]0;gone\x07" + whole.name))
+    for words in (
+        ("run", tiny_recipe),
+        ("status", tiny_recipe),
+        ("status", tiny_recipe, "--json"),
+        ("gc", tiny_recipe),
+    ):
+        result = guarded(*words, "--workspace", tiny_workspace)
+        assert result.code == 0
+        assert "\x1b" not in result.out + result.err
+        assert "\x07" not in result.out + result.err
+
+
+# What lies in a workspace that others may write to.
+
+
+@pytest.mark.parametrize(
+    "note",
+    [
+        b'{"user":"\\u001b[2J","host":"other","process":1,"since":"now"}',
+        b'{"user":"a","host":"HOST","process":"abc","since":"now"}',
+        b'{"user":"a","host":"HOST","process":99999999999999999999,"since":"now"}',
+        b'{"user":"a","host":"HOST","process":-1,"since":"now"}',
+        b"[" * 100_000,
+        b"\xff",
+        b"",
+        b" " * (8 << 20) + b"{}",
+    ],
+    ids=["escapes", "no number", "a huge number", "a negative number", "deep", "no UTF-8", "empty", "long"],
+)
+def test_status_lives_with_any_note_of_an_owner(note, tiny_recipe, tiny_workspace, guarded):
+    import socket
+
+    (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
+    key = read_manifest(pool).key
+    (pool / "manifest.json").unlink()
+    (tiny_workspace / ".locks").mkdir(exist_ok=True)
+    note = note.replace(b"HOST", socket.gethostname().encode())
+    (tiny_workspace / ".locks" / f"{key}.host.1-2.owner.json").write_bytes(note)
+    result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == 0
+    assert "\x1b" not in result.out
+    assert "mix lsmix" in result.out
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b"\xff", b'{"/a": ["../x", 1, 2, 3]}', b'{"shard": 5, "digests": {}, "sizes": {}, "seconds": 1, "counts": {}}', b'{"shard": 0, "digests": {}, "sizes": {"' + b"a" * 5000 + b'": 1}, "seconds": 1, "counts": {}}', b'{"shard": 0, "digests": {}, "sizes": {"../../../outside/canary": 25}, "seconds": 1e400, "counts": {}}'],
+    ids=["deep", "no UTF-8", "other JSON", "another shard", "a long name", "1e400"],
+)  # fmt: skip
+def test_status_lives_with_any_ledger_and_any_memory_of_sources(content, tiny_recipe, tiny_workspace, guarded):
+    (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
+    (pool / "manifest.json").unlink()
+    (pool / "work/ledger").mkdir(parents=True)
+    (pool / "work/ledger/000000.json").write_bytes(content)
+    (tiny_workspace / ".sources.json").write_bytes(content)
+    result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
+    assert result.code == 0
+    assert "was interrupted: 0 shards done" in result.out
+
+
+def test_a_shard_record_is_no_way_to_run_a_module(tmp_path):
+    from lsmix.data.errors import CorruptError
+    from lsmix.pipeline.engine.shards import ShardSpec, open_worker, write_spec
+
+    work = write_spec(tmp_path, ShardSpec(module="lsmix.pipeline.stages.encode", config={}, inputs={}, device="cpu"))
+    spec = {"module": "antigravity", "config": {}, "inputs": {}, "device": "cpu"}
+    (tmp_path / "work" / work.spec).write_bytes(msgspec.json.encode(spec))
+    with pytest.raises(CorruptError, match="was altered"):
+        open_worker(work)
+
+
+@pytest.mark.parametrize("stage", ["train", "train-glow"])
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{}", b"[]", b'[{"epoch":1e400}]'])
+def test_results_that_are_none_are_told_by_the_report(content, stage, tiny_recipe, tiny_workspace, guarded):
+    import shutil
+
+    for folder in (tiny_workspace / stage).iterdir():
+        (folder / ("metrics.json" if stage == "train" else "log.jsonl")).write_bytes(content)
+        remake_manifest(folder)
+    shutil.rmtree(tiny_workspace / "report")
+    result = guarded("report", tiny_recipe, "--workspace", tiny_workspace, "-q")
+    assert_refused(result, 5, "metrics.json" if stage == "train" else "log.jsonl")

@@ -1,0 +1,128 @@
+"""Laws of the command line on odd terminals and accounts: every outcome is a sentence and a documented code, never a traceback."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lsmix.data.cache import cache_folder
+from lsmix.data.errors import MissingError, escape_json
+from lsmix.glow.checkpoint import load_flow, save_flow
+
+LSMIX = [sys.executable, "-m", "lsmix"]
+
+
+def run(*words: str | Path, shell: str = '"$@"', **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command in a shell that redirects its streams; what the streams' encoding lacks must be escaped."""
+    command = ["bash", "-c", shell, "bash", *LSMIX, *map(str, words)]
+    return subprocess.run(
+        command, check=False, capture_output=True, encoding="latin-1", env={**os.environ, **environment}
+    )
+
+
+@pytest.fixture
+def pool(invented_pool: Callable[..., Path]) -> Path:
+    """Return a pool whose name and classes go beyond Latin-1."""
+    return invented_pool(class_names=("cat", "λ", "🦊"))
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "latin-1:strict", "ascii:strict"])
+def test_a_terminal_that_lacks_a_character_gets_its_escape(pool: Path, tmp_path: Path, encoding: str) -> None:
+    shown = run("show", pool, "--sheet", tmp_path / "🦊.png", PYTHONIOENCODING=encoding)
+    assert (shown.returncode, "Traceback" in shown.stderr) == (0, False)
+    if encoding.startswith("latin-1"):  # for ASCII click writes UTF-8, since many a system says ASCII wrongly
+        assert r"\U0001f98a.png" in shown.stdout
+    printed = run("init", "demo", PYTHONIOENCODING=encoding)
+    assert (printed.returncode, printed.stderr) == (0, "")
+    document = run("show", pool, "--sheet", tmp_path / "🦊.png", "--json", PYTHONIOENCODING=encoding)
+    assert json.loads(document.stdout)["content"]["sheet"].endswith("🦊.png")
+    missing = run("show", tmp_path / "🦊λ", PYTHONIOENCODING=encoding)
+    assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
+
+
+def test_json_for_such_a_terminal_is_the_same_document() -> None:
+    text = json.dumps({"a": "ë λ 🦊 \u202e"}, ensure_ascii=False)
+    for ascii_only in (True, False):
+        assert json.loads(escape_json(text, ascii_only=ascii_only)) == json.loads(text)
+    assert escape_json(text, ascii_only=True).isascii()
+
+
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_discard_what_is_written(pool: Path, tmp_path: Path, closed: str) -> None:
+    sheet = tmp_path / "sheet.png"
+    done = run("show", pool, "--sheet", sheet, shell=f'"$@" {closed}')
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sheet.read_bytes().startswith(b"\x89PNG")
+    assert run("show", tmp_path / "nothing", shell=f'"$@" {closed}').returncode == 1
+
+
+def test_a_reader_that_goes_away_ends_the_command_quietly_with_the_documented_code(tmp_path: Path) -> None:
+    script = (
+        "import time, click, sys; time.sleep(0.5); sys.argv[1:] = ['init', 'demo']; import lsmix.cli; lsmix.cli.main()"
+    )
+    shell = f'{sys.executable} -c "{script}" | true; echo ${{PIPESTATUS[0]}}'
+    done = run("unused", shell=shell)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+    documented = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert "| 141 |" in documented
+
+
+def test_a_connection_that_breaks_is_no_reader_that_went_away(
+    tmp_path: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr("lsmix.pipeline.config.recipes.recipe_text", broken)
+    result = command("init", "demo")
+    assert (result.code, result.err) == (1, "error: Broken pipe. What is done is kept.\n")
+
+
+def test_completion_of_shells_is_still_answered() -> None:
+    done = run(_LSMIX_COMPLETE="bash_source")
+    assert (done.returncode, "complete" in done.stdout) == (0, True)
+
+
+def test_a_home_that_is_not_known_is_told_in_one_sentence(tmp_path: Path, command: Callable[..., Any]) -> None:
+    recipe = tmp_path / "my.toml"
+    recipe.write_text('name = "x"\n[data]\npath = "~nosuchuser/data"\n')
+    result = command("status", recipe, "--workspace", tmp_path / "runs")
+    assert (result.code, "no home folder is known for '~nosuchuser'" in result.err) == (1, True)
+
+
+def test_an_account_without_a_home_is_told_how_to_name_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "LSMIX_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(MissingError, match="Name a folder with LSMIX_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("LSMIX_CACHE", "somewhere")
+    assert cache_folder() == Path("somewhere")
+
+
+def test_a_flow_whose_weights_overflow_is_unusable_and_not_to_be_tried_again(
+    tiny_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
+) -> None:
+    (made,) = (tiny_workspace / "train-glow").iterdir()
+    flow = load_flow(made)
+    with torch.no_grad():
+        for name, value in flow.named_parameters():
+            if not name.endswith((".sign", ".permutation")):
+                value.fill_(1e38)
+    flow_folder = tmp_path / "flow"
+    flow_folder.mkdir()
+    save_flow(flow_folder, flow, {"class_names": []})
+    with np.errstate(all="ignore"):
+        result = command("encode", tiny_recipe, "--workspace", tiny_workspace, "--set", f"flow.path={flow_folder}")
+    assert (result.code, "its weights are unusable" in result.err) == (5, True), result.err
+    assert "run the same command again" not in result.err
