@@ -70,7 +70,7 @@ def test_a_reader_that_goes_away_ends_the_command_quietly_with_the_documented_co
     shell = f'{sys.executable} -c "{script}" | true; echo ${{PIPESTATUS[0]}}'
     done = run("unused", shell=shell)
     assert (done.stdout, done.stderr) == ("141\n", "")
-    documented = (Path(__file__).parents[1] / "docs" / "cli.md").read_text(encoding="utf-8")
+    documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     assert "| 141 |" in documented
 
 
