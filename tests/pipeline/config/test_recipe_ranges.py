@@ -92,7 +92,13 @@ def test_a_shift_by_a_whole_image_is_told_before_anything_is_trained(
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} <= {"ingest", "log", "logs"}
 
 
-def test_a_shard_that_would_fill_the_memory_is_refused(tiny_workspace: Path, tiny_recipe: Path, command: Any) -> None:
+def test_a_shard_that_would_fill_the_memory_is_refused(
+    tiny_workspace: Path, tiny_recipe: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begun(*_: object, **__: object) -> None:
+        raise ValueError("a pool of gigabytes was begun")  # so that a broken check fails instead of filling the memory
+
+    monkeypatch.setattr("lsmix.pipeline.stages.mix.create_pool", begun)
     more = ["--set", "pools.lsmix.copies=100000", "--set", "pools.lsmix.shard_rows=16777216"]
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, *more)
     assert result.code == 1
