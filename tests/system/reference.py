@@ -1,8 +1,8 @@
 """Compare every array that the working tree makes with those of a reference commit.
 
-``python tests/system/reference.py`` checks the reference commit out into a worktree of its own, runs the same recipes with
-both trees on the CPU, and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every
-value. It prints one line per artifact and exits with 1 if any array differs, is missing or is new.
+``python tests/system/reference.py`` runs the same recipes with the reference commit and with the working tree on the CPU,
+and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every value. It prints one
+line per artifact and exits with 1 if any array differs, is missing or is new.
 
 ``--keep DIR`` keeps the reference's workspaces in DIR and reuses them the next time. The recipe ``cifar10-small`` needs the
 real images in ``LSMIX_SHARED_DATA`` (else ``../shared/data``) and is left out, with a message, where they are absent.
