@@ -21,7 +21,7 @@ from lsmix.data.errors import LsmixError, SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
 
-__all__ = ["HDF5", "check_storage", "find_array", "opened_hdf5"]
+__all__ = ["HDF5"]
 
 # (images, labels) of train and of test, by the names in use.
 _LAYOUTS = (
@@ -52,7 +52,7 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    with opened_hdf5(path) as file:
+    with _opened_hdf5(path) as file:
         ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
         data = None if ours else _read_foreign(path, file)
     return data or _from_ours(open_dataset(path))
@@ -72,20 +72,20 @@ def _from_ours(data: DataSet) -> PublishedData:
 
 def _read_foreign(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
-    keys = [key for key in _KEYS if find_array(where, file, key) is not None]
+    keys = [key for key in _KEYS if _find_array(where, file, key) is not None]
     splits = {}
     if not keys:  # what there is may have the right name, and be a group
         raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
     for split, names in choose_names(where, keys, _LAYOUTS, _LOOKS_FOR).items():
-        images, labels = (_read_numbers(path, find_array(where, file, name)) for name in names)
+        images, labels = (_read_numbers(path, _find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
-    stored = find_array(where, file, _NAMES)
+    stored = _find_array(where, file, _NAMES)
     class_names = number_classes(where, splits) if stored is None else _read_names(path, stored)
     return PublishedData(splits=splits, class_names=class_names)
 
 
 @contextmanager
-def opened_hdf5(path: Path) -> Iterator[Any]:
+def _opened_hdf5(path: Path) -> Iterator[Any]:
     """Open a stranger's HDF5 file for reading; whatever h5py raises on damage is a SourceError."""
     try:
         # Locking is off, since read-only mounts refuse locks.
@@ -98,7 +98,7 @@ def opened_hdf5(path: Path) -> Iterator[Any]:
         raise SourceError(f"{str(path)!r} is damaged or no HDF5 file ({error}). Write it again.") from error
 
 
-def find_array(where: str, file: Any, name: str) -> Any:
+def _find_array(where: str, file: Any, name: str) -> Any:
     """Return an array of the file by its path, or None if there is none; a link to elsewhere is a SourceError."""
     item = file
     for part in name.split("/"):
@@ -120,7 +120,7 @@ def _read_names(path: Path, item: Any) -> tuple[str, ...]:
             f"{item.name!r} of {str(path)!r} must be a one-dimensional array of text of fixed length; got {item.dtype} of "
             f"shape {item.shape}. Save numpy.char.encode([...names...], 'utf-8')."
         )
-    check_storage(path, item)
+    _check_storage(path, item)
     return tuple(name.decode("utf-8", "replace") for name in item[:].tolist())
 
 
@@ -129,12 +129,12 @@ def _read_numbers(path: Path, item: Any) -> npt.NDArray[Any]:
         raise SourceError(
             f"{item.name!r} of {str(path)!r} holds {item.dtype}; only plain numbers are read, never objects or records."
         )
-    check_storage(path, item)
+    _check_storage(path, item)
     array: npt.NDArray[Any] = item[...]
     return array
 
 
-def check_storage(path: Path, item: Any) -> None:
+def _check_storage(path: Path, item: Any) -> None:
     """Raise SourceError if reading an array could reach outside the file or take far more memory than it has bytes."""
     where = f"{item.name!r} of {str(path)!r}"
     plist = item.id.get_create_plist()

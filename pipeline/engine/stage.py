@@ -33,7 +33,7 @@ __all__ = [
     "upto",
 ]
 
-_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard, as an import accepts it
+_MAX_SHARD_BYTES = 1 << 30  # of memory for one shard
 
 
 @dataclass(frozen=True, kw_only=True)
