@@ -32,7 +32,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
-
 _HOME = {
     "LsmixError": "lsmix.data.errors",
     "PoolLoader": "lsmix.data.loaders.pool_loader",

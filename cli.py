@@ -34,12 +34,10 @@ __all__ = ["main"]
 
 _INTERRUPTED = 130
 _OUTPUT_GONE = 141  # as shells say of programs that SIGPIPE ends
-
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
 5 corrupt, 6 partly done, 130 interrupted (run again to go on), 141 output closed.
 """
-
 
 # Not a docstring, since click wants real backspaces in front of what it must not wrap.
 _HELP = """Make, check and use mixed-image data sets (LS-Mix).

@@ -24,7 +24,6 @@ __all__ = ["check_tensors", "flat_state", "load_classifier", "restore_state", "s
 
 _STEP = "step"  # of Adam, a float32 scalar
 
-
 # What an optimiser keeps for each parameter, like it in shape and type, but for the step.
 _PARTS: Mapping[type[torch.optim.Optimizer], tuple[str, tuple[str, ...]]] = {
     torch.optim.Adam: ("adam", ("exp_avg", "exp_avg_sq", _STEP)),

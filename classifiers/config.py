@@ -3,21 +3,16 @@
 import importlib.util
 import re
 import sys
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import PIXEL_METHODS, nearest
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["CNN13", "WIDE_RESNET", "ClassifierTraining", "PixelMix", "check_architecture", "depth_and_widening"]
 
 _Epochs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
-
-
 _CNN13_WIDTH = 128  # [P Table 5]
 
 
@@ -78,15 +73,9 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 _KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
-
-
 _MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
 WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
-
-
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-
 _TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read what a stranger made
 
 

@@ -17,7 +17,6 @@ from lsmix.data.errors import RecipeError
 __all__ = ["ChannelStatistics", "Normalised", "channel_statistics"]
 
 ChannelStatistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation, (C,) each, in [0, 1]
-
 _CHUNK_BYTES = 1 << 22  # of images that are counted at once; np.bincount takes eight times as much
 _LEVELS = 256
 

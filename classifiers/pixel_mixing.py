@@ -16,11 +16,7 @@ from lsmix.data.rng import generator
 __all__ = ["cutmix", "fmix", "mix_batch", "mix_images", "mix_pixels", "mixup", "resizemix"]
 
 _Mixed = tuple[Tensor, Tensor]
-
-
 _UNIT = 1 << 32  # MixUp takes λ to the nearest multiple of its inverse, which moves no pixel by more than 1e-7
-
-
 _DECAY = 3.0  # of FMix's spectrum, as published
 
 

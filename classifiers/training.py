@@ -29,8 +29,6 @@ __all__ = ["ClassifierTrainer", "EpochFacts", "Mixes", "Schedule", "constant", "
 
 # (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
-
-
 _UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait, so it is asked this seldom
 
 

@@ -10,7 +10,7 @@ import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
@@ -25,9 +25,6 @@ from lsmix.data.atomic import (
     write_atomic,
 )
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "ARTIFACT_FILES",
@@ -54,29 +51,13 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-
-
 MANIFEST_NAME = "manifest.json"
-
-
 WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
-
-
 MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
-
-
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
-
-
 _MOST_SECONDS = 1e10  # three hundred years
-
-
 _MOST_BYTES = 2**48  # of a file; more is a lie
-
-
 _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
-
-
 _MOST_PATH_BYTES = 1024
 
 
@@ -393,7 +374,6 @@ def _columns(store: str) -> str:
 
 
 _CARD = r"README\.md|card\.(png|json)|samples\.csv|croissant\.json|LICENSES/(images|lsmix)\.txt"
-
 
 # By stage: a regular expression that a whole path must match.
 ARTIFACT_FILES: Final = {

@@ -38,11 +38,7 @@ __all__ = [
 ]
 
 _BLOCK_BYTES = 1 << 20
-
-
 _PART = ".part"  # ends the name of a file being written
-
-
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISLNK, "a link"),
@@ -150,19 +146,13 @@ def is_file_at(path: Path, stream: IO[bytes]) -> bool:
 
 _Record = TypeVar("_Record")
 
-
 # What is counted before decoding, since every list, object, key and value takes much more memory than its bytes in JSON:
 # 64 MiB of "[]," took 3 GB. A pool has one number for each failed decode, and a manifest four keys for each file.
 _MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000_000, b",": 6_000_000}
 
-
 # What decoding raises on bytes that are damaged, or were made to do harm.
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
-
 _MOST_HEADER_BYTES = 4 << 20  # some 40,000 tensors
-
-
 _MOST_BYTES = 16 << 20  # of results, which have some hundred bytes for each epoch or sample
 
 
@@ -219,8 +209,6 @@ def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what:
 
 
 _OPENING = b"{\n"
-
-
 _SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
 
 

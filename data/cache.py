@@ -56,8 +56,6 @@ __all__ = [
 ]
 
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
-
-
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 
 
@@ -228,11 +226,7 @@ def _tell_nobody(count: int) -> None:
 
 
 _JOBS = 4  # shards on their way at a time
-
-
 _MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
-
-
 _MOST_OPEN = 128
 
 
@@ -348,11 +342,7 @@ def _check_record(place: RemoteFS, store: ColumnStore, shard: int, column: str, 
 
 
 _BLOCK_BYTES = 1 << 20
-
-
 _PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; one that gets on begins the row anew
-
-
 _Answer = TypeVar("_Answer")
 
 

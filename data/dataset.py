@@ -41,23 +41,11 @@ __all__ = [
 ]
 
 DATASET_NAME = "dataset.h5"
-
-
 FORMAT_VERSION = 1
-
-
 SPLIT_NAMES = ("train", "heldout", "test")
-
-
 BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
-
-
 MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
-
-
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
-
-
 COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
 
 

@@ -36,12 +36,9 @@ __all__ = [
 # Gives the generator of a row, 0 to N − 1; the same one in any split of the work.
 RowRng: TypeAlias = Callable[[int], np.random.Generator]
 
-
 # (x1, x2, λ float64 (N,) on the CPU, draws) -> mixed like x1, share of x2 float64 (N,) on the CPU.
 # In latent space x is float (N, D), in pixel space uint8 (N, C, H, W).
 Method: TypeAlias = "Callable[[torch.Tensor, torch.Tensor, torch.Tensor, RowRng], tuple[torch.Tensor, torch.Tensor]]"
-
-
 _Floats: TypeAlias = NDArray[np.float64]
 _Space: TypeAlias = Literal["latent", "pixel"]
 
@@ -168,8 +165,6 @@ _PAPER: Final = (
     "Normalizing Flow."
 )
 _REGIONS: Final = "lsmix.pipeline.naturalness.regions"
-
-
 _METHODS: Final[dict[_Space, dict[str, MixingMethod]]] = {
     "latent": {
         "ls-mix": MixingMethod(

@@ -32,9 +32,7 @@ __all__ = [
 PLAN_NAME: Final = "plan.json"  # beside the pool
 SPEC_FORMAT: Final = 1
 CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # where the second image may begin
-
 _MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
-
 _ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
 _Rate = Annotated[float, Meta(ge=0, le=1)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]

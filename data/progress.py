@@ -8,10 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from types import FrameType
-from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TypeVar
-
-if TYPE_CHECKING:
-    pass
+from typing import IO, Any, Final, Protocol, TypeVar
 
 __all__ = [
     "ROUND_SECONDS",
@@ -28,11 +25,7 @@ __all__ = [
 ]
 
 ROUND_SECONDS: Final = 0.1  # the longest that a stop waits for
-
-
 asked: Final = threading.Event()
-
-
 _Answer = TypeVar("_Answer")
 
 

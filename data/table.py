@@ -36,32 +36,14 @@ __all__ = [
 ]
 
 METADATA_NAME = "zarr.json"
-
-
 _CHUNK_BYTES = 800_000  # the best measured sizes for 3 KiB rows: chunks of 256 rows in shards of 8,192
-
-
 _CHUNKS_A_SHARD = 32
-
-
 GROUP_BYTES = 1 << 20  # of metadata that are read: 20,000 class names and a citation
-
-
 ARRAY_BYTES = 1 << 14  # … of a column
-
-
 MOST_COLUMNS = 64  # a pool has fourteen at most
-
-
 _WRITERS = 8  # threads that write one shard of all columns; a pool has eight or nine
-
-
 Dtype = Literal["uint8", "int64", "float32", "float64"]
-
-
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
-
-
 _Model = TypeVar("_Model", bound=msgspec.Struct)
 
 
@@ -377,11 +359,7 @@ def _read_json(path: Path, kind: type[_Model], most_bytes: int) -> _Model:
 
 
 CRC_BYTES = 4
-
-
 _EMPTY = np.uint64(2**64 - 1)  # offset and size of a chunk that is not stored
-
-
 _ENTRY = np.dtype("<u8")
 
 

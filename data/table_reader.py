@@ -30,15 +30,10 @@ __all__ = ["ColumnArray", "ColumnReader", "LocatedRows", "ShardFiles", "open_art
 
 _OPEN_SHARDS = 128  # a column's mapped shards; each holds a file descriptor, of which a process commonly has 1,024
 
-
 # Of a column's maps, before their pages are let go. Pages of a map count as memory of the process, though the kernel takes
 # them back when it needs them; a page that is wanted again comes from the kernel's cache.
 _TOUCHED_BYTES = 160 << 20
-
-
 _FIRST_ADDRESS, _MOST_ADDRESS = 4096, 1 << 47  # nothing is ever mapped below or above; 0 would mean no memory at all
-
-
 _LITTLE_ENDIAN = sys.byteorder == "little"
 
 

@@ -25,17 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_PROGRESS_BYTES", "TransientError", "append_block", "checked_url", "is_web", "open_web", "reason_of"]
 
 _WEB: Final = ("http", "https")
-
-
 _SCHEMES: Final = ("abfs", "az", "file", "gcs", "gs", "hf", "http", "https", "memory", "s3", "s3a")
-
-
 _MOST_SHOWN: Final = 200
-
-
 _HOST_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-
-
 _MOST_HOST: Final = 253
 
 
@@ -110,26 +102,12 @@ def _check_web(parts: SplitResult, shown: str, url: str) -> None:
 
 
 _TIMEOUT_SECONDS = 30.0  # without a byte
-
-
 _PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the file a second
-
-
 _LEAST_BYTES_PER_SECOND = 4096
-
-
 _MOST_OTHER_BYTES = 1 << 20  # headers, trailers, pages that redirect
-
-
 LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
-
-
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
-
-
 _Answer = TypeVar("_Answer")
-
-
 _Kind = TypeVar("_Kind", bound=http.client.HTTPConnection)
 
 

@@ -27,7 +27,6 @@ __all__ = ["CONFIG_NAME", "FORMAT_VERSION", "WEIGHTS_NAME", "load_flow", "read_f
 FORMAT_VERSION = 1
 CONFIG_NAME = "glow.json"
 WEIGHTS_NAME = "glow.safetensors"
-
 _JSON_BYTES_CAP = 1 << 24
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 

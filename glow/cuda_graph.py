@@ -18,7 +18,6 @@ __all__ = ["Replayed", "can_record"]
 _WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
 _RECORDED_ON = frozenset({"cuda"})  # types of devices
 _MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
-
 _Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
 

@@ -30,7 +30,6 @@ __all__ = ["Flow", "Mix", "exact_arithmetic"]
 
 # Makes latents (n, D) from some rows, and the tensors that hold them.
 Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
-
 _LOG_2PI = math.log(2.0 * math.pi)
 
 

@@ -26,7 +26,6 @@ __all__ = [
 ]
 
 Padding = tuple[int, int, int, int]  # pixels added at the top, bottom, left, right
-
 _NOISE_BITS = (
     14  # 8 bits of pixel, 14 of noise and its half step fit float32's 24 exactly: no rounding into a neighbour
 )

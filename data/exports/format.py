@@ -17,7 +17,6 @@ from lsmix.data.pool import Pool
 __all__ = ["EXPORT_FORMATS", "README_NAME", "ExportFormat", "ExportJob"]
 
 README_NAME: Final = "README.md"  # of every export
-
 EXPORT_FORMATS: Final = Registry(
     "export format",
     "lsmix.export_formats",

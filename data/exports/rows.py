@@ -16,8 +16,6 @@ from lsmix.data.pool import Pool
 __all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_metadata"]
 
 Block = dict[str, NDArray[Any]]  # some rows, by column
-
-
 _BLOCK_BYTES = 8 << 20
 
 

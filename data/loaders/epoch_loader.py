@@ -24,13 +24,9 @@ from lsmix.data.loaders.sampler import BatchPlan, EpochOrder
 __all__ = ["BatchReader", "EpochLoader", "LoaderState", "read_ahead", "to_batch"]
 
 _ROWS_TOGETHER = 2048  # as many as a shuffled window of 8 chunks of 32×32 images has
-
-
 BatchReader = Callable[
     [NDArray[np.int64], Sequence[slice]], Iterator[Any]
 ]  # rows of some batches, each one's part of them
-
-
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 

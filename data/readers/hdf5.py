@@ -238,5 +238,4 @@ def _lzf_size(packed: bytes, most: int) -> int:
 
 
 _UNPACKED_SIZES = {h5py.h5z.FILTER_DEFLATE: _deflated_size, h5py.h5z.FILTER_LZF: _lzf_size}
-
 HDF5 = SourceFormat(name="hdf5", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)

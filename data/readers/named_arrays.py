@@ -15,7 +15,6 @@ from lsmix.data.readers.source_images import Split
 __all__ = ["Names", "choose_names", "number_classes", "to_split"]
 
 _MAX_CLASSES = 1 << 16  # ImageNet-21k has 21,841
-
 Names = tuple[str, str]  # of the images and of their labels
 
 

@@ -17,7 +17,6 @@ from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_
 __all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
 _DIGITS = "digits"  # the built-in data set, which has no path
-
 DATA_FORMATS: Final = Registry(
     "format",
     "lsmix.data_formats",

@@ -43,29 +43,13 @@ __all__ = [
 ]
 
 _HOME = "artifacts"  # in the cache folder
-
-
 _KEPT_BYTES = 20 << 30  # of all copies together; one that is larger is fetched all the same, and goes with the next
-
-
 _FRESH = ".fresh-"  # begins the name of a copy that belongs to one call of one process; others begin with no dot
-
-
 _LOCK = ".lock"  # ends the name of a copy's lock, whose time says when the copy was last asked for
-
-
 _PART = ".part"  # … of a copy that is being fetched
-
-
 _DIGITS = 12
-
-
 _MOST_JSON_BYTES = 1 << 20
-
-
 _TRIES = 40  # at a copy that others hold, though it is not whole
-
-
 _PAUSE_SECONDS = 0.05
 
 

@@ -42,9 +42,7 @@ _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB 
 _MAX_DEPTH = 32  # ours have six levels at most
 _MAX_SCALES = 64  # each is checked as a recipe of its own
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
-
 _FLOW_FIELDS = FlowRecipe.__struct_fields__
-
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
 

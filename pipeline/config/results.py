@@ -1,16 +1,13 @@
 """The results that stages write: logs of trainings, error rates, naturalness. All are read with bounds and types."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, read_small, write_atomic
 from lsmix.data.errors import CorruptError, MissingError
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "DATASET_FILE",
@@ -33,8 +30,6 @@ __all__ = [
 ]
 
 NATURALNESS_FILE = "naturalness.json"
-
-
 _FORMAT = 1
 
 
@@ -140,14 +135,8 @@ def read_log(folder: Path) -> list[LogLine]:
 
 
 SHEET_FILE = "sheet.png"
-
-
 SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
-
-
 METRICS_FILE = "metrics.json"
-
-
 WEIGHTS_FILE = "classifier.safetensors"
 
 

@@ -22,23 +22,11 @@ from lsmix.pipeline.engine.stage import Executor, Report, ShardRecord, ShardWork
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
 _RETRIES = 2  # of a shard that raises
-
-
 _TASKS_A_THREAD = 4  # handed out ahead, so that no thread waits; the rest waits here, and the scheduler stays small
-
-
 _FEWEST_TASKS = 16
-
-
 _CONNECT_SECONDS = 10.0
-
-
 _ROUND_SECONDS = 0.5  # after which an interruption is seen
-
-
 _MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
-
-
 _PATIENCE_SECONDS = 15.0  # without any worker, after which it is told
 
 

@@ -356,8 +356,6 @@ def _tell_other_devices(task: StageTask, finished: dict[int, ShardRecord]) -> No
 
 
 _JOBS = 8  # small files on their way at a time
-
-
 _MOST_RECORD_BYTES = 16 << 20
 
 

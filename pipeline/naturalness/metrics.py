@@ -18,7 +18,6 @@ __all__ = ["Resample", "Resamples", "Transport", "border_gradients", "frechet_di
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
-
 _CONFIDENCE = 0.95
 
 

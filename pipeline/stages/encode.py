@@ -167,6 +167,4 @@ def _check(config: EncodeConfig, size: DatasetSize) -> None:
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)
-
-
 ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)

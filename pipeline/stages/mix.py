@@ -296,8 +296,6 @@ def _check(config: PoolConfig, size: DatasetSize) -> None:
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)
-
-
 MIX = Stage(
     name="mix",
     version=4,

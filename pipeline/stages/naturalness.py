@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["NATURALNESS"]
 
 _SHEET_ROWS = 8
-
-
 _SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
 
 

@@ -49,5 +49,4 @@ STAGE_COMMANDS: Final[Mapping[str, StageCommand]] = {
     ),
     "report": StageCommand(summary="Write the report of RECIPE."),
 }
-
 STAGES: Final = tuple(STAGE_COMMANDS)

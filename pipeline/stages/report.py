@@ -9,8 +9,6 @@ from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, S
 __all__ = ["REPORT"]
 
 _FIGURES = "figures"
-
-
 _ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
 
 

@@ -27,11 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["TRAIN_GLOW"]
 
 _CHECKPOINT = "checkpoint.safetensors"
-
-
 _SAMPLE_COUNT = 64
-
-
 _ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 
 

@@ -22,7 +22,6 @@ __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
 _ROWS = 1 << 16  # at a time, so that memory does not grow with the pool
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _COUNTED = ("ok", "redrawn", "replaced")
-
 _Array = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
 

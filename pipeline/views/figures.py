@@ -31,7 +31,6 @@ __all__ = ["FIGURES", "FigureSheet", "check_figure", "choose_figure_pairs", "dra
 
 Image = NDArray[np.uint8]
 Pair = tuple[int, int]
-
 _SWEEP_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂")
 
 

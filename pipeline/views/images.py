@@ -114,11 +114,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 _TRIPLES = 3  # of x₁, mix, x₂ in a row
-
-
 _LOOKED_AT = 4096  # rows of a pool that are chosen from
-
-
 SHEET_TITLES = ["x₁", "mix", "x₂"] * _TRIPLES
 
 

@@ -29,7 +29,6 @@ from lsmix.pipeline.workspace.local import Workspace
 __all__ = ["PAGE_SAMPLES", "PoolCard", "PoolPicture", "render_pool_page", "write_pool_page"]
 
 PAGE_SAMPLES = 120  # rows of a pool on its page, unless one asks for another number
-
 _TEMPLATE = "pool_page.html.j2"
 _PAGE_BYTES = 2_700_000  # of samples; facts and style take well under 300 kB beside them
 _CARD_BYTES = 1_600  # what the text of a sample takes at most, about

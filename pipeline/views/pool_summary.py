@@ -18,7 +18,6 @@ __all__ = ["BINS", "EVENTS", "PoolSummary", "summarise_pool"]
 
 BINS = 20  # of the histograms, over 0 to 1
 EVENTS = (*STATUSES, "decode failed")  # what became of a row; the last: kept although the flow could not decode it well
-
 _LOOKED_AT = ("label_a", "label_b", "lam", "share_b", "status")
 _BLOCK_ROWS = 65536  # gone through at a time
 _BANDS = 10  # of the share, among which undisturbed rows are chosen equally

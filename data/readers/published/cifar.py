@@ -155,7 +155,6 @@ def _format(name: str, layout: _Layout, variants: Mapping[str, _Layout] | None =
 
 _BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
 _BINARY_BATCHES = tuple(f"{batch}.bin" for batch in _BATCHES)
-
 CIFAR10_PYTHON = _format(
     "cifar10-python",
     _Layout(
@@ -183,7 +182,6 @@ CIFAR10_BINARY = _format(
         label_bytes=1,
     ),
 )
-
 _FINE_PYTHON = _Layout(
     files=CifarFiles("cifar-100-python", "cifar-100-python", ("train", "test", "meta"), telling=2),
     data_set="CIFAR-100",
@@ -196,7 +194,6 @@ _FINE_PYTHON = _Layout(
 )
 _COARSE_PYTHON = replace(_FINE_PYTHON, classes=20, labels_key="coarse_labels", names_key="coarse_label_names")
 CIFAR100_PYTHON = _format("cifar100-python", _FINE_PYTHON, {"coarse": _COARSE_PYTHON})
-
 _FINE_BINARY = _Layout(
     files=CifarFiles(
         "cifar-100-binary",

@@ -24,8 +24,6 @@ from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block, o
 __all__ = ["download"]
 
 _BLOCK_BYTES = 1 << 18
-
-
 _PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; one that gets on begins the row anew
 
 

@@ -25,7 +25,6 @@ __all__ = ["load_batch"]
 _MAX_BYTES = 1 << 30  # a published batch has 31 MB (CIFAR-10) or 156 MB (CIFAR-100)
 _MAX_OPCODES = 4_000_000  # CIFAR-100, the largest, has some 400,000; each makes 64 bytes of objects or so
 _SMALL_BYTES = 1 << 16
-
 _NUMERIC = re.compile(r"b1|[iu][1248]|f[248]")
 
 # Opcodes whose argument is the value; in the old ones it is bytes that pickletools shows as Latin-1 text.

@@ -31,7 +31,6 @@ __all__ = [
 ]
 
 Media: TypeAlias = Literal["image/png", "image/svg+xml"]
-
 _TEMPLATE = "report.html.j2"
 _SUFFIX = {"image/png": ".png", "image/svg+xml": ".svg"}
 _LONG_CELL = 40  # characters, beyond which a column may wrap; shorter ones stay on one line
