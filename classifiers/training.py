@@ -25,7 +25,7 @@ from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
 from lsmix.data.rng import generator
 
-__all__ = ["ClassifierTrainer", "EpochFacts", "Mixes", "Schedule", "constant", "cosine", "exponential"]
+__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "Schedule", "constant", "cosine", "exponential"]
 
 # (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
@@ -33,7 +33,7 @@ _UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochFacts:
+class EpochResult:
     """What one epoch of training came to."""
 
     epoch: int  # counted from 0
@@ -96,7 +96,7 @@ class ClassifierTrainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
         self.optimiser = _optimiser(config, self.model)
 
-    def run_epoch(self, source: BatchSource) -> EpochFacts:
+    def run_epoch(self, source: BatchSource) -> EpochResult:
         """Train on every batch of the source's epoch ``self.epoch``, and return what it came to.
 
         Raises:
@@ -119,7 +119,7 @@ class ClassifierTrainer:
         if images == 0:
             raise RecipeError(f"epoch {self.epoch} has no batch to train on. Use more images or a smaller batch_size.")
         self._check_finite(loss_sum)
-        facts = EpochFacts(
+        facts = EpochResult(
             epoch=self.epoch,
             loss=float(loss_sum) / images,
             updates=updates,

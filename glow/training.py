@@ -22,7 +22,7 @@ from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
-__all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
+__all__ = ["FlowTrainer", "StepResult", "augment", "sample"]
 
 _EVALUATED_TOGETHER = 64  # images
 _STEPS_AHEAD = 16  # that a GPU is given before the host waits for it
@@ -30,7 +30,7 @@ _BETAS = (0.9, 0.999)  # [P B.3]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
 
 
-class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """What one step tells."""
 
     iteration: int  # number of the step, from 0
@@ -108,12 +108,12 @@ class FlowTrainer:
         """How many steps are best done in one call of ``steps``: several where the host can run ahead of a device."""
         return _STEPS_AHEAD if can_record(self.flow.device) else 1
 
-    def step(self) -> StepFacts:
+    def step(self) -> StepResult:
         """Do one update, and tell of it: ``steps(1)``."""
         (facts,) = self.steps(1)
         return facts
 
-    def steps(self, count: int) -> list[StepFacts]:
+    def steps(self, count: int) -> list[StepResult]:
         """Do ``count`` updates and tell of each; wait for the device once, at the end of them.
 
         The very first step of all initialises ActNorm from its batch before that.
@@ -139,7 +139,7 @@ class FlowTrainer:
                     self._ahead = self.iteration, self._prepared(self.iteration)
         return self._facts(first, torch.stack(measured).tolist())  # the only wait for a GPU
 
-    def _facts(self, first: int, measured: list[list[float]]) -> list[StepFacts]:
+    def _facts(self, first: int, measured: list[list[float]]) -> list[StepResult]:
         """Return what the steps from ``first`` on tell; end at the one that diverged, if one did."""
         for iteration, (loss, norm) in enumerate(measured, start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
@@ -152,7 +152,7 @@ class FlowTrainer:
                 )
         bits = self.flow.config.bits
         return [
-            StepFacts(iteration=iteration, loss_bits_per_dim=loss / math.log(2.0) + bits, grad_norm=norm)
+            StepResult(iteration=iteration, loss_bits_per_dim=loss / math.log(2.0) + bits, grad_norm=norm)
             for iteration, (loss, norm) in enumerate(measured, start=first)
         ]
 

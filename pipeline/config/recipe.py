@@ -20,10 +20,10 @@ from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
-    Combine,
     DataConfig,
     FlowRecipe,
-    MixOnTheFly,
+    MixMode,
+    MixSource,
     NaturalnessConfig,
     PoolRecipe,
     RecipeReport,
@@ -34,7 +34,7 @@ from lsmix.pipeline.config.schema import (
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe", "training_name"]
+__all__ = ["FlowSection", "Recipe", "RunSection", "read_recipe", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -54,18 +54,12 @@ class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=T
     )
 
 
-class RunPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the ways in which the batches of a run come about: a pool, or images mixed on the fly."""
-
-    pool: str = ""  # name of the pool that the batches come from; empty takes the training images
-
-
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One arm of a comparison: a classifier trained once for each seed."""
 
     pool: str = ""  # name of the pool to train on; empty trains on the data set itself
-    mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
-    combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
+    mix: tuple[MixSource, ...] = ()  # instead of one pool: how batches are made
+    mode: MixMode = "mixture"  # of several in mix: one drawn for each batch, or one after another
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
     label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
@@ -119,26 +113,26 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             rows={name: RowText(label=run.label, paper=run.paper, seeds=run.seeds) for name, run in self.runs.items()},
         )
 
-    def judge_config(self) -> FlowRecipe:
-        """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+    def evaluator_config(self) -> FlowRecipe:
+        """Return how the evaluator of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
 
         Raises:
-            RecipeError: a field of the judge is wrong.
+            RecipeError: a field of the evaluator is wrong.
         """
-        own = dict(self.naturalness.judge) if self.naturalness else {}
+        own = dict(self.naturalness.evaluator) if self.naturalness else {}
         shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
         training = own.pop("training", {})
         if isinstance(training, Mapping):  # anything else is told by the conversion
             if "rows" in training:
                 raise RecipeError(
-                    "naturalness.judge.training.rows: the judge always learns from the odd rows; leave it out."
+                    "naturalness.evaluator.training.rows: the evaluator always learns from the odd rows; leave it out."
                 )
             seed = {"seed": self.own_flow.training.seed + 1}
             training = {**shared["training"], **seed, **training, "rows": "odd"}
-        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.judge")
+        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.evaluator")
         if config.training.seed == self.own_flow.training.seed:
             raise RecipeError(
-                f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
+                f"naturalness.evaluator.training.seed: got {config.training.seed}, which is the flow's own; an evaluator needs another."
             )
         return config
 
@@ -295,10 +289,10 @@ def _check_values(value: Any, dotted: str, where: str) -> None:
         raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
 
 
-def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
+def _check_evaluator(recipe: Recipe, config: NaturalnessConfig) -> None:
     check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.own_flow.training.rows)
-    if not recipe.judge_config().training.iterations:
-        raise RecipeError("naturalness.judge.training.iterations: expected int >= 1, got 0.")
+    if not recipe.evaluator_config().training.iterations:
+        raise RecipeError("naturalness.evaluator.training.iterations: expected int >= 1, got 0.")
     if config.classifier and config.classifier not in recipe.runs:
         known = ", ".join(recipe.runs) or "none"
         raise RecipeError(
@@ -309,7 +303,7 @@ def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
 
 def _check_references(recipe: Recipe) -> None:
     if recipe.naturalness:
-        _check_judged(recipe, recipe.naturalness)
+        _check_evaluator(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
@@ -355,5 +349,5 @@ def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
                 PIXEL_METHODS.check(part.method)
             except RecipeError as error:
                 raise RecipeError(f"{where}.method: {error}") from error
-        if run.combine == "sequential" and part.pool and place:
-            raise RecipeError(f"{where}.pool: in a sequence a pool comes first, since its images are mixed already.")
+        if run.mode == "chain" and part.pool and place:
+            raise RecipeError(f"{where}.pool: in a chain a pool comes first, since its images are mixed already.")

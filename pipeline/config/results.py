@@ -21,7 +21,7 @@ __all__ = [
     "Interval",
     "LogLine",
     "Naturalness",
-    "SampleFacts",
+    "SampleSummary",
     "Seen",
     "read_log",
     "read_metrics",
@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 NATURALNESS_FILE = "naturalness.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +41,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
+class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
     """What was found of one sample of images: those of a method, or originals."""
 
     name: str  # of the method; "held-out", "test" or "sources" for originals
@@ -50,7 +50,7 @@ class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
     share: float | None  # of the second image, as it really is, mean; None for originals
     decode_failed: int | None  # of them, by the rule for pools; None where nothing was decoded
     not_finite: int  # of their bits per dimension; these images are left out of the next five
-    mean_bits: float  # bits per dimension under the judge
+    mean_bits: float  # bits per dimension under the evaluator
     mean_bits_error: float  # standard error of it
     less_likely: (
         Interval | None
@@ -71,12 +71,12 @@ class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int  # n, images in every sample
     pairs_asked: int
     bootstrap: int  # resamples behind the intervals
-    judge_bits: int  # bits per value of the images that the judge models
+    evaluator_bits: int  # bits per value of the images that the evaluator models
     classifier: str  # the training whose features were compared; "" for none
     features: int  # F, their number; 0 for none
-    samples: tuple[SampleFacts, ...]  # held-out originals first
+    samples: tuple[SampleSummary, ...]  # held-out originals first
 
-    def __getitem__(self, name: str) -> SampleFacts:
+    def __getitem__(self, name: str) -> SampleSummary:
         """Return the sample of a name."""
         for sample in self.samples:
             if sample.name == name:

@@ -1,6 +1,6 @@
 """Measuring samples of images, and what the measures come to.
 
-Every sample is measured alike, as 8-bit images, at the same places with the same noise below the judge's
+Every sample is measured alike, as 8-bit images, at the same places with the same noise below the evaluator's
 bits, and compared on the same resamples; so differences between methods are those of the images.
 """
 
@@ -14,7 +14,7 @@ from lsmix.classifiers.evaluation import features
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.glow.flow import Flow
-from lsmix.pipeline.config.results import Interval, SampleFacts
+from lsmix.pipeline.config.results import Interval, SampleSummary
 from lsmix.pipeline.config.schema import NaturalnessConfig
 from lsmix.pipeline.naturalness.metrics import (
     Resamples,
@@ -25,7 +25,7 @@ from lsmix.pipeline.naturalness.metrics import (
 )
 from lsmix.pipeline.naturalness.samples import Sample
 
-__all__ = ["Scorer", "Scores", "facts_of"]
+__all__ = ["Scorer", "Scores", "summarise"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Scores:
     """What was measured on the n images of a sample."""
 
     sample: Sample
-    bits: FloatArray  # (n,) bits per dimension under the judge; not always finite
+    bits: FloatArray  # (n,) bits per dimension under the evaluator; not always finite
     across: FloatArray  # (n,) gradient across the regions' border; NaN where there is none
     inside: FloatArray  # (n,) gradient inside the regions
     decode_failed: int | None
@@ -45,19 +45,19 @@ class Scores:
 
 
 class Scorer:
-    """Measures samples with a judge, and with the features of a classifier if there is one."""
+    """Measures samples with an evaluator, and with the features of a classifier if there is one."""
 
     def __init__(
-        self, judge: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
+        self, evaluator: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
     ) -> None:
-        self._judge, self._classifier, self._config = judge, classifier, config
+        self._evaluator, self._classifier, self._config = evaluator, classifier, config
         self._count, self._shown = count, shown
 
     def measure(self, sample: Sample) -> Scores:
         """Make a sample block by block, and measure it.
 
         Raises:
-            DivergedError: the judge gives fewer than two images a finite likelihood.
+            DivergedError: the evaluator gives fewer than two images a finite likelihood.
         """
         parts: list[tuple[FloatArray, ...]] = []
         clouds, shares = [], []
@@ -78,8 +78,8 @@ class Scorer:
         bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
         if np.isfinite(bits).sum() < 2:
             raise DivergedError(
-                f"the judge gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
-                "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.judge.training'."
+                f"the evaluator gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
+                "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.evaluator.training'."
             )
         return Scores(
             sample=sample,
@@ -93,22 +93,23 @@ class Scorer:
         )
 
     def _bits(self, images: npt.NDArray[np.uint8], start: int) -> FloatArray:
-        _, log_prob = self._judge.encode_scored(
+        _, log_prob = self._evaluator.encode(
             images,
             dequantise=self._config.dequantise,
             batch_size=self._config.batch_size,
             seed=self._config.seed,
             first_index=start,
+            return_log_prob=True,
         )
-        return self._judge.bits_per_dim(log_prob)
+        return self._evaluator.bits_per_dim(log_prob)
 
 
-def facts_of(measured: Scores, reference: Scores, drawn: Resamples) -> SampleFacts:
+def summarise(measured: Scores, reference: Scores, drawn: Resamples) -> SampleSummary:
     """Return what a sample's measures come to, against the held-out originals, on these resamples."""
     finite = np.isfinite(measured.bits)
     bits = measured.bits[finite]
     less, more = (None, None) if measured is reference else _distances(measured, reference, drawn)
-    return SampleFacts(
+    return SampleSummary(
         name=measured.sample.name,
         kind=measured.sample.kind,
         images=len(measured.bits),

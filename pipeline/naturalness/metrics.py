@@ -1,7 +1,7 @@
 """How far mixes are from photographs: the distance of two samples of numbers, of two clouds of features, and seams.
 
 Pure NumPy on what was measured already. Nothing here knows a flow, a classifier or a mixing method, and
-every resample is given from outside, so that all methods are judged on the same ones.
+every resample is given from outside, so that all methods are measured on the same ones.
 """
 
 from collections.abc import Iterator

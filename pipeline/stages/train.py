@@ -105,10 +105,10 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
     config: TrainConfig = task.config
-    pools = {part.input: task.inputs[part.input].folder for part in config.parts if part.input}
+    pools = {part.pool: task.inputs[part.pool].folder for part in config.parts if part.pool}
     return TrainSource(
         parts=config.parts,
-        combine=config.combine,
+        mode=config.mode,
         train=dataset.train,
         pools=pools,
         batch_size=config.batch_size,
@@ -148,4 +148,4 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(name="train", version=2, run=run, estimate=_estimate, check=_check)

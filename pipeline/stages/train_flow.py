@@ -176,7 +176,7 @@ def _check(config: FlowRecipe, size: DatasetSize) -> None:
 
 TRAIN_GLOW = Stage(
     name="train-glow",
-    version=2,
+    version=3,
     run=run,
     estimate=_estimate,
     check=_check,
