@@ -8,13 +8,13 @@ Axes: B batch, C channels, H height, W width, D components of the latent vector;
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 import torch
 from torch import nn
 
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import RecipeError
 from lsmix.data.rng import generator
 from lsmix.glow import pixels
@@ -26,27 +26,12 @@ from lsmix.glow.level import FlowLevel, FrozenLevel
 from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.transfers import run_batches
 
-__all__ = ["Flow", "Mix", "Validate", "exact_arithmetic"]
+__all__ = ["Flow", "Mix", "Validate"]
 
 # Makes latents (n, D) from some rows, and the tensors that hold them.
 Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
 Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # y (B, C, height, width) to bool (B,)
 _LOG_2PI = math.log(2.0 * math.pi)
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Compute in full float32 with deterministic kernels, and without gradients; then put everything back."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
-    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
-    try:
-        conv.fp32_precision = matmul.fp32_precision = "ieee"
-        cudnn.deterministic, cudnn.benchmark = True, False
-        with torch.no_grad():
-            yield
-    finally:
-        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
 
 
 class Flow(nn.Module):
@@ -164,7 +149,7 @@ class Flow(nn.Module):
             log_prob_B = self._log_prior(parts) + log_det_B - self.dim * self.config.bits * math.log(2.0)
             return join_parts(parts), log_prob_B
 
-        with exact_arithmetic():
+        with arithmetic(), torch.no_grad():
             z_BD, log_prob_B = self._replayed("encode", encode)(self._pad(y_BCHW.to(self.device, self.dtype)))
             return z_BD, log_prob_B
 
@@ -174,7 +159,7 @@ class Flow(nn.Module):
         def decode(z_BD: torch.Tensor) -> tuple[torch.Tensor]:
             return (self.inverse(split_parts(z_BD, self.part_shapes)),)
 
-        with exact_arithmetic():
+        with arithmetic(), torch.no_grad():
             (y_BCHW,) = self._replayed("decode", decode)(z_BD.to(self.device, self.dtype))
             top, _, left, _ = self.pads
             return y_BCHW[:, :, top : top + self.config.height, left : left + self.config.width]

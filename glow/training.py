@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.rng import generator
@@ -52,21 +53,12 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, fli
 
 @contextmanager
 def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
-    """Let the coupling networks compute in the precision asked for, with the same kernels each time.
-
-    The 1×1 matrices stay in float32 (see conv1x1.py).
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
-    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    """Compute the coupling networks in the configured precision; the 1×1 matrices stay in float32 (see ``mix_channels``)."""
     try:
-        conv.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
-        matmul.fp32_precision = "ieee"
-        cudnn.deterministic, cudnn.benchmark = True, False
-        flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
-        yield
+        with arithmetic(config.precision, convolutions_only=True):
+            flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
+            yield
     finally:
-        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
         flow.set_network_dtype(None)
         flow.set_rebuild(False)
 
