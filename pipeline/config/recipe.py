@@ -1,7 +1,6 @@
 """The recipe: one TOML file that names the data set, the flow, the pools, the classifier runs and the report.
 
-Checked whole when it is read, with each of its scales, so that nothing starts which would fail later on a typing error;
-unknown keys are refused with the nearest known one.
+Reading a recipe checks all of it, with each of its scales, before any stage starts.
 """
 
 import copy
@@ -15,11 +14,12 @@ import msgspec
 from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
+    HARD_CUT,
     DataConfig,
     FlowRecipe,
     MixMode,
@@ -30,7 +30,6 @@ from lsmix.pipeline.config.schema import (
     ReportConfig,
     RowText,
     RunConfig,
-    check_naturalness,
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
@@ -49,9 +48,8 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    path: str = (
-        ""  # a finished flow to use instead of training one: its folder or URL, or its name or key in the workspace
-    )
+    # A finished flow to use instead of training one: its folder or URL, or its name or key in the workspace.
+    path: str = ""
 
 
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,7 +65,7 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that ``lsmix run`` brings up to date."""
+    """All that ``lsmix run`` brings up to date: the content of a recipe file."""
 
     format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
     name: Name  # of the artifacts
@@ -122,7 +120,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         own = dict(self.naturalness.evaluator) if self.naturalness else {}
         shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
         training = own.pop("training", {})
-        if isinstance(training, Mapping):  # anything else is told by the conversion
+        if isinstance(training, Mapping):  # the conversion refuses anything else
             if "rows" in training:
                 raise RecipeError(
                     "naturalness.evaluator.training.rows: the evaluator always learns from the odd rows; leave it out."
@@ -289,21 +287,39 @@ def _check_values(value: Any, dotted: str, where: str) -> None:
         raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
 
 
-def _check_evaluator(recipe: Recipe, config: NaturalnessConfig) -> None:
-    check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.own_flow.training.rows)
+def _check_naturalness(recipe: Recipe, config: NaturalnessConfig) -> None:
+    for name in config.methods:
+        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
+            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
+    if len(set(config.methods)) < len(config.methods):
+        raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
+    if not recipe.data.heldout:
+        raise RecipeError(
+            "naturalness compares mixes with held-out originals, and there are none. Set 'data.heldout', such as to 500."
+        )
+    if recipe.own_flow.training.rows == "odd":
+        raise RecipeError(
+            "flow.training.rows: expected 'all' or 'even' with a section [naturalness], got 'odd', which are the evaluator's."
+        )
     if not recipe.evaluator_config().training.iterations:
         raise RecipeError("naturalness.evaluator.training.iterations: expected int >= 1, got 0.")
-    if config.classifier and config.classifier not in recipe.runs:
-        known = ", ".join(recipe.runs) or "none"
+    if config.classifier:
+        _check_known("naturalness.classifier", "run", config.classifier, recipe.runs)
+
+
+def _check_known(where: str, what: str, name: str, known: Mapping[str, object]) -> None:
+    """Raise RecipeError unless the recipe has a section of this name."""
+    if name not in known:
         raise RecipeError(
-            f"naturalness.classifier: there is no run {config.classifier!r}; the recipe has {known}."
-            f"{did_you_mean(config.classifier, list(recipe.runs))}"
+            f"{where}: there is no {what} {name!r}; the recipe has {', '.join(known) or 'none'}."
+            f"{did_you_mean(name, list(known))}"
         )
 
 
 def _check_references(recipe: Recipe) -> None:
     if recipe.naturalness:
-        _check_evaluator(recipe, recipe.naturalness)
+        _check_naturalness(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
@@ -329,11 +345,8 @@ def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
         raise RecipeError(f"runs.{name}.mix: say the pool in 'mix' as well, and leave 'pool' out.")
     named = [("pool", run.pool), *((f"mix[{place}].pool", part.pool) for place, part in enumerate(run.mix))]
     for key, pool in named:
-        if pool and pool not in recipe.pools:
-            known = ", ".join(recipe.pools) or "none"
-            raise RecipeError(
-                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{did_you_mean(pool, list(recipe.pools))}"
-            )
+        if pool:
+            _check_known(f"runs.{name}.{key}", "pool", pool, recipe.pools)
     for place, part in enumerate(run.mix):
         where = f"runs.{name}.mix[{place}]"
         if bool(part.pool) == bool(part.method):

@@ -1,5 +1,7 @@
-"""The results that stages write: logs of trainings, error rates, naturalness. All are read with bounds and types."""
+"""The results that stages write: training logs, error rates, naturalness. Reading checks sizes and types."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -29,7 +31,13 @@ __all__ = [
     "write_naturalness",
 ]
 
+DATASET_FILE = "dataset.h5"
+LOG_FILE = "log.jsonl"
+METRICS_FILE = "metrics.json"
 NATURALNESS_FILE = "naturalness.json"
+SHEET_FILE = "sheet.png"
+SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
+WEIGHTS_FILE = "classifier.safetensors"
 _FORMAT = 2
 
 
@@ -42,7 +50,7 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found of one sample of images: those of a method, or originals."""
+    """The measures of one sample of images: those of a method, or originals."""
 
     name: str  # of the method; "held-out", "test" or "sources" for originals
     kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
@@ -52,9 +60,8 @@ class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
     not_finite: int  # of their bits per dimension; these images are left out of the next five
     mean_bits: float  # bits per dimension under the evaluator
     mean_bits_error: float  # standard error of it
-    less_likely: (
-        Interval | None
-    )  # bits per dimension by which its quantiles exceed the held-out originals'; None: itself
+    # Bits per dimension by which its quantiles exceed the held-out originals'; None for these themselves.
+    less_likely: Interval | None
     more_likely: Interval | None  # the same by which they fall short
     distance: Interval | None  # 1-Wasserstein distance, the sum of both
     frechet: float | None  # of the classifier's features to the held-out originals'; None without a classifier
@@ -100,14 +107,18 @@ def read_naturalness(folder: Path) -> Naturalness:
     path = folder / NATURALNESS_FILE
     if not path.is_file():
         raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
-    try:
-        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+    remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+    with _damage_of(path, "naturalness"):
         return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+
+
+@contextmanager
+def _damage_of(path: Path, command: str) -> Iterator[None]:
+    """Turn any error of decoding into a CorruptError that names the file and the command that makes it."""
+    try:
+        yield
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
-
-
-LOG_FILE = "log.jsonl"
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,16 +139,8 @@ def read_log(folder: Path) -> list[LogLine]:
         CorruptError: it is damaged.
     """
     path = folder / LOG_FILE
-    try:
+    with _damage_of(path, "train-glow"):
         return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
-
-
-SHEET_FILE = "sheet.png"
-SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
-METRICS_FILE = "metrics.json"
-WEIGHTS_FILE = "classifier.safetensors"
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,10 +163,8 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
         CorruptError: they are damaged.
     """
     path = folder / METRICS_FILE
-    try:
+    with _damage_of(path, "train"):
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
     return metrics
 
 
@@ -173,6 +174,3 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # "training images", or "pool NAME"
     images: int  # distinct ones
     times: float  # each of them, on average
-
-
-DATASET_FILE = "dataset.h5"

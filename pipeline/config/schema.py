@@ -1,4 +1,4 @@
-"""The configuration of each stage, as a recipe gives it; every field has its unit and range."""
+"""The configuration of each stage, with the range of every field."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,8 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from lsmix.classifiers.config import ClassifierTraining
-from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.readers.registry import SourceConfig
 from lsmix.data.rng import Seed
@@ -26,7 +25,6 @@ __all__ = [
     "RowText",
     "RunConfig",
     "TrainConfig",
-    "check_naturalness",
 ]
 
 
@@ -69,33 +67,6 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         if not self.methods:  # filled in here, so that the names are part of the key
             every = (*LATENT_METHODS.builtin(), *PIXEL_METHODS.builtin(), HARD_CUT)
             msgspec.structs.force_setattr(self, "methods", every)
-
-
-def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> None:
-    """Check what a configuration refers to outside of it.
-
-    Args:
-        config: the section of the recipe.
-        heldout: number of held-out images.
-        rows: those that the mixing flow learns from.
-
-    Raises:
-        RecipeError: a method is unknown or stands twice, there are no held-out images, or the flow has the evaluator's rows.
-    """
-    for name in config.methods:
-        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
-            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
-            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
-    if len(set(config.methods)) < len(config.methods):
-        raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
-    if not heldout:
-        raise RecipeError(
-            "naturalness compares mixes with held-out originals, and there are none. Set 'data.heldout', such as to 500."
-        )
-    if rows == "odd":
-        raise RecipeError(
-            "flow.training.rows: expected 'all' or 'even' with a section [naturalness], got 'odd', which are the evaluator's."
-        )
 
 
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
