@@ -21,11 +21,12 @@ from lsmix.data.remote import local_folder, local_target
 from lsmix.data.sharing.store import download_artifact, download_file, naming_urls, without_store
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
-from lsmix.pipeline.engine.stage import Node
+from lsmix.pipeline.engine.stage import Executor, Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
+from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import open_workspace
 
 __all__ = ["RebuildResult", "rebuild"]
@@ -129,15 +130,7 @@ def rebuild(
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
-        try:
-            built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
-        except DeviceMemoryError as error:
-            raise DeviceMemoryError(
-                f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device "
-                "with more memory."
-            ) from error
-    _warn_of_other_latents(content, built, progress)
-    made = built[-1]
+        made = _run(nodes, content, place, executor, progress, device)
     if original.pool and made.folder.resolve() == original.pool.resolve():
         raise RecipeError(
             f"{str(made.folder)!r} is the original itself, which the workspace has already: nothing was made again. "
@@ -228,13 +221,24 @@ def _nodes(plan: PoolSpec, dataset: Path, flow: Path | None, name: str) -> list[
     return [latents, Node(stage=MIX, name=name, config=plan.pool, inputs={"latents": latents, "flow": flow})]
 
 
-def _warn_of_other_latents(plan: PoolSpec, built: list[Built], progress: Progress) -> None:
+def _run(
+    nodes: list[Node], plan: PoolSpec, place: Workspace, executor: Executor, progress: Progress, device: str
+) -> Built:
+    """Make the nodes; return the last one, the pool."""
+    try:
+        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(
+            f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device with "
+            "more memory."
+        ) from error
     for item in built:
         if item.stage == ENCODE.name and item.manifest.root != plan.inputs["latents"]:
             progress.warning(
                 f"the latents came out with root digest {item.manifest.root[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
+    return built[-1]
 
 
 def _scratch(out: Path) -> Path:
