@@ -1,7 +1,4 @@
-"""Passing images through a classifier: precision, seeds, logits and features.
-
-Training, error rates and features scale images and compute in the same way.
-"""
+"""Passing images through a classifier: seeds, logits and features, computed alike in training and evaluation."""
 
 import contextlib
 from collections.abc import Iterator

@@ -69,7 +69,7 @@ def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
     weights_path = folder / WEIGHTS_NAME
     if not weights_path.is_file():
         raise MissingError(
-            f"{str(weights_path)!r} is missing: {CONFIG_NAME} stands there without its weights. Fetch both."
+            f"{str(weights_path)!r} is missing: the folder has {CONFIG_NAME} without its weights. Fetch both."
         )
     with torch.device("meta"):
         blank = Flow(checkpoint.config, seed=None)

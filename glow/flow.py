@@ -1,7 +1,7 @@
 """The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
 
-Batches have one fixed size, tails are filled up to it, and both directions compute in the same
-precision; so the same images give the same bytes however they are split, and decode(encode(x)) is x.
+Batches have one fixed size, to which tails are filled up, and both directions compute in the same precision. So the same
+images give the same bytes however they are split, and decode(encode(x)) is x.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.
 """
@@ -77,7 +77,7 @@ class Flow(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return self.initialised.device
 
     @property
@@ -129,7 +129,7 @@ class Flow(nn.Module):
             level.network_dtype = dtype
 
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them.
+        """Choose whether the backward pass rebuilds activations from outputs, instead of keeping them.
 
         True holds for the parameters as they are: call it again before each pass after an update.
         """
@@ -180,11 +180,11 @@ class Flow(nn.Module):
         return kept[1]
 
     def forget_recordings(self) -> None:
-        """Give back the memory of what was recorded on a CUDA device; the next pass records it anew."""
+        """Free the memory of CUDA graphs; the next pass records them again."""
         self._recordings.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the recordings, which can be neither copied nor stored."""
+        """Leave out the recordings, which cannot be copied or stored."""
         return {**self.__dict__, "_recordings": {}}
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -360,7 +360,7 @@ class Flow(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Say the architecture."""
+        """Return the architecture."""
         return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__struct_fields__)
 
 

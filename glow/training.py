@@ -1,7 +1,7 @@
-"""Training a flow, one step at a time, so that whoever drives it can log, save and stop between any two [P B.3].
+"""Training a flow step by step, so that the caller can log, save and stop between steps [P B.3]; and drawing samples.
 
-What step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
-that was stopped and resumed gives the very bytes of one that never was.
+Step i depends only on (seed, i) and on the state after step i − 1, so that a resumed training gives the same bytes as an
+uninterrupted one.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -32,7 +32,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step tells."""
+    """The results of one step."""
 
     iteration: int  # number of the step, from 0
     loss_bits_per_dim: float  # of its batch, before its update
@@ -101,14 +101,14 @@ class FlowTrainer:
         return _STEPS_AHEAD if can_record(self.flow.device) else 1
 
     def step(self) -> StepResult:
-        """Do one update, and tell of it: ``steps(1)``."""
-        (facts,) = self.steps(1)
-        return facts
+        """Do one update and return its result: ``steps(1)``."""
+        (result,) = self.steps(1)
+        return result
 
     def steps(self, count: int) -> list[StepResult]:
-        """Do ``count`` updates and tell of each; wait for the device once, at the end of them.
+        """Do ``count`` updates and return the result of each; wait for the device once, at the end.
 
-        The very first step of all initialises ActNorm from its batch before that.
+        The first step of a training initialises ActNorm from its batch.
 
         Raises:
             DivergedError: a loss or gradient is not finite; that update was not applied, nor any after it.
@@ -129,10 +129,10 @@ class FlowTrainer:
                 self.iteration += 1
                 if can_record(flow.device) and self.iteration < config.iterations:  # while the device computes
                     self._ahead = self.iteration, self._prepared(self.iteration)
-        return self._facts(first, torch.stack(measured).tolist())  # the only wait for a GPU
+        return self._results(first, torch.stack(measured).tolist())  # the only wait for a GPU
 
-    def _facts(self, first: int, measured: list[list[float]]) -> list[StepResult]:
-        """Return what the steps from ``first`` on tell; end at the one that diverged, if one did."""
+    def _results(self, first: int, measured: list[list[float]]) -> list[StepResult]:
+        """Return the results of the steps from ``first`` on; raise DivergedError at the one that diverged, if one did."""
         for iteration, (loss, norm) in enumerate(measured, start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.iteration = iteration
@@ -174,7 +174,7 @@ class FlowTrainer:
         return parameters
 
     def _place(self) -> None:
-        """Let Adam's numbers lie where the flow does, and exist before a step is recorded."""
+        """Move Adam's state to the flow's device, and create it before a step is recorded."""
         device, group = self.flow.device, self._adam.param_groups[0]
         recorded = can_record(device)
         if self._broken.device != device or isinstance(group["lr"], torch.Tensor) != recorded:
@@ -183,7 +183,7 @@ class FlowTrainer:
             group["lr"] = torch.zeros((), device=device) if recorded else self.config.learning_rate
             for state in self._adam.state.values():
                 state.update({moment: state[moment].to(device) for moment in _MOMENTS})
-        # Where it is 1, the fused kernel leaves parameters and moments as they are; GradScaler hands it over like this.
+        # If it is 1, the fused kernel leaves parameters and moments as they are; GradScaler passes it in the same way.
         self._adam.found_inf = self._broken  # type: ignore[attr-defined]  # torch asks for it with getattr
         for parameter in self._parameters() if recorded else ():
             if parameter not in self._adam.state:

@@ -47,7 +47,7 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
 
 
-HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the very regions that LS-Mix takes from z₂
+HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix takes from z₂
 
 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -90,7 +90,7 @@ class MixSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training with what it trains on."""
+    """One training, with the sources of its batches."""
 
     parts: Annotated[tuple[MixSource, ...], Meta(min_length=1)] = (MixSource(),)  # where its batches come from
     mode: MixMode = "mixture"  # of several parts
@@ -121,7 +121,7 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
-    note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
+    note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
     bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
         1000  # images of each pool whose bits per dimension are measured

@@ -40,7 +40,7 @@ def run(task: StageTask) -> StageResult:
     """Make all samples, measure them, and write the results with a sheet of images."""
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.naturalness.measures import Scorer, summarise
+    from lsmix.pipeline.naturalness.measures import measure, summarise
     from lsmix.pipeline.naturalness.metrics import Resamples
     from lsmix.pipeline.naturalness.samples import SampleSet
 
@@ -51,13 +51,12 @@ def run(task: StageTask) -> StageResult:
         flow, evaluator = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "evaluator"))
     samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
-    scorer = Scorer(evaluator, classifier, config, count=count, shown=_SHEET_ROWS)
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
     with device_memory(_batch(task)):
         for sample in every:
-            measured.append(scorer.measure(sample))
+            measured.append(measure(sample, evaluator, classifier, config, count=count, shown=_SHEET_ROWS))
             task.progress.advance()
     drawn = Resamples(count=config.bootstrap, pairs=count, originals=count, seed=config.seed)
     result = Naturalness(

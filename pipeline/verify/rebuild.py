@@ -170,7 +170,7 @@ def _check_version(spec: PoolSpec, plan: Path, original: _Original) -> None:
         age = "a newer" if spec.stage_version > MIX.version else "the older"
         raise FormatError(
             f"the pool of plan {str(plan)!r}{made_with} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
-            f"gives other bytes. Use {age} lsmix (the versions that made a pool stand in its {MANIFEST_NAME})."
+            f"gives other bytes. Use {age} lsmix (a pool's {MANIFEST_NAME} lists the versions that made it)."
         )
 
 

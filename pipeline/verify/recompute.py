@@ -40,7 +40,7 @@ def check_deep(
         sample: number of rows, at least 1; all of them where the pool has no more.
         seed: of the choice of rows.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: is told how far it is.
+        progress: progress reporter.
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn

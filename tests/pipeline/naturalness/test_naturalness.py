@@ -20,7 +20,7 @@ from lsmix.pipeline.config.recipe import read_recipe
 from lsmix.pipeline.config.results import Interval, Naturalness, SampleSummary, read_naturalness
 from lsmix.pipeline.config.schema import NaturalnessConfig
 from lsmix.pipeline.engine.status import recipe_status
-from lsmix.pipeline.naturalness.measures import Scorer, summarise
+from lsmix.pipeline.naturalness.measures import measure, summarise
 from lsmix.pipeline.naturalness.metrics import Resamples
 from lsmix.pipeline.naturalness.samples import Block, Sample, SampleSet, choose_rows_apart
 from lsmix.pipeline.views.report.naturalness import naturalness_section
@@ -134,8 +134,9 @@ def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(measured):
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
     evaluator = load_flow(measured["train-glow/tiny-evaluator"].folder)
-    scorer = Scorer(evaluator, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
-    measured = {sample.name: scorer.measure(sample) for sample in samples.all()[:4]}
+    config = NaturalnessConfig(batch_size=16)
+    first = samples.all()[:4]
+    measured = {sample.name: measure(sample, evaluator, None, config, count=20, shown=1) for sample in first}
     facts = summarise(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
     assert facts.seam is None
     np.testing.assert_array_equal(measured["ls-mix"].bits, measured["sources"].bits)
@@ -282,12 +283,13 @@ def _sample(name):
     return Sample(name=name, kind="pixel", seam_of="own", block=lambda part: Block(images[part], regions[part]))
 
 
+def _measured(sample, bad):
+    return measure(sample, _OddEvaluator(bad), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+
+
 def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
-    scorer = Scorer(_OddEvaluator([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
-    whole = Scorer(_OddEvaluator([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(
-        _sample("whole")
-    )
-    odd = scorer.measure(_sample("odd"))
+    whole = _measured(_sample("whole"), [])
+    odd = _measured(_sample("odd"), [3, 9])
     facts = summarise(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
     assert facts.not_finite == 2
     assert [place for place, bits in enumerate(facts.bits_per_dim) if bits is None] == [3, 9]
@@ -297,11 +299,10 @@ def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
 
 
 def test_an_evaluator_that_knows_no_image_is_an_error_with_a_way_out():
-    scorer = Scorer(_OddEvaluator(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
     with pytest.raises(
         DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.evaluator\.train"
     ):
-        scorer.measure(_sample("x"))
+        _measured(_sample("x"), range(9))
 
 
 # The recipe.
