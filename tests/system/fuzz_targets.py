@@ -421,18 +421,20 @@ def _read_classifier(content: bytes, folder: Path) -> None:
 def _checkpoints() -> list[bytes]:
     import torch
 
+    from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import save_checkpoint
 
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "counter.epoch": torch.tensor(3)}
-    return [_bytes_of(lambda path: save_checkpoint(path, tensors, {"metrics": [{"epoch": 1, "loss": 0.5}]}))]
+    return [_bytes_of(lambda path: save_checkpoint(path, tensors, [LogLine(iteration=1, loss_bits_per_dim=0.5)]))]
 
 
 def _read_checkpoint(content: bytes, folder: Path) -> None:
+    from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import load_checkpoint
 
-    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content))
+    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content), LogLine)
     assert found is not None
-    assert isinstance(found[1], dict)
+    assert all(isinstance(line, LogLine) for line in found[1])
 
 
 # Recipes, notes, exports.
