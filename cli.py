@@ -338,7 +338,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
         result = rebuild_pool(plan, progress=bars, **options)
-    _print("rebuild", result.facts(), rebuild_lines(result), as_json)
+    _print("rebuild", result.to_dict(), rebuild_lines(result), as_json)
 
 
 @cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")

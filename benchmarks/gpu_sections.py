@@ -19,11 +19,12 @@ from benchmarks.pools import smooth_images
 from benchmarks.sections import Results
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.rng import generator
 from lsmix.glow.checkpoint import save_flow
 from lsmix.glow.config import FlowConfig, FlowTraining
-from lsmix.glow.flow import Flow, exact_arithmetic
+from lsmix.glow.flow import Flow
 from lsmix.glow.latent_order import join_parts, split_parts
 from lsmix.glow.pixels import dequantise, draw_noise, quantise
 from lsmix.glow.training import FlowTrainer, augment
@@ -154,11 +155,11 @@ class Bench:
         flow = self.flow.eval()
 
         def plain_encode(y: torch.Tensor) -> torch.Tensor:
-            with exact_arithmetic():
+            with arithmetic(), torch.no_grad():
                 return join_parts(flow(y)[0])
 
         def plain_decode(z: torch.Tensor) -> torch.Tensor:
-            with exact_arithmetic():
+            with arithmetic(), torch.no_grad():
                 return flow.inverse(split_parts(z, flow.part_shapes))
 
         for batch in self.size.batches:
@@ -212,7 +213,7 @@ class Bench:
                 def fused(x: torch.Tensor = x, w: torch.Tensor = weight, b: torch.Tensor = bias) -> torch.Tensor:
                     return _fused(x, w, b)
 
-                with exact_arithmetic():
+                with arithmetic(), torch.no_grad():
                     worst = max(worst, float((separate() - fused()).abs().max()))
                     for name, work in (("separate", separate), ("fused", fused)):
                         total[name] += self.size.steps * self._timed(work)

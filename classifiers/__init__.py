@@ -1,1 +1,1 @@
-"""Classifiers, their augmentation and their training loop. Knows nothing of flows, stages and Dask."""
+"""Classifiers, augmentation, mixing in pixel space, and the training loop."""

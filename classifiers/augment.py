@@ -28,7 +28,7 @@ def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.
         (torch.Size([4, 3, 8, 8]), True)
     """
     count, _, height, width = images.shape
-    # All three are drawn whatever is asked for, so that turning flips on does not change how the images move.
+    # All three are always drawn, so that turning flips on does not change how the images move.
     down = generator.integers(-translate, translate, size=count, endpoint=True)
     right = generator.integers(-translate, translate, size=count, endpoint=True)
     mirrored = generator.integers(0, 1, size=count, endpoint=True).astype(bool) & flip

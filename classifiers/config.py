@@ -1,4 +1,4 @@
-"""How a classifier is made and trained, as a recipe says it. Imports no torch, so that recipes are read at once."""
+"""The configuration of a classifier and of its training. Imports no torch, so that recipes are read quickly."""
 
 import importlib.util
 import re
@@ -76,7 +76,7 @@ _KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
 _MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
 WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read what a stranger made
+_TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read untrusted files
 
 
 def check_architecture(name: str) -> None:
@@ -108,9 +108,9 @@ def depth_and_widening(name: str) -> tuple[int, int]:
 
 
 def _check_installed(name: str, package: str, remedy: str) -> None:
-    # What comes with Python has no networks, but much that a stranger's recipe should not call.
+    # Python's own modules have no networks, but functions that an untrusted recipe must not call.
     if package in sys.stdlib_module_names:
         raise RecipeError(f"architecture {name!r} is of Python itself, which has no networks. Name one of a package.")
-    # Looking for a top-level package imports nothing; "__main__" is whatever was started, and no package.
+    # Looking for a top-level package imports nothing; "__main__" is the running script, not a package.
     if package == "__main__" or importlib.util.find_spec(package) is None:
         raise RecipeError(f"architecture {name!r} needs the package {package!r}, which is not installed. {remedy}.")

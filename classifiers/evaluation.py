@@ -1,7 +1,4 @@
-"""Passing images through a classifier: precision, seeds, logits and features.
-
-Training, error rates and features scale images and compute in the same way.
-"""
+"""Passing images through a classifier: seeds, logits and features, computed alike in training and evaluation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -12,11 +9,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.rng import torch_seed
 
-__all__ = ["PASS_IMAGES", "arithmetic", "features", "logits_of", "passes", "seeded"]
+__all__ = ["PASS_IMAGES", "features", "logits_of", "passes", "seeded"]
 
 PASS_IMAGES = 256  # in a batch; fixed, since other batch sizes give other last bits
 
@@ -44,32 +42,6 @@ def passes(
         with torch.inference_mode(), arithmetic(precision):  # not around the yield: the caller keeps its own modes
             logits = logits_of(model, to_device(pixels, device), precision)
         yield rows, logits
-
-
-@contextlib.contextmanager
-def arithmetic(precision: str) -> Iterator[None]:
-    """Make kernels repeatable inside the block, and let CUDA compute float32 in TF32 for "tf32" only.
-
-    A CPU computes in full float32, whatever the caller has set.
-    """
-    # Operator by operator, through attributes that torch.backends makes at import and types as no such thing: once
-    # anybody has set these, torch's older flags such as allow_tf32 raise when they are read.
-    cudnn, cuda, cpu = (getattr(torch.backends, name) for name in ("cudnn", "cuda", "mkldnn"))
-    fast, exact = (cudnn.conv, cudnn.rnn, cuda.matmul), (cpu.conv, cpu.rnn, cpu.matmul)
-    settings: list[tuple[Any, str, Any]] = [
-        *((operator, "fp32_precision", "tf32" if precision == "tf32" else "ieee") for operator in fast),
-        *((operator, "fp32_precision", "ieee") for operator in exact),
-        (cudnn, "deterministic", True),
-        (cudnn, "benchmark", False),
-    ]
-    before = [getattr(owner, name) for owner, name, _ in settings]
-    try:
-        for owner, name, value in settings:
-            setattr(owner, name, value)
-        yield
-    finally:
-        for (owner, name, _), value in zip(settings, before, strict=True):
-            setattr(owner, name, value)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,6 @@
-"""Images brought to zero mean and unit variance in every channel, by the statistics of a training set.
+"""Normalising images to zero mean and unit variance per channel, with the statistics of a training set.
 
-The statistics are buffers of the network, so that saved weights are all that a later use needs.
+The statistics are buffers of the network, so that they are saved with its weights.
 
 Axes: B images, C channels, H rows, W columns, K classes.
 """

@@ -30,8 +30,8 @@ def mixup(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, _draws: RowRng) -> _M
 def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """A box of x₂ in x₁, at its own place; the share is the box's area [Yun et al. 2019, and their code].
 
-    Its sides are √λ of the image's, its centre lies anywhere, and what sticks out is cut off. So λ = 1 gives x₂ only where
-    the centre happens to be the image's.
+    Its sides are √λ of the image's, its centre is anywhere, and parts outside of the image are cut off. So λ = 1 gives x₂
+    only if the centre happens to be the image's.
     """
     height, width = x1_BCHW.shape[2:]
 
@@ -50,7 +50,7 @@ def cutmix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _M
 def resizemix(x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, draws: RowRng) -> _Mixed:
     """The whole of x₂, made smaller, pasted on x₁; the share is the patch's area [Qin et al. 2020].
 
-    The patch has √λ of the image's sides, rounded down, and lies wholly inside. Each of its pixels is the pixel of x₂ at
+    The patch has √λ of the image's sides, rounded down, and is wholly inside. Each of its pixels is the pixel of x₂ at
     its centre. λ = 1 gives x₂.
     """
     height, width = x1_BCHW.shape[2:]
@@ -96,7 +96,7 @@ def _boxes(box: Callable[[float, np.random.Generator], tuple[int, ...]], lam_B: 
 
 
 def _inside(box_B4: Tensor, x_BCHW: Tensor) -> Tensor:
-    """Return bool (B, 1, H, W) on the images' device: whether a pixel lies in its box."""
+    """Return bool (B, 1, H, W) on the images' device: whether a pixel is in its box."""
     top_B1, bottom_B1, left_B1, right_B1 = to_device(box_B4, x_BCHW.device)[:, :, None].unbind(dim=1)
     row_H, column_W = (torch.arange(length, device=x_BCHW.device) for length in x_BCHW.shape[2:])
     inside_BH = (row_H >= top_B1) & (row_H < bottom_B1)
@@ -132,7 +132,7 @@ def mix_images(
     row i from (seed, i), or from ``draws(i)`` where that is given.
 
     Raises:
-        RecipeError: the method is unknown or breaks its contract, shapes or types differ, or a λ lies outside [0, 1].
+        RecipeError: the method is unknown or breaks its contract, shapes or types differ, or a λ is outside [0, 1].
 
     Example:
         >>> import numpy as np

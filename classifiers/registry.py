@@ -1,7 +1,7 @@
-"""Which classifiers there are, by name: those of lsmix, timm's, and any callable of an installed package.
+"""Building classifiers by name: those of lsmix, timm's, and any callable of an installed package.
 
-A name is checked without importing torch or the package that it names, and no name leads to a download or
-to a file; what it leads to is imported when the classifier is built.
+Names are checked without importing torch or another package, which is imported when the classifier is built. No name leads
+to a download or to a file.
 """
 
 from typing import TYPE_CHECKING
@@ -74,7 +74,7 @@ def _network(config: "ClassifierTraining", classes: int, image_shape: tuple[int,
 
 
 def _foreign(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.Module":
-    """Return a network that another package makes, after one pass that shows what it gives."""
+    """Return a network from another package, checked with one pass."""
     import torch
 
     height, width, channels = image_shape
@@ -91,7 +91,7 @@ def _foreign(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.
                 logits = network.eval()(torch.zeros(2, channels, height, width))
     except RecipeError:
         raise
-    except Exception as error:  # whatever another package raises, the recipe asked for it
+    except Exception as error:  # another package may raise anything
         raise RecipeError(
             f"{where} fails for {classes} classes and images of {height}×{width}×{channels}: {error}"
         ) from error

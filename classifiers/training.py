@@ -1,7 +1,7 @@
 """The training loop of a classifier: an epoch over a source of batches, an error rate, and a state to resume from.
 
-An epoch depends on the state at its start, on (seed, epoch) and on the source's batches alone, so a run that
-resumes at the end of an epoch goes on exactly as one that was never stopped.
+An epoch depends only on the state at its start, on (seed, epoch) and on the source's batches, so that a resumed training
+equals an uninterrupted one.
 """
 
 import math
@@ -17,15 +17,16 @@ from torch.nn import functional
 from lsmix.classifiers.augment import augment
 from lsmix.classifiers.checkpoint import flat_state, restore_state
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
-from lsmix.classifiers.evaluation import arithmetic, logits_of, passes, seeded
+from lsmix.classifiers.evaluation import logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
 from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.registry import build_classifier
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
 from lsmix.data.rng import generator
 
-__all__ = ["ClassifierTrainer", "EpochFacts", "Mixes", "Schedule", "constant", "cosine", "exponential"]
+__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "Schedule", "learning_rates"]
 
 # (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
@@ -33,8 +34,8 @@ _UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochFacts:
-    """What one epoch of training came to."""
+class EpochResult:
+    """The results of one epoch of training."""
 
     epoch: int  # counted from 0
     loss: float  # nats an image, mean over the epoch, with dropout and augmentation
@@ -96,15 +97,15 @@ class ClassifierTrainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
         self.optimiser = _optimiser(config, self.model)
 
-    def run_epoch(self, source: BatchSource) -> EpochFacts:
-        """Train on every batch of the source's epoch ``self.epoch``, and return what it came to.
+    def run_epoch(self, source: BatchSource) -> EpochResult:
+        """Train on every batch of the source's epoch ``self.epoch``, and return the results.
 
         Raises:
             DivergedError: the loss is no longer finite; the trainer must then be restored from an earlier state.
             RecipeError: a batch cannot be trained on, or the source is empty.
         """
         source.set_epoch(self.epoch)
-        rate = self._schedule(len(source))
+        rate = learning_rates(self.config, len(source))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         images = updates = 0
         self.model.train()
@@ -119,7 +120,7 @@ class ClassifierTrainer:
         if images == 0:
             raise RecipeError(f"epoch {self.epoch} has no batch to train on. Use more images or a smaller batch_size.")
         self._check_finite(loss_sum)
-        facts = EpochFacts(
+        facts = EpochResult(
             epoch=self.epoch,
             loss=float(loss_sum) / images,
             updates=updates,
@@ -194,20 +195,6 @@ class ClassifierTrainer:
             images, target = mix_batch(mix, images, target, self.seed, *words)
         return images, target
 
-    def _schedule(self, updates_per_epoch: int) -> Schedule:
-        config = self.config
-        if config.schedule == "constant":
-            return constant(config.learning_rate)
-        if config.schedule == "cosine":
-            return cosine(config.learning_rate, total_updates=max(1, config.epochs * updates_per_epoch))
-        return exponential(
-            config.learning_rate,
-            factor=config.decay,
-            every_epochs=config.decay_every_epochs,
-            after_updates=config.decay_after_updates,
-            updates_per_epoch=max(1, updates_per_epoch),
-        )
-
     def _set_rate(self, learning_rate: float) -> None:
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
@@ -229,34 +216,24 @@ def _optimiser(config: ClassifierTraining, model: nn.Module) -> torch.optim.Opti
     )
 
 
-def constant(learning_rate: float) -> Schedule:
-    """Return the schedule that always gives ``learning_rate``."""
-    return lambda _: learning_rate
+def learning_rates(config: ClassifierTraining, updates_per_epoch: int) -> Schedule:
+    """Return the learning rate of each update, by the number of updates before it.
 
-
-def exponential(
-    learning_rate: float, *, factor: float, every_epochs: int, after_updates: int, updates_per_epoch: int
-) -> Schedule:
-    """Return the schedule that multiplies by ``factor`` at every ``every_epochs`` epochs after ``after_updates`` updates.
-
-    The first multiplication comes ``every_epochs`` epochs after that many updates, as [P B.3] reads literally. Its 184,000
-    updates for CIFAR-10 are never reached in 300 epochs of 391 updates (117,300): the rate then stays constant.
+    "exponential" multiplies by ``decay`` at every ``decay_every_epochs`` epochs after ``decay_after_updates`` updates, as
+    [P B.3] reads literally. Its 184,000 updates for CIFAR-10 are never reached in 300 epochs of 391 updates (117,300): the
+    rate then stays constant. "cosine" falls to 0 over all epochs as half a cosine wave.
 
     Example:
-        >>> rate = exponential(1.0, factor=0.5, every_epochs=2, after_updates=100, updates_per_epoch=10)
+        >>> config = ClassifierTraining(learning_rate=1.0, decay=0.5, decay_every_epochs=2, decay_after_updates=100)
+        >>> rate = learning_rates(config, updates_per_epoch=10)
         >>> [rate(update) for update in (0, 100, 119, 120, 140)]
         [1.0, 1.0, 1.0, 0.5, 0.25]
     """
-    period = every_epochs * updates_per_epoch
-    return lambda update: learning_rate * factor ** (max(0, update - after_updates) // period)
-
-
-def cosine(learning_rate: float, *, total_updates: int) -> Schedule:
-    """Return the schedule that falls from ``learning_rate`` to 0 over ``total_updates`` as half a cosine wave.
-
-    Example:
-        >>> rate = cosine(0.1, total_updates=100)
-        >>> [round(rate(update), 3) for update in (0, 50, 100)]
-        [0.1, 0.05, 0.0]
-    """
-    return lambda update: 0.5 * learning_rate * (1.0 + math.cos(math.pi * min(update, total_updates) / total_updates))
+    start, epoch = config.learning_rate, max(1, updates_per_epoch)
+    if config.schedule == "constant":
+        return lambda _: start
+    if config.schedule == "cosine":
+        total = config.epochs * epoch
+        return lambda update: 0.5 * start * (1.0 + math.cos(math.pi * min(update, total) / total))
+    after, period = config.decay_after_updates, config.decay_every_epochs * epoch
+    return lambda update: start * config.decay ** (max(0, update - after) // period)

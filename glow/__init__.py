@@ -1,1 +1,1 @@
-"""The Glow flow: squeeze and latent order, layers, training, checkpoints, mixing in latent space. Knows nothing of files of a data set, of stages and of Dask."""
+"""The Glow flow: layers, latent order, training, checkpoints, and mixing in latent space."""

@@ -1,12 +1,12 @@
-"""Checkpoints of a flow: ``glow.safetensors`` for the numbers, ``glow.json`` for the architecture and the facts.
+"""Saving and loading flows: ``glow.safetensors`` for the weights, ``glow.json`` for architecture and metadata.
 
-A checkpoint comes from a stranger. Nothing is allocated before the architecture, the names, types and
-shapes of all tensors and the checksum agree, and nothing in it is ever executed.
+Checkpoints are untrusted input. Architecture, tensor names, types, shapes and the checksum are compared before any tensor
+is allocated, and nothing in a checkpoint is executed.
 """
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import torch
@@ -15,56 +15,41 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
-from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, write_atomic
+from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, decode_versioned, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.progress import NullProgress
 from lsmix.data.sharing.store import download_artifact, naming_urls
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 
-__all__ = ["CONFIG_NAME", "FORMAT_VERSION", "WEIGHTS_NAME", "load_flow", "read_facts", "save_flow"]
+__all__ = ["CONFIG_NAME", "FORMAT_VERSION", "WEIGHTS_NAME", "load_flow", "save_flow"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 CONFIG_NAME = "glow.json"
 WEIGHTS_NAME = "glow.safetensors"
 _JSON_BYTES_CAP = 1 << 24
 _DTYPES = {torch.float32: "F32", torch.int64: "I64", torch.bool: "BOOL"}
 
 
-class _Head(msgspec.Struct):
-    kind: str
-    format_version: int
-
-
 class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    kind: str = "lsmix-glow"
+    kind: Literal["lsmix-glow"] = "lsmix-glow"
     format_version: int = FORMAT_VERSION
     config: FlowConfig
     weights_sha256: str
-    facts: dict[str, Any]  # what the trainer wants to tell: iterations, bits per dimension, ...
+    metadata: dict[str, Any]  # such as the iterations and the class names
 
 
-def save_flow(folder: Path, flow: Flow, facts: dict[str, Any]) -> None:
-    """Write a flow into ``folder``: weights first, then the JSON that makes them readable; the same flow, the same bytes.
+def save_flow(folder: Path, flow: Flow, metadata: dict[str, Any]) -> None:
+    """Write a flow into ``folder``, the JSON file last. The same flow gives the same bytes.
 
-    ``facts`` is anything that JSON can hold.
+    ``metadata`` may hold anything that JSON can.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
     weights = save_tensors(tensors)
-    checkpoint = _Checkpoint(config=flow.config, weights_sha256=hashlib.sha256(weights).hexdigest(), facts=facts)
+    checkpoint = _Checkpoint(config=flow.config, weights_sha256=hashlib.sha256(weights).hexdigest(), metadata=metadata)
     content = msgspec.json.format(msgspec.json.encode(checkpoint, order="sorted"), indent=1)
     write_atomic(folder / WEIGHTS_NAME, weights)
     write_atomic(folder / CONFIG_NAME, content + b"\n")
-
-
-@naming_urls()
-def read_facts(path: Path | str) -> dict[str, Any]:
-    """Return the facts that were saved with the flow in the folder ``path``, without reading the weights.
-
-    Raises:
-        MissingError, FormatError, CorruptError: as ``load_flow`` does.
-    """
-    return _read_checkpoint(download_artifact(path, NullProgress())).facts
 
 
 @naming_urls()
@@ -76,7 +61,7 @@ def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
     Raises:
         MissingError: there is no such folder or file, or no complete artifact at the URL.
         DownloadError: the URL cannot be reached.
-        FormatError: the checkpoint is of another kind or version, or its architecture is none that we accept.
+        FormatError: the checkpoint is of another kind or version, or its architecture is not accepted.
         CorruptError: bytes are damaged, or the tensors are not those of the architecture.
     """
     folder = download_artifact(path, NullProgress())
@@ -84,7 +69,7 @@ def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
     weights_path = folder / WEIGHTS_NAME
     if not weights_path.is_file():
         raise MissingError(
-            f"{str(weights_path)!r} is missing: {CONFIG_NAME} stands there without its weights. Fetch both."
+            f"{str(weights_path)!r} is missing: the folder has {CONFIG_NAME} without its weights. Fetch both."
         )
     with torch.device("meta"):
         blank = Flow(checkpoint.config, seed=None)
@@ -118,19 +103,11 @@ def _read_checkpoint(folder: Path) -> _Checkpoint:
     if len(content) > _JSON_BYTES_CAP:
         raise FormatError(f"{str(path)!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
     try:
-        head = msgspec.json.decode(content, type=_Head)
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
-    if (head.kind, head.format_version) != ("lsmix-glow", FORMAT_VERSION):
-        raise FormatError(
-            f"{str(path)!r} is of kind {head.kind!r}, format {head.format_version}; this version of lsmix reads "
-            f"'lsmix-glow', format {FORMAT_VERSION}. Use the lsmix that wrote it, or train the flow again."
-        )
-    try:
-        return msgspec.json.decode(content, type=_Checkpoint)
+        what, remedy = f"{str(path)!r} is a flow of", "Use the lsmix that wrote it, or train the flow again."
+        return decode_versioned(content, _Checkpoint, FORMAT_VERSION, what=what, remedy=remedy)
     except msgspec.ValidationError as error:
-        raise FormatError(f"{str(path)!r} describes no flow that we accept: {error}.") from error
-    except DECODE_ERRORS as error:  # what the head was not asked about
+        raise FormatError(f"{str(path)!r} describes no flow that lsmix accepts: {error}.") from error
+    except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
 
 
@@ -153,7 +130,7 @@ def _check_header(path: Path, blank: Flow) -> None:
 
 
 def _check_values(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse numbers that no training leaves behind: they would index out of bounds, or decode to nothing."""
+    """Refuse numbers that would index out of bounds or cannot be decoded."""
     for name, value in tensors.items():
         good = bool(torch.isfinite(value).all())
         if name.endswith(".permutation"):

@@ -1,4 +1,4 @@
-"""What a flow is and how it is trained, as a recipe says it. Imports no torch, so that recipes are read at once."""
+"""The configuration of a flow and of its training. Imports no torch, so that recipes are read quickly."""
 
 from typing import Annotated, Literal
 
@@ -10,11 +10,11 @@ __all__ = ["Dequantise", "FlowConfig", "FlowShape", "FlowTraining", "Pad", "Scal
 
 Scale = Literal["sigmoid", "tanh"]  # form of the coupling's scale
 Pad = Literal["reflect", "refuse"]  # what becomes of sides that the squeezes don't divide
-Dequantise = Literal["low-bits", "uniform", "center"]  # what stands below the flow's bits
+Dequantise = Literal["low-bits", "uniform", "center"]  # what fills the bits below the flow's
 
 
 class FlowShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The architecture of a flow, but for the images' shape. The caps keep a stranger's checkpoint from asking for the world."""
+    """The architecture of a flow, without the images' shape. The caps limit what an untrusted checkpoint can allocate."""
 
     levels: Annotated[int, msgspec.Meta(ge=1, le=8)] = 3  # L of the paper: how often half the channels is factored out
     steps: Annotated[int, msgspec.Meta(ge=1, le=256)] = 32  # K of the paper: steps in each level
@@ -47,6 +47,6 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in each direction, pixels, zeros moved in
     rows: Literal["all", "even", "odd"] = "all"  # of the training split that the flow learns from
     seed: Seed = 0  # of order, augmentation and noise
-    memory_light: bool = False  # rebuild activations on the way back: a tenth of the memory, 0.85 of the speed
+    memory_light: bool = False  # rebuild activations in the backward pass: a tenth of the memory, 0.85 of the speed
     # Of the coupling networks on CUDA; a CPU has no TF32 and takes float32 for it. Encoding and decoding are float32.
     precision: Literal["float32", "tf32", "bf16"] = "tf32"

@@ -1,8 +1,7 @@
-"""Replaying work on a CUDA device as one recorded graph, instead of launching its thousands of small kernels each time.
+"""Replaying work on a CUDA device as one recorded graph, instead of launching thousands of small kernels each time.
 
-A recording is only trusted after its first replay gave, bit for bit, what the plain call gave, over
-results that held other numbers before; where CUDA cannot record it, or the bits differ, the plain call stays in use,
-with a warning.
+A recording is used only if its first replay gives the same bits as the plain call. If CUDA cannot record the work, or the
+bits differ, the plain call is used, with a warning.
 """
 
 import contextlib
@@ -40,13 +39,13 @@ def can_record(device: torch.device) -> bool:
 class Replayed:
     """A function from one tensor to tensors, recorded at its first call with a shape and replayed from then on.
 
-    The function must not wait for the device, and must read whatever else it needs from the same memory each time.
+    The function must not wait for the device, and must read everything else from the same memory each time.
     Results are copies, which the next call leaves alone. At most four shapes are kept, those used last.
 
     Args:
         function: what to record.
         state: returns the tensors that the function also reads and that may move, or writes, such as parameters. Where
-            one of them lies elsewhere than when it was recorded, the function is recorded again.
+            one of them has moved since the recording, the function is recorded again.
 
     On the CPU it just calls.
     """
@@ -54,7 +53,7 @@ class Replayed:
     def __init__(self, function: _Function, state: Callable[[], Sequence[torch.Tensor]] = tuple) -> None:
         self._function = function
         self._state = state
-        self._recordings: dict[torch.Size, _Recording] = {}  # the one used last stands at the end
+        self._recordings: dict[torch.Size, _Recording] = {}  # the one used last is at the end
         self._plain = False
 
     def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:

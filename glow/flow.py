@@ -1,20 +1,20 @@
 """The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
 
-Batches have one fixed size, tails are filled up to it, and both directions compute in the same
-precision; so the same images give the same bytes however they are split, and decode(encode(x)) is x.
+Batches have one fixed size, to which tails are filled up, and both directions compute in the same precision. So the same
+images give the same bytes however they are split, and decode(encode(x)) is x.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias, cast
+from typing import Any, Literal, TypeAlias, cast, overload
 
 import numpy as np
 import torch
 from torch import nn
 
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import RecipeError
 from lsmix.data.rng import generator
 from lsmix.glow import pixels
@@ -26,26 +26,12 @@ from lsmix.glow.level import FlowLevel, FrozenLevel
 from lsmix.glow.pixels import draw_noise, output_bits, pad_images, padding, quantise, reflected_index
 from lsmix.glow.transfers import run_batches
 
-__all__ = ["Flow", "Mix", "exact_arithmetic"]
+__all__ = ["Flow", "Mix", "Validate"]
 
 # Makes latents (n, D) from some rows, and the tensors that hold them.
 Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
+Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # y (B, C, height, width) to bool (B,)
 _LOG_2PI = math.log(2.0 * math.pi)
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Compute in full float32 with deterministic kernels, and without gradients; then put everything back."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
-    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
-    try:
-        conv.fp32_precision = matmul.fp32_precision = "ieee"
-        cudnn.deterministic, cudnn.benchmark = True, False
-        with torch.no_grad():
-            yield
-    finally:
-        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
 
 
 class Flow(nn.Module):
@@ -91,7 +77,7 @@ class Flow(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         return self.initialised.device
 
     @property
@@ -143,7 +129,7 @@ class Flow(nn.Module):
             level.network_dtype = dtype
 
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether training rebuilds activations on the way back, from outputs, instead of keeping them.
+        """Choose whether the backward pass rebuilds activations from outputs, instead of keeping them.
 
         True holds for the parameters as they are: call it again before each pass after an update.
         """
@@ -163,7 +149,7 @@ class Flow(nn.Module):
             log_prob_B = self._log_prior(parts) + log_det_B - self.dim * self.config.bits * math.log(2.0)
             return join_parts(parts), log_prob_B
 
-        with exact_arithmetic():
+        with arithmetic(), torch.no_grad():
             z_BD, log_prob_B = self._replayed("encode", encode)(self._pad(y_BCHW.to(self.device, self.dtype)))
             return z_BD, log_prob_B
 
@@ -173,7 +159,7 @@ class Flow(nn.Module):
         def decode(z_BD: torch.Tensor) -> tuple[torch.Tensor]:
             return (self.inverse(split_parts(z_BD, self.part_shapes)),)
 
-        with exact_arithmetic():
+        with arithmetic(), torch.no_grad():
             (y_BCHW,) = self._replayed("decode", decode)(z_BD.to(self.device, self.dtype))
             top, _, left, _ = self.pads
             return y_BCHW[:, :, top : top + self.config.height, left : left + self.config.width]
@@ -194,11 +180,11 @@ class Flow(nn.Module):
         return kept[1]
 
     def forget_recordings(self) -> None:
-        """Give back the memory of what was recorded on a CUDA device; the next pass records it anew."""
+        """Free the memory of CUDA graphs; the next pass records them again."""
         self._recordings.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the recordings, which can be neither copied nor stored."""
+        """Leave out the recordings, which cannot be copied or stored."""
         return {**self.__dict__, "_recordings": {}}
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -209,7 +195,31 @@ class Flow(nn.Module):
         columns = torch.from_numpy(reflected_index(self.config.width, left, right)).to(y_BCHW.device)
         return y_BCHW[:, :, rows[:, None], columns]
 
-    # The public face, on NumPy arrays.
+    # On NumPy arrays.
+
+    @overload
+    def encode(
+        self,
+        images: np.ndarray,
+        *,
+        dequantise: Dequantise = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        first_index: int = ...,
+        return_log_prob: Literal[False] = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def encode(
+        self,
+        images: np.ndarray,
+        *,
+        dequantise: Dequantise = ...,
+        batch_size: int = ...,
+        seed: int = ...,
+        first_index: int = ...,
+        return_log_prob: Literal[True],
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def encode(
         self,
@@ -219,29 +229,16 @@ class Flow(nn.Module):
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
-    ) -> np.ndarray:
+        return_log_prob: bool = False,
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, height, width, channels) to latent vectors, float32 (N, D).
 
-        "uniform" noise is drawn per image from ``seed`` and its index, which starts at ``first_index``.
+        "uniform" noise is drawn per image from ``seed`` and its index, which starts at ``first_index``. With
+        ``return_log_prob`` the log-probability of each image is returned too: nats, float64 (N,).
 
         Raises:
             RecipeError: the images are not of this flow's shape or type, or an option is unknown.
         """
-        z, _ = self.encode_scored(
-            images, dequantise=dequantise, batch_size=batch_size, seed=seed, first_index=first_index
-        )
-        return z
-
-    def encode_scored(
-        self,
-        images: np.ndarray,
-        *,
-        dequantise: Dequantise = "low-bits",
-        batch_size: int = 64,
-        seed: int = 0,
-        first_index: int = 0,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,)."""
         self.check_images(images)
         z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
 
@@ -257,7 +254,7 @@ class Flow(nn.Module):
 
         for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
             z[rows], log_prob[rows] = z_BD, log_prob_B
-        return z, log_prob
+        return (z, log_prob) if return_log_prob else z
 
     def log_prob(
         self, images: np.ndarray, *, dequantise: Dequantise = "low-bits", batch_size: int = 64, seed: int = 0
@@ -267,36 +264,60 @@ class Flow(nn.Module):
         It is that of the image of ``config.bits`` bits, discretisation constant included; of the padded one, if this
         flow pads.
         """
-        return self.encode_scored(images, dequantise=dequantise, batch_size=batch_size, seed=seed)[1]
+        return self.encode(images, dequantise=dequantise, batch_size=batch_size, seed=seed, return_log_prob=True)[1]
 
     def bits_per_dim(self, log_prob: np.ndarray) -> np.ndarray:
         """Turn nats per image into bits per dimension, D being that of the padded image."""
         return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
 
-    def decode(self, z: np.ndarray, *, output: str = "8bit", batch_size: int = 64) -> np.ndarray:
-        """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
-
-        ``output`` "8bit" gives back the very bytes that were encoded; "5bit" is the paper's floor to 5 bits.
-
-        Raises:
-            RecipeError: the vectors are not of this flow's length, or an option is unknown.
-        """
-        return self.decode_judged(z, _no_judge, output=output, batch_size=batch_size)[0]
-
-    def decode_judged(
+    @overload
+    def decode(
         self,
         z: np.ndarray,
-        judge: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        output: str = ...,
+        batch_size: int = ...,
+        validate: None = ...,
+        others: Sequence[np.ndarray] = ...,
+        mix: Mix | None = ...,
+    ) -> np.ndarray: ...
+
+    @overload
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        output: str = ...,
+        batch_size: int = ...,
+        validate: Validate,
+        others: Sequence[np.ndarray] = ...,
+        mix: Mix | None = ...,
+    ) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def decode(
+        self,
+        z: np.ndarray,
         *,
         output: str = "8bit",
         batch_size: int = 64,
+        validate: Validate | None = None,
         others: Sequence[np.ndarray] = (),
         mix: Mix | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Do ``decode``; return also what ``judge`` says of each image before it is rounded: bool (N,).
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
+        """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
 
-        ``judge`` gets y as ``decode_batch`` gives it, float (B, C, height, width), and returns bool (B,). ``mix`` makes
-        what is decoded, (n, D), from some rows of z and of ``others``, on the flow's device; it must not wait for that.
+        Args:
+            z: the vectors.
+            output: "8bit" returns the exact bytes that were encoded; "5bit" is the paper's floor to 5 bits.
+            batch_size: vectors in a pass.
+            validate: gets y as ``decode_batch`` gives it, float (B, C, height, width), before it is rounded, and returns
+                bool (B,); its results, bool (N,), are returned after the images.
+            others: more arrays (N, …) for ``mix``.
+            mix: makes the vectors to decode, (n, D), from some rows of z and of ``others`` on the flow's device. It must
+                not wait for the device.
+
+        Raises:
+            RecipeError: the vectors are not of this flow's length, or an option is unknown.
         """
         bits = output_bits(output)
         z = np.asarray(z)
@@ -304,7 +325,7 @@ class Flow(nn.Module):
             raise RecipeError(f"cannot decode: expected floats (N, {self.dim}), got {z.dtype} {z.shape}.")
         config = self.config
         images = np.empty((len(z), config.height, config.width, config.channels), np.uint8)
-        judged = np.empty(len(z), bool)
+        flags = np.empty(len(z), bool)
 
         def load(rows: slice) -> list[np.ndarray]:
             return [source[rows].astype(np.float32, copy=False) for source in (z, *others)]
@@ -312,11 +333,14 @@ class Flow(nn.Module):
         def decode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             z_BD = mix(rows, batch) if mix else batch[0]
             y_BCHW = self.decode_batch(_filled(z_BD, batch_size))
-            return [result[: len(z_BD)] for result in (quantise(y_BCHW, bits), judge(y_BCHW))]
+            results = (quantise(y_BCHW, bits), *([validate(y_BCHW)] if validate else []))
+            return [result[: len(z_BD)] for result in results]
 
-        for rows, (images_BHWC, judged_B) in run_batches(self.device, _batches(len(z), batch_size), load, decode):
-            images[rows], judged[rows] = images_BHWC, judged_B
-        return images, judged
+        for rows, (images_BHWC, *flags_B) in run_batches(self.device, _batches(len(z), batch_size), load, decode):
+            images[rows] = images_BHWC
+            if flags_B:
+                flags[rows] = flags_B[0]
+        return (images, flags) if validate else images
 
     def _batch(self, images: np.ndarray, mode: Dequantise, seed: int, indices: Sequence[int]) -> list[np.ndarray]:
         """Return images, padded, and where the mode needs it their noise."""
@@ -336,12 +360,8 @@ class Flow(nn.Module):
             )
 
     def extra_repr(self) -> str:
-        """Say the architecture."""
+        """Return the architecture."""
         return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__struct_fields__)
-
-
-def _no_judge(y_BCHW: torch.Tensor) -> torch.Tensor:
-    return torch.zeros(len(y_BCHW), dtype=torch.bool, device=y_BCHW.device)
 
 
 def _batches(count: int, batch_size: int) -> Iterator[slice]:

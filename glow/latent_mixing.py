@@ -1,6 +1,6 @@
-"""Mixing latent vectors by name, and the tools around it: zero fill, and what counts as a failed decode.
+"""Mixing latent vectors: the methods, mixing by name, zero fill, and the check for failed decodes.
 
-Λ and the share are the *second* vector's, whatever the method; the methods stand in latent_mixing.py.
+With every method, λ and the share are those of the *second* vector.
 
 Axes: B batch, C channels, H height, W width, D components; N vectors, any number.
 """
@@ -45,7 +45,7 @@ def mix_latents(
     ``draws(i)`` where that is given.
 
     Raises:
-        RecipeError: the method is unknown, shapes differ, or a λ lies outside [0, 1].
+        RecipeError: the method is unknown, shapes differ, or a λ is outside [0, 1].
 
     Example:
         >>> import numpy as np
@@ -93,7 +93,7 @@ def zero_fill(z: _Array, n_last: int) -> _Array:
     """Return a copy of z (N, D) with the last ``n_last`` components at zero, as in Fig. 3.
 
     Raises:
-        RecipeError: ``n_last`` lies outside 0..D.
+        RecipeError: ``n_last`` is outside 0..D.
     """
     D = z.shape[-1]
     if not 0 <= n_last <= D:

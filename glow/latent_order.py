@@ -1,7 +1,7 @@
 """The order of the components in a latent vector [P §2, Fig. 2].
 
-Every part is squeezed on to the coarsest grid, the parts of one grid cell stand together (earliest
-first), and the cells follow each other in Morton order; so consecutive components belong to a connected region.
+Every part is squeezed on to the coarsest grid, the parts of each cell are concatenated (earliest first), and the cells
+follow in Morton order; so consecutive components belong to a connected region.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector.
 """
@@ -38,7 +38,7 @@ def _morton_code(row: int, column: int) -> int:
 
 
 def cell_order(height: int, width: int) -> list[int]:
-    """Return the grid's cells, numbered row by row, in the order in which they stand in a latent vector.
+    """Return the grid's cells, numbered row by row, in their order in a latent vector.
 
     Morton order is that of squeezing the grid on to 1×1; a grid that is no square power of two uses the same
     bit-interleaved order over the cells that exist.
@@ -46,7 +46,7 @@ def cell_order(height: int, width: int) -> list[int]:
     return sorted(range(height * width), key=lambda cell: _morton_code(cell // width, cell % width))
 
 
-@cache  # never let go: a recorded CUDA graph reads them where they lie
+@cache  # never freed: a recorded CUDA graph reads them at their address
 def _orders(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     forward = torch.tensor(cell_order(height, width))
     return forward.to(device), torch.argsort(forward).to(device)  # kept there: a CUDA graph cannot copy from here
@@ -55,7 +55,7 @@ def _orders(height: int, width: int, device: torch.device) -> tuple[torch.Tensor
 def join_parts(parts: Sequence[torch.Tensor]) -> torch.Tensor:
     """Lay the parts of a latent, each (B, C_i, H_i, W_i), out as the vectors z (B, D).
 
-    The last part stands on the coarsest grid; each other one on a grid of a power of two times its size.
+    The last part has the coarsest grid; the grids of the others are larger by powers of two.
     """
     B, _, H, W = parts[-1].shape
     on_grid = []
@@ -85,7 +85,7 @@ def split_parts(z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]]) -> l
 
 
 def corner_index(shapes: Sequence[tuple[int, int, int]], *, bottom: bool, right: bool) -> torch.Tensor:
-    """Return where each component of a latent that begins at another corner stands in the usual one, int64 (D,).
+    """Return the index that reorders latents to begin at another corner of the image, int64 (D,).
 
     ``z[:, corner_index(...)]`` is the latent order mirrored at one or both axes of the image, down to the last squeeze;
     so its first components belong to a region that grows from that corner. ``shapes`` are those of ``split_parts``.

@@ -220,7 +220,7 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x_BCHW: torch.Tensor) -> None:
-        """Set scale and shift so that this very batch comes out with mean 0 and variance 1 in each channel."""
+        """Set scale and shift so that the outputs for this batch have mean 0 and variance 1 in each channel."""
         std_C, mean_C = torch.std_mean(x_BCHW.double(), dim=(0, 2, 3), correction=0)
         self.shift.copy_(-mean_C)
         self.log_scale.copy_(-std_C.clamp_min(_LEAST_STD).log())

@@ -26,7 +26,7 @@ class LevelOptions(NamedTuple):
 
     scale: str  # form of the coupling's scale
     network_dtype: torch.dtype | None  # type that the coupling networks compute in; None: that of the parameters
-    rebuild: bool  # whether activations are rebuilt on the way back instead of kept
+    rebuild: bool  # whether the backward pass rebuilds activations instead of keeping them
 
 
 class Folded(NamedTuple):
@@ -229,7 +229,7 @@ class FlowLevel(nn.ModuleList):
         super().__init__(FlowStep(channels, hidden=hidden, scale=scale) for _ in range(steps))
         self.scale: Scale = scale
         self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer works in that precision
-        self.rebuild = False  # whether activations are rebuilt on the way back: less memory, more work
+        self.rebuild = False  # whether the backward pass rebuilds activations: less memory, more work
         self._way_back: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps to rebuild with
         self._frozen: FrozenLevel | None = None
         self._frozen_from: tuple[object, ...] = ()
@@ -282,7 +282,7 @@ class FlowLevel(nn.ModuleList):
 
     @torch.no_grad()
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether the way back rebuilds activations; if so, solve now for the maps that it takes.
+        """Choose whether the backward pass rebuilds activations; if so, solve now for the inverse maps.
 
         Solved here and not in ``forward``, since not every triangular solver can be part of a CUDA graph. The maps stay
         in the same memory, where a recorded graph reads them; so this is called again after each update.
@@ -335,7 +335,7 @@ def fold(steps: Sequence[FlowStep], *, inverse: bool = True) -> Folded:
 
     Args:
         steps: of one level.
-        inverse: whether the maps of the way back are wanted.
+        inverse: whether to compute the inverse maps too.
     """
     norms, convs = [step.actnorm for step in steps], [step.conv1x1 for step in steps]
     dtype = norms[0].shift.dtype

@@ -42,7 +42,7 @@ class NetworkWeights(NamedTuple):
         """Take the seven parameters of a coupling: three weights and biases, and the last one's ``log_gain_out``."""
         *weights, weight_out, bias_out, log_gain_out = (parameter.detach() for parameter in parameters)
         gain_C = torch.exp(OUTPUT_GAIN * log_gain_out)
-        # The gain goes on to the small weight and not on to the big activation: the same map, less to move.
+        # The gain is applied to the small weight, not to the large activation: the same map, less memory traffic.
         weights += [weight_out * gain_C[:, None, None, None], bias_out * gain_C]
         return cls(*(weight.to(dtype or weight.dtype) for weight in weights))
 

@@ -1,9 +1,9 @@
 """From pixels to the flow's numbers and back: dequantisation, quantisation, padding [P B.3].
 
-Y = 0 is mid-grey and [−½, ½) are the 256 values, whatever the number of bits the flow was trained on; so
-the image's own low bits can stand in for the noise, and the way back lands on the very same byte.
+Y = 0 is mid-grey and [−½, ½) are the 256 values, for any number of bits that the flow was trained on. So the image's own
+low bits can replace the noise, and decoding returns the same byte.
 
-Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C) as they lie in stores.
+Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C), as in stores.
 """
 
 import re

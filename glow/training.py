@@ -1,7 +1,7 @@
-"""Training a flow, one step at a time, so that whoever drives it can log, save and stop between any two [P B.3].
+"""Training a flow step by step, so that the caller can log, save and stop between steps [P B.3]; and drawing samples.
 
-What step i sees and does is a function of (seed, i) and the state after step i − 1 alone; so a training
-that was stopped and resumed gives the very bytes of one that never was.
+Step i depends only on (seed, i) and on the state after step i − 1, so that a resumed training gives the same bytes as an
+uninterrupted one.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 import torch
 
+from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.rng import generator
@@ -22,7 +23,7 @@ from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
-__all__ = ["FlowTrainer", "StepFacts", "augment", "sample"]
+__all__ = ["FlowTrainer", "StepResult", "augment", "sample"]
 
 _EVALUATED_TOGETHER = 64  # images
 _STEPS_AHEAD = 16  # that a GPU is given before the host waits for it
@@ -30,8 +31,8 @@ _BETAS = (0.9, 0.999)  # [P B.3]
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
 
 
-class StepFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What one step tells."""
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The results of one step."""
 
     iteration: int  # number of the step, from 0
     loss_bits_per_dim: float  # of its batch, before its update
@@ -52,21 +53,12 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, fli
 
 @contextmanager
 def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
-    """Let the coupling networks compute in the precision asked for, with the same kernels each time.
-
-    The 1×1 matrices stay in float32 (see conv1x1.py).
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    conv = cudnn.conv  # type: ignore[attr-defined]  # torch puts it there at import
-    before = conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
+    """Compute the coupling networks in the configured precision; the 1×1 matrices stay in float32 (see ``mix_channels``)."""
     try:
-        conv.fp32_precision = "tf32" if config.precision == "tf32" else "ieee"
-        matmul.fp32_precision = "ieee"
-        cudnn.deterministic, cudnn.benchmark = True, False
-        flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
-        yield
+        with arithmetic(config.precision, convolutions_only=True):
+            flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
+            yield
     finally:
-        conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark = before
         flow.set_network_dtype(None)
         flow.set_rebuild(False)
 
@@ -108,15 +100,15 @@ class FlowTrainer:
         """How many steps are best done in one call of ``steps``: several where the host can run ahead of a device."""
         return _STEPS_AHEAD if can_record(self.flow.device) else 1
 
-    def step(self) -> StepFacts:
-        """Do one update, and tell of it: ``steps(1)``."""
-        (facts,) = self.steps(1)
-        return facts
+    def step(self) -> StepResult:
+        """Do one update and return its result: ``steps(1)``."""
+        (result,) = self.steps(1)
+        return result
 
-    def steps(self, count: int) -> list[StepFacts]:
-        """Do ``count`` updates and tell of each; wait for the device once, at the end of them.
+    def steps(self, count: int) -> list[StepResult]:
+        """Do ``count`` updates and return the result of each; wait for the device once, at the end.
 
-        The very first step of all initialises ActNorm from its batch before that.
+        The first step of a training initialises ActNorm from its batch.
 
         Raises:
             DivergedError: a loss or gradient is not finite; that update was not applied, nor any after it.
@@ -137,10 +129,10 @@ class FlowTrainer:
                 self.iteration += 1
                 if can_record(flow.device) and self.iteration < config.iterations:  # while the device computes
                     self._ahead = self.iteration, self._prepared(self.iteration)
-        return self._facts(first, torch.stack(measured).tolist())  # the only wait for a GPU
+        return self._results(first, torch.stack(measured).tolist())  # the only wait for a GPU
 
-    def _facts(self, first: int, measured: list[list[float]]) -> list[StepFacts]:
-        """Return what the steps from ``first`` on tell; end at the one that diverged, if one did."""
+    def _results(self, first: int, measured: list[list[float]]) -> list[StepResult]:
+        """Return the results of the steps from ``first`` on; raise DivergedError at the one that diverged, if one did."""
         for iteration, (loss, norm) in enumerate(measured, start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.iteration = iteration
@@ -152,7 +144,7 @@ class FlowTrainer:
                 )
         bits = self.flow.config.bits
         return [
-            StepFacts(iteration=iteration, loss_bits_per_dim=loss / math.log(2.0) + bits, grad_norm=norm)
+            StepResult(iteration=iteration, loss_bits_per_dim=loss / math.log(2.0) + bits, grad_norm=norm)
             for iteration, (loss, norm) in enumerate(measured, start=first)
         ]
 
@@ -182,7 +174,7 @@ class FlowTrainer:
         return parameters
 
     def _place(self) -> None:
-        """Let Adam's numbers lie where the flow does, and exist before a step is recorded."""
+        """Move Adam's state to the flow's device, and create it before a step is recorded."""
         device, group = self.flow.device, self._adam.param_groups[0]
         recorded = can_record(device)
         if self._broken.device != device or isinstance(group["lr"], torch.Tensor) != recorded:
@@ -191,7 +183,7 @@ class FlowTrainer:
             group["lr"] = torch.zeros((), device=device) if recorded else self.config.learning_rate
             for state in self._adam.state.values():
                 state.update({moment: state[moment].to(device) for moment in _MOMENTS})
-        # Where it is 1, the fused kernel leaves parameters and moments as they are; GradScaler hands it over like this.
+        # If it is 1, the fused kernel leaves parameters and moments as they are; GradScaler passes it in the same way.
         self._adam.found_inf = self._broken  # type: ignore[attr-defined]  # torch asks for it with getattr
         for parameter in self._parameters() if recorded else ():
             if parameter not in self._adam.state:

@@ -1,4 +1,4 @@
-"""Batches of NumPy arrays through a function on a device, and its results back to NumPy.
+"""Running a function on a device over batches of NumPy arrays, and copying its results back to NumPy.
 
 On the CPU the function works on the arrays' own memory. On CUDA the next batch is copied to the device, and the previous
 result back, while the current batch is computed; the host waits once per batch, for a result whose successor is queued.

@@ -143,7 +143,7 @@ def _deep(deep: Mapping[str, Any]) -> str:
 
 def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return what came of ``rebuild`` as lines."""
-    verdict = {None: "nobody told what to expect", True: "equal to the original's", False: "not the original's"}
+    verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
     lines = [f"{'pool':<12} {result.folder}{' (was there already)' if result.cached else ''}"]
     lines.append(f"{'root':<12} {result.root} ({verdict[result.equal]})")
     if result.comparison:

@@ -1,7 +1,6 @@
 """The recipe: one TOML file that names the data set, the flow, the pools, the classifier runs and the report.
 
-Checked whole when it is read, with each of its scales, so that nothing starts which would fail later on a typing error;
-unknown keys are refused with the nearest known one.
+Reading a recipe checks all of it, with each of its scales, before any stage starts.
 """
 
 import copy
@@ -15,26 +14,26 @@ import msgspec
 from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
-    Combine,
+    HARD_CUT,
     DataConfig,
     FlowRecipe,
-    MixOnTheFly,
+    MixMode,
+    MixSource,
     NaturalnessConfig,
     PoolRecipe,
     RecipeReport,
     ReportConfig,
     RowText,
     RunConfig,
-    check_naturalness,
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RunPart", "RunSection", "read_recipe", "training_name"]
+__all__ = ["FlowSection", "Recipe", "RunSection", "read_recipe", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -49,23 +48,16 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    path: str = (
-        ""  # a finished flow to use instead of training one: its folder or URL, or its name or key in the workspace
-    )
-
-
-class RunPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One of the ways in which the batches of a run come about: a pool, or images mixed on the fly."""
-
-    pool: str = ""  # name of the pool that the batches come from; empty takes the training images
+    # A finished flow to use instead of training one: its folder or URL, or its name or key in the workspace.
+    path: str = ""
 
 
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One arm of a comparison: a classifier trained once for each seed."""
 
     pool: str = ""  # name of the pool to train on; empty trains on the data set itself
-    mix: tuple[RunPart, ...] = ()  # instead of one pool: how batches are made
-    combine: Combine = "per-batch"  # of several in mix: one drawn for each batch, or one after another
+    mix: tuple[MixSource, ...] = ()  # instead of one pool: how batches are made
+    mode: MixMode = "mixture"  # of several in mix: one drawn for each batch, or one after another
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
     label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
@@ -73,7 +65,7 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """All that ``lsmix run`` brings up to date."""
+    """All that ``lsmix run`` brings up to date: the content of a recipe file."""
 
     format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
     name: Name  # of the artifacts
@@ -119,26 +111,26 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             rows={name: RowText(label=run.label, paper=run.paper, seeds=run.seeds) for name, run in self.runs.items()},
         )
 
-    def judge_config(self) -> FlowRecipe:
-        """Return how the judge of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+    def evaluator_config(self) -> FlowRecipe:
+        """Return how the evaluator of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
 
         Raises:
-            RecipeError: a field of the judge is wrong.
+            RecipeError: a field of the evaluator is wrong.
         """
-        own = dict(self.naturalness.judge) if self.naturalness else {}
+        own = dict(self.naturalness.evaluator) if self.naturalness else {}
         shared: dict[str, Any] = {name: msgspec.to_builtins(getattr(self.own_flow, name)) for name in _FLOW_FIELDS}
         training = own.pop("training", {})
-        if isinstance(training, Mapping):  # anything else is told by the conversion
+        if isinstance(training, Mapping):  # the conversion refuses anything else
             if "rows" in training:
                 raise RecipeError(
-                    "naturalness.judge.training.rows: the judge always learns from the odd rows; leave it out."
+                    "naturalness.evaluator.training.rows: the evaluator always learns from the odd rows; leave it out."
                 )
             seed = {"seed": self.own_flow.training.seed + 1}
             training = {**shared["training"], **seed, **training, "rows": "odd"}
-        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.judge")
+        config: FlowRecipe = convert({**shared, **own, "training": training}, FlowRecipe, "naturalness.evaluator")
         if config.training.seed == self.own_flow.training.seed:
             raise RecipeError(
-                f"naturalness.judge.training.seed: got {config.training.seed}, which is the flow's own; a judge needs another."
+                f"naturalness.evaluator.training.seed: got {config.training.seed}, which is the flow's own; an evaluator needs another."
             )
         return config
 
@@ -295,21 +287,39 @@ def _check_values(value: Any, dotted: str, where: str) -> None:
         raise RecipeError(f"{where}: {dotted}: expected text without NUL characters, got {value!r}.")
 
 
-def _check_judged(recipe: Recipe, config: NaturalnessConfig) -> None:
-    check_naturalness(config, heldout=recipe.data.heldout, rows=recipe.own_flow.training.rows)
-    if not recipe.judge_config().training.iterations:
-        raise RecipeError("naturalness.judge.training.iterations: expected int >= 1, got 0.")
-    if config.classifier and config.classifier not in recipe.runs:
-        known = ", ".join(recipe.runs) or "none"
+def _check_naturalness(recipe: Recipe, config: NaturalnessConfig) -> None:
+    for name in config.methods:
+        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
+            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
+            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
+    if len(set(config.methods)) < len(config.methods):
+        raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
+    if not recipe.data.heldout:
         raise RecipeError(
-            f"naturalness.classifier: there is no run {config.classifier!r}; the recipe has {known}."
-            f"{did_you_mean(config.classifier, list(recipe.runs))}"
+            "naturalness compares mixes with held-out originals, and there are none. Set 'data.heldout', such as to 500."
+        )
+    if recipe.own_flow.training.rows == "odd":
+        raise RecipeError(
+            "flow.training.rows: expected 'all' or 'even' with a section [naturalness], got 'odd', which are the evaluator's."
+        )
+    if not recipe.evaluator_config().training.iterations:
+        raise RecipeError("naturalness.evaluator.training.iterations: expected int >= 1, got 0.")
+    if config.classifier:
+        _check_known("naturalness.classifier", "run", config.classifier, recipe.runs)
+
+
+def _check_known(where: str, what: str, name: str, known: Mapping[str, object]) -> None:
+    """Raise RecipeError unless the recipe has a section of this name."""
+    if name not in known:
+        raise RecipeError(
+            f"{where}: there is no {what} {name!r}; the recipe has {', '.join(known) or 'none'}."
+            f"{did_you_mean(name, list(known))}"
         )
 
 
 def _check_references(recipe: Recipe) -> None:
     if recipe.naturalness:
-        _check_judged(recipe, recipe.naturalness)
+        _check_naturalness(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
         raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
     if recipe.classifier.seed:
@@ -335,11 +345,8 @@ def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
         raise RecipeError(f"runs.{name}.mix: say the pool in 'mix' as well, and leave 'pool' out.")
     named = [("pool", run.pool), *((f"mix[{place}].pool", part.pool) for place, part in enumerate(run.mix))]
     for key, pool in named:
-        if pool and pool not in recipe.pools:
-            known = ", ".join(recipe.pools) or "none"
-            raise RecipeError(
-                f"runs.{name}.{key}: there is no pool {pool!r}; the recipe has {known}.{did_you_mean(pool, list(recipe.pools))}"
-            )
+        if pool:
+            _check_known(f"runs.{name}.{key}", "pool", pool, recipe.pools)
     for place, part in enumerate(run.mix):
         where = f"runs.{name}.mix[{place}]"
         if bool(part.pool) == bool(part.method):
@@ -355,5 +362,5 @@ def _check_mixing(recipe: Recipe, name: str, run: RunSection) -> None:
                 PIXEL_METHODS.check(part.method)
             except RecipeError as error:
                 raise RecipeError(f"{where}.method: {error}") from error
-        if run.combine == "sequential" and part.pool and place:
-            raise RecipeError(f"{where}.pool: in a sequence a pool comes first, since its images are mixed already.")
+        if run.mode == "chain" and part.pool and place:
+            raise RecipeError(f"{where}.pool: in a chain a pool comes first, since its images are mixed already.")

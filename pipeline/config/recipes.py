@@ -1,4 +1,4 @@
-"""The recipes that come with lsmix. Apart from the recipe's model, so that ``lsmix init`` answers at once."""
+"""The recipes that come with lsmix; imports no model of a recipe, so that ``lsmix init`` starts quickly."""
 
 import difflib
 from pathlib import Path

@@ -1,5 +1,7 @@
-"""The results that stages write: logs of trainings, error rates, naturalness. All are read with bounds and types."""
+"""The results that stages write: training logs, error rates, naturalness. Reading checks sizes and types."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -21,7 +23,7 @@ __all__ = [
     "Interval",
     "LogLine",
     "Naturalness",
-    "SampleFacts",
+    "SampleSummary",
     "Seen",
     "read_log",
     "read_metrics",
@@ -29,8 +31,14 @@ __all__ = [
     "write_naturalness",
 ]
 
+DATASET_FILE = "dataset.h5"
+LOG_FILE = "log.jsonl"
+METRICS_FILE = "metrics.json"
 NATURALNESS_FILE = "naturalness.json"
-_FORMAT = 1
+SHEET_FILE = "sheet.png"
+SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
+WEIGHTS_FILE = "classifier.safetensors"
+_FORMAT = 2
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,8 +49,8 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
     high: float
 
 
-class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What was found of one sample of images: those of a method, or originals."""
+class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """The measures of one sample of images: those of a method, or originals."""
 
     name: str  # of the method; "held-out", "test" or "sources" for originals
     kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
@@ -50,11 +58,10 @@ class SampleFacts(msgspec.Struct, frozen=True, kw_only=True):
     share: float | None  # of the second image, as it really is, mean; None for originals
     decode_failed: int | None  # of them, by the rule for pools; None where nothing was decoded
     not_finite: int  # of their bits per dimension; these images are left out of the next five
-    mean_bits: float  # bits per dimension under the judge
+    mean_bits: float  # bits per dimension under the evaluator
     mean_bits_error: float  # standard error of it
-    less_likely: (
-        Interval | None
-    )  # bits per dimension by which its quantiles exceed the held-out originals'; None: itself
+    # Bits per dimension by which its quantiles exceed the held-out originals'; None for these themselves.
+    less_likely: Interval | None
     more_likely: Interval | None  # the same by which they fall short
     distance: Interval | None  # 1-Wasserstein distance, the sum of both
     frechet: float | None  # of the classifier's features to the held-out originals'; None without a classifier
@@ -71,12 +78,12 @@ class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
     pairs: int  # n, images in every sample
     pairs_asked: int
     bootstrap: int  # resamples behind the intervals
-    judge_bits: int  # bits per value of the images that the judge models
+    evaluator_bits: int  # bits per value of the images that the evaluator models
     classifier: str  # the training whose features were compared; "" for none
     features: int  # F, their number; 0 for none
-    samples: tuple[SampleFacts, ...]  # held-out originals first
+    samples: tuple[SampleSummary, ...]  # held-out originals first
 
-    def __getitem__(self, name: str) -> SampleFacts:
+    def __getitem__(self, name: str) -> SampleSummary:
         """Return the sample of a name."""
         for sample in self.samples:
             if sample.name == name:
@@ -100,14 +107,18 @@ def read_naturalness(folder: Path) -> Naturalness:
     path = folder / NATURALNESS_FILE
     if not path.is_file():
         raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
-    try:
-        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+    remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
+    with _damage_of(path, "naturalness"):
         return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+
+
+@contextmanager
+def _damage_of(path: Path, command: str) -> Iterator[None]:
+    """Turn any error of decoding into a CorruptError that names the file and the command that makes it."""
+    try:
+        yield
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix naturalness'.") from error
-
-
-LOG_FILE = "log.jsonl"
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -128,16 +139,8 @@ def read_log(folder: Path) -> list[LogLine]:
         CorruptError: it is damaged.
     """
     path = folder / LOG_FILE
-    try:
+    with _damage_of(path, "train-glow"):
         return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train-glow'.") from error
-
-
-SHEET_FILE = "sheet.png"
-SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
-METRICS_FILE = "metrics.json"
-WEIGHTS_FILE = "classifier.safetensors"
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -160,10 +163,8 @@ def read_metrics(folder: Path) -> list[EpochMetrics]:
         CorruptError: they are damaged.
     """
     path = folder / METRICS_FILE
-    try:
+    with _damage_of(path, "train"):
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix train'.") from error
     return metrics
 
 
@@ -173,6 +174,3 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     source: str  # "training images", or "pool NAME"
     images: int  # distinct ones
     times: float  # each of them, on average
-
-
-DATASET_FILE = "dataset.h5"

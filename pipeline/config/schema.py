@@ -1,4 +1,4 @@
-"""The configuration of each stage, as a recipe gives it; every field has its unit and range."""
+"""The configuration of each stage, with the range of every field."""
 
 from typing import Annotated, Any, Literal
 
@@ -6,8 +6,7 @@ import msgspec
 from msgspec import Meta
 
 from lsmix.classifiers.config import ClassifierTraining
-from lsmix.data.errors import RecipeError
-from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.readers.registry import SourceConfig
 from lsmix.data.rng import Seed
@@ -15,10 +14,10 @@ from lsmix.glow.config import FlowShape, FlowTraining
 
 __all__ = [
     "HARD_CUT",
-    "Combine",
     "DataConfig",
     "FlowRecipe",
-    "MixOnTheFly",
+    "MixMode",
+    "MixSource",
     "NaturalnessConfig",
     "PoolRecipe",
     "RecipeReport",
@@ -26,8 +25,6 @@ __all__ = [
     "RowText",
     "RunConfig",
     "TrainConfig",
-    "TrainPart",
-    "check_naturalness",
 ]
 
 
@@ -50,18 +47,18 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
 
 
-HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the very regions that LS-Mix takes from z₂
+HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix takes from z₂
 
 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which methods are compared, on how many pairs, and by which judge."""
+    """Which methods are compared, on how many pairs, and by which evaluator."""
 
-    judge: dict[str, Any] = {}  # fields of [flow] that differ for the judge, whose seed is the flow's + 1
+    evaluator: dict[str, Any] = {}  # fields of [flow] that differ for the evaluator, whose seed is the flow's + 1
     methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Seed = 0  # of pairs, methods, noise and resamples
-    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the judge sees below its bits
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the evaluator sees below its bits
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
     classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
@@ -72,33 +69,6 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
             msgspec.structs.force_setattr(self, "methods", every)
 
 
-def check_naturalness(config: NaturalnessConfig, *, heldout: int, rows: str) -> None:
-    """Check what a configuration refers to outside of it.
-
-    Args:
-        config: the section of the recipe.
-        heldout: number of held-out images.
-        rows: those that the mixing flow learns from.
-
-    Raises:
-        RecipeError: a method is unknown or stands twice, there are no held-out images, or the flow has the judge's rows.
-    """
-    for name in config.methods:
-        if name != HARD_CUT and name not in LATENT_METHODS and name not in PIXEL_METHODS:
-            known = [HARD_CUT, *LATENT_METHODS.names(), *PIXEL_METHODS.names()]
-            raise RecipeError(f"naturalness.methods: unknown mixing method {name!r}.{nearest(name, known)}")
-    if len(set(config.methods)) < len(config.methods):
-        raise RecipeError(f"naturalness.methods: each method counts once, got {list(config.methods)}.")
-    if not heldout:
-        raise RecipeError(
-            "naturalness compares mixes with held-out originals, and there are none. Set 'data.heldout', such as to 500."
-        )
-    if rows == "odd":
-        raise RecipeError(
-            "flow.training.rows: expected 'all' or 'even' with a section [naturalness], got 'odd', which are the judge's."
-        )
-
-
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
 
@@ -106,29 +76,24 @@ class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fi
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
 
 
-Combine = Literal["per-batch", "sequential"]  # how several ways of mixing come together in one run
+MixMode = Literal["mixture", "chain"]  # of several sources: one drawn for each batch, or one after another
 
 
-class MixOnTheFly(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How images are mixed while a classifier trains, with others of their batch."""
+class MixSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One source of a training's batches: a pool, or the training images, mixed with others of their batch or not."""
 
+    pool: str = ""  # name of the pool, in a stage the role of that input; empty takes the training images
     method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
     alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
-    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, where one way is drawn for each batch
-
-
-class TrainPart(MixOnTheFly, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One way in which the batches of a training come about."""
-
-    input: str = ""  # role of the pool among the inputs; "" takes the training images
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, in a mixture
 
 
 class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training with what it trains on."""
+    """One training, with the sources of its batches."""
 
-    parts: Annotated[tuple[TrainPart, ...], Meta(min_length=1)] = (TrainPart(),)  # where its batches come from
-    combine: Combine = "per-batch"  # of several parts
+    parts: Annotated[tuple[MixSource, ...], Meta(min_length=1)] = (MixSource(),)  # where its batches come from
+    mode: MixMode = "mixture"  # of several parts
 
 
 _Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
@@ -156,7 +121,7 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
-    note: Annotated[str, Meta(max_length=400)] = ""  # stands below that table
+    note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
     bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
         1000  # images of each pool whose bits per dimension are measured

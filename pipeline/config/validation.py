@@ -1,7 +1,4 @@
-"""Turning the tables of a recipe into models, with messages that name the dotted place.
-
-Msgspec finds what is wrong; what is said of it is a user's sentence, with the nearest known key.
-"""
+"""Converting the tables of a recipe to structs, with messages that name the key and suggest the nearest known one."""
 
 import difflib
 import re
@@ -80,7 +77,7 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
 
 
 def _model(kind: Any) -> Any:
-    """Take off what stands around a model: ``Annotated``, and the None of a section that may be left out."""
+    """Return a model without ``Annotated`` and without the None of an optional section."""
     while hasattr(kind, "__metadata__"):
         kind = kind.__origin__
     if isinstance(kind, UnionType):

@@ -1,7 +1,7 @@
-"""Measuring samples of images, and what the measures come to.
+"""Measuring samples of images, and summarising the measures.
 
-Every sample is measured alike, as 8-bit images, at the same places with the same noise below the judge's
-bits, and compared on the same resamples; so differences between methods are those of the images.
+Every sample is measured as 8-bit images, with the same noise below the evaluator's bits at the same place, and compared on
+the same resamples; so differences between methods are those of the images.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from lsmix.classifiers.evaluation import features
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.glow.flow import Flow
-from lsmix.pipeline.config.results import Interval, SampleFacts
+from lsmix.pipeline.config.results import Interval, SampleSummary
 from lsmix.pipeline.config.schema import NaturalnessConfig
 from lsmix.pipeline.naturalness.metrics import (
     Resamples,
@@ -25,7 +25,7 @@ from lsmix.pipeline.naturalness.metrics import (
 )
 from lsmix.pipeline.naturalness.samples import Sample
 
-__all__ = ["Scorer", "Scores", "facts_of"]
+__all__ = ["Scores", "measure", "summarise"]
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ class Scores:
     """What was measured on the n images of a sample."""
 
     sample: Sample
-    bits: FloatArray  # (n,) bits per dimension under the judge; not always finite
+    bits: FloatArray  # (n,) bits per dimension under the evaluator; not always finite
     across: FloatArray  # (n,) gradient across the regions' border; NaN where there is none
     inside: FloatArray  # (n,) gradient inside the regions
     decode_failed: int | None
@@ -44,71 +44,60 @@ class Scores:
     shown: npt.NDArray[np.uint8]  # the first images, for the sheet
 
 
-class Scorer:
-    """Measures samples with a judge, and with the features of a classifier if there is one."""
+def measure(
+    sample: Sample, evaluator: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
+) -> Scores:
+    """Make the ``count`` images of a sample block by block, and measure them; keep the first ``shown`` of them.
 
-    def __init__(
-        self, judge: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
-    ) -> None:
-        self._judge, self._classifier, self._config = judge, classifier, config
-        self._count, self._shown = count, shown
-
-    def measure(self, sample: Sample) -> Scores:
-        """Make a sample block by block, and measure it.
-
-        Raises:
-            DivergedError: the judge gives fewer than two images a finite likelihood.
-        """
-        parts: list[tuple[FloatArray, ...]] = []
-        clouds, shares = [], []
-        decode_failed, shown = None, None
-        step = self._config.batch_size
-        for start in range(0, self._count, step):
-            stop_point()
-            block = sample.block(slice(start, min(start + step, self._count)))
-            parts.append((self._bits(block.images, start), *border_gradients(block.images, block.regions)))
-            if self._classifier is not None:
-                clouds.append(features(self._classifier, block.images).astype(np.float64))
-            if block.share is not None:
-                shares.append(block.share)
-            if block.decode_failed is not None:
-                decode_failed = (decode_failed or 0) + int(block.decode_failed.sum())
-            head = block.images[: max(self._shown - start, 0)]
-            shown = head if shown is None else np.concatenate((shown, head))
-        bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
-        if np.isfinite(bits).sum() < 2:
-            raise DivergedError(
-                f"the judge gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
-                "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.judge.training'."
-            )
-        return Scores(
-            sample=sample,
-            bits=bits,
-            across=across,
-            inside=inside,
-            decode_failed=decode_failed,
-            share=float(np.concatenate(shares).mean()) if shares else None,
-            features=np.concatenate(clouds) if clouds else None,
-            shown=np.empty(0, np.uint8) if shown is None else shown,
-        )
-
-    def _bits(self, images: npt.NDArray[np.uint8], start: int) -> FloatArray:
-        _, log_prob = self._judge.encode_scored(
-            images,
-            dequantise=self._config.dequantise,
-            batch_size=self._config.batch_size,
-            seed=self._config.seed,
+    Raises:
+        DivergedError: the evaluator gives fewer than two images a finite likelihood.
+    """
+    parts: list[tuple[FloatArray, ...]] = []
+    clouds, shares, heads = [], [], []
+    decode_failed = None
+    for start in range(0, count, config.batch_size):
+        stop_point()
+        block = sample.block(slice(start, min(start + config.batch_size, count)))
+        _, log_prob = evaluator.encode(
+            block.images,
+            dequantise=config.dequantise,
+            batch_size=config.batch_size,
+            seed=config.seed,
             first_index=start,
+            return_log_prob=True,
         )
-        return self._judge.bits_per_dim(log_prob)
+        parts.append((evaluator.bits_per_dim(log_prob), *border_gradients(block.images, block.regions)))
+        if classifier is not None:
+            clouds.append(features(classifier, block.images).astype(np.float64))
+        if block.share is not None:
+            shares.append(block.share)
+        if block.decode_failed is not None:
+            decode_failed = (decode_failed or 0) + int(block.decode_failed.sum())
+        heads.append(block.images[: max(shown - start, 0)])
+    bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if np.isfinite(bits).sum() < 2:
+        raise DivergedError(
+            f"the evaluator gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
+            "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.evaluator.training'."
+        )
+    return Scores(
+        sample=sample,
+        bits=bits,
+        across=across,
+        inside=inside,
+        decode_failed=decode_failed,
+        share=float(np.concatenate(shares).mean()) if shares else None,
+        features=np.concatenate(clouds) if clouds else None,
+        shown=np.concatenate(heads),
+    )
 
 
-def facts_of(measured: Scores, reference: Scores, drawn: Resamples) -> SampleFacts:
-    """Return what a sample's measures come to, against the held-out originals, on these resamples."""
+def summarise(measured: Scores, reference: Scores, resamples: Resamples) -> SampleSummary:
+    """Return the summary of a sample's measures, against the held-out originals, on these resamples."""
     finite = np.isfinite(measured.bits)
     bits = measured.bits[finite]
-    less, more = (None, None) if measured is reference else _distances(measured, reference, drawn)
-    return SampleFacts(
+    less, more = (None, None) if measured is reference else _distances(measured, reference, resamples)
+    return SampleSummary(
         name=measured.sample.name,
         kind=measured.sample.kind,
         images=len(measured.bits),
@@ -125,17 +114,17 @@ def facts_of(measured: Scores, reference: Scores, drawn: Resamples) -> SampleFac
             if measured is not reference and measured.features is not None and reference.features is not None
             else None
         ),
-        seam=_seam(measured, drawn),
+        seam=_seam(measured, resamples),
         seam_of=measured.sample.seam_of,
         bits_per_dim=tuple(float(value) if np.isfinite(value) else None for value in measured.bits),
     )
 
 
-def _distances(measured: Scores, reference: Scores, drawn: Resamples) -> tuple[Interval, Interval]:
+def _distances(measured: Scores, reference: Scores, resamples: Resamples) -> tuple[Interval, Interval]:
     own, other = measured.bits, reference.bits
     value = transport(own[np.isfinite(own)], other[np.isfinite(other)])
     values = []
-    for resample in drawn:
+    for resample in resamples:
         mixes, originals = own[resample.pairs], other[resample.originals]
         mixes, originals = mixes[np.isfinite(mixes)], originals[np.isfinite(originals)]
         if len(mixes) and len(originals):
@@ -151,7 +140,7 @@ def _sum(less: Interval | None, more: Interval | None) -> Interval | None:
     return Interval(value=less.value + more.value, low=less.low + more.low, high=less.high + more.high)
 
 
-def _seam(measured: Scores, drawn: Resamples) -> Interval | None:
+def _seam(measured: Scores, resamples: Resamples) -> Interval | None:
     has_border = np.isfinite(measured.across)
     inside = measured.inside.mean()
     if not has_border.any() or not inside > 0:
@@ -160,6 +149,6 @@ def _seam(measured: Scores, drawn: Resamples) -> Interval | None:
     ratio = sums.sum() / has_border.sum() / inside
     resampled = [
         sums[rows].sum() / max(has_border[rows].sum(), 1) / max(measured.inside[rows].mean(), np.finfo(float).tiny)
-        for rows in (resample.pairs for resample in drawn)
+        for rows in (resample.pairs for resample in resamples)
     ]
     return interval(float(ratio), np.array(resampled))

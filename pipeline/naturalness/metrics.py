@@ -1,8 +1,4 @@
-"""How far mixes are from photographs: the distance of two samples of numbers, of two clouds of features, and seams.
-
-Pure NumPy on what was measured already. Nothing here knows a flow, a classifier or a mixing method, and
-every resample is given from outside, so that all methods are judged on the same ones.
-"""
+"""Measures of naturalness in pure NumPy: distances of samples of numbers and of features, and seams."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,13 +20,8 @@ _CONFIDENCE = 0.95
 class Transport(NamedTuple):
     """How far the numbers of one sample would have to be moved to be those of a reference; their unit is the samples'."""
 
-    below: float  # mean over quantiles of what the sample's lie below the reference's
-    above: float  # mean over quantiles of what they lie above
-
-    @property
-    def total(self) -> float:
-        """The 1-Wasserstein distance."""
-        return self.below + self.above
+    below: float  # mean over quantiles of how far the sample's are below the reference's
+    above: float  # mean over quantiles of how far they are above
 
 
 class Resample(NamedTuple):
@@ -42,7 +33,7 @@ class Resample(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:
-    """Bootstrap resamples, drawn anew whenever they are gone through; each depends on (seed, its number) alone."""
+    """Bootstrap resamples, drawn again in each iteration over them; each depends on (seed, its number) alone."""
 
     count: int
     pairs: int  # n
@@ -57,7 +48,7 @@ class Resamples:
 
 
 def transport(sample: FloatArray, reference: FloatArray) -> Transport:
-    """Return how far a sample, float (n,), lies from a reference, float (m,), in each direction.
+    """Return the distance of a sample, float (n,), from a reference, float (m,), in each direction.
 
     Both parts are means over all quantiles q in (0, 1) of max(0, ±(Q_sample(q) − Q_reference(q))), exact for any n and m:
     quantile functions are steps, and between two steps of either nothing changes.
@@ -73,7 +64,7 @@ def transport(sample: FloatArray, reference: FloatArray) -> Transport:
     n, m = len(sample), len(reference)
     if not n or not m or not np.isfinite(sample).all() or not np.isfinite(reference).all():
         raise ValueError(f"a distance needs finite numbers on both sides; got samples of {n} and {m}.")
-    # Steps of both, in units of 1/(n·m), so that integers tell where they coincide.
+    # Steps of both, in units of 1/(n·m), so that integers show where they coincide.
     ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     difference = np.sort(sample)[(ends - 1) // m] - np.sort(reference)[(ends - 1) // n]
     weights = np.diff(ends, prepend=0) / (n * m)
@@ -81,7 +72,7 @@ def transport(sample: FloatArray, reference: FloatArray) -> Transport:
 
 
 def interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
-    """Return a 95% confidence interval around a value that cannot be negative, from what it was on resamples, float (B,).
+    """Return a 95% confidence interval around a value that cannot be negative, from its values on resamples, float (B,).
 
     A distance grows under resampling, since the resamples' noise comes to the samples' own; their lower 2.5% then say
     nothing of how small the true one may be. So the interval reaches as far down as it reaches up, to the upper 2.5%, and

@@ -1,7 +1,7 @@
-"""Which pixels of a mix come from the second image, where its first or last components do, and a hard cut along them.
+"""The pixels of a mix that come from the second image, if its first or last components do, and a hard cut along them.
 
-A region is made of whole cells of the coarsest grid, in latent order. The cell in which the taken components end belongs to
-the second image if more than half of its components were taken.
+A region consists of whole cells of the coarsest grid, in latent order. The cell in which the taken components end belongs
+to the second image if more than half of its components were taken.
 """
 
 import numpy as np
@@ -15,12 +15,12 @@ __all__ = ["hard_cut", "second_region", "trailing_region"]
 
 
 def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
-    """Return where the first ``taken`` components of a latent lie in the image: bool (height, width).
+    """Return where the first ``taken`` components of a latent are in the image: bool (height, width).
 
-    ``taken`` is 0 to D. Cells lie on the padded image; what the padding added is cropped.
+    ``taken`` is 0 to D. Cells are those of the padded image; the padding is cropped.
 
     Raises:
-        ValueError: ``taken`` lies outside 0 to D.
+        ValueError: ``taken`` is outside 0 to D.
 
     Example:
         >>> config = FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4)
@@ -41,7 +41,7 @@ def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
 
 
 def trailing_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
-    """Return where the last ``taken`` components of a latent lie in the image: bool (height, width)."""
+    """Return where the last ``taken`` components of a latent are in the image: bool (height, width)."""
     top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
     dim = (config.height + top + bottom) * (config.width + left + right) * config.channels
     return ~second_region(dim - taken, config)

@@ -1,12 +1,13 @@
 """The samples that the naturalness stage compares: originals, and what each method makes of the same pairs.
 
-Sources are even rows of the train split, each in one pair at most, and the judge learned from odd rows; so
-the judge has seen neither source of any mix, and pairs are independent of each other.
+Sources are even rows of the train split, each in one pair at most, and the evaluator learned from odd rows; so
+the evaluator has seen neither source of any mix, and pairs are independent of each other.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -142,13 +143,8 @@ class SampleSet:
         first, second = z.gather(self._first[part]), z.gather(self._second[part])
         mixed, share = mix_latents(method, first, second, self._config.lam, draws=self._draws(method, part))
         rule = PoolConfig()
-        images, decode_failed = self._flow.decode_judged(
-            mixed,
-            lambda y_BCHW: is_failed_decode(
-                y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction
-            ),
-            batch_size=self._config.batch_size,
-        )
+        validate = partial(is_failed_decode, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
+        images, decode_failed = self._flow.decode(mixed, validate=validate, batch_size=self._config.batch_size)
         return Block(images, self._regions(region, part), share, decode_failed)
 
     @staticmethod

@@ -75,12 +75,13 @@ class EncodeWorker:
 
     def _encode(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
         config = self._config
-        z, log_prob = self._flow.encode_scored(
+        z, log_prob = self._flow.encode(
             loaded.images,
             dequantise=config.dequantise,
             batch_size=config.batch_size,
             seed=config.seed,
             first_index=loaded.first,
+            return_log_prob=True,
         )
         if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
             raise CorruptError(

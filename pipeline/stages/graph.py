@@ -6,19 +6,20 @@ Pure planning: nothing is read but the manifests of a finished flow that a recip
 from collections.abc import Mapping
 from pathlib import Path
 
+import msgspec
+
 from lsmix.data.artifact import MANIFEST_NAME
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.pool_spec import in_latent_space
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.remote import local_folder
 from lsmix.data.sharing.store import download_artifact, naming_urls
-from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, training_name
+from lsmix.pipeline.config.recipe import FlowSection, Recipe, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
-    MixOnTheFly,
+    MixSource,
     NaturalnessConfig,
     TrainConfig,
-    TrainPart,
 )
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
@@ -94,18 +95,17 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
     for name, run in recipe.runs.items():
         inputs: dict[str, Node | Path] = {"dataset": dataset}
         parts = []
-        for part in run.mix or (RunPart(pool=run.pool),):
-            fields = {field: getattr(part, field) for field in MixOnTheFly.__struct_fields__}
+        for part in run.mix or (MixSource(pool=run.pool),):
+            role = f"pool-{len(inputs)}" if part.pool else ""
             if part.pool:
-                fields["input"] = f"pool-{len(inputs)}"
-                inputs[fields["input"]] = pools[part.pool]
-            parts.append(TrainPart(**fields))
+                inputs[role] = pools[part.pool]
+            parts.append(msgspec.structs.replace(part, pool=role))
         for seed in run.seeds:
             shared = recipe.run_config(name, seed)
             config = TrainConfig(
                 **{field: getattr(shared, field) for field in shared.__struct_fields__},
                 parts=tuple(parts),
-                combine=run.combine,
+                mode=run.mode,
             )
             training = training_name(name, seed)
             nodes[training] = Node(stage=TRAIN, name=training, config=config, inputs=inputs)
@@ -115,19 +115,19 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
 def _naturalness_nodes(
     recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Path], runs: Mapping[str, Node]
 ) -> list[Node]:
-    """Return the judge and what it judges; the run whose features are compared is named, or the one called baseline."""
+    """Return the evaluator flow and its stage; features are of the run that is named, else of "baseline"."""
     inputs = {role: everything[role] for role in ("dataset", "flow", "latents")}
-    judge = Node(
+    evaluator = Node(
         stage=TRAIN_GLOW,
-        name=f"{recipe.name}-judge",
-        config=recipe.judge_config(),
+        name=f"{recipe.name}-evaluator",
+        config=recipe.evaluator_config(),
         inputs={"dataset": everything["dataset"]},
     )
-    inputs["judge"] = judge
+    inputs["evaluator"] = evaluator
     run = config.classifier or "baseline"
     if run in recipe.runs:
         inputs["classifier"] = runs[training_name(run, recipe.runs[run].seeds[0])]
-    return [judge, Node(stage=NATURALNESS, name=recipe.name, config=config, inputs=inputs)]
+    return [evaluator, Node(stage=NATURALNESS, name=recipe.name, config=config, inputs=inputs)]
 
 
 def _training_part(flow: FlowSection) -> FlowRecipe:

@@ -1,4 +1,4 @@
-"""The naturalness stage: how natural mixed images are, method by method, judged by a flow that has seen none of them.
+"""The naturalness stage: how natural mixed images are, method by method, measured by a flow that has seen none of them.
 
 Bits per dimension alone mislead: grey and blurred images are more likely than photographs. So the whole distributions are
 compared, in both directions, with the distance of a classifier's features and the visibility of seams beside it.
@@ -37,10 +37,10 @@ _SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
 
 
 def run(task: StageTask) -> StageResult:
-    """Make all samples, measure them, and write what the measures come to, with a sheet."""
+    """Make all samples, measure them, and write the results with a sheet of images."""
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.naturalness.measures import Scorer, facts_of
+    from lsmix.pipeline.naturalness.measures import measure, summarise
     from lsmix.pipeline.naturalness.metrics import Resamples
     from lsmix.pipeline.naturalness.samples import SampleSet
 
@@ -48,16 +48,15 @@ def run(task: StageTask) -> StageResult:
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     count = _sample_size(task, dataset)
     with device_memory(None, label=task.label, device=task.device):
-        flow, judge = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "judge"))
+        flow, evaluator = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "evaluator"))
     samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
-    scorer = Scorer(judge, classifier, config, count=count, shown=_SHEET_ROWS)
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
     with device_memory(_batch(task)):
         for sample in every:
-            measured.append(scorer.measure(sample))
+            measured.append(measure(sample, evaluator, classifier, config, count=count, shown=_SHEET_ROWS))
             task.progress.advance()
     drawn = Resamples(count=config.bootstrap, pairs=count, originals=count, seed=config.seed)
     result = Naturalness(
@@ -65,10 +64,10 @@ def run(task: StageTask) -> StageResult:
         pairs=count,
         pairs_asked=config.pairs,
         bootstrap=config.bootstrap,
-        judge_bits=judge.config.bits,
+        evaluator_bits=evaluator.config.bits,
         classifier=task.inputs["classifier"].manifest.name if "classifier" in task.inputs else "",
         features=0 if measured[0].features is None else measured[0].features.shape[1],
-        samples=tuple(facts_of(one, measured[0], drawn) for one in measured),
+        samples=tuple(summarise(one, measured[0], drawn) for one in measured),
     )
     write_atomic(task.folder / SHEET_FILE, _sheet(samples, measured))
     write_naturalness(task.folder, result)
@@ -106,7 +105,7 @@ def _sample_size(task: StageTask, dataset: DataSet) -> int:
     if count < asked:
         task.progress.warning(
             f"{task.label}: samples have {count} images instead of {asked}, since there are {heldout} held-out images and "
-            f"{pairs} pairs that the judge has not seen; intervals are wider. Raise 'data.heldout' and 'data.limit'."
+            f"{pairs} pairs that the evaluator has not seen; intervals are wider. Raise 'data.heldout' and 'data.limit'."
         )
     return count
 
@@ -133,11 +132,11 @@ def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
 
 
 def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
-    """Estimate a pass through the judge for each image, and one back through the flow for each mix."""
+    """Estimate a pass through the evaluator for each image, and one back through the flow for each mix."""
     images = config.pairs * (len(config.methods) + 3)
     mixes = config.pairs * len(config.methods)
     sheet = _SHEET_ROWS * (len(config.methods) + 2) * size.image_bytes
     return Cost(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
 
 
-NATURALNESS = Stage(name="naturalness", version=2, run=run, estimate=_estimate)
+NATURALNESS = Stage(name="naturalness", version=3, run=run, estimate=_estimate)

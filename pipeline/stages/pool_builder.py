@@ -4,7 +4,7 @@ An image depends on its sources, its λ and its own draws alone, so it is the sa
 """
 
 from collections.abc import Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -233,12 +233,9 @@ class LatentMixer:
     ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
         from lsmix.glow.latent_mixing import is_failed_decode
 
-        def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-            return is_failed_decode(y_BCHW, tolerance=self._tolerance, bad_pixel_fraction=self._bad_pixel_fraction)
-
-        return self._flow.decode_judged(
+        return self._flow.decode(
             first,
-            judge,
+            validate=partial(is_failed_decode, tolerance=self._tolerance, bad_pixel_fraction=self._bad_pixel_fraction),
             output=self._output,
             batch_size=self._batch_size,
             others=others,

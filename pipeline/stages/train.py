@@ -19,7 +19,7 @@ from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FI
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
-from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
+from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
 
 if TYPE_CHECKING:
@@ -63,19 +63,19 @@ def _train(
     while trainer.epoch < config.epochs:
         stop_point()
         try:
-            facts = trainer.run_epoch(batches)
+            result = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
         metrics.append(
             EpochMetrics(
                 epoch=trainer.epoch,
-                loss=facts.loss,
+                loss=result.loss,
                 test_error=trainer.evaluate(dataset.test.images, dataset.test.labels),
-                images=facts.images + (metrics[-1].images if metrics else 0),
-                updates=facts.updates + (metrics[-1].updates if metrics else 0),
+                images=result.images + (metrics[-1].images if metrics else 0),
+                updates=result.updates + (metrics[-1].updates if metrics else 0),
             )
         )
-        save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"metrics": msgspec.to_builtins(metrics)})
+        save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), metrics)
         task.progress.advance(note=f"error {metrics[-1].test_error:.2f}%")
     task.progress.finish()
 
@@ -94,21 +94,20 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
         statistics=channel_statistics(dataset.train.images) if by_channel else None,
         mixes=source.mixes,
     )
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT, EpochMetrics)
     if checkpoint is None:
         return trainer, []
-    tensors, facts = checkpoint
-    metrics = facts_as(facts, "metrics", list[EpochMetrics], task.work / _CHECKPOINT)
+    tensors, metrics = checkpoint
     trainer.load_state_dict(tensors)
     return trainer, metrics
 
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
     config: TrainConfig = task.config
-    pools = {part.input: task.inputs[part.input].folder for part in config.parts if part.input}
+    pools = {part.pool: task.inputs[part.pool].folder for part in config.parts if part.pool}
     return TrainSource(
         parts=config.parts,
-        combine=config.combine,
+        mode=config.mode,
         train=dataset.train,
         pools=pools,
         batch_size=config.batch_size,
@@ -148,4 +147,4 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(name="train", version=2, run=run, estimate=_estimate, check=_check)

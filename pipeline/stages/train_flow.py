@@ -19,7 +19,7 @@ from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
-from lsmix.pipeline.stages.checkpoints import facts_as, load_checkpoint, save_checkpoint
+from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
@@ -59,11 +59,10 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT)
+    checkpoint = load_checkpoint(task.work / _CHECKPOINT, LogLine)
     if checkpoint is None:
         return trainer, []
-    tensors, facts = checkpoint
-    log = facts_as(facts, "log", list[LogLine], task.work / _CHECKPOINT)
+    tensors, log = checkpoint
     trainer.load_state_dict(tensors)
     return trainer, log
 
@@ -108,13 +107,13 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
         seconds = round(time.monotonic() - begun, 3)
         log += [
             LogLine(
-                iteration=facts.iteration + 1,
-                loss_bits_per_dim=facts.loss_bits_per_dim,
-                grad_norm=facts.grad_norm,
+                iteration=step.iteration + 1,
+                loss_bits_per_dim=step.loss_bits_per_dim,
+                grad_norm=step.grad_norm,
                 seconds=seconds,
-                **(measures if facts is steps[-1] else {}),
+                **(measures if step is steps[-1] else {}),
             )
-            for facts in steps
+            for step in steps
         ]
         if last or trainer.iteration % config.checkpoint_every == 0:
             _save(task, trainer, log)
@@ -130,7 +129,7 @@ def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
 
 
 def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
-    save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), {"log": msgspec.to_builtins(log)})
+    save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), log)
 
 
 def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> dict[str, Any]:
@@ -176,7 +175,7 @@ def _check(config: FlowRecipe, size: DatasetSize) -> None:
 
 TRAIN_GLOW = Stage(
     name="train-glow",
-    version=2,
+    version=3,
     run=run,
     estimate=_estimate,
     check=_check,

@@ -16,7 +16,7 @@ from lsmix.classifiers.config import PixelMix
 from lsmix.data.dataset import SplitArrays
 from lsmix.data.pool import open_pool
 from lsmix.pipeline.config.results import Seen
-from lsmix.pipeline.config.schema import Combine, TrainPart
+from lsmix.pipeline.config.schema import MixMode, MixSource
 
 if TYPE_CHECKING:
     from lsmix.data.loaders.batch import BatchSource
@@ -29,17 +29,17 @@ __all__ = ["TrainSource"]
 class TrainSource:
     """Where the batches of a training come from."""
 
-    parts: tuple[TrainPart, ...]  # at least one
-    combine: Combine  # of several parts
+    parts: tuple[MixSource, ...]  # at least one
+    mode: MixMode  # of several parts
     train: SplitArrays  # the training images
-    pools: Mapping[str, Path]  # folder of each pool by the part's ``input``
+    pools: Mapping[str, Path]  # folder of each pool by the part's ``pool``
     batch_size: int
     seed: int
 
     @property
-    def _drawn(self) -> tuple[TrainPart, ...]:
-        """The parts that batches are drawn from; in a sequence all begin with the first."""
-        return self.parts[:1] if self.combine == "sequential" else self.parts
+    def _drawn(self) -> tuple[MixSource, ...]:
+        """The parts that batches are drawn from; in a chain all begin with the first."""
+        return self.parts[:1] if self.mode == "chain" else self.parts
 
     def open(self) -> "BatchSource":
         """Return the batches, one epoch after the other."""
@@ -67,8 +67,8 @@ class TrainSource:
         by_source: dict[str, tuple[int, float]] = {}  # distinct images, and how many were taken in all
         for part, count in zip(self._drawn, taken.tolist(), strict=True):
             name, distinct = "training images", images
-            if part.input:
-                pool = open_pool(self.pools[part.input])
+            if part.pool:
+                pool = open_pool(self.pools[part.pool])
                 name, distinct = f"pool {pool.manifest.name}", images * min(pool.copies, epochs)
             by_source[name] = distinct, by_source.get(name, (0, 0.0))[1] + count
         return [Seen(source=name, images=n, times=round(count / n, 3)) for name, (n, count) in by_source.items()]
@@ -77,13 +77,13 @@ class TrainSource:
         """Return which of the parts each batch of an epoch comes from."""
         return _chosen(self.seed, epoch, batches, tuple(part.weight for part in self._drawn))
 
-    def _open_loader(self, part: TrainPart) -> "EpochLoader":
+    def _open_loader(self, part: MixSource) -> "EpochLoader":
         from lsmix.data.loaders.array_loader import ArrayLoader
         from lsmix.data.loaders.pool_loader import PoolLoader
 
-        if not part.input:
+        if not part.pool:
             return ArrayLoader(self.train.images, self.train.labels, self.batch_size, seed=self.seed)
-        pool = open_pool(self.pools[part.input])
+        pool = open_pool(self.pools[part.pool])
         labels: Literal["pair", "soft"] = "pair" if pool.sources == 2 else "soft"
         return PoolLoader(pool, self.batch_size, seed=self.seed, copies="cycle", labels=labels)
 

@@ -13,74 +13,66 @@ import numpy.typing as npt
 from lsmix.data.errors import RecipeError
 from lsmix.data.pool import Pool
 
-__all__ = ["PixelTally", "PoolComparison", "compare_pools", "same_kind_of_device"]
+__all__ = ["PixelTally", "PoolComparison", "compare_pools", "differing_rows", "same_kind_of_device"]
 
 _BYTES = 4 << 20  # of images read at a time, of each pool
-_NARROW_ROWS = 1 << 16
 _KIND = ("device_kind", "device", "machine")  # of an environment; and the version of torch
+
+
+def differing_rows(one: npt.NDArray[Any], other: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Return the rows, int64, in which two arrays (n, …) of the same shape differ."""
+    return np.flatnonzero((one != other).reshape(len(one), -1).any(axis=1))
 
 
 @dataclass
 class PixelTally:
-    """How far images are from other images, pixel by pixel (each channel counts)."""
+    """By how much the pixels of images differ from those of other images (each channel counts)."""
 
     images: int = 0
     images_differing: int = 0
-    pixels: int = 0
-    by_one: int = 0  # pixels that differ by ±1
-    by_two: int = 0
-    by_more: int = 0
-    largest: int = 0  # difference
     first_row: int | None = None  # the first row that differs
+    by: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))  # pixels by difference in levels
 
     @property
-    def pixels_differing(self) -> int:
-        """Number of pixels that differ at all."""
-        return self.by_one + self.by_two + self.by_more
-
-    @property
-    def share(self) -> float:
-        """Share of pixels that differ, 0 to 1."""
-        return self.pixels_differing / self.pixels if self.pixels else 0.0
+    def largest(self) -> int:
+        """The largest difference, in levels."""
+        return int(np.flatnonzero(self.by).max(initial=0))
 
     def add(self, rows: npt.NDArray[np.int64], found: npt.NDArray[np.uint8], expected: npt.NDArray[np.uint8]) -> None:
-        """Count some images, uint8 (n, …), that lie in ``rows`` (n,)."""
+        """Count some images, uint8 (n, …), of ``rows`` (n,)."""
         gap = np.where(found > expected, found - expected, expected - found)
-        histogram = np.bincount(gap.ravel(), minlength=3)
+        self.by += np.bincount(gap.ravel(), minlength=256)
+        differing = differing_rows(found, expected)
         self.images += len(gap)
-        self.pixels += gap.size
-        self.by_one += int(histogram[1])
-        self.by_two += int(histogram[2])
-        self.by_more += int(histogram[3:].sum())
-        self.largest = max(self.largest, int(gap.max(initial=0)))
-        differing = np.flatnonzero(gap.reshape(len(gap), -1).any(axis=1))
         self.images_differing += len(differing)
         if len(differing) and self.first_row is None:
             self.first_row = int(rows[differing[0]])
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the figures, ready for JSON."""
+        pixels, differing = int(self.by.sum()), int(self.by[1:].sum())
         return {
             "images": self.images,
             "images_differing": self.images_differing,
-            "pixels": self.pixels,
-            "pixels_differing": self.pixels_differing,
-            "share": self.share,
-            "by_one": self.by_one,
-            "by_two": self.by_two,
-            "by_more": self.by_more,
+            "pixels": pixels,
+            "pixels_differing": differing,
+            "share": differing / pixels if pixels else 0.0,
+            "by_one": int(self.by[1]),
+            "by_two": int(self.by[2]),
+            "by_more": int(self.by[3:].sum()),
             "largest": self.largest,
             "first_row": self.first_row,
         }
 
     def text(self) -> str:
         """Return the figures in a sentence."""
-        if not self.pixels_differing:
-            return f"all {self.pixels} pixels of {self.images} images are the same"
+        n = self.to_dict()
+        if not n["pixels_differing"]:
+            return f"all {n['pixels']} pixels of {self.images} images are the same"
         return (
-            f"{self.pixels_differing} of {self.pixels} pixels differ ({100 * self.share:.4g} %), in "
+            f"{n['pixels_differing']} of {n['pixels']} pixels differ ({100 * n['share']:.4g} %), in "
             f"{self.images_differing} of {self.images} images, by {self.largest} at most: "
-            f"{self.by_one} by 1, {self.by_two} by 2, {self.by_more} by more"
+            f"{n['by_one']} by 1, {n['by_two']} by 2, {n['by_more']} by more"
         )
 
 
@@ -92,13 +84,13 @@ class PoolComparison:
     columns: dict[str, tuple[int, int]] = field(default_factory=dict)  # that differ: number of rows, the first one
 
     def within(self, levels: int) -> bool:
-        """Tell whether no pixel differs by more than some levels, and nothing else at all."""
+        """Return whether no pixel differs by more than some levels, and nothing else at all."""
         return not self.columns and self.pixels.largest <= levels
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the figures, ready for JSON."""
         columns = {name: {"rows": rows, "first_row": first} for name, (rows, first) in self.columns.items()}
-        return {"pixels": self.pixels.facts(), "columns": columns}
+        return {"pixels": self.pixels.to_dict(), "columns": columns}
 
     def text(self) -> str:
         """Return the figures in a sentence or two."""
@@ -118,27 +110,17 @@ def compare_pools(found: Pool, expected: Pool) -> PoolComparison:
             f"{_layout(expected)}. Name the pool that the plan belongs to."
         )
     comparison = PoolComparison()
-    for name in found.columns:
-        if name != "image":
-            _compare_column(comparison, name, found, expected)
     step = max(1, _BYTES // found.image.row_bytes)
     for start in range(0, len(found), step):
         part = slice(start, min(start + step, len(found)))
-        comparison.pixels.add(np.arange(part.start, part.stop), found.image[part], expected.image[part])
+        for name in found.columns:
+            one, other = found.columns[name][part], expected.columns[name][part]
+            if name == "image":
+                comparison.pixels.add(np.arange(part.start, part.stop), one, other)
+            elif len(rows := differing_rows(one, other)):
+                count, first = comparison.columns.get(name, (0, start + int(rows[0])))
+                comparison.columns[name] = count + len(rows), first
     return comparison
-
-
-def _compare_column(comparison: PoolComparison, name: str, found: Pool, expected: Pool) -> None:
-    rows, first = 0, -1
-    for start in range(0, len(found), _NARROW_ROWS):
-        part = slice(start, start + _NARROW_ROWS)
-        one, other = found.columns[name][part], expected.columns[name][part]
-        differing = np.flatnonzero((one != other).reshape(len(one), -1).any(axis=1))
-        if len(differing):
-            first = first if rows else start + int(differing[0])
-            rows += len(differing)
-    if rows:
-        comparison.columns[name] = rows, first
 
 
 def _layout(pool: Pool) -> dict[str, Any]:
@@ -146,7 +128,7 @@ def _layout(pool: Pool) -> dict[str, Any]:
 
 
 def same_kind_of_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Tell of two environments whether they must give the same bytes: the same processor or GPU, and the same torch."""
+    """Return whether two environments must give the same bytes: the same processor or GPU, and the same torch."""
     return all(one.get(name) == other.get(name) for name in _KIND) and _torch(one) == _torch(other)
 
 

@@ -1,7 +1,4 @@
-"""What a pool was made from, found again: the data set, the latents and the flow behind it, by their digests.
-
-Whatever is found or given counts only if its root digest is the one that the plan names.
-"""
+"""Finding what a pool was made from: the data set, the latents and the flow, each checked by the digest in the plan."""
 
 import shutil
 from dataclasses import dataclass
@@ -43,7 +40,7 @@ _DIGITS = "digits"  # the built-in data set, which has no path
 
 @dataclass(frozen=True, kw_only=True)
 class PoolInputs:
-    """What is at hand of what a pool was made from, each an artifact's folder."""
+    """The folders of the artifacts that a pool was made from, as far as they are available."""
 
     dataset: Path | None = None
     latents: Path | None = None
@@ -51,11 +48,10 @@ class PoolInputs:
     given: Path | None = None  # what the data set was made from, where it was not found
 
     def labels(self) -> tuple[npt.NDArray[np.int64] | None, str]:
-        """Return the class of each training image, int64 (N,), and where it is from; None where nothing is at hand."""
+        """Return the class of each training image, int64 (N,), and where it is from; None if neither is available."""
         if self.dataset:
-            return open_dataset(
-                self.dataset / DATASET_NAME
-            ).train.labels, f"the data set {str(self.given or self.dataset)!r}"
+            labels = open_dataset(self.dataset / DATASET_NAME).train.labels
+            return labels, f"the data set {str(self.given or self.dataset)!r}"
         if self.latents:
             return open_latents(self.latents).label[:], f"the latents {str(self.latents)!r}"
         return None, ""
@@ -71,8 +67,8 @@ def find_base(
         plan: of the pool.
         data: published files, "digits", or a data set that ingest made; None looks in the workspace.
         flow: folder of a flow; None looks in the workspace.
-        scratch: where a workspace may be made, should published files have to be read.
-        progress: is told of that.
+        scratch: folder for a workspace in which published files are ingested.
+        progress: progress reporter of that.
 
     Raises:
         RecipeError: what was given is not what the pool was made from.
@@ -81,19 +77,17 @@ def find_base(
     if flow:
         check_flow(flow, plan)
     home = Workspace(pool.resolve().parent.parent)
-    inputs = plan.inputs
+    dataset = provide_dataset(data, plan.origin, Workspace(scratch), progress) if data else None
     return PoolInputs(
-        dataset=provide_dataset(data, plan.origin, Workspace(scratch), progress)
-        if data
-        else _found(home, "ingest", plan.origin.root),
-        latents=_found(home, "encode", inputs["latents"]) if "latents" in inputs else None,
-        flow=flow or (_found(home, "train-glow", inputs["flow"]) if "flow" in inputs else None),
+        dataset=dataset or _found(home, "ingest", plan.origin.root),
+        latents=_found(home, "encode", plan.inputs.get("latents")),
+        flow=flow or _found(home, "train-glow", plan.inputs.get("flow")),
         given=data,
     )
 
 
-def _found(home: Workspace, stage: str, root: str) -> Path | None:
-    """Return a whole artifact of a stage with this root digest, each of its bytes checked; None where there is none."""
+def _found(home: Workspace, stage: str, root: str | None) -> Path | None:
+    """Return an artifact of a stage with this root digest, all of its bytes checked; None if there is none."""
     for folder, manifest in home.manifests(stage):
         if manifest.root == root:
             try:
@@ -120,16 +114,12 @@ def check_flow(folder: Path, plan: PoolSpec) -> None:
     if artifact.manifest.root != wanted:
         raise RecipeError(
             f"flow {str(folder)!r} is not the one that the plan names: its root digest is {artifact.manifest.root[:12]}…, "
-            f"expected {wanted[:12]}…. Fetch the very flow that made the latents; one trained anew is another."
+            f"expected {wanted[:12]}…. Fetch the flow that made the latents; a newly trained one is another."
         )
 
 
 def _data_config(origin: Provenance, data: Path) -> DataConfig:
-    """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits.
-
-    Raises:
-        FormatError: the origin's settings are none of this lsmix.
-    """
+    """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits."""
     place: dict[str, Any] = {"format": _DIGITS} if str(data) == _DIGITS else {"path": str(data)}
     try:
         return msgspec.convert({**origin.config, **place}, DataConfig)
@@ -138,20 +128,22 @@ def _data_config(origin: Provenance, data: Path) -> DataConfig:
 
 
 def provide_dataset(data: Path, origin: Provenance, workspace: Workspace, progress: Progress) -> Path:
-    """Return the folder of the data set that ``origin`` names, made in a workspace where need be.
+    """Return the folder of the data set that ``origin`` names, made in a workspace if necessary.
 
     ``data`` is the folder of such a data set or its dataset.h5; else published files, or "digits", which are read and
     split as the origin says.
 
     Raises:
-        RecipeError: what comes out is another data set; the message says how it differs.
-        LsmixError: it cannot be read.
+        RecipeError: the result is another data set; the message says how it differs.
+        FormatError: the origin's settings are not known.
+        LsmixError: the data cannot be read.
     """
     folder = data.parent if data.name == DATASET_NAME and data.is_file() else data
     if (folder / MANIFEST_NAME).is_file():
         manifest = outside_artifact(folder, "dataset").manifest
         verify_files(folder, manifest)
-        if manifest.root == origin.root and not _same_settings(manifest, origin):
+        settings = {name: value for name, value in manifest.config.items() if name not in INGEST.not_in_key}
+        if manifest.root == origin.root and settings != origin.config:
             raise CorruptError(
                 f"{str(folder)!r} has the plan's data set, but its manifest was altered. Fetch it again."
             )
@@ -167,17 +159,12 @@ def provide_dataset(data: Path, origin: Provenance, workspace: Workspace, progre
     return folder
 
 
-def _same_settings(manifest: Manifest, origin: Provenance) -> bool:
-    settings = {name: value for name, value in manifest.config.items() if name not in INGEST.not_in_key}
-    return settings == origin.config
-
-
 def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
-    """Return a folder of the workspace in which a lone dataset.h5 is an artifact again, if it is the wanted one."""
+    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one; return its folder."""
     folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
     if (folder / MANIFEST_NAME).is_file():
         return folder
-    counts = dataset_counts(open_dataset(file))  # refuses what is none before it is copied
+    counts = dataset_counts(open_dataset(file))  # refuses an invalid file before it is copied
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, folder / DATASET_NAME)
     files = record_files(folder, {DATASET_NAME})
@@ -212,22 +199,15 @@ def _difference(data: Path, made: Path, manifest: Manifest, origin: Provenance) 
     for name, wanted in origin.config.items():
         if manifest.config.get(name) != wanted:
             hints.append(f"{name} is {manifest.config.get(name)!r}, expected {wanted!r}")
-    if not hints:
-        hints.append(
-            "as many images, but others or in another order: another version or subset of the published files?"
-        )
+    same_size = "as many images, but others or in another order: another version or subset of the published files?"
     return (
         f"the data set made of {str(data)!r} is not the one behind the pool: root digest {manifest.root[:12]}…, expected "
-        f"{origin.root[:12]}…; {'; '.join(hints)}. Name the published files that the pool was made from."
+        f"{origin.root[:12]}…; {'; '.join(hints or [same_size])}. Name the published files that the pool was made from."
     )
 
 
 def require(found: Path | None, what: str, option: str) -> Path:
-    """Return what was found.
-
-    Raises:
-        MissingError: it was not.
-    """
+    """Return what was found, or raise MissingError if it was not."""
     if found is None:
         raise MissingError(f"the pool's {what} is not at hand: name it with '{option}'.")
     return found

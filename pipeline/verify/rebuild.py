@@ -1,13 +1,11 @@
-"""Making a pool again from its plan, the flow and the base set that the receiver already has.
+"""Rebuilding a pool from its plan, the flow and the base set that the receiver already has.
 
-A rebuilt pool counts as the original only by its root digest, or pixel by pixel beside the original itself.
+A rebuilt pool counts as the original only by its root digest, or by comparison with the original pixel by pixel.
 """
 
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +21,7 @@ from lsmix.data.remote import local_folder, local_target
 from lsmix.data.sharing.store import download_artifact, download_file, naming_urls, without_store
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
-from lsmix.pipeline.engine.stage import Node
+from lsmix.pipeline.engine.stage import Executor, Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
@@ -42,7 +40,7 @@ class RebuildResult:
 
     folder: Path
     manifest: Manifest  # of the new pool
-    expected: str  # root digest of the original; "" where nobody told
+    expected: str  # root digest of the original; "" if it is not known
     comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
     cached: bool  # whether the workspace had it already, so that nothing was made
     seconds: float
@@ -54,11 +52,11 @@ class RebuildResult:
 
     @property
     def equal(self) -> bool | None:
-        """Whether it is the original, byte for byte; None where nobody told what to expect."""
+        """Whether it is the original, byte for byte; None if the original's digest is not known."""
         return self.root == self.expected if self.expected else None
 
-    def facts(self) -> dict[str, Any]:
-        """Return what there is to tell, ready for JSON."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all results, ready for JSON."""
         return {
             "folder": str(self.folder),
             "root": self.root,
@@ -67,7 +65,7 @@ class RebuildResult:
             "cached": self.cached,
             "seconds": round(self.seconds, 3),
             "images": self.manifest.counts.get("images"),
-            "comparison": self.comparison.facts() if self.comparison else None,
+            "comparison": self.comparison.to_dict() if self.comparison else None,
         }
 
 
@@ -93,38 +91,38 @@ def rebuild(
     scheduler: str = "",
     progress: Progress | None = None,
 ) -> RebuildResult:
-    """Make a pool again from its plan: what ``lsmix rebuild`` does. Interrupted, it goes on where it stopped.
+    """Make a pool again from its plan: what ``lsmix rebuild`` does. After an interrupt, it continues where it stopped.
 
     Args:
-        plan: plan.json, or the folder of a pool with one; a manifest beside it tells what to expect. A URL is taken here and
-            for ``data``, ``flow`` and ``compare``; of the plan's pool no more than these two files are fetched.
+        plan: plan.json, or the folder of a pool with one; a manifest beside it gives the expected digest. Here, and for
+            ``data``, ``flow`` and ``compare``, a URL may be given; of the plan's pool only these two files are downloaded.
         data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
-        out: folder of the new pool, which must not be there yet; None leaves it in the workspace.
-        workspace: where artifacts are looked for and made; with ``out``, a hidden folder beside that instead, which goes.
-        expect: root digest of the original, or its beginning of 12 digits or more; "" goes by the manifest.
-        compare: folder of the original pool, to compare pixels; None compares with the one that holds the plan, if need be.
+        out: folder of the new pool, which must not exist; None leaves the pool in the workspace.
+        workspace: where artifacts are found and made; with ``out``, a temporary hidden folder beside it is used instead.
+        expect: root digest of the original, or its first 12 digits or more; "" takes that of the manifest.
+        compare: folder of the original pool, to compare pixels; None compares, if needed, with the one that holds the plan.
         device: "auto", "cpu", "cuda" or "cuda:N".
         workers: make shards in this many Dask workers on this machine; 0 in this process.
         scheduler: make shards on the Dask cluster at this address.
-        progress: is told what happens; None tells nobody.
+        progress: optional progress reporter.
 
     Raises:
-        RecipeError: data set or flow are not those of the plan, or there is a pool at ``out`` already.
+        RecipeError: data set or flow are not those of the plan, or there is something at ``out`` already.
         FormatError: the plan is of a version that this lsmix does not read or mix.
-        CorruptError: another pool came out: its root digest is not the expected one, and either there was nothing to
-            compare with, or pixels differ by more than another kind of device explains, or anything but pixels does.
-        LsmixError: whatever a stage has to say.
+        CorruptError: the result is another pool: its root digest is not the expected one, and either there is no original
+            to compare with, or pixels differ by more than another kind of device explains, or anything else differs.
+        LsmixError: any error of a stage.
     """
     begun = time.monotonic()
     progress = progress or NullProgress()
     target = local_target(out, "a rebuilt pool") if out is not None else None
-    plan = _fetched_plan(plan, progress)
+    plan = local_folder(plan) or download_file(str(plan), PLAN_NAME, progress)
     data = _fetched(data, progress)
     flow, compare = (None if place is None else _fetched(place, progress) for place in (flow, compare))
     content = read_spec(plan)
     original = _original(plan, compare)
-    _check_version(content, f"the pool of plan {str(plan)!r}{_made_with(original)}")
+    _check_version(content, plan, original)
     check_pool(content.pool)
     expected, flow = _expected(expect, original), _flow_of(content, flow)
     place = open_workspace(_scratch(target) if target else workspace)
@@ -132,16 +130,17 @@ def rebuild(
     with graceful_signals(), executor:
         dataset = provide_dataset(Path(data), content.origin, place, progress)
         nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
-        with _plan_fixes_batches():
-            built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
-    _tell_other_latents(content, built, progress)
-    made = built[-1]
+        made = _run(nodes, content, place, executor, progress, device)
     if original.pool and made.folder.resolve() == original.pool.resolve():
         raise RecipeError(
             f"{str(made.folder)!r} is the original itself, which the workspace has already: nothing was made again. "
             "Give '--out', or another '--workspace'."
         )
-    folder = _moved(made.folder, target, place) if target else made.folder
+    folder = made.folder
+    if target:
+        folder = folder.replace(target)
+        fsync_folder(target.absolute().parent)
+        shutil.rmtree(place.root)
     if expected and made.manifest.root.startswith(expected):
         expected = made.manifest.root  # of which the beginning was given
     comparison = None
@@ -155,44 +154,28 @@ def rebuild(
         cached=made.cached,
         seconds=time.monotonic() - begun,
     )
-    _judge(result, content, original)
+    _check_result(result, content, original)
     return result
-
-
-def _fetched_plan(plan: Path | str, progress: Progress) -> Path:
-    """Return the plan's file or folder; of one at a URL a copy of the file, with the manifest beside it."""
-    here = local_folder(plan)
-    return download_file(str(plan), PLAN_NAME, progress) if here is None else here
 
 
 def _fetched(place: Path | str, progress: Progress) -> Path:
     return download_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
 
 
-def _check_version(spec: PoolSpec, what: str) -> None:
-    """Raise FormatError unless this lsmix mixes as the one that made the pool; ``what`` begins the message."""
+def _check_version(spec: PoolSpec, plan: Path, original: _Original) -> None:
+    """Raise FormatError unless this lsmix mixes as the one that made the pool."""
     if spec.stage_version != MIX.version:
+        versions = original.manifest.environment.get("versions") if original.manifest else None
+        made_with = f" (lsmix {versions.get('lsmix')})" if isinstance(versions, dict) else ""
         age = "a newer" if spec.stage_version > MIX.version else "the older"
         raise FormatError(
-            f"{what} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
-            f"gives other bytes. Use {age} lsmix (the versions that made a pool stand in its {MANIFEST_NAME})."
+            f"the pool of plan {str(plan)!r}{made_with} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
+            f"gives other bytes. Use {age} lsmix (a pool's {MANIFEST_NAME} lists the versions that made it)."
         )
 
 
-@contextmanager
-def _plan_fixes_batches() -> Iterator[None]:
-    """Say, where a device's memory runs out, that its way out is none here."""
-    try:
-        yield
-    except DeviceMemoryError as error:
-        raise DeviceMemoryError(
-            f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device with "
-            "more memory."
-        ) from error
-
-
 def _original(plan: Path, compare: Path | str | None) -> _Original:
-    """Return what is at hand of the original: what was named, else what lies beside the plan."""
+    """Return what is available of the original: the pool that was named, else what is beside the plan."""
     home = plan if plan.is_dir() else plan.parent
     folder = Path(compare) if compare is not None else home
     manifest = None
@@ -204,16 +187,10 @@ def _original(plan: Path, compare: Path | str | None) -> _Original:
         if planned != sha256_file(home / PLAN_NAME if plan.is_dir() else plan):
             if compare is None:
                 raise CorruptError(
-                    f"{str(plan)!r} is not the plan of the pool it lies in: its sha256 is not the listed one."
+                    f"{str(plan)!r} is not the plan of the pool that it is in: its sha256 is not the listed one."
                 )
             manifest = None if planned is None else manifest
     return _Original(manifest, folder if (folder / POOL_NAME).is_dir() else None)
-
-
-def _made_with(original: _Original) -> str:
-    versions = original.manifest.environment.get("versions", {}) if original.manifest else {}
-    version = versions.get("lsmix") if isinstance(versions, dict) else None
-    return f" (lsmix {version})" if version else ""
 
 
 def _expected(expect: str, original: _Original) -> str:
@@ -244,13 +221,24 @@ def _nodes(plan: PoolSpec, dataset: Path, flow: Path | None, name: str) -> list[
     return [latents, Node(stage=MIX, name=name, config=plan.pool, inputs={"latents": latents, "flow": flow})]
 
 
-def _tell_other_latents(plan: PoolSpec, built: list[Built], progress: Progress) -> None:
+def _run(
+    nodes: list[Node], plan: PoolSpec, place: Workspace, executor: Executor, progress: Progress, device: str
+) -> Built:
+    """Make the nodes; return the last one, the pool."""
+    try:
+        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
+    except DeviceMemoryError as error:
+        raise DeviceMemoryError(
+            f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device with "
+            "more memory."
+        ) from error
     for item in built:
         if item.stage == ENCODE.name and item.manifest.root != plan.inputs["latents"]:
             progress.warning(
                 f"the latents came out with root digest {item.manifest.root[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
+    return built[-1]
 
 
 def _scratch(out: Path) -> Path:
@@ -267,22 +255,13 @@ def _scratch(out: Path) -> Path:
     return scratch
 
 
-def _moved(folder: Path, out: Path, place: Workspace) -> Path:
-    folder.replace(out)
-    fsync_folder(out.absolute().parent)
-    shutil.rmtree(place.root)
-    return out
-
-
-def _judge(result: RebuildResult, plan: PoolSpec, original: _Original) -> None:
-    """Raise CorruptError unless the new pool may pass for the original, or nobody told what that is."""
+def _check_result(result: RebuildResult, plan: PoolSpec, original: _Original) -> None:
+    """Raise CorruptError if the new pool is known to differ from the original."""
     if result.equal and result.comparison is None:
         return
-    there = result.manifest.environment
-    before = open_pool(original.pool).manifest.environment if original.pool else {}
-    if not before and original.manifest:
-        before = original.manifest.environment
-    exact = not plan.latent or same_kind_of_device(there, before)
+    source = original.manifest or (open_pool(original.pool).manifest if original.pool else None)
+    before = source.environment if source else {}
+    exact = not plan.latent or same_kind_of_device(result.manifest.environment, before)
     if result.comparison:
         if not result.comparison.within(0 if exact else 1):
             raise CorruptError(

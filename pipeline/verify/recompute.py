@@ -1,7 +1,6 @@
-"""The deep check of a pool: a sample of its rows is made again, from the images and the flow, and compared.
+"""The deep check of a pool: make a sample of its rows again, from the images and the flow, and compare.
 
-It is the stage's own code that makes them, so a pool passes only if this is what the plan gives; pixels may
-be off by one level where another kind of device made the pool, and nowhere else.
+The mix stage's own code makes the rows. Pixels may differ by one level if another kind of device made the pool.
 """
 
 from pathlib import Path
@@ -21,7 +20,7 @@ from lsmix.pipeline.engine.device import describe_environment, prepare_device, r
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.stages.mix import RowMaker, open_latent_mixer
 from lsmix.pipeline.stages.pool_builder import Mixer, PixelMixer, Sources
-from lsmix.pipeline.verify.compare import PixelTally, same_kind_of_device
+from lsmix.pipeline.verify.compare import PixelTally, differing_rows, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, require
 
 __all__ = ["check_deep"]
@@ -41,7 +40,7 @@ def check_deep(
         sample: number of rows, at least 1; all of them where the pool has no more.
         seed: of the choice of rows.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: is told how far it is.
+        progress: progress reporter.
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn
@@ -68,9 +67,14 @@ def check_deep(
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
         same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
         otherwise += int((~same).sum())
-        _check_columns(
-            pool, some[same], *({name: made_or[name][same] for name in stored} for made_or in (stored, made))
-        )
+        for name in stored.keys() - {"image"}:
+            bad = differing_rows(stored[name][same], made[name][same])
+            if len(bad):
+                at = np.flatnonzero(same)[bad[0]]
+                raise CorruptError(
+                    f"pool {str(pool.path)!r} is not what its plan gives: in row {some[at]} {name} is {stored[name][at]}, "
+                    f"but made again it is {made[name][at]}. Do not use it; fetch or make it again."
+                )
         tally.add(some[same], stored["image"][same], made["image"][same])
         if tally.largest > (0 if exact else 1):
             kind = "the same kind of device" if exact else "another kind of device, which moves pixels by 1 at most"
@@ -80,18 +84,7 @@ def check_deep(
             )
         progress.advance(len(some))
     progress.finish()
-    return {"rows": count, "same_device": exact, "redrawn_otherwise": otherwise, "pixels": tally.facts()}
-
-
-def _check_columns(pool: Pool, rows: npt.NDArray[np.int64], stored: dict[str, Any], made: dict[str, Any]) -> None:
-    for name in stored.keys() - {"image"}:
-        bad = np.flatnonzero((stored[name] != made[name]).reshape(len(rows), -1).any(axis=1))
-        if len(bad):
-            at = bad[0]
-            raise CorruptError(
-                f"pool {str(pool.path)!r} is not what its plan gives: in row {rows[at]} {name} is {stored[name][at]}, but "
-                f"made again it is {made[name][at]}. Do not use it; fetch or make it again."
-            )
+    return {"rows": count, "same_device": exact, "redrawn_otherwise": otherwise, "pixels": tally.to_dict()}
 
 
 def _open_mixer(plan: PoolSpec, base: PoolInputs, device: str) -> Mixer:
@@ -119,12 +112,9 @@ class _EncodedAgain:
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
         """Return latents, float32 (n, D)."""
-        if not len(rows):
-            return np.empty((0, self._flow.dim), np.float32)
         config = self._config
         # Noise is drawn by an image's number; without any, a batch may hold any images.
-        one_by_one = config.dequantise == "uniform"
-        parts = [(rows[at : at + 1], int(rows[at])) for at in range(len(rows))] if one_by_one else [(rows, 0)]
+        parts = np.split(rows, len(rows)) if config.dequantise == "uniform" and len(rows) else [rows]
         return np.concatenate(
             [
                 self._flow.encode(
@@ -132,8 +122,8 @@ class _EncodedAgain:
                     dequantise=config.dequantise,
                     batch_size=config.batch_size,
                     seed=config.seed,
-                    first_index=first,
+                    first_index=int(part[0]) if len(part) else 0,
                 )
-                for part, first in parts
+                for part in parts
             ]
         )

@@ -1,5 +1,6 @@
 """The share that each method takes of every source, from λ and the random draws of the rows, without any image."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,77 +8,76 @@ import numpy.typing as npt
 
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, RowRng
 from lsmix.data.pool_spec import PoolSpec
+from lsmix.data.rng import generator
 
-__all__ = ["Shares"]
+__all__ = ["planned_shares"]
 
 _Floats = npt.NDArray[np.float64]
-_DUMMY_BYTES = 1 << 20  # of dummy images or latents that are mixed at a time
+_Shares = npt.NDArray[np.float32]
+_BYTES = 1 << 20  # of stand-ins for images or latents that are mixed at a time
 
 
-class Shares:
-    """Tells the shares of a pool's rows.
+def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floats, row_rng: RowRng) -> _Shares | str:
+    """Return the share of each source but the first, (n, sources − 1), or why it cannot be known without the images.
 
     Args:
         plan: of the pool.
         image_shape: height, width and channels.
+        lam: as planned, (n, sources − 1).
+        row_rng: the generator of each row.
     """
+    method, registry = plan.pool.method, LATENT_METHODS if plan.latent else PIXEL_METHODS
+    if method not in registry:
+        return f"the method {method!r} is not installed; install its package"
+    formula = registry.entry(method).share
+    if formula:  # thousands of times faster than running the method
+        sizes = image_shape[:2] if plan.dim is None else (plan.dim,)
+        return _of_all_sources(lam, lambda rates: formula(rates, sizes).astype(np.float32))
+    shape = image_shape if plan.dim is None else (plan.dim,)
 
-    def __init__(self, plan: PoolSpec, image_shape: tuple[int, int, int]) -> None:
-        self._method = plan.pool.method
-        self._dim = plan.dim
-        self._image_shape = image_shape
-        registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
-        self.installed = self._method in registry
-        self._formula = registry.entry(self._method).share if self.installed else None
-        # Whether the shares cannot depend on the images. A method of another package without a formula may look at them.
-        self.known = self._formula is not None or self._method in registry.builtin()
+    def of_zeros(rates: _Floats) -> _Shares:
+        return _run(method, rates, row_rng, lambda size: np.zeros((size, *shape)))
 
-    def of(self, lam: _Floats, draws: RowRng, *, dummies: int = 0) -> npt.NDArray[np.float32]:
-        """Return the share of each source but the first, (n, sources − 1).
+    def of_noise(rates: _Floats) -> _Shares:
+        noise = generator(1, "verify", "dummies")
+        return _run(method, rates, row_rng, lambda size: noise.integers(0, 256, (size, *shape)))
 
-        Args:
-            lam: as planned, (n, sources − 1).
-            draws: the generator of each row.
-            dummies: what stands for images where a method must be run: 0 for nothing but zeros, else the seed of noise.
-
-        Raises:
-            RecipeError: the method is not installed, or breaks its contract.
-        """
-        taken = np.zeros((len(lam), lam.shape[1] + 1), np.float32)  # of the first sources together, as mixers count
-        for place in range(lam.shape[1]):
-            rates = np.minimum(lam[:, : place + 1].sum(axis=1), 1.0)
-            taken[:, place + 1] = self._one(rates, draws, dummies)
-        return np.diff(taken, axis=1)
-
-    def _one(self, rates: _Floats, draws: RowRng, dummies: int) -> npt.NDArray[np.float32]:
-        if self._formula:  # thousands of times faster than running the method
-            sizes = (self._dim,) if self._dim is not None else self._image_shape[:2]
-            return self._formula(rates, sizes).astype(np.float32)
-        size = 4 * self._dim if self._dim is not None else int(np.prod(self._image_shape))
-        step = max(1, _DUMMY_BYTES // size)
-        parts = [self._run(rates[at : at + step], _later(draws, at), dummies) for at in range(0, len(rates), step)]
-        return np.concatenate(parts) if parts else np.empty(0, np.float32)
-
-    def _run(self, rates: _Floats, draws: RowRng, dummies: int) -> npt.NDArray[np.float32]:
-        if self._dim is not None:
-            from lsmix.glow.latent_mixing import mix_latents
-
-            first, second = self._stand_ins((len(rates), self._dim), dummies, np.float32)
-            return np.asarray(mix_latents(self._method, first, second, rates, draws=draws)[1])
-        from lsmix.classifiers.pixel_mixing import mix_images
-
-        first, second = self._stand_ins((len(rates), *self._image_shape), dummies, np.uint8)
-        return mix_images(self._method, first, second, rates, draws=draws)[1]
-
-    @staticmethod
-    def _stand_ins(shape: tuple[int, ...], dummies: int, dtype: type) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        from lsmix.data.rng import generator
-
-        if not dummies:
-            return np.zeros(shape, dtype), np.zeros(shape, dtype)
-        noise = generator(dummies, "verify", "dummies")
-        return noise.integers(0, 256, shape).astype(dtype), noise.integers(0, 256, shape).astype(dtype)
+    if method in registry.builtin():
+        return _of_all_sources(lam, of_zeros)
+    try:
+        shares, others = _of_all_sources(lam, of_zeros), _of_all_sources(lam, of_noise)
+    except Exception as error:  # noqa: BLE001 - another package's code may raise anything at stand-ins for images
+        return f"the method {method!r} fails at stand-ins for images ({error})"
+    if (shares == others).all():
+        return shares
+    return f"the method {method!r} of another package looks at the images; --deep mixes some"
 
 
-def _later(draws: RowRng, at: int) -> RowRng:
-    return lambda row: draws(at + row)
+def _of_all_sources(lam: _Floats, of_rates: Callable[[_Floats], _Shares]) -> _Shares:
+    taken = np.zeros((len(lam), lam.shape[1] + 1), np.float32)  # of the first sources together, as methods count
+    for place in range(lam.shape[1]):
+        taken[:, place + 1] = of_rates(np.minimum(lam[:, : place + 1].sum(axis=1), 1.0))
+    return np.diff(taken, axis=1)
+
+
+def _run(method: str, rates: _Floats, row_rng: RowRng, make: Callable[[int], npt.NDArray[Any]]) -> _Shares:
+    """Return the shares that a method gives when it mixes stand-ins, float (n, D) or (n, H, W, C), made by ``make``."""
+    from lsmix.classifiers.pixel_mixing import mix_images
+    from lsmix.glow.latent_mixing import mix_latents
+
+    step = max(1, _BYTES // (4 * make(1).size))
+    shares = [np.empty(0, np.float32)]
+    for start in range(0, len(rates), step):
+        part = rates[start : start + step]
+        first, second = make(len(part)), make(len(part))
+
+        def part_rng(row: int, start: int = start) -> np.random.Generator:
+            return row_rng(start + row)
+
+        if first.ndim == 2:
+            z1, z2 = first.astype(np.float32), second.astype(np.float32)
+            shares.append(mix_latents(method, z1, z2, part, draws=part_rng)[1])
+        else:
+            x1, x2 = first.astype(np.uint8), second.astype(np.uint8)
+            shares.append(mix_images(method, x1, x2, part, draws=part_rng)[1])
+    return np.concatenate(shares)

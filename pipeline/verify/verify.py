@@ -1,7 +1,4 @@
-"""All that ``lsmix verify`` does with a pool once its bytes fit their checksums.
-
-What could not be checked is said as plainly as what was.
-"""
+"""The checks of ``lsmix verify`` on a pool whose bytes fit their checksums."""
 
 import tempfile
 from pathlib import Path
@@ -27,25 +24,25 @@ def verify_pool(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Check that a pool is what it says: as zarr-python reads it, row by row against its plan, and by a sample made again.
+    """Check a pool: as zarr-python reads it, row by row against its plan, and by making a sample of rows again.
 
     Args:
-        folder: the pool's.
+        folder: of the pool.
         deep: whether to make a sample of rows again.
-        sample: rows of that sample, at least 1.
-        seed: of their choice.
+        sample: number of rows of that sample, at least 1.
+        seed: of the choice of these rows.
         data: the base set, see ``find_base``; None looks in the pool's workspace.
-        flow: likewise.
-        device: where a sample is made.
-        progress: is told what happens.
+        flow: the flow, likewise.
+        device: where the sample is made.
+        progress: progress reporter.
 
     Returns:
-        ``checked`` and ``unchecked``, a sentence each, and ``deep``, what came of the sample, or None.
+        ``checked`` and ``unchecked``, lists of sentences, and ``deep``, the result of the sample, or None.
 
     Raises:
-        RecipeError: what was given is not what the pool was made from, or it has no plan to be made again by.
+        RecipeError: the pool was not made from ``data`` or ``flow``, or it has no plan.
         MissingError: a deep check lacks the data set or the flow.
-        CorruptError: on the first row that cannot be, or comes out differently.
+        CorruptError: a row is wrong.
     """
     pool = open_pool(folder)
     pool.columns.check_against_zarr()
@@ -58,14 +55,12 @@ def verify_pool(
     with tempfile.TemporaryDirectory(prefix="lsmix-verify-") as scratch:
         base = find_base(folder, plan, data=data, flow=flow, scratch=Path(scratch), progress=progress)
         result = check_rows(pool, plan, *base.labels())
-        facts: dict[str, Any] = {"checked": result.checked, "unchecked": result.unchecked, "deep": None}
-        if deep:
-            from lsmix.pipeline.verify.recompute import check_deep
+        if not deep:
+            return {"checked": result.checked, "unchecked": [*result.unchecked, _PIXELS_UNCHECKED], "deep": None}
+        from lsmix.pipeline.verify.recompute import check_deep
 
-            facts["deep"] = check_deep(pool, plan, base, sample=sample, seed=seed, device=device, progress=progress)
-        else:
-            facts["unchecked"].append(_PIXELS_UNCHECKED)
-    return facts
+        made = check_deep(pool, plan, base, sample=sample, seed=seed, device=device, progress=progress)
+        return {"checked": result.checked, "unchecked": result.unchecked, "deep": made}
 
 
 _PIXELS_UNCHECKED = "pixels against their sources: --deep makes a sample of them again"

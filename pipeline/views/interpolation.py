@@ -7,6 +7,7 @@ Axes: R pairs or images, K columns of the sweep, D components, H, W, C of an ima
 
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -15,8 +16,6 @@ import numpy.typing as npt
 from lsmix.data.pool_spec import PoolConfig
 
 if TYPE_CHECKING:
-    import torch
-
     from lsmix.data.latents import Latents
     from lsmix.data.pool import Pool
     from lsmix.glow.flow import Flow
@@ -89,12 +88,9 @@ def decode_sweep(flow: "Flow", latents: "Latents", z: npt.NDArray[np.float32]) -
     from lsmix.glow.latent_mixing import is_failed_decode
 
     rule = PoolConfig()
-
-    def judge(y_BCHW: "torch.Tensor") -> "torch.Tensor":
-        return is_failed_decode(y_BCHW, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
-
+    validate = partial(is_failed_decode, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
     rows, columns, dim = z.shape
-    images, decode_failed = flow.decode_judged(z.reshape(-1, dim), judge)
+    images, decode_failed = flow.decode(z.reshape(-1, dim), validate=validate)
     return Sweep(images.reshape(rows, columns, *images.shape[1:]), decode_failed.reshape(rows, columns))
 
 

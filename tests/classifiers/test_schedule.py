@@ -2,24 +2,24 @@
 
 import pytest
 
-from lsmix.classifiers.training import constant, cosine, exponential
+from lsmix.classifiers.config import ClassifierTraining
+from lsmix.classifiers.training import learning_rates
 
 
 def test_the_rate_decays_two_epochs_after_the_given_updates_and_every_two_from_then_on():
     # SVHN: 73,257 images in batches of 128 are 573 updates an epoch.
-    rate = exponential(1e-3, factor=0.97, every_epochs=2, after_updates=60_000, updates_per_epoch=573)
+    rate = learning_rates(ClassifierTraining(decay_after_updates=60_000), updates_per_epoch=573)
     assert rate(0) == rate(60_000) == rate(60_000 + 2 * 573 - 1) == 1e-3
     assert rate(60_000 + 2 * 573) == pytest.approx(0.97e-3)
     assert rate(60_000 + 20 * 573) == pytest.approx(1e-3 * 0.97**10)
 
 
 def test_the_papers_decay_on_cifar_10_is_never_reached():
-    rate = exponential(1e-3, factor=0.97, every_epochs=2, after_updates=184_000, updates_per_epoch=391)
-    assert rate(300 * 391) == 1e-3
+    assert learning_rates(ClassifierTraining(), updates_per_epoch=391)(300 * 391) == 1e-3
 
 
 def test_cosine_falls_to_zero_and_stays_there():
-    rate = cosine(0.1, total_updates=1000)
+    rate = learning_rates(ClassifierTraining(schedule="cosine", learning_rate=0.1, epochs=10), updates_per_epoch=100)
     rates = [rate(update) for update in range(0, 1001, 50)]
     assert rates == sorted(rates, reverse=True)
     assert (rates[0], rates[-1], rate(2000)) == (0.1, 0.0, 0.0)
@@ -27,4 +27,5 @@ def test_cosine_falls_to_zero_and_stays_there():
 
 
 def test_constant_is_constant():
-    assert {constant(0.3)(update) for update in (0, 1, 10**9)} == {0.3}
+    rate = learning_rates(ClassifierTraining(schedule="constant", learning_rate=0.3), updates_per_epoch=5)
+    assert {rate(update) for update in (0, 1, 10**9)} == {0.3}

@@ -283,7 +283,7 @@ def test_results_of_more_than_16_megabytes_are_refused(stage, name, tmp_path):
 
 
 def test_weights_with_a_header_of_70_megabytes_are_refused_in_little_memory(finished_workspace, tmp_path):
-    flow = next(path for path in (finished_workspace / "train-glow").iterdir() if "judge" not in path.name)
+    flow = next(path for path in (finished_workspace / "train-glow").iterdir() if "evaluator" not in path.name)
     shutil.copy(flow / "glow.json", tmp_path / "glow.json")
     names = b",".join(
         b'"%07x":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(1_200_000)

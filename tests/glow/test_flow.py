@@ -123,12 +123,12 @@ def test_tensor_and_array_faces_agree() -> None:
     assert torch.allclose(flow.decode_batch(z), y, atol=1e-4)
 
 
-def test_a_judge_sees_images_before_they_are_clipped() -> None:
+def test_validate_sees_images_before_they_are_clipped() -> None:
     flow = _trained(5, 7, 1, 2)
     z = np.zeros((5, flow.dim), np.float32)
     z[3] = 1e4
-    images, judged = flow.decode_judged(z, lambda y: (y.abs() > 0.5).flatten(1).any(dim=1), batch_size=4)
-    assert judged.tolist() == [False, False, False, True, False]
+    images, outside = flow.decode(z, validate=lambda y: (y.abs() > 0.5).flatten(1).any(dim=1), batch_size=4)
+    assert outside.tolist() == [False, False, False, True, False]
     assert np.array_equal(images, flow.decode(z, batch_size=4))
 
 

@@ -149,8 +149,8 @@ def test_a_flow_gives_the_same_arrays_with_copies_that_overlap(mode, lazy_device
     images = np.random.default_rng(0).integers(0, 256, (11, 6, 8, 1), dtype=np.uint8)
 
     def made():
-        z, log_prob = flow.encode_scored(images, dequantise=mode, batch_size=4)
-        return z, log_prob, *flow.decode_judged(z, lambda y: (y > 0.1).flatten(1).any(dim=1), batch_size=4)
+        z, log_prob = flow.encode(images, dequantise=mode, batch_size=4, return_log_prob=True)
+        return z, log_prob, *flow.decode(z, validate=lambda y: (y > 0.1).flatten(1).any(dim=1), batch_size=4)
 
     def at_once(device, batches, load, compute):
         def computed(rows, batch):

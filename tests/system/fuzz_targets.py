@@ -421,18 +421,20 @@ def _read_classifier(content: bytes, folder: Path) -> None:
 def _checkpoints() -> list[bytes]:
     import torch
 
+    from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import save_checkpoint
 
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "counter.epoch": torch.tensor(3)}
-    return [_bytes_of(lambda path: save_checkpoint(path, tensors, {"metrics": [{"epoch": 1, "loss": 0.5}]}))]
+    return [_bytes_of(lambda path: save_checkpoint(path, tensors, [LogLine(iteration=1, loss_bits_per_dim=0.5)]))]
 
 
 def _read_checkpoint(content: bytes, folder: Path) -> None:
+    from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import load_checkpoint
 
-    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content))
+    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content), LogLine)
     assert found is not None
-    assert isinstance(found[1], dict)
+    assert all(isinstance(line, LogLine) for line in found[1])
 
 
 # Recipes, notes, exports.
@@ -534,15 +536,15 @@ def _read_record(content: bytes, folder: Path) -> None:
 
 
 def _results() -> list[bytes]:
-    from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleFacts
+    from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleSummary
 
-    of = SampleFacts(name="held-out", kind="original", images=1, share=None, decode_failed=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
-    judged = Naturalness(
-        lam=0.5, pairs=1, pairs_asked=1, bootstrap=1, judge_bits=5, classifier="", features=0, samples=(of,)
+    of = SampleSummary(name="held-out", kind="original", images=1, share=None, decode_failed=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
+    measured = Naturalness(
+        lam=0.5, pairs=1, pairs_asked=1, bootstrap=1, evaluator_bits=5, classifier="", features=0, samples=(of,)
     )
     metrics = [EpochMetrics(epoch=1, loss=0.5, test_error=50.0, images=3, updates=1)]
     contents = (
-        msgspec.json.encode(judged),
+        msgspec.json.encode(measured),
         msgspec.json.encode(metrics),
         msgspec.json.encode(LogLine(iteration=1)) + b"\n",
     )

@@ -21,9 +21,10 @@ from lsmix.data import errors
 from lsmix.data.pool import POOL_COLUMNS
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.glow.config import FlowTraining
-from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunPart, RunSection, read_recipe
+from lsmix.pipeline.config.recipe import FlowSection, Recipe, RunSection, read_recipe
 from lsmix.pipeline.config.schema import (
     DataConfig,
+    MixSource,
     NaturalnessConfig,
     PoolRecipe,
     ReportConfig,
@@ -47,7 +48,7 @@ SECTIONS = {
     "pools.NAME.": PoolRecipe,
     "classifier.": RunConfig,
     "runs.NAME.": RunSection,
-    "runs.NAME.mix[].": RunPart,
+    "runs.NAME.mix[].": MixSource,
     "naturalness.": NaturalnessConfig,
     "report.": ReportConfig,
 }

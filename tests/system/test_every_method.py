@@ -62,7 +62,7 @@ pool = "three"
 mix = [{ method = "cutmix" }, { pool = "ls-mix", weight = 2.0 }, { method = "none" }]
 [runs.sequence]
 mix = [{ pool = "three" }, { method = "mixup" }, { method = "cutmix" }]
-combine = "sequential"
+mode = "chain"
 """
 
 

@@ -12,7 +12,7 @@ from lsmix.pipeline.config.results import (
     SHEET_FILE,
     Interval,
     Naturalness,
-    SampleFacts,
+    SampleSummary,
     read_naturalness,
 )
 from lsmix.pipeline.config.schema import HARD_CUT
@@ -43,7 +43,7 @@ def naturalness_section(material: ReportInputs) -> Section:
 
 def _text(result: Naturalness) -> str:
     return (
-        f"{result.pairs:,} pairs mixed at λ = {result.lam:g} by every method, against as many originals. The judge is a flow "
+        f"{result.pairs:,} pairs mixed at λ = {result.lam:g} by every method, against as many originals. The evaluator is a flow "
         "of its own, with another seed, that learned from the odd rows of the train split; the pairs are even rows. "
         "Bits per dimension alone mislead: grey and blurred images are more likely than photographs. So a mix passes for an "
         "original only where its whole distribution does, in both directions, and where it also looks like one."
@@ -69,11 +69,11 @@ def _likelihood(result: Naturalness) -> Table:
     parts += _paired(result)
     missing = sum(sample.not_finite for sample in result.samples)
     if missing:
-        parts.append(f"Left out: {missing:,} images to which the judge gives no finite likelihood.")
+        parts.append(f"Left out: {missing:,} images to which the evaluator gives no finite likelihood.")
     if result.pairs < result.pairs_asked:
         parts.append(f"{result.pairs_asked:,} pairs were asked for; there are no more held-out images or unseen pairs.")
     return Table(
-        title="Likelihood under the judge",
+        title="Likelihood under the evaluator",
         columns=("sample", "bits per dimension", "less likely by", "more likely by", "distance"),
         rows=tuple(rows),
         note=" ".join(parts),
@@ -140,10 +140,10 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[ReportFigure, ...]:
     return (
         ReportFigure(
             name="naturalness-bits",
-            data=spread_plot(spreads, f"bits per dimension under the judge, {result.judge_bits} bits"),
+            data=spread_plot(spreads, f"bits per dimension under the evaluator, {result.evaluator_bits} bits"),
             media="image/svg+xml",
             alt="How bits per dimension spread over originals and over the mixes of each method.",
-            caption="Bits per dimension under the judge: 5% to 95% thin, the middle half thick, the median in figures. Shaded: "
+            caption="Bits per dimension under the evaluator: 5% to 95% thin, the middle half thick, the median in figures. Shaded: "
             "the middle half of the held-out originals.",
         ),
         ReportFigure(
@@ -166,7 +166,7 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[ReportFigure, ...]:
     )
 
 
-def _label(sample: SampleFacts) -> str:
+def _label(sample: SampleSummary) -> str:
     return _NAMES.get(sample.name, sample.name)
 
 

@@ -262,8 +262,8 @@ def test_a_wrong_scale_is_refused_even_when_it_is_not_asked_for(sized, override,
         ('runs.r={ mix = [{ method = "mixup", weight = 0 }] }', r"runs\.r\.mix\[0\]\.weight: expected float > 0"),
         ('runs.lsmix.mix=[{ method = "mixup" }]', r"runs\.lsmix\.mix: say the pool in 'mix' as well"),
         (
-            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], combine = "sequential" }',
-            r"runs\.r\.mix\[1\]\.pool: in a sequence a pool comes first",
+            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], mode = "chain" }',
+            r"runs\.r\.mix\[1\]\.pool: in a chain a pool comes first",
         ),
     ],
 )

@@ -30,7 +30,7 @@ def _numbers(kind: Any, place: str, bounds: tuple[Any, ...] = ()) -> Iterator[tu
                 yield from _numbers(part, place)
 
 
-NUMBERS = dict([*_numbers(Recipe, ""), *_numbers(FlowRecipe, "naturalness.judge")])
+NUMBERS = dict([*_numbers(Recipe, ""), *_numbers(FlowRecipe, "naturalness.evaluator")])
 
 
 @pytest.mark.parametrize("place", NUMBERS)

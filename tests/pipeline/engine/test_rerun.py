@@ -100,7 +100,7 @@ TABLE = {
     "classifier.grad_clip": (5.0, FROM_CLASSIFIER),
     "classifier.normalise": ("channel", FROM_CLASSIFIER),
     "runs.lsmix.pool": ("zero", FROM_RUN),
-    "runs.lsmix.combine": ("sequential", FROM_RUN),
+    "runs.lsmix.mode": ("chain", FROM_RUN),
     "runs.lsmix.seeds": ([5], FROM_RUN),
     "runs.lsmix.classifier": ({"epochs": 3}, FROM_RUN),
     "runs.lsmix.label": ("LS-Mix", FROM_REPORT),

@@ -219,6 +219,6 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tiny_recipe, tiny_worksp
     result = command("train-glow", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == 5
     assert f"checkpoint {str(checkpoint)!r} is damaged" in result.err.splitlines()[-1]
-    assert "Remove it to begin anew" in result.err
+    assert "Remove it to start again" in result.err
     checkpoint.unlink()
     assert command("train-glow", tiny_recipe, "--workspace", tiny_workspace).code == 0

@@ -17,10 +17,10 @@ from lsmix.data.progress import NullProgress
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.api import plan, run
 from lsmix.pipeline.config.recipe import read_recipe
-from lsmix.pipeline.config.results import Interval, Naturalness, SampleFacts, read_naturalness
+from lsmix.pipeline.config.results import Interval, Naturalness, SampleSummary, read_naturalness
 from lsmix.pipeline.config.schema import NaturalnessConfig
 from lsmix.pipeline.engine.status import recipe_status
-from lsmix.pipeline.naturalness.measures import Scorer, facts_of
+from lsmix.pipeline.naturalness.measures import measure, summarise
 from lsmix.pipeline.naturalness.metrics import Resamples
 from lsmix.pipeline.naturalness.samples import Block, Sample, SampleSet, choose_rows_apart
 from lsmix.pipeline.views.report.naturalness import naturalness_section
@@ -39,16 +39,16 @@ class Telling(NullProgress):
 
 
 @pytest.fixture(scope="module")
-def judged(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return a workspace with the judge and its judgement on top of the finished one, and the result of the run."""
-    workspace = tmp_path_factory.mktemp("judged") / "runs"
+def measured(tiny_recipe, finished_workspace, tmp_path_factory):
+    """Return a workspace with the evaluator and its measurement on top of the finished one, and the result of the run."""
+    workspace = tmp_path_factory.mktemp("measured") / "runs"
     shutil.copytree(finished_workspace, workspace)
     return run(tiny_recipe, workspace=workspace, stage="naturalness", device="cpu", overrides=SETTINGS)
 
 
 @pytest.fixture(scope="module")
-def found(judged):
-    return read_naturalness(judged["naturalness"].folder)
+def found(measured):
+    return read_naturalness(measured["naturalness"].folder)
 
 
 def report_of(item):
@@ -57,11 +57,11 @@ def report_of(item):
     return SimpleNamespace(inputs={"naturalness": artifact})
 
 
-def samples_of(judged, **fields) -> SampleSet:
+def samples_of(measured, **fields) -> SampleSet:
     config = NaturalnessConfig(pairs=20, batch_size=16, **fields)
-    dataset = open_dataset(judged["ingest"].folder / "dataset.h5")
-    flow = load_flow(judged["train-glow/tiny"].folder)
-    return SampleSet(dataset, open_latents(judged["encode"].folder), flow, config, count=20)
+    dataset = open_dataset(measured["ingest"].folder / "dataset.h5")
+    flow = load_flow(measured["train-glow/tiny"].folder)
+    return SampleSet(dataset, open_latents(measured["encode"].folder), flow, config, count=20)
 
 
 def images_of(samples: SampleSet, name: str, *parts: slice) -> np.ndarray:
@@ -69,38 +69,38 @@ def images_of(samples: SampleSet, name: str, *parts: slice) -> np.ndarray:
     return np.concatenate([sample.block(part).images for part in parts or (slice(0, 20),)])
 
 
-def test_the_stage_makes_only_the_judge_and_its_judgement(judged):
-    made = [f"{item.stage} {item.name}" for item in judged.built if not item.cached]
-    assert made == ["train-glow tiny-judge", "naturalness tiny"]
+def test_the_stage_makes_only_the_evaluator_and_its_measurement(measured):
+    made = [f"{item.stage} {item.name}" for item in measured.built if not item.cached]
+    assert made == ["train-glow tiny-evaluator", "naturalness tiny"]
 
 
-def test_gc_finds_a_judgement_that_no_recipe_wants_any_longer(judged, tiny_recipe, command):
-    workspace = judged["ingest"].folder.parents[1]
+def test_gc_finds_a_measurement_that_no_recipe_wants_any_longer(measured, tiny_recipe, command):
+    workspace = measured["ingest"].folder.parents[1]
     found = command("gc", tiny_recipe, "--workspace", workspace).out
-    for item in ("naturalness", "train-glow/tiny-judge"):
-        assert str(judged[item].folder) in found
+    for item in ("naturalness", "train-glow/tiny-evaluator"):
+        assert str(measured[item].folder) in found
     wanted = [word for setting in SETTINGS for word in ("--set", setting)]
     kept = command("gc", tiny_recipe, "--workspace", workspace, *wanted).out
     assert "naturalness" not in kept
-    assert "judge-" not in kept
+    assert "evaluator-" not in kept
 
 
-def test_every_sample_has_as_many_images_and_originals_come_first(judged, found):
+def test_every_sample_has_as_many_images_and_originals_come_first(measured, found):
     names = [sample.name for sample in found.samples]
     assert names == ["held-out", "test", "sources", *NaturalnessConfig().methods]
     assert {sample.images for sample in found.samples} == {found.pairs} == {20}
-    assert judged["naturalness"].manifest.counts["pairs"] == 20
+    assert measured["naturalness"].manifest.counts["pairs"] == 20
 
 
-def test_a_judge_sees_odd_rows_only_and_pairs_are_even_rows_each_once(judged):
+def test_an_evaluator_sees_odd_rows_only_and_pairs_are_even_rows_each_once(measured):
     first, second = choose_rows_apart(301, 75, seed=0)
     rows = np.concatenate((first, second))
     assert len(np.unique(rows)) == 150
     assert not (rows % 2).any()
-    assert judged["train-glow/tiny-judge"].manifest.config["training"]["rows"] == "odd"
+    assert measured["train-glow/tiny-evaluator"].manifest.config["training"]["rows"] == "odd"
 
 
-def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(judged, tiny_recipe, tmp_path, monkeypatch):
+def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(measured, tiny_recipe, tmp_path, monkeypatch):
     from lsmix.glow.training import FlowTrainer
 
     seen = []
@@ -108,7 +108,7 @@ def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(judged, tiny_r
     monkeypatch.setattr(
         FlowTrainer, "__init__", lambda self, *given: (seen.append(np.array(given[2])), begin(self, *given))[1]
     )
-    train = open_dataset(judged["ingest"].folder / "dataset.h5").train.images
+    train = open_dataset(measured["ingest"].folder / "dataset.h5").train.images
     few = ["flow.training.iterations=2", "flow.training.rows=even"]
     result = run(tiny_recipe, workspace=tmp_path, stage="train-glow", device="cpu", overrides=few)
     np.testing.assert_array_equal(seen[0], train[0::2])
@@ -117,47 +117,48 @@ def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(judged, tiny_r
     assert result["train-glow"].manifest.counts["train_bits_per_dim"] == pytest.approx(bits, rel=1e-12)
 
 
-def test_held_out_originals_are_measured_by_the_judge_and_not_by_the_flow(judged, found):
-    heldout = open_dataset(judged["ingest"].folder / "dataset.h5").heldout.images
-    judge = load_flow(judged["train-glow/tiny-judge"].folder)
-    images = images_of(samples_of(judged), "held-out")
+def test_held_out_originals_are_measured_by_the_evaluator_and_not_by_the_flow(measured, found):
+    heldout = open_dataset(measured["ingest"].folder / "dataset.h5").heldout.images
+    evaluator = load_flow(measured["train-glow/tiny-evaluator"].folder)
+    images = images_of(samples_of(measured), "held-out")
     assert {image.tobytes() for image in images} <= {image.tobytes() for image in heldout}
-    expected = judge.bits_per_dim(judge.log_prob(images, dequantise="uniform", batch_size=16, seed=0))
+    expected = evaluator.bits_per_dim(evaluator.log_prob(images, dequantise="uniform", batch_size=16, seed=0))
     np.testing.assert_allclose(found["held-out"].bits_per_dim, expected, rtol=1e-12)
     assert found["held-out"].mean_bits == pytest.approx(expected.mean())
     assert found["held-out"].mean_bits_error == pytest.approx(expected.std(ddof=1) / np.sqrt(20))
     assert found["held-out"].distance is None
 
 
-def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(judged):
-    samples = samples_of(judged, lam=0.0)
+def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(measured):
+    samples = samples_of(measured, lam=0.0)
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
-    judge = load_flow(judged["train-glow/tiny-judge"].folder)
-    scorer = Scorer(judge, None, NaturalnessConfig(batch_size=16), count=20, shown=1)
-    measured = {sample.name: scorer.measure(sample) for sample in samples.all()[:4]}
-    facts = facts_of(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
+    evaluator = load_flow(measured["train-glow/tiny-evaluator"].folder)
+    config = NaturalnessConfig(batch_size=16)
+    first = samples.all()[:4]
+    measured = {sample.name: measure(sample, evaluator, None, config, count=20, shown=1) for sample in first}
+    facts = summarise(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
     assert facts.seam is None
     np.testing.assert_array_equal(measured["ls-mix"].bits, measured["sources"].bits)
 
 
-def test_at_rate_one_mixes_are_their_second_sources(judged):
-    samples = samples_of(judged, lam=1.0)
+def test_at_rate_one_mixes_are_their_second_sources(measured):
+    samples = samples_of(measured, lam=1.0)
     second = np.array([pair[1] for pair in samples.pair_sheet(20)])
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), second, err_msg=name)
 
 
-def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(judged):
-    samples = samples_of(judged)
+def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(measured):
+    samples = samples_of(measured)
     cut = images_of(samples, "hard-cut")
     first, second = (np.array(side) for side in zip(*samples.pair_sheet(20), strict=True))
     np.testing.assert_array_equal(cut[:, :4], second[:, :4])
     np.testing.assert_array_equal(cut[:, 4:], first[:, 4:])
 
 
-def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image_went(judged):
-    samples = samples_of(judged, methods=("mixup", "cutmix", "resizemix", "fmix"))
+def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image_went(measured):
+    samples = samples_of(measured, methods=("mixup", "cutmix", "resizemix", "fmix"))
     first, second = (np.array(side).astype(int) for side in zip(*samples.pair_sheet(20), strict=True))
     mixup, cutmix, resizemix, fmix = (sample.block(slice(0, 20)) for sample in samples.all()[3:])
     np.testing.assert_array_equal(mixup.images, (first + second + 1) // 2)
@@ -171,27 +172,27 @@ def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image
     assert [sample.seam_of for sample in samples.all()[3:]] == ["ls-mix", "own", "own", "own"]
 
 
-def test_features_of_the_baseline_are_compared_where_there_is_one(judged, found):
+def test_features_of_the_baseline_are_compared_where_there_is_one(measured, found):
     assert (found.classifier, found.features) == ("baseline-seed0", 8)
     assert found["held-out"].frechet is None
     assert all(sample.frechet > 0 for sample in found.samples[1:])
 
 
-def test_features_are_those_of_the_named_runs_first_seed(judged, tiny_recipe):
+def test_features_are_those_of_the_named_runs_first_seed(measured, tiny_recipe):
     overrides = [*SETTINGS, "naturalness.classifier=lsmix"]
-    _, nodes, _ = plan(tiny_recipe, workspace=judged["naturalness"].folder.parent.parent, overrides=overrides)
+    _, nodes, _ = plan(tiny_recipe, workspace=measured["naturalness"].folder.parent.parent, overrides=overrides)
     (node,) = (node for node in nodes if node.stage.name == "naturalness")
     assert node.inputs["classifier"].name == "lsmix-seed0"
 
 
-def test_without_a_baseline_there_is_no_distance_of_features(judged, tiny_recipe, tmp_path):
+def test_without_a_baseline_there_is_no_distance_of_features(measured, tiny_recipe, tmp_path):
     recipe = tmp_path / "no-runs.toml"
     text = (
         tiny_recipe.read_text(encoding="utf-8").partition("[runs.baseline]")[0]
         + "[naturalness]\npairs = 4\nbootstrap = 10\n"
     )
     recipe.write_text(text + 'methods = ["hard-cut"]\n', encoding="utf-8")
-    workspace = judged["naturalness"].folder.parent.parent
+    workspace = measured["naturalness"].folder.parent.parent
     result = run(recipe, workspace=workspace, stage="naturalness", device="cpu")
     found = read_naturalness(result["naturalness"].folder)
     assert (found.classifier, found.features) == ("", 0)
@@ -203,14 +204,14 @@ def test_without_a_baseline_there_is_no_distance_of_features(judged, tiny_recipe
 
 
 @pytest.mark.parametrize("name", ["bern-mix", "cutmix", "ls-mix", "test"])
-def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(judged, name):
-    samples = samples_of(judged)
+def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(measured, name):
+    samples = samples_of(measured)
     pieces = images_of(samples, name, slice(0, 16), slice(16, 20))
     np.testing.assert_array_equal(images_of(samples, name), pieces)
 
 
-def test_failed_decodes_are_counted_and_kept(judged, found):
-    (sample,) = (sample for sample in samples_of(judged).all() if sample.name == "reverse-mix")
+def test_failed_decodes_are_counted_and_kept(measured, found):
+    (sample,) = (sample for sample in samples_of(measured).all() if sample.name == "reverse-mix")
     decode_failed = sample.block(slice(0, 20)).decode_failed
     assert decode_failed.any(), "a flow that hardly learned decodes some reversed latents out of range"
     assert found["reverse-mix"].decode_failed == decode_failed.sum()
@@ -218,14 +219,14 @@ def test_failed_decodes_are_counted_and_kept(judged, found):
     assert found["hard-cut"].decode_failed is None
 
 
-def test_only_methods_with_regions_are_judged_by_their_own_seam(found):
+def test_only_methods_with_regions_are_measured_by_their_own_seam(found):
     own = {sample.name for sample in found.samples if sample.seam_of == "own"}
     assert own == {"ls-mix", "swap-mix", "reverse-mix", "cutmix", "resizemix", "fmix", "hard-cut"}
     assert all(sample.seam.low <= sample.seam.value <= sample.seam.high for sample in found.samples)
 
 
-def test_twice_gives_the_same_bytes(judged, tiny_recipe):
-    folder = judged["naturalness"].folder
+def test_twice_gives_the_same_bytes(measured, tiny_recipe):
+    folder = measured["naturalness"].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     again = run(
         tiny_recipe,
@@ -241,12 +242,12 @@ def test_twice_gives_the_same_bytes(judged, tiny_recipe):
     assert [file.path for file in again["naturalness"].manifest.files if file.payload] == ["naturalness.json"]
 
 
-def test_fewer_held_out_images_than_pairs_shrink_every_sample_and_are_told(judged, tiny_recipe):
+def test_fewer_held_out_images_than_pairs_shrink_every_sample_and_are_told(measured, tiny_recipe):
     progress = Telling()
     settings = ["naturalness.bootstrap=10", 'naturalness.methods=["hard-cut"]']
     result = run(
         tiny_recipe,
-        workspace=judged["naturalness"].folder.parent.parent,
+        workspace=measured["naturalness"].folder.parent.parent,
         stage="naturalness",
         device="cpu",
         overrides=settings,
@@ -259,16 +260,16 @@ def test_fewer_held_out_images_than_pairs_shrink_every_sample_and_are_told(judge
     assert "samples have 30 images instead of 500, since there are 30 held-out images and" in warning
 
 
-# Images to which the judge gives no finite likelihood.
+# Images to which the evaluator gives no finite likelihood.
 
 
-class _OddJudge:
+class _OddEvaluator:
     """Gives the images of some places no likelihood."""
 
     def __init__(self, bad):
         self._bad = bad
 
-    def encode_scored(self, images, **options):
+    def encode(self, images, **options):
         places = np.arange(len(images)) + options["first_index"]
         return None, np.where(np.isin(places, self._bad), np.nan, -images.mean(axis=(1, 2, 3)))
 
@@ -282,11 +283,14 @@ def _sample(name):
     return Sample(name=name, kind="pixel", seam_of="own", block=lambda part: Block(images[part], regions[part]))
 
 
+def _measured(sample, bad):
+    return measure(sample, _OddEvaluator(bad), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+
+
 def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
-    scorer = Scorer(_OddJudge([3, 9]), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
-    whole = Scorer(_OddJudge([]), None, NaturalnessConfig(batch_size=4), count=10, shown=2).measure(_sample("whole"))
-    odd = scorer.measure(_sample("odd"))
-    facts = facts_of(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
+    whole = _measured(_sample("whole"), [])
+    odd = _measured(_sample("odd"), [3, 9])
+    facts = summarise(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
     assert facts.not_finite == 2
     assert [place for place, bits in enumerate(facts.bits_per_dim) if bits is None] == [3, 9]
     assert facts.mean_bits == pytest.approx(np.delete(whole.bits, [3, 9]).mean())
@@ -294,12 +298,11 @@ def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
     assert b"nan" not in msgspec.json.encode(facts).lower()
 
 
-def test_a_judge_that_knows_no_image_is_an_error_with_a_way_out():
-    scorer = Scorer(_OddJudge(range(9)), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+def test_an_evaluator_that_knows_no_image_is_an_error_with_a_way_out():
     with pytest.raises(
-        DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.judge\.train"
+        DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.evaluator\.train"
     ):
-        scorer.measure(_sample("x"))
+        _measured(_sample("x"), range(9))
 
 
 # The recipe.
@@ -319,12 +322,21 @@ def test_a_judge_that_knows_no_image_is_an_error_with_a_way_out():
             ["naturalness.classifier=baselin"],
             r"naturalness\.classifier: there is no run 'baselin'; .*Did you mean 'bas",
         ),
-        (["naturalness.judge.stepps=3"], r"naturalness\.judge: unknown key 'stepps'\. Did you mean 'steps'"),
-        (["naturalness.judge.path=x"], r"naturalness\.judge: unknown key 'path'"),
-        (["naturalness.judge.training=3"], r"naturalness\.judge: training: expected a section"),
-        (["naturalness.judge.training.iterations=0"], r"naturalness\.judge\.training\.iterations: expected int >= 1"),
-        (["naturalness.judge.training.rows=all"], r"naturalness\.judge\.training\.rows: the judge always learns from"),
-        (["naturalness.judge.training.seed=0"], r"naturalness\.judge\.training\.seed: got 0, which is the flow's own"),
+        (["naturalness.evaluator.stepps=3"], r"naturalness\.evaluator: unknown key 'stepps'\. Did you mean 'steps'"),
+        (["naturalness.evaluator.path=x"], r"naturalness\.evaluator: unknown key 'path'"),
+        (["naturalness.evaluator.training=3"], r"naturalness\.evaluator: training: expected a section"),
+        (
+            ["naturalness.evaluator.training.iterations=0"],
+            r"naturalness\.evaluator\.training\.iterations: expected int >= 1",
+        ),
+        (
+            ["naturalness.evaluator.training.rows=all"],
+            r"naturalness\.evaluator\.training\.rows: the evaluator always learns from",
+        ),
+        (
+            ["naturalness.evaluator.training.seed=0"],
+            r"naturalness\.evaluator\.training\.seed: got 0, which is the flow's own",
+        ),
     ],
 )
 def test_a_wrong_section_is_refused_with_its_place(tiny_recipe, overrides, message):
@@ -332,26 +344,28 @@ def test_a_wrong_section_is_refused_with_its_place(tiny_recipe, overrides, messa
         read_recipe(tiny_recipe, overrides)
 
 
-def test_a_judge_is_trained_as_the_flow_but_for_its_seed_its_rows_and_what_is_said(tiny_recipe):
-    recipe = read_recipe(tiny_recipe, ["naturalness.judge.steps=3", "naturalness.judge.training.batch_size=16"])
-    judge = msgspec.to_builtins(recipe.judge_config())
+def test_an_evaluator_is_trained_as_the_flow_but_for_its_seed_its_rows_and_what_is_said(tiny_recipe):
+    recipe = read_recipe(tiny_recipe, ["naturalness.evaluator.steps=3", "naturalness.evaluator.training.batch_size=16"])
+    evaluator = msgspec.to_builtins(recipe.evaluator_config())
     flow = msgspec.to_builtins(recipe.flow)
     flow.pop("path")
     flow["steps"] = 3
     flow["training"] |= {"seed": 1, "rows": "odd", "batch_size": 16}
-    assert judge == flow
+    assert evaluator == flow
 
 
-def test_a_recipe_without_the_section_has_no_judge_and_the_command_says_so(tiny_recipe, tmp_path, command):
+def test_a_recipe_without_the_section_has_no_evaluator_and_the_command_says_so(tiny_recipe, tmp_path, command):
     _, nodes, _ = plan(tiny_recipe, workspace=tmp_path)
-    assert not [node for node in nodes if "judge" in node.name or node.stage.name == "naturalness"]
+    assert not [node for node in nodes if "evaluator" in node.name or node.stage.name == "naturalness"]
     result = command("naturalness", tiny_recipe, "--workspace", tmp_path)
     assert result.code == 1
     assert "has no [naturalness], which the stage 'naturalness' needs. Add one." in result.err
 
 
-def test_a_change_of_the_section_re_runs_the_judgement_and_one_of_the_judge_the_judge_too(judged, tiny_recipe):
-    workspace = judged["naturalness"].folder.parent.parent
+def test_a_change_of_the_section_re_runs_the_measurement_and_one_of_the_evaluator_the_evaluator_too(
+    measured, tiny_recipe
+):
+    workspace = measured["naturalness"].folder.parent.parent
 
     def to_make(*overrides):
         _, nodes, place = plan(tiny_recipe, workspace=workspace, overrides=[*SETTINGS, *overrides])
@@ -360,8 +374,8 @@ def test_a_change_of_the_section_re_runs_the_judgement_and_one_of_the_judge_the_
     report = ("report", "tiny")
     assert to_make() == {report}
     assert to_make("naturalness.lam=0.25") == {("naturalness", "tiny"), report}
-    changed = to_make("naturalness.judge.training.batch_size=16")
-    assert changed == {("train-glow", "tiny-judge"), ("naturalness", "tiny"), report}
+    changed = to_make("naturalness.evaluator.training.batch_size=16")
+    assert changed == {("train-glow", "tiny-evaluator"), ("naturalness", "tiny"), report}
 
 
 def test_its_cost_is_estimated_before_it_is_made(tiny_recipe, finished_workspace):
@@ -375,13 +389,13 @@ def test_its_cost_is_estimated_before_it_is_made(tiny_recipe, finished_workspace
 # The file, and the report.
 
 
-def test_a_result_that_is_missing_newer_or_damaged_is_refused(judged, tmp_path):
+def test_a_result_that_is_missing_newer_or_damaged_is_refused(measured, tmp_path):
     with pytest.raises(MissingError, match=r"no naturalness\.json in .* 'lsmix naturalness'"):
         read_naturalness(tmp_path)
-    content = (judged["naturalness"].folder / "naturalness.json").read_bytes()
+    content = (measured["naturalness"].folder / "naturalness.json").read_bytes()
     path = tmp_path / "naturalness.json"
-    path.write_bytes(content.replace(b'"format_version": 1', b'"format_version": 2'))
-    with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer"):
+    path.write_bytes(content.replace(b'"format_version": 2', b'"format_version": 3'))
+    with pytest.raises(FormatError, match=r"has format 3; this version of lsmix reads format 2\. Use a newer"):
         read_naturalness(tmp_path)
     for damaged in (content[:-20], content.replace(b'"pairs"', b'"pears"'), b"\xff", b"[]"):
         path.write_bytes(damaged)
@@ -392,12 +406,12 @@ def test_a_result_that_is_missing_newer_or_damaged_is_refused(judged, tmp_path):
 def test_the_formats_page_tells_every_field():
     page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
     chapter = page.partition("## naturalness.json")[2].partition("\n## ")[0]
-    for model in (Naturalness, SampleFacts, Interval):
+    for model in (Naturalness, SampleSummary, Interval):
         assert not [name for name in model.__struct_fields__ if f"`{name}`" not in chapter]
 
 
-def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(judged, found):
-    item = judged["naturalness"]
+def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(measured, found):
+    item = measured["naturalness"]
     section = naturalness_section(report_of(item))
     likelihood, appearance = section.tables
     originals = ["originals, held out", "originals, test", "originals, sources"]
@@ -415,8 +429,8 @@ def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(j
     ]
 
 
-def test_the_report_has_the_chapter_where_there_is_one_and_else_not(judged, tiny_recipe, finished_workspace):
-    workspace = judged["naturalness"].folder.parent.parent
+def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, tiny_recipe, finished_workspace):
+    workspace = measured["naturalness"].folder.parent.parent
     result = run(tiny_recipe, workspace=workspace, device="cpu", overrides=SETTINGS)
     assert "How natural is a mix?" in result.report.read_text(encoding="utf-8")
     assert (result.report.parent / "figures" / "naturalness-sheet.png").is_file()
@@ -424,8 +438,8 @@ def test_the_report_has_the_chapter_where_there_is_one_and_else_not(judged, tiny
     assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
 
 
-def test_show_tells_its_counts_and_draws_its_sheet(judged, command, tmp_path):
-    folder = judged["naturalness"].folder
+def test_show_tells_its_counts_and_draws_its_sheet(measured, command, tmp_path):
+    folder = measured["naturalness"].folder
     shown = command("show", folder, "--sheet", tmp_path / "sheet.png")
     assert shown.code == 0
     assert "x₁ | mixes of each method at λ = 0.5 | x₂" in shown.out
@@ -434,8 +448,8 @@ def test_show_tells_its_counts_and_draws_its_sheet(judged, command, tmp_path):
 
 
 @pytest.mark.gpu
-def test_measures_on_cuda_are_nearly_those_on_the_cpu(judged, found, tiny_recipe, tmp_path):
-    workspace = shutil.copytree(judged["naturalness"].folder.parent.parent, tmp_path / "runs")
+def test_measures_on_cuda_are_nearly_those_on_the_cpu(measured, found, tiny_recipe, tmp_path):
+    workspace = shutil.copytree(measured["naturalness"].folder.parent.parent, tmp_path / "runs")
     again = run(
         tiny_recipe,
         workspace=workspace,

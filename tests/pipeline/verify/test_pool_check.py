@@ -17,7 +17,7 @@ from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
 from lsmix.pipeline.api import RunResult, run, verify
-from lsmix.pipeline.verify.shares import Shares
+from lsmix.pipeline.verify.shares import planned_shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
 RECIPE = """
@@ -385,18 +385,18 @@ def test_a_method_that_is_not_installed_is_not_checked(
 
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
-def test_shares_are_told_as_the_methods_themselves_give_them(made: RunResult, method: str) -> None:
+def test_planned_shares_are_those_that_the_methods_return(made: RunResult, method: str) -> None:
     plan = read_spec(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
     draws = row_rngs(5, "shares")
-    told = Shares(plan, (8, 8, 1)).of(lam[:, None], draws)[:, 0]
+    shares = planned_shares(plan, (8, 8, 1), lam[:, None], draws)
     if plan.latent:
         zeros = np.zeros((len(lam), 64), np.float32)
         expected = mix_latents(method, zeros, zeros, lam, draws=draws)[1]
     else:
         images = np.zeros((len(lam), 8, 8, 1), np.uint8)
         expected = mix_images(method, images, images, lam, draws=draws)[1]
-    np.testing.assert_array_equal(told, expected)
+    np.testing.assert_array_equal(shares[:, 0], expected)
 
 
 def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:

@@ -203,7 +203,7 @@ def test_what_is_no_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
 def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: Path) -> None:
     pool = Path(shutil.copytree(given.original, tmp_path / "pool"))
     altered(pool / "plan.json", pool={"seed": 5}).replace(pool / "plan.json")
-    with pytest.raises(CorruptError, match="is not the plan of the pool it lies in"):
+    with pytest.raises(CorruptError, match="is not the plan of the pool that it is in"):
         rebuild(pool, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 
@@ -240,7 +240,7 @@ def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(
     assert "(not the original's)" in result.out
     assert "3 of 38400 pixels differ" in result.out
     assert "in 1 of 600 images, by 1 at most: 3 by 1, 0 by 2, 0 by more; all labels, shares and sources" in result.out
-    facts = compare_pools(open_pool(tmp_path / "pool"), open_pool(other)).facts()["pixels"]
+    facts = compare_pools(open_pool(tmp_path / "pool"), open_pool(other)).to_dict()["pixels"]
     assert (facts["share"], facts["first_row"], facts["largest"]) == (3 / 38400, 3, 1)
 
 
@@ -266,7 +266,7 @@ def test_another_root_without_a_pool_to_compare_with_is_refused(
     assert command(*words, "--expect", given.root[:16], "--device", "cpu").code == 0
     assert command(*words, "--expect", "xyz").code == 1
     text = command(*words, "--device", "cpu").out
-    assert f"root         {given.root} (nobody told what to expect)" in text
+    assert f"root         {given.root} (no expected digest given)" in text
     assert "(was there already)" in text
 
 

@@ -136,13 +136,13 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(
             [mix_latents(method, z.gather(first), z.gather(second), n / 16)[0] for method in methods]
         )
         np.testing.assert_array_equal(column(sheet, place + 1), opened.decoded(mixed))
-        judged = opened.flow.decode_judged(
+        failed = opened.flow.decode(
             mixed,
-            lambda y: is_failed_decode(
+            validate=lambda y: is_failed_decode(
                 y, tolerance=PoolConfig().tolerance, bad_pixel_fraction=PoolConfig().bad_pixel_fraction
             ),
         )[1]
-        decode_failed += int(judged.sum())
+        decode_failed += int(failed.sum())
     assert sheet.decode_failed == decode_failed
     titled = [title for title in sheet.row_titles if title]
     assert [title.lower() for title in titled] == (methods if len(methods) > 1 else [])

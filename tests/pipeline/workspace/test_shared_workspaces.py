@@ -52,13 +52,13 @@ def test_gc_keeps_everything_that_a_running_mix_reads_or_has_found(tiny_recipe, 
     run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", progress=progress)
     assert progress.done.returncode == 0, progress.done.stderr
     assert "(in use, kept)" in progress.done.stdout
-    assert all((path / "manifest.json").is_file() for path in kept if "judge" not in path.name)
+    assert all((path / "manifest.json").is_file() for path in kept if "evaluator" not in path.name)
     assert lsmix("gc", other_recipe, "--workspace", tiny_workspace, "--delete").returncode == 0
     assert not any(path.exists() for path in kept), "once the run has ended nothing is in use"
 
 
 def test_a_flow_in_use_is_not_removed_by_force_either(tiny_recipe, tiny_workspace):
-    (flow,) = [path for path in (tiny_workspace / "train-glow").iterdir() if "judge" not in path.name]
+    (flow,) = [path for path in (tiny_workspace / "train-glow").iterdir() if "evaluator" not in path.name]
     with InputLocks() as locks:
         locks.hold(Artifact(folder=flow, manifest=read_manifest(flow)))
         with pytest.raises(LockedError, match="is read by another run"):

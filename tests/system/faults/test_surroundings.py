@@ -92,7 +92,7 @@ def test_runs_at_the_same_moment_end_well_or_with_4_and_never_spoil_anything(
     small_recipe, small_finished, tmp_path, trials, races
 ):
     scene = scene_of(tmp_path / "runs", small_recipe, ["mix"])
-    expected = {name: root for name, root in roots(small_finished).items() if "judge" not in name}
+    expected = {name: root for name, root in roots(small_finished).items() if "evaluator" not in name}
     _, *each = trials(**scene, trials=[{"mode": COUNT, "races": races}])
     assert len(each) == len(races)
     codes = []
