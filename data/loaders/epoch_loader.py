@@ -8,7 +8,6 @@ import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
@@ -23,10 +22,7 @@ from lsmix.data.loaders.sampler import BatchPlan, EpochOrder
 
 __all__ = ["BatchReader", "EpochLoader", "LoaderState", "read_ahead", "to_batch"]
 
-_ROWS_TOGETHER = 2048  # as many as a shuffled window of 8 chunks of 32×32 images has
-BatchReader = Callable[
-    [NDArray[np.int64], Sequence[slice]], Iterator[Any]
-]  # rows of some batches, each one's part of them
+BatchReader = Callable[[NDArray[np.int64]], Any]  # from the rows of a batch, (B,), to the batch
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -56,7 +52,10 @@ class EpochLoader(IterableDataset[Any], ABC):
         rank: int,
         world_size: int,
         drop_last: bool,
+        shuffle: bool,
         read_ahead_bytes: int,
+        block_rows: int,
+        window_blocks: int,
     ) -> None:
         if batch_size < 1 or epoch < 0 or read_ahead_bytes < 0 or not 0 <= rank < world_size:
             raise RecipeError(
@@ -70,22 +69,21 @@ class EpochLoader(IterableDataset[Any], ABC):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
+        self.shuffle = shuffle
         self.read_ahead_bytes = read_ahead_bytes
+        self._block_rows = block_rows
+        self._window_blocks = window_blocks
         self._start = 0  # where the next pass begins
         self._position = 0  # where the present pass stands
         if not len(self):
             raise RecipeError(
-                f"no batch would ever come: {self._total()} images over {world_size} ranks in batches of {batch_size} "
+                f"no batch would ever come: {len(self._rows())} images over {world_size} ranks in batches of {batch_size} "
                 f"with drop_last={drop_last}. Take smaller batches."
             )
 
     @abstractmethod
-    def _total(self) -> int:
-        """Return the number of samples in an epoch."""
-
-    @abstractmethod
-    def _order(self) -> EpochOrder:
-        """Return the order of the present epoch."""
+    def _rows(self) -> range:
+        """Return the rows of the present epoch."""
 
     @abstractmethod
     def _order_facts(self) -> dict[str, Any]:
@@ -93,10 +91,7 @@ class EpochLoader(IterableDataset[Any], ABC):
 
     @abstractmethod
     def _reader(self) -> BatchReader:
-        """Return the function from the rows of some batches, (n,), and each one's part of them to the batches themselves.
-
-        It is for the present epoch and process.
-        """
+        """Return what reads a batch of the present epoch, in this process."""
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets in a whole epoch."""
@@ -156,14 +151,14 @@ class EpochLoader(IterableDataset[Any], ABC):
 
     def _state(self, position: int) -> dict[str, Any]:
         state = LoaderState(
-            epoch=self.epoch, position=position, total=self._total(), seed=self.seed, order=self._order_facts()
+            epoch=self.epoch, position=position, total=len(self._rows()), seed=self.seed, order=self._order_facts()
         )
         built: dict[str, Any] = msgspec.to_builtins(state)
         return built
 
     def _plan(self, position: int) -> BatchPlan:
         return BatchPlan(
-            total=self._total(),
+            total=len(self._rows()),
             position=position,
             batch_size=self.batch_size,
             rank=self.rank,
@@ -172,18 +167,19 @@ class EpochLoader(IterableDataset[Any], ABC):
         )
 
     def _run(self, plan: BatchPlan, mine: Sequence[int]) -> Iterator[Any]:
-        batches = self._read(plan, mine, self._order(), self._reader())
+        order = EpochOrder(
+            self._rows(),
+            block_rows=self._block_rows,
+            window_blocks=self._window_blocks,
+            seed=self.seed,
+            epoch=self.epoch,
+            shuffle=self.shuffle,
+        )
+        read = self._reader()
+        batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
         if self.read_ahead_bytes:
             batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
         return self._counted(plan, mine, batches)
-
-    def _read(self, plan: BatchPlan, mine: Sequence[int], order: EpochOrder, read: BatchReader) -> Iterator[Any]:
-        # What can be done for many batches at once costs as much as for one; images are still copied batch by batch.
-        together = max(_ROWS_TOGETHER // self.batch_size, 1)
-        for first in range(0, len(mine), together):
-            spans = [plan.span(batch) for batch in mine[first : first + together]]
-            edges = accumulate((stop - start for start, stop in spans), initial=0)
-            yield from read(order.pick(spans), [slice(*part) for part in pairwise(edges)])
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
         positions = (plan.position_after(batch + 1) for batch in mine)

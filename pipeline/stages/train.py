@@ -148,4 +148,4 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
 
 
-TRAIN = Stage(name="train", version=1, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(name="train", version=2, run=run, estimate=_estimate, check=_check)

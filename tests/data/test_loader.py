@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
         image_shape=(2, 3, 3),
         class_names=tuple("abcde"),
         method="ls-mix",
-        shard_rows=64,
+        chunk_rows=64,
     )
     rows = {
         "image": images(ROWS),
@@ -188,7 +188,7 @@ def test_other_ranks_take_over_exactly_the_samples_that_are_left(pool):
     ("settings", "message"),
     [
         ({"seed": 1}, "another order of samples.*seed=1.*seed=0"),
-        ({"buffer_chunks": 3}, "another order of samples.*'buffer_chunks': 3.*'buffer_chunks': 8"),
+        ({"shuffle_blocks": 3}, "another order of samples.*'shuffle_blocks': 3.*'shuffle_blocks': 8"),
         ({"shuffle": False}, "another order"),
         ({"copies": "cycle"}, "another order"),
     ],
@@ -217,7 +217,7 @@ def test_a_state_that_no_loader_gave_is_refused(pool, change):
         ({"rank": 2, "world_size": 2}, "rank < world_size; got .*rank=2"),
         ({"labels": "hard"}, "labels='hard'"),
         ({"copies": "some"}, "copies='some'"),
-        ({"buffer_chunks": 0}, "buffer_chunks=0"),
+        ({"shuffle_blocks": 0}, "shuffle_blocks=0"),
         ({"batch_size": 300, "drop_last": True}, "no batch would ever come"),
         ({"world_size": 300}, "no batch would ever come"),
     ],
@@ -357,13 +357,3 @@ def test_labels_of_a_pool_with_many_rows_are_read_with_its_images(pool, monkeypa
     kept = [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)]
     monkeypatch.setattr("lsmix.data.loaders.pool_loader._ROWS_KEPT", 1)
     assert [tuple(part.numpy().tobytes() for part in batch) for batch in PoolLoader(pool, 7)] == kept
-
-
-def test_pages_that_were_let_go_come_again(pool, monkeypatch):
-    expected = pool.image[:]
-    monkeypatch.setattr("lsmix.data.table_reader._TOUCHED_BYTES", 2 * pool.image.chunk_rows * pool.image.row_bytes)
-    fresh = pool.reopen()
-    for _ in range(2):
-        np.testing.assert_array_equal(fresh.image.gather(np.arange(len(pool))), expected)
-        for row in range(0, len(pool), 3):
-            np.testing.assert_array_equal(fresh.image[row], expected[row])

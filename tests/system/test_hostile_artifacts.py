@@ -187,9 +187,9 @@ def column_metadata(change: Callable, name: str = "image") -> Callable:
     return lambda pool: edit(pool / "pool.zarr" / name / "zarr.json", change)
 
 
-def grid(metadata, rows: int, shard_rows: int) -> None:
+def grid(metadata, rows: int, chunk_rows: int) -> None:
     metadata["shape"][0] = rows
-    metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = shard_rows
+    metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = chunk_rows
 
 
 def everywhere(change: Callable) -> Callable:

@@ -29,9 +29,9 @@ evaluate_images = 64
 iterations = 1
 batch_size = 32
 [latents]
-shard_rows = 500
+chunk_rows = 500
 [mix]
-shard_rows = 500
+chunk_rows = 500
 [pools.pool]
 method = "{method}"
 """
