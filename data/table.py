@@ -155,27 +155,21 @@ class Table:
         from concurrent.futures import ThreadPoolExecutor  # which readers need not load
 
         count = len(self.shard_range(shard))
-        if set(arrays) != {column.name for column in self.columns}:
-            raise ValueError(
-                f"a shard of {str(self.folder)!r} takes {sorted(c.name for c in self.columns)}, got {sorted(arrays)}."
-            )
-        for column in self.columns:
-            rows, shape = arrays[column.name], (count, *column.row_shape)
-            if rows.shape != shape or rows.dtype != np.dtype(column.dtype):
-                raise ValueError(
-                    f"shard {shard} of column {column.name!r} takes {column.dtype} {shape}, got {rows.dtype} {rows.shape}."
-                )
-        digests, written = {}, []
+        expected = {column.name: (column.dtype, (count, *column.row_shape)) for column in self.columns}
+        found = {name: (rows.dtype.name, rows.shape) for name, rows in arrays.items()}
+        if found != expected:
+            raise ValueError(f"shard {shard} of {str(self.folder)!r} takes {expected}, got {found}.")
+        pieces = {
+            column.chunk_path(shard): _chunk_file(arrays[column.name], self.chunk_file_bytes(column))
+            for column in self.columns
+        }
         # Hashing (2 GB/s) and waiting for the disk, twice a column, overlap: that was most of the time.
         with ThreadPoolExecutor(_WRITERS, "write") as threads:
-            for column in self.columns:
-                pieces = _chunk_file(arrays[column.name], self.chunk_file_bytes(column))
-                path = column.chunk_path(shard)
-                written.append(threads.submit(write_atomic, self.folder / path, *pieces))
-                digests[path] = threads.submit(_sha256, pieces)
+            written = [threads.submit(write_atomic, self.folder / path, *content) for path, content in pieces.items()]
+            digests = dict(zip(pieces, threads.map(_sha256, pieces.values()), strict=True))
         for column_written in written:
             column_written.result()
-        return {path: digest.result() for path, digest in digests.items()}
+        return digests
 
     def is_written(self, shard: int) -> bool:
         """Tell whether every column has this shard's chunk on disk, in full length."""
@@ -253,13 +247,8 @@ class TableFiles(Protocol):
 class LocalFiles:
     """The files of a table in a folder."""
 
-    folder: Path
+    location: str
     sizes: Mapping[str, int]
-
-    @property
-    def location(self) -> str:
-        """The folder."""
-        return str(self.folder)
 
     def open(self, path: str) -> IO[bytes]:
         """Return a file, opened to read.
@@ -267,14 +256,14 @@ class LocalFiles:
         Raises:
             CorruptError: it is missing, a link, or cannot be read.
         """
-        where = f"{self.folder}/{path}"
+        where = f"{self.location}/{path}"
         try:
             return os.fdopen(os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
         except OSError as error:
             raise CorruptError(f"{where!r} cannot be read: {error.strerror}. Fetch or make it again.") from error
 
     def prefetch(self, paths: Sequence[str]) -> None:
-        """Do nothing: the files are here."""
+        """Do nothing."""
 
 
 def table_in(folder: Path) -> tuple[Table, dict[str, Any]]:
@@ -287,7 +276,7 @@ def table_in(folder: Path) -> tuple[Table, dict[str, Any]]:
     """
     found = [*folder.glob(METADATA_NAME), *folder.glob(f"*/{METADATA_NAME}")]
     sizes = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in found}
-    return read_table(LocalFiles(folder, sizes))
+    return read_table(LocalFiles(str(folder), sizes))
 
 
 def read_table(files: TableFiles) -> tuple[Table, dict[str, Any]]:

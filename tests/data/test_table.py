@@ -44,7 +44,7 @@ def written(folder, rows, chunk_rows=8):
 def opened(folder, **options):
     """Open a table as if a manifest listed all that is in its folder."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return open_table(LocalFiles(folder, sizes), **options)
+    return open_table(LocalFiles(str(folder), sizes), **options)
 
 
 def create_with_zarr(folder, name, content, chunk_rows):
@@ -210,10 +210,13 @@ def test_a_crash_in_the_middle_of_a_write_leaves_the_shard_unwritten(tmp_path, m
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda arrays: arrays.pop("number"), "takes .'image', 'number'., got .'image'."),
-        (lambda arrays: arrays.update(other=arrays["number"]), "got .'image', 'number', 'other'."),
-        (lambda arrays: arrays.update(number=arrays["number"][:-1]), r"takes int64 \(8,\), got int64 \(7,\)"),
-        (lambda arrays: arrays.update(number=arrays["number"].astype(float)), "takes int64 .*, got float64"),
+        (lambda arrays: arrays.pop("number"), "takes .*'number': .*, got {'image': [^{]*}"),
+        (lambda arrays: arrays.update(other=arrays["number"]), "got .*'other'"),
+        (
+            lambda arrays: arrays.update(number=arrays["number"][:-1]),
+            r"'number': \('int64', \(8,\)\).* got .*'number': \('int64', \(7,\)\)",
+        ),
+        (lambda arrays: arrays.update(number=arrays["number"].astype(float)), "'int64'.* got .*'float64'"),
     ],
 )
 def test_a_shard_that_is_not_whole_is_refused(tmp_path, change, message):

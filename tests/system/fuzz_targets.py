@@ -343,7 +343,7 @@ def _read_manifest(content: bytes, folder: Path) -> None:
 def _open_folder(folder: Path) -> TableReader:
     """Open a table as if a manifest listed all that is in its folder."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return open_table(LocalFiles(folder, sizes))
+    return open_table(LocalFiles(str(folder), sizes))
 
 
 def _read_columns(content: bytes, folder: Path) -> None:
