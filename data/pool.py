@@ -115,11 +115,8 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
             "word": len(column.words) - 1,
         }[column.kind]
 
-    def first_wrong(self, arrays: Mapping[str, NDArray[Any]], first_row: int = 0) -> str:
-        """Return which value of some rows, by column, is out of its range, and why; "" for none.
-
-        ``first_row`` is the number of the first row, for the message.
-        """
+    def first_wrong(self, arrays: Mapping[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """Return which value of some ``rows``, by column, is out of its range, and why; "" for none."""
         for name, values in arrays.items():
             column = POOL_COLUMNS[name]
             if column.kind == "pixel":
@@ -135,7 +132,7 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
                     "share": "expected 0 to 1",
                     "word": f"expected 0 to {largest} ({', '.join(column.words)})",
                 }[column.kind]
-                return f"in row {first_row + place[0]} {which} is {values[place]}, but {why}"
+                return f"in row {rows[place[0]]} {which} is {values[place]}, but {why}"
         return ""
 
 
@@ -251,8 +248,14 @@ class Pool:
             CorruptError: a value is out of its range, or a chunk is damaged.
         """
         names = names or [name for name in self.columns if name != "image"]
-        found = {name: self.columns[name][start:stop] for name in names}
-        if wrong := self.attributes.first_wrong(found, start):
+        return self._checked({name: self.columns[name][start:stop] for name in names}, range(start, stop))
+
+    def gather(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Return the given rows, in the given order, by column, as ``rows`` does."""
+        return self._checked({name: self.columns[name].gather(rows) for name in names}, rows)
+
+    def _checked(self, found: dict[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
+        if wrong := self.attributes.first_wrong(found, rows):
             raise CorruptError(f"pool {self.location!r} is damaged: {wrong}. Do not use it; fetch or make it again.")
         return found
 
@@ -389,7 +392,7 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     """
     table, attributes = table_in(folder / POOL_NAME)
     known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the table refuses others
-    if wrong := _read_attributes(str(folder), attributes).first_wrong(known, table.shard_range(shard).start):
+    if wrong := _read_attributes(str(folder), attributes).first_wrong(known, table.shard_range(shard)):
         raise ValueError(f"shard {shard} of pool {str(folder)!r}: {wrong}.")
     return {f"{POOL_NAME}/{path}": digest for path, digest in table.write_shard(shard, arrays).items()}
 

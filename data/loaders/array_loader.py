@@ -75,6 +75,7 @@ class ArrayLoader(EpochLoader):
             drop_last=drop_last,
             shuffle=shuffle,
             read_ahead_bytes=read_ahead_bytes,
+            row_bytes=max(images[:1].nbytes, 1),
             block_rows=max(len(images), 1),
             window_blocks=1,
         )

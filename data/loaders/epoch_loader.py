@@ -4,11 +4,11 @@ A loader's position counts samples over all ranks, so that a state fits every ra
 ranks or another batch size goes on with exactly the samples that are left.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -54,6 +54,7 @@ class EpochLoader(IterableDataset[Any], ABC):
         drop_last: bool,
         shuffle: bool,
         read_ahead_bytes: int,
+        row_bytes: int,
         block_rows: int,
         window_blocks: int,
     ) -> None:
@@ -71,6 +72,7 @@ class EpochLoader(IterableDataset[Any], ABC):
         self.drop_last = drop_last
         self.shuffle = shuffle
         self.read_ahead_bytes = read_ahead_bytes
+        self._row_bytes = row_bytes
         self._block_rows = block_rows
         self._window_blocks = window_blocks
         self._start = 0  # where the next pass begins
@@ -178,7 +180,7 @@ class EpochLoader(IterableDataset[Any], ABC):
         read = self._reader()
         batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
         if self.read_ahead_bytes:
-            batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
+            batches = read_ahead(batches, max(self.read_ahead_bytes // (self.batch_size * self._row_bytes), 1))
         return self._counted(plan, mine, batches)
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
@@ -201,95 +203,25 @@ def to_batch(
     )
 
 
-def _batch_bytes(batch: tuple[torch.Tensor, ...]) -> int:
-    return sum(tensor.nbytes for tensor in batch)
-
-
 _Item = TypeVar("_Item")
 
 
-class _Shelf(Generic[_Item]):
-    """Where the thread puts items and the consumer takes them from."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._items: deque[tuple[_Item, int]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._stopped = False  # the consumer wants no more
-        self._ended = False  # the thread has no more
-        self._error: BaseException | None = None
-
-    def put(self, item: _Item, size_bytes: int) -> bool:
-        """Wait for room, put the item there, and tell whether more is wanted."""
-        with self._changed:
-            # An item larger than the limit goes through alone.
-            while self._bytes and self._bytes + size_bytes > self._limit_bytes and not self._stopped:
-                self._changed.wait()
-            self._items.append((item, size_bytes))
-            self._bytes += size_bytes
-            if len(self._items) == 1:
-                self._changed.notify()
-            return not self._stopped
-
-    def end(self, error: BaseException | None) -> None:
-        with self._changed:
-            self._ended, self._error = True, error
-            self._changed.notify()
-
-    def take(self) -> _Item:
-        """Wait for the next item; raise what stopped the thread, or StopIteration at the end."""
-        with self._changed:
-            while not self._items and not self._ended:
-                self._changed.wait()
-            if not self._items:
-                raise self._error or StopIteration
-            item, size_bytes = self._items.popleft()
-            self._bytes -= size_bytes
-            # Woken at half and not at each item: two threads that take turns for every batch halve the speed.
-            if self._bytes <= self._limit_bytes // 2:
-                self._changed.notify()
-            return item
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._items.clear()
-            self._changed.notify()
-
-
-def read_ahead(items: Iterator[_Item], size_of: Callable[[_Item], int], limit_bytes: int) -> Iterator[_Item]:
+def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     """Yield ``items``, which a background thread takes from their iterator ahead of time.
 
     Args:
         items: used by the thread alone from now on.
-        size_of: an item's size in bytes.
-        limit_bytes: how much may wait to be taken; at least one item always may.
+        count: how many may be taken and not yet yielded, at least 1.
 
     Raises:
         BaseException: whatever ``items`` raises, after the items before it.
     """
-    shelf: _Shelf[_Item] = _Shelf(limit_bytes)
-    thread = threading.Thread(target=_fill, args=(items, size_of, shelf), name="lsmix-read-ahead", daemon=True)
-    thread.start()
+    end = object()
+    thread = ThreadPoolExecutor(1, "lsmix-read-ahead")
     try:
-        while True:
-            try:
-                item = shelf.take()
-            except StopIteration:
-                return
-            yield item
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield cast(_Item, item)
     finally:
-        shelf.stop()
-        thread.join()
-
-
-def _fill(items: Iterator[_Item], size_of: Callable[[_Item], int], shelf: _Shelf[_Item]) -> None:
-    try:
-        for item in items:
-            if not shelf.put(item, size_of(item)):
-                break
-    except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
-        shelf.end(error)
-    else:
-        shelf.end(None)
+        thread.shutdown(cancel_futures=True)

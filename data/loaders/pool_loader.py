@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import get_worker_info
 
-from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.batch import Batch, soft_target
 from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader, to_batch
 from lsmix.data.pool import Pool
@@ -91,6 +91,7 @@ class PoolLoader(EpochLoader):
             drop_last=drop_last,
             shuffle=shuffle,
             read_ahead_bytes=read_ahead_bytes,
+            row_bytes=pool.image.row_bytes,
             block_rows=_BLOCK_ROWS,
             window_blocks=shuffle_blocks,
         )
@@ -114,38 +115,22 @@ class PoolLoader(EpochLoader):
         pool = self.pool.reopen() if get_worker_info() else self.pool
         rows, classes, form = self._rows(), len(pool.class_names), _LABELS[self.labels]
         names = ["label_a", "label_b", "share_b", *(("label_more", "share_more") if pool.sources > 2 else ())]
-        columns = [pool.columns[name] for name in names]
         # Read at once where that is small; else with the images, at the cost of half of the speed.
-        kept = [
-            _checked(pool, column[rows.start : rows.stop], classes) for column in columns if len(rows) <= _ROWS_KEPT
-        ]
+        kept = pool.rows(rows.start, rows.stop, names) if len(rows) <= _ROWS_KEPT else {}
 
         def read(index: NDArray[np.int64]) -> Any:
-            label_a, label_b, share_b, *more = (
-                [values[index - rows.start] for values in kept]
+            found = (
+                {name: values[index - rows.start] for name, values in kept.items()}
                 if kept
-                else [_checked(pool, column.gather(index), classes) for column in columns]
+                else pool.gather(index, names)
             )
+            label_a, label_b, share_b, *more = found.values()
             batch = form(to_batch(pool.image.gather(index), label_a, label_b, share_b), classes)
             if more:
                 _add_more(batch[1], label_a, *more)
             return batch
 
         return read
-
-
-def _checked(pool: Pool, values: NDArray[Any], classes: int) -> NDArray[Any]:
-    """Return labels or shares, if they lie where they must.
-
-    Raises:
-        CorruptError: they do not.
-    """
-    most = 1 if values.dtype.kind == "f" else classes - 1
-    if not ((values >= 0) & (values <= most)).all():
-        raise CorruptError(
-            f"pool {pool.location!r} is damaged: labels must lie in 0 to {classes - 1} and shares in 0 to 1. Make it again."
-        )
-    return values
 
 
 def _pair(batch: Batch, _classes: int) -> Batch:

@@ -289,7 +289,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
         ({"dim": None}, "contradicts itself"),
-        ({"stage_version": 1}, "its stage_version is 4, but plan.json says 1"),
+        ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
 def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:
