@@ -21,7 +21,7 @@ from benchmarks.turns import Scores, expect, measure, save
 
 _STEPS = 8  # K of the flow
 _COUNT = 4096  # images to mix
-_SHARD_ROWS = 512
+_CHUNK_ROWS = 512
 _TINY_SHARDS = 2000
 _SHARD_BYTES = 256  # of a tiny shard: four digits of 8×8
 
@@ -39,15 +39,15 @@ def run() -> None:
         folder = Path(temporary)
         tables |= _mixing(folder)
         tables |= _tiny_shards(folder)
-    save("executors", tables, images=_COUNT, shard_rows=_SHARD_ROWS, steps=_STEPS, tiny_shards=_TINY_SHARDS)
+    save("executors", tables, images=_COUNT, chunk_rows=_CHUNK_ROWS, steps=_STEPS, tiny_shards=_TINY_SHARDS)
 
 
 def _mixing(folder: Path) -> dict[str, Any]:
     images = smooth_images(_COUNT)
     named = {"train_images": images, "train_labels": np.arange(_COUNT) % 10}
     np.savez(folder / "data.npz", **named, test_images=images[:10], test_labels=np.arange(10))
-    stages = Stages(folder, make_flow(folder / "flow", _STEPS), _COUNT, _SHARD_ROWS)
-    title = f"mix, {_COUNT} images in {_COUNT // _SHARD_ROWS} shards, K={_STEPS}, {os.cpu_count()} cores"
+    stages = Stages(folder, make_flow(folder / "flow", _STEPS), _COUNT, _CHUNK_ROWS)
+    title = f"mix, {_COUNT} images in {_COUNT // _CHUNK_ROWS} shards, K={_STEPS}, {os.cpu_count()} cores"
     with _cluster(1) as one, _cluster(2) as two:
         work = {
             "in process": stages.job("mix"),

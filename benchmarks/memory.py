@@ -35,10 +35,10 @@ evaluate_images = 64
 iterations = 2
 batch_size = 32
 [latents]
-shard_rows = {shard_rows}
+chunk_rows = {chunk_rows}
 [pools.{pool}]
 method = "{method}"
-shard_rows = {shard_rows}
+chunk_rows = {chunk_rows}
 [classifier]
 width = 2
 threads = 1
@@ -133,8 +133,8 @@ _WORK = (  # what to call it, the job, and the pool that it is about
 def run() -> None:
     """Measure and save."""
     tables: dict[str, Any] = {}
-    for title, shard_rows in _SHARDS.items():
-        columns = {count: _measure(count, shard_rows) for count in _SIZES}
+    for title, chunk_rows in _SHARDS.items():
+        columns = {count: _measure(count, chunk_rows) for count in _SIZES}
         for kind in ("anonymous", "resident"):
             tables[f"peak of {kind} memory, MiB, {title}"] = {
                 "figures": {
@@ -144,15 +144,15 @@ def run() -> None:
     save("memory", tables, images=list(_SIZES), image_shape=list(SHAPE))
 
 
-def _measure(count: int, shard_rows: int) -> dict[str, dict[str, float]]:
-    print(f"\n{count} images, {f'shards of {shard_rows}' if shard_rows else 'default shards'}", flush=True)
+def _measure(count: int, chunk_rows: int) -> dict[str, dict[str, float]]:
+    print(f"\n{count} images, {f'shards of {chunk_rows}' if chunk_rows else 'default shards'}", flush=True)
     figures = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         source = folder / "images.npz"
         _write_source(source, count)
         for method in ("ls-mix", "mixup"):
-            text = _RECIPE.format(source=source, shard_rows=shard_rows, pool=method.replace("-", ""), method=method)
+            text = _RECIPE.format(source=source, chunk_rows=chunk_rows, pool=method.replace("-", ""), method=method)
             (folder / f"{method}.toml").write_text(text, encoding="utf-8")
         for name, job, method in _WORK:
             pools = sorted(folder.glob(f"runs/mix/{method.replace('-', '')}-*"))

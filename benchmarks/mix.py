@@ -22,7 +22,7 @@ _COUNT = 4096  # images of it
 _FEW_STEPS = 4  # K for the growth with N: a flow this light shows what does not grow with it
 _BATCH = 64
 _SIZES = (1024, 4096, 16384)
-_SHARD_ROWS = {"flow": 1024, "light": 0}  # 0: about 25 MB, as lsmix chooses
+_CHUNK_ROWS = {"flow": 1024, "light": 0}  # 0: about 25 MB, as lsmix chooses
 _RECIPE = """
 format = 1
 name = "bench"
@@ -39,7 +39,7 @@ batch_size = {batch}
 alpha = 0.4
 batch_size = {batch}
 on_decode_failure = "keep"
-shard_rows = {shard_rows}
+chunk_rows = {chunk_rows}
 """
 
 
@@ -64,8 +64,8 @@ def run() -> None:
             test_images=images[:10],
             test_labels=labels[:10],
         )
-        stages = {count: Stages(folder, light, count, _SHARD_ROWS["light"]) for count in _SIZES}
-        deep = Stages(folder, flow, _COUNT, _SHARD_ROWS["flow"])
+        stages = {count: Stages(folder, light, count, _CHUNK_ROWS["light"]) for count in _SIZES}
+        deep = Stages(folder, flow, _COUNT, _CHUNK_ROWS["flow"])
         loops = _bare_loops(flow, images[:_COUNT])
         for stage in ("encode", "mix"):
             title = f"{stage}, {_COUNT} images, K={_STEPS}, all cores"
@@ -94,17 +94,17 @@ def make_flow(folder: Path, steps: int) -> Path:
 
 
 class Stages:
-    """A workspace with so many images, in which a stage is made again and again; 0 ``shard_rows`` lets lsmix choose."""
+    """A workspace with so many images, in which a stage is made again and again; 0 ``chunk_rows`` lets lsmix choose."""
 
     def __init__(
-        self, folder: Path, flow: Path, count: int, shard_rows: int, *, device: str = "cpu", batch: int = _BATCH
+        self, folder: Path, flow: Path, count: int, chunk_rows: int, *, device: str = "cpu", batch: int = _BATCH
     ) -> None:
         self.count = count
         self._device = device
         self.workspace = folder / f"runs {flow.name} {count}"
         self._recipe = folder / f"{flow.name} {count}.toml"
         text = _RECIPE.format(
-            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=batch, shard_rows=shard_rows
+            data=str(folder / "data.npz"), flow=str(flow), images=count, batch=batch, chunk_rows=chunk_rows
         )
         self._recipe.write_text(text, encoding="utf-8")
         self._run("mix")

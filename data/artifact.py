@@ -113,7 +113,8 @@ def record_files(
 ) -> list[FileRecord]:
     """List the files below ``folder`` with size and checksum, without the manifest and the work folder.
 
-    ``payload`` names the payload: paths, or first parts of paths such as "pool.zarr"; None takes every file.
+    ``payload`` names the payload: paths, or first parts of paths such as "pool.zarr"; None takes every file. Zarr's metadata
+    is never part of it, since other versions of zarr-python write other bytes.
     ``known`` gives checksums that were taken while writing, by path, so that big shards are not read again.
     """
     records = []
@@ -127,7 +128,7 @@ def record_files(
                 path=relative,
                 bytes=path.stat().st_size,
                 sha256=(known or {}).get(relative) or sha256_file(path),
-                payload=payload is None or first in payload or relative in payload,
+                payload=path.name != "zarr.json" and (payload is None or first in payload or relative in payload),
             )
         )
     return records
@@ -369,7 +370,7 @@ def _check_manifest_bytes(path: Path) -> None:
 
 
 def _columns(store: str) -> str:
-    """Return the pattern of the files of a Zarr group whose arrays are sharded along their first axis."""
+    """Return the pattern of the files of a Zarr group whose arrays are chunked along their first axis."""
     return rf"{re.escape(store)}/([a-z][a-z0-9_]*/)?zarr\.json|{re.escape(store)}/[a-z][a-z0-9_]*/c/[0-9]+(/0)*"
 
 

@@ -10,14 +10,12 @@ import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 from lsmix.data.artifact import FileRecord, Manifest
 from lsmix.data.atomic import is_file_at
@@ -32,16 +30,7 @@ from lsmix.data.errors import (
 )
 from lsmix.data.progress import lock_file, pause, stop_point
 from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
-from lsmix.data.table import (
-    ARRAY_BYTES,
-    GROUP_BYTES,
-    METADATA_NAME,
-    MOST_COLUMNS,
-    ColumnStore,
-    open_store,
-    shard_bytes,
-)
-from lsmix.data.table_reader import ColumnReader
+from lsmix.data.table_reader import TableReader, open_table
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
@@ -226,35 +215,27 @@ def _tell_nobody(count: int) -> None:
 
 
 _JOBS = 4  # shards on their way at a time
-_MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
-_MOST_OPEN = 128
 
 
-class _RemoteShards:
-    """The shards of a store afar, as files in the cache."""
+class _RemoteFiles:
+    """The files of a table at a URL, kept in the cache."""
 
     def __init__(self, place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]) -> None:
         self._place = place
-        self._url = f"{place.url}/{name}"
         self._cache = cache
         self._records = records
-        largest = max((record.bytes for record in records.values()), default=1)
-        # What is mapped stays on the disk although it went from the cache: so only half of the limit may be mapped.
-        self.most_open = max(1, min(_MOST_OPEN, cache.limit_bytes // 2 // max(largest, 1)))
+        self.location = f"{place.url}/{name}"
+        self.sizes = {path: record.bytes for path, record in records.items()}
 
-    def where(self, name: str) -> str:
-        """Return what to call a shard in messages; the store itself for ""."""
-        return f"{self._url}/{name}"
+    def open(self, path: str) -> IO[bytes]:
+        """Return a file, downloaded if need be."""
+        return self._cache.open(self._place, self._records[path])
 
-    def open(self, name: str) -> IO[bytes]:
-        """Return a shard's file, fetched if need be."""
-        return self._cache.open(self._place, self._records[name])
-
-    def prefetch(self, names: Sequence[str]) -> None:
-        """Fetch those of the shards that are not in the cache, several at a time, as far as half of it holds them."""
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """Download those files that are not in the cache, several at a time, as far as half of it holds them."""
         missing = []
         room = self._cache.limit_bytes // 2
-        for name in names:
+        for name in paths:
             if not self._cache.has(self._records[name]) and self._records[name].bytes <= room:
                 room -= self._records[name].bytes
                 missing.append(name)
@@ -266,13 +247,13 @@ class _RemoteShards:
 
 def open_remote_columns(
     url: str, name: str, *, check_crc: bool, cache: Path | str | None, cache_bytes: int
-) -> tuple[Manifest, ColumnReader]:
-    """Return the manifest and the columns called ``name`` of the artifact at ``url``.
+) -> tuple[Manifest, TableReader]:
+    """Return the manifest and the table called ``name`` of the artifact at ``url``.
 
     Args:
         url: the artifact's folder at a place.
         name: of the Zarr group in it.
-        check_crc: whether to compare each chunk's checksum when it is first touched.
+        check_crc: whether to compare each chunk's checksum when it is first mapped.
         cache: folder that shards are kept in; None for ``cache_folder()``.
         cache_bytes: how much may be kept there, of all artifacts together.
 
@@ -290,55 +271,7 @@ def open_remote_columns(
     }
     for record in records.values():
         kept.check(place, record)
-    store, attributes = _open_metadata(place, kept, name, records)
-    for column in store.columns:
-        for shard in range(store.shards):
-            _check_record(place, store, shard, column.name, records.get(column.shard_name(shard)))
-    return manifest, ColumnReader(
-        store, attributes, check_crc=check_crc, files=_RemoteShards(place, kept, name, records)
-    )
-
-
-def _open_metadata(
-    place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]
-) -> tuple[ColumnStore, dict[str, Any]]:
-    if METADATA_NAME not in records:
-        raise MissingError(f"no columns {name!r} in the artifact at {place.url!r}: {METADATA_NAME} is not listed.")
-    metadata = {path: record for path, record in records.items() if path.rpartition("/")[2] == METADATA_NAME}
-    if (size := sum(record.bytes for record in metadata.values())) > _MOST_METADATA_BYTES:
-        raise CorruptError(
-            f"the metadata at {place.url!r} has {size} bytes, and lsmix reads at most {_MOST_METADATA_BYTES}. Do not use it."
-        )
-    with tempfile.TemporaryDirectory(prefix="lsmix-") as folder:
-        with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-            contents = pool.map(lambda record: _content(cache, place, record), metadata.values())
-            for path, content in zip(metadata, contents, strict=True):
-                target = Path(folder, path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-        try:
-            store, attributes = open_store(Path(folder))
-        except LsmixError as error:  # which speaks of the copy
-            raise type(error)(str(error).replace(folder, f"{place.url}/{name}")) from error
-    return replace(store, folder=Path(f"{place.url}/{name}")), attributes
-
-
-def _content(cache: FileCache, place: RemoteFS, record: FileRecord) -> bytes:
-    with cache.open(place, record) as stream:
-        return stream.read()
-
-
-def _check_record(place: RemoteFS, store: ColumnStore, shard: int, column: str, record: FileRecord | None) -> None:
-    # Before anything is allocated: metadata may claim any number of rows, but only listed files can back them.
-    (own,) = (each for each in store.columns if each.name == column)
-    where = f"{place.url}/{store.folder.name}/{own.shard_name(shard)}"
-    if record is None:
-        raise CorruptError(f"{where!r} is not in the manifest. Ask its owner to send the artifact again.")
-    least = shard_bytes(
-        len(store.shard_range(shard)), row_bytes=own.row_bytes, chunk_rows=own.chunk_rows, shard_rows=store.shard_rows
-    )
-    if record.bytes < least:
-        raise CorruptError(f"{where!r} is damaged: expected {least} bytes or more, the manifest lists {record.bytes}.")
+    return manifest, open_table(_RemoteFiles(place, kept, name, records), check_crc=check_crc)
 
 
 _BLOCK_BYTES = 1 << 20

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from lsmix.data.artifact import Manifest
 from lsmix.data.errors import FormatError
-from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
-from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns
+from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
+from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
 
 __all__ = [
     "LATENTS_FORMAT",
@@ -34,28 +34,28 @@ _DTYPES: Final[dict[str, Dtype]] = {"z": "float32", "label": "int64", "log_prob"
 class Latents:
     """A complete latent store, opened for reading; use ``open_latents``."""
 
-    def __init__(self, path: Path, manifest: Manifest, columns: ColumnReader) -> None:
+    def __init__(self, path: Path, manifest: Manifest, columns: TableReader) -> None:
         self.path = path
         self.manifest = manifest
         self.columns = columns
 
     @property
-    def z(self) -> ColumnArray:
+    def z(self) -> ColumnReader:
         """Latent vectors, float32 (N, D), in latent order."""
         return self.columns["z"]
 
     @property
-    def label(self) -> ColumnArray:
+    def label(self) -> ColumnReader:
         """Class of each image, int64 (N,)."""
         return self.columns["label"]
 
     @property
-    def log_prob(self) -> ColumnArray:
+    def log_prob(self) -> ColumnReader:
         """Log-likelihood of each n-bit image in nats, float64 (N,)."""
         return self.columns["log_prob"]
 
     @property
-    def bits_per_dim(self) -> ColumnArray:
+    def bits_per_dim(self) -> ColumnReader:
         """The same in bits per dimension, float32 (N,)."""
         return self.columns["bits_per_dim"]
 
@@ -85,32 +85,30 @@ def create_latents(
     *,
     rows: int,
     dim: int,
-    shard_rows: int | None = None,
+    chunk_rows: int = 0,
     attributes: Mapping[str, Any] | None = None,
-) -> ColumnStore:
+) -> Table:
     """Write the metadata of a latent store in an artifact's folder, and return its layout.
 
     Args:
         folder: the artifact; the store becomes "latents.zarr" in it.
         rows: number of images, at least 1.
         dim: length of a latent vector, at least 1.
-        shard_rows: images in a shard; None takes about 25 MB.
+        chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
         attributes: facts to keep with the latents, ready for JSON.
     """
-    shard_rows = shard_rows or rows_per_shard(dim * 4, rows)
-    chunk_rows = rows_per_chunk(dim * 4, shard_rows)
-    columns = [Column(name="z", dtype="float32", row_shape=(dim,), chunk_rows=chunk_rows)]
-    for name, dtype in _DTYPES.items():
-        if name != "z":
-            columns.append(Column(name=name, dtype=dtype, chunk_rows=shard_rows))
-    store = ColumnStore(folder=folder / LATENTS_NAME, columns=tuple(columns), rows=rows, shard_rows=shard_rows)
-    store.create({**(attributes or {}), "format_version": LATENTS_FORMAT})
-    return store
+    columns = tuple(
+        Column(name=name, dtype=dtype, row_shape=(dim,) if name == "z" else ()) for name, dtype in _DTYPES.items()
+    )
+    chunk_rows = min(chunk_rows, rows) or default_chunk_rows(dim * 4, rows)
+    table = Table(folder=folder / LATENTS_NAME, columns=columns, rows=rows, chunk_rows=chunk_rows)
+    table.create({**(attributes or {}), "format_version": LATENTS_FORMAT})
+    return table
 
 
-def latent_store(folder: Path) -> ColumnStore:
+def latent_store(folder: Path) -> Table:
     """Return the layout of the latent store in an artifact's folder, finished or not."""
-    return open_store(folder / LATENTS_NAME)[0]
+    return table_in(folder / LATENTS_NAME)[0]
 
 
 def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -148,7 +146,7 @@ def open_latents(path: Path | str, *, check_crc: bool = True) -> Latents:
     """
     folder = Path(path)
     folder = folder.parent if folder.name == LATENTS_NAME else folder
-    manifest, columns = open_artifact_columns(folder, LATENTS_NAME, check_crc=check_crc)
+    manifest, columns = open_artifact_table(folder, LATENTS_NAME, check_crc=check_crc)
     version = columns.attributes.get("format_version")
     if version != LATENTS_FORMAT:
         raise FormatError(

@@ -5,7 +5,7 @@ mix more than two sources, or begin at drawn corners; then it has extra columns,
 """
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, SupportsIndex
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from lsmix.data.artifact import Manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
-from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
-from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
+from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
+from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
 
 __all__ = [
     "POOL_COLUMNS",
@@ -115,11 +115,8 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
             "word": len(column.words) - 1,
         }[column.kind]
 
-    def first_wrong(self, arrays: Mapping[str, NDArray[Any]], first_row: int = 0) -> str:
-        """Return which value of some rows, by column, is out of its range, and why; "" for none.
-
-        ``first_row`` is the number of the first row, for the message.
-        """
+    def first_wrong(self, arrays: Mapping[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> str:
+        """Return which value of some ``rows``, by column, is out of its range, and why; "" for none."""
         for name, values in arrays.items():
             column = POOL_COLUMNS[name]
             if column.kind == "pixel":
@@ -135,7 +132,7 @@ class PoolAttributes(msgspec.Struct, frozen=True, kw_only=True):
                     "share": "expected 0 to 1",
                     "word": f"expected 0 to {largest} ({', '.join(column.words)})",
                 }[column.kind]
-                return f"in row {first_row + place[0]} {which} is {values[place]}, but {why}"
+                return f"in row {rows[place[0]]} {which} is {values[place]}, but {why}"
         return ""
 
 
@@ -169,7 +166,7 @@ class _ColumnOf:
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    def __get__(self, pool: "Pool", owner: type) -> ColumnArray:
+    def __get__(self, pool: "Pool", owner: type) -> ColumnReader:
         return pool.columns[self._name]
 
 
@@ -192,12 +189,12 @@ class Pool:
         self,
         where: str,
         manifest: Manifest,
-        columns: ColumnReader,
+        columns: TableReader,
         attributes: PoolAttributes,
-        reopen: "Callable[..., Pool] | None" = None,
+        **options: Any,
     ) -> None:
         self.location = where  # its folder, or its URL
-        self._reopen = reopen or functools.partial(open_pool, where)
+        self._options = options  # of open_pool
         self.manifest = manifest
         self.columns = columns
         self.attributes = attributes
@@ -212,7 +209,7 @@ class Pool:
         """Its folder.
 
         Raises:
-            MissingError: it is read from afar, and has none here.
+            MissingError: it is stored at a URL.
         """
         if "://" in self.location:
             raise MissingError(
@@ -236,7 +233,8 @@ class Pool:
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
-        return self._reopen(check_crc=self.columns.check_crc if check_crc is None else check_crc)
+        crc = self.columns.check_crc if check_crc is None else check_crc
+        return open_pool(self.location, check_crc=crc, **self._options)
 
     def rows(self, start: int, stop: int, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Return rows ``start`` to ``stop`` (exclusive) by column, each value within its range.
@@ -250,8 +248,14 @@ class Pool:
             CorruptError: a value is out of its range, or a chunk is damaged.
         """
         names = names or [name for name in self.columns if name != "image"]
-        found = {name: self.columns[name][start:stop] for name in names}
-        if wrong := self.attributes.first_wrong(found, start):
+        return self._checked({name: self.columns[name][start:stop] for name in names}, range(start, stop))
+
+    def gather(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+        """Return the given rows, in the given order, by column, as ``rows`` does."""
+        return self._checked({name: self.columns[name].gather(rows) for name in names}, rows)
+
+    def _checked(self, found: dict[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
+        if wrong := self.attributes.first_wrong(found, rows):
             raise CorruptError(f"pool {self.location!r} is damaged: {wrong}. Do not use it; fetch or make it again.")
         return found
 
@@ -309,7 +313,7 @@ class Pool:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A map of a file belongs to one process; another opens its own.
-        return functools.partial(self._reopen, check_crc=self.columns.check_crc), ()
+        return functools.partial(open_pool, check_crc=self.columns.check_crc, **self._options), (self.location,)
 
 
 def create_pool(
@@ -320,11 +324,11 @@ def create_pool(
     image_shape: tuple[int, int, int],
     class_names: tuple[str, ...],
     method: str,
-    shard_rows: int | None = None,
+    chunk_rows: int = 0,
     sources: int = 2,
     corners: bool = False,
     attributes: Mapping[str, Any] | None = None,
-) -> ColumnStore:
+) -> Table:
     """Write the metadata of a pool in an artifact's folder, and return its layout.
 
     Args:
@@ -334,7 +338,7 @@ def create_pool(
         image_shape: height, width, channels.
         class_names: by label.
         method: what mixed the images.
-        shard_rows: images in a shard; None takes about 25 MB.
+        chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
         sources: images in each mix, at least 2.
         corners: whether each row begins at a corner of its own.
         attributes: more facts to keep with the pool, ready for JSON.
@@ -347,9 +351,7 @@ def create_pool(
             f"a pool needs images, copies and classes; got {copies} copies of {images_per_copy} images "
             f"in {len(class_names)} classes."
         )
-    rows, row_bytes = images_per_copy * copies, int(np.prod(image_shape))
-    shard_rows = shard_rows or rows_per_shard(row_bytes, rows)
-    chunk_rows = rows_per_chunk(row_bytes, shard_rows)
+    rows = images_per_copy * copies
     known = PoolAttributes(
         format_version=POOL_FORMAT,
         class_names=list(class_names),
@@ -360,22 +362,18 @@ def create_pool(
         corners=corners,
     )
     columns = tuple(
-        Column(
-            name=column.name,
-            dtype=column.dtype,
-            row_shape=known.row_shape(column, image_shape),
-            chunk_rows=chunk_rows if column.row == "image" else shard_rows,
-        )
+        Column(name=column.name, dtype=column.dtype, row_shape=known.row_shape(column, image_shape))
         for column in known.columns()
     )
-    store = ColumnStore(folder=folder / POOL_NAME, columns=columns, rows=rows, shard_rows=shard_rows)
-    store.create({**(attributes or {}), **msgspec.to_builtins(known)})
-    return store
+    chunk_rows = min(chunk_rows, rows) or default_chunk_rows(max(column.row_bytes for column in columns), rows)
+    table = Table(folder=folder / POOL_NAME, columns=columns, rows=rows, chunk_rows=chunk_rows)
+    table.create({**(attributes or {}), **msgspec.to_builtins(known)})
+    return table
 
 
-def pool_store(folder: Path) -> ColumnStore:
+def pool_store(folder: Path) -> Table:
     """Return the layout of the pool in an artifact's folder, finished or not."""
-    return open_store(folder / POOL_NAME)[0]
+    return table_in(folder / POOL_NAME)[0]
 
 
 def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]]) -> dict[str, str]:
@@ -392,11 +390,11 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     Raises:
         ValueError: a column is left out, or its values are of another shape, dtype or range.
     """
-    store, attributes = open_store(folder / POOL_NAME)
-    known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the store refuses others
-    if wrong := _read_attributes(folder, attributes).first_wrong(known, store.shard_range(shard).start):
+    table, attributes = table_in(folder / POOL_NAME)
+    known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the table refuses others
+    if wrong := _read_attributes(str(folder), attributes).first_wrong(known, table.shard_range(shard)):
         raise ValueError(f"shard {shard} of pool {str(folder)!r}: {wrong}.")
-    return {f"{POOL_NAME}/{path}": digest for path, digest in store.write_shard(shard, arrays).items()}
+    return {f"{POOL_NAME}/{path}": digest for path, digest in table.write_shard(shard, arrays).items()}
 
 
 def open_pool(
@@ -428,67 +426,55 @@ def open_pool(
         DownloadError: the URL cannot be reached.
     """
     if isinstance(path, str) and "://" in path:
-        return _open_far(path, check_crc=check_crc, cache=cache, cache_bytes=cache_bytes)
+        from lsmix.data.cache import open_remote_columns
+        from lsmix.data.remote import local_folder
+
+        path = local_folder(path) or path
+    if isinstance(path, str) and "://" in path:
+        url = path.rstrip("/").removesuffix(f"/{POOL_NAME}")
+        options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
+        return _pool(url, *open_remote_columns(url, POOL_NAME, check_crc=check_crc, **options), **options)
     folder = Path(path)
     folder = folder.parent if folder.name == POOL_NAME else folder
-    manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
-    return _pool(folder, str(folder), manifest, columns)
+    return _pool(str(folder), *open_artifact_table(folder, POOL_NAME, check_crc=check_crc))
 
 
 def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
-    """Return the pool in an artifact's folder without asking the manifest there, which may not be written yet.
+    """Return the pool in an artifact's folder without reading the manifest there, which may not be written yet.
 
     Args:
         folder: the artifact; all shards of the pool are there.
-        manifest: what is known of it.
+        manifest: what is known of it; its list of files is taken as true.
 
     Raises:
         MissingError, FormatError, CorruptError: as ``open_pool``.
     """
-    return _pool(folder, str(folder), manifest, open_columns(folder / POOL_NAME))
+    return _pool(str(folder), *open_artifact_table(folder, POOL_NAME, manifest=manifest))
 
 
-def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
-    from lsmix.data.cache import open_remote_columns
-    from lsmix.data.remote import local_folder
-
-    folder = local_folder(url)
-    if folder is not None:
-        return open_pool(folder, check_crc=check_crc)
-    url = url.rstrip("/").removesuffix(f"/{POOL_NAME}")
-    manifest, columns = open_remote_columns(url, POOL_NAME, check_crc=check_crc, **options)
-    return _pool(Path(url), url, manifest, columns, functools.partial(open_pool, url, **options))
-
-
-def _pool(
-    folder: Path,
-    where: str,
-    manifest: Manifest,
-    columns: ColumnReader,
-    reopen: Callable[..., Pool] | None = None,
-) -> Pool:
-    attributes = _read_attributes(folder, columns.attributes)
+def _pool(where: str, manifest: Manifest, columns: TableReader, **options: Any) -> Pool:
+    attributes = _read_attributes(where, columns.attributes)
     image_shape = columns["image"].shape[1:] if "image" in columns else ()
     expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
     found = {name: (column.dtype.name, column.shape[1:]) for name, column in columns.items()}
     if found != expected or len(image_shape) != 3:
-        raise FormatError(f"{str(folder)!r} is no pool: expected the columns {expected}, got {found}.")
-    if attributes.images_per_copy * attributes.copies != columns.store.rows:
+        raise FormatError(f"{where!r} is no pool: expected the columns {expected}, got {found}.")
+    if attributes.images_per_copy * attributes.copies != columns.table.rows:
         raise CorruptError(
-            f"pool {str(folder)!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
-            f"do not make {columns.store.rows} rows. Fetch or make it again."
+            f"pool {where!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
+            f"do not make {columns.table.rows} rows. Fetch or make it again."
         )
-    return Pool(where, manifest, columns, attributes, reopen)
+    return Pool(where, manifest, columns, attributes, **options)
 
 
-def _read_attributes(folder: Path, attributes: dict[str, Any]) -> PoolAttributes:
+def _read_attributes(where: str, attributes: dict[str, Any]) -> PoolAttributes:
     version = attributes.get("format_version")
     if version != POOL_FORMAT:
         raise FormatError(
-            f"pool {str(folder)!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
+            f"pool {where!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
             "Use a newer lsmix, or make the pool again."
         )
     try:
         return msgspec.convert(attributes, PoolAttributes)
     except msgspec.ValidationError as error:
-        raise CorruptError(f"pool {str(folder)!r} is damaged: its attributes are wrong: {error}.") from error
+        raise CorruptError(f"pool {where!r} is damaged: its attributes are wrong: {error}.") from error

@@ -33,7 +33,7 @@ PLAN_NAME: Final = "plan.json"  # beside the pool
 SPEC_FORMAT: Final = 1
 CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # where the second image may begin
 _MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
-_ShardRows = Annotated[int, Meta(ge=0, le=1 << 24)]  # a shard's index has up to an entry for each row
+_ChunkRows = Annotated[int, Meta(ge=0, le=1 << 24)]
 _Rate = Annotated[float, Meta(ge=0, le=1)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
@@ -52,7 +52,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seed: Seed = 0  # of pairs and λ
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    shard_rows: _ShardRows = 0  # images a shard; 0 chooses about 25 MB
+    chunk_rows: _ChunkRows = 0  # images a chunk; 0: about 25 MB, at most an eighth of the pool
     on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
     tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
@@ -92,7 +92,7 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
     seed: Seed = 0  # of the noise, where dequantise is "uniform"
-    shard_rows: _ShardRows = 0  # latents a shard; 0 chooses about 25 MB
+    chunk_rows: _ChunkRows = 0  # latents a chunk; 0: about 25 MB, at most an eighth of them
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 

@@ -1,85 +1,50 @@
-"""Reading columns through memory maps: any rows in any order, at about the speed of copying memory.
+"""Reading tables through memory maps: any rows in any order.
 
-No byte leaves this module unchecked; each inner chunk's CRC32C is compared when the chunk is first
-touched. Needs NumPy alone: zarr-python reads the same files, some hundred times slower.
+A chunk's CRC32C is compared when the chunk is first mapped, once for each opened table. A process maps at most 64 chunk
+files at a time, since a map holds a file descriptor.
 """
 
 import functools
 import mmap
-import os
-import stat
-import sys
-import threading
-import types
-from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lsmix.data.artifact import MANIFEST_NAME, Manifest, check_sizes, read_manifest
-from lsmix.data.errors import CorruptError, FormatError, LsmixError
-from lsmix.data.table import METADATA_NAME, Column, ColumnStore, check_chunk, open_store, read_index, shard_bytes
+from lsmix.data.artifact import Manifest, check_sizes, read_manifest
+from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.table import CRC_BYTES, Column, LocalFiles, Table, TableFiles, crc32c, read_table
 
 if TYPE_CHECKING:
     import zarr
 
-__all__ = ["ColumnArray", "ColumnReader", "LocatedRows", "ShardFiles", "open_artifact_columns", "open_columns"]
-
-_OPEN_SHARDS = 128  # a column's mapped shards; each holds a file descriptor, of which a process commonly has 1,024
-
-# Of a column's maps, before their pages are let go. Pages of a map count as memory of the process, though the kernel takes
-# them back when it needs them; a page that is wanted again comes from the kernel's cache.
-_TOUCHED_BYTES = 160 << 20
-_FIRST_ADDRESS, _MOST_ADDRESS = 4096, 1 << 47  # nothing is ever mapped below or above; 0 would mean no memory at all
-_LITTLE_ENDIAN = sys.byteorder == "little"
+__all__ = ["ColumnReader", "TableReader", "open_artifact_table", "open_table"]
 
 
-class ShardFiles(Protocol):
-    """Where the shards of a store are, when they are not in its folder. Shards go by their paths in the store."""
-
-    most_open: int  # how many shards of a column may be mapped at a time, at least 1
-
-    def where(self, name: str) -> str:
-        """Return what to call a shard in messages; the store itself for ""."""
-
-    def open(self, name: str) -> IO[bytes]:
-        """Return a shard's file, opened to read; it is closed once it is mapped."""
-
-    def prefetch(self, names: Sequence[str]) -> None:
-        """Learn that all of these shards will be opened next."""
+@functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
+def _map_chunk(column: "ColumnReader", chunk: int) -> NDArray[np.void]:
+    return column.map_chunk(chunk)
 
 
-class ColumnArray:
+class ColumnReader:
     """One column, read as if it were an array: ``column[3]``, ``column[10:20]``, ``column[[5, 2, 2]]``.
 
     Every read gives a new array in the machine's byte order. Safe to share among threads.
     """
 
-    def __init__(
-        self, store: ColumnStore, column: Column, *, check_crc: bool = True, files: ShardFiles | None = None
-    ) -> None:
-        self._store = store
+    def __init__(self, table: Table, column: Column, files: TableFiles, *, check_crc: bool) -> None:
+        self._table = table
         self._column = column
-        self._check_crc = check_crc
         self._files = files
-        self._most_open = files.most_open if files else _OPEN_SHARDS
-        self._slots = store.shard_rows // column.chunk_rows
-        self._maps: OrderedDict[int, _MappedShard] = OrderedDict()
-        self._lock = threading.Lock()
-        chunks = -(-store.rows // column.chunk_rows)
-        self._offsets = np.zeros(chunks, np.int64)  # of each chunk in its shard; known once the shard is mapped
-        self._checked = np.zeros(chunks, bool)  # kept when a shard's map is dropped
-        self._settled = np.zeros(chunks, bool)  # checked, and counted among what was touched
-        self._touched_bytes = 0
-        self._mapped_before = _mapped_bytes()
+        self._unchecked = bytearray([check_crc]) * table.shards  # by chunk
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the whole column: (rows, …)."""
-        return (self._store.rows, *self._column.row_shape)
+        return (self._table.rows, *self._column.row_shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -87,24 +52,20 @@ class ColumnArray:
         return np.dtype(self._column.dtype)
 
     @property
-    def chunk_rows(self) -> int:
-        """Rows in an inner chunk, the unit that is checked as a whole."""
-        return self._column.chunk_rows
-
-    @property
     def row_bytes(self) -> int:
         """Size of one row."""
         return self._column.row_bytes
 
     def __len__(self) -> int:
-        return self._store.rows
+        return self._table.rows
 
     def __iter__(self) -> Iterator[Any]:
-        for start in range(0, len(self), self.chunk_rows):
-            yield from self[start : start + self.chunk_rows]
+        for shard in range(self._table.shards):
+            rows = self._table.shard_range(shard)
+            yield from self[rows.start : rows.stop]
 
     def __repr__(self) -> str:
-        return f"ColumnArray({self._column.name!r}, shape={self.shape}, dtype={self.dtype})"
+        return f"ColumnReader({self._column.name!r}, shape={self.shape}, dtype={self.dtype})"
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         if copy is False:
@@ -115,9 +76,7 @@ class ColumnArray:
         """Return rows; one index gives one row, a slice or a list of indices an array of rows."""
         if isinstance(key, slice):
             start, stop, step = key.indices(len(self))
-            if step == 1:
-                return self._span(start, max(start, stop))
-            return self.gather(np.arange(start, stop, step))
+            return self._span(start, max(start, stop)) if step == 1 else self.gather(np.arange(start, stop, step))
         rows = np.asarray(key)
         if rows.dtype.kind not in "iu" and rows.size:
             raise TypeError(f"rows of column {self._column.name!r} are picked by integers, got {rows.dtype}.")
@@ -136,51 +95,25 @@ class ColumnArray:
             IndexError: a row is outside of the column.
             CorruptError: a chunk that holds one of the rows is damaged.
         """
-        index = self._wrap(np.asarray(rows, np.int64))
-        chunk = index // self.chunk_rows
-        together = max(_TOUCHED_BYTES // 4 // self._column.chunk_bytes, 1)
-        if len(index) <= together or len(np.unique(chunk)) <= together:
-            return self.locate(index).take()
-        # Rows from all over the column: chunk by chunk, so that the pages of those that are done can go.
-        taken = np.empty((len(index), *self._column.row_shape), self.dtype)
-        order = np.argsort(index, kind="stable")
-        group = np.cumsum(np.diff(chunk[order], prepend=chunk[order[0]]) > 0) // together
-        for part in np.split(order, np.flatnonzero(np.diff(group)) + 1):
-            taken[part] = self.locate(index[part]).take()
-        return taken
-
-    def locate(self, rows: ArrayLike) -> "LocatedRows":
-        """Find and check the given rows, as ``gather`` does, and copy none yet: for taking them part by part."""
-        index = self._wrap(np.asarray(rows, np.int64))
-        chunk, row = np.divmod(index, self.chunk_rows)
-        shard = chunk // self._slots
-        maps = self._prepare(chunk, set(np.flatnonzero(np.bincount(shard)).tolist()))
-        places = self._offsets[chunk] + row * self.row_bytes
-        return LocatedRows(self._column, maps, shard, places)
-
-    def release(self) -> None:
-        """Drop the maps of all shards, whose pages count as memory of this process; the next read maps them again."""
-        with self._lock:
-            self._let_go()
-            self._maps.clear()
+        chunk, row = np.divmod(self._wrap(np.asarray(rows, np.int64)), self._table.chunk_rows)
+        taken = np.empty(len(row), self._row_dtype)
+        order = np.argsort(chunk, kind="stable")
+        edges = np.flatnonzero(np.diff(chunk[order], prepend=-1, append=self._table.shards)).tolist()
+        self._prefetch(chunk[order[edges[:-1]]].tolist())
+        for begin, end in pairwise(edges):
+            own = order[begin:end]
+            taken[own] = _map_chunk(self, int(chunk[own[0]]))[row[own]]
+        return self._as_rows(taken)
 
     def _span(self, start: int, stop: int) -> NDArray[Any]:
-        if start >= stop:
-            return np.empty((0, *self._column.row_shape), self.dtype)
-        chunks = np.arange(start // self.chunk_rows, (stop - 1) // self.chunk_rows + 1)
-        pieces = []
-        if self._files:
-            self._prefetch(self._files, set((chunks // self._slots).tolist()))
-        # Shard by shard, so that a whole column can be read with few shards mapped at once.
-        for shard in range(int(chunks[0]) // self._slots, int(chunks[-1]) // self._slots + 1):
-            own = chunks[chunks // self._slots == shard]
-            memory = self._prepare(own, {shard})[shard].memory
-            for chunk in own.tolist():
-                first = chunk * self.chunk_rows
-                low, high = max(start, first) - first, min(stop, first + self.chunk_rows) - first
-                offset = int(self._offsets[chunk])
-                pieces.append(memory[offset + low * self.row_bytes : offset + high * self.row_bytes])
-        return _as_rows(self._column, _join(pieces))
+        taken = np.empty(stop - start, self._row_dtype)
+        size = self._table.chunk_rows
+        chunks = range(start // size, -(-stop // size) if stop > start else 0)
+        self._prefetch(list(chunks))
+        for chunk in chunks:
+            low, high = max(start, chunk * size), min(stop, (chunk + 1) * size)
+            taken[low - start : high - start] = _map_chunk(self, chunk)[low - chunk * size : high - chunk * size]
+        return self._as_rows(taken)
 
     def _wrap(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         if not rows.size:
@@ -191,302 +124,142 @@ class ColumnArray:
             raise IndexError(f"row {bad} is outside of column {self._column.name!r}, which has {len(self)} rows.")
         return rows if low >= 0 else np.where(rows < 0, rows + len(self), rows)
 
-    def _prepare(self, chunks: NDArray[np.int64], shards: set[int]) -> "dict[int, _MappedShard]":
-        """Map the shards of these chunks and check those chunks that nobody has touched before."""
-        if self._files:
-            self._prefetch(self._files, shards)
-        maps = {shard: self._map(shard) for shard in shards}
-        settled = self._settled[chunks]
-        if not settled.all():
-            self._settle(np.unique(chunks[~settled]), maps)
-        return maps
+    @property
+    def _row_dtype(self) -> np.dtype[np.void]:
+        return np.dtype((np.void, self.row_bytes))  # copied as bytes: a tenth faster than along several axes
 
-    def _settle(self, chunks: NDArray[np.int64], maps: "dict[int, _MappedShard]") -> None:
-        """Check chunks that nobody has touched before; let go of the pages of all others when they become many."""
-        if self._check_crc:
-            for chunk in chunks[~self._checked[chunks]].tolist():
-                mapped = maps[chunk // self._slots]
-                check_chunk(mapped.bytes, int(self._offsets[chunk]), self._column.chunk_bytes, where=mapped.location)
-                self._checked[chunk] = True
-        with self._lock:
-            self._touched_bytes += len(chunks) * self._column.chunk_bytes
-            # The kernel may map 2 MiB for a page that is touched, so what was touched is only a lower bound; but what others
-            # in this process have mapped since is not ours to let go.
-            many = self._touched_bytes > _TOUCHED_BYTES // 4
-            if many and max(self._touched_bytes, _mapped_bytes() - self._mapped_before) > _TOUCHED_BYTES:
-                self._let_go()
-                self._touched_bytes = len(chunks) * self._column.chunk_bytes
-            self._settled[chunks] = True
+    def _as_rows(self, taken: NDArray[np.void]) -> NDArray[Any]:
+        stored = taken.view(self.dtype.newbyteorder("<")).reshape(-1, *self._column.row_shape)
+        return stored.astype(self.dtype, copy=False)
 
-    def _let_go(self) -> None:
-        for mapped in self._maps.values():
-            mapped.let_go()
-        self._settled[:] = False
-        self._touched_bytes = 0
+    def _prefetch(self, chunks: list[int]) -> None:
+        if len(chunks) > 1:
+            self._files.prefetch([self._column.chunk_path(chunk) for chunk in chunks])
 
-    def _map(self, shard: int) -> "_MappedShard":
-        mapped = self._maps.get(shard)
-        if mapped is not None and self._store.shards <= self._most_open:
-            return mapped  # nothing is ever dropped, so there is no order to keep
-        with self._lock:
-            mapped = self._maps.get(shard)
-            if mapped is None:
-                mapped = self._open(self._column.shard_name(shard))
-                first = shard * self._slots
-                last = min(first + self._slots, len(self._offsets))
-                self._offsets[first:last] = read_index(
-                    mapped.bytes,
-                    slots=self._slots,
-                    chunks=last - first,
-                    chunk_bytes=self._column.chunk_bytes,
-                    where=mapped.location,
-                )
-                self._maps[shard] = mapped
-                if len(self._maps) > self._most_open:
-                    self._maps.popitem(last=False)  # unmapped when the last slice of it is gone
-            self._maps.move_to_end(shard)
-            return mapped
+    def map_chunk(self, chunk: int) -> NDArray[np.void]:
+        """Map a chunk file and return its rows, (chunk_rows,), read only.
 
-    def _open(self, name: str) -> "_MappedShard":
-        if self._files:
-            with self._files.open(name) as file:
-                return _MappedShard(file, self._files.where(name))
-        path = self._store.folder / name
-        try:
-            with path.open("rb") as file:
-                return _MappedShard(file, str(path))
-        except (OSError, ValueError) as error:  # ValueError: an empty file
-            raise CorruptError(f"{str(path)!r} cannot be read: {error}. Fetch or make it again.") from error
-
-    def _prefetch(self, files: ShardFiles, shards: set[int]) -> None:
-        missing = sorted(shards - self._maps.keys())
-        if len(missing) > 1:
-            files.prefetch([self._column.shard_name(shard) for shard in missing])
+        Raises:
+            CorruptError: it cannot be read, is shorter than its rows need, or its checksum does not fit.
+        """
+        path = self._column.chunk_path(chunk)
+        where, file_bytes = f"{self._files.location}/{path}", self._table.chunk_file_bytes(self._column)
+        with self._files.open(path) as file:
+            try:
+                content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
+            except (OSError, ValueError) as error:  # ValueError: it is shorter
+                raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
+        if self._unchecked[chunk]:
+            if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
+                raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
+            self._unchecked[chunk] = False
+        return content[:-CRC_BYTES].view(self._row_dtype)
 
 
-def _mapped_bytes() -> int:
-    """Return how much of files this process has mapped and touched, libraries included; 0 where nobody says."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123 - no path object for a kernel's file
-            return int(file.read().split()[2]) * mmap.PAGESIZE
-    except OSError:
-        return 0
+class TableReader(Mapping[str, ColumnReader]):
+    """All columns of a table, by name, and the table's attributes; use ``open_table``."""
 
-
-def _as_rows(column: Column, content: NDArray[Any]) -> NDArray[Any]:
-    """Return rows (n, …) of a column in the machine's byte order, from their bytes in memory of their own."""
-    dtype = np.dtype(column.dtype)
-    rows = content.view(dtype) if _LITTLE_ENDIAN else content.view(dtype.newbyteorder("<")).astype(dtype)
-    return rows.reshape(-1, *column.row_shape)
-
-
-def _join(pieces: Iterable[memoryview]) -> NDArray[np.uint8]:
-    # A bytearray, not bytes: the array must be writable, or torch warns of each batch.
-    return np.frombuffer(bytearray().join(pieces), np.uint8)
-
-
-@functools.lru_cache(maxsize=16)
-def _all_memory(row_bytes: int) -> NDArray[np.void] | None:
-    """Return this process's whole address space as an array: element i is the ``row_bytes`` bytes at address i + 4096.
-
-    It reads nothing until it is indexed, and whoever does that answers for the addresses. None where addresses do not
-    fit, which they do for rows below 64 KiB.
-    """
-    limit = np.iinfo(np.int64).max // row_bytes
-    if limit < _MOST_ADDRESS:
-        return None
-    face = {
-        "shape": (limit,),
-        "typestr": f"|V{row_bytes}",
-        "data": (_FIRST_ADDRESS, True),
-        "strides": (1,),
-        "version": 3,
-    }
-    return np.asarray(types.SimpleNamespace(__array_interface__=face))
-
-
-class LocatedRows:
-    """Rows of a column that were found and checked; holds the maps that they lie in, so they stay where they are.
-
-    Args:
-        column: whose rows these are.
-        maps: the mapped shards by number.
-        shards: shard of each row, (n,).
-        places: where each row begins in its shard, (n,).
-    """
-
-    def __init__(
-        self,
-        column: Column,
-        maps: "Mapping[int, _MappedShard]",
-        shards: NDArray[np.int64],
-        places: NDArray[np.int64],
-    ) -> None:
-        self._column = column
-        self._maps = maps
-        self._shards = shards
-        self._places = places
-        self._memory = _all_memory(column.row_bytes)
-        if self._memory is not None and maps:
-            begins = np.zeros(max(maps) + 1, np.int64)
-            begins[list(maps)] = [mapped.address - _FIRST_ADDRESS for mapped in maps.values()]
-            self._addresses = begins[shards] + places
-
-    def take(self, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Return rows ``start`` to ``stop`` − 1 of those located, (n, …), a new array."""
-        if not self._maps:
-            return np.empty((0, *self._column.row_shape), self._column.dtype)
-        if self._memory is None:
-            size = self._column.row_bytes
-            where = zip(self._shards[start:stop].tolist(), self._places[start:stop].tolist(), strict=True)
-            return _as_rows(self._column, _join(self._maps[s].memory[a : a + size] for s, a in where))
-        # One indexing over all maps at once, at the speed of copying memory; joining slices of the maps takes 1.4 times
-        # as long. Every address lies in a map held here: ``_prepare`` compared the
-        # shard's index with its file, and ``_wrap`` the rows with the column.
-        return _as_rows(self._column, self._memory[self._addresses[start:stop]])
-
-
-class _MappedShard:
-    """The bytes of one shard's file."""
-
-    def __init__(self, file: IO[bytes], where: str) -> None:
-        self.location = where
-        self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self.memory = memoryview(self._map)
-        self.bytes = np.frombuffer(self._map, np.uint8)
-        self.address = int(self.bytes.__array_interface__["data"][0])
-
-    def let_go(self) -> None:
-        """Let the kernel take the map's pages back; they come again when they are read."""
-        if hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED)
-
-
-class ColumnReader(Mapping[str, ColumnArray]):
-    """All columns of a store, by name, and the store's attributes."""
-
-    def __init__(
-        self,
-        store: ColumnStore,
-        attributes: dict[str, Any],
-        *,
-        check_crc: bool = True,
-        files: ShardFiles | None = None,
-    ) -> None:
-        self.store = store
+    def __init__(self, table: Table, attributes: dict[str, Any], files: TableFiles, *, check_crc: bool) -> None:
+        self.table = table
         self.attributes = attributes
         self.check_crc = check_crc
         self._files = files
-        self._arrays = {
-            column.name: ColumnArray(store, column, check_crc=check_crc, files=files) for column in store.columns
+        self._columns = {
+            column.name: ColumnReader(table, column, files, check_crc=check_crc) for column in table.columns
         }
 
-    def __getitem__(self, name: str) -> ColumnArray:
-        return self._arrays[name]
+    def __getitem__(self, name: str) -> ColumnReader:
+        return self._columns[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self._columns)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self._columns)
 
     def open_zarr(self) -> "zarr.Group":
-        """Return the same columns through zarr-python, for whatever speaks Zarr, such as ``dask.array.from_zarr``."""
-        if self._files:
+        """Return the same columns through zarr-python, for whatever reads Zarr, such as ``dask.array.from_zarr``.
+
+        Raises:
+            FormatError: the table is stored at a URL.
+        """
+        location = self._files.location
+        if not isinstance(self._files, LocalFiles):
             raise FormatError(
-                f"{self._files.where('')!r} lies afar, where zarr is not asked. Fetch it with 'lsmix pull'."
+                f"{location!r} is stored at a URL, and open_zarr reads local pools only. Fetch it with 'lsmix pull'."
             )
         import zarr
 
-        return zarr.open_group(self.store.folder, mode="r", zarr_format=3, use_consolidated=False)
+        return zarr.open_group(location, mode="r", zarr_format=3, use_consolidated=False)
 
     def check_against_zarr(self) -> None:
-        """Compare the first and the last row of every shard with what zarr-python, the reference, reads there.
+        """Compare the first and the last row of every column with what zarr-python, the reference, reads there.
 
         Raises:
             CorruptError: the two differ, or zarr-python cannot read it.
         """
-        try:
-            self._compare_rows(self.open_zarr())
-        except LsmixError:
-            raise
-        except Exception as error:  # whatever zarr-python raises on a store that is none to it
-            raise CorruptError(
-                f"{str(self.store.folder)!r} cannot be read by zarr-python: {type(error).__name__}: {error}. Do not use it; "
-                "make the artifact again."
-            ) from error
-
-    def _compare_rows(self, group: "zarr.Group") -> None:
+        rows = [0, self.table.rows - 1]
         for name, column in self.items():
-            reference: Any = group[name]
-            for shard in range(self.store.shards):
-                rows = self.store.shard_range(shard)
-                for row in (rows[0], rows[-1]):
-                    if not np.array_equal(column[row], reference[row], equal_nan=column.dtype.kind == "f"):
-                        raise CorruptError(
-                            f"{str(self.store.folder)!r}: lsmix and zarr-python read row {row} of {name!r} differently. "
-                            "Do not use it; make the artifact again."
-                        )
+            try:
+                array: Any = self.open_zarr()[name]
+                reference = np.stack([array[row] for row in rows])
+            except Exception as error:  # whatever zarr-python raises on an array that it cannot read
+                raise CorruptError(
+                    f"{self._files.location!r} cannot be read by zarr-python: {type(error).__name__}: {error}. Do not use "
+                    "it; make the artifact again."
+                ) from error
+            if not np.array_equal(column[rows], reference, equal_nan=column.dtype.kind == "f"):
+                raise CorruptError(
+                    f"{self._files.location!r}: lsmix and zarr-python read rows {rows} of {name!r} differently. Do not use "
+                    "it; make the artifact again."
+                )
 
-    def shard_names(self) -> list[str]:
-        """Return the paths of all shards' files, relative to the store's folder."""
-        return [column.shard_name(shard) for column in self.store.columns for shard in range(self.store.shards)]
 
-
-def open_columns(folder: Path, *, check_crc: bool = True) -> ColumnReader:
-    """Open the columns in ``folder`` for reading; nothing is mapped before its first use.
+def open_table(files: TableFiles, *, check_crc: bool = True) -> TableReader:
+    """Open a table for reading; no chunk is opened before its first use.
 
     Args:
-        folder: a Zarr v3 group as ``ColumnStore`` writes it.
-        check_crc: whether to compare each chunk's checksum when it is first touched.
+        files: its listed files.
+        check_crc: whether to compare each chunk's checksum when it is first mapped.
 
     Raises:
-        MissingError: there is no store.
+        MissingError: there is no table.
         FormatError: it is laid out in another way.
-        CorruptError: metadata is damaged, or a shard is missing or shorter than its rows need.
+        CorruptError: metadata is damaged, or a chunk is not listed or of another size than its rows need.
     """
-    store, attributes = open_store(folder)
-    for column in store.columns:
-        for shard in range(store.shards):
-            _check_file(store, column, shard)
-    return ColumnReader(store, attributes, check_crc=check_crc)
+    table, attributes = read_table(files)
+    # Before anything is allocated: metadata may claim any number of rows, but only listed files can back them.
+    for column in table.columns:
+        expected = table.chunk_file_bytes(column)
+        for shard in range(table.shards):
+            path = column.chunk_path(shard)
+            if (size := files.sizes.get(path)) != expected:
+                what = (
+                    "is not in the manifest" if size is None else f"is damaged: expected {expected} bytes, got {size}"
+                )
+                raise CorruptError(f"{f'{files.location}/{path}'!r} {what}. Fetch or make the artifact again.")
+    return TableReader(table, attributes, files, check_crc=check_crc)
 
 
-def _check_file(store: ColumnStore, column: Column, shard: int) -> None:
-    # Before anything is allocated: metadata may claim any number of rows, but only files can back them.
-    path = f"{store.folder}/{column.shard_name(shard)}"
-    least = shard_bytes(
-        len(store.shard_range(shard)),
-        row_bytes=column.row_bytes,
-        chunk_rows=column.chunk_rows,
-        shard_rows=store.shard_rows,
-    )
-    try:
-        facts = os.lstat(path)
-    except OSError as error:
-        raise CorruptError(f"{path!r} is missing: {error.strerror}. Fetch or make it again.") from error
-    if not stat.S_ISREG(facts.st_mode) or facts.st_size < least:
-        kind = f"{facts.st_size} bytes" if stat.S_ISREG(facts.st_mode) else "no plain file"
-        raise CorruptError(f"{path!r} is damaged: expected {least} bytes or more, got {kind}. Make it again.")
+def open_artifact_table(
+    folder: Path, name: str, *, manifest: Manifest | None = None, check_crc: bool = True
+) -> tuple[Manifest, TableReader]:
+    """Return the manifest and the table called ``name`` of the artifact in ``folder``.
 
-
-def open_artifact_columns(folder: Path, name: str, *, check_crc: bool = True) -> tuple[Manifest, ColumnReader]:
-    """Return the manifest and the columns called ``name`` of the artifact in ``folder``.
+    Args:
+        folder: the artifact.
+        name: of the Zarr group in it.
+        manifest: what the artifact holds; None reads it from the folder and checks the sizes of all files.
+        check_crc: as for ``open_table``.
 
     Raises:
-        MissingError: there is no artifact, no such columns in it, or it is not finished.
-        FormatError: the artifact or the columns are of a format that this version does not read.
+        MissingError: there is no artifact, no such table in it, or it is not finished.
+        FormatError: the artifact or the table is of a format that this version does not read.
         CorruptError: a file is missing, altered in size, damaged, or not in the manifest.
     """
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
-    columns = open_columns(folder / name, check_crc=check_crc)
-    listed = {file.path for file in manifest.files}
-    metadata = [METADATA_NAME, *(f"{column}/{METADATA_NAME}" for column in columns)]
-    for path in (*metadata, *columns.shard_names()):
-        if f"{name}/{path}" not in listed:
-            raise CorruptError(
-                f"{str(folder / name / path)!r} is not listed in {MANIFEST_NAME}: it was put there later. "
-                "Fetch or make the artifact again."
-            )
-    return manifest, columns
+    if manifest is None:
+        manifest = read_manifest(folder)
+        check_sizes(folder, manifest)
+    prefix = f"{name}/"
+    sizes = {file.path[len(prefix) :]: file.bytes for file in manifest.files if file.path.startswith(prefix)}
+    return manifest, open_table(LocalFiles(str(folder / name), sizes), check_crc=check_crc)

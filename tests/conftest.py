@@ -70,11 +70,11 @@ warmup = 10
 flip = false
 translate = 1
 [latents]
-shard_rows = 64
+chunk_rows = 64
 [pools.lsmix]
 alpha = 0.4
 copies = 2
-shard_rows = 128
+chunk_rows = 128
 [pools.zero]
 lambdas = [0.0, 1.0]
 [classifier]
@@ -179,7 +179,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
             image_shape=image_shape,
             class_names=class_names,
             method="ls-mix",
-            shard_rows=16,
+            chunk_rows=16,
             sources=sources,
             corners=corners,
             attributes={"origin": origin},

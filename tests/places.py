@@ -38,7 +38,7 @@ def invented_plan(origin, method="ls-mix"):
     return spec.to_json()
 
 
-def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
+def write_pool(folder, *, rows=48, copies=2, chunk_rows=16, seed=0, side=8):
     """Write a pool of random images, with a manifest, as the mix stage does."""
     draw = np.random.default_rng(seed)
     store = create_pool(
@@ -48,7 +48,7 @@ def write_pool(folder, *, rows=48, copies=2, shard_rows=16, seed=0, side=8):
         image_shape=(side, side, 3),
         class_names=CLASSES,
         method="mixup",
-        shard_rows=shard_rows,
+        chunk_rows=chunk_rows,
     )
     for shard in range(store.shards):
         count = len(store.shard_range(shard))

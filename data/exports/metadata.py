@@ -46,7 +46,7 @@ class ExportFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     root: str  # root digest of the pool
     images: _Count  # rows
     image_shape: tuple[_Count, _Count, _Count]  # height, width, channels
-    shard_rows: _Count  # rows in a shard of the pool's own columns
+    chunk_rows: _Count  # rows in a chunk of the pool's own columns
     class_names: list[str]  # by label
     licence: str  # of the base set; "" where it is unknown
     citation: str  # of the base set; "" where it is unknown
@@ -82,7 +82,7 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
         root=manifest.root,
         images=len(pool),
         image_shape=pool.image_shape,
-        shard_rows=pool.columns.store.shard_rows,
+        chunk_rows=pool.columns.table.chunk_rows,
         class_names=list(pool.class_names),
         licence=origin.licence if origin else "",
         citation=origin.citation if origin else "",

@@ -57,8 +57,6 @@ def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Itera
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
         yield pool.rows(start, stop, tuple(arrays))
-        for array in arrays.values():
-            array.release()  # what has been read once is not read again
 
 
 def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> Iterator[dict[str, Any]]:

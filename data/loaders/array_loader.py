@@ -4,15 +4,14 @@ Nothing is mixed here, so both labels are the image's own and the second one's s
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.batch import Batch
 from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader, to_batch
-from lsmix.data.loaders.sampler import EpochOrder
 
 __all__ = ["ArrayLoader"]
 
@@ -66,7 +65,6 @@ class ArrayLoader(EpochLoader):
             )
         self._images = np.asarray(images)  # batches of a np.memmap would be np.memmaps, at some cost
         self._labels = np.asarray(labels, np.int64)
-        self.shuffle = shuffle
         self._digest = hashlib.sha256(self._labels.tobytes()).hexdigest()
         super().__init__(
             batch_size,
@@ -75,30 +73,22 @@ class ArrayLoader(EpochLoader):
             rank=rank,
             world_size=world_size,
             drop_last=drop_last,
+            shuffle=shuffle,
             read_ahead_bytes=read_ahead_bytes,
+            row_bytes=max(images[:1].nbytes, 1),
+            block_rows=max(len(images), 1),
+            window_blocks=1,
         )
 
-    def _total(self) -> int:
-        return len(self._images)
-
-    def _order(self) -> EpochOrder:
-        return EpochOrder(
-            range(self._total()),
-            chunk_rows=self._total(),
-            buffer_chunks=1,
-            seed=self.seed,
-            epoch=self.epoch,
-            shuffle=self.shuffle,
-        )
+    def _rows(self) -> range:
+        return range(len(self._images))
 
     def _order_facts(self) -> dict[str, Any]:
         return {"labels": self._digest, "shuffle": self.shuffle}
 
     def _reader(self) -> BatchReader:
-        def read(rows: NDArray[np.int64], parts: Sequence[slice]) -> Iterator[Any]:
-            for part in parts:
-                own = rows[part]
-                label = self._labels[own]
-                yield to_batch(self._images[own], label, label.copy(), np.zeros(len(own), np.float32))
+        def read(rows: NDArray[np.int64]) -> Batch:
+            label = self._labels[rows]
+            return to_batch(self._images[rows], label, label.copy(), np.zeros(len(rows), np.float32))
 
         return read

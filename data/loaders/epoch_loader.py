@@ -4,12 +4,11 @@ A loader's position counts samples over all ranks, so that a state fits every ra
 ranks or another batch size goes on with exactly the samples that are left.
 """
 
-import threading
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from itertools import accumulate, pairwise
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 import numpy as np
@@ -23,10 +22,7 @@ from lsmix.data.loaders.sampler import BatchPlan, EpochOrder
 
 __all__ = ["BatchReader", "EpochLoader", "LoaderState", "read_ahead", "to_batch"]
 
-_ROWS_TOGETHER = 2048  # as many as a shuffled window of 8 chunks of 32×32 images has
-BatchReader = Callable[
-    [NDArray[np.int64], Sequence[slice]], Iterator[Any]
-]  # rows of some batches, each one's part of them
+BatchReader = Callable[[NDArray[np.int64]], Any]  # from the rows of a batch, (B,), to the batch
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -56,7 +52,11 @@ class EpochLoader(IterableDataset[Any], ABC):
         rank: int,
         world_size: int,
         drop_last: bool,
+        shuffle: bool,
         read_ahead_bytes: int,
+        row_bytes: int,
+        block_rows: int,
+        window_blocks: int,
     ) -> None:
         if batch_size < 1 or epoch < 0 or read_ahead_bytes < 0 or not 0 <= rank < world_size:
             raise RecipeError(
@@ -70,22 +70,22 @@ class EpochLoader(IterableDataset[Any], ABC):
         self.rank = rank
         self.world_size = world_size
         self.drop_last = drop_last
+        self.shuffle = shuffle
         self.read_ahead_bytes = read_ahead_bytes
+        self._row_bytes = row_bytes
+        self._block_rows = block_rows
+        self._window_blocks = window_blocks
         self._start = 0  # where the next pass begins
         self._position = 0  # where the present pass stands
         if not len(self):
             raise RecipeError(
-                f"no batch would ever come: {self._total()} images over {world_size} ranks in batches of {batch_size} "
+                f"no batch would ever come: {len(self._rows())} images over {world_size} ranks in batches of {batch_size} "
                 f"with drop_last={drop_last}. Take smaller batches."
             )
 
     @abstractmethod
-    def _total(self) -> int:
-        """Return the number of samples in an epoch."""
-
-    @abstractmethod
-    def _order(self) -> EpochOrder:
-        """Return the order of the present epoch."""
+    def _rows(self) -> range:
+        """Return the rows of the present epoch."""
 
     @abstractmethod
     def _order_facts(self) -> dict[str, Any]:
@@ -93,10 +93,7 @@ class EpochLoader(IterableDataset[Any], ABC):
 
     @abstractmethod
     def _reader(self) -> BatchReader:
-        """Return the function from the rows of some batches, (n,), and each one's part of them to the batches themselves.
-
-        It is for the present epoch and process.
-        """
+        """Return what reads a batch of the present epoch, in this process."""
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets in a whole epoch."""
@@ -156,14 +153,14 @@ class EpochLoader(IterableDataset[Any], ABC):
 
     def _state(self, position: int) -> dict[str, Any]:
         state = LoaderState(
-            epoch=self.epoch, position=position, total=self._total(), seed=self.seed, order=self._order_facts()
+            epoch=self.epoch, position=position, total=len(self._rows()), seed=self.seed, order=self._order_facts()
         )
         built: dict[str, Any] = msgspec.to_builtins(state)
         return built
 
     def _plan(self, position: int) -> BatchPlan:
         return BatchPlan(
-            total=self._total(),
+            total=len(self._rows()),
             position=position,
             batch_size=self.batch_size,
             rank=self.rank,
@@ -172,18 +169,19 @@ class EpochLoader(IterableDataset[Any], ABC):
         )
 
     def _run(self, plan: BatchPlan, mine: Sequence[int]) -> Iterator[Any]:
-        batches = self._read(plan, mine, self._order(), self._reader())
+        order = EpochOrder(
+            self._rows(),
+            block_rows=self._block_rows,
+            window_blocks=self._window_blocks,
+            seed=self.seed,
+            epoch=self.epoch,
+            shuffle=self.shuffle,
+        )
+        read = self._reader()
+        batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
         if self.read_ahead_bytes:
-            batches = read_ahead(batches, _batch_bytes, self.read_ahead_bytes)
+            batches = read_ahead(batches, max(self.read_ahead_bytes // (self.batch_size * self._row_bytes), 1))
         return self._counted(plan, mine, batches)
-
-    def _read(self, plan: BatchPlan, mine: Sequence[int], order: EpochOrder, read: BatchReader) -> Iterator[Any]:
-        # What can be done for many batches at once costs as much as for one; images are still copied batch by batch.
-        together = max(_ROWS_TOGETHER // self.batch_size, 1)
-        for first in range(0, len(mine), together):
-            spans = [plan.span(batch) for batch in mine[first : first + together]]
-            edges = accumulate((stop - start for start, stop in spans), initial=0)
-            yield from read(order.pick(spans), [slice(*part) for part in pairwise(edges)])
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
         positions = (plan.position_after(batch + 1) for batch in mine)
@@ -205,95 +203,25 @@ def to_batch(
     )
 
 
-def _batch_bytes(batch: tuple[torch.Tensor, ...]) -> int:
-    return sum(tensor.nbytes for tensor in batch)
-
-
 _Item = TypeVar("_Item")
 
 
-class _Shelf(Generic[_Item]):
-    """Where the thread puts items and the consumer takes them from."""
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._items: deque[tuple[_Item, int]] = deque()
-        self._bytes = 0
-        self._changed = threading.Condition()
-        self._stopped = False  # the consumer wants no more
-        self._ended = False  # the thread has no more
-        self._error: BaseException | None = None
-
-    def put(self, item: _Item, size_bytes: int) -> bool:
-        """Wait for room, put the item there, and tell whether more is wanted."""
-        with self._changed:
-            # An item larger than the limit goes through alone.
-            while self._bytes and self._bytes + size_bytes > self._limit_bytes and not self._stopped:
-                self._changed.wait()
-            self._items.append((item, size_bytes))
-            self._bytes += size_bytes
-            if len(self._items) == 1:
-                self._changed.notify()
-            return not self._stopped
-
-    def end(self, error: BaseException | None) -> None:
-        with self._changed:
-            self._ended, self._error = True, error
-            self._changed.notify()
-
-    def take(self) -> _Item:
-        """Wait for the next item; raise what stopped the thread, or StopIteration at the end."""
-        with self._changed:
-            while not self._items and not self._ended:
-                self._changed.wait()
-            if not self._items:
-                raise self._error or StopIteration
-            item, size_bytes = self._items.popleft()
-            self._bytes -= size_bytes
-            # Woken at half and not at each item: two threads that take turns for every batch halve the speed.
-            if self._bytes <= self._limit_bytes // 2:
-                self._changed.notify()
-            return item
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopped = True
-            self._items.clear()
-            self._changed.notify()
-
-
-def read_ahead(items: Iterator[_Item], size_of: Callable[[_Item], int], limit_bytes: int) -> Iterator[_Item]:
+def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     """Yield ``items``, which a background thread takes from their iterator ahead of time.
 
     Args:
         items: used by the thread alone from now on.
-        size_of: an item's size in bytes.
-        limit_bytes: how much may wait to be taken; at least one item always may.
+        count: how many may be taken and not yet yielded, at least 1.
 
     Raises:
         BaseException: whatever ``items`` raises, after the items before it.
     """
-    shelf: _Shelf[_Item] = _Shelf(limit_bytes)
-    thread = threading.Thread(target=_fill, args=(items, size_of, shelf), name="lsmix-read-ahead", daemon=True)
-    thread.start()
+    end = object()
+    thread = ThreadPoolExecutor(1, "lsmix-read-ahead")
     try:
-        while True:
-            try:
-                item = shelf.take()
-            except StopIteration:
-                return
-            yield item
+        waiting = deque(thread.submit(next, items, end) for _ in range(count))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(thread.submit(next, items, end))
+            yield cast(_Item, item)
     finally:
-        shelf.stop()
-        thread.join()
-
-
-def _fill(items: Iterator[_Item], size_of: Callable[[_Item], int], shelf: _Shelf[_Item]) -> None:
-    try:
-        for item in items:
-            if not shelf.put(item, size_of(item)):
-                break
-    except BaseException as error:  # noqa: BLE001 - handed to the consumer, whatever it is
-        shelf.end(error)
-    else:
-        shelf.end(None)
+        thread.shutdown(cancel_futures=True)

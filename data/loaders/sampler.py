@@ -4,9 +4,7 @@ All of this is a pure function of (seed, epoch) and sizes; nothing depends on wo
 any pass can be repeated, resumed in its middle, or split among another number of ranks.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,40 +15,40 @@ __all__ = ["BatchPlan", "EpochOrder"]
 
 
 class EpochOrder:
-    """A shuffled order of the rows of a range, in which neighbours come from few chunks.
+    """A shuffled order of the rows of a range, in which neighbours come from few blocks of rows.
 
-    Chunks are shuffled and taken in windows of ``buffer_chunks``; the rows of a window are shuffled among each other.
+    Blocks are shuffled and taken in windows of ``window_blocks``; the rows of a window are shuffled among each other.
     A window is the only thing kept in memory, and any part of the order is found without going through the rest.
 
     Args:
-        rows: the rows to order; the first and the last chunk are cut to it.
-        chunk_rows: rows in a chunk, counted from row 0. As long as the range or longer: a full permutation.
-        buffer_chunks: chunks in a window, at least 1.
+        rows: the rows to order; the first and the last block are cut to it.
+        block_rows: rows in a block, counted from row 0. As long as the range or longer: a full permutation.
+        window_blocks: blocks in a window, at least 1.
         seed: names the order, together with ``epoch``.
         epoch: which pass.
-        shuffle: False keeps the rows as they lie.
+        shuffle: False keeps the rows in their order.
 
     Example:
         >>> from lsmix.data.loaders.sampler import EpochOrder
-        >>> order = EpochOrder(range(100), chunk_rows=10, buffer_chunks=3, seed=0, epoch=0)
+        >>> order = EpochOrder(range(100), block_rows=10, window_blocks=3, seed=0, epoch=0)
         >>> sorted(order.slice(0, 100).tolist()) == list(range(100))
         True
     """
 
     def __init__(
-        self, rows: range, *, chunk_rows: int, buffer_chunks: int, seed: int, epoch: int, shuffle: bool = True
+        self, rows: range, *, block_rows: int, window_blocks: int, seed: int, epoch: int, shuffle: bool = True
     ) -> None:
         self._rows = rows
-        self._buffer_chunks = buffer_chunks
+        self._window_blocks = window_blocks
         self._key = (seed, epoch)
         self._shuffle = shuffle
-        chunks = np.arange(rows.start // chunk_rows, -(-rows.stop // chunk_rows))
+        blocks = np.arange(rows.start // block_rows, -(-rows.stop // block_rows))
         if shuffle:
-            generator(seed, "order", epoch).shuffle(chunks)
-        self._first = np.maximum(chunks * chunk_rows, rows.start)
-        self._last = np.minimum((chunks + 1) * chunk_rows, rows.stop)
+            generator(seed, "order", epoch).shuffle(blocks)
+        self._first = np.maximum(blocks * block_rows, rows.start)
+        self._last = np.minimum((blocks + 1) * block_rows, rows.stop)
         ends = np.cumsum(self._last - self._first)
-        self._edges = np.concatenate([[0], ends[buffer_chunks - 1 : -1 : buffer_chunks], ends[-1:]])
+        self._edges = np.concatenate([[0], ends[window_blocks - 1 : -1 : window_blocks], ends[-1:]])
         self._window: tuple[int, NDArray[np.int64]] | None = None
 
     def __len__(self) -> int:
@@ -69,16 +67,10 @@ class EpochOrder:
             start, window = end, window + 1
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
-    def pick(self, spans: Sequence[tuple[int, int]]) -> NDArray[np.int64]:
-        """Return the rows at the positions of several spans (start, stop), one behind the other, int64 (n,)."""
-        if all(before[1] == after[0] for before, after in pairwise(spans)):
-            return self.slice(spans[0][0], spans[-1][1])
-        return np.concatenate([self.slice(*span) for span in spans])
-
     def _window_rows(self, window: int) -> NDArray[np.int64]:
         if self._window is None or self._window[0] != window:
-            chunks = range(window * self._buffer_chunks, min((window + 1) * self._buffer_chunks, len(self._first)))
-            rows = np.concatenate([np.arange(self._first[chunk], self._last[chunk]) for chunk in chunks])
+            blocks = range(window * self._window_blocks, min((window + 1) * self._window_blocks, len(self._first)))
+            rows = np.concatenate([np.arange(self._first[block], self._last[block]) for block in blocks])
             seed, epoch = self._key
             generator(seed, "order", epoch, "window", window).shuffle(rows)
             self._window = (window, rows)

@@ -21,7 +21,7 @@ from lsmix.data.cache import fetch_file, locked_file, with_retries
 from lsmix.data.errors import CorruptError
 from lsmix.data.progress import stop_point
 from lsmix.data.remote import RemoteFS, open_remote
-from lsmix.data.table import METADATA_NAME, ColumnStore
+from lsmix.data.table import METADATA_NAME, Table
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
 from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, ShardRecord, ShardWork, StageResult, StageTask
@@ -245,10 +245,8 @@ class ShardedWork(NamedTuple):
     """How a stage divides its work."""
 
     module: str  # the stage's module, whose ``open_worker`` the workers call
-    create: Callable[[StageTask], ColumnStore]  # writes the store's metadata; again and again to the same bytes
-    conclude: Callable[
-        [StageTask, ColumnStore, dict[str, Any], dict[str, str]], StageResult
-    ]  # with all counts and digests
+    create: Callable[[StageTask], Table]  # writes the table's metadata; again and again to the same bytes
+    conclude: Callable[[StageTask, Table, dict[str, Any], dict[str, str]], StageResult]  # with all counts and digests
 
     def run(self, task: StageTask) -> StageResult:
         """Make all shards that are not done yet, and conclude.
@@ -284,7 +282,7 @@ class ShardedWork(NamedTuple):
         )
 
     def _make_missing(
-        self, task: StageTask, store: ColumnStore, wanted: Sequence[int], before: dict[int, ShardRecord]
+        self, task: StageTask, store: Table, wanted: Sequence[int], before: dict[int, ShardRecord]
     ) -> dict[int, ShardRecord]:
         """Make the wanted shards that are not done yet; return the records of all that are done then."""
         inputs = {}
@@ -313,7 +311,7 @@ class ShardedWork(NamedTuple):
         return finished
 
 
-def _finished(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord]:
+def _finished(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     """Return the records of all shards that are done; in a remote workspace those that lie at the URL, or will at once."""
     here = _finished_here(task, store)
     if not task.url:
@@ -324,7 +322,7 @@ def _finished(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord]:
     return here | {shard: record for shard, record in afar.items() if shard < store.shards}
 
 
-def _finished_here(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord]:
+def _finished_here(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     return {
         shard: record
         for shard, record in finished_shards(task.folder).items()
@@ -332,7 +330,7 @@ def _finished_here(task: StageTask, store: ColumnStore) -> dict[int, ShardRecord
     }
 
 
-def _bring_here(task: StageTask, store: ColumnStore, finished: dict[int, ShardRecord]) -> None:
+def _bring_here(task: StageTask, store: Table, finished: dict[int, ShardRecord]) -> None:
     """Fetch the shards that other machines made."""
     missing = sorted(finished.keys() - _finished_here(task, store).keys()) if task.url else []
     if not missing:
@@ -360,7 +358,7 @@ _MOST_RECORD_BYTES = 16 << 20
 
 
 def send_work(folder: Path, url: str, spec: str) -> None:
-    """Send what workers on other machines need to begin: the store's metadata, and the file that says what to do."""
+    """Send what workers on other machines need to begin: the table's metadata, and the file that says what to do."""
     place = open_remote(url)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:

@@ -28,7 +28,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "StageTask",
-    "check_shard_rows",
+    "check_chunk_rows",
     "check_translate",
     "upto",
 ]
@@ -168,13 +168,13 @@ def check_translate(field: str, translate: int, size: DatasetSize) -> None:
         )
 
 
-def check_shard_rows(field: str, shard_rows: int, total_bytes: int, rows: int) -> None:
-    """Raise RecipeError where one shard of ``rows`` that take ``total_bytes`` would take too much memory."""
+def check_chunk_rows(field: str, chunk_rows: int, total_bytes: int, rows: int) -> None:
+    """Raise RecipeError where a shard of ``chunk_rows`` of these ``rows``, in all ``total_bytes``, would take too much memory."""
     row_bytes = max(1, total_bytes // max(1, rows))
-    if min(shard_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
+    if min(chunk_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
         raise RecipeError(
             f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
-            f"in memory, got {shard_rows}. Lower it, or leave it out."
+            f"in memory, got {chunk_rows}. Lower it, or leave it out."
         )
 
 

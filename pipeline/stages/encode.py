@@ -17,7 +17,7 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
-from lsmix.data.table import ColumnStore
+from lsmix.data.table import Table
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
@@ -27,7 +27,7 @@ from lsmix.pipeline.engine.stage import (
     Stage,
     StageResult,
     StageTask,
-    check_shard_rows,
+    check_chunk_rows,
 )
 from lsmix.pipeline.stages.ingest import provenance_of
 
@@ -126,7 +126,7 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artif
     return EncodeWorker(folder, msgspec.convert(config, EncodeConfig), inputs, device)
 
 
-def _create(task: StageTask) -> ColumnStore:
+def _create(task: StageTask) -> Table:
     """Write the metadata of the latents."""
     config: EncodeConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
@@ -139,11 +139,10 @@ def _create(task: StageTask) -> ColumnStore:
         "class_names": list(dataset.class_names),
         "origin": msgspec.to_builtins(provenance_of(task.inputs["dataset"], dataset)),
     }
-    shard_rows = min(config.shard_rows, rows) or None  # one longer than the latents would be padded on the disk
-    return create_latents(task.folder, rows=rows, dim=flow.dim, shard_rows=shard_rows, attributes=attributes)
+    return create_latents(task.folder, rows=rows, dim=flow.dim, chunk_rows=config.chunk_rows, attributes=attributes)
 
 
-def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
+def _conclude(task: StageTask, store: Table, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
     """Sum up the latents, and warn of images that do not come back."""
     rows = store.rows
     flow = _open_flow(task.inputs["flow"].folder, "cpu")
@@ -164,8 +163,8 @@ def _estimate(config: EncodeConfig, size: DatasetSize) -> Cost:
 
 
 def _check(config: EncodeConfig, size: DatasetSize) -> None:
-    check_shard_rows("latents.shard_rows", config.shard_rows, _estimate(config, size).bytes, size.images)
+    check_chunk_rows("latents.chunk_rows", config.chunk_rows, _estimate(config, size).bytes, size.images)
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)
-ENCODE = Stage(name="encode", version=3, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)
+ENCODE = Stage(name="encode", version=4, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)

@@ -19,7 +19,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, in_latent_space
-from lsmix.data.table import ColumnStore
+from lsmix.data.table import Table
 from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
@@ -29,7 +29,7 @@ from lsmix.pipeline.engine.stage import (
     Stage,
     StageResult,
     StageTask,
-    check_shard_rows,
+    check_chunk_rows,
 )
 from lsmix.pipeline.stages.ingest import provenance_of
 from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
@@ -216,7 +216,7 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artif
     return MixWorker(folder, msgspec.convert(config, PoolRecipe), inputs, device)
 
 
-def _create(task: StageTask) -> ColumnStore:
+def _create(task: StageTask) -> Table:
     """Write the metadata of the pool."""
     config: PoolConfig = task.config
     base = _describe(task)
@@ -233,14 +233,14 @@ def _create(task: StageTask) -> ColumnStore:
         image_shape=base.image_shape,
         class_names=base.class_names,
         method=config.method,
-        shard_rows=min(config.shard_rows, len(plan)) or None,  # one longer than the pool would be padded on the disk
+        chunk_rows=config.chunk_rows,
         sources=config.sources,
         corners=config.corner != CORNERS[0],
         attributes={"origin": msgspec.to_builtins(base.spec.origin)},
     )
 
 
-def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
+def _conclude(task: StageTask, store: Table, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
     """Write the plan of the pool, and the card that describes it."""
     from lsmix.pipeline.views.dataset_card.card import add_card
 
@@ -292,13 +292,13 @@ def _estimate(config: PoolConfig, size: DatasetSize) -> Cost:
 
 def _check(config: PoolConfig, size: DatasetSize) -> None:
     cost = _estimate(config, size)
-    check_shard_rows("shard_rows of the pool", config.shard_rows, cost.bytes, size.images * config.copies_made)
+    check_chunk_rows("chunk_rows of the pool", config.chunk_rows, cost.bytes, size.images * config.copies_made)
 
 
 _WORK = ShardedWork(__name__, _create, _conclude)
 MIX = Stage(
     name="mix",
-    version=4,
+    version=5,
     run=_WORK.run,
     estimate=_estimate,
     check=_check,

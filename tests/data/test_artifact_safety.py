@@ -29,7 +29,7 @@ from lsmix.data.atomic import checksummed_json
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
-from lsmix.data.table import Column, ColumnStore
+from lsmix.data.table import Column, Table
 from lsmix.pipeline.api import pull, push, verify
 from lsmix.pipeline.stages.registry import STAGES
 
@@ -246,7 +246,7 @@ def test_zarr_metadata_of_16_megabytes_are_refused_in_little_memory(path, pool):
     metadata = json.loads((pool / "pool.zarr" / path).read_bytes())
     content = json.dumps({**metadata, "attributes": "HERE"}).encode()
     (pool / "pool.zarr" / path).write_bytes(content.replace(b'"HERE"', b'{"a": [' + b"[]," * (15 << 20 >> 2) + b"0]}"))
-    code = "from pathlib import Path\n from lsmix.data.table import open_store\n open_store(Path(sys.argv[1]))"
+    code = "from pathlib import Path\n from lsmix.data.table import table_in\n table_in(Path(sys.argv[1]))"
     peak, told = peak_mebibytes(code, pool / "pool.zarr")
     assert re.search(r"it has \d+ bytes, and lsmix reads at most \d+", told)
     assert peak < 100
@@ -257,16 +257,14 @@ def test_a_store_of_very_many_columns_is_refused_before_they_are_read(pool):
     for number in range(65):
         (pool / f"pool.zarr/x{number}").mkdir()
         (pool / f"pool.zarr/x{number}/zarr.json").write_bytes(content)
-    from lsmix.data.table import open_store
+    from lsmix.data.table import table_in
 
     with pytest.raises(FormatError, match="and at most 64 are read"):
-        open_store(pool / "pool.zarr")
+        table_in(pool / "pool.zarr")
 
 
 def test_attributes_that_could_not_be_read_again_are_not_written(tmp_path):
-    store = ColumnStore(
-        folder=tmp_path / "x.zarr", columns=(Column(name="a", dtype="uint8", chunk_rows=1),), rows=1, shard_rows=1
-    )
+    store = Table(folder=tmp_path / "x.zarr", columns=(Column(name="a", dtype="uint8"),), rows=1, chunk_rows=1)
     with pytest.raises(FormatError, match=r"would have \d+ bytes, and lsmix reads at most 1048576"):
         store.create({"class_names": ["n" * 100] * 20_000})
     store.create({"class_names": [f"a class with a name {number}" for number in range(21_841)]})

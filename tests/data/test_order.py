@@ -10,23 +10,23 @@ from hypothesis import strategies as st
 from lsmix.data.loaders.sampler import BatchPlan, EpochOrder
 
 ROWS = st.tuples(st.integers(0, 40), st.integers(1, 60)).map(lambda pair: range(pair[0], sum(pair)))
-CHUNKS = {"chunk_rows": st.integers(1, 70), "buffer_chunks": st.integers(1, 5)}
+BLOCKS = {"block_rows": st.integers(1, 70), "window_blocks": st.integers(1, 5)}
 
 
-@given(rows=ROWS, seed=st.integers(0, 3), epoch=st.integers(0, 3), shuffle=st.booleans(), **CHUNKS)
-def test_every_row_comes_exactly_once(rows, seed, epoch, shuffle, chunk_rows, buffer_chunks):
+@given(rows=ROWS, seed=st.integers(0, 3), epoch=st.integers(0, 3), shuffle=st.booleans(), **BLOCKS)
+def test_every_row_comes_exactly_once(rows, seed, epoch, shuffle, block_rows, window_blocks):
     order = EpochOrder(
-        rows, chunk_rows=chunk_rows, buffer_chunks=buffer_chunks, seed=seed, epoch=epoch, shuffle=shuffle
+        rows, block_rows=block_rows, window_blocks=window_blocks, seed=seed, epoch=epoch, shuffle=shuffle
     )
     found = order.slice(0, len(order)).tolist()
     assert sorted(found) == list(rows)
     assert shuffle or found == list(rows)
 
 
-@given(rows=ROWS, cuts=st.lists(st.floats(0, 1), max_size=6), **CHUNKS)
-def test_a_part_of_the_order_is_the_same_however_it_is_asked_for(rows, cuts, chunk_rows, buffer_chunks):
+@given(rows=ROWS, cuts=st.lists(st.floats(0, 1), max_size=6), **BLOCKS)
+def test_a_part_of_the_order_is_the_same_however_it_is_asked_for(rows, cuts, block_rows, window_blocks):
     def order():
-        return EpochOrder(rows, chunk_rows=chunk_rows, buffer_chunks=buffer_chunks, seed=1, epoch=2)
+        return EpochOrder(rows, block_rows=block_rows, window_blocks=window_blocks, seed=1, epoch=2)
 
     whole = order().slice(0, len(rows))
     edges = [0, *sorted(int(cut * len(rows)) for cut in cuts), len(rows)]
@@ -36,31 +36,31 @@ def test_a_part_of_the_order_is_the_same_however_it_is_asked_for(rows, cuts, chu
 
 def test_seed_and_epoch_each_give_another_order():
     orders = {
-        tuple(EpochOrder(range(50), chunk_rows=10, buffer_chunks=2, seed=seed, epoch=epoch).slice(0, 50).tolist())
+        tuple(EpochOrder(range(50), block_rows=10, window_blocks=2, seed=seed, epoch=epoch).slice(0, 50).tolist())
         for seed in range(3)
         for epoch in range(3)
     }
     assert len(orders) == 9
 
 
-def test_neighbours_come_from_the_chunks_of_one_window_and_are_mixed():
-    order = EpochOrder(range(1000), chunk_rows=10, buffer_chunks=4, seed=0, epoch=0)
+def test_neighbours_come_from_the_blocks_of_one_window_and_are_mixed():
+    order = EpochOrder(range(1000), block_rows=10, window_blocks=4, seed=0, epoch=0)
     for start in range(0, 1000, 40):
         rows = order.slice(start, start + 40)
         assert len(set(rows // 10)) == 4
-        assert len(set(rows[:20] // 10)) > 1  # not chunk by chunk
+        assert len(set(rows[:20] // 10)) > 1  # not block by block
 
 
-def test_one_chunk_is_a_full_permutation():
+def test_one_block_is_a_full_permutation():
     # The mean distance between the places of a row before and after is n/3 for a uniform permutation; its standard
     # deviation over permutations is about n/√(22·n), here 1.4% of the mean, so 10% is never left by chance.
-    rows = EpochOrder(range(2000), chunk_rows=2000, buffer_chunks=1, seed=0, epoch=0).slice(0, 2000)
+    rows = EpochOrder(range(2000), block_rows=2000, window_blocks=1, seed=0, epoch=0).slice(0, 2000)
     assert np.abs(rows - np.arange(2000)).mean() == pytest.approx(2000 / 3, rel=0.1)
 
 
 def test_the_order_is_what_it_was_when_states_were_saved():
     # Made again with the very call below; a change breaks the resuming of runs that others have under way.
-    order = EpochOrder(range(3, 17), chunk_rows=4, buffer_chunks=2, seed=7, epoch=1)
+    order = EpochOrder(range(3, 17), block_rows=4, window_blocks=2, seed=7, epoch=1)
     assert order.slice(0, 14).tolist() == [3, 16, 10, 15, 9, 13, 14, 12, 8, 11, 7, 5, 4, 6]
 
 

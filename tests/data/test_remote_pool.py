@@ -76,7 +76,7 @@ def url(request, artifact, tmp_path):
 
 
 def batches(pool, **options):
-    return [[part.numpy().copy() for part in batch] for batch in PoolLoader(pool, 7, buffer_chunks=3, **options)]
+    return [[part.numpy().copy() for part in batch] for batch in PoolLoader(pool, 7, shuffle_blocks=3, **options)]
 
 
 def same(left, right):

@@ -46,7 +46,8 @@ from lsmix.data.readers.published.svhn import SVHN
 from lsmix.data.readers.published.tiny_imagenet import TINY_IMAGENET
 from lsmix.data.readers.published.unpickler import load_batch
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
-from lsmix.data.table_reader import open_columns
+from lsmix.data.table import LocalFiles
+from lsmix.data.table_reader import TableReader, open_table
 
 __all__ = ["TARGETS", "Target", "is_plain", "remake_manifest"]
 
@@ -280,7 +281,7 @@ limit = 20
 test = 10
 [pools.small]
 method = "mixup"
-shard_rows = 8
+chunk_rows = 8
 """
 
 
@@ -339,14 +340,20 @@ def _read_manifest(content: bytes, folder: Path) -> None:
         assert (folder / file.path).resolve().is_relative_to(folder.resolve())
 
 
+def _open_folder(folder: Path) -> TableReader:
+    """Open a table as if a manifest listed all that is in its folder."""
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return open_table(LocalFiles(str(folder), sizes))
+
+
 def _read_columns(content: bytes, folder: Path) -> None:
     store = folder / "store"
     if not store.is_dir():
         shutil.copytree(_pool() / POOL_NAME, store)
     _put(store, "image/zarr.json", content)
-    columns = open_columns(store)
+    columns = _open_folder(store)
     for column in columns.values():
-        assert len(column[:]) == columns.store.rows
+        assert len(column[:]) == columns.table.rows
 
 
 def _shards() -> list[bytes]:
@@ -358,7 +365,7 @@ def _read_shard(content: bytes, folder: Path) -> None:
     if not store.is_dir():
         shutil.copytree(_pool() / POOL_NAME, store)
     _put(store, "image/c/0/0/0/0", content)
-    assert open_columns(store)["image"][:].shape == (20, 8, 8, 1)
+    assert _open_folder(store)["image"][:].shape == (20, 8, 8, 1)
 
 
 def _read_plan(content: bytes, folder: Path) -> None:
@@ -576,8 +583,8 @@ TARGETS: dict[str, Target] = {
     "tiny-imagenet-zip": Target(_zips, _source(TINY_IMAGENET, "tiny-imagenet-200.zip"), ("lsmix.data.readers", "zipfile")),
     "manifest": Target(lambda: [(_pool() / MANIFEST_NAME).read_bytes()], _read_manifest, ("lsmix.data.artifact",)),
     "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.data.pool_spec",)),
-    "columns": Target(lambda: [(_pool() / POOL_NAME / "image/zarr.json").read_bytes()], _read_columns, ("lsmix.data.column",)),
-    "shard": Target(_shards, _read_shard, ("lsmix.data.table", "lsmix.data.column")),
+    "columns": Target(lambda: [(_pool() / POOL_NAME / "image/zarr.json").read_bytes()], _read_columns, ("lsmix.data.table", "lsmix.data.table_reader")),
+    "shard": Target(_shards, _read_shard, ("lsmix.data.table_reader",)),
     "pool": Target(_pool_parts, _read_pool, ("lsmix.data", "lsmix.pipeline")),
     "flow": Target(_flow_seeds, _read_flow, ("lsmix.glow.checkpoint",)),
     "classifier": Target(_classifiers, _read_classifier, ("lsmix.classifiers",)),

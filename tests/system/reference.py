@@ -47,9 +47,9 @@ warmup = 10
 flip = false
 translate = 1
 [latents]
-shard_rows = 64
+chunk_rows = 64
 """ + "".join(
-    f'[pools.{method}]\nmethod = "{method}"\ncopies = 2\nshard_rows = 128\n'
+    f'[pools.{method}]\nmethod = "{method}"\ncopies = 2\nchunk_rows = 128\n'
     for method in (
         "ls-mix",
         "linear",
@@ -65,6 +65,9 @@ shard_rows = 64
 
 # Array names of the reference -> names in the working tree, where the name alone has changed.
 RENAMED: dict[str, str] = {"pool.zarr/state": "pool.zarr/status"}
+
+# Fields of recipes in the working tree -> names in the reference.
+RENAMED_FIELDS = {"chunk_rows": "shard_rows"}
 
 Arrays = dict[str, np.ndarray]
 
@@ -85,7 +88,7 @@ def main() -> int:
                 continue
             before = kept / options.reference / recipe
             if not (before / "complete").exists():
-                _run(_checkout(scratch, options.reference), words, before)
+                _run(_checkout(scratch, options.reference), _renamed(words), before)
                 (before / "complete").touch()
             after = scratch / "tree" / recipe
             _run(_link(scratch, ROOT), words, after)
@@ -116,6 +119,19 @@ def _recipes(scratch: Path) -> Iterator[tuple[str, list[str]]]:
         "runs.lsmix.seeds=[0]",
     ]
     yield "cifar10-small", ["cifar10-small", *(word for override in overrides for word in ("--set", override))]
+
+
+def _renamed(words: list[str]) -> list[str]:
+    """Return the words with which the reference runs the same recipe."""
+    path = Path(words[0])
+    if path.suffix != ".toml":
+        return words
+    text = path.read_text()
+    for new, old in RENAMED_FIELDS.items():
+        text = text.replace(new, old)
+    renamed = path.with_name(f"reference-{path.name}")
+    renamed.write_text(text)
+    return [str(renamed), *words[1:]]
 
 
 def _checkout(scratch: Path, commit: str) -> Path:

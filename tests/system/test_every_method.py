@@ -40,7 +40,7 @@ translate = 1
 [mix]
 lambdas = [0.0, 0.4, 1.0]
 on_decode_failure = "keep"
-shard_rows = 64
+chunk_rows = 64
 [classifier]
 threads = 1
 width = 4

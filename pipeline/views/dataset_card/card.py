@@ -256,7 +256,7 @@ def _record(path: str, content: bytes) -> FileRecord:
 
 def _check_listed(pool: Pool, files: list[FileRecord]) -> None:
     paths = {file.path for file in files}
-    for name in pool.columns.shard_names():
+    for name in pool.columns.table.chunk_paths():
         if f"{POOL_NAME}/{name}" not in paths:
             raise CorruptError(
                 f"{str(pool.path / POOL_NAME / name)!r} is not listed in {MANIFEST_NAME}: it was put there later. "

@@ -36,8 +36,8 @@ def table_fields(pool: Pool) -> list[TableField]:
     """Return the columns of the table, in order."""
     fields = [
         TableField("row", "source", "row of the pool"),
-        TableField("image", "word", f"file that holds the image: a shard of the Zarr array {POOL_NAME}/image"),
-        TableField("image_row", "source", "row of the image in that shard, uncompressed, row-major, see the card"),
+        TableField("image", "word", f"file that holds the image: a chunk of the Zarr array {POOL_NAME}/image"),
+        TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see the card"),
     ]
     for column in pool.attributes.columns():
         if column.row == "number":
@@ -70,12 +70,12 @@ def write_samples(pool: Pool, path: Path) -> str:
 def _table(pool: Pool) -> Iterator[bytes]:
     fields = table_fields(pool)
     yield ",".join(field.name for field in fields).encode() + b"\n"
-    shard_rows = pool.columns.store.shard_rows
-    names = [name for name in pool.columns.shard_names() if name.startswith("image/")]
+    table = pool.columns.table
+    names = [name for name in table.chunk_paths() if name.startswith("image/")]
     for rows, block in blocks(pool):
         text = io.StringIO(newline="")
-        shards = [f"{POOL_NAME}/{names[row // shard_rows]}" for row in rows]
-        places = [row % shard_rows for row in rows]
+        shards = [f"{POOL_NAME}/{names[row // table.chunk_rows]}" for row in rows]
+        places = [row % table.chunk_rows for row in rows]
         columns = [rows, shards, places, *(_texts(block, field) for field in fields if field.column)]
         csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
         yield text.getvalue().encode()

@@ -53,10 +53,10 @@ def test_the_walk_over_a_recipe_finds_its_numbers() -> None:
         "flow.training.iterations=1000000000000000",
         "flow.training.learning_rate=1e38",
         "flow.training.seed=9007199254740992",
-        "latents.shard_rows=1000000000000000",
+        "latents.chunk_rows=1000000000000000",
         "pools.lsmix.copies=9223372036854775807",
         "pools.lsmix.alpha=1e308",
-        "pools.lsmix.shard_rows=1000000000000000",
+        "pools.lsmix.chunk_rows=1000000000000000",
         "classifier.translate=3000",
         "classifier.width=1000000",
         "classifier.batch_size=1000000000000000",
@@ -99,10 +99,10 @@ def test_a_shard_that_would_fill_the_memory_is_refused(
         raise ValueError("a pool of gigabytes was begun")  # so that a broken check fails instead of filling the memory
 
     monkeypatch.setattr("lsmix.pipeline.stages.mix.create_pool", begun)
-    more = ["--set", "pools.lsmix.copies=100000", "--set", "pools.lsmix.shard_rows=16777216"]
+    more = ["--set", "pools.lsmix.copies=100000", "--set", "pools.lsmix.chunk_rows=16777216"]
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, *more)
     assert result.code == 1
-    assert "mix lsmix: shard_rows of the pool: expected at most 10226112 for rows of 105 bytes" in result.err
+    assert "mix lsmix: chunk_rows of the pool: expected at most 10226112 for rows of 105 bytes" in result.err
 
 
 def test_rebuild_checks_the_disk_as_mix_does(

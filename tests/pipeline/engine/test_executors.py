@@ -212,7 +212,7 @@ def test_failures_in_dask_workers_are_told_as_in_this_process(tmp_path):
 
 def test_a_shard_longer_than_the_whole_is_cut_to_it(tiny_recipe, tiny_workspace):
     # A column's only chunk would otherwise be padded to 10¹² rows.
-    overrides = ["latents.shard_rows=16777216", "pools.lsmix.shard_rows=16777216"]
+    overrides = ["latents.chunk_rows=16777216", "pools.lsmix.chunk_rows=16777216"]
     result = run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", overrides=overrides)
     assert result["encode"].manifest.counts["shards"] == result["mix/lsmix"].manifest.counts["shards"] == 1
 

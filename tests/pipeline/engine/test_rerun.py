@@ -63,7 +63,7 @@ TABLE = {
     "latents.dequantise": ("center", FROM_ENCODE),
     "latents.batch_size": (32, FROM_ENCODE),
     "latents.seed": (1, FROM_ENCODE),
-    "latents.shard_rows": (32, FROM_ENCODE),
+    "latents.chunk_rows": (32, FROM_ENCODE),
     "latents.check_round_trip": (False, FROM_ENCODE),  # as far as can be planned; see the real run below
     "pools.lsmix.alpha": (0.5, FROM_POOL),
     "pools.lsmix.lambdas": ([0.5], FROM_POOL),
@@ -74,7 +74,7 @@ TABLE = {
     "pools.lsmix.seed": (1, FROM_POOL),
     "pools.lsmix.output": ("5bit", FROM_POOL),
     "pools.lsmix.batch_size": (32, FROM_POOL),
-    "pools.lsmix.shard_rows": (64, FROM_POOL),
+    "pools.lsmix.chunk_rows": (64, FROM_POOL),
     "pools.lsmix.on_decode_failure": ("keep", FROM_POOL),
     "pools.lsmix.attempts": (2, FROM_POOL),
     "pools.lsmix.tolerance": (0.5, FROM_POOL),

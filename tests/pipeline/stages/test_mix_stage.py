@@ -78,7 +78,7 @@ def _worker(workspace: Path, **fields: Any) -> MixWorker:
         artifact = Workspace(workspace).find(stage, record.key)
         assert artifact is not None
         found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
-    config = PoolConfig(alpha=0.4, copies=2, shard_rows=128, **fields)
+    config = PoolConfig(alpha=0.4, copies=2, chunk_rows=128, **fields)
     import msgspec
 
     return open_worker(folder, msgspec.to_builtins(config), found, "cpu")

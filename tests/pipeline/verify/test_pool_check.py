@@ -43,7 +43,7 @@ translate = 1
 [mix]
 alpha = 0.7
 copies = 2
-shard_rows = 64
+chunk_rows = 64
 """
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
@@ -77,7 +77,7 @@ def seal(folder: Path, **changes: Any) -> None:
 def forge(folder: Path, column: str, row: int, value: Any) -> None:
     """Put a value into a row of a pool, with fitting checksums everywhere."""
     store = pool_store(folder)
-    shard = row // store.shard_rows
+    shard = row // store.chunk_rows
     rows = store.shard_range(shard)
     pool = open_pool(folder)
     arrays = {name: values[rows.start : rows.stop] for name, values in pool.columns.items()}
@@ -289,7 +289,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
         ({"dim": None}, "contradicts itself"),
-        ({"stage_version": 1}, "its stage_version is 4, but plan.json says 1"),
+        ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
 def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:

@@ -296,10 +296,10 @@ def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: 
 
 
 def test_the_table_names_the_file_and_the_place_of_every_image(made: Path) -> None:
-    pool, shard_rows = open_pool(made), open_pool(made).columns.store.shard_rows
+    pool, chunk_rows = open_pool(made), open_pool(made).columns.table.chunk_rows
     for line in table_of(made):
         assert (made / line["image"]).is_file()
-        assert int(line["image"].split("/")[3]) * shard_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
+        assert int(line["image"].split("/")[3]) * chunk_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
 
 
 def test_the_table_is_the_same_in_whatever_blocks_it_is_written(
@@ -441,8 +441,8 @@ def test_numbers_out_of_their_range_are_refused_before_anything_is_written(
     column: str, value: float, pool_folder: Path
 ) -> None:
     pool = open_pool(pool_folder)
-    store = pool.columns.store
-    arrays = {name: pool.columns[name][: store.shard_rows] for name in pool.columns}
+    store = pool.columns.table
+    arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
     arrays[column][5] = value
     store.write_shard(0, arrays)
     files = record_files(pool_folder, {"pool.zarr", "plan.json"})
@@ -533,7 +533,7 @@ def test_shards_that_the_manifest_does_not_list_are_refused(pool_folder: Path) -
     manifest = read_manifest(pool_folder)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
     write_manifest(pool_folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
-    with pytest.raises(CorruptError, match="is not listed in manifest"):
+    with pytest.raises(CorruptError, match="is not in the manifest"):
         write_card(pool_folder)
 
 

@@ -38,7 +38,7 @@ def make_pool(
         image_shape=(side, side, channels),
         class_names=classes,
         method="ls-mix",
-        shard_rows=512,
+        chunk_rows=512,
     )
     random = np.random.default_rng(0)
     for shard in range(store.shards):
@@ -225,8 +225,8 @@ def test_labels_that_are_not_those_of_the_sources_are_told(tmp_path: Path, tiny_
     pool = open_pool(folder)
     arrays = {name: column[:] for name, column in pool.columns.items()}
     arrays["label_a"] = (arrays["label_a"] + 1) % 10
-    for shard in range(pool.columns.store.shards):
-        rows = pool.columns.store.shard_range(shard)
+    for shard in range(pool.columns.table.shards):
+        rows = pool.columns.table.shard_range(shard)
         write_pool_shard(folder, shard, {name: values[rows.start : rows.stop] for name, values in arrays.items()})
     manifest = pool.manifest
     (folder / "manifest.json").unlink()

@@ -25,10 +25,10 @@ warmup = 1
 flip = false
 translate = 0
 [latents]
-shard_rows = 8
+chunk_rows = 8
 [pools.mixed]
 alpha = 0.4
-shard_rows = 8
+chunk_rows = 8
 [classifier]
 threads = 1
 width = 2
