@@ -247,13 +247,13 @@ def demo(workspace: str, **options: Any) -> None:
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
 @click.argument("artifact", type=_place)
-@click.option("--sheet", type=_place, help="Write the sheet of samples to this PNG.")
-@click.option("--html", type=_place, help="Write a page on a pool here, to look through.")
+@click.option("--image", type=_place, help="Write a grid of images to this PNG.")
+@click.option("--html", type=_place, help="Write the page of a pool to this HTML file.")
 @click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
-@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the sheet (8), or samples on the page (120).")
+@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
+    """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     with TerminalProgress() as bars:

@@ -14,7 +14,6 @@ __all__ = [
     "LOG_FILE",
     "METRICS_FILE",
     "NATURALNESS_FILE",
-    "SHEET_DENSITY",
     "SHEET_FILE",
     "WEIGHTS_FILE",
     "EpochMetrics",
@@ -135,7 +134,6 @@ def read_log(folder: Path) -> list[LogLine]:
 
 
 SHEET_FILE = "sheet.png"
-SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
 METRICS_FILE = "metrics.json"
 WEIGHTS_FILE = "classifier.safetensors"
 
