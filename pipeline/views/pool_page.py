@@ -21,9 +21,9 @@ from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS
-from lsmix.data.pool_summary import PoolSummary, summarise_pool
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
+from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page", "write_pool_page"]
@@ -34,14 +34,12 @@ _FAILED_SAMPLES = 24  # rows that failed to decode, in a part of their own
 _PAGE_BYTES = 2_600_000  # of samples; style and plots take under 400 kB
 _TEXT_BYTES = 1_600  # of a sample, at most, about
 _LARGEST_SIDE = 96  # pixels; larger images are reduced
-_BINS = 20  # of the histograms
 _MATRIX_CLASSES = 20  # up to which pairs of classes are drawn as a matrix; beyond, the most frequent ones are listed
 _PAIRS_LISTED = 20
 _NAME_LENGTH = 40  # characters of a class's name; a pool may hold names of any length
 _TEXT_LENGTH = 200  # of other texts
 _CITATION_LENGTH = 5_000
 _DETAILS = 60  # values of a manifest
-_KEPT = "decode failed"  # beside the pool's own statuses: kept although the decode failed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +60,13 @@ class _Card:
     classes: tuple[int, ...]
     lam: float
     share: float
-    status: str  # one of the pool's statuses, or _KEPT
+    status: str  # one of EVENTS
     corner: str  # "" for the first one
+
+    @property
+    def bytes(self) -> int:
+        """Its size on the page, about."""
+        return _TEXT_BYTES + sum(len(picture.uri) for picture in self.pictures)
 
 
 def write_pool_page(
@@ -102,12 +105,14 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
     has_origin = "origin" in pool.columns.attributes
     origin = read_provenance(pool.columns.attributes, f"pool {str(folder)!r}") if has_origin else None
     train = _train_split(pool, folder, origin, data)
-    summary = summarise_pool(pool, samples=samples)
-    failed = set(summary.decode_failed.tolist())
-    space = _Space(_PAGE_BYTES)
-    cards = space.take(_card(pool, train, row, failed) for row in summary.sample)
-    extra = [row for row in summary.decode_failed.tolist() if row not in summary.sample][:_FAILED_SAMPLES]
-    failures = space.take(_card(pool, train, row, failed) for row in extra)
+    summary = summarise_pool(pool, samples)
+    cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
+    if len(cards) < len(summary.chosen):  # choose fewer, so that these represent the pool, too
+        summary = summarise_pool(pool, len(cards))
+        cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
+    left = _PAGE_BYTES - sum(card.bytes for card in cards)
+    others = [row for row in summary.decode_failed if row not in summary.chosen][:_FAILED_SAMPLES]
+    failures = _fitting(left, (_card(pool, train, row) for row in others))
     present = sorted({label for card in cards for label in card.classes})
     text = render_page(
         _page(pool, origin, summary),
@@ -115,7 +120,7 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
         open_cards=cards[:_OPEN_SAMPLES],
         folded_cards=cards[_OPEN_SAMPLES:],
         failures=failures,
-        statuses=_statuses(summary),
+        statuses=[(event, count) for event, count in summary.events.items() if count or event == "ok"],
         images=len(pool),
         with_sources=train is not None,
         reduced=max(pool.image_shape[:2]) > _LARGEST_SIDE,
@@ -152,24 +157,18 @@ def _in_the_workspace(folder: Path, origin: Provenance) -> Path | None:
     return next((place for place, manifest in manifests if manifest.root == origin.root), None)
 
 
-class _Space:
-    """The room for samples on a page; the first sample always fits."""
-
-    def __init__(self, size: int) -> None:
-        self._left = size
-
-    def take(self, cards: Iterator[_Card]) -> list[_Card]:
-        """Return the cards that still fit."""
-        taken: list[_Card] = []
-        for card in cards:
-            self._left -= _TEXT_BYTES + sum(len(picture.uri) for picture in card.pictures)
-            if self._left < 0:
-                break
-            taken.append(card)
-        return taken
+def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:
+    """Return the first cards that take at most ``size`` bytes."""
+    taken: list[_Card] = []
+    for card in cards:
+        size -= card.bytes
+        if size < 0:
+            break
+        taken.append(card)
+    return taken
 
 
-def _card(pool: Pool, train: SplitArrays | None, row: int, failed: set[int]) -> _Card:
+def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _Card:
     sample = pool[row]
     others = [(sample.source_b, sample.label_b, sample.share_b), *((m.source, m.label, m.share) for m in sample.more)]
     first = (sample.source_a, sample.label_a, max(0.0, 1 - sum(share for _, _, share in others)))
@@ -188,7 +187,7 @@ def _card(pool: Pool, train: SplitArrays | None, row: int, failed: set[int]) -> 
         classes=tuple(dict.fromkeys(label for _, label, _ in parts)),
         lam=sample.lam,
         share=sample.share_b,
-        status=_KEPT if sample.status == "ok" and row in failed else sample.status,
+        status=event or (sample.status if sample.status != "ok" else EVENTS[-1]),
         corner="" if sample.corner == CORNERS[0] else sample.corner,
     )
 
@@ -230,12 +229,6 @@ def _png_uri(image: NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _statuses(summary: PoolSummary) -> list[tuple[str, int]]:
-    """Return how many rows have each status that occurs, "ok" first."""
-    counts = {**summary.statuses, "ok": summary.statuses["ok"] - summary.kept, _KEPT: summary.kept}
-    return [(status, count) for status, count in counts.items() if count or status == "ok"]
-
-
 def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
     height, width, channels = pool.image_shape
     size = format_bytes(sum(file.bytes for file in pool.manifest.files))
@@ -262,7 +255,7 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
                 items=(
                     Figure(
                         name="shares",
-                        data=histogram(summary.lam.histogram(_BINS), summary.share.histogram(_BINS)),
+                        data=histogram(summary.lam, summary.share),
                         alt="Histograms of λ as drawn and of the share of x₂, over all images.",
                         caption=f"All {len(pool):,} images. λ and share are the weights of x₂, the second image.",
                     ),

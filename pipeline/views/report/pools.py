@@ -3,18 +3,17 @@
 from collections.abc import Iterator
 
 from lsmix.data.pool import Pool
-from lsmix.data.pool_summary import summarise_pool
 from lsmix.pipeline.views.figures import FIGURES, draw_figure, figure_png
 from lsmix.pipeline.views.images import GRID_TITLES, page_grid, sample_grid
 from lsmix.pipeline.views.page import Figure, Section, Table
 from lsmix.pipeline.views.plots import bits_histogram, histogram
+from lsmix.pipeline.views.pool_summary import summarise_pool
 from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["mixes_sections", "pools_section"]
 
 _OPEN_FIGURES = ("fig1", "fig4")  # of the paper; the others are folded
 _ROWS_SHOWN = 12  # failed decodes in the table; the pool itself lists them all
-_BINS = 25
 
 
 def mixes_sections(inputs: ReportInputs) -> Iterator[Section]:
@@ -96,7 +95,7 @@ def _histogram(name: str, pool: Pool) -> Figure:
     summary = summarise_pool(pool)
     return Figure(
         name=f"rates-{name}",
-        data=histogram(summary.lam.histogram(_BINS), summary.share.histogram(_BINS)),
+        data=histogram(summary.lam, summary.share),
         alt=f"Histograms of λ and of the share of x₂ in pool {name}.",
         caption=f"Pool {name}: λ as drawn, and the share of x₂ that was taken.",
     )

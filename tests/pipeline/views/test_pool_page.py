@@ -13,8 +13,8 @@ import pytest
 from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, create_pool, open_pool, write_pool_shard
-from lsmix.data.pool_summary import QUANTILES, pool_blocks, summarise_pool
 from lsmix.pipeline.views.pool_page import render_pool_page, write_pool_page
+from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
 
 EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
 
@@ -82,43 +82,28 @@ def of(workspace: Path, stage: str, name: str) -> Path:
 def test_a_summary_counts_every_row(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", redrawn=(5, 700), kept=(9,)))
     summary = summarise_pool(pool)
-    for spread in (summary.lam, summary.share):
-        np.testing.assert_array_equal(spread.histogram(20), np.full(20, 150))
-        assert spread.quantiles == pytest.approx(np.quantile(pool.lam[:], QUANTILES), abs=0.001)
-        assert (spread.least, spread.most) == (0, pool.lam[:].max())
-        assert spread.mean == pytest.approx(pool.lam[:].mean())
+    for counts in (summary.lam, summary.share):
+        np.testing.assert_array_equal(counts, np.full(BINS, 3000 / BINS))
     assert summary.pairs is not None
     assert summary.pairs.tolist() == [[0, 1000, 0], [0, 0, 1000], [1000, 0, 0]]
-    assert [(one.name, one.first, one.others) for one in summary.classes] == [(n, 1000, 1000) for n in pool.class_names]
-    assert sum(one.weight for one in summary.classes) == pytest.approx(len(pool))
-    assert summary.statuses == {"ok": 2998, "redrawn": 2, "replaced": 0}
-    assert (summary.decode_failed.tolist(), summary.kept) == ([5, 9, 700], 1)
-
-
-def test_other_readers_share_the_pass(tmp_path: Path) -> None:
-    pool = open_pool(make_pool(tmp_path / "p", rows=2000, side=64))
-    columns, blocks = tuple(pool.columns), list[tuple[range, np.ndarray]]()
-    summary = summarise_pool(pool, columns=columns, on_block=lambda rows, block: blocks.append((rows, block["image"])))
-    assert summary.statuses == summarise_pool(pool).statuses
-    assert len(blocks) > 1
-    assert [row for rows, _ in blocks for row in rows] == list(range(2000))
-    np.testing.assert_array_equal(np.concatenate([images for _, images in blocks]), pool.image[:])
-    assert [rows for rows, _ in pool_blocks(pool)] == [range(2000)]
+    assert summary.events == {"ok": 2997, "redrawn": 2, "replaced": 0, "decode failed": 1}
+    assert summary.decode_failed == [5, 700, 9]
 
 
 def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spread(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", redrawn=range(0, 3000, 5)))
-    rows = np.array(summarise_pool(pool, samples=100).sample)
+    rows = np.array([*summarise_pool(pool, 100).chosen])
     assert len(set(rows.tolist())) == 100
     assert (pool.status[rows] == 1).sum() == 20
+    assert [*summarise_pool(pool, 100).chosen.values()].count("redrawn") == 20
     assert np.bincount(rows * 10 // 3000, minlength=10).tolist() == [10] * 10
     few = open_pool(make_pool(tmp_path / "q", redrawn=(3,)))
-    assert not few.status[summarise_pool(few, samples=100).sample].any()
+    assert not few.status[[*summarise_pool(few, 100).chosen]].any()
 
 
 def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p"))
-    rows = np.array(summarise_pool(pool, samples=50).sample)
+    rows = np.array([*summarise_pool(pool, 50).chosen])
     share = pool.share_b[rows]
     mixed = (share > 0.2) & (share < 0.8) & (pool.label_a[rows] != pool.label_b[rows])
     assert mixed[:30].all()
@@ -129,14 +114,9 @@ def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path
 
 def test_the_sample_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
-    sample = summarise_pool(pool, samples=40).sample
-    assert (
-        sample
-        == summarise_pool(pool, samples=40).sample
-        == summarise_pool(pool, samples=40, columns=[*pool.columns]).sample
-    )
-    assert sample != summarise_pool(pool, samples=40, seed=1).sample
-    assert sorted(summarise_pool(pool, samples=1000).sample) == list(range(300))
+    assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
+    assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
+    assert sorted(summarise_pool(pool, 1000).chosen) == list(range(300))
 
 
 @pytest.mark.parametrize("rows", [[3000], [-1], ["0"], "0", [2**70]])
