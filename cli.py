@@ -20,6 +20,7 @@ from lsmix.pipeline.cli_text import (
     rebuild_lines,
     run_facts,
     run_lines,
+    show_lines,
     status_lines,
     transfer_lines,
     verify_lines,
@@ -259,10 +260,8 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
     with TerminalProgress() as bars:
         facts = artifact_facts(artifact, bars)
         drawn = draw_artifact(artifact, progress=bars, **options)
-    lines = [f"{name:<12} {value}" for name, value in facts.items()]
-    for name, target, what in drawn:
-        lines.append(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")
-    _print("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}}, lines, as_json)
+    files = {one.kind: str(one.target) if one.what else None for one in drawn}
+    _print("show", {**facts, **files}, show_lines(facts, drawn), as_json)
 
 
 @cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")
@@ -294,14 +293,14 @@ def figure(
 
     target = out or f"{name}.png"
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
-        sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
+        drawn = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
-        facts = {"name": name, "path": target, "caption": sheet.caption}
-        _print_json("figure", {**facts, "decoded": sheet.decoded, "decode_failed": sheet.decode_failed})
+        facts = {"name": name, "path": target, "caption": drawn.caption}
+        _print_json("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed})
         return
     click.echo(f"figure      {target}")
-    click.echo(f"shows       {sheet.caption}")
-    click.echo(f"failed      {sheet.decode_failed} of {sheet.decoded} images failed to decode")
+    click.echo(f"shows       {drawn.caption}")
+    click.echo(f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode")
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")

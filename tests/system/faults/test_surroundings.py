@@ -48,7 +48,7 @@ def check_up_to_date(command, recipe, workspace):
     assert (status.code, status.err) == (0, ""), status
     result = command("run", recipe, "--workspace", workspace)
     assert result.code == 0
-    assert "0 of 8 artifacts made, 8 up to date already" in result.out
+    assert "0 of 8 artifacts made, 8 already up to date" in result.out
 
 
 # Signals
