@@ -7,6 +7,7 @@ Axes: R pairs or images, K columns, D components, H, W, C of an image.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -225,33 +226,12 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
     )
 
 
-def _ls_mix(sources: _Sources) -> PaperFigure:
-    """Draw Fig. 4: LS-Mix at growing λ."""
-    caption = (
-        "Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: the part of x₂ grows from "
-        "the upper left."
-    )
-    return _interpolations(sources, "fig4", ["ls-mix"], sources.pairs, caption)
-
-
-def _alternatives(sources: _Sources) -> PaperFigure:
-    """Draw Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
-    caption = (
-        "The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave their "
-        "place in the latent order deform the image."
-    )
-    return _interpolations(sources, "fig7", ["swap-mix", "reverse-mix"], sources.pairs, caption)
-
-
-def _every_method(sources: _Sources) -> PaperFigure:
-    """Draw Appendix E: every method on the same pairs, half as many."""
-    caption = "The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper."
-    pairs = sources.pairs[: (len(sources.pairs) + 1) // 2]
-    return _interpolations(sources, "appendix-e", list(sources.methods), pairs, caption)
-
-
-def _interpolations(sources: _Sources, name: str, methods: list[str], pairs: list[Pair], caption: str) -> PaperFigure:
-    """Return a block of rows for each method, a row for each pair: x₁, the mixes at growing λ, x₂."""
+def _interpolations(
+    name: str, caption: str, methods: tuple[str, ...], sources: _Sources, *, share_of_pairs: int = 1
+) -> PaperFigure:
+    """Draw a block of rows for each method, by default all: a row for each pair of x₁, the mixes at growing λ, x₂."""
+    methods = methods or sources.methods
+    pairs = sources.pairs[: -(-len(sources.pairs) // share_of_pairs)]
     z = np.concatenate([_mixed(sources.latents, pairs, method, sources.seed) for method in methods])
     images, failed = _decode(sources.flow, z)
     titles = [LATENT_METHODS.entry(method).title for method in methods]
@@ -276,7 +256,25 @@ def _interpolations(sources: _Sources, name: str, methods: list[str], pairs: lis
 FIGURES: Final[dict[str, Callable[[_Sources], PaperFigure]]] = {
     "fig1": _side_by_side,
     "fig3": _zero_fill,
-    "fig4": _ls_mix,
-    "fig7": _alternatives,
-    "appendix-e": _every_method,
+    "fig4": partial(
+        _interpolations,
+        "fig4",
+        "Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: the part of x₂ grows from the "
+        "upper left.",
+        ("ls-mix",),
+    ),
+    "fig7": partial(
+        _interpolations,
+        "fig7",
+        "The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave their "
+        "place in the latent order deform the image.",
+        ("swap-mix", "reverse-mix"),
+    ),
+    "appendix-e": partial(
+        _interpolations,
+        "appendix-e",
+        "The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
+        (),
+        share_of_pairs=2,
+    ),
 }

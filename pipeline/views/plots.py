@@ -15,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -221,13 +222,13 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray]) -> by
             if values.size:
                 colour = colours[index % len(colours)]
                 weights = np.full(values.size, 100.0 / values.size)
-                axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.18)
                 axes.hist(
                     values,
                     edges,
                     weights=weights,
-                    histtype="step",
-                    color=colour,
+                    histtype="stepfilled",
+                    facecolor=to_rgba(colour, 0.18),
+                    edgecolor=colour,
                     linewidth=1.6,
                     label=_label(name),
                 )

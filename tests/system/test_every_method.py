@@ -237,8 +237,8 @@ def test_a_recipe_of_pixels_alone_has_a_report(tmp_path: Path) -> None:
     ("pool", "shown"),
     [
         ("cutmix", "x₁ | mix | x₂"),
-        ("corners", "growing share"),
-        ("three", "growing share"),
+        ("corners", "ordered by their share"),
+        ("three", "ordered by their share"),
         ("linear", "mixes at growing λ"),
     ],
 )
