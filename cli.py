@@ -20,6 +20,7 @@ from lsmix.pipeline.cli_text import (
     rebuild_lines,
     run_facts,
     run_lines,
+    show_lines,
     status_lines,
     transfer_lines,
     verify_lines,
@@ -247,22 +248,20 @@ def demo(workspace: str, **options: Any) -> None:
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
 @click.argument("artifact", type=_place)
-@click.option("--sheet", type=_place, help="Write the sheet of samples to this PNG.")
-@click.option("--html", type=_place, help="Write a page on a pool here, to look through.")
+@click.option("--image", type=_place, help="Write a grid of images to this PNG.")
+@click.option("--html", type=_place, help="Write the page of a pool to this HTML file.")
 @click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
-@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the sheet (8), or samples on the page (120).")
+@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
+    """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     with TerminalProgress() as bars:
         facts = artifact_facts(artifact, bars)
         drawn = draw_artifact(artifact, progress=bars, **options)
-    lines = [f"{name:<12} {value}" for name, value in facts.items()]
-    for name, target, what in drawn:
-        lines.append(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")
-    _print("show", {**facts, **{name: str(target) if what else None for name, target, what in drawn}}, lines, as_json)
+    files = {one.kind: str(one.target) if one.what else None for one in drawn}
+    _print("show", {**facts, **files}, show_lines(facts, drawn), as_json)
 
 
 @cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")
@@ -294,14 +293,14 @@ def figure(
 
     target = out or f"{name}.png"
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
-        sheet = draw(name, recipe, target, pairs=rows, progress=bars, **options)
+        drawn = draw(name, recipe, target, pairs=rows, progress=bars, **options)
     if as_json:
-        facts = {"name": name, "path": target, "caption": sheet.caption}
-        _print_json("figure", {**facts, "decoded": sheet.decoded, "decode_failed": sheet.decode_failed})
+        facts = {"name": name, "path": target, "caption": drawn.caption}
+        _print_json("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed})
         return
     click.echo(f"figure      {target}")
-    click.echo(f"shows       {sheet.caption}")
-    click.echo(f"failed      {sheet.decode_failed} of {sheet.decoded} images failed to decode")
+    click.echo(f"shows       {drawn.caption}")
+    click.echo(f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode")
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")

@@ -384,7 +384,7 @@ ARTIFACT_FILES: Final = {
     "mix": rf"{_columns('pool.zarr')}|plan\.json|{_CARD}",
     "train": r"metrics\.json|classifier\.safetensors",
     "naturalness": r"naturalness\.json|sheet\.png",
-    "report": r"report\.(html|md)|figures/[A-Za-z0-9][A-Za-z0-9._-]*\.(svg|png)",
+    "report": r"report\.html|figures/[A-Za-z0-9][A-Za-z0-9._-]*\.(svg|png)",
 }
 
 

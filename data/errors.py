@@ -20,6 +20,7 @@ __all__ = [
     "escape_json",
     "escape_terminal",
     "format_bytes",
+    "format_count",
     "format_duration",
     "printable_lines",
     "printable_words",
@@ -157,6 +158,16 @@ def format_bytes(count: int) -> str:
             return f"{count} B" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def format_count(count: int, noun: str) -> str:
+    """Return a number of things for reading.
+
+    Example:
+        >>> format_count(1, "file"), format_count(35_000, "image")
+        ('1 file', '35,000 images')
+    """
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def format_duration(seconds: float) -> str:

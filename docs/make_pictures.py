@@ -20,7 +20,7 @@ from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipes import recipe_path
 from lsmix.pipeline.naturalness.regions import second_region
 from lsmix.pipeline.views.figures import draw_figure, figure_png
-from lsmix.pipeline.views.images import png_bytes, sheet
+from lsmix.pipeline.views.images import image_grid, png_bytes
 
 __all__ = ["DRAWN_BY_FIGURE", "FOLDER", "main", "order_picture"]
 
@@ -40,7 +40,7 @@ def order_picture() -> bytes:
     """Return the regions that the second image takes at λ = 1/16 … 16/16, as PNG."""
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
     taken = [n * config.height * config.width * config.channels // 16 for n in range(1, 17, 2)]
-    picture = sheet(
+    picture = image_grid(
         [[_painted(second_region(count, config)) for count in taken]],
         scale=3,
         gap=8,

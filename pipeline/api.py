@@ -36,7 +36,7 @@ from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import open_workspace
 
 if TYPE_CHECKING:
-    from lsmix.pipeline.views.figures import FigureSheet
+    from lsmix.pipeline.views.figures import PaperFigure
 
 __all__ = ["RunResult", "figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
 
@@ -255,7 +255,7 @@ def figure(
     scale: str = "",
     device: str = "auto",
     **options: Any,
-) -> "FigureSheet":
+) -> "PaperFigure":
     """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
 
     Brings the latents up to date first, and what they need; nothing further.

@@ -1,12 +1,9 @@
-"""What commands print for people: their facts as lines of text.
-
-What was not checked is told in the same breath as what was.
-"""
+"""The output of commands for people: results as lines of text."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from lsmix.data.errors import format_bytes, format_duration
+from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.sharing.transfer import Transfer
@@ -15,6 +12,7 @@ if TYPE_CHECKING:
     from lsmix.pipeline.engine.stage import ArrayTaskResult
     from lsmix.pipeline.engine.status import NodeStatus
     from lsmix.pipeline.verify.rebuild import RebuildResult
+    from lsmix.pipeline.views.show import Drawn
 
 __all__ = [
     "fact_lines",
@@ -23,6 +21,7 @@ __all__ = [
     "rebuild_lines",
     "run_facts",
     "run_lines",
+    "show_lines",
     "status_lines",
     "transfer_lines",
     "verify_lines",
@@ -30,13 +29,13 @@ __all__ = [
 
 
 def run_lines(result: "RunResult") -> list[str]:
-    """Return what a run made and what came of it."""
+    """Return the artifacts that a run made, and its results."""
     made, wanted = sum(not item.cached for item in result.built), len(result.built)
-    rest = "" if made == wanted else f", {wanted - made} up to date already"
+    rest = "" if made == wanted else f", {wanted - made} already up to date"
     lines = [f"{made} of {wanted} artifacts made{rest}"]
     for row in result.error_rates:
-        paper = f"; the paper has {row.paper}" if row.paper else ""
-        lines.append(f"error rate  {row.label:<26} {row.text} %  ({len(row.errors)} seeds{paper})")
+        paper = f"; paper: {row.paper}" if row.paper else ""
+        lines.append(f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper})")
     if result.report_place:
         lines.append(f"report      {result.report_place}")
     elif result.built:
@@ -45,7 +44,7 @@ def run_lines(result: "RunResult") -> list[str]:
 
 
 def run_facts(result: "RunResult") -> dict[str, Any]:
-    """Return what a run made, ready for JSON."""
+    """Return the result of a run, ready for JSON."""
     return {
         "artifacts": [
             {
@@ -76,16 +75,16 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
 
 
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
-    """Return what one array task made, and what to do when all have ended."""
+    """Return the shards that one array task made, and the next step."""
     lines = [
-        f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} are there"
+        f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} complete"
         for part in parts
     ]
-    return [*lines, f"when all array tasks have ended: lsmix finalize {recipe}" if parts else "all up to date already"]
+    return [*lines, f"after all array tasks have ended: lsmix finalize {recipe}" if parts else "all already up to date"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:
-    """Return the state of every artifact of a recipe, a line each."""
+    """Return one line for the state of each artifact of a recipe."""
     return [_status_line(node) for node in nodes]
 
 
@@ -97,54 +96,72 @@ def _status_line(node: "NodeStatus") -> str:
 
 
 def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
-    """Return what ``gc`` found, and whether it was removed."""
+    """Return the folders that ``gc`` found, and whether it removed them."""
     lines = [
         f"{format_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
         for item in found
     ]
     total = format_bytes(sum(item.bytes for item in found))
-    return [*lines, f"{len(found)} folders, {total}: {'removed' if delete else 'add --delete to remove them'}"]
+    return [*lines, f"{format_count(len(found), 'folder')}, {total}: {'removed' if delete else 'remove with --delete'}"]
 
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
-    """Return what a push to a place, or a pull to it, came to."""
+    """Return the result of a push to a place, or of a pull to it."""
     return [
-        f"{place}: {format_bytes(transfer.moved_bytes)} moved; {transfer.files} files, {format_bytes(transfer.bytes)}, "
+        f"{place}: {format_bytes(transfer.moved_bytes)} moved; {format_count(transfer.files, 'file')}, {format_bytes(transfer.bytes)}, "
         f"all as recorded (root {transfer.root[:12]})"
     ]
 
 
 def fact_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return facts by name, a line each."""
-    return [f"{name.replace('_', ' '):<14} {value}" for name, value in facts.items()]
+    """Return one line for each fact, with its name."""
+    width = max((len(name) for name in facts), default=0) + 1
+    return [f"{name:<{width}} {_fact(name, value)}" for name, value in facts.items()]
+
+
+def _fact(name: str, value: Any) -> str:
+    if name.endswith("bytes"):
+        return format_bytes(value)
+    if name == "seconds":
+        return format_duration(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
+    """Return the facts of an artifact, and the files that ``show`` wrote."""
+    files = [
+        f"{one.kind}: {one.target} ({one.what})" if one.what else "an artifact of this stage has no images to show"
+        for one in drawn
+    ]
+    return [*fact_lines(facts), *files]
 
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return the facts of ``verify`` as lines."""
-    whole = f"{facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
+    """Return the results of ``verify``: what was checked, and what was not."""
+    whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (root {facts['root'][:12]})"
     lines = [f"{facts['folder']}: {whole}"]
     lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
     if facts.get("deep"):
-        lines.append(f"{'made again':<12} {_deep(facts['deep'])}")
+        lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")
     return lines + [f"{'not checked':<12} {line}" for line in facts.get("unchecked", ())]
 
 
 def _deep(deep: Mapping[str, Any]) -> str:
     pixels = deep["pixels"]
-    text = f"{deep['rows']} rows, {pixels['pixels_differing']} of {pixels['pixels']} pixels differ"
+    text = f"{format_count(deep['rows'], 'row')}, {pixels['pixels_differing']:,} of {pixels['pixels']:,} pixels differ"
     if pixels["pixels_differing"]:
-        text += f", by {pixels['largest']} at most, as another kind of device may"
+        text += f", by at most {pixels['largest']}, which another kind of device can cause"
     if deep["redrawn_otherwise"]:
-        text += (
-            f"; {deep['redrawn_otherwise']} rows at the limit of a failed decode were redrawn otherwise, and left out"
-        )
+        text += f"; left out: {format_count(deep['redrawn_otherwise'], 'row')} at the limit of a failed decode, redrawn differently"
     return text
 
 
 def rebuild_lines(result: "RebuildResult") -> list[str]:
-    """Return what came of ``rebuild`` as lines."""
+    """Return the result of ``rebuild``."""
     verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
-    lines = [f"{'pool':<12} {result.folder}{' (was there already)' if result.cached else ''}"]
+    lines = [f"{'pool':<12} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
     lines.append(f"{'root':<12} {result.root} ({verdict[result.equal]})")
     if result.comparison:
         lines.append(f"{'compared':<12} {result.comparison.text()}")

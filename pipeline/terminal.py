@@ -1,7 +1,4 @@
-"""Progress on a terminal, or in a log: what the command line shows while something works.
-
-All of it goes to stderr; results go to stdout, and are nobody's business here.
-"""
+"""Progress of a command on stderr: bars on a terminal, lines in a log. Results go to stdout and are not printed here."""
 
 import io
 import os
@@ -11,7 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.errors import escape_terminal, format_bytes
+from lsmix.data.errors import escape_terminal, format_bytes, format_count, format_duration
 
 __all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_streams"]
 
@@ -20,12 +17,14 @@ _LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
 
 
 def prepare_streams() -> None:
-    """Make standard output and error take any text: what their encoding lacks is escaped, and what is closed discards."""
+    """Let standard output and error accept any text: escape characters that their encoding lacks, replace closed ones."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, or a file of ours would, and get our words
+            os.open(
+                os.devnull, os.O_RDWR
+            )  # takes the lowest free number, so that no file of ours gets it, and our output
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -35,7 +34,7 @@ def prepare_streams() -> None:
 
 
 def output_is_gone() -> bool:
-    """Return whether whatever read our standard output or error has closed it, as ``head`` does when it has enough."""
+    """Return whether the reader of our standard output or error has closed it, as ``head`` does when it has enough."""
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)
@@ -43,7 +42,7 @@ def output_is_gone() -> bool:
 
 
 def discard_output() -> None:
-    """Send what is still to be written nowhere, so that the end of the program fails at nothing."""
+    """Discard all further output, so that the program's end does not fail on a closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
@@ -57,21 +56,21 @@ class TerminalProgress:
     """Progress on stderr: bars on a terminal, a line every half minute elsewhere.
 
     Args:
-        quiet: print warnings alone.
-        verbose: print details, too.
+        quiet: print only warnings.
+        verbose: also print details.
     """
 
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
         self._verbose = verbose
         self._bar: Any = None
-        self._line_at = 0.0  # when the last line was printed, where there is no terminal
+        self._line_at = 0.0  # when the last line was printed, without a terminal
 
     def __enter__(self) -> "TerminalProgress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()  # so that an error does not stand behind half a bar
+        self.finish()  # so that an error is not printed after half a bar
 
     def info(self, message: str) -> None:
         """Print a line, unless quiet."""
@@ -96,11 +95,10 @@ class TerminalProgress:
         terminal = sys.stderr.isatty()
         bytewise = unit == "byte"
         if not terminal:
-            amounts = (
-                (format_bytes(total - done), format_bytes(total)) if bytewise else (total - done, f"{total} {unit}s")
-            )
-            _print(f"{label}: {amounts[0]} of {amounts[1]} to do")
-        target = None if terminal else io.StringIO()  # without a terminal tqdm only keeps the count
+            size = format_bytes(total) if bytewise else format_count(total, unit)
+            rest = f", {format_bytes(done) if bytewise else f'{done:,}'} of them done" if done else ""
+            _print(f"{label}: {size}{rest}")
+        target = None if terminal else io.StringIO()  # without a terminal, tqdm only counts
         self._line_at = time.monotonic()
         self._bar = tqdm(
             total=total,
@@ -126,10 +124,10 @@ class TerminalProgress:
             _print(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}))
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Print nothing: the log has it."""
+        """Print nothing: events are for the log."""
 
     def finish(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
@@ -137,10 +135,10 @@ class TerminalProgress:
 
 def _pace(facts: dict[str, Any]) -> dict[str, Any]:
     rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
-    left = (facts["total"] - facts["n"]) / rate / 60 if rate else 0.0
+    left = f"{format_duration((facts['total'] - facts['n']) / rate)} left" if rate else "time left unknown"
     note = f", {facts['postfix']}" if facts["postfix"] else ""
     if facts["unit_scale"]:
         amounts = {"n": format_bytes(facts["n"]), "total": format_bytes(facts["total"])}
-        return {**amounts, "pace": f"{format_bytes(round(rate))}/s", "left": f"{left:.0f} min left", "note": note}
+        return {**amounts, "pace": f"{format_bytes(round(rate))}/s", "left": left, "note": note}
     pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
-    return {"pace": pace, "left": f"{left:.0f} min left", "note": note}
+    return {"n": f"{facts['n']:,}", "total": f"{facts['total']:,}", "pace": pace, "left": left, "note": note}

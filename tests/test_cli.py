@@ -257,11 +257,11 @@ def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, 
         (("mix", "RECIPE"), "run"),
         (("gc", "RECIPE"), "gc"),
         (("verify", "ARTIFACT"), "verify"),
-        (("show", "ARTIFACT", "--sheet", "SHEET"), "show"),
+        (("show", "ARTIFACT", "--image", "IMAGE"), "show"),
     ],
 )
 def test_json_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_path, command, words, kind):
-    places = {"RECIPE": tiny_recipe, "ARTIFACT": next((tiny_workspace / "mix").iterdir()), "SHEET": tmp_path / "s.png"}
+    places = {"RECIPE": tiny_recipe, "ARTIFACT": next((tiny_workspace / "mix").iterdir()), "IMAGE": tmp_path / "s.png"}
     workspace = ("--workspace", tiny_workspace) if "RECIPE" in words else ()
     result = command(*(places.get(word, word) for word in words), *workspace, "--json")
     assert result.code == 0, result.err

@@ -16,7 +16,6 @@ __all__ = [
     "LOG_FILE",
     "METRICS_FILE",
     "NATURALNESS_FILE",
-    "SHEET_DENSITY",
     "SHEET_FILE",
     "WEIGHTS_FILE",
     "EpochMetrics",
@@ -36,7 +35,6 @@ LOG_FILE = "log.jsonl"
 METRICS_FILE = "metrics.json"
 NATURALNESS_FILE = "naturalness.json"
 SHEET_FILE = "sheet.png"
-SHEET_DENSITY = 2  # pixels of the sheet to one of the page, so that its letters are sharp
 WEIGHTS_FILE = "classifier.safetensors"
 _FORMAT = 2
 

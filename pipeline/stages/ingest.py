@@ -50,7 +50,7 @@ def run(task: StageTask) -> StageResult:
     from lsmix.data.readers.dataset_writer import write_dataset
 
     config: DataConfig = task.config
-    task.progress.start(task.label, 1, "data set")
+    task.progress.info(f"{task.label}: reading the data set")
     path = task.folder / DATASET_FILE
     write_dataset(
         path,
@@ -61,8 +61,6 @@ def run(task: StageTask) -> StageResult:
         seed=config.seed,
     )
     counts = dataset_counts(open_dataset(path))
-    task.progress.advance()
-    task.progress.finish()
     return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
 
 

@@ -14,7 +14,6 @@ from lsmix.data.errors import RecipeError
 from lsmix.pipeline.config.results import (
     DATASET_FILE,
     NATURALNESS_FILE,
-    SHEET_DENSITY,
     SHEET_FILE,
     WEIGHTS_FILE,
     Naturalness,
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 __all__ = ["NATURALNESS"]
 
 _SHEET_ROWS = 8
-_SHEET_WIDTH = 830  # pixels of the page that the sheet should about have
 
 
 def run(task: StageTask) -> StageResult:
@@ -112,23 +110,14 @@ def _sample_size(task: StageTask, dataset: DataSet) -> int:
 
 def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
     """Return a row for each of the first pairs: x₁, what each method makes of it, x₂."""
-    from lsmix.pipeline.views.images import png_bytes, sheet
+    from lsmix.pipeline.views.images import page_grid
 
     methods = [one for one in measured if one.sample.kind != "original"]
     rows = []
     for place, (first, second) in enumerate(samples.pair_sheet(_SHEET_ROWS)):
         rows.append([first, *(one.shown[place] for one in methods), second])
     titles = ["x₁", *(one.sample.name for one in methods), "x₂"]
-    scale = max(1, round(_SHEET_WIDTH / (len(titles) * rows[0][0].shape[1])))
-    return png_bytes(
-        sheet(
-            rows,
-            column_titles=titles,
-            scale=SHEET_DENSITY * scale,
-            gap=4 * SHEET_DENSITY,
-            text_size=13 * SHEET_DENSITY,
-        )
-    )
+    return page_grid(rows, titles)
 
 
 def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:

@@ -1,6 +1,6 @@
-"""The report stage: every artifact of a recipe → ``report.html``, ``report.md`` and the pictures of both.
+"""The report stage: every artifact of a recipe → ``report.html`` and its pictures as files.
 
-Numbers come from manifests and logs; only the sheets and the likelihood of the mixes are computed here.
+Numbers come from manifests and logs; only the pictures and the likelihood of the mixes are computed here.
 """
 
 from lsmix.pipeline.config.schema import ReportConfig
@@ -15,18 +15,17 @@ _ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
 def run(task: StageTask) -> StageResult:
     """Write the report."""
     from lsmix.data.atomic import write_atomic
-    from lsmix.pipeline.views.report.content import build_page
-    from lsmix.pipeline.views.report.page import render_html, render_markdown
+    from lsmix.pipeline.views.page import render_page
+    from lsmix.pipeline.views.report.sections import build_page
 
     task.progress.start(task.label, 1, "page")
     page = build_page(task)
     for figure in page.figures:
         write_atomic(task.folder / _FIGURES / figure.file_name, figure.data)
-    write_atomic(task.folder / "report.md", render_markdown(page, figure_folder=_FIGURES).encode())
-    write_atomic(task.folder / "report.html", render_html(page).encode())
+    write_atomic(task.folder / "report.html", render_page(page).encode())
     task.progress.advance()
     task.progress.finish()
-    # The pages tell how long things took, so only the pictures are the same each time.
+    # The page has durations, so only the pictures are the same each time.
     return StageResult(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
 
 
@@ -34,4 +33,4 @@ def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
 
 
-REPORT = Stage(name="report", version=1, run=run, estimate=_estimate)
+REPORT = Stage(name="report", version=2, run=run, estimate=_estimate)

@@ -143,7 +143,7 @@ def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> d
 def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[LogLine]) -> StageResult:
     from lsmix.glow.checkpoint import save_flow
     from lsmix.glow.training import sample
-    from lsmix.pipeline.views.images import png_bytes, sheet
+    from lsmix.pipeline.views.images import image_grid, in_rows, png_bytes
 
     config: FlowRecipe = task.config
     last = log[-1] if log else LogLine(iteration=0)
@@ -151,8 +151,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
     save_flow(task.folder, flow, {"iterations": trainer.iteration, "class_names": list(dataset.class_names)})
     write_atomic(task.folder / LOG_FILE, b"".join(msgspec.json.encode(line) + b"\n" for line in log))
     samples = sample(flow, _SAMPLE_COUNT, temperature=config.temperature, seed=config.training.seed)
-    rows = [list(samples[start : start + 8]) for start in range(0, _SAMPLE_COUNT, 8)]
-    write_atomic(task.folder / "samples.png", png_bytes(sheet(rows)))
+    write_atomic(task.folder / "samples.png", png_bytes(image_grid(in_rows(samples, 8))))
     counts = {
         "iterations": trainer.iteration,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),

@@ -1,10 +1,13 @@
-"""The paper's figures as sheets, drawn from a flow, its latents and the images themselves.
+"""The paper's figures as grids of images, drawn from a flow, its latents and the images themselves.
 
-Sources are shown as they are in the data set, mixes as the flow decodes them, whether or not the decode failed.
+Sources are shown as they are in the data set, mixes as the flow decodes them, also failed decodes.
+Axes: R pairs or images, K columns, D components, H, W, C of an image.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -12,37 +15,42 @@ from numpy.typing import NDArray
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
+from lsmix.data.pool_spec import PoolConfig
 from lsmix.data.rng import generator
-from lsmix.pipeline.views.interpolation import (
-    FIG3_RATES,
-    FIG4_RATES,
-    Sweep,
-    decode_sweep,
-    mixed_latents,
-    zeroed_latents,
-)
 
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
     from lsmix.data.latents import Latents
     from lsmix.glow.flow import Flow
 
-__all__ = ["FIGURES", "FigureSheet", "check_figure", "choose_figure_pairs", "draw_figure", "figure_png"]
+__all__ = [
+    "FIGURES",
+    "INTERPOLATION_TITLES",
+    "PaperFigure",
+    "check_figure",
+    "choose_figure_pairs",
+    "draw_figure",
+    "figure_png",
+    "interpolation_grid",
+]
 
 Image = NDArray[np.uint8]
 Pair = tuple[int, int]
-_SWEEP_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂")
+# By their titles, unreduced as in the paper: λ of the columns of [P Fig. 4], share of zeros in those of [P Fig. 3].
+_FIG4_RATES: Final = {f"{n}/16": Fraction(n, 16) for n in (2, 5, 7, 9, 11, 14)}
+_FIG3_RATES: Final = {f"{n}/12": Fraction(n, 12) for n in range(1, 12)}
+INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES), "x₂")
 
 
 @dataclass(frozen=True, kw_only=True)
-class FigureSheet:
+class PaperFigure:
     """A figure before it is a picture."""
 
     name: str  # a name in FIGURES
     rows: list[list[Image | None]]  # images uint8 (H, W, C), row by row
     column_titles: list[str]
     row_titles: list[str]  # "" where a row has none; may be empty
-    alt: str  # what is seen, for who cannot see it
+    alt: str  # what it shows, for readers who cannot see it
     caption: str  # what it shows, and which figure of the paper it is
     decoded: int  # images that the flow decoded
     decode_failed: int  # of these, failed decodes by the default rule of pools
@@ -57,13 +65,43 @@ class _Sources:
     images: Image  # of the train split, (N, H, W, C)
     pairs: list[Pair]  # rows of the train split
     seed: int  # of the draws of methods with chance
-    methods: tuple[str, ...]  # that the sheets of Appendix E show
+    methods: tuple[str, ...]  # that Appendix E shows
 
-    def mixed(self, method: str, pairs: Sequence[Pair]) -> NDArray[np.float32]:
-        return mixed_latents(self.latents, pairs, method=method, seed=self.seed)
 
-    def decode(self, z: NDArray[np.float32]) -> Sweep:
-        return decode_sweep(self.flow, self.latents, z)
+def interpolation_grid(
+    flow: "Flow", latents: "Latents", pairs: Sequence[Pair], *, method: str = "ls-mix"
+) -> list[list[Image]]:
+    """Return a row for each pair of source rows: x₁, the mixes at the rates of Fig. 4, x₂; all decoded from latents.
+
+    Raises:
+        RecipeError: the method is unknown.
+    """
+    first, second = (latents.z.gather([pair[place] for pair in pairs])[:, None] for place in (0, 1))
+    z = np.concatenate([first, _mixed(latents, pairs, method, seed=0), second], axis=1)
+    return [list(row) for row in _decode(flow, z)[0]]
+
+
+def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) -> NDArray[np.float32]:
+    """Return each pair of source rows mixed at each rate of Fig. 4: latents, float32 (R, K, D).
+
+    Draws are named by the pair's row alone, so that the masks of methods with chance grow with λ.
+    """
+    from lsmix.glow.latent_mixing import mix_latents
+
+    first, second = (latents.z.gather([pair[place] for pair in pairs]) for place in (0, 1))
+    rates = _FIG4_RATES.values()
+    return np.stack([mix_latents(method, first, second, float(rate), seed=seed)[0] for rate in rates], axis=1)
+
+
+def _decode(flow: "Flow", z: NDArray[np.float32]) -> tuple[Image, NDArray[np.bool_]]:
+    """Decode latents, float32 (R, K, D): images (R, K, H, W, C), and which failed by the default rule of pools, (R, K)."""
+    from lsmix.glow.latent_mixing import is_failed_decode
+
+    rule = PoolConfig()
+    validate = partial(is_failed_decode, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
+    rows, columns, dim = z.shape
+    images, failed = flow.decode(z.reshape(-1, dim), validate=validate)
+    return images.reshape(rows, columns, *images.shape[1:]), failed.reshape(rows, columns)
 
 
 def check_figure(name: str) -> None:
@@ -81,7 +119,7 @@ def draw_figure(
     pairs: int = 6,
     seed: int = 0,
     methods: Sequence[str] = (),
-) -> FigureSheet:
+) -> PaperFigure:
     """Draw a figure of the paper.
 
     Args:
@@ -91,7 +129,7 @@ def draw_figure(
         dataset: the sources.
         pairs: pairs of source images, at least 1; fewer are shown where there are too few images.
         seed: of the choice of pairs, and of what methods with chance draw.
-        methods: in latent space, that "appendix-e" shows; empty for those of lsmix, whatever else is installed.
+        methods: in latent space, that "appendix-e" shows; empty for those of lsmix alone.
 
     Raises:
         RecipeError: there is no such figure, the data set has no pair, or flow, latents and data set do not belong together.
@@ -129,28 +167,14 @@ def choose_figure_pairs(labels: NDArray[np.int64], count: int, seed: int) -> lis
     return pairs
 
 
-def figure_png(sheet: FigureSheet, *, width: int = 830, density: int = 2) -> bytes:
-    """Return a figure as PNG: about ``width`` × ``density`` pixels wide, the same bytes each time.
+def figure_png(figure: PaperFigure, *, width: int = 830) -> bytes:
+    """Return a figure as PNG: about 2 · ``width`` pixels wide, the same bytes each time."""
+    from lsmix.pipeline.views.images import page_grid
 
-    Every pixel of an image is enlarged by a whole number, at least ``density``; ``density`` is how many pixels of the
-    picture go to one of the page, so that letters are sharp.
-    """
-    from lsmix.pipeline.views import images as sheets
-
-    image_width = next(image.shape[1] for row in sheet.rows for image in row if image is not None)
-    scale = max(1, round(width / (len(sheet.column_titles) * image_width)))
-    picture = sheets.sheet(
-        sheet.rows,
-        scale=density * scale,
-        gap=4 * density,
-        column_titles=sheet.column_titles,
-        row_titles=sheet.row_titles,
-        text_size=13 * density,
-    )
-    return sheets.png_bytes(picture)
+    return page_grid(figure.rows, figure.column_titles, figure.row_titles, width=width)
 
 
-def _side_by_side(sources: _Sources) -> FigureSheet:
+def _side_by_side(sources: _Sources) -> PaperFigure:
     """Draw Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
     from lsmix.classifiers.pixel_mixing import mix_images
     from lsmix.glow.latent_mixing import mix_latents
@@ -161,101 +185,91 @@ def _side_by_side(sources: _Sources) -> FigureSheet:
     pixels = [mix_images(method, first, second, 0.5, seed=sources.seed)[0] for method in in_pixels]
     gather = sources.latents.z.gather
     z, _ = mix_latents("ls-mix", gather(rows1), gather(rows2), 0.5, seed=sources.seed)
-    decoded = sources.decode(z[:, None])
-    columns = [first, second, *pixels, decoded.images[:, 0]]
+    images, failed = _decode(sources.flow, z[:, None])
     titles = [*(PIXEL_METHODS.entry(method).title for method in in_pixels), LATENT_METHODS.entry("ls-mix").title]
-    return FigureSheet(
+    return PaperFigure(
         name="fig1",
-        rows=[list(row) for row in zip(*columns, strict=True)],
+        rows=[list(row) for row in zip(first, second, *pixels, images[:, 0], strict=True)],
         column_titles=["x₁", "x₂", *titles],
         row_titles=[],
-        alt=f"{len(first)} pairs of images, and what MixUp, CutMix and LS-Mix make of them.",
+        alt=f"{len(first)} pairs of images, and their mixes by MixUp, CutMix and LS-Mix.",
         caption="Two images and their mixes by MixUp, CutMix and LS-Mix at λ = 1/2, as in Fig. 1 of the paper. "
-        "MixUp lays one over the other, CutMix pastes a box, LS-Mix joins parts of both.",
-        decoded=decoded.decode_failed.size,
-        decode_failed=int(decoded.decode_failed.sum()),
+        "MixUp blends them, CutMix pastes a box, LS-Mix joins parts of both.",
+        decoded=failed.size,
+        decode_failed=int(failed.sum()),
     )
 
 
-def _zero_fill(sources: _Sources) -> FigureSheet:
-    """Draw Fig. 3: images of whose latents ever more of the last components are zero."""
+def _zero_fill(sources: _Sources) -> PaperFigure:
+    """Draw Fig. 3: images with a growing share of their last latent components at zero."""
+    from lsmix.glow.latent_mixing import zero_fill
+
     rows = [first for first, _ in sources.pairs]
-    decoded = sources.decode(zeroed_latents(sources.latents, rows))
-    return FigureSheet(
+    z = sources.latents.z.gather(rows)
+    zeroed = [zero_fill(z, int(rate * sources.latents.dim)) for rate in _FIG3_RATES.values()]
+    images, failed = _decode(sources.flow, np.stack(zeroed, axis=1))
+    return PaperFigure(
         name="fig3",
-        rows=[[sources.images[row], *sweep] for row, sweep in zip(rows, decoded.images, strict=True)],
-        column_titles=["x", *FIG3_RATES],
+        rows=[[sources.images[row], *line] for row, line in zip(rows, images, strict=True)],
+        column_titles=["x", *_FIG3_RATES],
         row_titles=[],
         alt=f"{len(rows)} images whose last latent components are set to zero, from one twelfth to eleven twelfths.",
         caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper: the "
         "image of the zero latent spreads from the lower right.",
-        decoded=decoded.decode_failed.size,
-        decode_failed=int(decoded.decode_failed.sum()),
+        decoded=failed.size,
+        decode_failed=int(failed.sum()),
     )
 
 
-def _ls_mix(sources: _Sources) -> FigureSheet:
-    """Draw Fig. 4: LS-Mix at growing λ."""
-    return _sweeps(
-        sources,
-        "fig4",
-        ["ls-mix"],
-        sources.pairs,
-        caption="Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: what comes from x₂ "
-        "grows from the upper left.",
-    )
-
-
-def _alternatives(sources: _Sources) -> FigureSheet:
-    """Draw Fig. 7: Swap-Mix and Reverse-Mix at growing λ."""
-    return _sweeps(
-        sources,
-        "fig7",
-        ["swap-mix", "reverse-mix"],
-        sources.pairs,
-        caption="The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave "
-        "their place in the latent order deform the image.",
-    )
-
-
-def _every_method(sources: _Sources) -> FigureSheet:
-    """Draw the sheets of Appendix E: every method on the same pairs, half as many."""
-    return _sweeps(
-        sources,
-        "appendix-e",
-        list(sources.methods),
-        sources.pairs[: (len(sources.pairs) + 1) // 2],
-        caption="The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
-    )
-
-
-def _sweeps(sources: _Sources, name: str, methods: list[str], pairs: list[Pair], *, caption: str) -> FigureSheet:
-    """Return a block of rows for each method, a row for each pair: x₁, the mixes at growing λ, x₂."""
-    z = np.concatenate([sources.mixed(method, pairs) for method in methods])
-    decoded = sources.decode(z)
+def _interpolations(
+    name: str, caption: str, methods: tuple[str, ...], sources: _Sources, *, share_of_pairs: int = 1
+) -> PaperFigure:
+    """Draw a block of rows for each method, by default all: a row for each pair of x₁, the mixes at growing λ, x₂."""
+    methods = methods or sources.methods
+    pairs = sources.pairs[: -(-len(sources.pairs) // share_of_pairs)]
+    z = np.concatenate([_mixed(sources.latents, pairs, method, sources.seed) for method in methods])
+    images, failed = _decode(sources.flow, z)
     titles = [LATENT_METHODS.entry(method).title for method in methods]
     rows: list[list[Image | None]] = [
-        [sources.images[first], *sweep, sources.images[second]]
-        for (first, second), sweep in zip(pairs * len(methods), decoded.images, strict=True)
+        [sources.images[first], *line, sources.images[second]]
+        for (first, second), line in zip(pairs * len(methods), images, strict=True)
     ]
-    return FigureSheet(
+    return PaperFigure(
         name=name,
         rows=rows,
-        column_titles=list(_SWEEP_TITLES),
-        # One method needs no title; else it stands at the first row of its block.
+        column_titles=list(INTERPOLATION_TITLES),
+        # One method needs no title; several have theirs at the first row of their block.
         row_titles=[line for title in titles for line in (title, *[""] * (len(pairs) - 1))] if len(titles) > 1 else [],
         alt=f"{len(pairs)} pairs of images, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
         caption=caption,
-        decoded=decoded.decode_failed.size,
-        decode_failed=int(decoded.decode_failed.sum()),
+        decoded=failed.size,
+        decode_failed=int(failed.sum()),
     )
 
 
-# How each figure is drawn, by the name that the command line and the report know it by.
-FIGURES: Final[dict[str, Callable[[_Sources], FigureSheet]]] = {
+# By the name that the command line and the report use.
+FIGURES: Final[dict[str, Callable[[_Sources], PaperFigure]]] = {
     "fig1": _side_by_side,
     "fig3": _zero_fill,
-    "fig4": _ls_mix,
-    "fig7": _alternatives,
-    "appendix-e": _every_method,
+    "fig4": partial(
+        _interpolations,
+        "fig4",
+        "Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: the part of x₂ grows from the "
+        "upper left.",
+        ("ls-mix",),
+    ),
+    "fig7": partial(
+        _interpolations,
+        "fig7",
+        "The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave their "
+        "place in the latent order deform the image.",
+        ("swap-mix", "reverse-mix"),
+    ),
+    "appendix-e": partial(
+        _interpolations,
+        "appendix-e",
+        "The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
+        (),
+        share_of_pairs=2,
+    ),
 }

@@ -1,11 +1,10 @@
-"""Image grids as PNG, and the rows of a pool as grids."""
+"""Grids of images as PNG, and the rows of a pool that a grid shows."""
 
 import io
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import matplotlib as mpl
 import numpy as np
@@ -14,24 +13,43 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lsmix.data.pool import Pool
 
-__all__ = ["SHEET_TITLES", "SourceImages", "png_bytes", "pool_rows", "sheet", "thumbnails"]
+__all__ = [
+    "GRID_COLUMNS",
+    "GRID_TITLES",
+    "SourceImages",
+    "image_grid",
+    "in_rows",
+    "mixed_rows",
+    "own_images",
+    "page_grid",
+    "png_bytes",
+    "sample_grid",
+]
 
 _INK = (128, 136, 148, 255)  # contrast of at least 3.5 on white and on near-black
+_PAGE_WIDTH = 830  # CSS pixels
+_PAGE_DENSITY = 2  # pixels of a picture for each CSS pixel, so that its letters are sharp
+_TEXT_SIZES = range(13, 23)  # of titles on a page, in CSS pixels: the largest that fits, for readers on a telephone
+_TRIPLES = 3  # of x₁, mix, x₂ in a row
+_CANDIDATES = 4096  # rows of a pool that are looked at
+GRID_TITLES: Final = ["x₁", "mix", "x₂"] * _TRIPLES
+GRID_COLUMNS: Final = 12  # of a grid without sources
 
 
-def sheet(
+def image_grid(
     rows: Sequence[Sequence[np.ndarray | None]],
     *,
     scale: int = 3,
     gap: int = 4,
+    text_size: int = 13,
     column_titles: Sequence[str] = (),
     row_titles: Sequence[str] = (),
-    text_size: int = 13,
 ) -> Image.Image:
     """Return the images in rows as one RGBA picture.
 
-    An image is uint8 (H, W, C) or (H, W) with C 1 (grey) or 3 (RGB); None leaves its place empty. Every pixel becomes
-    ``scale`` × ``scale`` ones, places are ``gap`` apart and as large as the largest image. Titles may be fewer than places.
+    An image is uint8 (H, W, C) or (H, W) with C 1 (grey) or 3 (RGB); None leaves its cell empty. Every pixel becomes
+    ``scale`` × ``scale`` ones; cells are as large as the largest image, and ``gap`` pixels apart. There may be fewer titles
+    than rows or columns.
 
     Raises:
         ValueError: there is no image at all, or one is of another shape or type.
@@ -39,13 +57,13 @@ def sheet(
     Example:
         >>> import numpy as np
         >>> black = np.zeros((8, 8, 1), np.uint8)
-        >>> sheet([[black, black], [black]], scale=2, gap=4).size
+        >>> image_grid([[black, black], [black]], scale=2).size
         (36, 36)
     """
     pictures = [[None if image is None else _picture(image, scale) for image in row] for row in rows]
     present = [picture for row in pictures for picture in row if picture is not None]
     if not present:
-        raise ValueError(f"a sheet needs at least one image; got {len(rows)} rows without any.")
+        raise ValueError(f"a grid needs at least one image; got {len(rows)} rows without any.")
     cell_width, cell_height = max(p.width for p in present), max(p.height for p in present)
     columns = max(len(row) for row in pictures)
 
@@ -71,14 +89,32 @@ def sheet(
     return canvas
 
 
-def thumbnails(images: Sequence[np.ndarray] | np.ndarray, *, columns: int, scale: int = 2, gap: int = 3) -> Image.Image:
-    """Return images, uint8 (N, H, W, C), row by row in a grid of ``columns`` columns without titles.
-
-    Raises:
-        ValueError: there is no image, or one is of another shape or type.
-    """
-    rows = [list(images[start : start + columns]) for start in range(0, len(images), columns)]
-    return sheet(rows, scale=scale, gap=gap)
+def page_grid(
+    rows: Sequence[Sequence[np.ndarray | None]],
+    column_titles: Sequence[str],
+    row_titles: Sequence[str] = (),
+    *,
+    width: int = _PAGE_WIDTH,
+) -> bytes:
+    """Return a titled grid for a page as PNG: about 2 · ``width`` pixels wide, pixels enlarged by a whole number."""
+    image_width = next(image.shape[1] for row in rows for image in row if image is not None)
+    scale = _PAGE_DENSITY * max(1, round(width / (len(column_titles) * image_width)))
+    sizes = range(_TEXT_SIZES.stop - 1, _TEXT_SIZES.start, -1)
+    fitting = (
+        size
+        for size in sizes
+        if all(_font(_PAGE_DENSITY * size).getlength(title) <= scale * image_width for title in column_titles)
+    )
+    return png_bytes(
+        image_grid(
+            rows,
+            scale=scale,
+            gap=4 * _PAGE_DENSITY,
+            text_size=_PAGE_DENSITY * next(fitting, _TEXT_SIZES.start),
+            column_titles=column_titles,
+            row_titles=row_titles,
+        )
+    )
 
 
 def png_bytes(image: Image.Image) -> bytes:
@@ -92,7 +128,7 @@ def _picture(image: np.ndarray, scale: int) -> Image.Image:
     pixels = image[..., None] if image.ndim == 2 else image
     if image.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape:
         raise ValueError(
-            f"a sheet shows uint8 images of shape (H, W), (H, W, 1) or (H, W, 3); got {image.dtype} {image.shape}."
+            f"a grid shows uint8 images of shape (H, W), (H, W, 1) or (H, W, 3); got {image.dtype} {image.shape}."
         )
     rgb = np.broadcast_to(pixels, (*pixels.shape[:2], 3))
     return Image.fromarray(rgb.repeat(scale, axis=0).repeat(scale, axis=1))
@@ -113,11 +149,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-_TRIPLES = 3  # of x₁, mix, x₂ in a row
-_LOOKED_AT = 4096  # rows of a pool that are chosen from
-SHEET_TITLES = ["x₁", "mix", "x₂"] * _TRIPLES
-
-
 class SourceImages(Protocol):
     """Images of a train split by row, such as an array of them, uint8 (N, H, W, C)."""
 
@@ -126,17 +157,34 @@ class SourceImages(Protocol):
         ...
 
 
-def pool_rows(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a sheet: three mixes each, between their first two sources.
+def mixed_rows(pool: Pool, count: int) -> NDArray[np.intp]:
+    """Return up to ``count`` rows from the first 4,096 of a pool, the really mixed ones first.
 
-    ``train`` holds the images of the train split, uint8 (N, H, W, C). Those come first whose two classes differ and that
-    have much of both sources.
+    A row is really mixed if its two classes differ and it has 20 % to 80 % of x₂.
     """
-    share = pool.share_b[:_LOOKED_AT]
-    differ = pool.label_a[:_LOOKED_AT] != pool.label_b[:_LOOKED_AT]
-    wanted = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count]
-    sources = train[
-        np.concatenate([pool.source_a[wanted], pool.source_b[wanted]])
-    ]  # at once: they may have to be decoded
-    cells = [*zip(sources[: len(wanted)], pool.image[wanted], sources[len(wanted) :], strict=True)]
-    return [[*chain.from_iterable(cells[start : start + _TRIPLES])] for start in range(0, len(cells), _TRIPLES)]
+    share = pool.share_b[:_CANDIDATES]
+    differ = pool.label_a[:_CANDIDATES] != pool.label_b[:_CANDIDATES]
+    return np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[:count]
+
+
+def sample_grid(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[np.uint8]]]:
+    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
+
+    ``train`` holds the images of the train split, uint8 (N, H, W, C). Really mixed rows come first.
+    """
+    chosen = mixed_rows(pool, _TRIPLES * count)
+    # One read for all sources: they may have to be decoded.
+    sources = train[np.concatenate([pool.source_a[chosen], pool.source_b[chosen]])]
+    triples = zip(sources[: len(chosen)], pool.image[chosen], sources[len(chosen) :], strict=True)
+    return in_rows([image for triple in triples for image in triple], len(GRID_TITLES))
+
+
+def own_images(pool: Pool, count: int) -> list[list[NDArray[np.uint8]]]:
+    """Return up to ``count`` rows of a grid of the pool's first images, ordered by their share of x₂."""
+    order = np.argsort(pool.share_b[: count * GRID_COLUMNS], kind="stable")
+    return in_rows(pool.image[: len(order)][order], GRID_COLUMNS)
+
+
+def in_rows(images: Any, columns: int) -> list[list[NDArray[np.uint8]]]:
+    """Return images in rows of so many columns; the last row may be shorter."""
+    return [list(images[start : start + columns]) for start in range(0, len(images), columns)]

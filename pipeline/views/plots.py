@@ -1,29 +1,39 @@
-"""The plots of the report, as SVG that follows the reader's light or dark theme, or as PNG on white.
+"""The plots of report and pool page, as SVG that follows the reader's light or dark theme.
 
-The same numbers give the same bytes, so plots carry no date, no random identifier and no global state.
+The same numbers give the same bytes: plots have no date, no random identifier and no global state.
 """
 
 import io
+import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from lsmix.data.errors import printable_words
 from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.error_rates import RunSummary
 
-__all__ = ["Series", "bits_histogram", "curves", "distance_plot", "error_rate_plot", "histogram", "spread_plot"]
-
-PlotFormat: TypeAlias = Literal["svg", "png"]
+__all__ = [
+    "Series",
+    "bits_histogram",
+    "curves",
+    "distance_plot",
+    "error_rate_plot",
+    "histogram",
+    "pair_matrix",
+    "spread_plot",
+]
 
 # Role -> (on light, on dark). Plots are drawn in the light colours; in SVG each becomes a CSS variable of its role.
 _COLOURS = {
@@ -38,8 +48,12 @@ _COLOURS = {
     "c5": ("#697077", "#aeb6c0"),
 }
 _SERIES = [light for role, (light, _) in _COLOURS.items() if role.startswith("c")]
-_WIDTH = 8.4  # inches of every plot
-_LABEL_LENGTH = 40  # characters; longer ones would leave no room for the plot
+_WIDTH = 4.8  # inches of every plot, so that its letters can be read on a telephone
+_LINE_LENGTH = 22  # characters of a line of a label
+_LEGEND_COLUMNS = 3
+_NUMBERED_CLASSES = 10  # beyond which squares of the class matrix are too small for their numbers
+_CLASS_LENGTH = 16  # characters of a class beside the matrix
+_LEVEL_LETTERS = 2  # of the longest class name, up to which names below the matrix are level
 _MANY_POINTS = 300  # beyond which a line is drawn thin, since it is noisy
 _INK, _SOFT, _LINE = (_COLOURS[role][0] for role in ("ink", "soft", "line"))
 _FONT_STACK = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -84,15 +98,19 @@ class Series:
     dashed: bool = False
 
 
-def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> bytes:
-    """Draw a line for each run: a faint point for each seed, the mean ± sample standard deviation over it, and the number.
+def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
+    """Draw a row for each run: a faint point for each seed, the mean ± sample standard deviation, and the number.
 
-    Runs without a result keep their line. The first run marked as baseline gives a dashed line to compare with. The
-    paper's figures stand as open diamonds.
+    Runs without a result keep their row. The first run marked as baseline gives a dashed line to compare with. The
+    paper's figures are open diamonds.
     """
-    with _figure(_WIDTH, 0.8 + 0.42 * max(1, len(rows))) as (figure, (axes,)):
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
+    papers = any(run.paper_mean is not None for run in rows)
+    with _figure(_row_height(rows)) as (figure, (axes,)):
+        _set_rows(
+            axes,
+            [run.label for run in rows],
+            "error rate in %, last epoch" + (" (open: the paper's)" if papers else ""),
+        )
         for place, run in enumerate(rows):
             colour = _SERIES[5] if run.baseline else _SERIES[0]
             axes.plot(run.errors, [place] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
@@ -101,35 +119,20 @@ def error_rate_plot(rows: Sequence[RunSummary], *, fmt: PlotFormat = "svg") -> b
             axes.plot([run.mean], [place], "o", color=colour, markersize=8, mew=0)
             if run.paper_mean is not None:
                 axes.plot([run.paper_mean], [place], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
-            axes.annotate(
-                run.text,
-                (1.02, place),
-                xycoords=("axes fraction", "data"),
-                va="center",
-                color=_INK,
-                annotation_clip=False,
-            )
+            _annotate_right(axes, place, run.text)
         reference = next((run.mean for run in rows if run.baseline and run.errors), None)
         if reference is not None:
             axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-        axes.set_yticks(range(len(rows)), [_label(run.label) for run in rows])
-        axes.tick_params(axis="y", length=0, labelcolor=_INK)
-        axes.set_ylim(max(1, len(rows)) - 0.4, -0.6)
-        papers = any(run.paper_mean is not None for run in rows)
-        axes.set_xlabel("error rate in %, last epoch" + (" (open: the paper's)" if papers else ""))
         axes.margins(x=0.08)
-        return _rendered(figure, fmt)
+        return _svg(figure)
 
 
-def curves(
-    title: str, series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False, fmt: PlotFormat = "svg"
-) -> bytes:
+def curves(title: str, series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False) -> bytes:
     """Draw lines over a common axis; a series of a single point is drawn as one.
 
-    ``y_log`` is for what falls by factors, such as an error rate from its first epoch on; zeros then leave a gap, and where
-    there is nothing else the axis stays as it is.
+    ``y_log`` is for values that fall by factors, such as an error rate from its first epoch on; zeros then leave a gap.
     """
-    with _figure(_WIDTH, 3.3) as (figure, (axes,)):
+    with _figure(3.0) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         for one in series:
             axes.plot(
@@ -151,27 +154,57 @@ def curves(
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.yaxis.set_minor_locator(NullLocator())
-        return _rendered(figure, fmt)
+        return _svg(figure)
 
 
-def histogram(lam: np.ndarray, share_b: np.ndarray, *, bins: int = 32, fmt: PlotFormat = "svg") -> bytes:
-    """Draw the drawn rates λ and the effective shares of the second label, both float (M,) in [0, 1], side by side."""
-    with _figure(_WIDTH, 2.6, panels=2) as (figure, panels):
-        titles = ("drawn rate λ", "share of the second label")
-        for axes, values, title, colour in zip(panels, (lam, share_b), titles, _SERIES, strict=False):
+def histogram(lam: np.ndarray, share: np.ndarray) -> bytes:
+    """Draw how λ as drawn and the share of x₂ are distributed, both as counts, int (bins,), over 0 to 1."""
+    with _figure(2.6, panels=2) as (figure, panels):
+        for axes, counts, title, colour in zip(
+            panels, (lam, share), ("λ as drawn", "share of x₂"), _SERIES, strict=False
+        ):
             axes.grid(visible=False, axis="x")
-            axes.hist(np.asarray(values, dtype=float), bins=bins, range=(0.0, 1.0), color=colour, rwidth=0.88)
+            axes.bar(
+                (np.arange(len(counts)) + 0.5) / len(counts), counts, 0.88 / len(counts), color=colour, linewidth=0
+            )
             axes.set_title(title)
             axes.set_xlim(0.0, 1.0)
+            axes.set_xticks([0.0, 0.5, 1.0], ["0", "0.5", "1"])
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         top = max(axes.get_ylim()[1] for axes in panels)
         for axes in panels:
             axes.set_ylim(0.0, top)
         panels[0].set_ylabel("images")
-        return _rendered(figure, fmt)
+        return _svg(figure)
 
 
-def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fmt: PlotFormat = "svg") -> bytes:
+def pair_matrix(counts: np.ndarray, names: Sequence[str]) -> bytes:
+    """Draw how many images have each pair of classes, int (C, C): a row for the class of x₁, a column for that of x₂."""
+    size, top = len(names), max(int(counts.max()), 1)
+    with _figure(0.5 + _WIDTH * 0.85) as (figure, (axes,)):
+        axes.grid(visible=False)
+        axes.set_aspect("equal")
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+        for row, column in np.ndindex(size, size):
+            count = int(counts[row, column])
+            square = (column - 0.48, row - 0.48)
+            axes.add_patch(Rectangle(square, 0.96, 0.96, color=_SERIES[0], alpha=0.04 + 0.5 * count / top, linewidth=0))
+            if size <= _NUMBERED_CLASSES:
+                axes.text(column, row, f"{count:,}", ha="center", va="center", fontsize=min(10, 75 / size))
+        axes.set_xlim(-0.5, size - 0.5)
+        axes.set_ylim(size - 0.5, -0.5)
+        shown = [_label(name).replace("\n", " ")[:_CLASS_LENGTH] for name in names]
+        axes.set_yticks(range(size), shown)
+        axes.set_xticks(range(size), shown, rotation=90 if max(map(len, shown)) > _LEVEL_LETTERS else 0)
+        axes.tick_params(length=0, labelcolor=_INK)
+        axes.set_xlabel("class of x₂")
+        axes.set_ylabel("class of x₁")
+        return _svg(figure)
+
+
+def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray]) -> bytes:
     """Draw how bits per dimension spread over the original images and over each pool's, with a line at each median.
 
     Values that are not finite are left out. All share one range, cut at the 0.5th and 99.5th percentile of all values.
@@ -181,7 +214,7 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
     everything = np.concatenate(list(finite.values()))
     low, high = np.percentile(everything, (0.5, 99.5)) if everything.size else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1.0, 60).tolist()
-    with _figure(_WIDTH, 3.0) as (figure, (axes,)):
+    with _figure(3.0) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         axes.spines["left"].set_visible(False)
         colours = [_SERIES[5], *_SERIES[:5]]
@@ -189,13 +222,13 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
             if values.size:
                 colour = colours[index % len(colours)]
                 weights = np.full(values.size, 100.0 / values.size)
-                axes.hist(values, edges, weights=weights, histtype="stepfilled", color=colour, alpha=0.18)
                 axes.hist(
                     values,
                     edges,
                     weights=weights,
-                    histtype="step",
-                    color=colour,
+                    histtype="stepfilled",
+                    facecolor=to_rgba(colour, 0.18),
+                    edgecolor=colour,
                     linewidth=1.6,
                     label=_label(name),
                 )
@@ -204,16 +237,16 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray], *, fm
         axes.set_xlabel("bits per dimension (dashed: median)")
         axes.set_ylabel("% of images")
         axes.margins(x=0.0)
-        return _rendered(figure, fmt)
+        return _svg(figure)
 
 
-def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+def spread_plot(samples: Mapping[str, np.ndarray], x_label: str) -> bytes:
     """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
 
     The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
     not finite are left out; a sample without any keeps its row.
     """
-    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(samples))) as (figure, (axes,)):
+    with _figure(_row_height(samples)) as (figure, (axes,)):
         _set_rows(axes, list(samples), x_label)
         for place, values in enumerate(samples.values()):
             finite = values[np.isfinite(values)]
@@ -227,28 +260,31 @@ def spread_plot(samples: Mapping[str, np.ndarray], x_label: str, *, fmt: PlotFor
             axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
             axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
             axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
-            _say_right(axes, place, f"{median:.3f}")
-        return _rendered(figure, fmt)
+            _annotate_right(axes, place, f"{median:.3f}")
+        return _svg(figure)
 
 
-def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str, *, fmt: PlotFormat = "svg") -> bytes:
+def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str) -> bytes:
     """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
-    with _figure(_WIDTH, 0.8 + 0.36 * max(1, len(rows))) as (figure, (axes,)):
+    with _figure(_row_height(rows)) as (figure, (axes,)):
         _set_rows(axes, list(rows), x_label)
         for place, both in enumerate(rows.values()):
             for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
                 axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
                 axes.plot([sign * one.low, sign * one.high], [place, place], color=_INK, linewidth=1.2)
-            _say_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
+            _annotate_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
         axes.axvline(0.0, color=_SOFT, linewidth=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
-        return _rendered(figure, fmt)
+        return _svg(figure)
 
 
 def _label(text: str) -> str:
-    """Return a name as a plot shows it: on one line, all of it printing, and short enough to leave room for the plot."""
-    shown = printable_words(text)
-    return shown if len(shown) <= _LABEL_LENGTH else f"{shown[:_LABEL_LENGTH]}…"
+    """Return a name as a plot shows it: printable, on two short lines at most, so that the plot has room."""
+    return "\n".join(textwrap.wrap(printable_words(text), _LINE_LENGTH, max_lines=2, placeholder="…"))
+
+
+def _row_height(rows: Collection[Any]) -> float:
+    return 0.8 + 0.42 * max(1, len(rows))
 
 
 def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
@@ -261,19 +297,19 @@ def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
     axes.set_xlabel(x_label)
 
 
-def _say_right(axes: Axes, place: int, text: str) -> None:
+def _annotate_right(axes: Axes, place: int, text: str) -> None:
     axes.annotate(
         text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
     )
 
 
 @contextmanager
-def _figure(width: float, height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Give a figure of ``width`` × ``height`` inches and its panels, under our style and nobody else's."""
+def _figure(height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
+    """Return a figure of ``height`` inches and its panels, in our style alone."""
     with mpl.rc_context():
         mpl.rcdefaults()  # a user's matplotlibrc must not change our bytes
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         every = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
         for axes in every:
@@ -282,18 +318,17 @@ def _figure(width: float, height: float, *, panels: int = 1) -> Iterator[tuple[F
 
 
 def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
+    lines = -(-entries // _LEGEND_COLUMNS) if entries > 1 else 0
     if title:
-        axes.set_title(_label(title), pad=10 if entries < 2 else 28 if entries < 5 else 44)
+        axes.set_title(_label(title), pad=10 + 18 * lines)
     if entries > 1 and axes.get_legend_handles_labels()[0]:
-        columns = min(entries, 4)
-        axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.4)
+        axes.legend(
+            loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=_LEGEND_COLUMNS, borderaxespad=0.2, handlelength=1.4
+        )
 
 
-def _rendered(figure: Figure, fmt: PlotFormat) -> bytes:
+def _svg(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    if fmt == "png":
-        figure.savefig(buffer, format="png", dpi=160, facecolor="white", metadata={"Software": None})
-        return buffer.getvalue()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with warnings.catch_warnings():
         # The reader's font draws the letters, not the one that measures them here.

@@ -1,16 +1,15 @@
-"""The page on which one looks at a pool: facts, samples between their sources with filters, and how everything spreads.
+"""The page of a pool: really mixed samples between their sources, more of them with filters, and how the pool is made up.
 
-One file that asks for nothing from outside and is never above 3 MB; all text in it is escaped, and only the
-script that came with the template may run, by its digest in the page's content security policy.
+The page is one file of at most 3 MB that loads nothing. Only the template's own script may run: the page's content
+security policy has its digest.
 """
 
 import base64
-import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,29 +21,29 @@ from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS
-from lsmix.pipeline.views.pool_summary import PoolSummary, summarise_pool
-from lsmix.pipeline.views.render import html_templates
+from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
+from lsmix.pipeline.views.plots import histogram, pair_matrix
+from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
 from lsmix.pipeline.workspace.local import Workspace
 
-__all__ = ["PAGE_SAMPLES", "PoolCard", "PoolPicture", "render_pool_page", "write_pool_page"]
+__all__ = ["PAGE_SAMPLES", "render_pool_page", "write_pool_page"]
 
-PAGE_SAMPLES = 120  # rows of a pool on its page, unless one asks for another number
-_TEMPLATE = "pool_page.html.j2"
-_PAGE_BYTES = 2_700_000  # of samples; facts and style take well under 300 kB beside them
-_CARD_BYTES = 1_600  # what the text of a sample takes at most, about
+PAGE_SAMPLES: Final = 120  # rows of a pool on its page by default
+_OPEN_SAMPLES = 9  # that stand before the folded ones
+_FAILED_SAMPLES = 24  # rows that failed to decode, in a part of their own
+_PAGE_BYTES = 2_600_000  # of samples; style and plots take under 400 kB
+_TEXT_BYTES = 1_600  # of a sample, at most, about
 _LARGEST_SIDE = 96  # pixels; larger images are reduced
-_MATRIX_CLASSES = 20  # up to which pairs of classes are told as a matrix, else the most frequent ones as a list
-_PAIRS_TOLD = 20
-_NAME_LENGTH = 40  # characters of a class's name; strangers' names may be of any length
-_TEXT_LENGTH = 200  # of other facts
+_MATRIX_CLASSES = 20  # up to which pairs of classes are drawn as a matrix; beyond, the most frequent ones are listed
+_PAIRS_LISTED = 20
+_NAME_LENGTH = 40  # characters of a class's name; a pool may hold names of any length
+_TEXT_LENGTH = 200  # of other texts
 _CITATION_LENGTH = 5_000
-_DETAILS = 60  # facts of a manifest
+_DETAILS = 60  # values of a manifest
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolPicture:
-    """One picture of a sample."""
-
+class _Picture:
     title: str  # "x₁", "mix", "x₂", …
     name: str  # class, "" for the mix
     alt: str
@@ -52,22 +51,22 @@ class PoolPicture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolCard:
+class _Card:
     """One sample of a pool, as the page shows it."""
 
     row: int
-    pictures: tuple[PoolPicture, ...]
+    pictures: tuple[_Picture, ...]
     labels: tuple[tuple[str, str], ...]  # class and its share, such as ("cat", "63 %")
     classes: tuple[int, ...]
     lam: float
     share: float
-    event: str  # one of EVENTS
-    corner: str  # "" where it is the first one
+    status: str  # one of EVENTS
+    corner: str  # "" for the first one
 
     @property
     def bytes(self) -> int:
-        """What it takes on the page, about."""
-        return _CARD_BYTES + sum(len(picture.uri) for picture in self.pictures)
+        """Its size on the page, about."""
+        return _TEXT_BYTES + sum(len(picture.uri) for picture in self.pictures)
 
 
 def write_pool_page(
@@ -78,15 +77,15 @@ def write_pool_page(
     Args:
         folder: the pool's artifact.
         target: the HTML file to write.
-        samples: rows of the pool to show, 1 or more; fewer are shown where the page would grow beyond 3 MB.
-        data: artifact of the data set that the pool was made from, for the sources; else the pool's own workspace is
-            searched, and without sources the mixes are shown alone.
+        samples: rows of the pool to show, 1 or more; fewer if the page would be larger than 3 MB.
+        data: artifact of the data set that the pool was made from, for the sources; by default the pool's own workspace
+            is searched. Without sources the mixes are shown alone.
 
     Raises:
         MissingError: there is no such artifact.
-        FormatError: it is no pool, or of a format that this version does not read.
+        FormatError: it is not a pool, or of a format that this version does not read.
         CorruptError: it is damaged, or its labels are not those of its sources.
-        RecipeError: ``data`` is another data set than the pool's.
+        RecipeError: ``data`` is not the pool's data set.
     """
     page, what = render_pool_page(Path(folder), samples=samples, data=Path(data) if data else None)
     write_atomic(Path(target), page.encode())
@@ -97,34 +96,42 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
     """Return the page of the pool in ``folder`` as HTML, and what it shows; see ``write_pool_page``."""
     manifest = read_manifest(folder)
     if manifest.stage != "mix":
-        raise FormatError(f"an HTML page is made of pools; {str(folder)!r} holds {manifest.stage} {manifest.name!r}.")
+        raise FormatError(f"only pools have an HTML page; {str(folder)!r} is {manifest.stage} {manifest.name!r}.")
     pool = open_pool(folder)
     if pool.image_shape[2] not in (1, 3):
         raise FormatError(
             f"a page shows grey or RGB images, with 1 or 3 channels; those of pool {str(folder)!r} have {pool.image_shape[2]}."
         )
-    origin = read_provenance(pool.columns.attributes, f"pool {str(folder)!r}") if _has_origin(pool) else None
+    has_origin = "origin" in pool.columns.attributes
+    origin = read_provenance(pool.columns.attributes, f"pool {str(folder)!r}") if has_origin else None
     train = _train_split(pool, folder, origin, data)
-    survey = summarise_pool(pool, samples)
-    cards = _within_the_limit(_card(pool, train, row, event) for row, event in survey.chosen.items())
-    cards.sort(key=lambda card: (card.share, card.row))
-    templates = html_templates(Path(__file__).parent)
-    templates.filters["csp_digest"] = _csp_digest
-    text = templates.get_template(_TEMPLATE).render(**_content(pool, origin, survey, cards, train is not None))
-    sources = " between their sources" if train else "; their sources are not here, name the data set with --data"
-    return text, f"{len(cards)} of {len(pool)} images{sources}"
-
-
-def _csp_digest(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _has_origin(pool: Pool) -> bool:
-    return "origin" in pool.columns.attributes
+    summary = summarise_pool(pool, samples)
+    cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
+    if len(cards) < len(summary.chosen):  # choose fewer, so that these represent the pool, too
+        summary = summarise_pool(pool, len(cards))
+        cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
+    left = _PAGE_BYTES - sum(card.bytes for card in cards)
+    others = [row for row in summary.decode_failed if row not in summary.chosen][:_FAILED_SAMPLES]
+    failures = _fitting(left, (_card(pool, train, row) for row in others))
+    present = sorted({label for card in cards for label in card.classes})
+    text = render_page(
+        _page(pool, origin, summary),
+        "pool_page.html.j2",
+        open_cards=cards[:_OPEN_SAMPLES],
+        folded_cards=cards[_OPEN_SAMPLES:],
+        failures=failures,
+        statuses=[(event, count) for event, count in summary.events.items() if count or event == "ok"],
+        images=len(pool),
+        with_sources=train is not None,
+        reduced=max(pool.image_shape[:2]) > _LARGEST_SIDE,
+        classes=[(label, _short(pool.class_names[label], _NAME_LENGTH)) for label in present],
+    )
+    sources = "between their sources" if train else "without their sources; name their data set with --data"
+    return text, f"{len(cards):,} of {len(pool):,} images {sources}"
 
 
 def _train_split(pool: Pool, folder: Path, origin: Provenance | None, data: Path | None) -> SplitArrays | None:
-    """Return the images that the pool is made of; None where they are not here."""
+    """Return the images that the pool is made of; None if they are not on this machine."""
     if data is None:
         found = _in_the_workspace(folder, origin) if origin else None
         if found is None:
@@ -146,25 +153,22 @@ def _train_split(pool: Pool, folder: Path, origin: Provenance | None, data: Path
 
 
 def _in_the_workspace(folder: Path, origin: Provenance) -> Path | None:
-    workspace = Workspace(folder.resolve().parent.parent)
-    for place, manifest in workspace.manifests("ingest"):
-        if manifest.root == origin.root:
-            return place
-    return None
+    manifests = Workspace(folder.resolve().parent.parent).manifests("ingest")
+    return next((place for place, manifest in manifests if manifest.root == origin.root), None)
 
 
-def _within_the_limit(cards: Iterator[PoolCard]) -> list[PoolCard]:
-    kept: list[PoolCard] = []
-    size = 0
+def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:
+    """Return the first cards that take at most ``size`` bytes."""
+    taken: list[_Card] = []
     for card in cards:
-        size += card.bytes
-        if kept and size > _PAGE_BYTES:
+        size -= card.bytes
+        if size < 0:
             break
-        kept.append(card)
-    return kept
+        taken.append(card)
+    return taken
 
 
-def _card(pool: Pool, train: SplitArrays | None, row: int, event: str) -> PoolCard:
+def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _Card:
     sample = pool[row]
     others = [(sample.source_b, sample.label_b, sample.share_b), *((m.source, m.label, m.share) for m in sample.more)]
     first = (sample.source_a, sample.label_a, max(0.0, 1 - sum(share for _, _, share in others)))
@@ -176,32 +180,32 @@ def _card(pool: Pool, train: SplitArrays | None, row: int, event: str) -> PoolCa
             _source_picture(pool, train, row, place, source, label) for place, (source, label, _) in enumerate(parts)
         ]
         pictures = [sources[0], pictures[0], *sources[1:]]
-    return PoolCard(
+    return _Card(
         row=row,
         pictures=tuple(pictures),
         labels=labels,
         classes=tuple(dict.fromkeys(label for _, label, _ in parts)),
         lam=sample.lam,
         share=sample.share_b,
-        event=event,
+        status=event or (sample.status if sample.status != "ok" else EVENTS[-1]),
         corner="" if sample.corner == CORNERS[0] else sample.corner,
     )
 
 
-def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> PoolPicture:
-    told = ", ".join(f"{share} {name}" for name, share in labels)
-    return PoolPicture(title="mix", name="", alt=f"mix: {told}", uri=_png_uri(sample.image))
+def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> _Picture:
+    shares = ", ".join(f"{share} {name}" for name, share in labels)
+    return _Picture(title="mix", name="", alt=f"mix: {shares}", uri=_png_uri(sample.image))
 
 
-def _source_picture(pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int) -> PoolPicture:
+def _source_picture(pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int) -> _Picture:
     if not 0 <= source < len(train) or int(train.labels[source]) != label:
         got = f"class {int(train.labels[source])}" if 0 <= source < len(train) else f"a split of {len(train)} images"
         raise CorruptError(
-            f"pool {str(pool.path)!r} is damaged: by row {row} training image {source} is of class {label}, the data "
+            f"pool {str(pool.path)!r} is damaged: in row {row} training image {source} is of class {label}, the data "
             f"set has {got}. Run 'lsmix verify'."
         )
     title, name = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}", _name(pool, label, row)
-    return PoolPicture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
+    return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
 
 
 def _name(pool: Pool, label: int, row: int) -> str:
@@ -215,7 +219,7 @@ def _short(text: str, length: int) -> str:
 
 
 def _png_uri(image: NDArray[np.uint8]) -> str:
-    """Return an image (H, W, C) as a data: URI, reduced where a side is longer than a page shows."""
+    """Return an image (H, W, C) as a data: URI, reduced if a side is longer than a page shows."""
     picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
     factor = -(-max(picture.size) // _LARGEST_SIDE)
     if factor > 1:
@@ -225,75 +229,75 @@ def _png_uri(image: NDArray[np.uint8]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _content(
-    pool: Pool, origin: Provenance | None, survey: PoolSummary, cards: Sequence[PoolCard], with_sources: bool
-) -> dict[str, Any]:
+def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
     height, width, channels = pool.image_shape
-    present = sorted({label for card in cards for label in card.classes})
-    return {
-        "name": _short(pool.manifest.name, _NAME_LENGTH),
-        "method": _short(pool.method, _NAME_LENGTH),
-        "images": len(pool),
-        "copies": pool.copies,
-        "per_copy": pool.images_per_copy,
-        "shape": f"{height} × {width}",
-        "colours": "RGB" if channels == 3 else "grey",
-        "class_count": len(pool.class_names),
-        "bytes": format_bytes(sum(file.bytes for file in pool.manifest.files)),
-        "licence": _short(origin.licence, _TEXT_LENGTH) if origin else "",
-        "citation": _short(origin.citation, _CITATION_LENGTH) if origin else "",
-        "with_sources": with_sources,
-        "reduced": max(height, width) > _LARGEST_SIDE,
-        "sources": pool.sources,
-        "events": survey.events,
-        "events_total": len(pool) - survey.events["ok"],
-        "events_shown": sum(card.event != "ok" for card in cards),
-        "cards": cards,
-        "classes": [(label, _short(pool.class_names[label], _NAME_LENGTH)) for label in present],
-        "histograms": [
-            ("λ as drawn", "lam", _bars(survey.lam)),
-            ("Share of x₂, as it is", "share", _bars(survey.share)),
-        ],
-        "matrix": _matrix(pool, survey),
-        "pairs": _pairs(pool, survey),
-        "details": _details(pool, origin),
-    }
+    size = format_bytes(sum(file.bytes for file in pool.manifest.files))
+    licence = _short(origin.licence, _TEXT_LENGTH) if origin else ""
+    copies = f"{pool.copies:,} × {pool.images_per_copy:,}"
+    shares = f"{pool.sources} labels and their shares"
+    return Page(
+        title=_short(pool.manifest.name, _NAME_LENGTH),
+        summary=f"{len(pool):,} images mixed by {_short(pool.method, _NAME_LENGTH)}, each with {shares}.",
+        facts=(
+            Fact(label="images", value=f"{len(pool):,}", note=copies),
+            Fact(
+                label="pixels",
+                value=f"{height} × {width}",
+                note=f"{'RGB' if channels == 3 else 'grey'}, {size} in total",
+            ),
+            Fact(label="classes", value=f"{len(pool.class_names):,}"),
+            Fact(label="licence of the base images", value=licence or "not recorded"),
+        ),
+        warnings=() if licence else ("No licence is recorded for these images. Set data.licence in the recipe.",),
+        sections=(
+            Section(
+                title="λ and shares",
+                items=(
+                    Figure(
+                        name="shares",
+                        data=histogram(summary.lam, summary.share),
+                        alt="Histograms of λ as drawn and of the share of x₂, over all images.",
+                        caption=f"All {len(pool):,} images. λ and share are the weights of x₂, the second image.",
+                    ),
+                ),
+            ),
+            *_pairs(pool, summary),
+            *_provenance(pool, origin),
+        ),
+        made_by="Made by lsmix show.",
+    )
 
 
-def _bars(counts: NDArray[np.int64]) -> list[dict[str, Any]]:
-    step, most = 1 / len(counts), max(int(counts.max()), 1)
-    return [
-        {"range": f"{place * step:.2f}–{(place + 1) * step:.2f}", "count": int(count), "height": int(count) / most}
-        for place, count in enumerate(counts)
-    ]
-
-
-def _matrix(pool: Pool, survey: PoolSummary) -> list[tuple[str, list[tuple[int, float]]]]:
-    """Return a row for each first class: its name, and count and shade for each second one; none for many classes."""
-    if survey.pairs is None or len(pool.class_names) > _MATRIX_CLASSES:
-        return []
-    most = max(int(survey.pairs.max()), 1)
-    return [
-        (_short(name, _NAME_LENGTH), [(int(count), round(int(count) / most, 3)) for count in line])
-        for name, line in zip(pool.class_names, survey.pairs, strict=True)
-    ]
-
-
-def _pairs(pool: Pool, survey: PoolSummary) -> list[tuple[str, str, int]]:
-    """Return the most frequent pairs of classes, for pools that have too many for a matrix."""
-    if survey.pairs is None or len(pool.class_names) <= _MATRIX_CLASSES:
-        return []
-    flat = survey.pairs.ravel()
+def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
+    """Return the section on pairs of classes: a matrix, or for many classes the most frequent pairs."""
+    if summary.pairs is None:
+        return
     names = [_short(name, _NAME_LENGTH) for name in pool.class_names]
-    order = np.argsort(-flat, kind="stable")[:_PAIRS_TOLD].tolist()
-    return [(names[pair // len(names)], names[pair % len(names)], int(flat[pair])) for pair in order if flat[pair]]
+    if len(names) <= _MATRIX_CLASSES:
+        figure = Figure(
+            name="pairs",
+            data=pair_matrix(summary.pairs, names),
+            alt="Images by the class of x₁ (rows) and of x₂ (columns).",
+        )
+        yield Section(title="Pairs of classes", items=(figure,), folded=True)
+        return
+    flat = summary.pairs.ravel()
+    order = [pair for pair in np.argsort(-flat, kind="stable")[:_PAIRS_LISTED].tolist() if flat[pair]]
+    rows = tuple((names[pair // len(names)], names[pair % len(names)], f"{int(flat[pair]):,}") for pair in order)
+    text = f"The most frequent of {len(flat):,} possible pairs."
+    table = Table(columns=("class of x₁", "class of x₂", "images"), rows=rows)
+    yield Section(title="Pairs of classes", text=text, items=(table,), folded=True)
 
 
-def _details(pool: Pool, origin: Provenance | None) -> list[tuple[str, str]]:
+def _provenance(pool: Pool, origin: Provenance | None) -> Iterator[Section]:
     manifest = pool.manifest
-    details = [("root digest", manifest.root), ("key", manifest.key)]
+    details = [("content digest", manifest.root), ("cache key", manifest.key)]
     details += [(f"from {record.role}", record.root) for record in manifest.inputs]
     if origin:
         details += [("data set", origin.root), ("training images", f"{origin.train_images:,}")]
     details += [(name, str(value)) for name, value in manifest.config.items()]
-    return [(_short(name, _NAME_LENGTH), _short(value, _TEXT_LENGTH)) for name, value in details[:_DETAILS]]
+    rows = tuple((_short(name, _NAME_LENGTH), _short(value, _TEXT_LENGTH)) for name, value in details[:_DETAILS])
+    text = "Equal content digests mean equal bytes. lsmix verify checks them."
+    yield Section(title="Provenance", text=text, items=(Table(columns=("what", "value"), rows=rows),), folded=True)
+    citation = _short(origin.citation, _CITATION_LENGTH) if origin else ""
+    yield Section(title="Citation of the base images", code=citation, folded=True)

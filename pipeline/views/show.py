@@ -1,11 +1,9 @@
-"""What ``lsmix show`` tells of one artifact: its facts, and a sheet of its pictures or a page."""
+"""The parts of ``lsmix show``: an artifact's facts, a picture with a grid of its images, and the page of a pool."""
 
 import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-import numpy as np
 
 from lsmix.data.artifact import Manifest, check_sizes, read_manifest
 from lsmix.data.atomic import check_replaceable, write_atomic
@@ -22,31 +20,30 @@ from lsmix.pipeline.workspace.local import input_folders
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_sheet"]
+__all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_image"]
 
-_SHEET_COLUMNS = 12
-_SHEET_ROWS = 8
-_MOST_SHEET_ROWS = 64  # a picture of more is too tall for most programs
+_ROWS = 8  # of a grid by default
+_MAX_ROWS = 64  # a higher picture cannot be opened by most programs
 
 
 class Drawn(NamedTuple):
     """A file that shows an artifact."""
 
-    kind: str  # "sheet" or "html"
+    kind: str  # "image" or "html"
     target: Path
-    what: str  # what it shows; "" where there is nothing to show, and so no file
+    what: str  # what it shows; "" if the artifact has no images, and so there is no file
 
 
 @naming_urls()
 def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> dict[str, Any]:
-    """Return the facts of an artifact, in the order in which a reader wants them.
+    """Return the facts of an artifact, the most important first.
 
     Args:
-        artifact: its folder, or its URL, from which it is fetched to the cache first.
-        progress: is told of that; None tells nobody.
+        artifact: its folder, or its URL, from which it is downloaded to the cache first.
+        progress: optional progress reporter.
 
     Raises:
-        MissingError, FormatError, CorruptError: it is not there, unfinished, of another version, or damaged.
+        MissingError, FormatError, CorruptError: it is missing, incomplete, of another version, or damaged.
         DownloadError: the URL cannot be reached.
     """
     folder = _folder_of(artifact, progress)
@@ -74,7 +71,7 @@ def _folder_of(artifact: Path | str, progress: Progress | None) -> Path:
 
 def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
-        return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
+        return f"[{', '.join(map(str, value[:8]))}, … {len(value):,} in total]"
     return value
 
 
@@ -82,42 +79,42 @@ def _short(value: Any) -> Any:
 def draw_artifact(
     artifact: Path | str,
     *,
-    sheet: Path | str | None = None,
+    image: Path | str | None = None,
     html: Path | str | None = None,
     data: Path | str | None = None,
     rows: int | None = None,
     progress: Progress | None = None,
 ) -> list[Drawn]:
-    """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
+    """Draw an artifact: a grid of its images, or for a pool a page to look through, or both.
 
     Args:
-        artifact: its folder, or its URL, from which it is fetched to the cache first.
-        sheet: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
+        artifact: its folder, or its URL, from which it is downloaded to the cache first.
+        image: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
         html: the page to write.
-        data: the data set's artifact or its URL, for the page; see ``show_page.write_pool_page``.
-        rows: rows of the sheet, 1 to 64, or samples on the page; None for 8, or 120.
-        progress: is told of what is fetched; None tells nobody.
+        data: the data set's artifact or its URL, for the page; see ``pool_page.write_pool_page``.
+        rows: rows of the grid, 1 to 64, or samples on the page; None for 8, or 120.
+        progress: optional progress reporter.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     if data and not html:
-        raise RecipeError("--data names the sources for a page; say with --html where to write it.")
-    picture = local_target(sheet, "a sheet") if sheet else None
+        raise RecipeError("--data names the sources for a page. Choose the page's file with --html.")
+    picture = local_target(image, "an image") if image else None
     page = local_target(html, "a page") if html else None
     for target in filter(None, (picture, page)):
         check_replaceable(target)
     folder, drawn = _folder_of(artifact, progress), []
     if picture or not page:
-        if rows and rows > _MOST_SHEET_ROWS:
+        if rows and rows > _MAX_ROWS:
             raise RecipeError(
-                f"a sheet has 1 to {_MOST_SHEET_ROWS} rows, got --rows {rows}. More fit on a page: --html."
+                f"an image has 1 to {_MAX_ROWS} rows, got --rows {rows}. Write a page with --html to see more."
             )
         here = local_folder(artifact)
         target = picture or Path(
             f"{here.resolve().name if here else folder_name(str(without_store(artifact, POOL_NAME)))}.png"
         )
-        drawn.append(Drawn("sheet", target, write_sheet(folder, target, rows=rows or _SHEET_ROWS)))
+        drawn.append(Drawn("image", target, write_image(folder, target, rows=rows or _ROWS)))
     if page:
         from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, write_pool_page
 
@@ -126,21 +123,21 @@ def draw_artifact(
     return drawn
 
 
-def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
-    """Write a PNG of the pictures in an artifact; return what it shows, or "" where the stage has none.
+def write_image(folder: Path, target: Path, *, rows: int) -> str:
+    """Write a PNG with images of an artifact; return what it shows, or "" if the stage has no images.
 
-    A pool is shown as x₁ | mixes at growing λ | x₂ where its latents and flow are in the same workspace, one in pixel
-    space as x₁ | mix | x₂ where its data set is; else, and where x₂ begins elsewhere or there are more sources, as its
-    own images in order of their share.
+    A pool is shown as x₁ | mixes at growing λ | x₂ if its latents and flow are in the same workspace, a pool mixed in
+    pixels as x₁ | mix | x₂ if its data set is. All other pools, and those with more sources or drawn corners, are shown
+    as their own images, ordered by their share of x₂.
     """
     from lsmix.pipeline.views.images import png_bytes
 
     manifest = read_manifest(folder)
     draw = {
-        "mix": _pool_sheet,
-        "ingest": _dataset_sheet,
-        "train-glow": _flow_sheet,
-        "naturalness": _naturalness_sheet,
+        "mix": _pool_grid,
+        "ingest": _dataset_grid,
+        "train-glow": _flow_grid,
+        "naturalness": _naturalness_grid,
     }.get(manifest.stage)
     if draw is None:
         return ""
@@ -149,59 +146,55 @@ def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
     return what
 
 
-def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _pool_grid(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.pool import open_pool
-    from lsmix.pipeline.views.images import sheet
+    from lsmix.pipeline.views.images import GRID_TITLES, image_grid, mixed_rows, own_images, sample_grid
 
     pool = open_pool(folder)
     inputs = input_folders(folder, manifest)
-    plain = pool.sources == 2 and "corner" not in pool.columns  # a sweep shows two sources, and the first corner
+    plain = pool.sources == 2 and "corner" not in pool.columns  # growing λ shows two sources, and the first corner
     if inputs is None or not (plain or "dataset" in inputs):
-        order = np.argsort(pool.share_b[: rows * _SHEET_COLUMNS], kind="stable")
-        images = pool.image[: len(order)][order]
-        grid = [list(images[start : start + _SHEET_COLUMNS]) for start in range(0, len(images), _SHEET_COLUMNS)]
-        return sheet(grid), "images of the pool by growing share of the second"
+        return image_grid(own_images(pool, rows)), "images of the pool, ordered by their share of x₂"
     if "dataset" in inputs:
         from lsmix.data.dataset import open_dataset
-        from lsmix.pipeline.views.images import SHEET_TITLES, pool_rows
 
         train = open_dataset(inputs["dataset"]).train.images
-        return sheet(pool_rows(pool, train, rows), column_titles=SHEET_TITLES), "x₁ | mix | x₂"
+        return image_grid(sample_grid(pool, train, rows), column_titles=GRID_TITLES), "x₁ | mix | x₂"
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.views.interpolation import FIG4_RATES, choose_pairs, mix_sweep
+    from lsmix.pipeline.views.figures import INTERPOLATION_TITLES, interpolation_grid
 
-    latents, flow = open_latents(inputs["latents"]), load_flow(inputs["flow"])
-    sweep = mix_sweep(flow, latents, choose_pairs(pool, rows), method=pool.method)
-    titles = ["x₁", *(f"λ={rate}" for rate in FIG4_RATES), "x₂"]
-    return sheet(sweep, column_titles=titles), "x₁ | mixes at growing λ | x₂"
+    chosen = mixed_rows(pool, rows)
+    pairs = list(zip(pool.source_a[chosen].tolist(), pool.source_b[chosen].tolist(), strict=True))
+    grid = interpolation_grid(load_flow(inputs["flow"]), open_latents(inputs["latents"]), pairs, method=pool.method)
+    return image_grid(grid, column_titles=INTERPOLATION_TITLES), "x₁ | mixes at growing λ | x₂"
 
 
-def _dataset_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _dataset_grid(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.dataset import open_dataset
-    from lsmix.pipeline.views.images import thumbnails
+    from lsmix.pipeline.views.images import GRID_COLUMNS, image_grid, in_rows
 
-    train = open_dataset(folder / DATASET_FILE).train
-    return thumbnails(train.images[: rows * _SHEET_COLUMNS], columns=_SHEET_COLUMNS), "the first training images"
+    images = open_dataset(folder / DATASET_FILE).train.images[: rows * GRID_COLUMNS]
+    return image_grid(in_rows(images, GRID_COLUMNS)), "the first training images"
 
 
-def _flow_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _flow_grid(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.training import sample
-    from lsmix.pipeline.views.images import thumbnails
+    from lsmix.pipeline.views.images import GRID_COLUMNS, image_grid, in_rows
 
     temperature = _config_number(folder, manifest, "temperature")
-    images = sample(load_flow(folder), rows * _SHEET_COLUMNS, temperature=temperature)
-    return thumbnails(images, columns=_SHEET_COLUMNS), f"samples at temperature {temperature}"
+    images = sample(load_flow(folder), rows * GRID_COLUMNS, temperature=temperature)
+    return image_grid(in_rows(images, GRID_COLUMNS)), f"samples at temperature {temperature}"
 
 
-def _naturalness_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _naturalness_grid(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
     rate = _config_number(folder, manifest, "lam")
-    return _read_sheet(folder / SHEET_FILE), f"x₁ | mixes of each method at λ = {rate:g} | x₂"
+    return _read_png(folder / SHEET_FILE), f"x₁ | mixes of each method at λ = {rate:g} | x₂"
 
 
-def _read_sheet(path: Path) -> "Image.Image":
-    """Return a sheet that an artifact brings along: a PNG only, since Pillow starts a program for some other formats."""
+def _read_png(path: Path) -> "Image.Image":
+    """Return a picture of an artifact: PNG alone, since Pillow starts a program for some other formats."""
     from PIL import Image
 
     try:
@@ -209,8 +202,8 @@ def _read_sheet(path: Path) -> "Image.Image":
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as picture:
                 return picture.copy()
-    except Exception as error:  # Pillow raises more kinds than anybody lists
-        raise CorruptError(f"{str(path)!r} is no PNG, or damaged ({error}). Make the artifact again.") from error
+    except Exception as error:  # Pillow documents no complete list of its errors
+        raise CorruptError(f"{str(path)!r} is not a PNG, or damaged ({error}). Rebuild the artifact.") from error
 
 
 def _config_number(folder: Path, manifest: Manifest, name: str) -> float:

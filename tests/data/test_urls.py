@@ -165,8 +165,8 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
         there.put(name, folder)
     pool, data, flow = there["pool"], there["data"] + "/dataset.h5", there["flow"]
 
-    shown = command("show", pool, "--sheet", "s.png", "--html", "p.html", "--data", data)
-    near = command("show", made["pool"], "--sheet", "n.png", "--html", "q.html", "--data", made["data"])
+    shown = command("show", pool, "--image", "s.png", "--html", "p.html", "--data", data)
+    near = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
     assert shown.code == 0, shown.err
     assert shown.out == near.out.replace("n.png", "s.png").replace("q.html", "p.html").replace(
         "x₁ | mixes at growing λ | x₂", "images of the pool by growing share of the second"
@@ -686,7 +686,7 @@ def test_a_copy_that_others_read_is_not_touched_by_a_card(far_pool):
     [
         (("export", "POOL", "s3://bucket/out", "--format", "hdf5"), "an export"),
         (("rebuild", "POOL", "--data", "digits", "--out", "s3://bucket/out"), "a rebuilt pool"),
-        (("show", "POOL", "--sheet", "s3://bucket/out.png"), "a sheet"),
+        (("show", "POOL", "--image", "s3://bucket/out.png"), "an image"),
         (("show", "POOL", "--html", "s3://bucket/out.html"), "a page"),
         (("pull", "POOL", "s3://bucket/out"), "a pulled artifact"),
         (("figure", "fig4", "RECIPE", "--out", "s3://bucket/out.png"), "a figure"),

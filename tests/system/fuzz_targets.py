@@ -311,7 +311,7 @@ def _read_pool(content: bytes, folder: Path) -> None:
     from lsmix.pipeline.cli_text import verify_lines
     from lsmix.pipeline.export import export_pool
     from lsmix.pipeline.views.dataset_card.card import write_card
-    from lsmix.pipeline.views.show import artifact_facts, write_sheet
+    from lsmix.pipeline.views.show import artifact_facts, write_image
 
     if not content or content[0] >= len(_POOL_FILES):
         return
@@ -327,7 +327,7 @@ def _read_pool(content: bytes, folder: Path) -> None:
     msgspec.json.encode(facts)
     opened = open_pool(pool)
     assert opened.image[:].shape == (len(opened), *opened.image_shape)
-    write_sheet(pool, folder / "sheet.png", rows=2)
+    write_image(pool, folder / "sheet.png", rows=2)
     verify_lines(verify(pool))
     write_card(pool)
     export_pool(pool, folder / "out", format="hdf5")

@@ -334,7 +334,7 @@ def test_json_is_as_the_reference_says(inside):
     run = asked["run"]["content"]
     for entry in (run, *run["artifacts"], *run["error_rates"]):
         assert set(entry) <= keys_told("run")
-    assert Path(asked["show"]["content"]["sheet"]).is_file()
+    assert Path(asked["show"]["content"]["image"]).is_file()
 
 
 def test_a_run_that_is_up_to_date_imports_no_torch(inside):

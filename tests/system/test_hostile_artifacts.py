@@ -56,7 +56,7 @@ def edit(path: Path, change: Callable) -> None:
 
 
 POOL_COMMANDS = {
-    "show": lambda pool, beside: ("show", pool, "--sheet", beside / "sheet.png"),
+    "show": lambda pool, beside: ("show", pool, "--image", beside / "sheet.png"),
     "show --html": lambda pool, beside: ("show", pool, "--html", beside / "pool.html"),
     "verify": lambda pool, beside: ("verify", pool),
     "card": lambda pool, beside: ("card", pool, "--licence", "MIT"),
@@ -296,7 +296,7 @@ def test_weights_with_a_false_header_are_refused(change, words, flow, tmp_path, 
     weights = hashlib.sha256((flow / "glow.safetensors").read_bytes()).hexdigest()
     edit(flow / "glow.json", lambda facts: facts.update(weights_sha256=weights))
     remake_manifest(flow)
-    result = guarded("show", flow, "--sheet", tmp_path / "sheet.png", memory=True)
+    result = guarded("show", flow, "--image", tmp_path / "sheet.png", memory=True)
     assert_refused(result, 5, words, "glow.safetensors")
 
 
@@ -316,10 +316,10 @@ def test_weights_with_a_false_header_are_refused(change, words, flow, tmp_path, 
 def test_an_architecture_that_asks_for_the_world_is_refused(change, code, flow, tmp_path, guarded):
     change(flow)
     remake_manifest(flow)
-    assert_refused(guarded("show", flow, "--sheet", tmp_path / "sheet.png", memory=True), code, "glow.json")
+    assert_refused(guarded("show", flow, "--image", tmp_path / "sheet.png", memory=True), code, "glow.json")
 
 
-def test_a_sheet_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
+def test_a_picture_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
     """Pillow hands PostScript to Ghostscript, whatever the file is called."""
     artifact = tmp_path / "naturalness"
     artifact.mkdir()
@@ -327,7 +327,7 @@ def test_a_sheet_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
     (artifact / "sheet.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n(canary) run\n")
     edit(artifact / "manifest.json", lambda m: m.update(stage="naturalness", config={"lam": 0.5}))
     remake_manifest(artifact)
-    assert_refused(guarded("show", artifact, "--sheet", tmp_path / "x.png"), 5, "sheet.png", "is no PNG")
+    assert_refused(guarded("show", artifact, "--image", tmp_path / "x.png"), 5, "sheet.png", "is not a PNG")
 
 
 # Recipes and plans.

@@ -35,14 +35,14 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "latin-1:strict", "ascii:strict"])
 def test_a_terminal_that_lacks_a_character_gets_its_escape(pool: Path, tmp_path: Path, encoding: str) -> None:
-    shown = run("show", pool, "--sheet", tmp_path / "🦊.png", PYTHONIOENCODING=encoding)
+    shown = run("show", pool, "--image", tmp_path / "🦊.png", PYTHONIOENCODING=encoding)
     assert (shown.returncode, "Traceback" in shown.stderr) == (0, False)
     if encoding.startswith("latin-1"):  # for ASCII click writes UTF-8, since many a system says ASCII wrongly
         assert r"\U0001f98a.png" in shown.stdout
     printed = run("init", "demo", PYTHONIOENCODING=encoding)
     assert (printed.returncode, printed.stderr) == (0, "")
-    document = run("show", pool, "--sheet", tmp_path / "🦊.png", "--json", PYTHONIOENCODING=encoding)
-    assert json.loads(document.stdout)["content"]["sheet"].endswith("🦊.png")
+    document = run("show", pool, "--image", tmp_path / "🦊.png", "--json", PYTHONIOENCODING=encoding)
+    assert json.loads(document.stdout)["content"]["image"].endswith("🦊.png")
     missing = run("show", tmp_path / "🦊λ", PYTHONIOENCODING=encoding)
     assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
 
@@ -57,7 +57,7 @@ def test_json_for_such_a_terminal_is_the_same_document() -> None:
 @pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
 def test_closed_streams_discard_what_is_written(pool: Path, tmp_path: Path, closed: str) -> None:
     sheet = tmp_path / "sheet.png"
-    done = run("show", pool, "--sheet", sheet, shell=f'"$@" {closed}')
+    done = run("show", pool, "--image", sheet, shell=f'"$@" {closed}')
     assert (done.returncode, done.stderr) == (0, "")
     assert sheet.read_bytes().startswith(b"\x89PNG")
     assert run("show", tmp_path / "nothing", shell=f'"$@" {closed}').returncode == 1

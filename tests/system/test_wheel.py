@@ -69,7 +69,7 @@ def test_the_wheel_holds_every_module_recipe_and_template_and_nothing_else(wheel
     wanted += [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
     wanted += [*(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline").rglob("*.j2")]
     assert names == {f"lsmix/{path.relative_to(ROOT).as_posix()}" for path in wanted}
-    assert "lsmix/pipeline/views/report/report.html.j2" in names
+    assert "lsmix/pipeline/views/templates/page.html.j2" in names
 
 
 def test_the_command_line_works_from_the_wheel(ask):

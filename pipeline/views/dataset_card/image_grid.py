@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["SHEET_FILE", "draw_sheet"]
 
 SHEET_FILE: Final = "card.png"
-_ROWS, _COLUMNS = 4, 12
+_ROWS = 4
 _LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
 
 
@@ -36,22 +36,16 @@ def draw_sheet(pool: Pool, inputs: Mapping[str, Path] | None, *, device: str = "
     """
     if pool.image_shape[2] not in (1, 3):
         return b"", False
-    from lsmix.pipeline.views.images import SHEET_TITLES, png_bytes, pool_rows, sheet
+    from lsmix.pipeline.views.images import GRID_TITLES, image_grid, own_images, png_bytes, sample_grid
 
     side = max(pool.image_shape[:2])
     step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
     if inputs is None:
-        rows, titles = _own_rows(pool), []
+        rows, titles = own_images(pool, _ROWS), []
     else:
-        rows, titles = pool_rows(pool, _source_images(pool, inputs, device), _ROWS), SHEET_TITLES
+        rows, titles = sample_grid(pool, _source_images(pool, inputs, device), _ROWS), GRID_TITLES
     small = [[image[::step, ::step] for image in row] for row in rows]
-    return png_bytes(sheet(small, scale=scale, column_titles=titles)), inputs is not None
-
-
-def _own_rows(pool: Pool) -> list[list[NDArray[np.uint8]]]:
-    count = min(_ROWS * _COLUMNS, len(pool))
-    images = pool.image[:count][np.argsort(pool.share_b[:count], kind="stable")]
-    return [list(images[start : start + _COLUMNS]) for start in range(0, count, _COLUMNS)]
+    return png_bytes(image_grid(small, scale=scale, column_titles=titles)), inputs is not None
 
 
 def _source_images(pool: Pool, inputs: Mapping[str, Path], device: str) -> "SourceImages":

@@ -1,31 +1,46 @@
-"""The chapter of the report on the flow: what it is, how its training went, and images drawn from it."""
+"""The report's section on the flow: its configuration, its training, and images drawn from it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from lsmix.data.artifact import Artifact
 from lsmix.pipeline.config.results import read_log
+from lsmix.pipeline.views.page import Figure, Section, Table
 from lsmix.pipeline.views.plots import Series, curves
-from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure
-from lsmix.pipeline.views.report.page import ReportFigure, Section, Table
+from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["flow_section"]
 
-_SMOOTHED_POINTS = 200  # of the loss curve: a mean over equal stretches shows the course and not the noise
+_SMOOTHED_POINTS = 200  # of the loss curve: the mean over equal stretches shows the trend without the noise
 
 
-def flow_section(material: ReportInputs) -> Section:
-    """Return the chapter on the recipe's flow; an empty one where it has none."""
-    if not material.has_flow:
-        return Section(title="Flow")
-    item = material.inputs["flow"]
-    counts, config = item.manifest.counts, material.flow.config
-    rows = [(name, f"{value}") for name, value in msgspec.to_builtins(config).items()]
-    rows += [(name.replace("_", " "), _text(value)) for name, value in counts.items()]
-    table = Table(title="The flow", columns=("what", "value"), rows=tuple(rows))
-    if not (item.folder / "log.jsonl").is_file():  # a flow from elsewhere comes without its log
-        return Section(title="Flow", tables=(table,))
+def flow_section(inputs: ReportInputs) -> Iterator[Section]:
+    """Return the section on the recipe's flow; none where it has none."""
+    if not inputs.has_flow:
+        return
+    item = inputs.artifacts["flow"]
+    rows = [(name, str(value)) for name, value in msgspec.to_builtins(inputs.flow.config).items()]
+    rows += [(name.replace("_", " "), _text(value)) for name, value in item.manifest.counts.items()]
+    items: list[Table | Figure] = [Table(title="The flow", columns=("what", "value"), rows=tuple(rows))]
+    if (item.folder / "log.jsonl").is_file():  # a flow of another recipe comes without its log
+        items += _training(item)
+    if (item.folder / "samples.png").is_file():
+        items.append(
+            Figure(
+                name="samples",
+                data=(item.folder / "samples.png").read_bytes(),
+                alt="Images drawn from the flow.",
+                caption=f"Images drawn from the flow at temperature {item.manifest.config['temperature']}.",
+                density=1,
+            )
+        )
+    yield Section(title="Flow", items=items, folded=True)
+
+
+def _training(item: Artifact) -> Iterator[Figure]:
     log = read_log(item.folder)
     iterations = np.array([line.iteration for line in log])
     loss = np.array([line.loss_bits_per_dim for line in log], dtype=float)
@@ -37,26 +52,10 @@ def flow_section(material: ReportInputs) -> Section:
             x, y = zip(*points, strict=True)
             series.append(Series(label=label, x=x, y=y))
     norms = [Series(label="gradient norm", x=iterations, y=[line.grad_norm or np.nan for line in log])]
-    figures = [
-        plot_figure(
-            "flow-bits",
-            curves("Likelihood", series, "iteration", "bits per dimension"),
-            "Bits per dimension by iteration.",
-        ),
-        plot_figure(
-            "flow-gradient", curves("Gradient norm", norms, "iteration", "nats/dim"), "Gradient norm by iteration."
-        ),
-    ]
-    samples = item.folder / "samples.png"
-    if samples.is_file():
-        alt = "Images drawn from the flow."
-        caption = f"Images drawn from the flow at temperature {item.manifest.config['temperature']}."
-        figures.append(
-            ReportFigure(
-                name="samples", data=samples.read_bytes(), media="image/png", alt=alt, caption=caption, pixelated=True
-            )
-        )
-    return Section(title="Flow", tables=(table,), figures=tuple(figures))
+    likelihood = curves("Likelihood", series, "iteration", "bits per dimension")
+    yield Figure(name="flow-bits", data=likelihood, alt="Bits per dimension by iteration.")
+    gradient = curves("Gradient norm", norms, "iteration", "nats/dim")
+    yield Figure(name="flow-gradient", data=gradient, alt="Gradient norm by iteration.")
 
 
 def _text(value: Any) -> str:

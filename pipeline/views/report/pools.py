@@ -1,82 +1,114 @@
-"""The chapter of the report on pools: counts, images of each method beside their sources, rates, and likelihoods."""
+"""The report's sections on mixed images: the paper's figures and the recipe's pools."""
+
+from collections.abc import Iterator
 
 from lsmix.data.pool import Pool
-from lsmix.pipeline.views.images import SHEET_TITLES, pool_rows
+from lsmix.pipeline.views.figures import FIGURES, draw_figure, figure_png
+from lsmix.pipeline.views.images import GRID_TITLES, page_grid, sample_grid
+from lsmix.pipeline.views.page import Figure, Section, Table
 from lsmix.pipeline.views.plots import bits_histogram, histogram
-from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure, sheet_figure
-from lsmix.pipeline.views.report.page import PoolFacts, ReportFigure, Section, pool_table
+from lsmix.pipeline.views.pool_summary import summarise_pool
+from lsmix.pipeline.views.report.inputs import ReportInputs
 
-__all__ = ["pools_section"]
+__all__ = ["mixes_sections", "pools_section"]
+
+_OPEN_FIGURES = ("fig1", "fig4")  # of the paper; the others are folded
+_ROWS_SHOWN = 12  # failed decodes in the table; the pool itself lists them all
 
 
-def pools_section(material: ReportInputs) -> Section:
-    """Return the chapter on the recipe's pools; an empty one where it has none."""
-    if not material.pools:
-        return Section(title="Pools")
-    shown = _one_of_each_kind(material)
-    figures = [_pool_sheet(material, name, pool) for name, pool in shown.items()]
-    figures += [
-        plot_figure(
-            f"rates-{name}",
-            histogram(pool.lam[:], pool.share_b[:]),
-            f"Histograms of λ and of the effective share in pool {name}.",
-            f"Pool {name}: λ as drawn, and the share of the second image that was really taken.",
-        )
-        for name, pool in shown.items()
-    ]
-    if material.has_flow:
-        figures.append(_bits(material, shown))
-    left_out = len(material.pools) - len(shown)
-    return Section(
+def mixes_sections(inputs: ReportInputs) -> Iterator[Section]:
+    """Return the sections with pictures of mixes: the first pool's and the paper's figures, drawn with the recipe's flow."""
+    pools = _one_of_each_kind(inputs)
+    names = FIGURES if inputs.has_flow and len(inputs.latents) > 1 else ()
+    drawn = {name: _paper_figure(inputs, name) for name in names}
+    first = [_pool_grid(inputs, name, pool) for name, pool in list(pools.items())[:1]]
+    yield Section(
+        title="Mixed images", items=(*(figure for name, figure in drawn.items() if name in _OPEN_FIGURES), *first)
+    )
+    yield Section(
+        title="More figures of the paper",
+        items=[figure for name, figure in drawn.items() if name not in _OPEN_FIGURES],
+        folded=True,
+    )
+
+
+def pools_section(inputs: ReportInputs) -> Iterator[Section]:
+    """Return the section on the recipe's pools; none where it has none."""
+    if not inputs.pools:
+        return
+    shown = _one_of_each_kind(inputs)
+    items: list[Table | Figure] = [_pool_table(inputs.pools)]
+    items += [_pool_grid(inputs, name, pool) for name, pool in list(shown.items())[1:]]
+    items += [_histogram(name, pool) for name, pool in shown.items()]
+    if inputs.has_flow:
+        items.append(_bits(inputs, shown))
+    left_out = len(inputs.pools) - len(shown)
+    text = (
+        f"There are pictures of one pool of each method; for the {left_out} others see the table." if left_out else ""
+    )
+    yield Section(title="Pools", text=text, items=items, folded=True)
+
+
+def _paper_figure(inputs: ReportInputs, name: str) -> Figure:
+    drawn = draw_figure(name, inputs.flow, inputs.latents, inputs.dataset, pairs=inputs.config.pairs)
+    failed = f" {drawn.decode_failed} of {drawn.decoded} images failed to decode." if drawn.decode_failed else ""
+    return Figure(name=name, data=figure_png(drawn), alt=drawn.alt, caption=drawn.caption + failed)
+
+
+def _pool_table(pools: dict[str, Pool]) -> Table:
+    """Return the table of pools with their counts and the first rows that failed to decode."""
+    rows = []
+    for name, pool in pools.items():
+        counts = pool.manifest.counts
+        redrawn, replaced, failed = counts["redrawn"], counts["replaced"], counts["decode_failed_rows"]
+        numbers = (f"{count:,}" for count in (len(pool), len(pool) - redrawn - replaced, redrawn, replaced))
+        listed, more = ", ".join(map(str, failed[:_ROWS_SHOWN])) or "none", len(failed) - _ROWS_SHOWN
+        rows.append((name, pool.method, *numbers, f"{listed} … and {more:,} more" if more > 0 else listed))
+    return Table(
         title="Pools",
-        text=f"Pictures of one pool of each method; {left_out} more are in the table only." if left_out else "",
-        tables=(pool_table([_facts(name, pool) for name, pool in material.pools.items()]),),
-        figures=tuple(figures),
+        columns=("pool", "method", "images", "ok", "redrawn", "replaced", "failed to decode at first, rows"),
+        rows=tuple(rows),
+        note="Redrawn: the first draw failed to decode and a later one decoded well. Replaced: no draw decoded well, and "
+        "the first source is in the mix's place.",
     )
 
 
-def _facts(name: str, pool: Pool) -> PoolFacts:
-    counts = pool.manifest.counts
-    return PoolFacts(
-        name=name,
-        method=pool.method,
-        images=len(pool),
-        redrawn=counts["redrawn"],
-        replaced=counts["replaced"],
-        decode_failed=counts["decode_failed_rows"],
-    )
-
-
-def _one_of_each_kind(material: ReportInputs) -> dict[str, Pool]:
+def _one_of_each_kind(inputs: ReportInputs) -> dict[str, Pool]:
     """Return the first pool of every method, corner and number of sources."""
     kinds: dict[object, str] = {}
-    for name, pool in material.pools.items():
+    for name, pool in inputs.pools.items():
         kinds.setdefault((pool.method, pool.sources, "corner" in pool.columns), name)
-    return {name: material.pools[name] for name in kinds.values()}
+    return {name: inputs.pools[name] for name in kinds.values()}
 
 
-def _pool_sheet(material: ReportInputs, name: str, pool: Pool) -> ReportFigure:
-    grid = pool_rows(pool, material.dataset.train.images, material.config.pairs)
+def _pool_grid(inputs: ReportInputs, name: str, pool: Pool) -> Figure:
     more = f" The mixes have {pool.sources} sources, of which two are shown." if pool.sources > 2 else ""
-    return sheet_figure(
-        f"pool-{name}",
-        grid,
-        SHEET_TITLES,
-        f"Images of pool {name} between their sources.",
-        f"Pool {name} ({pool.method}): images as they are in the pool, between the two they are made of.{more}",
+    return Figure(
+        name=f"pool-{name}",
+        data=page_grid(sample_grid(pool, inputs.dataset.train.images, inputs.config.pairs), GRID_TITLES),
+        alt=f"Images of pool {name} between their sources.",
+        caption=f"Pool {name} ({pool.method}): images of the pool, each between its two sources.{more}",
     )
 
 
-def _bits(material: ReportInputs, shown: dict[str, Pool]) -> ReportFigure:
-    count = material.config.bits_images
-    bits = {
-        name: material.flow.bits_per_dim(material.flow.log_prob(pool.image[:count])) for name, pool in shown.items()
-    }
-    return plot_figure(
-        "bits",
-        bits_histogram(material.latents.bits_per_dim[:], bits),
-        "Bits per dimension of training images and of mixed images.",
-        "How likely the flow itself finds training images and mixes, both with their own low bits instead of noise, so "
-        "below the figures of the training. Fewer bits are more likely, which is not the same as more natural: grey "
-        "and blurred images take fewer bits than photographs.",
+def _histogram(name: str, pool: Pool) -> Figure:
+    summary = summarise_pool(pool)
+    return Figure(
+        name=f"rates-{name}",
+        data=histogram(summary.lam, summary.share),
+        alt=f"Histograms of λ and of the share of x₂ in pool {name}.",
+        caption=f"Pool {name}: λ as drawn, and the share of x₂ that was taken.",
+    )
+
+
+def _bits(inputs: ReportInputs, shown: dict[str, Pool]) -> Figure:
+    count = inputs.config.bits_images
+    bits = {name: inputs.flow.bits_per_dim(inputs.flow.log_prob(pool.image[:count])) for name, pool in shown.items()}
+    return Figure(
+        name="bits",
+        data=bits_histogram(inputs.latents.bits_per_dim[:], bits),
+        alt="Bits per dimension of training images and of mixed images.",
+        caption="Likelihood of training images and of mixes under the recipe's own flow. Both keep their own low bits "
+        "instead of noise, so values are below those of the training. Fewer bits are more likely, which is not the same "
+        "as more natural: grey and blurred images take fewer bits than photographs.",
     )

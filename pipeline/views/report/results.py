@@ -1,58 +1,117 @@
-"""The chapter of the report on error rates: the table, with the paper's figures beside ours, budgets, and curves."""
+"""The report's sections on error rates: tables with the paper's figures beside ours, budgets, and curves."""
+
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from lsmix.pipeline.config.results import read_metrics
+from lsmix.pipeline.views.error_rates import RunSummary
+from lsmix.pipeline.views.page import Figure, Section, Table
 from lsmix.pipeline.views.plots import Series, curves, error_rate_plot
-from lsmix.pipeline.views.report.inputs import ReportInputs, plot_figure
-from lsmix.pipeline.views.report.page import Section, budget_table, error_table
+from lsmix.pipeline.views.report.inputs import ReportInputs
 
-__all__ = ["results_section"]
+__all__ = ["budget_table", "error_table", "results_sections"]
 
-_SOLID_LINES = 6  # of a plot, since it has so many colours; those beyond are dashed
+_SOLID_LINES = 6  # of a plot, since it has so many colours; further lines are dashed
+_LONG_TABLE = 6  # runs, beyond which the best three are highlighted
 
 
-def results_section(material: ReportInputs) -> Section:
-    """Return the chapter on error rates; an empty one where the recipe has no runs."""
-    runs = material.runs
+def results_sections(inputs: ReportInputs) -> Iterator[Section]:
+    """Return the sections on error rates; none where the recipe has no runs."""
+    runs = inputs.runs
     if not runs:
-        return Section(title="Error rates")
-    errors, losses = _by_epoch(material, "test_error"), _by_epoch(material, "loss")
-    return Section(
+        return
+    errors, losses = _by_epoch(inputs, "test_error"), _by_epoch(inputs, "loss")
+    yield Section(
         title="Error rates",
-        text="Error of the last epoch on the test split, for every run over its seeds.",
-        tables=(
-            error_table(runs, title=material.config.table or "Error rates", note=material.config.note),
-            budget_table(runs),
-        ),
-        figures=(
-            plot_figure(
-                "error-rates", error_rate_plot(runs), "Error rates of all runs with their standard deviations."
+        text="Error on the test split after the last epoch, for every run over its seeds.",
+        items=(
+            error_table(runs, title=inputs.config.table or "Error rates", note=inputs.config.note),
+            Figure(
+                name="error-rates",
+                data=error_rate_plot(runs),
+                alt="Error rates of all runs with their standard deviations.",
             ),
-            plot_figure(
-                "error-curves",
-                curves("Test error", errors, "epoch", "error rate, %", y_log=True),
-                "Test error by epoch.",
-            ),
-            plot_figure(
-                "loss-curves",
-                curves("Training loss", losses, "epoch", "nats"),
-                "Training loss by epoch, mean over seeds.",
-                "On mixed images the loss cannot reach zero, so it does not compare across runs.",
+            Figure(
+                name="error-curves",
+                data=curves("Test error", errors, "epoch", "error rate, %", y_log=True),
+                alt="Test error by epoch.",
             ),
         ),
     )
+    yield Section(
+        title="Budgets and training loss",
+        items=(
+            budget_table(runs),
+            Figure(
+                name="loss-curves",
+                data=curves("Training loss", losses, "epoch", "nats"),
+                alt="Training loss by epoch, mean over seeds.",
+                caption="On mixed images the loss cannot reach zero, so do not compare it across runs.",
+            ),
+        ),
+        folded=True,
+    )
 
 
-def _by_epoch(material: ReportInputs, field: str) -> list[Series]:
+def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
+    """Return the table of error rates in the recipe's order, with the paper's figures beside ours if there are any.
+
+    The lowest mean is highlighted, in long tables the best three, as in the paper's Table 1. With a baseline among the
+    runs, columns give the difference of each mean from it in points, ours and the paper's.
+    """
+    baseline = next((run for run in runs if run.baseline and run.errors), None)
+    papers = any(run.paper for run in runs)
+    both = papers and baseline is not None and baseline.paper_mean is not None
+    columns = ["run", "error rate, %", *(["paper, %"] if papers else [])]
+    columns += [*(["against baseline"] if baseline else []), *(["paper's"] if both else []), "seeds", "of each seed, %"]
+    rows = []
+    for run in runs:
+        cells = [run.label, run.text, *([run.paper or "–"] if papers else [])]
+        if baseline:
+            cells.append("–" if run is baseline or not run.errors else _difference(run.mean - baseline.mean))
+        if both and baseline:
+            known = run is not baseline and run.paper_mean is not None
+            cells.append(_difference((run.paper_mean or 0.0) - (baseline.paper_mean or 0.0)) if known else "–")
+        rows.append((*cells, str(len(run.errors)), ", ".join(f"{error:.2f}" for error in run.errors) or "–"))
+    done = sorted((index for index, run in enumerate(runs) if run.errors), key=lambda index: runs[index].mean)
+    return Table(
+        title=title,
+        columns=tuple(columns),
+        rows=tuple(rows),
+        note=f"Last epoch, test images; mean ± sample standard deviation over seeds. {note}".strip(),
+        best=tuple(done[: 3 if len(runs) > _LONG_TABLE else 1]) if len(done) > 1 else (),
+    )
+
+
+def _difference(points: float) -> str:
+    return f"{points:+.2f}".replace("-", "−")
+
+
+def budget_table(runs: Sequence[RunSummary]) -> Table:
+    """Return the table of the images, the updates and the sources that each run had."""
+    rows = []
+    for run in runs:
+        seen = "; ".join(f"{one.source}: {one.images:,} images, {one.times:g}× each" for one in run.seen)
+        rows.append((run.label, f"{run.images:,}", f"{run.updates:,}", seen or "–"))
+    budgets = {(run.images, run.updates) for run in runs}
+    return Table(
+        title="Budget of each seed",
+        columns=("run", "images", "updates", "seen, on average"),
+        rows=tuple(rows),
+        note="All runs have the same budget."
+        if len(budgets) == 1
+        else "The runs have different budgets, so comparing them is not fair.",
+    )
+
+
+def _by_epoch(inputs: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     lines = []
-    for run in material.runs:
+    for place, run in enumerate(inputs.runs):
         seeds = [
-            [float(getattr(line, field)) for line in read_metrics(item.folder)] for item in material.trainings(run.name)
+            [float(getattr(line, field)) for line in read_metrics(item.folder)] for item in inputs.trainings(run.name)
         ]
-        lines.append((run.label, np.mean(seeds, axis=0)))
-    return [
-        Series(label=label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES)
-        for place, (label, mean) in enumerate(lines)
-    ]
+        mean = np.mean(seeds, axis=0)
+        lines.append(Series(label=run.label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES))
+    return lines

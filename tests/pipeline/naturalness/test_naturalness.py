@@ -54,7 +54,7 @@ def found(measured):
 def report_of(item):
     """Return what the report's section reads."""
     artifact = Artifact(folder=item.folder, manifest=item.manifest)
-    return SimpleNamespace(inputs={"naturalness": artifact})
+    return SimpleNamespace(artifacts={"naturalness": artifact})
 
 
 def samples_of(measured, **fields) -> SampleSet:
@@ -198,7 +198,8 @@ def test_without_a_baseline_there_is_no_distance_of_features(measured, tiny_reci
     assert (found.classifier, found.features) == ("", 0)
     assert [sample.frechet for sample in found.samples] == [None] * 4
     item = result["naturalness"]
-    for table in naturalness_section(report_of(item)).tables:
+    (section,) = naturalness_section(report_of(item))
+    for table in section.items[-2:]:
         assert "Fréchet" not in table.columns
         assert "Fréchet" not in table.note
 
@@ -412,21 +413,18 @@ def test_the_formats_page_tells_every_field():
 
 def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(measured, found):
     item = measured["naturalness"]
-    section = naturalness_section(report_of(item))
-    likelihood, appearance = section.tables
+    (section,) = naturalness_section(report_of(item))
+    *figures, likelihood, appearance = section.items
     originals = ["originals, held out", "originals, test", "originals, sources"]
-    for table in section.tables:
+    for table in (likelihood, appearance):
         assert [row[0] for row in table.rows] == [*originals, *NaturalnessConfig().methods]
     assert "Bits per dimension alone mislead" in section.text
     difference = np.mean(np.subtract(found["ls-mix"].bits_per_dim, found["hard-cut"].bits_per_dim))
     assert f"hard cut of the same pairs: {difference:+.3f}".replace("-", "−") in likelihood.note
     linear = next(row for row in appearance.rows if row[0] == "linear")
     assert linear[-2].endswith("°")
-    assert [figure.name for figure in section.figures] == [
-        "naturalness-bits",
-        "naturalness-distance",
-        "naturalness-sheet",
-    ]
+    names = [figure.name for figure in figures]
+    assert names == ["naturalness-sheet", "naturalness-bits", "naturalness-distance"]
 
 
 def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, tiny_recipe, finished_workspace):
@@ -440,7 +438,7 @@ def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, ti
 
 def test_show_tells_its_counts_and_draws_its_sheet(measured, command, tmp_path):
     folder = measured["naturalness"].folder
-    shown = command("show", folder, "--sheet", tmp_path / "sheet.png")
+    shown = command("show", folder, "--image", tmp_path / "sheet.png")
     assert shown.code == 0
     assert "x₁ | mixes of each method at λ = 0.5 | x₂" in shown.out
     with Image.open(tmp_path / "sheet.png") as drawn, Image.open(folder / "sheet.png") as made:

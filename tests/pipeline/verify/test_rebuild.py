@@ -267,7 +267,7 @@ def test_another_root_without_a_pool_to_compare_with_is_refused(
     assert command(*words, "--expect", "xyz").code == 1
     text = command(*words, "--device", "cpu").out
     assert f"root         {given.root} (no expected digest given)" in text
-    assert "(was there already)" in text
+    assert "(already in the workspace)" in text
 
 
 def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(

@@ -318,10 +318,10 @@ def test_the_sheet_shows_the_sources_of_a_latent_pool_and_is_kept_where_they_are
     with Image.open(made / "card.png") as picture:
         pixels = np.asarray(picture.convert("RGBA"))
     (dataset,) = (finished_workspace / "ingest").glob("*")
-    from lsmix.pipeline.views.images import SHEET_TITLES, pool_rows, sheet
+    from lsmix.pipeline.views.images import GRID_TITLES, image_grid, sample_grid
 
-    expected = sheet(
-        pool_rows(open_pool(made), open_dataset(dataset).train.images, 4), scale=6, column_titles=SHEET_TITLES
+    expected = image_grid(
+        sample_grid(open_pool(made), open_dataset(dataset).train.images, 4), scale=6, column_titles=GRID_TITLES
     )
     np.testing.assert_array_equal(pixels, np.asarray(expected))
     write_card(pool_folder, licence="MIT")

@@ -24,7 +24,7 @@ from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
 from lsmix.pipeline.views.figures import (
     FIGURES,
-    FigureSheet,
+    PaperFigure,
     choose_figure_pairs,
     draw_figure,
     figure_png,
@@ -41,7 +41,7 @@ class Opened(NamedTuple):
     latents: Latents
     dataset: DataSet
 
-    def draw(self, name: str, pairs: int = 3, seed: int = 0, methods: Sequence[str] = ()) -> FigureSheet:
+    def draw(self, name: str, pairs: int = 3, seed: int = 0, methods: Sequence[str] = ()) -> PaperFigure:
         return draw_figure(name, *self, pairs=pairs, seed=seed, methods=methods)
 
     def chosen(self, pairs: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
@@ -60,7 +60,7 @@ def opened(finished_workspace: Path) -> Opened:
     return Opened(load_flow(flow), open_latents(latents), open_dataset(ingest))
 
 
-def column(sheet: FigureSheet, place: int) -> np.ndarray:
+def column(sheet: PaperFigure, place: int) -> np.ndarray:
     images = [row[place] for row in sheet.rows]
     return np.stack([image for image in images if image is not None])
 

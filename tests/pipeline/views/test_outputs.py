@@ -66,7 +66,7 @@ def test_dev_null_is_refused_and_stays_a_device() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("option", ["--sheet", "--html"])
+@pytest.mark.parametrize("option", ["--image", "--html"])
 def test_show_refuses_an_output_that_is_no_regular_file(
     invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], option: str, kind: str
 ) -> None:
@@ -82,7 +82,7 @@ def test_show_refuses_an_output_that_is_no_regular_file(
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/null"])
 def test_show_refuses_the_terminal_and_devices(pool: Path, command: Callable[..., Any], path: str) -> None:
     before = os.lstat(path)
-    result = command("show", pool, "--sheet", path)
+    result = command("show", pool, "--image", path)
     assert (result.code, "only regular files are replaced" in result.err) == (1, True)
     assert os.lstat(path).st_ino == before.st_ino
 

@@ -1,4 +1,4 @@
-"""Laws of the sweeps, of ``show`` and of the report as a whole, on a finished workspace."""
+"""Laws of the grids of growing λ, of ``show`` and of the report as a whole, on a finished workspace."""
 
 import re
 import shutil
@@ -14,7 +14,8 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.views.interpolation import FIG4_RATES, choose_pairs, mix_sweep
+from lsmix.pipeline.views.figures import INTERPOLATION_TITLES, interpolation_grid
+from lsmix.pipeline.views.images import mixed_rows
 
 
 def _one(workspace: Path, stage: str, name: str) -> Path:
@@ -22,13 +23,18 @@ def _one(workspace: Path, stage: str, name: str) -> Path:
     return folder
 
 
-def test_a_sweep_begins_with_the_first_image_and_ends_with_the_second(finished_workspace: Path) -> None:
+def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_second(
+    finished_workspace: Path,
+) -> None:
     train = open_dataset(_one(finished_workspace, "ingest", "tiny")).train
     flow = load_flow(_one(finished_workspace, "train-glow", "tiny"))
     latents = open_latents(_one(finished_workspace, "encode", "tiny"))
-    pairs = choose_pairs(open_pool(_one(finished_workspace, "mix", "lsmix")), 3)
-    rows = mix_sweep(flow, latents, pairs)
-    assert [len(row) for row in rows] == [2 + len(FIG4_RATES)] * 3
+    pool = open_pool(_one(finished_workspace, "mix", "lsmix"))
+    chosen = mixed_rows(pool, 3)
+    assert ((pool.share_b[chosen] > 0.2) & (pool.share_b[chosen] < 0.8)).all()
+    pairs = list(zip(pool.source_a[chosen].tolist(), pool.source_b[chosen].tolist(), strict=True))
+    rows = interpolation_grid(flow, latents, pairs)
+    assert [len(row) for row in rows] == [len(INTERPOLATION_TITLES)] * 3
     for (first, second), row in zip(pairs, rows, strict=True):
         np.testing.assert_array_equal(row[0], train.images[first])
         np.testing.assert_array_equal(row[-1], train.images[second])
@@ -39,11 +45,11 @@ def test_show_draws_a_pool_with_its_sources_where_they_are_known(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    result = command("show", _one(finished_workspace, "mix", "lsmix"), "--sheet", sheet, "--rows", "2")
+    result = command("show", _one(finished_workspace, "mix", "lsmix"), "--image", sheet, "--rows", "2")
     assert result.code == 0
     assert "x₁ | mixes at growing λ | x₂" in result.out
     with Image.open(sheet) as picture:
-        assert picture.width > 8 * (2 + len(FIG4_RATES))
+        assert picture.width > 8 * len(INTERPOLATION_TITLES)
 
 
 def test_show_draws_a_pool_that_came_alone(
@@ -51,9 +57,9 @@ def test_show_draws_a_pool_that_came_alone(
 ) -> None:
     alone = tmp_path / "alone"
     shutil.copytree(_one(finished_workspace, "mix", "lsmix"), alone)
-    result = command("show", alone, "--sheet", tmp_path / "sheet.png")
+    result = command("show", alone, "--image", tmp_path / "sheet.png")
     assert result.code == 0
-    assert "by growing share of the second" in result.out
+    assert "ordered by their share of x₂" in result.out
 
 
 @pytest.mark.parametrize(("stage", "drawn"), [("ingest", True), ("train-glow", True), ("encode", False)])
@@ -62,7 +68,7 @@ def test_show_tells_the_facts_of_any_artifact(
 ) -> None:
     sheet = tmp_path / "sheet.png"
     folder = _one(finished_workspace, stage, "tiny")
-    result = command("show", folder, "--sheet", sheet)
+    result = command("show", folder, "--image", sheet)
     assert result.code == 0
     assert folder.name.rpartition("-")[2] in result.out
     assert sheet.is_file() == drawn
@@ -77,6 +83,3 @@ def test_the_report_is_one_file_with_everything_in_it(finished_workspace: Path) 
     figures = {path.stem for path in (folder / "figures").iterdir()}
     assert {"error-rates", "fig1", "fig3", "fig4", "fig7", "appendix-e", "pool-lsmix", "rates-lsmix", "bits"} <= figures
     assert {"flow-bits", "samples"} <= figures
-    text = (folder / "report.md").read_text(encoding="utf-8")
-    for link in re.findall(r"\]\((figures/[^)]+)\)", text):
-        assert (folder / link).is_file()

@@ -22,26 +22,18 @@ from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.error_rates import RunSummary
+from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import (
     Series,
     bits_histogram,
     curves,
     distance_plot,
     error_rate_plot,
+    pair_matrix,
     spread_plot,
 )
 from lsmix.pipeline.views.pool_page import write_pool_page
-from lsmix.pipeline.views.report.page import (
-    Fact,
-    ProvenanceRow,
-    ReportFigure,
-    ReportPage,
-    Section,
-    Table,
-    error_table,
-    render_html,
-    render_markdown,
-)
+from lsmix.pipeline.views.report.results import error_table
 
 CONTROLS = "".join(map(chr, [*range(32), *range(127, 160)]))
 BIDI = "".join(
@@ -113,7 +105,7 @@ def test_show_prints(pool: Path, tmp_path: Path, command: Callable[..., Any]) ->
     write_pool_page(pool, tmp_path / "page.html")
     check((tmp_path / "page.html").read_text(encoding="utf-8"))
     for options in ((), ("--json",)):
-        shown = command("show", pool, "--sheet", tmp_path / "sheet.png", *options)
+        shown = command("show", pool, "--image", tmp_path / "sheet.png", *options)
         assert shown.code == 0
         check(shown.out + shown.err)
 
@@ -129,6 +121,7 @@ def test_plots_are_valid_xml_whatever_the_labels_hold() -> None:
             bits_histogram(COUNTS, {name: COUNTS}),
             spread_plot({name: COUNTS, f"{name}2": COUNTS}, "bits"),
             distance_plot({name: (interval, interval)}, "bits"),
+            pair_matrix(np.ones((2, 2)), [name, f"{name}2"]),
         ]
         for svg in plots:
             check(svg.decode())
@@ -137,23 +130,22 @@ def test_plots_are_valid_xml_whatever_the_labels_hold() -> None:
 
 def test_reports_print_whatever_a_recipe_holds() -> None:
     runs = [RunSummary(label=STRANGE, errors=(5.1, 4.9), paper=STRANGE)]
-    figure = ReportFigure(name="f", data=error_rate_plot(runs), media="image/svg+xml", alt=STRANGE, caption=STRANGE)
+    figure = Figure(name="f", data=error_rate_plot(runs), alt=STRANGE, caption=STRANGE)
     table = Table(title=STRANGE, columns=(STRANGE,), rows=((STRANGE,),), note=STRANGE)
-    row = ProvenanceRow(stage="mix", name=STRANGE, key="0" * 12, root="f" * 64, inputs=(STRANGE,), device=STRANGE)
-    page = ReportPage(
+    page = Page(
         title=STRANGE,
         summary=STRANGE,
         facts=(Fact(label=STRANGE, value=STRANGE, note=STRANGE),),
         warnings=(STRANGE,),
-        sections=(Section(title=STRANGE, text=STRANGE, tables=(error_table(runs), table), figures=(figure,)),),
-        provenance=(row,),
-        recipe=STRANGE,
-        recipe_name=STRANGE,
+        sections=(
+            Section(title=STRANGE, text=STRANGE, items=(error_table(runs), table, figure)),
+            Section(title=STRANGE, code=STRANGE, folded=True),
+        ),
         made_by=STRANGE,
     )
-    for text in (render_html(page), render_markdown(page)):
-        check(text)
-        text.encode()
+    text = render_page(page)
+    check(text)
+    text.encode()
 
 
 def test_lines_stay_and_everything_else_that_does_not_print_is_escaped() -> None:

@@ -80,7 +80,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_e
     cache = machine("two")
     again = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
     assert again.code == 0, again.err
-    assert again.out.startswith("0 of 9 artifacts made, 9 up to date already")
+    assert again.out.startswith("0 of 9 artifacts made, 9 already up to date")
     assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
     assert "cached" in command("status", tiny_recipe, "--workspace", url, "--check").out
     result = lsmix.run(tiny_recipe, workspace=url, device="cpu")

@@ -48,7 +48,7 @@ def check_up_to_date(command, recipe, workspace):
     assert (status.code, status.err) == (0, ""), status
     result = command("run", recipe, "--workspace", workspace)
     assert result.code == 0
-    assert "0 of 8 artifacts made, 8 up to date already" in result.out
+    assert "0 of 8 artifacts made, 8 already up to date" in result.out
 
 
 # Signals
@@ -222,7 +222,7 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
         ["run", *recipe, "--dry-run"],
         ["gc", *recipe],
         *(["verify", folder] for folder in of.values()),
-        *(["show", of[stage], "--sheet", str(tmp_path / f"{stage}.png")] for stage in ("ingest", "mix")),
+        *(["show", of[stage], "--image", str(tmp_path / f"{stage}.png")] for stage in ("ingest", "mix")),
         ["export", of["mix"], str(tmp_path / "exported"), "--format", "hdf5", "-q"],
         ["push", of["mix"], str(tmp_path / "pushed"), "-q"],
     ]

@@ -2,7 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,8 @@ def make_pool(
     side: int = 8,
     channels: int = 3,
     classes: tuple[str, ...] = ("cat", "dog", "owl"),
-    redrawn: tuple[int, ...] = (),
-    kept: tuple[int, ...] = (),
+    redrawn: Sequence[int] = (),
+    kept: Sequence[int] = (),
     spoil: Callable[[dict[str, Any]], None] = lambda columns: None,
 ) -> Path:
     """Make a pool of noise with shares from 0 to 1, as a stranger might."""
@@ -79,39 +79,44 @@ def of(workspace: Path, stage: str, name: str) -> Path:
 # What is counted, and what is chosen.
 
 
-def test_a_survey_counts_every_row(tmp_path: Path) -> None:
+def test_a_summary_counts_every_row(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", redrawn=(5, 700), kept=(9,)))
-    survey = summarise_pool(pool, 50)
-    assert survey.lam.shape == survey.share.shape == (BINS,)
-    assert survey.lam.sum() == survey.share.sum() == len(pool)
-    assert survey.lam.min() == survey.lam.max() == len(pool) / BINS
-    assert survey.pairs is not None
-    assert survey.pairs.sum() == len(pool)
-    assert [survey.pairs[0, 1], survey.pairs[1, 2], survey.pairs[2, 0]] == [1000, 1000, 1000]
-    assert survey.events == {"ok": 2997, "redrawn": 2, "replaced": 0, "decode failed": 1}
+    summary = summarise_pool(pool)
+    for counts in (summary.lam, summary.share):
+        np.testing.assert_array_equal(counts, np.full(BINS, 3000 / BINS))
+    assert summary.pairs is not None
+    assert summary.pairs.tolist() == [[0, 1000, 0], [0, 0, 1000], [1000, 0, 0]]
+    assert summary.events == {"ok": 2997, "redrawn": 2, "replaced": 0, "decode failed": 1}
+    assert summary.decode_failed == [5, 700, 9]
 
 
-def test_all_rows_that_something_happened_to_are_chosen_and_the_rest_spread_over_the_shares(tmp_path: Path) -> None:
-    redrawn, kept = (0, 3, 2999), (17, 1500)
-    survey = summarise_pool(open_pool(make_pool(tmp_path / "p", redrawn=redrawn, kept=kept)), 55)
-    assert len(survey.chosen) == 55
-    assert {row for row, event in survey.chosen.items() if event == "redrawn"} == set(redrawn)
-    assert {row for row, event in survey.chosen.items() if event == "decode failed"} == set(kept)
-    plain = [row for row, event in survey.chosen.items() if event == "ok"]
-    assert np.bincount(np.array(plain) * 10 // 3000, minlength=10).tolist() == [5] * 10
+def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spread(tmp_path: Path) -> None:
+    pool = open_pool(make_pool(tmp_path / "p", redrawn=range(0, 3000, 5)))
+    rows = np.array([*summarise_pool(pool, 100).chosen])
+    assert len(set(rows.tolist())) == 100
+    assert (pool.status[rows] == 1).sum() == 20
+    assert [*summarise_pool(pool, 100).chosen.values()].count("redrawn") == 20
+    assert np.bincount(rows * 10 // 3000, minlength=10).tolist() == [10] * 10
+    few = open_pool(make_pool(tmp_path / "q", redrawn=(3,)))
+    assert not few.status[[*summarise_pool(few, 100).chosen]].any()
 
 
-def test_the_choice_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> None:
+def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path) -> None:
+    pool = open_pool(make_pool(tmp_path / "p"))
+    rows = np.array([*summarise_pool(pool, 50).chosen])
+    share = pool.share_b[rows]
+    mixed = (share > 0.2) & (share < 0.8) & (pool.label_a[rows] != pool.label_b[rows])
+    assert mixed[:30].all()
+    assert not mixed[30:].any()
+    assert share[:9].std() > 0.1
+    assert (np.diff(share[30:]) >= 0).all()
+
+
+def test_the_sample_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
     assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
     assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
     assert sorted(summarise_pool(pool, 1000).chosen) == list(range(300))
-
-
-def test_many_broken_rows_leave_a_quarter_for_the_others(tmp_path: Path) -> None:
-    pool = open_pool(make_pool(tmp_path / "p", rows=300, redrawn=tuple(range(200)), kept=tuple(range(200, 220))))
-    chosen = list(summarise_pool(pool, 40).chosen.values())
-    assert [chosen.count(event) for event in ("redrawn", "decode failed", "ok")] == [15, 15, 10]
 
 
 @pytest.mark.parametrize("rows", [[3000], [-1], ["0"], "0", [2**70]])
@@ -130,16 +135,28 @@ def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace
     folder = of(finished_workspace, "mix", "lsmix")
     assert "between their sources" in write_pool_page(folder, tmp_path / "page.html", samples=30)
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    samples = shown(page)
+    pool = open_pool(folder)
+    samples = shown(page.partition("further rows that failed")[0])
     assert len(samples) == 30
     assert {sample["pictures"] for sample in samples} == {"3"}
-    assert samples == sorted(samples, key=lambda sample: float(sample["share"]))
-    pool = open_pool(folder)
-    told = [int(row) for row in re.findall(r"<span>row (\d+)</span>", page)]
-    for row, sample in zip(told, samples, strict=True):
+    listed = [int(row.replace(",", "")) for row in re.findall(r"<span>row ([\d,]+)</span>", page)]
+    for row, sample in zip(listed, samples, strict=False):
         assert sample["classes"].split() == list(dict.fromkeys([str(pool[row].label_a), str(pool[row].label_b)]))
         assert float(sample["lam"]) == pytest.approx(pool[row].lam, abs=1e-6)
+        assert sample["status"] in (pool[row].status, "decode failed")
+    assert all(0.2 < float(sample["share"]) < 0.8 for sample in samples[:5])
+    assert page.index("data-status") < page.index("<details")
     assert pool.manifest.root in page
+
+
+def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_a_part_of_their_own(tmp_path: Path) -> None:
+    page, _ = render_pool_page(make_pool(tmp_path / "p", redrawn=range(30), kept=(17 * 30,)), samples=50)
+    assert "2,969 ok (98.97 %), 30 redrawn (1.00 %), 1 decode failed (0.03 %)" in re.sub(r"\s+", " ", page)
+    assert "24 further rows that failed to decode at first" in page
+    failed = shown(page.split("further rows that failed")[1])
+    assert {sample["status"] for sample in failed} <= {"redrawn", "decode failed"}
+    assert len(failed) == 24
+    assert "further rows" not in render_pool_page(make_pool(tmp_path / "q"), samples=50)[0]
 
 
 def test_a_pool_that_came_alone_is_shown_without_sources_until_one_names_them(
@@ -156,7 +173,7 @@ def test_a_pool_that_came_alone_is_shown_without_sources_until_one_names_them(
         result = command("show", alone, "--html", page, "--rows", "20", "--data", data, "--json")
         answer = msgspec.json.decode(result.out)["content"]
         assert answer["html"] == str(page)
-        assert "sheet" not in answer
+        assert "image" not in answer
         assert {sample["pictures"] for sample in shown(page.read_text(encoding="utf-8"))} == {"3"}
     assert not list(tmp_path.glob("*.png"))
 
@@ -165,7 +182,7 @@ def test_what_strangers_wrote_is_escaped_and_cut(tmp_path: Path) -> None:
     folder = make_pool(tmp_path / "p", classes=(EVIL, "x" * 100_000, "owl"))
     (folder / "manifest.json").unlink()
     finish(folder, name=EVIL, config={EVIL: EVIL * 1000})
-    page, _ = render_pool_page(folder, samples=9)
+    page, _ = render_pool_page(folder, samples=12)
     assert "<img src=x" not in page
     assert page.count("</script>") == 1
     assert "&lt;img src=x onerror" in page
@@ -176,21 +193,18 @@ def test_what_strangers_wrote_is_escaped_and_cut(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("side", "channels"), [(64, 3), (300, 3), (32, 1)])
 def test_a_page_never_outgrows_its_limit(side: int, channels: int, tmp_path: Path) -> None:
     # Noise is the worst case.
-    folder = make_pool(tmp_path / "p", rows=400, side=side, channels=channels, redrawn=(7, 8))
+    folder = make_pool(tmp_path / "p", rows=400, side=side, channels=channels)
     page, what = render_pool_page(folder, samples=1000)
     assert 500_000 < len(page.encode()) < 3_000_000
-    samples = shown(page)
-    assert what.startswith(f"{len(samples)} of 400 images")
-    assert [sample["event"] for sample in samples].count("redrawn") == 2
+    assert what.startswith(f"{len(shown(page))} of 400 images")
     assert ("Pictures are reduced" in page) == (side > 96)
-    assert "2 of the 2 rows that were drawn again" in page
 
 
 def test_pools_of_many_classes_and_of_three_sources_have_their_page(
     tmp_path: Path, finished_workspace: Path, tiny_recipe: Path
 ) -> None:
     page, _ = render_pool_page(make_pool(tmp_path / "p", classes=tuple(f"class {i}" for i in range(30))))
-    assert "The most frequent of 900 possible ones" in page
+    assert "The most frequent of 900 possible pairs" in page
     from lsmix.pipeline.api import run
 
     workspace = Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
@@ -209,7 +223,7 @@ def test_only_pools_have_a_page_and_only_their_own_sources_fit(
 ) -> None:
     dataset, pool = of(finished_workspace, "ingest", "tiny"), of(finished_workspace, "mix", "lsmix")
     target = tmp_path / "page.html"
-    with pytest.raises(FormatError, match="made of pools"):
+    with pytest.raises(FormatError, match="only pools have an HTML page"):
         write_pool_page(dataset, target)
     with pytest.raises(RecipeError, match="made from the data set with root"):
         write_pool_page(pool, target, data=of(finished_workspace, "train-glow", "tiny"))
@@ -242,7 +256,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     values[7] = np.nan
     monkeypatch.setitem(pool.columns._arrays, column, values)
     with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
-        summarise_pool(pool, 10)
+        summarise_pool(pool)
 
 
 def test_images_of_two_channels_are_refused_by_name(tmp_path: Path) -> None:

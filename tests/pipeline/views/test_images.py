@@ -1,4 +1,4 @@
-"""A sheet shows every image's very pixels, enlarged, at its place, on a transparent ground."""
+"""A grid shows every image's very pixels, enlarged, at its place, on a transparent ground."""
 
 import io
 
@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from lsmix.pipeline.views.images import png_bytes, sheet, thumbnails
+from lsmix.pipeline.views.images import image_grid, in_rows, page_grid, png_bytes
 
 
 def random_image(seed: int, height: int = 4, width: int = 5, channels: int = 3) -> np.ndarray:
@@ -25,7 +25,7 @@ def random_image(seed: int, height: int = 4, width: int = 5, channels: int = 3) 
 def test_every_image_can_be_read_back_from_its_place(lengths, channels, scale, gap, titled):
     rows = [[random_image(10 * r + c, channels=channels) for c in range(n)] for r, n in enumerate(lengths)]
     titles = {"column_titles": ["λ"] * 3, "row_titles": ["first"]} if titled else {}
-    pixels = np.asarray(sheet(rows, scale=scale, gap=gap, **titles))
+    pixels = np.asarray(image_grid(rows, scale=scale, gap=gap, **titles))
     columns = max(lengths)
     left = pixels.shape[1] - (columns * 5 * scale + (columns - 1) * gap)
     top = pixels.shape[0] - (len(rows) * 4 * scale + (len(rows) - 1) * gap)
@@ -39,7 +39,7 @@ def test_every_image_can_be_read_back_from_its_place(lengths, channels, scale, g
 
 
 def test_empty_places_and_gaps_are_transparent():
-    pixels = np.asarray(sheet([[random_image(0), None], [None, random_image(1)]], scale=1, gap=2))
+    pixels = np.asarray(image_grid([[random_image(0), None], [None, random_image(1)]], scale=1, gap=2))
     assert pixels.shape == (4 + 2 + 4, 5 + 2 + 5, 4)
     assert (pixels[:4, 5:, 3] == 0).all()
     assert (pixels[4:6, :, 3] == 0).all()
@@ -47,30 +47,39 @@ def test_empty_places_and_gaps_are_transparent():
 
 def test_smaller_images_stand_in_the_middle_of_their_place():
     small = np.full((2, 1), 9, np.uint8)
-    pixels = np.asarray(sheet([[random_image(0), small]], scale=1, gap=0))
+    pixels = np.asarray(image_grid([[random_image(0), small]], scale=1, gap=0))
     opaque = np.argwhere(pixels[:, 5:, 3] == 255)
     assert opaque.tolist() == [[1, 2], [2, 2]]
 
 
 def test_titles_are_drawn_and_long_ones_are_cut_at_their_neighbours():
     rows = [[random_image(0)] * 2]
-    plain = sheet(rows, scale=8, column_titles=["x₁", "x₂"])
+    plain = image_grid(rows, scale=8, column_titles=["x₁", "x₂"])
     assert np.asarray(plain)[:10, :, 3].any()
-    long = sheet(rows, scale=8, column_titles=["a very long title indeed", ""])
+    long = image_grid(rows, scale=8, column_titles=["a very long title indeed", ""])
     assert long.size == plain.size
     right = np.asarray(long)[: long.height - 32, 48:, 3]
     assert not right.any()
 
 
-def test_thumbnails_fill_row_by_row():
+def test_images_fill_a_grid_row_by_row():
     images = np.stack([random_image(seed) for seed in range(5)])
-    picture = thumbnails(images, columns=3, scale=1, gap=1)
+    picture = image_grid(in_rows(images, 3), scale=1, gap=1)
     assert picture.size == (3 * 5 + 2, 2 * 4 + 1)
     assert np.array_equal(np.asarray(picture)[5:, 6:11, :3], images[4])
 
 
+@pytest.mark.parametrize(("side", "pixels"), [(8, 24), (32, 6), (300, 2)])
+def test_a_grid_for_a_page_enlarges_pixels_by_a_whole_number_to_the_width_of_the_page(side, pixels):
+    image = random_image(0, side, side)
+    with Image.open(io.BytesIO(page_grid([[image] * 9], ["x₁", "mix", "x₂"] * 3))) as picture:
+        assert picture.width == 9 * side * pixels + 8 * 8
+        shown = np.asarray(picture)[-side * pixels :: pixels, : side * pixels : pixels, :3]
+    assert np.array_equal(shown, image)
+
+
 def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
-    picture = sheet([[random_image(0)]], column_titles=["λ = 4/16"])
+    picture = image_grid([[random_image(0)]], column_titles=["λ = 4/16"])
     first, second = png_bytes(picture), png_bytes(picture.copy())
     assert first == second
     with Image.open(io.BytesIO(first)) as image:
@@ -83,9 +92,9 @@ def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
 )
 def test_what_is_no_image_is_refused(wrong):
     with pytest.raises(ValueError, match=r"shows uint8 images of shape \(H, W\)"):
-        sheet([[wrong]])
+        image_grid([[wrong]])
 
 
-def test_a_sheet_without_images_is_refused():
+def test_a_grid_without_images_is_refused():
     with pytest.raises(ValueError, match="at least one image; got 1 rows"):
-        sheet([[None]])
+        image_grid([[None]])

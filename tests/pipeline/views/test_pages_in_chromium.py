@@ -1,4 +1,4 @@
-"""The page on a pool in a real browser: its filters work by mouse and keyboard, without scripts all is shown, and it fits.
+"""Report and pool page in a real browser: they fit, and the filters of a pool work by mouse and keyboard.
 
 Chromium is spoken to over a pipe (--remote-debugging-pipe), so nothing but the browser is needed. Photographs are kept
 where LSMIX_PHOTOGRAPHS says, to be looked at.
@@ -160,8 +160,18 @@ def page(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-VISIBLE = """Array.from(document.querySelectorAll('#samples > li')).filter(card => card.checkVisibility())
+CARDS = ".samples:not(.failures) > li"
+VISIBLE = """Array.from(document.querySelectorAll('.samples:not(.failures) > li')).filter(card => card.checkVisibility())
     .map(card => ({...card.dataset}))"""
+
+
+UNFOLD = "document.querySelectorAll('details').forEach(part => { part.open = true; })"
+# Whatever can be scrolled sideways, and whatever ends outside of the page.
+SIDEWAYS = """Array.from(document.querySelectorAll('body *')).filter(one => {
+    const style = getComputedStyle(one), box = one.getBoundingClientRect();
+    return (['auto', 'scroll'].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1)
+        || (box.width > 0 && box.right > innerWidth + 1 && style.position !== 'absolute');
+}).map(one => one.outerHTML.slice(0, 80))"""
 
 
 def visible(browser: Browser) -> list[dict[str, str]]:
@@ -182,8 +192,9 @@ def choose(browser: Browser, selector: str, place: int) -> None:
 
 def test_filters_leave_exactly_what_fits(browser: Browser, page: Path, pool_folder: Path) -> None:
     browser.open(page)
+    browser.ask(UNFOLD)
     everything = visible(browser)
-    assert len(everything) == browser.ask("document.querySelectorAll('#samples > li').length") > 50
+    assert len(everything) == browser.ask(f"document.querySelectorAll('{CARDS}').length") > 50
     assert (
         browser.ask("document.getElementById('shown').textContent")
         == f"{len(everything)} of {len(everything)} samples shown"
@@ -196,7 +207,7 @@ def test_filters_leave_exactly_what_fits(browser: Browser, page: Path, pool_fold
 
     browser.ask("document.getElementById('low').focus()")
     browser.press("ArrowRight", 39, times=6)
-    assert browser.ask("document.getElementById('low-told').textContent") == "0.30"
+    assert browser.ask("document.getElementById('low-value').textContent") == "0.30"
     fitting = [card for card in everything if label in card["classes"].split() and float(card["share"]) >= 0.3]
     assert visible(browser) == fitting
     browser.click("input[value=lam]")
@@ -216,11 +227,12 @@ def test_filters_leave_exactly_what_fits(browser: Browser, page: Path, pool_fold
 
 def test_states_are_filtered_and_an_empty_choice_says_so(browser: Browser, page: Path) -> None:
     browser.open(page)
+    browser.ask(UNFOLD)
     everything = visible(browser)
-    events = browser.ask("Array.from(document.getElementById('event').options).map(option => option.value)")
+    events = browser.ask("Array.from(document.getElementById('status').options).map(option => option.value)")
     for place, event in enumerate(events[1:], start=1):
-        choose(browser, "#event", place)
-        assert visible(browser) == [card for card in everything if card["event"] == event]
+        choose(browser, "#status", place)
+        assert visible(browser) == [card for card in everything if card["status"] == event]
     browser.ask("document.getElementById('low').value = 0.5; document.getElementById('high').value = 0.5")
     browser.ask("document.getElementById('label').dispatchEvent(new Event('input', {bubbles: true}))")
     left = visible(browser)
@@ -230,16 +242,20 @@ def test_states_are_filtered_and_an_empty_choice_says_so(browser: Browser, page:
 def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser: Browser, page: Path) -> None:
     browser.open(page)
     reached = []
-    for _ in range(7):
+    browser.click("summary")
+    assert browser.ask("document.querySelector('details').open")
+    for _ in range(6):
         browser.press("Tab", 9)
         reached.append(browser.ask("document.activeElement.name || document.activeElement.textContent"))
-    assert reached == ["To the samples", "label", "event", "by", "low", "high", "Show all"]
+    assert reached == ["label", "status", "by", "low", "high", "Show all"]
 
 
 def test_without_scripts_everything_is_shown_and_nothing_pretends_to_work(browser: Browser, page: Path) -> None:
     browser.open(page, scripts=False)
+    assert len(visible(browser)) == 9
+    browser.ask(UNFOLD)
     shown = visible(browser)
-    assert len(shown) == browser.ask("document.querySelectorAll('#samples > li').length")
+    assert len(shown) == browser.ask(f"document.querySelectorAll('{CARDS}').length")
     assert not browser.ask("document.getElementById('filter').checkVisibility()")
     assert "Filters need scripts" in browser.ask("document.body.innerText")
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
@@ -256,14 +272,22 @@ def test_no_other_script_than_its_own_may_run(browser: Browser, page: Path, tmp_
     assert any("Content Security Policy" in event["params"]["entry"]["text"] for event in complaints(browser))
 
 
+@pytest.fixture(scope="module")
+def report(finished_workspace: Path) -> Path:
+    (folder,) = (finished_workspace / "report").iterdir()
+    return folder / "report.html"
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
-def test_the_page_fits_and_reads_in_both_themes(
-    width: int, theme: str, browser: Browser, page: Path, tmp_path: Path
+@pytest.mark.parametrize("which", ["report", "page"])
+def test_pages_fit_and_read_in_both_themes(
+    which: str, width: int, theme: str, browser: Browser, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    browser.open(page, width=width, theme=theme)
-    assert browser.ask("document.documentElement.scrollWidth") <= width
+    browser.open(request.getfixturevalue(which), width=width, theme=theme)
     assert browser.ask("Array.from(document.images).every(image => image.complete && image.naturalWidth > 0)")
+    assert browser.ask("document.documentElement.scrollHeight") < 6000
+    assert browser.ask("document.images[0].getBoundingClientRect().top") < 900  # pictures come first
     # Text and what is behind it, by the contrast that WCAG 2 asks of small text.
     for text, behind in (
         ("ink", "page"),
@@ -275,13 +299,16 @@ def test_the_page_fits_and_reads_in_both_themes(
         assert contrast(colour(browser, text), colour(browser, behind)) >= 4.5, (theme, text, behind)
     folder = Path(os.environ.get("LSMIX_PHOTOGRAPHS") or tmp_path)
     folder.mkdir(parents=True, exist_ok=True)
-    photograph = folder / f"pool-{width}-{theme}.png"
+    photograph = folder / f"{which}-{width}-{theme}.png"
     browser.photograph(photograph)
     with Image.open(photograph) as picture:
         assert picture.width == width
-        assert picture.height > 2000
+        assert 1000 < picture.height < 6000
         corner = sum(picture.convert("RGB").getpixel((2, 2))) / 3
     assert (corner < 60) == (theme == "dark")
+    browser.ask(UNFOLD)
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert browser.ask(SIDEWAYS) == []
 
 
 def colour(browser: Browser, name: str) -> tuple[int, ...]:
