@@ -240,8 +240,12 @@ class Flow(nn.Module):
         batch_size: int = 64,
         seed: int = 0,
         first_index: int = 0,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,)."""
+        """Do ``encode``; return also the log-probability of each image, which falls off on the way: nats, float64 (N,).
+
+        ``advance`` is called after each batch with the number of its images.
+        """
         self.check_images(images)
         z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
 
@@ -257,6 +261,7 @@ class Flow(nn.Module):
 
         for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
             z[rows], log_prob[rows] = z_BD, log_prob_B
+            advance(len(z_BD))
         return z, log_prob
 
     def log_prob(
@@ -273,15 +278,23 @@ class Flow(nn.Module):
         """Turn nats per image into bits per dimension, D being that of the padded image."""
         return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
 
-    def decode(self, z: np.ndarray, *, output: str = "8bit", batch_size: int = 64) -> np.ndarray:
+    def decode(
+        self,
+        z: np.ndarray,
+        *,
+        output: str = "8bit",
+        batch_size: int = 64,
+        advance: Callable[[int], None] = lambda images: None,
+    ) -> np.ndarray:
         """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
 
-        ``output`` "8bit" gives back the very bytes that were encoded; "5bit" is the paper's floor to 5 bits.
+        ``output`` "8bit" gives back the very bytes that were encoded; "5bit" is the paper's floor to 5 bits. ``advance`` is
+        called after each batch with the number of its images.
 
         Raises:
             RecipeError: the vectors are not of this flow's length, or an option is unknown.
         """
-        return self.decode_judged(z, _no_judge, output=output, batch_size=batch_size)[0]
+        return self.decode_judged(z, _no_judge, output=output, batch_size=batch_size, advance=advance)[0]
 
     def decode_judged(
         self,
@@ -292,11 +305,13 @@ class Flow(nn.Module):
         batch_size: int = 64,
         others: Sequence[np.ndarray] = (),
         mix: Mix | None = None,
+        advance: Callable[[int], None] = lambda images: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Do ``decode``; return also what ``judge`` says of each image before it is rounded: bool (N,).
 
         ``judge`` gets y as ``decode_batch`` gives it, float (B, C, height, width), and returns bool (B,). ``mix`` makes
         what is decoded, (n, D), from some rows of z and of ``others``, on the flow's device; it must not wait for that.
+        ``advance`` is called after each batch with the number of its images.
         """
         bits = output_bits(output)
         z = np.asarray(z)
@@ -316,6 +331,7 @@ class Flow(nn.Module):
 
         for rows, (images_BHWC, judged_B) in run_batches(self.device, _batches(len(z), batch_size), load, decode):
             images[rows], judged[rows] = images_BHWC, judged_B
+            advance(len(images_BHWC))
         return images, judged
 
     def _batch(self, images: np.ndarray, mode: Dequantise, seed: int, indices: Sequence[int]) -> list[np.ndarray]:

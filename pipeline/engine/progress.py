@@ -6,60 +6,13 @@ from typing import Any
 from lsmix.data.progress import Progress
 from lsmix.pipeline.workspace.locks import LockInfo
 
-__all__ = ["TaskProgress", "Throughput"]
+__all__ = ["ForwardedProgress", "TaskProgress", "Throughput"]
 
 _SECONDS_BETWEEN = 1.0
 
 
-class TaskProgress:
-    """Tells another progress all that it is told, and keeps the note of the artifact's owner up to date.
-
-    Args:
-        progress: is told everything.
-        note: beside the lock of the artifact.
-    """
-
-    def __init__(self, progress: Progress, note: LockInfo) -> None:
-        self._progress = progress
-        self._note = note
-        self._pace: Throughput | None = None
-        self._unit = ""
-        self._told_at = 0.0
-        self.info, self.debug, self.warning, self.event = (
-            progress.info,
-            progress.debug,
-            progress.warning,
-            progress.event,
-        )
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count."""
-        self._progress.start(label, total, unit, done)
-        self._pace, self._unit = Throughput(total, done), unit
-        self._tell()
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Count finished units."""
-        self._progress.advance(units, note)
-        if self._pace:
-            self._pace.advance(units)
-            if time.monotonic() - self._told_at >= _SECONDS_BETWEEN:
-                self._tell()
-
-    def finish(self) -> None:
-        """End the count."""
-        self._progress.finish()
-        self._pace = None
-
-    def _tell(self) -> None:
-        self._told_at = time.monotonic()
-        if self._pace:
-            facts: dict[str, Any] = {**self._pace.facts(), "unit": self._unit}
-            self._note.tell(**facts)
-
-
 class Throughput:
-    """Counts units of work from when it is made.
+    """Counts units of work from when it is created.
 
     Args:
         total: units in all.
@@ -69,12 +22,15 @@ class Throughput:
     def __init__(self, total: int, done: int = 0) -> None:
         self.total = total
         self.done = done
+        self.step_seconds: float | None = None  # between the last two calls of ``advance``
         self._before = done
-        self._begun = time.monotonic()
+        self._begun = self._last = time.monotonic()
 
     def advance(self, units: int) -> None:
-        """Count finished units."""
+        """Count finished units; negative ones take back what failed."""
+        now = time.monotonic()
         self.done += units
+        self.step_seconds, self._last = now - self._last, now
 
     @property
     def per_second(self) -> float:
@@ -83,10 +39,10 @@ class Throughput:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds that the rest will take at this speed; None while nobody knows."""
+        """Seconds that the rest will take at this speed; None while the speed is unknown."""
         return (self.total - self.done) / self.per_second if self.per_second else None
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         left = self.seconds_left
         return {
@@ -95,3 +51,81 @@ class Throughput:
             "per_second": round(self.per_second, 3),
             "seconds_left": None if left is None else round(left, 1),
         }
+
+
+class ForwardedProgress:
+    """Reports everything to another progress, and keeps the throughput of what is counted now."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._throughput: Throughput | None = None
+        self._reported_at = 0.0
+
+    def info(self, message: str) -> None:
+        """Report one line."""
+        self._progress.info(message)
+
+    def debug(self, message: str) -> None:
+        """Report one line of detail."""
+        self._progress.debug(message)
+
+    def warning(self, message: str) -> None:
+        """Report that something deserves a look."""
+        self._progress.warning(message)
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin to count."""
+        self._progress.start(label, total, unit, done)
+        self._throughput, self._reported_at = Throughput(total, done), time.monotonic()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count finished units."""
+        self._progress.advance(units, note)
+        if self._throughput:
+            self._throughput.advance(units)
+
+    def finish(self) -> None:
+        """End the count."""
+        self._progress.finish()
+        self._throughput = None
+
+    def event(self, kind: str, **facts: Any) -> None:
+        """Report a fact for the log."""
+        self._progress.event(kind, **facts)
+
+    def _is_due(self, seconds: float) -> bool:
+        """Return whether so many seconds have passed since this last returned True, or since the count began."""
+        if time.monotonic() - self._reported_at < seconds:
+            return False
+        self._reported_at = time.monotonic()
+        return True
+
+
+class TaskProgress(ForwardedProgress):
+    """Also keeps the note beside an artifact's lock up to date.
+
+    Args:
+        progress: receives everything.
+        note: beside the lock of the artifact.
+    """
+
+    def __init__(self, progress: Progress, note: LockInfo) -> None:
+        super().__init__(progress)
+        self._note = note
+        self._unit = ""
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin to count."""
+        super().start(label, total, unit, done)
+        self._unit = unit
+        self._write_note()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count finished units."""
+        super().advance(units, note)
+        if self._is_due(_SECONDS_BETWEEN):
+            self._write_note()
+
+    def _write_note(self) -> None:
+        if self._throughput:
+            self._note.tell(**self._throughput.to_dict(), unit=self._unit)

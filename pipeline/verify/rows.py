@@ -13,8 +13,8 @@ import numpy.typing as npt
 from lsmix.data.errors import CorruptError
 from lsmix.data.pool import STATUSES, Pool
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolConfig, PoolSpec
-from lsmix.pipeline.stages.mix import MIX, make_plan
-from lsmix.pipeline.stages.pair_sampler import PairBatch
+from lsmix.pipeline.stages.mix import MIX
+from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 from lsmix.pipeline.verify.shares import Shares
 
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
@@ -128,7 +128,7 @@ class _RowChecker:
         self._decode_failed: list[_Ints] = []
         self._shares_unknown = ""
         if plan:
-            self._plan = make_plan(plan.pool, self._images)
+            self._plan = PairSampler(plan.pool, self._images)
             self._shares = Shares(plan, pool.image_shape)
             if not self._shares.installed:
                 self._shares_unknown = f"shares: the method {plan.pool.method!r} is not installed; install its package"
@@ -203,14 +203,12 @@ class _RowChecker:
             self._refuse_row(int(rows[at]), name, label[at], why)
 
     def _check_plan(self, chunk: _Chunk, config: PoolConfig) -> None:
-        draw = self._plan.rows(int(chunk.rows[0]), int(chunk.rows[-1]) + 1)
+        draw = self._plan.pairs(chunk.rows)
         draw = draw._replace(others=draw.others.copy(), lam=draw.lam.copy())
         rows = chunk.rows
         self._same(rows, "source_a", chunk.source_a, draw.source_a)
         if chunk.corner is not None:
-            fixed = config.corner not in (CORNERS[0], "random")
-            corner = np.full_like(draw.corner, CORNERS.index(config.corner)) if fixed else draw.corner
-            self._same(rows, "corner", chunk.corner, corner)
+            self._same(rows, "corner", chunk.corner, draw.corner)
         attempt = self._attempts(chunk, draw, config)
         for place in range(config.sources - 1):
             self._same(rows, _name("source", place), chunk.source[:, place], draw.others[:, place])
@@ -236,13 +234,13 @@ class _RowChecker:
             else:
                 attempt[at] = last
             if attempt[at]:
-                draw.others[at], draw.lam[at] = self._plan.again(row, int(attempt[at]))
+                draw.others[at], draw.lam[at] = self._plan.resample(row, int(attempt[at]))
         return attempt
 
     def _attempt_of(self, chunk: _Chunk, at: int, last: int) -> int:
         row = int(chunk.rows[at])
         for attempt in range(1, last + 1):
-            others, lam = self._plan.again(row, attempt)
+            others, lam = self._plan.resample(row, attempt)
             if (others == chunk.source[at]).all() and (lam.astype(np.float32) == chunk.lam[at]).all():
                 return attempt
         found = f"{chunk.source[at].tolist()} at λ {chunk.lam[at].tolist()}"
@@ -269,7 +267,7 @@ class _RowChecker:
         self, rows: _Ints, draw: PairBatch, attempt: _Ints, dummies: int = 0
     ) -> npt.NDArray[np.float32]:
         def draws(at: int) -> np.random.Generator:
-            return self._plan.method_draws(rows, int(attempt[at]))(at)
+            return self._plan.row_rng(rows, int(attempt[at]))(at)
 
         try:
             return self._shares.of(draw.lam, draws, dummies=dummies)

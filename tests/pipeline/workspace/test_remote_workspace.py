@@ -103,10 +103,10 @@ def test_what_stops_on_one_machine_goes_on_at_another(tiny_recipe, finished_work
             lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
     machine("two")
     made = []
-    from lsmix.pipeline.stages.encode import EncodeWorker
+    from lsmix.pipeline.stages.encode import EncodeProcessor
 
-    real = EncodeWorker.load
-    monkeypatch.setattr(EncodeWorker, "load", lambda self, shard: made.append(shard) or real(self, shard))
+    real = EncodeProcessor.load
+    monkeypatch.setattr(EncodeProcessor, "load", lambda self, shard: made.append(shard) or real(self, shard))
     lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
     assert 0 < len(set(made)) < 5, "shards that another machine made are not made again"
     assert roots(url, "encode") == roots(finished_workspace, "encode")
