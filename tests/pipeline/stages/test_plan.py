@@ -134,7 +134,7 @@ def test_a_plan_is_what_it_always_was():
 
 def test_corners_are_all_drawn_and_change_nothing_else():
     fixed = whole(sampler(images=200, copies=1, seed=0))
-    drawn = whole(sampler(images=200, copies=1, seed=0, random_corner=True))
+    drawn = whole(sampler(images=200, copies=1, seed=0, corner="random"))
     assert not fixed.corner.any()
     assert set(drawn.corner.tolist()) == {0, 1, 2, 3}
     for before, after in zip(fixed[:3], drawn[:3], strict=True):
