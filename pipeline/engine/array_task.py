@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.progress import Progress
-from lsmix.pipeline.engine.executor import CompletenessCheck, Executor
+from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date, locked_task, note_seconds
 from lsmix.pipeline.engine.sharding import complete_shards, make_missing_shards
@@ -113,7 +113,7 @@ def finalize_array(
         folder = workspace.folder(node.stage.name, node.name, key)
         url = workspace.url_of(folder)
         if finished_shards(folder) or (url and read_ledger(url)) or resolver.artifact(node):
-            built += bring_up_to_date([node], workspace, executor=CompletenessCheck(), progress=progress, device=device)
+            built += bring_up_to_date([node], workspace, executor=None, progress=progress, device=device)
         else:
             progress.info(f"{node.label}: not begun")
     if not built:

@@ -16,7 +16,7 @@ from typing import Any
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.data.progress import bounded, stop_point
-from lsmix.pipeline.engine.executor import Counter, Executor, Failures, InProcessExecutor, Report
+from lsmix.pipeline.engine.executor import Counter, Executor, InProcessExecutor, Report, raise_failures
 from lsmix.pipeline.engine.shards import ShardJob, ShardRecord, close_job, run_shard
 
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
@@ -85,7 +85,7 @@ class DaskExecutor(Executor):
         if job.url and self._scheduler:  # its workers run on any machine, and have folders of their own
             job = replace(job, folder="")
         client = self._connected()
-        failures = Failures(job, len(shards))
+        errors: dict[int, Exception] = {}
         killed: list[int] = []
         made = 0
 
@@ -104,9 +104,9 @@ class DaskExecutor(Executor):
                 made += 1
                 report(result)
                 return
-            failures.add(shard, result)
-            if not made and len(failures) >= _MOST_FAILURES:
-                failures.raise_first()
+            errors[shard] = result
+            if not made and len(errors) >= _MOST_FAILURES:
+                raise_failures(job, len(shards), errors)
 
         self._run(client, job, shards, settle)
         # A dead worker fails all shards that it was given. Run each of them alone to find the one that kills workers; it
@@ -115,10 +115,10 @@ class DaskExecutor(Executor):
         for shard in suspects:
             self._run(client, job, [shard], settle)
         for shard in killed:
-            failures.add(shard, RuntimeError("each worker that took it died, so it is left out"))
+            errors[shard] = RuntimeError("each worker that took it died, so it is left out")
         if self._device.startswith("cuda") and not self._scheduler:
             client.run(close_job, on_error="ignore")  # or the next stage would have less of the cards' memory
-        failures.raise_first()
+        raise_failures(job, len(shards), errors)
 
     def _run(self, client: Any, job: ShardJob, shards: Sequence[int], settle: Callable[[int, Any], None]) -> None:
         """Make shards, at most so many tasks at a time; ``settle`` is called with each shard and its completed task."""

@@ -1,21 +1,20 @@
-"""Executors: what makes the shards of a job. Here are this process, and the check that no shard is missing.
+"""Executors: what makes the shards of a job; and the one that makes them in this process.
 
 A shard that fails is skipped until the others are done; an error that the next shard would meet too stops at once.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from lsmix.data.errors import LsmixError, PartialError
 from lsmix.data.progress import stop_point
 from lsmix.pipeline.engine.shards import OpenJob, ShardJob, ShardRecord, close_job, open_job
 
-__all__ = ["FATAL", "CompletenessCheck", "Counter", "Executor", "Failures", "InProcessExecutor", "Report"]
+__all__ = ["Counter", "Executor", "InProcessExecutor", "Report", "raise_failures"]
 
-FATAL: Final = (OSError, MemoryError)  # such as a full disk or graphics card: the next shard would meet them too
-_MOST_NAMED = 10  # missing shards in a message
+_FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the next shard would meet them too
 
 Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
 Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
@@ -45,32 +44,23 @@ class Executor:
         raise NotImplementedError
 
 
-class Failures:
-    """The errors of shards that failed, kept until all others are complete."""
+def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
+    """Raise the error of the first failed shard if all are our own, else PartialError; do nothing without errors.
 
-    def __init__(self, job: ShardJob, shards: int) -> None:
-        self._job = job
-        self._shards = shards
-        self._errors: dict[int, BaseException] = {}
-
-    def add(self, shard: int, error: BaseException) -> None:
-        """Keep the error of a shard."""
-        self._errors[shard] = error
-
-    def __len__(self) -> int:
-        return len(self._errors)
-
-    def raise_first(self) -> None:
-        """Raise the first of our own errors if there are no others, else PartialError; do nothing without failures."""
-        if not self._errors:
-            return
-        shard, error = min(self._errors.items())
-        if all(isinstance(other, LsmixError) for other in self._errors.values()):
-            raise error
-        raise PartialError(
-            f"{len(self._errors)} of {self._shards} shards of {self._job.location!r} failed; the first is shard {shard}: "
-            f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
-        ) from error
+    Args:
+        job: of the shards.
+        shards: number of shards that were tried.
+        errors: by shard.
+    """
+    if not errors:
+        return
+    shard, error = min(errors.items())
+    if all(isinstance(other, LsmixError) for other in errors.values()):
+        raise error
+    raise PartialError(
+        f"{len(errors)} of {shards} shards of {job.location!r} failed; the first is shard {shard}: "
+        f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
+    ) from error
 
 
 class InProcessExecutor(Executor):
@@ -88,7 +78,7 @@ class InProcessExecutor(Executor):
             close_job()  # or the next stage would have less of the device's memory
 
     def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, count: Counter) -> None:
-        failures = Failures(opened.job, len(shards))
+        errors: dict[int, Exception] = {}
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
             ahead: Future[Any] = loading.submit(opened.processor.load, shards[0])
             behind: _Stored | None = None
@@ -100,10 +90,10 @@ class InProcessExecutor(Executor):
                 if stored:
                     try:
                         report(stored.record.result())
-                    except FATAL:
+                    except _FATAL:
                         raise
                     except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
-                        failures.add(stored.shard, error)
+                        errors[stored.shard] = error
                         count(stored.shard, 0)
 
             try:
@@ -114,10 +104,10 @@ class InProcessExecutor(Executor):
                         ahead = loading.submit(opened.processor.load, shards[position + 1])
                     try:
                         computed = opened.processor.compute(loaded.result(), _advance(shard, count))
-                    except FATAL:
+                    except _FATAL:
                         raise
                     except Exception as error:  # noqa: BLE001 - likewise
-                        failures.add(shard, error)
+                        errors[shard] = error
                         count(shard, 0)
                         continue
                     finally:
@@ -128,7 +118,7 @@ class InProcessExecutor(Executor):
             finally:
                 ahead.cancel()
                 settle()
-        failures.raise_first()
+        raise_failures(opened.job, len(shards), errors)
 
 
 class _Stored(NamedTuple):
@@ -147,18 +137,3 @@ def _advance(shard: int, count: Counter) -> Callable[[int], None]:
         stop_point()
 
     return advance
-
-
-class CompletenessCheck(Executor):
-    """Makes no shards, and says which ones are missing."""
-
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
-        """Raise PartialError if any shard is missing."""
-        if shards:
-            named = ", ".join(map(str, shards[:_MOST_NAMED])) + (", …" if len(shards) > _MOST_NAMED else "")
-            raise PartialError(
-                f"{len(shards)} shards of {job.location!r} are missing ({named}): a task of the job array has not run, or "
-                "failed. Run that task again, or make them here with the stage's command; then finalize."
-            )

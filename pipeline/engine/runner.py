@@ -69,7 +69,7 @@ def bring_up_to_date(
     nodes: Sequence[Node],
     workspace: Workspace,
     *,
-    executor: Executor,
+    executor: Executor | None,
     progress: Progress,
     device: str = "auto",
     force: str = "",
@@ -79,7 +79,7 @@ def bring_up_to_date(
     Args:
         nodes: inputs before what is made from them.
         workspace: where artifacts are.
-        executor: makes the shards of sharded stages.
+        executor: makes the shards of sharded stages; None if all must be complete.
         progress: progress reporter.
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is complete; "" for none.
@@ -127,7 +127,7 @@ def _remove(node: Node, resolver: Resolver) -> None:
 
 
 def _make(
-    node: Node, resolver: Resolver, locks: InputLocks, executor: Executor, progress: Progress, device: str
+    node: Node, resolver: Resolver, locks: InputLocks, executor: Executor | None, progress: Progress, device: str
 ) -> Artifact:
     workspace = resolver.workspace
     with locked_task(node, resolver, locks, executor, progress, device) as task:
@@ -147,7 +147,7 @@ def locked_task(
     node: Node,
     resolver: Resolver,
     locks: InputLocks,
-    executor: Executor,
+    executor: Executor | None,
     progress: Progress,
     device: str,
     *,

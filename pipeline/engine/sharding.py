@@ -5,8 +5,10 @@ from typing import Any
 
 import msgspec
 
+from lsmix.data.errors import PartialError
 from lsmix.data.progress import stop_point
 from lsmix.data.table import ColumnStore
+from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.shards import (
     ShardJob,
     ShardRecord,
@@ -20,6 +22,8 @@ from lsmix.pipeline.engine.shards import (
 from lsmix.pipeline.engine.stage import StageTask
 
 __all__ = ["complete_shards", "make_missing_shards", "make_shards"]
+
+_MOST_NAMED = 10  # missing shards in a message
 
 
 def make_shards(task: StageTask, store: ColumnStore, processor: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -54,7 +58,7 @@ def make_missing_shards(
     """Make those of the wanted shards that have no record; return the records of all shards that are complete then.
 
     Raises:
-        PartialError: some shards failed.
+        PartialError: some shards failed, or are missing and there is no executor.
     """
     if task.url:
         send_work(task.folder, task.url)
@@ -76,12 +80,24 @@ def make_missing_shards(
         count(record.shard, rows[record.shard])
 
     missing = [shard for shard in wanted if shard not in records]
-    task.executor.run(_job(task, processor), missing, report, count)
+    if task.executor is None:
+        _raise_missing(task, missing)
+    else:
+        task.executor.run(_job(task, task.executor, processor), missing, report, count)
     task.progress.finish()
     return records
 
 
-def _job(task: StageTask, processor: str) -> ShardJob:
+def _raise_missing(task: StageTask, missing: Sequence[int]) -> None:
+    if missing:
+        named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+        raise PartialError(
+            f"{len(missing)} shards of {task.url or str(task.folder)!r} are missing ({named}): a task of the job array has "
+            "not run, or failed. Run that task again, or make them here with the stage's command; then finalize."
+        )
+
+
+def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
     workspace, inputs = task.folder.resolve().parent.parent, {}
     for role, artifact in task.inputs.items():
         folder = artifact.folder.resolve()
@@ -93,7 +109,7 @@ def _job(task: StageTask, processor: str) -> ShardJob:
         name=task.name,
         config=msgspec.to_builtins(task.config),
         inputs=inputs,
-        device=task.executor.worker_device(task.device),
+        device=executor.worker_device(task.device),
         folder=str(task.folder.resolve()),
         url=task.url,
     )

@@ -45,7 +45,7 @@ class StageTask:
     inputs: Mapping[str, Artifact]
     records: list[InputRecord]  # of the inputs, for the manifest
     device: str
-    executor: Executor
+    executor: Executor | None  # None: no shard may be made, so all must be complete
     progress: Progress
     url: str = ""  # of the artifact in a remote workspace
 

@@ -12,7 +12,7 @@ from lsmix.glow.flow import Flow
 from lsmix.pipeline.api import run
 from lsmix.pipeline.engine import shards
 from lsmix.pipeline.engine.dask import DaskExecutor
-from lsmix.pipeline.engine.executor import Failures
+from lsmix.pipeline.engine.executor import raise_failures
 from lsmix.pipeline.stages.encode import EncodeProcessor
 from lsmix.pipeline.workspace.local import Workspace
 
@@ -202,13 +202,13 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
         executor.run(stubborn_job(tmp_path), [0], print)
 
 
-def test_failures_in_dask_workers_are_told_as_in_this_process(tmp_path):
-    failures = Failures(stubborn_job(tmp_path), 9)
-    failures.raise_first()
-    failures.add(7, ValueError("later"))
-    failures.add(3, CorruptError("first"))
+def test_failures_of_several_kinds_become_one_error_with_the_first(tmp_path):
+    job = stubborn_job(tmp_path)
+    raise_failures(job, 9, {})
+    with pytest.raises(CorruptError, match=r"^first$"):
+        raise_failures(job, 9, {3: CorruptError("first"), 7: CorruptError("later")})
     with pytest.raises(PartialError, match=r"2 of 9 shards of .* failed; the first is shard 3: CorruptError: first"):
-        failures.raise_first()
+        raise_failures(job, 9, {7: ValueError("later"), 3: CorruptError("first")})
 
 
 def test_a_shard_longer_than_the_whole_is_cut_to_it(tiny_recipe, tiny_workspace):
