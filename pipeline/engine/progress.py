@@ -6,7 +6,7 @@ from typing import Any
 from lsmix.data.progress import Progress
 from lsmix.pipeline.workspace.locks import LockInfo
 
-__all__ = ["ForwardedProgress", "TaskProgress", "Throughput"]
+__all__ = ["TaskProgress", "Throughput"]
 
 _SECONDS_BETWEEN = 1.0
 
@@ -53,56 +53,8 @@ class Throughput:
         }
 
 
-class ForwardedProgress:
-    """Reports everything to another progress, and keeps the throughput of what is counted now."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._throughput: Throughput | None = None
-        self._reported_at = 0.0
-
-    def info(self, message: str) -> None:
-        """Report one line."""
-        self._progress.info(message)
-
-    def debug(self, message: str) -> None:
-        """Report one line of detail."""
-        self._progress.debug(message)
-
-    def warning(self, message: str) -> None:
-        """Report that something deserves a look."""
-        self._progress.warning(message)
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count."""
-        self._progress.start(label, total, unit, done)
-        self._throughput, self._reported_at = Throughput(total, done), time.monotonic()
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Count finished units."""
-        self._progress.advance(units, note)
-        if self._throughput:
-            self._throughput.advance(units)
-
-    def finish(self) -> None:
-        """End the count."""
-        self._progress.finish()
-        self._throughput = None
-
-    def event(self, kind: str, **facts: Any) -> None:
-        """Report a fact for the log."""
-        self._progress.event(kind, **facts)
-
-    def _is_due(self, seconds: float) -> bool:
-        """Return whether so many seconds have passed since this last returned True, or since the count began."""
-        if time.monotonic() - self._reported_at < seconds:
-            return False
-        self._reported_at = time.monotonic()
-        return True
-
-
-class TaskProgress(ForwardedProgress):
-    """Also keeps the note beside an artifact's lock up to date.
+class TaskProgress:
+    """Reports everything to another progress, and keeps the note beside an artifact's lock up to date.
 
     Args:
         progress: receives everything.
@@ -110,22 +62,27 @@ class TaskProgress(ForwardedProgress):
     """
 
     def __init__(self, progress: Progress, note: LockInfo) -> None:
-        super().__init__(progress)
+        self._progress = progress
         self._note = note
+        self._throughput = Throughput(0)
         self._unit = ""
+        self._written_at = 0.0
+        self.info, self.debug, self.warning = progress.info, progress.debug, progress.warning
+        self.event, self.finish = progress.event, progress.finish
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Begin to count."""
-        super().start(label, total, unit, done)
-        self._unit = unit
+        self._progress.start(label, total, unit, done)
+        self._throughput, self._unit = Throughput(total, done), unit
         self._write_note()
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count finished units."""
-        super().advance(units, note)
-        if self._is_due(_SECONDS_BETWEEN):
+        self._progress.advance(units, note)
+        self._throughput.advance(units)
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN:
             self._write_note()
 
     def _write_note(self) -> None:
-        if self._throughput:
-            self._note.tell(**self._throughput.to_dict(), unit=self._unit)
+        self._written_at = time.monotonic()
+        self._note.tell(**self._throughput.to_dict(), unit=self._unit)

@@ -16,7 +16,7 @@ import msgspec
 
 from lsmix.data.errors import format_duration
 from lsmix.data.progress import Progress
-from lsmix.pipeline.engine.progress import ForwardedProgress
+from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
 
@@ -25,8 +25,10 @@ _MOST_LOGS = 100  # the oldest are removed
 _SECONDS_BETWEEN = 5.0  # of lines on how far the work is
 
 
-class LoggedProgress(ForwardedProgress):
-    """Also writes everything down. Lines are kept until something is counted; then the file is created.
+class LoggedProgress:
+    """Reports everything to another progress, and writes it down.
+
+    Lines are kept until something is counted; then the file is created.
 
     Args:
         progress: receives everything.
@@ -34,49 +36,55 @@ class LoggedProgress(ForwardedProgress):
     """
 
     def __init__(self, progress: Progress, workspace: Path) -> None:
-        super().__init__(progress)
+        self._progress = progress
         self._folder = workspace / LOG_FOLDER
         self._kept: list[bytes] = []
         self._file: IO[bytes] | None = None
+        self._throughput: Throughput | None = None
         self._label = ""
+        self._written_at = 0.0
 
     def info(self, message: str) -> None:
         """Report one line."""
-        super().info(message)
+        self._progress.info(message)
         self.write("say", text=message)
 
     def debug(self, message: str) -> None:
         """Report one line of detail."""
-        super().debug(message)
+        self._progress.debug(message)
         self.write("detail", text=message)
 
     def warning(self, message: str) -> None:
         """Report that something deserves a look."""
-        super().warning(message)
+        self._progress.warning(message)
         self.write("warn", text=message)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Begin to count."""
-        super().start(label, total, unit, done)
-        self._label = label
+        self._progress.start(label, total, unit, done)
+        self._label, self._throughput, self._written_at = label, Throughput(total, done), time.monotonic()
         self._open()
         self.write("start", label=label, total=total, unit=unit, done=done)
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count finished units."""
-        super().advance(units, note)
-        if self._throughput and self._is_due(_SECONDS_BETWEEN):
-            self.write("progress", label=self._label, **self._throughput.to_dict(), note=note)
+        self._progress.advance(units, note)
+        if self._throughput:
+            self._throughput.advance(units)
+            if time.monotonic() - self._written_at >= _SECONDS_BETWEEN:
+                self._written_at = time.monotonic()
+                self.write("progress", label=self._label, **self._throughput.to_dict(), note=note)
 
     def finish(self) -> None:
         """End the count."""
+        self._progress.finish()
         if self._throughput:
             self.write("finish", label=self._label, **self._throughput.to_dict())
-        super().finish()
+            self._throughput = None
 
     def event(self, kind: str, **facts: Any) -> None:
         """Write a fact down."""
-        super().event(kind, **facts)
+        self._progress.event(kind, **facts)
         self.write(kind, **facts)
 
     def interrupted(self) -> None:
