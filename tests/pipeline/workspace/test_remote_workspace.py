@@ -260,7 +260,7 @@ def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
         words = ("encode", tiny_recipe, "--workspace", url, "--device", "cpu")
         result = command(*words, "--scheduler", cluster.scheduler_address)
     assert result.code == 0, result.err
-    assert list((tmp_path / "cache-of-workers").rglob("spec-*.json")), "the workers had a folder of their own"
+    assert list((tmp_path / "cache-of-workers").rglob("work/ledger/*.json")), "the workers had a folder of their own"
     assert roots(url, "encode") == roots(finished_workspace, "encode")
 
 
