@@ -71,21 +71,24 @@ def _cluster(workers: int) -> Iterator[str]:
         yield cluster.scheduler_address
 
 
-# A stage of tiny shards, which workers open by this module's name.
+# A stage of tiny shards, whose processor is opened by this module's name.
 
 
-class TinyWorker:
-    """Writes a shard of a few bytes, as durably as any."""
+class TinyProcessor:
+    """Writes a shard of a few bytes, as durably as any; without ``flush``, this process flushes nothing from now on."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, job: Any, folder: Path, inputs: Any, device: str) -> None:
         self._folder = folder
+        if not job.config["flush"]:
+            os.fsync = lambda _: None  # type: ignore[assignment]  # to tell what a disk costs by leaving it out
 
     def load(self, shard: int) -> int:
         """Return the shard's number."""
         return shard
 
-    def compute(self, loaded: int) -> bytes:
+    def compute(self, loaded: int, advance: Callable[[int], None]) -> bytes:
         """Return the shard's bytes."""
+        advance(1)
         return bytes(_SHARD_BYTES)
 
     def store(self, shard: int, computed: bytes) -> tuple[dict[str, str], dict[str, Any]]:
@@ -99,44 +102,50 @@ class TinyWorker:
         """Do nothing: it uses no device."""
 
 
-def open_worker(folder: Path, config: dict[str, Any], inputs: Any, device: str) -> TinyWorker:
-    """Return the worker of the stage of tiny shards; without ``flush``, this process flushes nothing from now on."""
-    if not config["flush"]:
-        os.fsync = lambda _: None  # type: ignore[assignment]  # what a disk costs is told apart by leaving it out
-    return TinyWorker(folder)
+def tiny_job(folder: str, *, flush: bool) -> Any:
+    """Return the job of the stage of tiny shards in a folder."""
+    from lsmix.pipeline.engine.shards import ShardJob
+
+    return ShardJob(
+        processor="benchmarks.executors:TinyProcessor",
+        stage="tiny",
+        name="tiny",
+        config={"flush": flush},
+        inputs={},
+        device="cpu",
+        folder=folder,
+    )
 
 
-def make_tiny(place: str, spec: str, first: int, count: int, step: int) -> float:
+def make_tiny(folder: str, flush: bool, first: int, count: int, step: int) -> float:
     """Make every ``step``-th tiny shard in this process; return the seconds."""
-    from lsmix.pipeline.engine import shards as it
     from lsmix.pipeline.engine.executor import InProcessExecutor
+    from lsmix.pipeline.engine.shards import open_job
 
-    work = it.ShardWork(place, spec)
-    it.open_worker(work)  # imports what it needs, which is not a shard's cost
+    job = tiny_job(folder, flush=flush)
+    open_job(job)  # imports what it needs, which is not a shard's cost
     begun = time.perf_counter()
     done: list[int] = []
     shards = range(first, count, step)
-    InProcessExecutor().run(work, shards, lambda record: done.append(record.shard))
+    InProcessExecutor().run(job, shards, lambda record: done.append(record.shard))
     expect(sorted(done), shards)
     return time.perf_counter() - begun
 
 
 def _tiny_shards(folder: Path) -> dict[str, Any]:
     from lsmix.pipeline.engine.dask import DaskExecutor
-    from lsmix.pipeline.engine.shards import ShardSpec, write_spec
 
     made = iter(range(1000))
 
-    def work(*, flush: bool) -> Any:
-        fresh = folder / "tiny" / f"artifact-{next(made)}"
-        fresh.mkdir(parents=True)
-        config = {"flush": flush}
-        return write_spec(fresh, ShardSpec(module="benchmarks.executors", config=config, inputs={}, device="cpu"))
+    def fresh() -> str:
+        there = folder / "tiny" / f"artifact-{next(made)}"
+        there.mkdir(parents=True)
+        return str(there)
 
     def parts(count: int, *, flush: bool = True) -> Callable[[], Scores]:
         def make() -> Scores:
-            place = work(flush=flush)
-            calls = [["make_tiny", place.place, place.spec, first, _TINY_SHARDS, count] for first in range(count)]
+            there = fresh()
+            calls = [["make_tiny", there, flush, first, _TINY_SHARDS, count] for first in range(count)]
             return Scores(_TINY_SHARDS, max(call_fresh("benchmarks.executors", calls)))
 
         return make
@@ -145,7 +154,7 @@ def _tiny_shards(folder: Path) -> dict[str, Any]:
 
         def on_dask() -> int:
             done: list[int] = []
-            executor.run(work(flush=True), range(_TINY_SHARDS), lambda record: done.append(record.shard))
+            executor.run(tiny_job(fresh(), flush=True), range(_TINY_SHARDS), lambda record: done.append(record.shard))
             expect(sorted(done), range(_TINY_SHARDS))
             return _TINY_SHARDS
 

@@ -10,11 +10,11 @@ from typing import Any
 
 from benchmarks.contender import call_fresh, peak_mb
 from benchmarks.turns import expect, save
-from lsmix.pipeline.engine.stage import ShardRecord, ShardWork
+from lsmix.pipeline.engine.shards import ShardJob, ShardRecord
 
 _LOADS = (1000, 10_000, 100_000)  # shards
 _FILES_A_SHARD = 8  # as a pool has them, one a column
-_NOWHERE = ShardWork("nowhere", "no spec")
+_NOWHERE = ShardJob(processor="", stage="tiny", name="tiny", config={}, inputs={}, device="cpu", folder="nowhere")
 
 
 def run() -> None:

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import IO, Any, Final, Protocol, TypeVar
 
@@ -156,20 +156,25 @@ class NullProgress:
         """Tell nothing."""
 
 
-def _on_signal(number: int, frame: FrameType | None) -> None:
-    if asked.is_set():
-        raise KeyboardInterrupt
-    asked.set()
-
-
 @contextmanager
-def graceful_signals() -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request that ``stop_point`` honours, the second into KeyboardInterrupt."""
+def graceful_signals(on_request: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Turn the first SIGINT or SIGTERM into a request that ``stop_point`` honours, the second into KeyboardInterrupt.
+
+    ``on_request`` is called at once when a request comes, to say so.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        with suppress(RuntimeError):  # of Python's streams, where the signal came in the middle of a write
+            on_request()
+
     if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
         yield
         return
     asked.clear()
-    before = {number: signal.signal(number, _on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:

@@ -30,6 +30,7 @@ __all__ = ["Flow", "Mix", "Validate"]
 
 # Makes latents (n, D) from some rows, and the tensors that hold them.
 Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
+Advance: TypeAlias = Callable[[int], None]  # gets a number of images
 Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # y (B, C, height, width) to bool (B,)
 _LOG_2PI = math.log(2.0 * math.pi)
 
@@ -207,6 +208,7 @@ class Flow(nn.Module):
         seed: int = ...,
         first_index: int = ...,
         return_log_prob: Literal[False] = ...,
+        advance: Advance = ...,
     ) -> np.ndarray: ...
 
     @overload
@@ -219,6 +221,7 @@ class Flow(nn.Module):
         seed: int = ...,
         first_index: int = ...,
         return_log_prob: Literal[True],
+        advance: Advance = ...,
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def encode(
@@ -230,11 +233,13 @@ class Flow(nn.Module):
         seed: int = 0,
         first_index: int = 0,
         return_log_prob: bool = False,
+        advance: Advance = lambda images: None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, height, width, channels) to latent vectors, float32 (N, D).
 
         "uniform" noise is drawn per image from ``seed`` and its index, which starts at ``first_index``. With
-        ``return_log_prob`` the log-probability of each image is returned too: nats, float64 (N,).
+        ``return_log_prob`` the log-probability of each image is returned too: nats, float64 (N,). ``advance`` is called
+        after each batch with the number of its images.
 
         Raises:
             RecipeError: the images are not of this flow's shape or type, or an option is unknown.
@@ -254,6 +259,7 @@ class Flow(nn.Module):
 
         for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
             z[rows], log_prob[rows] = z_BD, log_prob_B
+            advance(len(z_BD))
         return (z, log_prob) if return_log_prob else z
 
     def log_prob(
@@ -280,6 +286,7 @@ class Flow(nn.Module):
         validate: None = ...,
         others: Sequence[np.ndarray] = ...,
         mix: Mix | None = ...,
+        advance: Advance = ...,
     ) -> np.ndarray: ...
 
     @overload
@@ -292,6 +299,7 @@ class Flow(nn.Module):
         validate: Validate,
         others: Sequence[np.ndarray] = ...,
         mix: Mix | None = ...,
+        advance: Advance = ...,
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def decode(
@@ -303,6 +311,7 @@ class Flow(nn.Module):
         validate: Validate | None = None,
         others: Sequence[np.ndarray] = (),
         mix: Mix | None = None,
+        advance: Advance = lambda images: None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
 
@@ -315,6 +324,7 @@ class Flow(nn.Module):
             others: more arrays (N, …) for ``mix``.
             mix: makes the vectors to decode, (n, D), from some rows of z and of ``others`` on the flow's device. It must
                 not wait for the device.
+            advance: called after each batch with the number of its images.
 
         Raises:
             RecipeError: the vectors are not of this flow's length, or an option is unknown.
@@ -340,6 +350,7 @@ class Flow(nn.Module):
             images[rows] = images_BHWC
             if flags_B:
                 flags[rows] = flags_B[0]
+            advance(len(images_BHWC))
         return (images, flags) if validate else images
 
     def _batch(self, images: np.ndarray, mode: Dequantise, seed: int, indices: Sequence[int]) -> list[np.ndarray]:

@@ -22,12 +22,12 @@ from lsmix.data.sharing.store import as_told, download_artifact, fresh_download,
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
 from lsmix.pipeline.engine import array_task
-from lsmix.pipeline.engine.array_task import check_array_task, finalize_array
+from lsmix.pipeline.engine.array_task import ArrayTaskResult, check_array_task, finalize_array
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
 from lsmix.pipeline.engine.run_log import logged
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
-from lsmix.pipeline.engine.stage import ArrayTaskResult, Node, upto
+from lsmix.pipeline.engine.stage import Node, upto
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.stages.ingest import fetch_source
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS
@@ -149,7 +149,11 @@ def run(
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
     where = {"workers": workers, "scheduler": scheduler}
-    with logged(progress, place.root, "run", **asked, **where, force=force) as log, graceful_signals(), executor:
+    with (
+        logged(progress, place.root, "run", **asked, **where, force=force) as log,
+        graceful_signals(log.interrupted),
+        executor,
+    ):
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
     return RunResult(recipe=content, built=built)
 
@@ -192,7 +196,7 @@ def run_array_task(
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    task = check_array_task(index, size)
+    check_array_task(index, size)
     progress = progress or NullProgress()
     _, nodes, place = plan(
         recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
@@ -206,9 +210,13 @@ def run_array_task(
         "overrides": list(overrides),
         "scale": scale,
     }
-    with logged(progress, place.root, "array-task", **asked, device=device) as log, graceful_signals(), executor:
+    with (
+        logged(progress, place.root, "array-task", **asked, device=device) as log,
+        graceful_signals(log.interrupted),
+        executor,
+    ):
         return array_task.run_array_task(
-            nodes, place, stage=stage, array_task=task, executor=executor, progress=log, device=device
+            nodes, place, stage=stage, index=index, size=size, executor=executor, progress=log, device=device
         )
 
 
@@ -239,7 +247,7 @@ def finalize(
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "finalize", **asked) as log, graceful_signals():
+    with logged(progress, place.root, "finalize", **asked) as log, graceful_signals(log.interrupted):
         built = finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 

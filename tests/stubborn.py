@@ -7,19 +7,20 @@ import time
 from pathlib import Path
 
 from lsmix.data.errors import DeviceMemoryError
+from lsmix.pipeline.engine.shards import ShardJob
 
 
-class Worker:
+class Processor:
     """Writes one file a shard; ``config`` says which shards kill the process, always or once, and how long one takes."""
 
-    def __init__(self, folder, config):
-        self._folder, self._config = folder, config
+    def __init__(self, job, folder, inputs, device):
+        self._folder, self._config = folder, job.config
 
     def load(self, shard):
         time.sleep(self._config.get("seconds", 0))
         return shard
 
-    def compute(self, shard):
+    def compute(self, shard, advance):
         once = self._folder / f"killed-{shard}"
         if shard in self._config.get("once", ()) and not once.exists():
             once.touch()
@@ -47,5 +48,15 @@ def _threads():
     return [torch.get_num_threads()]
 
 
-def open_worker(folder, config, inputs, device):
-    return Worker(folder, config)
+def stubborn_job(folder, **config):
+    """Return the job of such a stage in a folder, which is created."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return ShardJob(
+        processor="stubborn:Processor",
+        stage="stage",
+        name="name",
+        config=config,
+        inputs={},
+        device="cpu",
+        folder=str(folder),
+    )

@@ -1,7 +1,7 @@
 """Shards on a Dask cluster: one that lsmix starts on loopback, or one that is running.
 
-Dask carries references and records, never data. Completed shards are recorded on disk only, so that a lost worker,
-scheduler or message loses no work, and a shard that is made twice has the same bytes.
+Dask carries jobs and records, never data. Completed shards are recorded on disk only, so a lost worker, scheduler or
+message loses no work, and a shard that is made twice has the same bytes.
 """
 
 import logging
@@ -9,28 +9,29 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import CancelledError
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from contextlib import ExitStack
-from typing import Any, Self
+from dataclasses import replace
+from typing import Any
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.data.progress import bounded, stop_point
-from lsmix.pipeline.engine.executor import Failures, InProcessExecutor
-from lsmix.pipeline.engine.shards import close_workers, run_shard
-from lsmix.pipeline.engine.stage import Executor, Report, ShardRecord, ShardWork
+from lsmix.pipeline.engine.executor import Counter, Executor, InProcessExecutor, Report, raise_failures
+from lsmix.pipeline.engine.shards import ShardJob, ShardRecord, close_job, run_shard
 
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
 _RETRIES = 2  # of a shard that raises
-_TASKS_A_THREAD = 4  # handed out ahead, so that no thread waits; the rest waits here, and the scheduler stays small
-_FEWEST_TASKS = 16
+_TASKS_A_THREAD = 4  # submitted ahead, so that no thread waits; the rest waits here, and the scheduler stays small
 _CONNECT_SECONDS = 10.0
-_ROUND_SECONDS = 0.5  # after which an interruption is seen
+_ROUND_SECONDS = 0.5  # between two looks at interrupts and at the cluster
 _MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
-_PATIENCE_SECONDS = 15.0  # without any worker, after which it is told
+_PATIENCE_SECONDS = 15.0  # without any worker, until a message says so
+
+_Tasks = dict["Future[ShardRecord | Exception]", int]  # the shard of each task
 
 
-class DaskExecutor:
+class DaskExecutor(Executor):
     """Makes shards on a Dask cluster: one of its own on loopback, or one that runs already.
 
     Use it as a context: the cluster is started when the first shards are made, serves all stages, and ends with it.
@@ -39,8 +40,8 @@ class DaskExecutor:
         workers: processes of a cluster of its own, at least 1; ignored where ``scheduler`` is given.
         scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786"; its workers must see the same
             workspace under the same path or URL, and have lsmix installed.
-        device: as the user asked for it; workers of another cluster find out by themselves what "auto" is.
-        say: told the link of the dashboard, and when there is nobody to work.
+        device: as the user asked for it; workers of another cluster resolve "auto" themselves.
+        say: called with the link of the dashboard, and with a message when the cluster has no workers.
 
     Raises:
         RecipeError: neither workers nor a scheduler.
@@ -58,104 +59,98 @@ class DaskExecutor:
         self._open = ExitStack()
         self._client: Any = None
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
     def worker_device(self, device: str) -> str:
-        """Return "cuda" for any card, since each worker of ours sees its own alone; elsewhere what the user asked for."""
+        """Return "cuda" for any card, since each of our workers sees its own alone; elsewhere what the user asked for."""
         if self._scheduler:
             return self._device
         self._device = device  # resolved, which the cluster must know when it starts
         return device.partition(":")[0]
 
-    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        """Make the shards on the cluster; shards that fail are set aside until all others are done."""
+    def run(
+        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
+    ) -> None:
+        """Make the shards on the cluster; shards that fail are skipped until all others are complete.
+
+        Images are counted shard by shard, since a batch is not worth a message.
+        """
         if not shards:
             return
         from distributed import KilledWorker
 
-        if work.url.startswith("memory://"):
-            raise RecipeError(f"{work.url!r} lives in the memory of this process: workers cannot reach it.")
-        if work.url and self._scheduler:  # its workers are anywhere, and have folders of their own
-            work = work._replace(place=work.url)
+        if job.url.startswith("memory://"):
+            raise RecipeError(f"{job.url!r} lives in the memory of this process: workers cannot reach it.")
+        if job.url and self._scheduler:  # its workers run on any machine, and have folders of their own
+            job = replace(job, folder="")
         client = self._connected()
-        failures = Failures(work, len(shards))
-        suspects: list[int] = []
+        errors: dict[int, Exception] = {}
+        killed: list[int] = []
         made = 0
 
-        def settle(shard: int, task: Any) -> None:
+        def settle(shard: int, task: "Future[ShardRecord | Exception]") -> None:
             nonlocal made
             try:
-                result = task.result()  # made again first, if the worker that held it has died since
+                result = task.result()
             except KilledWorker:
-                suspects.append(shard)
+                killed.append(shard)
                 return
-            except CancelledError:
-                raise
             except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
                 result = error
-            if isinstance(result, MemoryError):
+            if isinstance(result, CancelledError | MemoryError):
                 raise result
             if isinstance(result, ShardRecord):
                 made += 1
                 report(result)
                 return
-            failures.add(shard, result)
-            if not made and len(failures) >= _MOST_FAILURES:
-                failures.tell()
+            errors[shard] = result
+            if not made and len(errors) >= _MOST_FAILURES:
+                raise_failures(job, len(shards), errors)
 
-        self._go_through(client, work, shards, settle)
-        # Who merely waited on a worker that died is suspected along with the shard that killed it. Each alone, the one
-        # that kills shows itself; it costs as many workers again as Dask allows.
-        alone, suspects = suspects, []
-        for shard in alone:
-            self._go_through(client, work, [shard], settle)
+        self._run(client, job, shards, settle)
+        # A dead worker fails all shards that it was given. Run each of them alone to find the one that kills workers; it
+        # costs as many workers again as Dask allows.
+        suspects, killed = killed, []
         for shard in suspects:
-            failures.add(shard, RuntimeError("each worker that took it died, so it is left out"))
+            self._run(client, job, [shard], settle)
+        for shard in killed:
+            errors[shard] = RuntimeError("each worker that took it died, so it is left out")
         if self._device.startswith("cuda") and not self._scheduler:
-            client.run(close_workers, on_error="ignore")  # or the next stage would have less of the cards' memory
-        failures.tell()
+            client.run(close_job, on_error="ignore")  # or the next stage would have less of the cards' memory
+        raise_failures(job, len(shards), errors)
 
-    def _go_through(
-        self, client: Any, work: ShardWork, shards: Sequence[int], settle: Callable[[int, Any], None]
-    ) -> None:
-        """Make shards, a bounded number at a time; ``settle`` is given each with its task when that has ended."""
-        from distributed import wait
-
-        waiting, running = deque(shards), dict[Any, int]()
-        patience = _Patience(client, self._say)
+    def _run(self, client: Any, job: ShardJob, shards: Sequence[int], settle: Callable[[int, Any], None]) -> None:
+        """Make shards, at most so many tasks at a time; ``settle`` is called with each shard and its completed task."""
+        # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
+        executor = client.get_executor(pure=False, retries=_RETRIES)
+        waiting, running = deque(shards), _Tasks()
+        workers = _Workers(client, self._say)
         try:
-            while waiting or running:
+            while (waiting or running) and client.status == "running":
                 stop_point()
-                most = max(_FEWEST_TASKS, _TASKS_A_THREAD * patience.threads)
-                while waiting and len(running) < most:
+                while waiting and len(running) < _TASKS_A_THREAD * workers.threads():
                     shard = waiting.popleft()
-                    # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
-                    running[client.submit(_attempt, work, shard, pure=False, retries=_RETRIES)] = shard
-                try:
-                    ended = wait(list(running), timeout=_ROUND_SECONDS, return_when="FIRST_COMPLETED").done
-                except TimeoutError:
-                    patience.look()
-                    continue
-                for task in ended:
-                    settle(running.pop(task), task)
-        except CancelledError as error:  # at once, when the connection is lost
-            raise PartialError(
-                f"the Dask scheduler of {work.place!r} went away ({self._scheduler or 'its own'}); {len(waiting) + len(running)} "
-                f"of {len(shards)} shards were not heard of. All others are done and kept; run the same command again."
-            ) from error
+                    running[executor.submit(_attempt, job, shard)] = shard
+                for task in wait(running, _ROUND_SECONDS, FIRST_COMPLETED).done:
+                    settle(running[task], task)
+                    del running[task]
+        except CancelledError:  # of a task, once the connection is lost
+            pass
         finally:
             if running and client.status == "running":
-                client.cancel(list(running))
+                executor.shutdown(wait=False)  # cancels them
+        if waiting or running:
+            raise PartialError(
+                f"the Dask scheduler of {job.location!r} went away ({self._scheduler or 'its own'}); {len(waiting) + len(running)} "
+                f"of {len(shards)} shards were not heard of. All others are done and kept; run the same command again."
+            )
 
     def _connected(self) -> Any:
         if self._client is None:
             from distributed import Client
 
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # what fails is told once, by our own errors
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own errors report each failure once
             if self._scheduler:
                 self._client = self._open.enter_context(_client_of(self._scheduler))
             else:
@@ -188,34 +183,38 @@ def _client_of(scheduler: str) -> Any:
         raise RecipeError(f"no Dask scheduler answers at {scheduler!r}: {error}. Check '--scheduler'.") from error
 
 
-def _attempt(work: ShardWork, shard: int) -> ShardRecord | CorruptError | MemoryError:
+def _attempt(job: ShardJob, shard: int) -> ShardRecord | Exception:
     """Make a shard; errors that trying again would not change are returned, since Dask tries again what is raised."""
     try:
-        return run_shard(work, shard)
+        return run_shard(job, shard)
     except (CorruptError, MemoryError) as error:
         return error
 
 
-class _Patience:
-    """Watches whether a cluster has workers, and says so once where it has none."""
+class _Workers:
+    """Counts the threads of a cluster now and then, and says so once where it has no workers for a while."""
 
     def __init__(self, client: Any, say: Callable[[str], None]) -> None:
         self._client = client
         self._say = say
-        self._idle_since = time.monotonic()
-        self._told = False
-        self.threads = 1
-        self.look()
+        self._counted_at = self._busy_at = -1.0
+        self._has_warned = False
+        self._threads = 0
 
-    def look(self) -> None:
-        """Count the threads of all workers."""
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        self.threads = sum(worker["nthreads"] for worker in workers.values())
-        if self.threads:
-            self._idle_since, self._told = time.monotonic(), False
-        elif not self._told and time.monotonic() - self._idle_since > _PATIENCE_SECONDS:
-            self._say("the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done")
-            self._told = True
+    def threads(self) -> int:
+        """Return the threads of all workers, at least 1."""
+        now = time.monotonic()
+        if now - self._counted_at > _ROUND_SECONDS:
+            workers = self._client.scheduler_info(n_workers=-1)["workers"]
+            self._counted_at, self._threads = now, sum(worker["nthreads"] for worker in workers.values())
+            if self._threads or self._busy_at < 0:
+                self._busy_at, self._has_warned = now, False
+            elif not self._has_warned and now - self._busy_at > _PATIENCE_SECONDS:
+                self._say(
+                    "the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done"
+                )
+                self._has_warned = True
+        return max(self._threads, 1)
 
 
 def _ignoring_interrupts() -> Any:
@@ -242,24 +241,24 @@ def start_cluster(workers: int, device: str) -> Any:
     """
     from distributed import Nanny, Scheduler, SpecCluster
 
-    # Workers share one machine's memory whose size says nothing of what others use; a shard's memory is bounded anyway.
+    # No limit: workers share the machine's memory with other programs, and a shard's memory is bounded anyway.
     options = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "memory_limit": 0, "silence_logs": 50}
     return SpecCluster(
         workers={
             worker: {"cls": Nanny, "options": {**options, "env": worker_environment(worker, workers, device)}}
             for worker in range(workers)
         },
-        # Loopback only: neither the scheduler nor its dashboard asks anybody for a password.
+        # Loopback only: neither the scheduler nor its dashboard has a password.
         scheduler={
             "cls": Scheduler,
             "options": {"host": _LOOPBACK, "port": 0, "dashboard": True, "dashboard_address": f"{_LOOPBACK}:0"},
         },
-        silence_logs=50,  # what fails is told once, at the end, and without a traceback
+        silence_logs=50,  # our own errors report each failure once, without a traceback
     )
 
 
 def worker_environment(worker: int, workers: int, device: str) -> dict[str, str]:
-    """Return what the environment of one of ``workers`` processes says: its threads, and its graphics card.
+    """Return the environment of one of ``workers`` processes: its number of threads, and its graphics card.
 
     Cards are dealt out in turn, those that CUDA_VISIBLE_DEVICES names if it is set; "cuda:N" gives all workers card N.
     """
@@ -290,7 +289,7 @@ def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[s
         workers: Dask workers to start on this machine; 0 for none.
         scheduler: address of a running Dask scheduler; "" for none.
         device: as the user asked for it: "auto", "cpu", "cuda" or "cuda:N".
-        say: is told the link of the dashboard.
+        say: as for ``DaskExecutor``.
 
     Raises:
         RecipeError: both are asked for.
@@ -301,6 +300,4 @@ def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[s
         )
     if not workers and not scheduler:
         return InProcessExecutor()
-    # Here, since distributed takes half a second to import.
-
     return DaskExecutor(workers=workers, scheduler=scheduler, device=device, say=say)

@@ -1,4 +1,4 @@
-"""Device memory: the error message when it runs out, and how to give it back.
+"""Device memory: the error message when it runs out, and how to release it.
 
 The message names the setting to halve. It names no size that would fit: that depends on what else uses the device, and on
 whether a CUDA graph, which needs memory of its own, can be recorded.
@@ -8,12 +8,10 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 from lsmix.data.errors import DeviceMemoryError
 
-__all__ = ["BatchSetting", "artifact_label", "device_memory", "free_device_memory"]
+__all__ = ["device_memory", "free_device_memory"]
 
 # How torch and the libraries below it say that there is no memory, where they don't raise torch.OutOfMemoryError.
 _WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
@@ -22,27 +20,21 @@ _FREE = (
 )
 
 
-@dataclass(frozen=True, kw_only=True)
-class BatchSetting:
-    """The setting of a recipe that decides how much memory a stage takes on the device."""
-
-    label: str  # of the work, for people: "encode cifar10"
-    device: str  # "cpu", "cuda" or "cuda:N"
-    field: str  # of the recipe: "latents.batch_size"
-    value: int  # images a pass
-    others: Sequence[str] = ()  # other ways out, as lines of a recipe
-
-
 @contextmanager
-def device_memory(setting: BatchSetting | None, *, label: str = "", device: str = "") -> Iterator[None]:
+def device_memory(
+    label: str, device: str, setting: str = "", value: int = 0, others: Sequence[str] = ()
+) -> Iterator[None]:
     """Turn running out of a device's memory inside the block into an error that says what to change.
 
     What the failed pass held is freed, so the caller may try again with another setting.
 
     Args:
-        setting: what to halve; None where there is no choice, as when a model is loaded.
-        label: of the work, without a setting.
-        device: likewise.
+        label: of the work, for people: "encode cifar10".
+        device: "cpu", "cuda" or "cuda:N".
+        setting: of the recipe, which decides how much memory is used, such as "latents.batch_size"; "" where there is no
+            choice, as when a model is loaded.
+        value: of the setting, in images.
+        others: other ways out, as lines of a recipe.
 
     Raises:
         DeviceMemoryError: it ran out.
@@ -57,16 +49,14 @@ def device_memory(setting: BatchSetting | None, *, label: str = "", device: str 
     else:
         return
     # Outside of the handler, or the error raised here would keep the failed pass alive as its context.
-    if setting is None:
-        raise DeviceMemoryError(f"{label}: device {device!r} ran out of memory ({why}). {_FREE}")
+    used = f" with '{setting} = {value}'" if setting else ""
     raise DeviceMemoryError(
-        f"{setting.label}: device {setting.device!r} ran out of memory with '{setting.field} = {setting.value}' ({why}). "
-        f"{_way_out(setting)}"
+        f"{label}: device {device!r} ran out of memory{used} ({why}). {_advice(setting, value, others)}"
     )
 
 
 def free_device_memory() -> None:
-    """Give memory that nothing uses any more back to the device, for other processes; does nothing without CUDA."""
+    """Release memory that nothing uses any more to other processes; does nothing without CUDA."""
     torch = sys.modules.get("torch")  # a process that never imported it holds nothing
     if torch is None or not torch.cuda.is_initialized():
         return
@@ -77,11 +67,6 @@ def free_device_memory() -> None:
     torch.cuda.empty_cache()
 
 
-def artifact_label(folder: Path) -> tuple[str, str]:
-    """Return the stage and the name of an artifact by its folder, ``<stage>/<name>-<key>``."""
-    return folder.parent.name, folder.name.rpartition("-")[0]
-
-
 def _is_out_of_memory(error: RuntimeError) -> bool:
     import torch
 
@@ -90,16 +75,16 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 
 def _why(error: RuntimeError) -> str:
     """Return what torch says as far as it helps: how much was wanted and how much is free, or its first sentence."""
-    text = str(error).partition("\n")[0]
+    text = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
     head, free, _ = text.partition(" is free")
-    plain = text.partition("DefaultCPUAllocator: ")[2] or text
-    return head + free if free else plain.partition(". ")[0].rstrip(".")
+    return head + free if free else text.partition(". ")[0].rstrip(".")
 
 
-def _way_out(setting: BatchSetting) -> str:
-    ways = [f"halve it to '{setting.field} = {setting.value // 2}'"] if setting.value > 1 else []
-    ways += [f"set '{way}'" for way in setting.others]
-    if not ways:
+def _advice(setting: str, value: int, others: Sequence[str]) -> str:
+    if not setting:
+        return _FREE
+    ways = [f"halve it to '{setting} = {value // 2}'"] if value > 1 else []
+    sentence = " or ".join([*ways, *(f"set '{way}'" for way in others)])
+    if not sentence:
         return f"A smaller batch is impossible. {_FREE}"
-    sentence = " or ".join(ways)
     return f"{sentence[0].upper()}{sentence[1:]}, and run again; this makes an artifact of another key, since it changes last bits."

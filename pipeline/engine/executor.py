@@ -1,127 +1,139 @@
-"""Executors that make shards in this process, and the check that nothing is missing.
+"""Executors: what makes the shards of a job; and the one that makes them in this process.
 
-A shard that fails is set aside until the others are done; an error that the next shard would meet too stops at once.
+A shard that fails is skipped until the others are done; an error that the next shard would meet too stops at once.
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from typing import Any, Final, Self
+from typing import Any, NamedTuple, Self
 
 from lsmix.data.errors import LsmixError, PartialError
 from lsmix.data.progress import stop_point
-from lsmix.pipeline.engine.shards import close_workers, open_worker, store_shard
-from lsmix.pipeline.engine.stage import Report, ShardRecord, ShardWork
+from lsmix.pipeline.engine.shards import OpenJob, ShardJob, ShardRecord, close_job, open_job
 
-__all__ = ["FATAL", "CompletenessCheck", "Failures", "InProcessExecutor"]
+__all__ = ["Counter", "Executor", "InProcessExecutor", "Report", "raise_failures"]
 
-# Such as a full disk, or a full graphics card: the next shard would meet them too.
-FATAL: Final = (OSError, MemoryError)
+_FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the next shard would meet them too
 
-
-class Failures:
-    """Shards that failed, set aside until all others are done."""
-
-    def __init__(self, work: ShardWork, shards: int) -> None:
-        self._work = work
-        self._shards = shards
-        self._errors: dict[int, BaseException] = {}
-
-    def add(self, shard: int, error: BaseException) -> None:
-        """Set a shard aside."""
-        self._errors[shard] = error
-
-    def __len__(self) -> int:
-        return len(self._errors)
-
-    @contextmanager
-    def of(self, shard: int) -> Iterator[None]:
-        """Set the shard aside if anything in the block fails, but for what is fatal."""
-        try:
-            yield
-        except FATAL:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
-            self.add(shard, error)
-
-    def tell(self) -> None:
-        """Raise what there is to say of shards that failed: the first of our own errors if there are no others."""
-        if not self._errors:
-            return
-        shard, error = min(self._errors.items())
-        if all(isinstance(other, LsmixError) for other in self._errors.values()):
-            raise error
-        raise PartialError(
-            f"{len(self._errors)} of {self._shards} shards of {self._work.place!r} failed; the first is shard {shard}: "
-            f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
-        ) from error
+Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
+Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
 
 
-class InProcessExecutor:
-    """Makes shards one after another; a thread reads one shard ahead, another writes the shard before."""
+class Executor:
+    """Makes shards of unfinished artifacts. A context that owns what it needs for that."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
+        """Release what it holds."""
 
     def worker_device(self, device: str) -> str:
-        """Return the same device."""
+        """Return the device that a job names, where this process would use ``device``."""
         return device
 
-    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        """Make the shards; an interruption lets the shard being written be written. The model is closed at the end."""
+    def run(
+        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
+    ) -> None:
+        """Make ``shards`` of an artifact; call ``report`` for each, and ``count`` while one is computed.
+
+        Raises:
+            PartialError: some shards failed; all others are complete.
+        """
+        raise NotImplementedError
+
+
+def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
+    """Raise the error of the first failed shard if all are our own, else PartialError; do nothing without errors.
+
+    Args:
+        job: of the shards.
+        shards: number of shards that were tried.
+        errors: by shard.
+    """
+    if not errors:
+        return
+    shard, error = min(errors.items())
+    if all(isinstance(other, LsmixError) for other in errors.values()):
+        raise error
+    raise PartialError(
+        f"{len(errors)} of {shards} shards of {job.location!r} failed; the first is shard {shard}: "
+        f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
+    ) from error
+
+
+class InProcessExecutor(Executor):
+    """Makes shards one after another: computes on this thread, while one thread loads and one stores."""
+
+    def run(
+        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
+    ) -> None:
+        """Make the shards. An interrupt stops after the current batch; a computed shard is stored first."""
         if not shards:
             return
         try:
-            self._run(work, shards, report)
+            self._run(open_job(job), shards, report, count)
         finally:
-            close_workers()  # or the next stage would have less of the device's memory
+            close_job()  # or the next stage would have less of the device's memory
 
-    def _run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        opened = open_worker(work)
-        worker = opened.worker
-        failures = Failures(work, len(shards))
+    def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, count: Counter) -> None:
+        errors: dict[int, Exception] = {}
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
-            ahead: Future[Any] = loading.submit(worker.load, shards[0])
-            stored: tuple[int, Future[ShardRecord]] | None = None
+            ahead: Future[Any] = loading.submit(opened.processor.load, shards[0])
+            behind: _Stored | None = None
+
+            def settle() -> None:
+                """Wait for the shard that is being stored: at most one waits on each side, so memory is bounded."""
+                nonlocal behind
+                stored, behind = behind, None
+                if stored:
+                    try:
+                        report(stored.record.result())
+                    except _FATAL:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+                        errors[stored.shard] = error
+                        count(stored.shard, 0)
+
             try:
                 for position, shard in enumerate(shards):
                     stop_point()
-                    begun = time.monotonic()
-                    loaded, computed = ahead, None
+                    begun, loaded = time.monotonic(), ahead
                     if position + 1 < len(shards):
-                        ahead = loading.submit(worker.load, shards[position + 1])
-                    with failures.of(shard):
-                        computed = worker.compute(loaded.result())
-                    before, stored = stored, None
-                    if before:  # at most one shard waits to be written, so memory stays bounded
-                        with failures.of(before[0]):
-                            report(before[1].result())
-                    if computed is not None:
-                        stored = shard, storing.submit(store_shard, work, opened, shard, computed, begun)
+                        ahead = loading.submit(opened.processor.load, shards[position + 1])
+                    try:
+                        computed = opened.processor.compute(loaded.result(), _advance(shard, count))
+                    except _FATAL:
+                        raise
+                    except Exception as error:  # noqa: BLE001 - likewise
+                        errors[shard] = error
+                        count(shard, 0)
+                        continue
+                    finally:
+                        del loaded
+                    settle()
+                    behind = _Stored(shard, storing.submit(opened.store, shard, computed, begun))
+                    del computed
             finally:
                 ahead.cancel()
-                if stored:
-                    with failures.of(stored[0]):
-                        report(stored[1].result())
-        failures.tell()
+                settle()
+        raise_failures(opened.job, len(shards), errors)
 
 
-_NAMED = 10
+class _Stored(NamedTuple):
+    shard: int
+    record: Future[ShardRecord]
 
 
-class CompletenessCheck(InProcessExecutor):
-    """Makes no shards, and says which ones are missing."""
+def _advance(shard: int, count: Counter) -> Callable[[int], None]:
+    """Return what a computation calls after each batch: it counts the batch, and honours an interrupt."""
+    done = 0
 
-    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        """Raise PartialError if any shard is missing."""
-        if not shards:
-            return
-        named = ", ".join(map(str, shards[:_NAMED])) + (", …" if len(shards) > _NAMED else "")
-        raise PartialError(
-            f"{len(shards)} shards of {work.place!r} are missing ({named}): a part of the job array has not run, or failed. "
-            "Run that part again, or make them here with the stage's command; then finish."
-        )
+    def advance(images: int) -> None:
+        nonlocal done
+        done += images
+        count(shard, done)
+        stop_point()
+
+    return advance

@@ -1,6 +1,5 @@
-"""What a recipe no longer wants: artifacts of other settings, and unfinished work that nobody goes on with."""
+"""What a recipe no longer wants: artifacts of other settings, and unfinished work that no recipe resumes."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,8 +9,7 @@ from lsmix.data.artifact import ARTIFACT_FILES
 from lsmix.data.errors import LockedError
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.local import Entry, Workspace
 
 __all__ = ["Garbage", "collect_garbage"]
 
@@ -25,32 +23,28 @@ class Garbage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool) -> list[Garbage]:
-    """List the folders that none of ``nodes`` wants; remove them if ``delete``, but none that is being worked on.
+    """List the folders that none of ``nodes`` wants; remove them if ``delete``, but none that a run works on.
 
-    Unfinished work of wanted artifacts is kept, so that it can go on.
+    Unfinished work of wanted artifacts is kept, so that it can be resumed.
     """
     resolver = Resolver(workspace)
     wanted = {resolver.key(node) for node in nodes}
-    # What an artifact is made from may be gone or on its way: then its key is unknown, and its name decides.
+    # An input may be missing or in progress: then the key is unknown, and the name decides.
     unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
     outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
     found = []
     for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
-            name, _, key = entry.name.rpartition("-")
-            if not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):
-                continue  # not made by lsmix
-            folder = workspace.root / stage / entry.name
-            if key in wanted or (stage, name) in unknown or folder.resolve() in outside:
+            if entry.key in wanted or (stage, entry.name) in unknown or entry.folder.resolve() in outside:
                 continue
-            removed = delete and _remove_unlocked(workspace, folder, key)
+            removed = delete and _remove_unlocked(workspace, stage, entry)
             found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))
     return found
 
 
-def _remove_unlocked(workspace: Workspace, folder: Path, key: str) -> bool:
+def _remove_unlocked(workspace: Workspace, stage: str, entry: Entry) -> bool:
     try:
-        workspace.remove(folder, key, folder.name)
+        workspace.remove(entry.folder, entry.key, f"{stage} {entry.name}")
     except LockedError:
         return False
     return True

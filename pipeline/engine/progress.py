@@ -11,55 +11,8 @@ __all__ = ["TaskProgress", "Throughput"]
 _SECONDS_BETWEEN = 1.0
 
 
-class TaskProgress:
-    """Tells another progress all that it is told, and keeps the note of the artifact's owner up to date.
-
-    Args:
-        progress: is told everything.
-        note: beside the lock of the artifact.
-    """
-
-    def __init__(self, progress: Progress, note: LockInfo) -> None:
-        self._progress = progress
-        self._note = note
-        self._pace: Throughput | None = None
-        self._unit = ""
-        self._told_at = 0.0
-        self.info, self.debug, self.warning, self.event = (
-            progress.info,
-            progress.debug,
-            progress.warning,
-            progress.event,
-        )
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count."""
-        self._progress.start(label, total, unit, done)
-        self._pace, self._unit = Throughput(total, done), unit
-        self._tell()
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Count finished units."""
-        self._progress.advance(units, note)
-        if self._pace:
-            self._pace.advance(units)
-            if time.monotonic() - self._told_at >= _SECONDS_BETWEEN:
-                self._tell()
-
-    def finish(self) -> None:
-        """End the count."""
-        self._progress.finish()
-        self._pace = None
-
-    def _tell(self) -> None:
-        self._told_at = time.monotonic()
-        if self._pace:
-            facts: dict[str, Any] = {**self._pace.facts(), "unit": self._unit}
-            self._note.tell(**facts)
-
-
 class Throughput:
-    """Counts units of work from when it is made.
+    """Counts units of work from when it is created.
 
     Args:
         total: units in all.
@@ -69,12 +22,15 @@ class Throughput:
     def __init__(self, total: int, done: int = 0) -> None:
         self.total = total
         self.done = done
+        self.step_seconds: float | None = None  # between the last two calls of ``advance``
         self._before = done
-        self._begun = time.monotonic()
+        self._begun = self._last = time.monotonic()
 
     def advance(self, units: int) -> None:
-        """Count finished units."""
+        """Count finished units; negative ones take back what failed."""
+        now = time.monotonic()
         self.done += units
+        self.step_seconds, self._last = now - self._last, now
 
     @property
     def per_second(self) -> float:
@@ -83,10 +39,10 @@ class Throughput:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds that the rest will take at this speed; None while nobody knows."""
+        """Seconds that the rest will take at this speed; None while the speed is unknown."""
         return (self.total - self.done) / self.per_second if self.per_second else None
 
-    def facts(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return all of it, ready for JSON."""
         left = self.seconds_left
         return {
@@ -95,3 +51,38 @@ class Throughput:
             "per_second": round(self.per_second, 3),
             "seconds_left": None if left is None else round(left, 1),
         }
+
+
+class TaskProgress:
+    """Reports everything to another progress, and keeps the note beside an artifact's lock up to date.
+
+    Args:
+        progress: receives everything.
+        note: beside the lock of the artifact.
+    """
+
+    def __init__(self, progress: Progress, note: LockInfo) -> None:
+        self._progress = progress
+        self._note = note
+        self._throughput = Throughput(0)
+        self._unit = ""
+        self._written_at = 0.0
+        self.info, self.debug, self.warning = progress.info, progress.debug, progress.warning
+        self.event, self.finish = progress.event, progress.finish
+
+    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
+        """Begin to count."""
+        self._progress.start(label, total, unit, done)
+        self._throughput, self._unit = Throughput(total, done), unit
+        self._write_note()
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        """Count finished units."""
+        self._progress.advance(units, note)
+        self._throughput.advance(units)
+        if time.monotonic() - self._written_at >= _SECONDS_BETWEEN:
+            self._write_note()
+
+    def _write_note(self) -> None:
+        self._written_at = time.monotonic()
+        self._note.tell(**self._throughput.to_dict(), unit=self._unit)

@@ -1,6 +1,6 @@
 """The log of a run: JSON lines in ``<workspace>/.logs/``, one file for each run that makes anything.
 
-A log informs; whatever happens to it, the work goes on, and a run that finds all up to date writes none.
+A log only informs: if it cannot be written the work goes on, and a run that finds everything up to date writes none.
 """
 
 import os
@@ -14,24 +14,25 @@ from typing import IO, Any
 
 import msgspec
 
+from lsmix.data.errors import format_duration
 from lsmix.data.progress import Progress
 from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
 
 LOG_FOLDER = ".logs"
-_MOST_LOGS = 100  # the oldest go
-_SECONDS_BETWEEN = 5.0  # of lines that tell how far the work is
+_MOST_LOGS = 100  # the oldest are removed
+_SECONDS_BETWEEN = 5.0  # of lines on how far the work is
 
 
 class LoggedProgress:
-    """Tells another progress all that it is told, and writes it down.
+    """Reports everything to another progress, and writes it down.
 
-    Lines are kept until something is begun; then the file is made.
+    Lines are kept until something is counted; then the file is created.
 
     Args:
-        progress: is told everything.
-        workspace: the folder of the artifacts here.
+        progress: receives everything.
+        workspace: the folder of the artifacts on this machine.
     """
 
     def __init__(self, progress: Progress, workspace: Path) -> None:
@@ -39,55 +40,61 @@ class LoggedProgress:
         self._folder = workspace / LOG_FOLDER
         self._kept: list[bytes] = []
         self._file: IO[bytes] | None = None
-        self._pace: Throughput | None = None
+        self._throughput: Throughput | None = None
         self._label = ""
-        self._told_at = 0.0
+        self._written_at = 0.0
 
     def info(self, message: str) -> None:
-        """Tell one line."""
+        """Report one line."""
         self._progress.info(message)
         self.write("say", text=message)
 
     def debug(self, message: str) -> None:
-        """Tell one line that only the curious want."""
+        """Report one line of detail."""
         self._progress.debug(message)
         self.write("detail", text=message)
 
     def warning(self, message: str) -> None:
-        """Tell that something deserves a look."""
+        """Report that something deserves a look."""
         self._progress.warning(message)
         self.write("warn", text=message)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Begin to count."""
         self._progress.start(label, total, unit, done)
-        self._label, self._pace, self._told_at = label, Throughput(total, done), time.monotonic()
+        self._label, self._throughput, self._written_at = label, Throughput(total, done), time.monotonic()
         self._open()
         self.write("start", label=label, total=total, unit=unit, done=done)
 
     def advance(self, units: int = 1, note: str = "") -> None:
         """Count finished units."""
         self._progress.advance(units, note)
-        if self._pace:
-            self._pace.advance(units)
-            if time.monotonic() - self._told_at >= _SECONDS_BETWEEN:
-                self._told_at = time.monotonic()
-                self.write("progress", label=self._label, **self._pace.facts(), note=note)
+        if self._throughput:
+            self._throughput.advance(units)
+            if time.monotonic() - self._written_at >= _SECONDS_BETWEEN:
+                self._written_at = time.monotonic()
+                self.write("progress", label=self._label, **self._throughput.to_dict(), note=note)
 
     def finish(self) -> None:
         """End the count."""
         self._progress.finish()
-        if self._pace:
-            self.write("finish", label=self._label, **self._pace.facts())
-            self._pace = None
+        if self._throughput:
+            self.write("finish", label=self._label, **self._throughput.to_dict())
+            self._throughput = None
 
     def event(self, kind: str, **facts: Any) -> None:
         """Write a fact down."""
         self._progress.event(kind, **facts)
         self.write(kind, **facts)
 
+    def interrupted(self) -> None:
+        """Say that an interrupt was seen, and how long the current batch may take."""
+        seconds = self._throughput.step_seconds if self._throughput else None
+        when = "at the next safe point" if seconds is None else f"after this batch, in about {format_duration(seconds)}"
+        self.info(f"stopping {when}; what is done is kept. Press Ctrl-C again to stop now")
+
     def write(self, kind: str, **facts: Any) -> None:
-        """Write a line, or keep it until the first is written."""
+        """Write a line, or keep it until the file is created."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = msgspec.json.encode({"at": at, "event": kind, **facts}) + b"\n"
         if self._file is None:
@@ -99,7 +106,7 @@ class LoggedProgress:
             self.close()
 
     def close(self) -> None:
-        """Close the file; what comes later is not written."""
+        """Close the file; later lines are not written."""
         if self._file:
             with suppress(OSError):
                 self._file.close()
@@ -116,7 +123,7 @@ class LoggedProgress:
             for old in logs[: max(0, len(logs) - _MOST_LOGS + 1)]:
                 old.unlink(missing_ok=True)
             path = self._folder / f"{now}-{socket.gethostname()}-{os.getpid()}.jsonl"
-            self._file = path.open("ab", buffering=0)  # a line is there when it was written, for whoever follows it
+            self._file = path.open("ab", buffering=0)  # each line can be read at once
             self._file.write(b"".join(self._kept))
         except OSError:
             self.close()
@@ -125,13 +132,13 @@ class LoggedProgress:
 
 @contextmanager
 def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> Iterator[LoggedProgress]:
-    """Log what happens in the block, from what was asked for to how it ended.
+    """Log what happens in the block, from its arguments to how it ended.
 
     Args:
-        progress: is told everything, too.
-        workspace: the folder of the artifacts here.
-        command: "run", "array-task", "finalize" or "rebuild".
-        **asked: what for, ready for JSON.
+        progress: receives everything, too.
+        workspace: the folder of the artifacts on this machine.
+        command: "run", "array-task" or "finalize".
+        **asked: its arguments, ready for JSON.
     """
     log, begun = LoggedProgress(progress, workspace), time.monotonic()
     log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **asked)

@@ -1,17 +1,17 @@
-"""Shards: what one is made from, making it, recording it, and moving it to and from a remote workspace.
+"""Shards: the job that makes them, its processor, and the records of those that are complete.
 
 A shard is complete when its record is on disk, which is written after its bytes.
 """
 
-import hashlib
 import importlib
 import stat
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 
@@ -19,180 +19,185 @@ from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
 from lsmix.data.atomic import DECODE_ERRORS, write_atomic
 from lsmix.data.cache import fetch_file, locked_file, with_retries
 from lsmix.data.errors import CorruptError
-from lsmix.data.progress import stop_point
 from lsmix.data.remote import RemoteFS, open_remote
-from lsmix.data.table import METADATA_NAME, Table
+from lsmix.data.table import METADATA_NAME
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
-from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, ShardRecord, ShardWork, StageResult, StageTask
 from lsmix.pipeline.workspace.external_artifact import finished_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = [
     "LEDGER",
-    "InputPlace",
-    "OpenWorker",
-    "ShardSpec",
-    "ShardWorker",
-    "ShardedWork",
-    "close_workers",
+    "Advance",
+    "OpenJob",
+    "ShardJob",
+    "ShardProcessor",
+    "ShardRecord",
+    "close_job",
     "fetch_shard",
     "fetch_work",
     "finished_shards",
     "merge_counts",
-    "open_worker",
+    "open_job",
     "read_ledger",
     "record_name",
     "run_shard",
     "send_shard",
     "send_work",
-    "store_shard",
-    "write_spec",
 ]
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
 
-
-class InputPlace(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a worker finds one input, and which it must be."""
-
-    folder: str  # relative to the workspace where it is in it, since that may be mounted elsewhere on another machine
-    root: str  # root digest
+Advance = Callable[
+    [int], None
+]  # called by a computation after each batch, with the number of images; raises to stop it
 
 
-class ShardSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything a worker process needs, by reference: nothing big travels through a scheduler."""
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """Everything a process needs to make shards of one unfinished artifact, in strings and numbers.
 
-    module: str  # the stage's module, which has ``open_worker(folder, config, inputs, device)``
-    config: dict[str, Any]
-    inputs: dict[str, InputPlace]  # by role
+    Locations are absolute, a URL, or relative to the workspace, which may be mounted elsewhere on another machine.
+    """
+
+    processor: str  # "module:class" of the ShardProcessor
+    stage: str
+    name: str  # of the artifact, in the recipe
+    config: dict[str, Any]  # of the stage, ready for JSON
+    inputs: dict[str, tuple[str, str]]  # location and root digest of each, by role
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
+    folder: str  # of the artifact; "" for a process that shares none, and works in a copy of what is at ``url``
+    url: str = ""  # of the artifact in a remote workspace, to which each shard is sent
+
+    @property
+    def label(self) -> str:
+        """The artifact for messages: "mix lsmix"."""
+        return f"{self.stage} {self.name}"
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the artifact."""
+        return self.folder or self.url
 
 
-class ShardWorker(Protocol):
-    """Loads, computes and stores the shards of one artifact; the three may run in different threads, shard by shard."""
+class ShardProcessor(Protocol):
+    """Makes the shards of one job. The three steps may run in different threads, each for another shard.
+
+    A processor is opened as ``Processor(job, folder, inputs, device)``: the folder of the artifact on this machine, its
+    finished inputs by role, and the device by name.
+    """
 
     def load(self, shard: int) -> Any:
         """Read what the shard is made from."""
 
-    def compute(self, loaded: Any) -> Any:
-        """Make the shard."""
+    def compute(self, loaded: Any, advance: Advance) -> Any:
+        """Compute the shard; call ``advance`` after each batch."""
 
     def store(self, shard: int, computed: Any) -> tuple[dict[str, str], dict[str, Any]]:
         """Write the shard; return the SHA-256 of each file by path, and counts."""
 
     def close(self) -> None:
-        """Give back what it holds on a device."""
+        """Release what it holds on a device."""
 
 
-def write_spec(folder: Path, spec: ShardSpec, url: str = "") -> ShardWork:
-    """Write what workers need beside an unfinished artifact, and return the reference to it.
+class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a complete shard."""
 
-    The file is called by its contents, so several machines with other devices may work on one artifact side by side.
-    """
-    content = msgspec.json.encode(spec, order="sorted")
-    name = _spec_name(content)
-    write_atomic(folder / WORK_FOLDER / name, content)
-    return ShardWork(str(folder.resolve()), name, url)
-
-
-def _spec_name(content: bytes) -> str:
-    return f"spec-{hashlib.sha256(content).hexdigest()[:32]}.json"
+    shard: int
+    digests: dict[str, str]  # SHA-256 by path relative to the artifact
+    sizes: dict[str, int]  # bytes by path
+    seconds: float
+    counts: dict[str, Any]
+    made_on: str = ""  # processor or graphics card
 
 
-class OpenWorker(NamedTuple):
-    """The worker of an unfinished artifact, ready to make shards."""
+class OpenJob:
+    """A job that is open in this process, with its processor."""
 
-    folder: Path
-    worker: ShardWorker
-    made_on: str  # processor or graphics card
+    def __init__(self, job: ShardJob) -> None:
+        self.job = job
+        workspace, self.folder = _working_copy(job)
+        inputs = {
+            role: _open_input(workspace, job.label, role, *location_and_root)
+            for role, location_and_root in job.inputs.items()
+        }
+        device = resolve_device(job.device)
+        module, _, name = job.processor.partition(":")
+        processor = getattr(importlib.import_module(module), name)
+        self.processor: ShardProcessor = processor(job, self.folder, inputs, device)
+        self._made_on = device_name(device)
+
+    def store(self, shard: int, computed: Any, begun: float) -> ShardRecord:
+        """Write a computed shard and then its record; ``begun`` is when work on it began, by ``time.monotonic``."""
+        digests, counts = self.processor.store(shard, computed)
+        record = ShardRecord(
+            shard=shard,
+            digests=digests,
+            sizes={path: (self.folder / path).stat().st_size for path in digests},
+            seconds=round(time.monotonic() - begun, 4),
+            counts=counts,
+            made_on=self._made_on,
+        )
+        write_atomic(self.folder / WORK_FOLDER / record_name(shard), msgspec.json.encode(record))
+        if self.job.url:
+            send_shard(self.folder, self.job.url, record)
+        return record
 
 
-_opened: dict[ShardWork, OpenWorker] = {}  # at most one: the worker, with its model, of the last shard
-
-
-def open_worker(work: ShardWork) -> OpenWorker:
-    """Return the worker of an unfinished artifact; it stays open, with its model, until another one is asked for."""
-    opened = _opened.get(work)
-    if opened is None:
-        close_workers()  # first, since a device may not have room for two models
-        opened = _opened[work] = _open(work)
-    return opened
-
-
-def _open(work: ShardWork) -> OpenWorker:
-    workspace, folder = _working_copy(work)
-    content = (folder / WORK_FOLDER / work.spec).read_bytes()
-    if _spec_name(content) != work.spec:
-        raise CorruptError(f"{str(folder / WORK_FOLDER / work.spec)!r} was altered. Remove it and run again.")
-    spec = msgspec.json.decode(content, type=ShardSpec)
-    device = resolve_device(spec.device)
-    inputs = {role: _input(workspace, folder, role, place) for role, place in spec.inputs.items()}
-    worker: ShardWorker = importlib.import_module(spec.module).open_worker(folder, spec.config, inputs, device)
-    return OpenWorker(folder, worker, device_name(device))
-
-
-def _working_copy(work: ShardWork) -> tuple[Workspace, Path]:
-    """Return the workspace and the folder here in which shards are made; fetches what that needs from a URL."""
-    if "://" not in work.place:
-        folder = Path(work.place)
+def _working_copy(job: ShardJob) -> tuple[Workspace, Path]:
+    """Return the workspace and the folder on this machine in which shards are made."""
+    if job.folder:
+        folder = Path(job.folder)
         return Workspace(folder.parent.parent), folder
     from lsmix.pipeline.workspace.remote import RemoteWorkspace
 
-    home, stage, name = work.place.rsplit("/", 2)
+    home, stage, name = job.url.rsplit("/", 2)
     workspace = RemoteWorkspace(home)
     folder = workspace.root / stage / name
-    fetch_work(folder, work.place, work.spec)
+    fetch_work(folder, job.url)
     return workspace, folder
 
 
-def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> Artifact:
-    artifact = finished_artifact(workspace.local_path(place.folder))
-    if artifact.manifest.root != place.root:
+def _open_input(workspace: Workspace, label: str, role: str, location: str, root: str) -> Artifact:
+    artifact = finished_artifact(workspace.local_path(location))
+    if artifact.manifest.root != root:
         raise CorruptError(
-            f"{str(artifact.folder)!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
-            f"{place.root[:12]}, got {artifact.manifest.root[:12]}. Run the recipe again."
+            f"{artifact.location!r} is not the {role} that {label} is made from: expected root digest {root[:12]}, got "
+            f"{artifact.manifest.root[:12]}. Run the recipe again."
         )
     return artifact
 
 
-def close_workers() -> None:
-    """Close the worker that is open in this process, and give the memory of its model back to the device."""
+_opened: list[OpenJob] = []  # at most one: the job of the last shard, with its model
+
+
+def open_job(job: ShardJob) -> OpenJob:
+    """Return a job opened in this process; it stays open, with its model, until another one is asked for."""
+    if not _opened or _opened[0].job != job:
+        close_job()  # first, since a device may not have room for two models
+        _opened.append(OpenJob(job))
+    return _opened[0]
+
+
+def close_job() -> None:
+    """Close the job that is open in this process, and release the device memory of its model."""
     while _opened:
-        _, opened = _opened.popitem()
-        opened.worker.close()
+        opened = _opened.pop()
+        opened.processor.close()
         del opened
     free_device_memory()
 
 
-def run_shard(work: ShardWork, shard: int) -> ShardRecord:
-    """Make one shard from beginning to end: the task that any executor runs, anywhere, any number of times."""
-    opened = open_worker(work)
+def run_shard(job: ShardJob, shard: int) -> ShardRecord:
+    """Make one shard: the task that any process can run, any number of times, with the same bytes."""
+    opened = open_job(job)
     begun = time.monotonic()
-    computed = opened.worker.compute(opened.worker.load(shard))
-    return store_shard(work, opened, shard, computed, begun)
-
-
-def store_shard(work: ShardWork, opened: OpenWorker, shard: int, computed: Any, begun: float) -> ShardRecord:
-    """Write a computed shard and then its record."""
-    digests, counts = opened.worker.store(shard, computed)
-    folder = opened.folder
-    record = ShardRecord(
-        shard=shard,
-        digests=digests,
-        sizes={path: (folder / path).stat().st_size for path in digests},
-        seconds=round(time.monotonic() - begun, 4),
-        counts=counts,
-        made_on=opened.made_on,
-    )
-    write_atomic(folder / WORK_FOLDER / record_name(shard), msgspec.json.encode(record))
-    if work.url:
-        send_shard(folder, work.url, record)
-    return record
+    computed = opened.processor.compute(opened.processor.load(shard), lambda _: None)
+    return opened.store(shard, computed, begun)
 
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
-    """Return the records of finished shards whose files are there in full; damaged records count as unfinished."""
+    """Return the records of complete shards whose files have their sizes; shards with damaged records count as missing."""
     finished = {}
     for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
         try:
@@ -207,10 +212,10 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
 
 
 def _is_whole(path: Path, size: int) -> bool:
-    """Return whether a file is there in full; asked once, since a pool has hundreds of thousands, maybe on a network."""
+    """Return whether a file has its size, by one call of the system: a pool has hundreds of thousands of files."""
     try:
         found = path.stat()
-    except (OSError, ValueError):  # the latter of a name that can be none
+    except (OSError, ValueError):  # the latter for a name that no file can have
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
@@ -241,137 +246,24 @@ def record_name(shard: int) -> str:
     return f"{LEDGER}/{shard:06d}.json"
 
 
-class ShardedWork(NamedTuple):
-    """How a stage divides its work."""
-
-    module: str  # the stage's module, whose ``open_worker`` the workers call
-    create: Callable[[StageTask], Table]  # writes the table's metadata; again and again to the same bytes
-    conclude: Callable[[StageTask, Table, dict[str, Any], dict[str, str]], StageResult]  # with all counts and digests
-
-    def run(self, task: StageTask) -> StageResult:
-        """Make all shards that are not done yet, and conclude.
-
-        Raises:
-            PartialError: some shards failed.
-        """
-        store = self.create(task)
-        finished = self._make_missing(task, store, range(store.shards), _finished(task, store))
-        _bring_here(task, store, finished)
-        digests = {path: digest for record in finished.values() for path, digest in record.digests.items()}
-        counts = {**merge_counts(finished, store.shards), "shards": store.shards}
-        _tell_other_devices(task, finished)
-        return self.conclude(task, store, counts, digests)
-
-    def make_part(self, task: StageTask, part: ArrayTask) -> ArrayTaskResult:
-        """Make the shards of one part that are not done yet, and leave the rest to others.
-
-        Raises:
-            PartialError: some of them failed.
-        """
-        store = self.create(task)
-        own = range(part.index, store.shards, part.size)
-        before = _finished(task, store)
-        finished = self._make_missing(task, store, own, before)
-        return ArrayTaskResult(
-            label=task.label,
-            folder=str(task.folder),
-            shards=len(own),
-            made=len(own) - len(before.keys() & set(own)),
-            finished=len(finished),
-            of=store.shards,
-        )
-
-    def _make_missing(
-        self, task: StageTask, store: Table, wanted: Sequence[int], before: dict[int, ShardRecord]
-    ) -> dict[int, ShardRecord]:
-        """Make the wanted shards that are not done yet; return the records of all that are done then."""
-        inputs = {}
-        for role, artifact in task.inputs.items():
-            folder, workspace = artifact.folder.resolve(), task.folder.resolve().parent.parent
-            inside = folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder
-            inputs[role] = InputPlace(folder=str(inside), root=artifact.manifest.root)
-        config: dict[str, Any] = msgspec.to_builtins(task.config)
-        device = task.executor.worker_device(task.device)
-        spec = ShardSpec(module=self.module, config=config, inputs=inputs, device=device)
-        work = write_spec(task.folder, spec, task.url)
-        if task.url:
-            send_work(task.folder, task.url, work.spec)
-        finished = dict(before)
-        done = sum(len(store.shard_range(shard)) for shard in wanted if shard in finished)
-        task.progress.start(task.label, sum(len(store.shard_range(shard)) for shard in wanted), "image", done=done)
-
-        def report(record: ShardRecord) -> None:
-            finished[record.shard] = record
-            facts = {"label": task.label, "shard": record.shard, "seconds": record.seconds, "made_on": record.made_on}
-            task.progress.event("shard", **facts)
-            task.progress.advance(len(store.shard_range(record.shard)))
-
-        task.executor.run(work, [shard for shard in wanted if shard not in finished], report)
-        task.progress.finish()
-        return finished
-
-
-def _finished(task: StageTask, store: Table) -> dict[int, ShardRecord]:
-    """Return the records of all shards that are done; in a remote workspace those that lie at the URL, or will at once."""
-    here = _finished_here(task, store)
-    if not task.url:
-        return here
-    afar = read_ledger(task.url)
-    for shard in here.keys() - afar.keys():  # made, and not sent before the end
-        send_shard(task.folder, task.url, here[shard])
-    return here | {shard: record for shard, record in afar.items() if shard < store.shards}
-
-
-def _finished_here(task: StageTask, store: Table) -> dict[int, ShardRecord]:
-    return {
-        shard: record
-        for shard, record in finished_shards(task.folder).items()
-        if shard < store.shards and store.is_written(shard)
-    }
-
-
-def _bring_here(task: StageTask, store: Table, finished: dict[int, ShardRecord]) -> None:
-    """Fetch the shards that other machines made."""
-    missing = sorted(finished.keys() - _finished_here(task, store).keys()) if task.url else []
-    if not missing:
-        return
-    task.progress.start(f"{task.label}: fetch", len(missing), "shard")
-    for shard in missing:
-        stop_point()
-        fetch_shard(task.folder, task.url, finished[shard])
-        task.progress.advance()
-    task.progress.finish()
-
-
-def _tell_other_devices(task: StageTask, finished: dict[int, ShardRecord]) -> None:
-    """Warn where shards were made on several kinds of device, whose last bits differ."""
-    kinds = sorted({record.made_on for record in finished.values() if record.made_on})
-    if len(kinds) > 1:
-        task.progress.warning(
-            f"{task.label}: its shards were made on {' and on '.join(kinds)}; each kind of device rounds in its own way, so "
-            "another run's digest will differ unless it divides the work alike."
-        )
-
-
 _JOBS = 8  # small files on their way at a time
 _MOST_RECORD_BYTES = 16 << 20
 
 
-def send_work(folder: Path, url: str, spec: str) -> None:
-    """Send what workers on other machines need to begin: the table's metadata, and the file that says what to do."""
+def send_work(folder: Path, url: str) -> None:
+    """Send what workers on other machines need to begin: the metadata of the store."""
     place = open_remote(url)
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
-    for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
-        _send(place, folder, path)
+    for path in folder.rglob(METADATA_NAME):
+        _send(place, folder, path.relative_to(folder).as_posix())
 
 
-def fetch_work(folder: Path, url: str, spec: str) -> None:
+def fetch_work(folder: Path, url: str) -> None:
     """Fetch what ``send_work`` sent, as far as it is not here."""
     place = open_remote(url)
     sizes = with_retries(repr(url), lambda: place.sizes(""))
     paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
     check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
-    for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
+    for path in paths:
         content = with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
             write_atomic(folder / path, content)

@@ -1,30 +1,24 @@
 """What a stage is: a plain function of its configuration, its inputs and an output folder.
 
-Stages know neither the recipe nor each other; the runner hands them complete inputs and makes the result an artifact.
+Stages know neither the recipe nor each other; the runner gives them complete inputs and writes the manifest.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any
 
-import msgspec
-
-from lsmix.data.artifact import WORK_FOLDER, Artifact
+from lsmix.data.artifact import WORK_FOLDER, Artifact, InputRecord
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
+from lsmix.data.table import Table
 from lsmix.glow.config import FlowShape
+from lsmix.pipeline.engine.executor import Executor
 
 __all__ = [
-    "ArrayTask",
-    "ArrayTaskResult",
     "Cost",
     "DatasetSize",
-    "Executor",
     "Node",
-    "Report",
-    "ShardRecord",
-    "ShardWork",
     "Stage",
     "StageResult",
     "StageTask",
@@ -40,18 +34,20 @@ _MAX_SHARD_BYTES = 1 << 30  # of memory for one shard
 class StageTask:
     """One piece of work: make ``folder`` from ``config`` and ``inputs``.
 
-    ``folder / "work"`` keeps whatever lets the work go on after an interruption; it is removed at the end.
+    ``folder / "work"`` keeps what lets the work resume after an interrupt; it is removed at the end.
     """
 
     stage: str
-    name: str  # of the artifact, as the recipe has it
+    name: str  # of the artifact, in the recipe
+    key: str
     folder: Path
     config: Any  # the stage's own configuration model
     inputs: Mapping[str, Artifact]
+    records: list[InputRecord]  # of the inputs, for the manifest
     device: str
-    executor: "Executor"
+    executor: Executor | None  # None: no shard may be made, so all must be complete
     progress: Progress
-    url: str = ""  # where the artifact is to lie in a remote workspace
+    url: str = ""  # of the artifact in a remote workspace
 
     @property
     def label(self) -> str:
@@ -60,7 +56,7 @@ class StageTask:
 
     @property
     def work(self) -> Path:
-        """The folder for unfinished work, made if need be."""
+        """The folder for unfinished work, created if need be."""
         path = self.folder / WORK_FOLDER
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -117,46 +113,27 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage says of its work when it is done."""
+    """What a stage returns."""
 
     payload: frozenset[str]  # files, or first parts of paths, that the next stages read
     counts: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
 
 
-@dataclass(frozen=True)
-class ArrayTask:
-    """One task of a job array: every ``size``-th shard, beginning with number ``index``."""
-
-    index: int  # 0 to size − 1
-    size: int  # tasks in the array
-
-
-@dataclass(frozen=True, kw_only=True)
-class ArrayTaskResult:
-    """What came of one part of an artifact."""
-
-    label: str  # "mix lsmix"
-    folder: str  # of the unfinished artifact
-    shards: int  # of this part
-    made: int  # of these, now; the others were there
-    finished: int  # of the whole artifact, by anybody
-    of: int  # shards of the whole artifact
-
-
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage by name, with what its key must know."""
+    """A stage: what it does, and what its cache key depends on."""
 
     name: str
     version: int  # raised whenever the same inputs would give other bytes
     run: Callable[[StageTask], StageResult]
-    estimate: Callable[[Any, "DatasetSize"], "Cost"]  # what a configuration costs on a data set of some size
+    estimate: Callable[[Any, DatasetSize], Cost]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
-    check: Callable[[Any, "DatasetSize"], None] = lambda config, size: None  # what only the size of the data can tell
-    make_part: "Callable[[StageTask, ArrayTask], ArrayTaskResult] | None" = None  # of a stage whose work can be divided
+    check: Callable[[Any, DatasetSize], None] = lambda config, size: None  # what depends on the size of the data
+    create: Callable[[StageTask], Table] | None = None  # of a stage with shards: writes the store's metadata
+    processor: str = ""  # of a stage with shards: "module:class" of its ``ShardProcessor``
 
 
 def check_translate(field: str, translate: int, size: DatasetSize) -> None:
@@ -176,25 +153,6 @@ def check_chunk_rows(field: str, chunk_rows: int, total_bytes: int, rows: int) -
             f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes} for rows of {row_bytes} bytes, since a shard is held "
             f"in memory, got {chunk_rows}. Lower it, or leave it out."
         )
-
-
-class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a finished shard."""
-
-    shard: int
-    digests: dict[str, str]  # SHA-256 by path relative to the artifact
-    sizes: dict[str, int]  # bytes by path
-    seconds: float
-    counts: dict[str, Any]
-    made_on: str = ""  # processor or graphics card; "" of shards that an earlier version made
-
-
-class ShardWork(NamedTuple):
-    """The shards of one unfinished artifact, as a reference that any process can follow."""
-
-    place: str  # its folder, or where no folder is shared its URL
-    spec: str  # name of the file below ``work`` that holds the ShardSpec, called by its digest
-    url: str = ""  # where it is to lie in a remote workspace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -226,26 +184,3 @@ def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
         if node.stage.name == stage:
             want(node)
     return [node for node in nodes if id(node) in wanted]
-
-
-Report = Callable[[ShardRecord], None]
-
-
-class Executor(Protocol):
-    """Makes shards of unfinished artifacts; a context that owns whatever it needs for that."""
-
-    def __enter__(self) -> Self:
-        """Return itself."""
-
-    def __exit__(self, *_: object) -> None:
-        """Give back whatever it holds."""
-
-    def worker_device(self, device: str) -> str:
-        """Return the device that a worker shall use, where this process would use ``device``."""
-
-    def run(self, work: ShardWork, shards: Sequence[int], report: Report) -> None:
-        """Make ``shards`` of an artifact; call ``report`` as each is done, in any order.
-
-        Raises:
-            PartialError: some shards failed; all others are done.
-        """

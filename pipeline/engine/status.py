@@ -1,10 +1,10 @@
 """What is cached, what would run, and why: the very field or input that differs from what is there."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
+from msgspec.structs import replace
 
 from lsmix.data.artifact import InputRecord, Manifest
 from lsmix.data.errors import CorruptError, format_duration
@@ -19,17 +19,17 @@ __all__ = ["NodeStatus", "recipe_status"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """What there is to say of one artifact of a recipe."""
+    """The state of one artifact of a recipe."""
 
     stage: str
     name: str
-    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"]
-    key: str  # "" while an input isn't there yet
-    folder: str  # where it is or will be; "" while the key is not known
-    why: str
-    bytes: int | None  # on the disk, or estimated; None where it can't be known yet
-    seconds: float | None  # it took, or one like it took; None where none was made yet
-    done: int | None = None  # units that all who work on it have done; this and what follows while it is under way
+    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"] = "damaged"
+    key: str = ""  # "" while an input isn't there yet
+    folder: str = ""  # where it is or will be; "" while the key is not known
+    why: str = ""
+    bytes: int | None = None  # on the disk, or estimated; None where unknown
+    seconds: float | None = None  # it took, or one like it took; None where none was made yet
+    done: int | None = None  # units that all processes have done; this and what follows while it is under way
     total: int | None = None  # units that they were given
     unit: str = ""  # "image", "iteration", …
     per_second: float | None = None  # units, of all together
@@ -37,7 +37,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
-    """Return the state of every node, in order. Reads manifests only."""
+    """Return the state of every node, in order. Reads manifests and records only."""
     resolver = Resolver(workspace)
     return [_node_status(node, resolver) for node in nodes]
 
@@ -46,70 +46,59 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     workspace = resolver.workspace
     try:
         cost = estimate(node, resolver)
-        size, seconds = cost.bytes if cost else None, estimate_seconds(node, cost, workspace)
+        status = NodeStatus(
+            stage=node.stage.name,
+            name=node.name,
+            bytes=cost.bytes if cost else None,
+            seconds=estimate_seconds(node, cost, workspace),
+        )
         records = resolver.records(node)
         if records is None:
-            return _status(node, "waits", why=_waits_for(node, resolver), size=size, seconds=seconds)
+            return replace(status, state="waits", why=_waits_for(node, resolver))
         key = resolver.key(node) or ""
-        there = workspace.find(node.stage.name, key)
+        artifact = workspace.find(node.stage.name, key)
     except CorruptError as error:
-        return _status(node, "damaged", why=str(error))
-    if there:
-        manifest = there.manifest
-        there_bytes = sum(file.bytes for file in manifest.files)
-        return _status(node, "cached", key, there.location, "up to date", there_bytes, manifest.seconds)
+        return NodeStatus(stage=node.stage.name, name=node.name, state="damaged", why=str(error))
+    if artifact:
+        return replace(
+            status,
+            state="cached",
+            key=key,
+            folder=artifact.location,
+            why="up to date",
+            bytes=sum(file.bytes for file in artifact.manifest.files),
+            seconds=artifact.manifest.seconds,
+        )
     folder = workspace.folder(node.stage.name, node.name, key)
+    status = replace(status, key=key, folder=str(folder))
     url = workspace.url_of(folder)
-    afar = read_ledger(url) if url and node.stage.make_part else {}
-    if folder.is_dir() or afar:
-        done = len(finished_shards(folder) | afar)
-        progress = f"{done} shards done" if node.stage.make_part else "it has its last checkpoint"
-        owners = working_owners(workspace.root, key)
-        if owners:
-            return _under_way(_status(node, "under-way", key, folder, progress, size, seconds), owners)
-        return _status(node, "unfinished", key, folder, f"was interrupted: {progress}", size, seconds)
-    why = _why(node, resolver.fields(node), records, workspace)
-    return _status(node, "to-run", key, folder, why, size, seconds)
+    remote = read_ledger(url) if url and node.stage.create else {}
+    if not folder.is_dir() and not remote:
+        return replace(status, state="to-run", why=_why(node, resolver.fields(node), records, workspace))
+    progress = (
+        f"{len(finished_shards(folder) | remote)} shards done" if node.stage.create else "it has its last checkpoint"
+    )
+    owners = working_owners(workspace.root, key)
+    if owners:
+        return _under_way(replace(status, state="under-way", why=progress), owners)
+    return replace(status, state="unfinished", why=f"was interrupted: {progress}")
 
 
 def _under_way(status: NodeStatus, owners: Sequence[Owner]) -> NodeStatus:
-    """Add who works on it, and how far all of them together are with what they count."""
+    """Add which processes work on it, and how far all of them together are with what they count."""
     counting = [owner for owner in owners if owner.total]
     who = "; ".join(map(str, owners))
     if not counting:
-        return msgspec.structs.replace(status, why=f"{status.why}; {who}")
+        return replace(status, why=f"{status.why}; {who}")
     done, total = sum(owner.done for owner in counting), sum(owner.total for owner in counting)
     rate, unit = sum(owner.per_second for owner in counting), counting[0].unit
-    unit = unit if unit.isalpha() else "unit"  # anybody may write notes
+    unit = unit if unit.isalpha() else "unit"  # notes may come from other users
     known = [owner.seconds_left for owner in counting if owner.seconds_left is not None]
-    left = max(known) if len(known) == len(counting) else None  # parts run side by side
-    far = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
+    left = max(known) if len(known) == len(counting) else None  # array tasks run side by side
+    why = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
         f", {format_duration(left)} left" if left is not None else ""
     )
-    return msgspec.structs.replace(
-        status, why=f"{far}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left
-    )
-
-
-def _status(
-    node: Node,
-    state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"],
-    key: str = "",
-    folder: Path | str = "",
-    why: str = "",
-    size: int | None = None,
-    seconds: float | None = None,
-) -> NodeStatus:
-    return NodeStatus(
-        stage=node.stage.name,
-        name=node.name,
-        state=state,
-        key=key,
-        folder=str(folder),
-        why=why,
-        bytes=size,
-        seconds=seconds,
-    )
+    return replace(status, why=f"{why}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left)
 
 
 def _waits_for(node: Node, resolver: Resolver) -> str:

@@ -1,12 +1,12 @@
 """The encode stage: data set + flow → ``latents.zarr``, the latent vector of every training image.
 
-The latents are only worth something if they decode back to the very images, so the stage checks that for all of them
-unless told not to, and puts the count into the manifest.
+Latents are of use only if they decode to the very same images, so the stage checks that for all of them unless the recipe
+switches it off, and puts the count into the manifest.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -19,22 +19,16 @@ from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import Table
 from lsmix.pipeline.config.results import DATASET_FILE
-from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
-from lsmix.pipeline.engine.shards import ShardedWork
-from lsmix.pipeline.engine.stage import (
-    Cost,
-    DatasetSize,
-    Stage,
-    StageResult,
-    StageTask,
-    check_chunk_rows,
-)
+from lsmix.pipeline.engine.device import prepare_device
+from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.sharding import make_shards
+from lsmix.pipeline.engine.shards import Advance, ShardJob
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows
 from lsmix.pipeline.stages.ingest import provenance_of
 
-if TYPE_CHECKING:
-    from lsmix.glow.flow import Flow
+__all__ = ["ENCODE", "EncodeProcessor"]
 
-__all__ = ["ENCODE"]
+_PROCESSOR = "lsmix.pipeline.stages.encode:EncodeProcessor"
 
 
 class _Loaded(NamedTuple):
@@ -43,17 +37,19 @@ class _Loaded(NamedTuple):
     labels: npt.NDArray[np.int64]
 
 
-class EncodeWorker:
+class EncodeProcessor:
     """Encodes the shards of one artifact."""
 
-    def __init__(self, folder: Path, config: EncodeConfig, inputs: Mapping[str, Artifact], device: str) -> None:
-        self._folder = folder
-        self._config = config
-        self._device = device
+    def __init__(self, job: ShardJob, folder: Path, inputs: Mapping[str, Artifact], device: str) -> None:
+        from lsmix.glow.checkpoint import load_flow
+
+        self._label, self._folder, self._device = job.label, folder, device
+        self._config = msgspec.convert(job.config, EncodeConfig)
         self._train = open_dataset(inputs["dataset"].folder / DATASET_FILE).train
-        with device_memory(None, label=" ".join(artifact_label(folder)), device=device):
-            self._flow = _open_flow(inputs["flow"].folder, device)
         self._store = latent_store(folder)
+        prepare_device(device)
+        with device_memory(job.label, device):
+            self._flow = load_flow(inputs["flow"].folder, device=device)
 
     def load(self, shard: int) -> _Loaded:
         """Read the images of a shard."""
@@ -62,19 +58,14 @@ class EncodeWorker:
             rows.start, self._train.gather(np.asarray(rows)), np.array(self._train.labels[rows.start : rows.stop])
         )
 
-    def compute(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
-        """Encode the images of a shard, and check that they come back."""
-        setting = BatchSetting(
-            label=" ".join(artifact_label(self._folder)),
-            device=self._device,
-            field="latents.batch_size",
-            value=self._config.batch_size,
-        )
-        with device_memory(setting):
-            return self._encode(loaded)
+    def compute(self, loaded: _Loaded, advance: Advance) -> dict[str, npt.NDArray[Any]]:
+        """Encode the images of a shard, and check that they decode to the same bytes."""
+        with device_memory(self._label, self._device, "latents.batch_size", self._config.batch_size):
+            return self._encode(loaded, advance)
 
-    def _encode(self, loaded: _Loaded) -> dict[str, npt.NDArray[Any]]:
+    def _encode(self, loaded: _Loaded, advance: Advance) -> dict[str, npt.NDArray[Any]]:
         config = self._config
+        passes = 2 if config.check_round_trip else 1  # over the images, each of which counts for its part of a batch
         z, log_prob = self._flow.encode(
             loaded.images,
             dequantise=config.dequantise,
@@ -82,11 +73,12 @@ class EncodeWorker:
             seed=config.seed,
             first_index=loaded.first,
             return_log_prob=True,
+            advance=lambda images: advance(images // passes),
         )
         if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
             raise CorruptError(
-                f"{' '.join(artifact_label(self._folder))}: the flow gives latents that are no finite numbers, so its weights "
-                "are unusable. Do not use this flow; train it again."
+                f"{self._label}: the flow gives latents that are no finite numbers, so its weights are unusable. Do not use "
+                "this flow; train it again."
             )
         columns: dict[str, npt.NDArray[Any]] = {
             "z": z,
@@ -95,57 +87,33 @@ class EncodeWorker:
             "bits_per_dim": self._flow.bits_per_dim(log_prob).astype(np.float32),
         }
         if config.check_round_trip:
-            back = self._flow.decode(z, batch_size=config.batch_size)
-            columns["exact"] = (back == loaded.images).all(axis=(1, 2, 3))
+            decoded = self._flow.decode(
+                z, batch_size=config.batch_size, advance=lambda images: advance(images // passes)
+            )
+            columns["exact"] = (decoded == loaded.images).all(axis=(1, 2, 3))
         return columns
-
-    def close(self) -> None:
-        """Give back the memory of recorded CUDA graphs."""
-        self._flow.forget_recordings()
 
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of latents."""
         exact = computed.pop("exact", None)
-        digests = write_latent_shard(self._folder, shard, computed)
         counts: dict[str, Any] = {"images": len(computed["z"]), "log_prob_sum": float(computed["log_prob"].sum())}
         if exact is not None:
             counts["exact_round_trips"] = int(exact.sum())
-        return digests, counts
+        return write_latent_shard(self._folder, shard, computed), counts
+
+    def close(self) -> None:
+        """Release the memory of recorded CUDA graphs."""
+        self._flow.forget_recordings()
 
 
-def _open_flow(folder: Path, device: str) -> "Flow":
+def _run(task: StageTask) -> StageResult:
+    """Encode all shards, add up their counts, and warn of images that do not decode to the same bytes."""
     from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.engine.device import prepare_device
 
-    prepare_device(device)
-    return load_flow(folder, device=device)
-
-
-def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> EncodeWorker:
-    """Open what encodes the shards of an unfinished artifact."""
-    return EncodeWorker(folder, msgspec.convert(config, EncodeConfig), inputs, device)
-
-
-def _create(task: StageTask) -> Table:
-    """Write the metadata of the latents."""
-    config: EncodeConfig = task.config
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    flow = _open_flow(task.inputs["flow"].folder, "cpu")
-    rows = len(dataset.train)
-    attributes = {
-        "dequantise": config.dequantise,
-        "image_shape": list(dataset.image_shape),
-        "bits": flow.config.bits,
-        "class_names": list(dataset.class_names),
-        "origin": msgspec.to_builtins(provenance_of(task.inputs["dataset"], dataset)),
-    }
-    return create_latents(task.folder, rows=rows, dim=flow.dim, chunk_rows=config.chunk_rows, attributes=attributes)
-
-
-def _conclude(task: StageTask, store: Table, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
-    """Sum up the latents, and warn of images that do not come back."""
+    store = _create(task)
+    counts, digests = make_shards(task, store, _PROCESSOR)
     rows = store.rows
-    flow = _open_flow(task.inputs["flow"].folder, "cpu")
+    flow = load_flow(task.inputs["flow"].folder)
     log_prob = counts.pop("log_prob_sum") / rows
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
     counts["image_shape"] = list(open_dataset(task.inputs["dataset"].folder / DATASET_FILE).image_shape)
@@ -157,6 +125,24 @@ def _conclude(task: StageTask, store: Table, counts: dict[str, Any], digests: di
     return StageResult(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
 
 
+def _create(task: StageTask) -> Table:
+    """Write the metadata of the latents."""
+    from lsmix.glow.checkpoint import load_flow
+
+    config: EncodeConfig = task.config
+    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    flow = load_flow(task.inputs["flow"].folder)
+    rows = len(dataset.train)
+    attributes = {
+        "dequantise": config.dequantise,
+        "image_shape": list(dataset.image_shape),
+        "bits": flow.config.bits,
+        "class_names": list(dataset.class_names),
+        "origin": msgspec.to_builtins(provenance_of(task.inputs["dataset"], dataset)),
+    }
+    return create_latents(task.folder, rows=rows, dim=flow.dim, chunk_rows=config.chunk_rows, attributes=attributes)
+
+
 def _estimate(config: EncodeConfig, size: DatasetSize) -> Cost:
     passes = 2 if config.check_round_trip else 1
     return Cost(bytes=size.images * (4 * size.image_bytes + 20), flops=float(passes) * size.images * size.flow_flops)
@@ -166,5 +152,6 @@ def _check(config: EncodeConfig, size: DatasetSize) -> None:
     check_chunk_rows("latents.chunk_rows", config.chunk_rows, _estimate(config, size).bytes, size.images)
 
 
-_WORK = ShardedWork(__name__, _create, _conclude)
-ENCODE = Stage(name="encode", version=4, run=_WORK.run, estimate=_estimate, check=_check, make_part=_WORK.make_part)
+ENCODE = Stage(
+    name="encode", version=4, run=_run, estimate=_estimate, check=_check, create=_create, processor=_PROCESSOR
+)

@@ -20,7 +20,7 @@ from lsmix.pipeline.config.results import (
     write_naturalness,
 )
 from lsmix.pipeline.config.schema import NaturalnessConfig, TrainConfig
-from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ def run(task: StageTask) -> StageResult:
     config: NaturalnessConfig = task.config
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     count = _sample_size(task, dataset)
-    with device_memory(None, label=task.label, device=task.device):
+    with device_memory(task.label, task.device):
         flow, evaluator = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "evaluator"))
     samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
     measured = []
-    with device_memory(_batch(task)):
+    with device_memory(task.label, task.device, "naturalness.batch_size", config.batch_size):
         for sample in every:
             measured.append(measure(sample, evaluator, classifier, config, count=count, shown=_SHEET_ROWS))
             task.progress.advance()
@@ -73,11 +73,6 @@ def run(task: StageTask) -> StageResult:
     decode_failed = sum(one.decode_failed or 0 for one in measured)
     counts = {"pairs": count, "samples": len(every), "decode_failed": decode_failed}
     return StageResult(payload=frozenset({NATURALNESS_FILE}), counts=counts)
-
-
-def _batch(task: StageTask) -> BatchSetting:
-    config: NaturalnessConfig = task.config
-    return BatchSetting(label=task.label, device=task.device, field="naturalness.batch_size", value=config.batch_size)
 
 
 def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":

@@ -1,254 +1,240 @@
-"""Mixing images by a pool's method, in latent or in pixel space, behind one interface.
+"""Build rows of a pool: read what is mixed, mix it by the pool's method, and draw failed decodes again.
 
-An image depends on its sources, its λ and its own draws alone, so it is the same in any batch and any split.
+A row depends on its sources, its λ and its own draws alone, so it is the same in any batch and any division of the work.
 """
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property, partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.dataset import open_dataset
-from lsmix.data.latents import open_latents
+from lsmix.data.latents import Latents
 from lsmix.data.mixing import RowRng
-from lsmix.data.pool_spec import CORNERS
+from lsmix.data.pool import STATUSES
+from lsmix.data.pool_spec import CORNERS, PoolConfig
+from lsmix.pipeline.engine.shards import Advance
+from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 
 if TYPE_CHECKING:
     import torch
 
-    from lsmix.glow.flow import Mix
+    from lsmix.glow.flow import Flow
 
-__all__ = ["LatentMixer", "LatentSource", "Mixed", "Mixer", "PixelMixer", "Sources"]
+__all__ = ["LoadedRows", "PoolBuilder", "RowSource", "StoredLatents"]
 
-Sources = npt.NDArray[Any]  # what a mixer gathers: latents float32 (n, D), or images uint8 (n, H, W, C)
-_TOGETHER_BYTES = 1 << 20  # of x₁ that are mixed at a time: MixUp takes some 25 times as much on the way
+_OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
+_Shapes = tuple[tuple[int, int, int], ...]  # (height, width, channels) of each part of a latent
+_PIXEL_BATCH_BYTES = (
+    1 << 20
+)  # of x₁ that are mixed at a time: MixUp takes some 25 times as much for intermediate results
 
 
-class Mixed(NamedTuple):
-    """Some mixed images."""
+class RowSource(Protocol):
+    """What is mixed: images, such as the training split of a data set, or latents."""
 
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """The labels of all training images."""
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Return some training images, uint8 (n, H, W, C), or their latents, float32 (n, D)."""
+
+
+class StoredLatents:
+    """The latents of an artifact as a source."""
+
+    def __init__(self, latents: Latents) -> None:
+        self._latents = latents
+        self.labels: npt.NDArray[np.int64] = latents.label[:]
+
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Return latents, float32 (n, D)."""
+        return self._latents.z.gather(rows)
+
+
+class LoadedRows(NamedTuple):
+    """Some rows of a pool, with what is mixed in each."""
+
+    rows: npt.NDArray[np.int64]  # of the pool, (n,)
+    pairs: PairBatch
+    first: npt.NDArray[Any]  # x₁ or z₁, (n, …)
+    others: list[npt.NDArray[Any]]  # of each further source
+
+
+class _Mixed(NamedTuple):
     images: npt.NDArray[np.uint8]  # (n, H, W, C)
     share: npt.NDArray[np.float32]  # (n, sources − 1), of each source but the first
     decode_failed: npt.NDArray[np.bool_]  # (n,)
 
 
-class Mixer(Protocol):
-    """Gathers what is mixed, and mixes it."""
+class PoolBuilder:
+    """Builds rows of a pool; shards consist of these.
 
-    labels: npt.NDArray[np.int64]  # of all training images
+    Args:
+        config: of the pool.
+        source: latents for a method in latent space, else images.
+        flow: decodes mixed latents, on its own device; None for a method in pixel space.
+    """
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
-        """Return what stands for some training images."""
+    def __init__(self, config: PoolConfig, source: RowSource, flow: "Flow | None" = None) -> None:
+        self._config = config
+        self._source = source
+        self._flow = flow
+        self._sampler = PairSampler(config, len(source.labels))
+        self._mix: Callable[[LoadedRows, RowRng, Advance], _Mixed] = (
+            partial(self._mix_latents, flow) if flow else self._mix_pixels
+        )
 
-    def mix(
-        self,
-        first: Sources,
-        others: list[Sources],
-        lam: npt.NDArray[np.float64],
-        corner: npt.NDArray[np.uint8],
-        draws: RowRng,
-    ) -> Mixed:
-        """Mix row by row: x₁ with the others, whose shares are λ, float64 (n, others)."""
+    def load(self, rows: npt.NDArray[np.int64]) -> LoadedRows:
+        """Read what is mixed in rows (n,) of the pool, at least one, in ascending order."""
+        pairs, gather = self._sampler.pairs(rows), self._source.gather
+        return LoadedRows(rows, pairs, gather(pairs.source_a), [gather(column) for column in pairs.others.T])
 
-    def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
-        """Return the images themselves."""
+    def build(self, loaded: LoadedRows, advance: Advance = lambda images: None) -> dict[str, npt.NDArray[Any]]:
+        """Mix rows; draw failed decodes again. Return the pool's columns, and ``decode_failed``, bool (n,).
+
+        ``advance`` is called after each batch with the number of its images; with 0 for images that are drawn again.
+        """
+        config, rows = self._config, loaded.rows
+        others, lam = loaded.pairs.others.copy(), loaded.pairs.lam.copy()
+        images, share, decode_failed = self._mix(loaded, self._sampler.row_rng(rows, 0), advance)
+        status, bad = np.full(len(rows), _OK, np.uint8), np.flatnonzero(decode_failed)
+        if config.on_decode_failure == "redraw":
+            for attempt in range(1, config.attempts + 1):
+                if not len(bad):
+                    break
+                drawn = [self._sampler.resample(row, attempt) for row in rows[bad].tolist()]
+                others[bad], lam[bad] = (np.stack(column) for column in zip(*drawn, strict=True))
+                pairs = PairBatch(loaded.pairs.source_a[bad], others[bad], lam[bad], loaded.pairs.corner[bad])
+                again = [self._source.gather(column) for column in pairs.others.T]
+                batch = LoadedRows(rows[bad], pairs, loaded.first[bad], again)
+                images[bad], share[bad], still = self._mix(
+                    batch, self._sampler.row_rng(rows[bad], attempt), lambda _: advance(0)
+                )
+                status[bad] = _REDRAWN
+                bad = bad[still]
+            if len(bad) and self._flow:
+                images[bad] = self._flow.decode(loaded.first[bad], output=config.output, batch_size=config.batch_size)
+                share[bad], status[bad] = 0, _REPLACED
+        pairs = loaded.pairs._replace(others=others, lam=lam)
+        return {"image": images, "status": status, "decode_failed": decode_failed, **self._columns(pairs, share)}
 
     def close(self) -> None:
-        """Give back what is held on the device."""
+        """Release the memory of recorded CUDA graphs."""
+        if self._flow:
+            self._flow.forget_recordings()
 
+    def _columns(self, pairs: PairBatch, share: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        labels, lam = self._source.labels[pairs.others], pairs.lam.astype(np.float32)
+        columns: dict[str, npt.NDArray[Any]] = {
+            "source_a": pairs.source_a,
+            "source_b": pairs.others[:, 0],
+            "label_a": self._source.labels[pairs.source_a],
+            "label_b": labels[:, 0],
+            "lam": lam[:, 0],
+            "share_b": share[:, 0],
+        }
+        if self._config.sources > 2:
+            more: dict[str, npt.NDArray[Any]] = {"source": pairs.others, "label": labels, "lam": lam, "share": share}
+            columns |= {f"{name}_more": values[:, 1:] for name, values in more.items()}
+        if self._config.corner != CORNERS[0]:
+            columns["corner"] = pairs.corner
+        return columns
 
-class PixelMixer:
-    """Mixes images as they are."""
-
-    def __init__(self, dataset: Path, method: str) -> None:
-        self._train = open_dataset(dataset).train
-        self._method = method
-        self.labels = self._train.labels
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
-        """Return images, uint8 (n, H, W, C)."""
-        return self._train.gather(rows)
-
-    def mix(
-        self,
-        first: Sources,
-        others: list[Sources],
-        lam: npt.NDArray[np.float64],
-        corner: npt.NDArray[np.uint8],
-        draws: RowRng,
-    ) -> Mixed:
+    def _mix_pixels(self, loaded: LoadedRows, rng: RowRng, advance: Advance) -> _Mixed:
         """Mix pairs of images; nothing is decoded, so nothing can fail."""
         from lsmix.classifiers.pixel_mixing import mix_images
 
-        images, shares = np.empty_like(first), np.empty(lam.shape, np.float32)
-        for part in _parts(first):
-            images[part], shares[part, 0] = mix_images(
-                self._method, first[part], others[0][part], lam[part, 0], draws=_shifted(draws, part.start)
+        first, (second,), lam = loaded.first, loaded.others, loaded.pairs.lam
+        images, share = np.empty_like(first), np.empty(lam.shape, np.float32)
+        step = max(_PIXEL_BATCH_BYTES // first[0].nbytes, 1)
+        for start in range(0, len(first), step):
+            batch = slice(start, min(start + step, len(first)))
+            images[batch], share[batch, 0] = mix_images(
+                self._config.method, first[batch], second[batch], lam[batch, 0], draws=_shifted(rng, start)
             )
-        return Mixed(images, shares, np.zeros(len(images), bool))
+            advance(batch.stop - start)
+        return _Mixed(images, share, np.zeros(len(images), bool))
 
-    def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
-        """Return the images themselves."""
-        return first
+    def _mix_latents(self, flow: "Flow", loaded: LoadedRows, rng: RowRng, advance: Advance) -> _Mixed:
+        """Mix latents and decode them, both on the flow's device."""
+        from lsmix.glow.latent_mixing import is_failed_decode
 
-    def close(self) -> None:
-        """Do nothing: pixels are mixed on the CPU."""
+        config, pairs = self._config, loaded.pairs
+        share = np.empty(pairs.lam.shape, np.float32)
 
-
-class LatentSource(Protocol):
-    """Where latents come from."""
-
-    labels: npt.NDArray[np.int64]  # of all training images
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
-        """Return the latents of some training images, float32 (n, D)."""
-
-
-class _StoredLatents:
-    def __init__(self, folder: Path) -> None:
-        self._latents = open_latents(folder)
-        self.labels: npt.NDArray[np.int64] = self._latents.label[:]
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
-        return self._latents.z.gather(rows)
-
-
-class LatentMixer:
-    """Mixes latents and decodes them.
-
-    Args:
-        latents: folder of the latents, or another place where they come from.
-        flow: folder of the flow that made them.
-        method: a name in LATENT_METHODS.
-        device: where the flow computes.
-        output: "8bit" or "5bit".
-        batch_size: images a pass.
-        tolerance: how far outside [−½, ½] a pixel counts as bad.
-        bad_pixel_fraction: share of bad pixels above which a decode has failed.
-    """
-
-    def __init__(
-        self,
-        latents: Path | LatentSource,
-        flow: Path,
-        *,
-        method: str,
-        device: str,
-        output: Literal["8bit", "5bit"],
-        batch_size: int,
-        tolerance: float,
-        bad_pixel_fraction: float,
-    ) -> None:
-        from lsmix.glow.checkpoint import load_flow
-
-        self._latents = _StoredLatents(latents) if isinstance(latents, Path) else latents
-        self._flow = load_flow(flow, device=device)
-        self._method = method
-        self._output = output
-        self._batch_size = batch_size
-        self._tolerance = tolerance
-        self._bad_pixel_fraction = bad_pixel_fraction
-        self.labels = self._latents.labels
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
-        """Return latents, float32 (n, D)."""
-        return self._latents.gather(rows)
-
-    def mix(
-        self,
-        first: Sources,
-        others: list[Sources],
-        lam: npt.NDArray[np.float64],
-        corner: npt.NDArray[np.uint8],
-        draws: RowRng,
-    ) -> Mixed:
-        """Mix latents and decode them, both on the flow's device.
-
-        More than two sources are mixed one after another, the last one first: each time the sum of the λ that are still
-        to come is given away, so that in the end every one has its own share, one region behind the other.
-        """
-        share = np.empty(lam.shape, np.float32)
-
-        def mixed(rows: slice, batch: "Sequence[torch.Tensor]") -> "torch.Tensor":
-            z_BD, share[rows] = self._mix(batch, lam[rows], corner[rows], _shifted(draws, rows.start))
+        def mix(rows: slice, batch: "Sequence[torch.Tensor]") -> "torch.Tensor":
+            z_BD, share[rows] = self._mix_batch(
+                batch, pairs.lam[rows], pairs.corner[rows], tuple(flow.part_shapes), _shifted(rng, rows.start)
+            )
             return z_BD
 
-        images, decode_failed = self._decode(first, others, mixed)
-        return Mixed(images, share, decode_failed)
+        images, decode_failed = flow.decode(
+            loaded.first,
+            validate=partial(
+                is_failed_decode, tolerance=config.tolerance, bad_pixel_fraction=config.bad_pixel_fraction
+            ),
+            output=config.output,
+            batch_size=config.batch_size,
+            others=loaded.others,
+            mix=mix,
+            advance=advance,
+        )
+        return _Mixed(images, share, decode_failed)
 
-    def _mix(
+    def _mix_batch(
         self,
         batch: "Sequence[torch.Tensor]",
         lam: npt.NDArray[np.float64],
         corner: npt.NDArray[np.uint8],
-        draws: RowRng,
+        shapes: _Shapes,
+        rng: RowRng,
     ) -> "tuple[torch.Tensor, npt.NDArray[np.float32]]":
+        """Mix a batch of latents; return float32 (n, D) and the shares, (n, sources − 1).
+
+        More than two sources are mixed one after another, the last one first: each step mixes in the sum of the λ that are
+        still to come, so that in the end each source has its own share, one region behind the other.
+        """
         from lsmix.glow.latent_mixing import mix_on_device
 
-        z_BD, *others = (self._turn(z_BD, corner) for z_BD in batch)
+        z_BD, *others = (_turn(z_BD, corner, shapes) for z_BD in batch)
         taken = np.zeros((len(z_BD), len(others) + 1), np.float32)  # the first k columns together, for k = 0, 1, …
         for place in reversed(range(len(others))):
             rates = np.minimum(lam[:, : place + 1].sum(axis=1), 1.0)
-            z_BD, share_B = mix_on_device(self._method, z_BD, others[place], rates, draws)
+            z_BD, share_B = mix_on_device(self._config.method, z_BD, others[place], rates, rng)
             taken[:, place + 1] = share_B.numpy()
-        return self._turn(z_BD, corner, back=True), np.diff(taken, axis=1)
-
-    def plain(self, first: Sources) -> npt.NDArray[np.uint8]:
-        """Return the images that the latents stand for."""
-        return self._decode(first)[0]
-
-    def close(self) -> None:
-        """Give back the memory of recorded CUDA graphs."""
-        self._flow.forget_recordings()
-
-    def _turn(self, z_BD: "torch.Tensor", corner: npt.NDArray[np.uint8], *, back: bool = False) -> "torch.Tensor":
-        """Return latents in the order that begins at each row's corner, or undo that."""
-        import torch
-
-        from lsmix.data.loaders.batch import to_device
-
-        if not corner.any():
-            return z_BD
-        corner_B = to_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
-        return z_BD.gather(1, self._corner_orders[int(back)].index_select(0, corner_B))
-
-    @cached_property
-    def _corner_orders(self) -> "tuple[torch.Tensor, torch.Tensor]":
-        """Where each component stands in the usual order, by corner, int64 (4, D), and the way back."""
-        import torch
-
-        from lsmix.glow.latent_order import corner_index
-
-        shapes = self._flow.part_shapes
-        words = [corner.split("-") for corner in CORNERS]
-        rows = [corner_index(shapes, bottom=down == "bottom", right=side == "right") for down, side in words]
-        index = torch.stack(rows)
-        return index.to(self._flow.device), index.argsort(dim=1).to(self._flow.device)
-
-    def _decode(
-        self, first: Sources, others: Sequence[Sources] = (), mix: "Mix | None" = None
-    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
-        from lsmix.glow.latent_mixing import is_failed_decode
-
-        return self._flow.decode(
-            first,
-            validate=partial(is_failed_decode, tolerance=self._tolerance, bad_pixel_fraction=self._bad_pixel_fraction),
-            output=self._output,
-            batch_size=self._batch_size,
-            others=others,
-            mix=mix,
-        )
+        return _turn(z_BD, corner, shapes, back=True), np.diff(taken, axis=1)
 
 
-def _parts(first: Sources) -> Iterator[slice]:
-    """Cut rows, at least one, into parts of some megabytes."""
-    step = max(_TOGETHER_BYTES // first[0].nbytes, 1)
-    return (slice(start, min(start + step, len(first))) for start in range(0, len(first), step))
+def _turn(
+    z_BD: "torch.Tensor", corner: npt.NDArray[np.uint8], shapes: _Shapes, *, back: bool = False
+) -> "torch.Tensor":
+    """Return latents in the order that begins at each row's corner, or undo that."""
+    import torch
+
+    from lsmix.data.loaders.batch import to_device
+
+    if not corner.any():
+        return z_BD
+    corner_B = to_device(torch.from_numpy(corner.astype(np.int64)), z_BD.device)
+    return z_BD.gather(1, _corner_orders(shapes, z_BD.device)[int(back)].index_select(0, corner_B))
 
 
-def _shifted(draws: RowRng, start: int) -> RowRng:
-    """Return the generators of a part's rows, the first of which is row ``start`` of the whole."""
-    return lambda row: draws(start + row)
+@lru_cache(maxsize=2)
+def _corner_orders(shapes: _Shapes, device: "torch.device") -> "tuple[torch.Tensor, torch.Tensor]":
+    """Return where each component stands in the usual order, by corner, int64 (4, D), and the inverse."""
+    import torch
+
+    from lsmix.glow.latent_order import corner_index
+
+    words = [corner.split("-") for corner in CORNERS]
+    rows = [corner_index(shapes, bottom=down == "bottom", right=side == "right") for down, side in words]
+    index = torch.stack(rows)
+    return index.to(device), index.argsort(dim=1).to(device)
+
+
+def _shifted(rng: RowRng, start: int) -> RowRng:
+    """Return the generators of a batch's rows, the first of which is row ``start`` of the whole."""
+    return lambda row: rng(start + row)

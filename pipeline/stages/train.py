@@ -17,7 +17,7 @@ from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FILE, EpochMetrics
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
-from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
@@ -37,15 +37,9 @@ def run(task: StageTask) -> StageResult:
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     source = _open_source(task, dataset)
     with cpu_threads(task.config.threads):
-        with device_memory(None, label=task.label, device=task.device):
+        with device_memory(task.label, task.device):
             trainer, metrics = _restore(task, dataset, source)
-        batch = BatchSetting(
-            label=task.label,
-            device=task.device,
-            field="classifier.batch_size",
-            value=task.config.batch_size,
-        )
-        with device_memory(batch):
+        with device_memory(task.label, task.device, "classifier.batch_size", task.config.batch_size):
             _train(task, trainer, dataset, source, metrics)
             return _publish(task, trainer, metrics, source)
 

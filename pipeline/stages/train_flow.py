@@ -17,7 +17,7 @@ from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
-from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 
@@ -37,9 +37,11 @@ def run(task: StageTask) -> StageResult:
 
     dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
     with cpu_threads(task.config.threads):
-        with device_memory(None, label=task.label, device=task.device):
+        with device_memory(task.label, task.device):
             trainer, log = _restore(task, dataset)
-        with device_memory(_batch(task)):
+        training: FlowTraining = task.config.training
+        others = () if training.memory_light else ("flow.training.memory_light = true",)
+        with device_memory(task.label, task.device, "flow.training.batch_size", training.batch_size, others):
             _train(task, trainer, dataset, log)
             return _publish(task, trainer, dataset, log)
 
@@ -65,17 +67,6 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     tensors, log = checkpoint
     trainer.load_state_dict(tensors)
     return trainer, log
-
-
-def _batch(task: StageTask) -> BatchSetting:
-    training: FlowTraining = task.config.training
-    return BatchSetting(
-        label=task.label,
-        device=task.device,
-        field="flow.training.batch_size",
-        value=training.batch_size,
-        others=() if training.memory_light else ("flow.training.memory_light = true",),
-    )
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:

@@ -20,8 +20,9 @@ from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import local_folder, local_target
 from lsmix.data.sharing.store import download_artifact, download_file, naming_urls, without_store
 from lsmix.pipeline.engine.dask import make_executor
+from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
-from lsmix.pipeline.engine.stage import Executor, Node
+from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import CorruptError
+from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import Pool
 from lsmix.data.pool_spec import EncodeConfig, PoolSpec, check_pool
@@ -18,8 +19,7 @@ from lsmix.data.progress import Progress
 from lsmix.data.rng import generator
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.device_memory import device_memory
-from lsmix.pipeline.stages.mix import RowMaker, open_latent_mixer
-from lsmix.pipeline.stages.pool_builder import Mixer, PixelMixer, Sources
+from lsmix.pipeline.stages.pool_builder import PoolBuilder, StoredLatents
 from lsmix.pipeline.verify.compare import PixelTally, differing_rows, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, require
 
@@ -53,8 +53,8 @@ def check_deep(
     check_pool(plan.pool)
     device = resolve_device(device) if plan.latent else "cpu"
     label = f"deep check of {pool.manifest.name or pool.path.name}"
-    with device_memory(None, label=label, device=device):
-        maker = RowMaker(plan.pool, _open_mixer(plan, base, device))
+    with device_memory(label, device):
+        builder = _open_builder(plan, base, device)
     exact = not plan.latent or same_kind_of_device(describe_environment(device), pool.manifest.environment)
     count = min(sample, len(pool))
     rows = np.sort(generator(seed, "verify", "deep").choice(len(pool), count, replace=False)).astype(np.int64)
@@ -62,8 +62,8 @@ def check_deep(
     progress.start(label, count, "image")
     for start in range(0, count, _ROWS):
         some = rows[start : start + _ROWS]
-        with device_memory(None, label=label, device=device):  # in batches that the plan fixes
-            made = maker.make(maker.load(some, maker.plan.pick(some)))
+        with device_memory(label, device):  # in batches that the plan fixes
+            made = builder.build(builder.load(some))
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
         same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
         otherwise += int((~same).sum())
@@ -87,15 +87,21 @@ def check_deep(
     return {"rows": count, "same_device": exact, "redrawn_otherwise": otherwise, "pixels": tally.to_dict()}
 
 
-def _open_mixer(plan: PoolSpec, base: PoolInputs, device: str) -> Mixer:
+def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
     registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
     registry.check(plan.pool.method)
     if plan.latents is None:
-        return PixelMixer(require(base.dataset, "data set", "--data") / DATASET_NAME, plan.pool.method)
+        return PoolBuilder(plan.pool, open_dataset(require(base.dataset, "data set", "--data") / DATASET_NAME).train)
+    from lsmix.glow.checkpoint import load_flow
+
     prepare_device(device)
     flow = require(base.flow, "flow", "--flow")
-    latents = base.latents or _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
-    return open_latent_mixer(plan.pool, latents, flow, device)
+    source = (
+        StoredLatents(open_latents(base.latents))
+        if base.latents
+        else _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
+    )
+    return PoolBuilder(plan.pool, source, load_flow(flow, device=device))
 
 
 class _EncodedAgain:
@@ -110,7 +116,7 @@ class _EncodedAgain:
         self._config = config
         self.labels: npt.NDArray[np.int64] = train.labels
 
-    def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
+    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Return latents, float32 (n, D)."""
         config = self._config
         # Noise is drawn by an image's number; without any, a batch may hold any images.

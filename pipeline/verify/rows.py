@@ -13,8 +13,8 @@ import numpy.typing as npt
 from lsmix.data.errors import CorruptError
 from lsmix.data.pool import STATUSES, Pool
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolConfig, PoolSpec
-from lsmix.pipeline.stages.mix import MIX, make_plan
-from lsmix.pipeline.stages.pair_sampler import PairBatch
+from lsmix.pipeline.stages.mix import MIX
+from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 from lsmix.pipeline.verify.shares import planned_shares
 
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
@@ -120,7 +120,7 @@ class _RowChecker:
         self._decode_failed: list[int] = []
         self._shares_unknown = ""
         if plan:
-            self._sampler = make_plan(plan.pool, pool.images_per_copy)
+            self._sampler = PairSampler(plan.pool, pool.images_per_copy)
 
     def check(self, start: int, stop: int) -> None:
         """Check some rows."""
@@ -184,7 +184,7 @@ class _RowChecker:
         self._refuse_first(rows, name, label, self._label[source] != label, why)
 
     def _check_plan(self, rows: _Ints, found: _Rows, plan: PoolSpec) -> None:
-        draw = self._sampler.rows(int(rows[0]), int(rows[-1]) + 1)
+        draw = self._sampler.pairs(rows)
         draw = draw._replace(others=draw.others.copy(), lam=draw.lam.copy())
         fixed = plan.pool.corner not in (CORNERS[0], "random")
         corner = np.full_like(draw.corner, CORNERS.index(plan.pool.corner)) if fixed else draw.corner
@@ -197,7 +197,7 @@ class _RowChecker:
             return
 
         def row_rng(at: int) -> np.random.Generator:
-            return self._sampler.method_draws(rows, int(attempts[at]))(at)
+            return self._sampler.row_rng(rows, int(attempts[at]))(at)
 
         shares = planned_shares(plan, self._pool.image_shape, draw.lam, row_rng)
         if isinstance(shares, str):
@@ -220,7 +220,7 @@ class _RowChecker:
         )
         for at in np.flatnonzero(status == _REDRAWN).tolist():
             for attempt in range(1, config.attempts + 1):
-                others, rates = self._sampler.again(int(rows[at]), attempt)
+                others, rates = self._sampler.resample(int(rows[at]), attempt)
                 if (others == source[at]).all() and (rates.astype(np.float32) == lam[at]).all():
                     attempts[at] = attempt
                     break
@@ -229,7 +229,7 @@ class _RowChecker:
                 why = f"none of the attempts 1 to {config.attempts} at a redrawn row draws that"
                 _refuse(self._pool, f"in row {rows[at]} source_b is {value}, but {why}")
         for at in np.flatnonzero(attempts).tolist():
-            draw.others[at], draw.lam[at] = self._sampler.again(int(rows[at]), int(attempts[at]))
+            draw.others[at], draw.lam[at] = self._sampler.resample(int(rows[at]), int(attempts[at]))
         return attempts
 
     def _check_equal(self, rows: _Ints, found: _Rows, planned: _Rows) -> None:

@@ -19,7 +19,7 @@ from lsmix.data.artifact import InputRecord
 from lsmix.data.atomic import DECODE_ERRORS, sha256_file, write_atomic
 from lsmix.data.errors import MissingError, SourceError
 
-__all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "key_fields"]
+__all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "is_key", "key_fields"]
 
 KEY_DIGITS = 12
 
@@ -39,6 +39,11 @@ def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Seque
     """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
     roots = sorted([record.role, record.root] for record in inputs)
     return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
+
+
+def is_key(text: str) -> bool:
+    """Return whether a text has the form of a key."""
+    return re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", text) is not None
 
 
 class SourceDigests:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, check_sizes, read_manifest
 from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.progress import Progress
-from lsmix.pipeline.workspace.cache_key import SourceDigests
+from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 
 __all__ = ["Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
@@ -24,10 +24,12 @@ _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"
 
 
 class Entry(NamedTuple):
-    """A folder below a stage's, be it an artifact, unfinished work or neither."""
+    """A folder of an artifact or of unfinished work."""
 
-    name: str
-    location: str
+    name: str  # of the artifact, in the recipe
+    key: str
+    folder: Path  # on this machine
+    location: str  # the folder, or its URL
     bytes: int
 
 
@@ -118,10 +120,11 @@ class Workspace:
         yield from (path for _, _, path in sorted(below))
 
     def entries(self, stage: str) -> Iterator[Entry]:
-        """Go through all folders of a stage with their sizes, links excepted."""
+        """Go through the artifacts and the unfinished work of a stage with their sizes, links excepted."""
         for folder in self.folders(stage):
-            if not folder.is_symlink():
-                yield Entry(folder.name, str(folder), folder_bytes(folder))
+            name, _, key = folder.name.rpartition("-")
+            if is_key(key) and not folder.is_symlink():
+                yield Entry(name, key, folder, str(folder), folder_bytes(folder))
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """Go through the complete artifacts of a stage, oldest first; unreadable ones are passed over."""

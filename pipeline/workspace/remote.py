@@ -26,6 +26,7 @@ from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingErro
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import fetch_manifest, local_folder, open_remote
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
+from lsmix.pipeline.workspace.cache_key import is_key
 from lsmix.pipeline.workspace.local import Entry, Workspace, check_identity
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 
@@ -164,9 +165,11 @@ class RemoteWorkspace(Workspace):
         names = self._names(stage)
         for name in names:
             sizes = self._ask(self._place.sizes, f"{stage}/{name}")
-            if sizes:  # some list a folder whose files are gone
-                yield Entry(name, self.url_of(self.root / stage / name), sum(sizes.values()))
-        yield from (entry for entry in super().entries(stage) if entry.name not in names)
+            label, _, key = name.rpartition("-")
+            if sizes and is_key(key):  # some list a folder whose files are gone
+                folder = self.root / stage / name
+                yield Entry(label, key, folder, self.url_of(folder), sum(sizes.values()))
+        yield from (entry for entry in super().entries(stage) if entry.folder.name not in names)
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """Go through the complete artifacts of a stage at the URL; unreadable ones are passed over."""

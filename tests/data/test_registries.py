@@ -86,7 +86,7 @@ def test_stages_are_listed_once_in_the_order_of_their_work() -> None:
     assert set(STAGES) == set(made)
     assert tuple(ARTIFACT_FILES) == STAGES
     for name, about in STAGE_COMMANDS.items():
-        assert about.divisible == (made[name].make_part is not None)
+        assert about.divisible == bool(made[name].processor)
 
 
 def test_the_table_of_export_formats_says_what_the_registry_says() -> None:

@@ -19,7 +19,7 @@ from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_on_device, zero_fill
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.pixels import dequantise, draw_noise, quantise
-from lsmix.pipeline.stages.pool_builder import LatentMixer
+from lsmix.pipeline.stages import pool_builder
 
 Make = Callable[[torch.Tensor], torch.Tensor]
 METHODS = LATENT_METHODS.builtin()
@@ -67,12 +67,11 @@ def test_a_method_mixes_where_the_latents_are_and_its_shares_are_the_bits_of_the
 @pytest.mark.parametrize("back", [False, True])
 def test_corners_are_turned_where_the_latents_are(back: bool, to_device: Make) -> None:
     z_BD = to_device(torch.rand(6, 64))
-    mixer = object.__new__(LatentMixer)  # its flow and its latents lie in files, and are not needed
-    mixer._flow, mixer._order = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)), "morton"
-    mixer._flow.initialised = to_device(mixer._flow.initialised)  # by which a flow knows its device
-    turned = mixer._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), back=back)
+    shapes = tuple(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)).part_shapes)
+    turned = pool_builder._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
     assert (turned.device, turned.shape) == (z_BD.device, z_BD.shape)
-    assert [order.device for order in mixer._corner_orders] == [z_BD.device] * 2  # "meta" gathers by any index
+    orders = pool_builder._corner_orders(shapes, z_BD.device)
+    assert [order.device for order in orders] == [z_BD.device] * 2  # "meta" gathers by any index
 
 
 @pytest.mark.parametrize("mode", ["low-bits", "uniform", "center"])

@@ -8,11 +8,12 @@ import time
 
 import pytest
 from places import TESTS
+from stubborn import stubborn_job
 
 from lsmix.data.errors import DeviceMemoryError, PartialError, RecipeError
 from lsmix.pipeline.engine.dask import DaskExecutor, make_executor, worker_environment
 from lsmix.pipeline.engine.executor import InProcessExecutor
-from lsmix.pipeline.engine.shards import ShardSpec, finished_shards, write_spec
+from lsmix.pipeline.engine.shards import finished_shards
 
 # distributed keeps sockets of its own that are collected late.
 pytestmark = [
@@ -21,15 +22,10 @@ pytestmark = [
 ]
 
 
-def stubborn_work(folder, **config):
-    folder.mkdir(parents=True)
-    return write_spec(folder, ShardSpec(module="stubborn", config=config, inputs={}, device="cpu"))
-
-
-def run(executor, work, shards):
+def run(executor, job, shards):
     done = []
     with executor:
-        executor.run(work, range(shards), lambda record: done.append(record.shard))
+        executor.run(job, range(shards), lambda record: done.append(record.shard))
     return sorted(done)
 
 
@@ -38,32 +34,32 @@ def on_dask(workers=2):
 
 
 def test_a_worker_that_dies_once_loses_no_shard(tmp_path):
-    work = stubborn_work(tmp_path / "stage" / "some-key", once=[1, 4])
-    assert run(on_dask(), work, 6) == list(range(6))
+    job = stubborn_job(tmp_path / "stage" / "some-key", once=[1, 4])
+    assert run(on_dask(), job, 6) == list(range(6))
     assert finished_shards(tmp_path / "stage" / "some-key").keys() == set(range(6))
 
 
 @pytest.mark.slow
 def test_a_shard_that_kills_its_workers_is_left_out_and_all_others_are_made(tmp_path):
-    work = stubborn_work(tmp_path / "stage" / "some-key", always=[2])
+    job = stubborn_job(tmp_path / "stage" / "some-key", always=[2])
     executor, done = on_dask(), []
     with executor, pytest.raises(PartialError, match=r"1 of 9 shards of .* failed; the first is shard 2: .*died"):
-        executor.run(work, range(9), lambda record: done.append(record.shard))
+        executor.run(job, range(9), lambda record: done.append(record.shard))
     assert sorted(done) == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
 def test_a_device_that_is_full_stops_the_work_at_once(tmp_path):
-    work = stubborn_work(tmp_path / "stage" / "some-key", out_of_memory=0, seconds=0.05)
+    job = stubborn_job(tmp_path / "stage" / "some-key", out_of_memory=0, seconds=0.05)
     done = []
     with on_dask(1) as executor, pytest.raises(DeviceMemoryError, match="card 0 is full"):
-        executor.run(work, range(100), lambda record: done.append(record.shard))
+        executor.run(job, range(100), lambda record: done.append(record.shard))
     assert len(done) < 50
 
 
 def test_where_every_shard_fails_not_all_are_tried(tmp_path):
-    work = stubborn_work(tmp_path / "stage" / "some-key", raises=list(range(1000)))
+    job = stubborn_job(tmp_path / "stage" / "some-key", raises=list(range(1000)))
     with pytest.raises(PartialError, match=r"of 1000 shards of .* failed; .*No space left on device") as caught:
-        run(on_dask(), work, 1000)
+        run(on_dask(), job, 1000)
     assert int(str(caught.value).split()[0]) < 100
 
 
@@ -92,7 +88,7 @@ def test_a_scheduler_that_is_killed_is_told_in_one_sentence_and_the_next_run_mak
 ):
     address, scheduler = running_scheduler
     folder = tmp_path / "stage" / "some-key"
-    work = stubborn_work(folder, seconds=0.1)
+    job = stubborn_job(folder, seconds=0.1)
     done = []
 
     def report(record):
@@ -104,13 +100,13 @@ def test_a_scheduler_that_is_killed_is_told_in_one_sentence_and_the_next_run_mak
         DaskExecutor(scheduler=address, say=lambda _: None) as executor,
         pytest.raises(PartialError, match=r"the Dask scheduler of .* went away \('?tcp://.* of 40 shards") as caught,
     ):
-        executor.run(work, range(40), report)
+        executor.run(job, range(40), report)
     assert "\n" not in str(caught.value)
     there = finished_shards(folder).keys()
     assert set(done) <= there < set(range(40))
     rest = [shard for shard in range(40) if shard not in there]
     with InProcessExecutor() as executor:
-        executor.run(work, rest, lambda record: None)
+        executor.run(job, rest, lambda record: None)
     assert finished_shards(folder).keys() == set(range(40))
 
 

@@ -14,7 +14,7 @@ from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
-from lsmix.pipeline.engine.device_memory import BatchSetting, device_memory
+from lsmix.pipeline.engine.device_memory import device_memory
 
 CUDA_SAYS = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is free. "
@@ -130,7 +130,7 @@ def test_a_model_that_does_not_fit_is_told_without_a_batch(tiny_recipe, tiny_wor
     assert "batch_size" not in result.err
 
 
-SETTING = BatchSetting(label="encode x", device="cuda", field="latents.batch_size", value=8)
+SETTING = ("encode x", "cuda", "latents.batch_size", 8)
 
 
 def test_what_torch_really_raises_is_known_and_the_memory_of_the_failed_pass_is_free_when_it_is_told():
@@ -147,7 +147,7 @@ def test_what_torch_really_raises_is_known_and_the_memory_of_the_failed_pass_is_
     freed: list[str] = []
     text = ""
     try:
-        with device_memory(SETTING):
+        with device_memory(*SETTING):
             fails()
     except DeviceMemoryError as error:  # while it is handled, as by somebody who tries again
         freed, text = [*made], str(error)
@@ -165,12 +165,12 @@ def test_what_torch_really_raises_is_known_and_the_memory_of_the_failed_pass_is_
     ],
 )
 def test_the_libraries_below_torch_are_understood(words):
-    with pytest.raises(DeviceMemoryError, match="batch_size = 4"), device_memory(SETTING):
+    with pytest.raises(DeviceMemoryError, match="batch_size = 4"), device_memory(*SETTING):
         raise RuntimeError(words)
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), device_memory(SETTING):
+    with pytest.raises(RuntimeError, match=r"^shape mismatch$"), device_memory(*SETTING):
         raise RuntimeError("shape mismatch")
 
 
@@ -197,7 +197,7 @@ def test_where_memory_runs_out_in_recording_the_plain_call_goes_on_or_its_failur
     with emulate_cuda_graphs() as recorder:
         recorder.fault = "no memory"
         replayed = Replayed(function)
-        with pytest.warns(RuntimeWarning, match="without a CUDA graph"), told, device_memory(SETTING):
+        with pytest.warns(RuntimeWarning, match="without a CUDA graph"), told, device_memory(*SETTING):
             replayed(torch.ones(4))
         if plain_fits:
             replayed(torch.ones(4))

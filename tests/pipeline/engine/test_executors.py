@@ -5,15 +5,15 @@ import weakref
 
 import pytest
 import stubborn
+from stubborn import stubborn_job
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.glow.flow import Flow
 from lsmix.pipeline.api import run
 from lsmix.pipeline.engine import shards
 from lsmix.pipeline.engine.dask import DaskExecutor
-from lsmix.pipeline.engine.executor import Failures
-from lsmix.pipeline.engine.stage import ShardWork
-from lsmix.pipeline.stages.encode import EncodeWorker
+from lsmix.pipeline.engine.executor import raise_failures
+from lsmix.pipeline.stages.encode import EncodeProcessor
 from lsmix.pipeline.workspace.local import Workspace
 
 
@@ -106,7 +106,7 @@ def test_on_dask_a_failing_shard_is_set_aside_and_made_the_next_time(
 
 
 class Breaks:
-    """An encode worker that fails on some shards, as a graphics card that runs out of memory does."""
+    """An encode processor that fails on some shards, as a graphics card that runs out of memory does."""
 
     def __init__(self, worker, bad, where, error):
         self._worker, self._bad, self._where, self._error = worker, bad, where, error
@@ -120,9 +120,9 @@ class Breaks:
         self._maybe("load", shard)
         return shard, self._worker.load(shard)
 
-    def compute(self, loaded):
+    def compute(self, loaded, advance):
         self._maybe("compute", loaded[0])
-        return self._worker.compute(loaded[1])
+        return self._worker.compute(loaded[1], advance)
 
     def store(self, shard, computed):
         self._maybe("store", shard)
@@ -133,9 +133,10 @@ class Breaks:
 
 
 def break_shards(monkeypatch, bad, where, error):
-    shards.close_workers()  # this process may know the worker of another test
+    shards.close_job()  # this process may have opened the job of another test
     monkeypatch.setattr(
-        "lsmix.pipeline.stages.encode.EncodeWorker", lambda *words: Breaks(EncodeWorker(*words), bad, where, error)
+        "lsmix.pipeline.stages.encode.EncodeProcessor",
+        lambda *words: Breaks(EncodeProcessor(*words), bad, where, error),
     )
 
 
@@ -159,10 +160,10 @@ def test_a_failing_shard_is_set_aside_and_made_the_next_time(
     status = command("status", tiny_recipe, "--workspace", tiny_workspace)
     assert f"was interrupted: {5 - len(bad)} shards done" in status.out
 
-    shards.close_workers()
+    shards.close_job()
     made = []
-    real = EncodeWorker.load
-    monkeypatch.setattr(EncodeWorker, "load", lambda self, shard: made.append(shard) or real(self, shard))
+    real = EncodeProcessor.load
+    monkeypatch.setattr(EncodeProcessor, "load", lambda self, shard: made.append(shard) or real(self, shard))
     assert command(*words).code == 0
     assert made == list(bad), "shards that were done must not be made again"
     assert roots(tiny_workspace, "encode") == roots(finished_workspace, "encode")
@@ -191,23 +192,23 @@ def test_a_dask_executor_wants_workers_or_a_scheduler():
 
 def test_a_dask_executor_starts_nothing_until_there_are_shards(tmp_path):
     with DaskExecutor(workers=2, say=print) as executor:
-        executor.run(ShardWork(str(tmp_path), ""), [], print)
+        executor.run(stubborn_job(tmp_path), [], print)
         assert executor._client is None
 
 
 @late_sockets
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
     with DaskExecutor(scheduler="nonsense://x", say=print) as executor, pytest.raises(RecipeError, match="nonsense"):
-        executor.run(ShardWork(str(tmp_path), ""), [0], print)
+        executor.run(stubborn_job(tmp_path), [0], print)
 
 
-def test_failures_in_dask_workers_are_told_as_in_this_process(tmp_path):
-    failures = Failures(ShardWork(str(tmp_path), ""), 9)
-    failures.tell()
-    failures.add(7, ValueError("later"))
-    failures.add(3, CorruptError("first"))
+def test_failures_of_several_kinds_become_one_error_with_the_first(tmp_path):
+    job = stubborn_job(tmp_path)
+    raise_failures(job, 9, {})
+    with pytest.raises(CorruptError, match=r"^first$"):
+        raise_failures(job, 9, {3: CorruptError("first"), 7: CorruptError("later")})
     with pytest.raises(PartialError, match=r"2 of 9 shards of .* failed; the first is shard 3: CorruptError: first"):
-        failures.tell()
+        raise_failures(job, 9, {7: ValueError("later"), 3: CorruptError("first")})
 
 
 def test_a_shard_longer_than_the_whole_is_cut_to_it(tiny_recipe, tiny_workspace):
@@ -219,7 +220,7 @@ def test_a_shard_longer_than_the_whole_is_cut_to_it(tiny_recipe, tiny_workspace)
 
 def test_a_finished_stage_leaves_no_model_behind(tiny_recipe, tiny_workspace, monkeypatch):
     seen, alive = [], []
-    real = EncodeWorker.close
+    real = EncodeProcessor.close
 
     def close(self):
         seen.append("close")
@@ -230,7 +231,7 @@ def test_a_finished_stage_leaves_no_model_behind(tiny_recipe, tiny_workspace, mo
         seen.append("free")
         assert all(worker() is None for worker in alive), "its memory cannot be given back yet"
 
-    monkeypatch.setattr(EncodeWorker, "close", close)
+    monkeypatch.setattr(EncodeProcessor, "close", close)
     monkeypatch.setattr(shards, "free_device_memory", free)
     monkeypatch.setattr(Flow, "forget_recordings", lambda _: seen.append("forget"))
     run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu", force="encode")
@@ -242,43 +243,38 @@ def test_a_finished_stage_leaves_no_model_behind(tiny_recipe, tiny_workspace, mo
 def test_a_stage_that_fails_gives_back_what_its_model_recorded(tiny_recipe, tiny_workspace, monkeypatch):
     forgotten = []
     monkeypatch.setattr(Flow, "forget_recordings", lambda _: forgotten.append(len(shards._opened)))
-    monkeypatch.setattr(EncodeWorker, "compute", lambda *_: 1 / 0)
+    monkeypatch.setattr(EncodeProcessor, "compute", lambda *_: 1 / 0)
     with pytest.raises(PartialError):
         run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu", force="encode")
     assert forgotten == [0]
 
 
-def stubborn_work(folder, **config):
-    return shards.write_spec(folder, shards.ShardSpec(module="stubborn", config=config, inputs={}, device="cpu"))
-
-
 def test_a_worker_that_is_given_another_stage_closes_the_model_before_it_opens_the_next(tmp_path, monkeypatch):
     seen = []
 
-    def opened(folder, *_):
-        seen.append(f"open {folder.name}")
-        worker = stubborn.Worker(folder, {})
-        worker.close = lambda: seen.append(f"close {folder.name}")
-        return worker
+    real = stubborn.Processor
 
-    monkeypatch.setattr(stubborn, "open_worker", opened)
+    def opened(job, folder, *rest):
+        seen.append(f"open {folder.name}")
+        processor = real(job, folder, *rest)
+        processor.close = lambda: seen.append(f"close {folder.name}")
+        return processor
+
+    monkeypatch.setattr(stubborn, "Processor", opened)
     monkeypatch.setattr(shards, "free_device_memory", lambda: seen.append("free"))
-    shards.close_workers()
+    shards.close_job()
     seen.clear()
-    works = {}
-    for name in ("encode", "mix"):
-        (tmp_path / name).mkdir()
-        works[name] = stubborn_work(tmp_path / name)
+    jobs = {name: stubborn_job(tmp_path / name) for name in ("encode", "mix")}
     for name, shard in (("encode", 0), ("encode", 1), ("mix", 0)):
-        shards.run_shard(works[name], shard)
-    shards.close_workers()
+        shards.run_shard(jobs[name], shard)
+    shards.close_job()
     assert seen == ["free", "open encode", "close encode", "free", "open mix", "close mix", "free"]
 
 
 @late_sockets
 def test_dask_workers_close_their_models_when_a_stage_on_cards_ends(tmp_path, cluster, monkeypatch):
     executor, _ = cluster
-    work = stubborn_work(tmp_path)
+    job = stubborn_job(tmp_path)
 
     def open_models():
         from lsmix.pipeline.engine import shards as it
@@ -286,7 +282,7 @@ def test_dask_workers_close_their_models_when_a_stage_on_cards_ends(tmp_path, cl
         return len(it._opened)
 
     for device, left in (("cpu", 1), ("cuda", 0)):
-        executor.run(work, range(8), lambda _: None)  # starts the cluster, where no test before did
+        executor.run(job, range(8), lambda _: None)  # starts the cluster, where no test before did
         monkeypatch.setattr(executor, "_device", device)
-        executor.run(work, range(8), lambda _: None)
+        executor.run(job, range(8), lambda _: None)
         assert max(executor._client.run(open_models).values()) == left, device

@@ -9,7 +9,6 @@ import pytest
 import lsmix
 from lsmix.data.errors import MissingError, PartialError, RecipeError
 from lsmix.pipeline.engine.array_task import check_array_task
-from lsmix.pipeline.engine.stage import ArrayTask
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import artifact_lock
 
@@ -58,7 +57,7 @@ def test_finish_names_the_shards_that_are_missing_and_computes_none(tiny_recipe,
     result = command("finalize", *words)
     assert result.code == PartialError.exit_code == 6
     assert result.err.splitlines()[-1].startswith("error: 2 shards of ")
-    assert "are missing (1, 3): a part of the job array has not run, or failed" in result.err
+    assert "are missing (1, 3): a task of the job array has not run, or failed" in result.err
     assert "was interrupted: 3 shards done" in command("status", *words).out
     again = command("encode", *words, "--array-index", "0", "--array-size", "2", "--json")
     assert '"made": 0' in again.out
@@ -116,4 +115,4 @@ def test_only_stages_with_shards_have_parts(tiny_recipe, tiny_workspace, command
         lsmix.run_array_task(tiny_recipe, "train", 0, 2, workspace=tiny_workspace)
     assert command("train", tiny_recipe, "--array-index", "0", "--array-size", "2").code == 2
     assert command("mix", tiny_recipe, "--array-index", "0", "--array-size", "2", "--force").code == 2
-    assert check_array_task(0, 1) == ArrayTask(0, 1)
+    check_array_task(0, 1)

@@ -158,8 +158,8 @@ def interrupt_after(calls):
     ("stage", "module", "calls"),
     [
         ("train-glow", "stages.train_flow", 7),
-        ("encode", "engine.executor", 3),
-        ("mix", "engine.executor", 4),
+        ("encode", "engine.executor", 8),
+        ("mix", "engine.executor", 8),
         ("train", "stages.train", 2),
     ],
 )

@@ -139,4 +139,4 @@ def test_what_was_done_before_says_nothing_of_the_speed(monkeypatch):
     assert pace.seconds_left is None
     now[0] += 5
     pace.advance(10)
-    assert pace.facts() == {"done": 70, "total": 100, "per_second": 2.0, "seconds_left": 15.0}
+    assert pace.to_dict() == {"done": 70, "total": 100, "per_second": 2.0, "seconds_left": 15.0}

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,8 +13,9 @@ from lsmix.data.latents import open_latents
 from lsmix.data.pool import STATUSES, Pool, open_pool
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.stages.mix import MixWorker, RowMaker, open_worker
-from lsmix.pipeline.stages.pool_builder import PixelMixer
+from lsmix.pipeline.engine.shards import ShardJob
+from lsmix.pipeline.stages.mix import MixProcessor
+from lsmix.pipeline.stages.pool_builder import PoolBuilder
 from lsmix.pipeline.workspace.local import Workspace
 
 
@@ -70,7 +72,7 @@ def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: P
     assert not published[1] & published[2]
 
 
-def _worker(workspace: Path, **fields: Any) -> MixWorker:
+def _processor(workspace: Path, **fields: Any) -> MixProcessor:
     folder = _folder(workspace, "mix", "lsmix")
     found = {}
     for record in open_pool(folder).manifest.inputs:
@@ -79,9 +81,20 @@ def _worker(workspace: Path, **fields: Any) -> MixWorker:
         assert artifact is not None
         found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
     config = PoolConfig(alpha=0.4, copies=2, chunk_rows=128, **fields)
-    import msgspec
+    job = ShardJob(
+        processor="",
+        stage="mix",
+        name="lsmix",
+        config=msgspec.to_builtins(config),
+        inputs={},
+        device="cpu",
+        folder=str(folder),
+    )
+    return MixProcessor(job, folder, found, "cpu")
 
-    return open_worker(folder, msgspec.to_builtins(config), found, "cpu")
+
+def _no_advance(images: int) -> None:
+    """Count nothing."""
 
 
 def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
@@ -89,8 +102,8 @@ def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_
 ) -> None:
     train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
     # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
-    worker = _worker(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
-    made = worker.compute(worker.load(0))
+    worker = _processor(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
+    made = worker.compute(worker.load(0), _no_advance)
     replaced = made["status"] == STATUSES.index("replaced")
     assert replaced.any()
     np.testing.assert_array_equal(made["image"][replaced], train.images[made["source_a"][replaced]])
@@ -99,20 +112,20 @@ def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_
 
 
 def test_keep_leaves_failed_decodes_as_they_are(finished_workspace: Path, pool: Pool) -> None:
-    worker = _worker(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
+    worker = _processor(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
     loaded = worker.load(0)
-    made = worker.compute(loaded)
+    made = worker.compute(loaded, _no_advance)
     assert made["decode_failed"].any()
     assert (made["status"] == STATUSES.index("ok")).all()
-    np.testing.assert_array_equal(made["source_b"], loaded.draw.others[:, 0])
+    np.testing.assert_array_equal(made["source_b"], loaded.pairs.others[:, 0])
 
 
 def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace: Path) -> None:
-    first, again = _worker(finished_workspace, tolerance=0.02), _worker(finished_workspace, tolerance=0.02)
-    one = first.compute(first.load(1))
-    first.compute(first.load(0))
-    again.compute(again.load(0))
-    two = again.compute(again.load(1))
+    first, again = _processor(finished_workspace, tolerance=0.02), _processor(finished_workspace, tolerance=0.02)
+    one = first.compute(first.load(1), _no_advance)
+    first.compute(first.load(0), _no_advance)
+    again.compute(again.load(0), _no_advance)
+    two = again.compute(again.load(1), _no_advance)
     assert (one["status"] == STATUSES.index("redrawn")).any()
     for name, values in one.items():
         np.testing.assert_array_equal(values, two[name], err_msg=name)
@@ -124,16 +137,14 @@ def test_rows_come_out_the_same_in_parts_of_any_size(
 ) -> None:
     def made() -> dict[str, Any]:
         if pool == "lsmix":
-            worker = _worker(finished_workspace, tolerance=0.02, corner="random")
-            return worker.compute(worker.load(0))
-        maker = RowMaker(
-            PoolConfig(method=pool), PixelMixer(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME, pool)
-        )
-        rows = np.arange(20, 150)
-        return maker.make(maker.load(rows, maker.plan.pick(rows)))
+            worker = _processor(finished_workspace, tolerance=0.02, corner="random")
+            return worker.compute(worker.load(0), _no_advance)
+        train = open_dataset(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME).train
+        builder = PoolBuilder(PoolConfig(method=pool), train)
+        return builder.build(builder.load(np.arange(20, 150)))
 
     expected = made()
     for together in (1, 3000):  # bytes: one image or batch at a time, and a few
-        monkeypatch.setattr("lsmix.pipeline.stages.pool_builder._TOGETHER_BYTES", together)
+        monkeypatch.setattr("lsmix.pipeline.stages.pool_builder._PIXEL_BATCH_BYTES", together)
         for name, values in made().items():
             np.testing.assert_array_equal(values, expected[name], err_msg=name)

@@ -400,12 +400,12 @@ def test_planned_shares_are_those_that_the_methods_return(made: RunResult, metho
 
 
 def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:
-    from lsmix.pipeline.stages.mix import make_plan
+    from lsmix.pipeline.stages.pair_sampler import PairSampler
 
     plan = read_spec(made["mix/three"].folder)
-    whole = make_plan(plan.pool, 140).rows(0, 280)
+    whole = PairSampler(plan.pool, 140).pairs(np.arange(280))
     rows = np.array([0, 3, 139, 140, 141, 279])
-    for picked, column in zip(make_plan(plan.pool, 140).pick(rows), whole, strict=True):
+    for picked, column in zip(PairSampler(plan.pool, 140).pairs(rows), whole, strict=True):
         np.testing.assert_array_equal(picked, column[rows])
 
 

@@ -92,22 +92,24 @@ def test_a_pool_of_pixels_needs_no_flow(tmp_path: Path, given: Given, command: C
 
 
 def test_an_interrupted_rebuild_goes_on(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lsmix.pipeline.stages.mix import MixWorker
+    from lsmix.pipeline.stages.mix import MixProcessor
 
-    store, done = MixWorker.store, []
+    store, done = MixProcessor.store, []
 
-    def fail(self: MixWorker, shard: int, computed: Any) -> Any:
+    def fail(self: MixProcessor, shard: int, computed: Any) -> Any:
         if shard == 2:
             raise OSError("no space left on device")
         done.append(shard)
         return store(self, shard, computed)
 
-    monkeypatch.setattr(MixWorker, "store", fail)
+    monkeypatch.setattr(MixProcessor, "store", fail)
     with pytest.raises(OSError, match="no space"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", device="cpu")
     assert not (tmp_path / "pool").exists()
     before = set(done)
-    monkeypatch.setattr(MixWorker, "store", lambda self, shard, made: (done.append(shard), store(self, shard, made))[1])
+    monkeypatch.setattr(
+        MixProcessor, "store", lambda self, shard, made: (done.append(shard), store(self, shard, made))[1]
+    )
     done.clear()
     result = rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", device="cpu")
     assert result.root == given.root

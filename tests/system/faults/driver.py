@@ -147,7 +147,7 @@ class Scene:
         said = call(self.words)
         if said["code"]:
             raise SystemExit(f"the command fails without any fault: {said}")
-        shards.close_workers()
+        shards.close_job()
         gc.freeze()  # or collecting would touch, and so copy, every page of a child
 
     def work(self, mode: int, clock: tuple[int, int, int] = (0, 0, -1), **more: int) -> dict[str, Any]:

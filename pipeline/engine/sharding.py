@@ -1,0 +1,149 @@
+"""Make the shards of a stage that divides its work: those that are missing, through an executor, with progress."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from lsmix.data.errors import PartialError
+from lsmix.data.progress import stop_point
+from lsmix.data.table import Table
+from lsmix.pipeline.engine.executor import Executor
+from lsmix.pipeline.engine.shards import (
+    ShardJob,
+    ShardRecord,
+    fetch_shard,
+    finished_shards,
+    merge_counts,
+    read_ledger,
+    send_shard,
+    send_work,
+)
+from lsmix.pipeline.engine.stage import StageTask
+
+__all__ = ["complete_shards", "make_missing_shards", "make_shards"]
+
+_MOST_NAMED = 10  # missing shards in a message
+
+
+def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """Make all missing shards, and fetch those that other machines made.
+
+    Args:
+        task: the artifact.
+        store: of which a shard is a chunk of every column; its metadata is written.
+        processor: "module:class" of the stage's ``ShardProcessor``.
+
+    Returns:
+        The counts of all shards added up, with ``shards`` itself, and the SHA-256 of each file by path.
+
+    Raises:
+        PartialError: some shards failed.
+    """
+    records = make_missing_shards(task, store, processor, range(store.shards), complete_shards(task, store))
+    _fetch_remote_shards(task, store, records)
+    kinds = sorted({record.made_on for record in records.values() if record.made_on})
+    if len(kinds) > 1:
+        task.progress.warning(
+            f"{task.label}: its shards were made on {' and on '.join(kinds)}; each kind of device rounds in its own way, so "
+            "another run's digest will differ unless it divides the work alike."
+        )
+    digests = {path: digest for record in records.values() for path, digest in record.digests.items()}
+    return {**merge_counts(records, store.shards), "shards": store.shards}, digests
+
+
+def make_missing_shards(
+    task: StageTask, store: Table, processor: str, wanted: Sequence[int], records: dict[int, ShardRecord]
+) -> dict[int, ShardRecord]:
+    """Make those of the wanted shards that have no record; return the records of all shards that are complete then.
+
+    Raises:
+        PartialError: some shards failed, or are missing and there is no executor.
+    """
+    if task.url:
+        send_work(task.folder, task.url)
+    records, computed = dict(records), dict[int, int]()  # images by shard, as far as they are counted
+    rows = {shard: len(store.shard_range(shard)) for shard in wanted}
+    done = sum(rows[shard] for shard in wanted if shard in records)
+    task.progress.start(task.label, sum(rows.values()), "image", done=done)
+
+    def count(shard: int, images: int) -> None:
+        change = min(images, rows[shard]) - computed.get(shard, 0)
+        computed[shard] = computed.get(shard, 0) + change
+        if change:
+            task.progress.advance(change)
+
+    def report(record: ShardRecord) -> None:
+        records[record.shard] = record
+        facts = {"label": task.label, "shard": record.shard, "seconds": record.seconds, "made_on": record.made_on}
+        task.progress.event("shard", **facts)
+        count(record.shard, rows[record.shard])
+
+    missing = [shard for shard in wanted if shard not in records]
+    if task.executor is None:
+        _raise_missing(task, missing)
+    else:
+        task.executor.run(_job(task, task.executor, processor), missing, report, count)
+    task.progress.finish()
+    return records
+
+
+def _raise_missing(task: StageTask, missing: Sequence[int]) -> None:
+    if missing:
+        named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+        raise PartialError(
+            f"{len(missing)} shards of {task.url or str(task.folder)!r} are missing ({named}): a task of the job array has "
+            "not run, or failed. Run that task again, or make them here with the stage's command; then finalize."
+        )
+
+
+def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
+    workspace, inputs = task.folder.resolve().parent.parent, {}
+    for role, artifact in task.inputs.items():
+        folder = artifact.folder.resolve()
+        location = folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder
+        inputs[role] = str(location), artifact.manifest.root
+    return ShardJob(
+        processor=processor,
+        stage=task.stage,
+        name=task.name,
+        config=msgspec.to_builtins(task.config),
+        inputs=inputs,
+        device=executor.worker_device(task.device),
+        folder=str(task.folder.resolve()),
+        url=task.url,
+    )
+
+
+def complete_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
+    """Return the records of all complete shards: on this machine, or in a remote workspace those at its URL.
+
+    Shards that were made here and not sent are sent first.
+    """
+    local = _local_shards(task, store)
+    if not task.url:
+        return local
+    remote = read_ledger(task.url)
+    for shard in local.keys() - remote.keys():
+        send_shard(task.folder, task.url, local[shard])
+    return local | {shard: record for shard, record in remote.items() if shard < store.shards}
+
+
+def _local_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
+    return {
+        shard: record
+        for shard, record in finished_shards(task.folder).items()
+        if shard < store.shards and store.is_written(shard)
+    }
+
+
+def _fetch_remote_shards(task: StageTask, store: Table, records: dict[int, ShardRecord]) -> None:
+    missing = sorted(records.keys() - _local_shards(task, store).keys()) if task.url else []
+    if not missing:
+        return
+    task.progress.start(f"{task.label}: fetch", len(missing), "shard")
+    for shard in missing:
+        stop_point()
+        fetch_shard(task.folder, task.url, records[shard])
+        task.progress.advance()
+    task.progress.finish()

@@ -1,0 +1,178 @@
+"""In one process: loading, computing and storing overlap within a bound, and batches are counted and can be interrupted."""
+
+import os
+import signal
+import threading
+import time
+from typing import ClassVar
+
+import pytest
+import stubborn
+from stubborn import stubborn_job
+
+from lsmix.data.errors import PartialError
+from lsmix.data.progress import NullProgress, graceful_signals
+from lsmix.pipeline.api import run
+from lsmix.pipeline.engine.executor import InProcessExecutor
+from lsmix.pipeline.engine.run_log import logged
+from lsmix.pipeline.engine.shards import finished_shards
+
+SHARDS = range(6)
+REAL = stubborn.Processor
+
+
+class Traced(stubborn.Processor):
+    """Notes each step as it begins and ends; a computation waits until its neighbours are read and written meanwhile."""
+
+    trace: ClassVar[list[tuple[str, int]]] = []
+    threads: ClassVar[set[tuple[str, str]]] = set()
+    waits = False
+    batches = 1
+
+    def _note(self, what, shard):
+        self.trace.append((what, shard))
+        self.threads.add((what.split()[0], threading.current_thread().name))
+
+    def _wait_for(self, *steps):
+        deadline = time.monotonic() + 30
+        while self.waits and not set(steps) <= set(self.trace):
+            assert time.monotonic() < deadline, f"{steps} do not begin meanwhile"
+            time.sleep(0.001)
+
+    def load(self, shard):
+        self._note("load begins", shard)
+        return shard
+
+    def compute(self, shard, advance):
+        self._note("compute begins", shard)
+        ahead = [("load begins", shard + 1)] if shard + 1 in SHARDS else []
+        behind = [("store begins", shard - 1)] if shard - 1 in SHARDS else []
+        self._wait_for(*ahead, *behind)
+        for _ in range(self.batches):
+            advance(1)
+        self._note("compute ends", shard)
+        return super().compute(shard, advance)
+
+    def store(self, shard, computed):
+        self._note("store begins", shard)
+        try:
+            return super().store(shard, computed)
+        finally:
+            self._note("store ends", shard)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """Let jobs open a processor that notes its steps; return its class."""
+    monkeypatch.setattr(stubborn, "Processor", Traced)
+    monkeypatch.setattr(Traced, "trace", [])
+    monkeypatch.setattr(Traced, "threads", set())
+    return Traced
+
+
+def test_one_shard_is_loaded_ahead_and_one_stored_behind_and_no_more(tmp_path, traced, monkeypatch):
+    monkeypatch.setattr(traced, "waits", True)
+    InProcessExecutor().run(stubborn_job(tmp_path), SHARDS, lambda record: None)
+    assert finished_shards(tmp_path).keys() == set(SHARDS)
+    at = {step: position for position, step in enumerate(traced.trace)}
+    for shard in SHARDS[1:-1]:
+        assert at["load begins", shard + 1] > at["compute ends", shard - 1], "no two shards wait to be computed"
+        assert at["compute begins", shard + 1] > at["store ends", shard - 1], "no two shards wait to be written"
+    assert ("compute", threading.current_thread().name) in traced.threads
+    assert len(traced.threads) == len({thread for _, thread in traced.threads}) == 3
+
+
+def test_no_shard_is_held_once_it_is_stored(tmp_path, traced, monkeypatch):
+    alive, most = 0, 0
+
+    class Big:
+        def __init__(self):
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self):
+            nonlocal alive
+            alive -= 1
+
+    monkeypatch.setattr(traced, "load", lambda self, shard: (shard, Big()))
+    monkeypatch.setattr(traced, "compute", lambda self, loaded, advance: (loaded[0], Big()))
+    monkeypatch.setattr(traced, "store", lambda self, shard, made: REAL.store(self, shard, made[0]))
+    InProcessExecutor().run(stubborn_job(tmp_path), range(20), lambda record: None)
+    assert alive == 0
+    # One loaded ahead, one loaded and the same one computed, one behind, and for a moment the one before that.
+    assert most <= 5
+
+
+def test_batches_are_counted_and_taken_back_where_a_shard_fails(tmp_path, traced, monkeypatch):
+    monkeypatch.setattr(traced, "batches", 3)
+    counted = []
+    real = traced.store
+
+    def store(self, shard, computed):
+        if shard == 1:
+            raise RuntimeError("broken")
+        return real(self, shard, computed)
+
+    monkeypatch.setattr(traced, "store", store)
+    with pytest.raises(PartialError, match="1 of 6 shards"):
+        InProcessExecutor().run(
+            stubborn_job(tmp_path), SHARDS, lambda record: None, lambda shard, images: counted.append((shard, images))
+        )
+    assert [images for shard, images in counted if shard == 0] == [1, 2, 3]
+    assert [images for shard, images in counted if shard == 1] == [1, 2, 3, 0]
+
+
+def test_an_interrupt_stops_after_the_batch_and_keeps_what_was_computed(tmp_path, traced, monkeypatch):
+    monkeypatch.setattr(traced, "batches", 100)
+    counted = []
+
+    def count(shard, images):
+        counted.append((shard, images))
+        if (shard, images) == (3, 7):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with graceful_signals(), pytest.raises(KeyboardInterrupt):
+        InProcessExecutor().run(stubborn_job(tmp_path), SHARDS, lambda record: None, count)
+    assert counted[-1] == (3, 7), "the rest of the shard is not computed"
+    assert finished_shards(tmp_path).keys() == {0, 1, 2}
+
+
+class Counted(NullProgress):
+    """Sums what is counted, and keeps every sum and message."""
+
+    def __init__(self):
+        self.sums, self.lines = [], []
+
+    def start(self, label, total, unit, done=0):
+        self.sums, self.total = [done], total
+
+    def advance(self, units=1, note=""):
+        self.sums.append(self.sums[-1] + units)
+
+    def info(self, message):
+        self.lines.append(message)
+
+
+@pytest.mark.parametrize("stage", ["encode", "mix"])
+def test_the_bar_moves_batch_by_batch_and_ends_at_the_number_of_images(stage, tiny_recipe, tiny_workspace):
+    progress = Counted()
+    run(tiny_recipe, workspace=tiny_workspace, stage=stage, device="cpu", force=stage, progress=progress)
+    assert progress.sums[0] == 0
+    assert progress.sums[-1] == progress.total
+    assert progress.sums == sorted(progress.sums)
+    assert len(progress.sums) > 2 * 5, "more steps than the five shards of a stage"
+
+
+def test_an_interrupt_is_answered_at_once_with_how_long_a_batch_takes(tmp_path):
+    progress = Counted()
+    with logged(progress, tmp_path, "run") as log, graceful_signals(log.interrupted):
+        log.start("encode x", 10, "image")
+        time.sleep(0.2)
+        log.advance()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert progress.lines == [
+            "stopping after this batch, in about 0.2 s; what is done is kept. Press Ctrl-C again to stop now"
+        ]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
