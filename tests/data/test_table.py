@@ -305,6 +305,7 @@ def edit(path, change):
         (lambda m: m.update(shape=[2**60]), "shape"),
         (lambda m: m.update(shape=[2**40]), "different .rows, rows per chunk."),
         (lambda m: m.update(shape=[21, 2]), "whole rows"),
+        (lambda m: [m.update(shape=[21, *[2**48] * 400]), m["chunk_grid"]["configuration"].update(chunk_shape=[8, *[2**48] * 400]), m.pop("dimension_names")], "rows of more than"),
         (lambda m: m.update(must_understand_me={}), "must_understand_me"),
         (lambda m: m.update(storage_transformers=[{"name": "x"}]), "storage_transformers"),
         (lambda m: m.update(dimension_names=["a", "b"]), "dimension_names"),
@@ -313,6 +314,7 @@ def edit(path, change):
         (lambda m: m["chunk_grid"]["configuration"].update(chunk_shape=[0]), "chunk_grid"),
         (lambda m: m["chunk_grid"]["configuration"].update(chunk_shape=[8.5]), "chunk_grid"),
         (lambda m: m["chunk_grid"]["configuration"].update(chunk_shape={"0": 8}), "chunk_grid"),
+        (lambda m: m["chunk_grid"]["configuration"].update(chunk_shape=[]), "chunk_grid"),
         (lambda m: m["chunk_key_encoding"]["configuration"].update(separator="."), "chunk_key_encoding"),
         (lambda m: m["chunk_key_encoding"].update(name="v2"), "chunk_key_encoding"),
         (lambda m: m["codecs"].append({"name": "gzip"}), "codecs .*gzip"),
@@ -325,7 +327,7 @@ def edit(path, change):
         (lambda m: m.update(codecs=[{"name": "sharding_indexed", "configuration": {}}]), "sharding_indexed"),
         (lambda m: m.update(codecs=["bytes"]), "codecs"),
     ],
-)
+)  # fmt: skip
 def test_other_layouts_are_refused_by_name(tmp_path, change, message):
     table = written(tmp_path / "t.zarr", 21)
     edit(table.folder / "number/zarr.json", change)
