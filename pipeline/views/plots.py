@@ -50,7 +50,7 @@ _COLOURS = {
 _SERIES = [light for role, (light, _) in _COLOURS.items() if role.startswith("c")]
 _WIDTH = 4.8  # inches of every plot, so that its letters can be read on a telephone
 _LINE_LENGTH = 22  # characters of a line of a label
-_LEGEND_COLUMNS = 3
+_LEGEND_LETTERS = 56  # of all entries in a line of a legend
 _NUMBERED_CLASSES = 10  # beyond which squares of the class matrix are too small for their numbers
 _CLASS_LENGTH = 16  # characters of a class beside the matrix
 _LEVEL_LETTERS = 2  # of the longest class name, up to which names below the matrix are level
@@ -132,23 +132,26 @@ def curves(title: str, series: Sequence[Series], x_label: str, y_label: str, *, 
 
     ``y_log`` is for values that fall by factors, such as an error rate from its first epoch on; zeros then leave a gap.
     """
-    with _figure(3.0) as (figure, (axes,)):
+    names = [_shortened(one.label) for one in series]
+    columns, height = _legend(names)
+    with _figure(3.0 + height) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
-        for one in series:
+        axes.set_title(_label(title))
+        for one, name in zip(series, names, strict=True):
             axes.plot(
                 np.asarray(one.x, dtype=float),
                 np.asarray(one.y, dtype=float),
-                label=_label(one.label),
+                label=name,
                 linestyle=(0, (4, 2)) if one.dashed else "-",
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
                 marker="o" if len(one.x) == 1 else None,
             )
-        _title_and_legend(axes, title, len(series))
+        _draw_legend(figure, names, columns)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.01)
         if all(float(value).is_integer() for one in series for value in one.x):
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if y_log and any(np.max(one.y, initial=0) > 0 for one in series):
             axes.set_yscale("log", nonpositive="mask")
             axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
@@ -214,7 +217,8 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray]) -> by
     everything = np.concatenate(list(finite.values()))
     low, high = np.percentile(everything, (0.5, 99.5)) if everything.size else (0.0, 1.0)
     edges = np.linspace(low, high if high > low else low + 1.0, 60).tolist()
-    with _figure(3.0) as (figure, (axes,)):
+    columns, height = _legend(list(map(_shortened, finite)))
+    with _figure(3.0 + height) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         axes.spines["left"].set_visible(False)
         colours = [_SERIES[5], *_SERIES[:5]]
@@ -230,10 +234,10 @@ def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray]) -> by
                     facecolor=to_rgba(colour, 0.18),
                     edgecolor=colour,
                     linewidth=1.6,
-                    label=_label(name),
+                    label=_shortened(name),
                 )
                 axes.axvline(float(np.median(values)), color=colour, linewidth=1, linestyle=(0, (3, 3)))
-        _title_and_legend(axes, "", len(finite))
+        _draw_legend(figure, list(finite), columns)
         axes.set_xlabel("bits per dimension (dashed: median)")
         axes.set_ylabel("% of images")
         axes.margins(x=0.0)
@@ -283,6 +287,11 @@ def _label(text: str) -> str:
     return "\n".join(textwrap.wrap(printable_words(text), _LINE_LENGTH, max_lines=2, placeholder="…"))
 
 
+def _shortened(text: str) -> str:
+    shown = printable_words(text)
+    return shown if len(shown) <= 2 * _LINE_LENGTH else f"{shown[: 2 * _LINE_LENGTH - 1]}…"
+
+
 def _row_height(rows: Collection[Any]) -> float:
     return 0.8 + 0.42 * max(1, len(rows))
 
@@ -317,14 +326,15 @@ def _figure(height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Ax
         yield figure, every
 
 
-def _title_and_legend(axes: Axes, title: str, entries: int) -> None:
-    lines = -(-entries // _LEGEND_COLUMNS) if entries > 1 else 0
-    if title:
-        axes.set_title(_label(title), pad=10 + 18 * lines)
-    if entries > 1 and axes.get_legend_handles_labels()[0]:
-        axes.legend(
-            loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=_LEGEND_COLUMNS, borderaxespad=0.2, handlelength=1.4
-        )
+def _legend(names: Sequence[str]) -> tuple[int, float]:
+    """Return the columns of a legend below a plot, and its height in inches."""
+    columns = max(1, min(3, _LEGEND_LETTERS // (max(map(len, names), default=0) + 6)))
+    return columns, 0.19 * -(-len(names) // columns) if len(names) > 1 else 0.0
+
+
+def _draw_legend(figure: Figure, names: Sequence[str], columns: int) -> None:
+    if len(names) > 1 and any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
+        figure.legend(loc="outside lower left", ncols=columns, handlelength=1.4)
 
 
 def _svg(figure: Figure) -> bytes:
