@@ -20,9 +20,8 @@ class PixelMix(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """How the images of a batch are mixed with one another while a classifier is trained."""
 
     method: str  # a name in PIXEL_METHODS
-    alpha: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = (
-        1.0  # λ ~ Beta(α, α), the share of the second image; above 0
-    )
+    # λ ~ Beta(α, α), the share of the second image; above 0.
+    alpha: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)] = 1.0
     rate: Literal["per-sample", "per-batch"] = "per-sample"  # a λ for each image, or one for all of a batch
 
     def __post_init__(self) -> None:
@@ -44,16 +43,14 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9  # of SGD, in [0, 1)
     nesterov: bool = True  # of SGD: look ahead along the momentum, which must then be above 0
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0  # factor of ½‖v‖² over all parameters
-    grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = (
-        0.0  # largest norm of the gradient of all parameters; 0 for none
-    )
+    # Largest norm of the gradient of all parameters; 0 for none.
+    grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3  # of the first update
     schedule: Literal["constant", "exponential", "cosine"] = "exponential"  # how the learning rate falls
     decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.97  # factor of one exponential decay, in (0, 1]
     decay_every_epochs: _Epochs = 2  # epochs from one decay to the next, at least 1
-    decay_after_updates: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = (
-        184_000  # updates before decay sets in; 60,000 for SVHN
-    )
+    # Updates before decay sets in; 60,000 for SVHN.
+    decay_after_updates: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 184_000
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # pixels that an image is moved by at most on either axis
     flip: bool = True  # mirror half of the images; False for SVHN
     normalise: Literal["none", "channel"] = "none"  # inputs in [0, 1], or brought to mean 0 and variance 1 by channel

@@ -40,9 +40,8 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1e-4  # of Adam, constant after the warm-up
     warmup: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0  # steps in which the learning rate grows from zero
     grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0  # largest norm, nats/dim; None: any
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = (
-        0.0  # factor of ½‖v‖² over all parameters; the reference has 1e-5
-    )
+    # Factor of ½‖v‖² over all parameters; the reference has 1e-5.
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
     flip: bool = True  # mirror half of the images left to right; wrong for digits
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in each direction, pixels, zeros moved in
     rows: Literal["all", "even", "odd"] = "all"  # of the training split that the flow learns from

@@ -8,7 +8,7 @@ Axes: B batch, C channels, H height, W width, D components of the latent vector;
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal, TypeAlias, cast, overload
+from typing import Any, Literal, TypeAlias, TypedDict, Unpack, cast, overload
 
 import numpy as np
 import torch
@@ -33,6 +33,22 @@ Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
 Advance: TypeAlias = Callable[[int], None]  # gets a number of images
 Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # y (B, C, height, width) to bool (B,)
 _LOG_2PI = math.log(2.0 * math.pi)
+
+
+class _EncodeOptions(TypedDict, total=False):
+    dequantise: Dequantise
+    batch_size: int
+    seed: int
+    first_index: int
+    advance: Advance
+
+
+class _DecodeOptions(TypedDict, total=False):
+    output: str
+    batch_size: int
+    others: Sequence[np.ndarray]
+    mix: Mix | None
+    advance: Advance
 
 
 class Flow(nn.Module):
@@ -200,28 +216,12 @@ class Flow(nn.Module):
 
     @overload
     def encode(
-        self,
-        images: np.ndarray,
-        *,
-        dequantise: Dequantise = ...,
-        batch_size: int = ...,
-        seed: int = ...,
-        first_index: int = ...,
-        return_log_prob: Literal[False] = ...,
-        advance: Advance = ...,
+        self, images: np.ndarray, *, return_log_prob: Literal[False] = ..., **options: Unpack[_EncodeOptions]
     ) -> np.ndarray: ...
 
     @overload
     def encode(
-        self,
-        images: np.ndarray,
-        *,
-        dequantise: Dequantise = ...,
-        batch_size: int = ...,
-        seed: int = ...,
-        first_index: int = ...,
-        return_log_prob: Literal[True],
-        advance: Advance = ...,
+        self, images: np.ndarray, *, return_log_prob: Literal[True], **options: Unpack[_EncodeOptions]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def encode(
@@ -277,29 +277,11 @@ class Flow(nn.Module):
         return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
 
     @overload
-    def decode(
-        self,
-        z: np.ndarray,
-        *,
-        output: str = ...,
-        batch_size: int = ...,
-        validate: None = ...,
-        others: Sequence[np.ndarray] = ...,
-        mix: Mix | None = ...,
-        advance: Advance = ...,
-    ) -> np.ndarray: ...
+    def decode(self, z: np.ndarray, *, validate: None = ..., **options: Unpack[_DecodeOptions]) -> np.ndarray: ...
 
     @overload
     def decode(
-        self,
-        z: np.ndarray,
-        *,
-        output: str = ...,
-        batch_size: int = ...,
-        validate: Validate,
-        others: Sequence[np.ndarray] = ...,
-        mix: Mix | None = ...,
-        advance: Advance = ...,
+        self, z: np.ndarray, *, validate: Validate, **options: Unpack[_DecodeOptions]
     ) -> tuple[np.ndarray, np.ndarray]: ...
 
     def decode(

@@ -1,6 +1,6 @@
 """From pixels to the flow's numbers and back: dequantisation, quantisation, padding [P B.3].
 
-Y = 0 is mid-grey and [−½, ½) are the 256 values, for any number of bits that the flow was trained on. So the image's own
+y = 0 is mid-grey and [−½, ½) are the 256 values, for any number of bits that the flow was trained on. So the image's own
 low bits can replace the noise, and decoding returns the same byte.
 
 Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C), as in stores.
@@ -26,9 +26,8 @@ __all__ = [
 ]
 
 Padding = tuple[int, int, int, int]  # pixels added at the top, bottom, left, right
-_NOISE_BITS = (
-    14  # 8 bits of pixel, 14 of noise and its half step fit float32's 24 exactly: no rounding into a neighbour
-)
+# 8 bits of pixel, 14 of noise and its half step fit float32's 24 exactly: no rounding into a neighbour.
+_NOISE_BITS = 14
 
 
 def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""Places for the tests of transfers: small pools, a web server that fails as it is told, and a real S3 server.
-
-All of it on loopback, and every request is counted.
-"""
+"""Servers for the tests of transfers: a web server that fails on request, and an S3 server; both on loopback."""
 
 import http.server
 import os
@@ -11,68 +8,9 @@ import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
-from lsmix.data.artifact import Manifest, Provenance, record_files, root_digest, write_manifest
-from lsmix.data.mixing import LATENT_METHODS
-from lsmix.data.pool import create_pool, open_pool, write_pool_shard
-from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec
+from lsmix.data.pool import open_pool
 
 TESTS = Path(__file__).resolve().parent  # where modules lie that workers import
-CLASSES = ("cat", "dog", "frog")
-
-
-def invented_plan(origin, method="ls-mix"):
-    """Return the content of a plan.json of a pool of invented images; ``origin`` as in the pool's attributes."""
-    latent = method in LATENT_METHODS
-    inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["root"]}
-    spec = PoolSpec(
-        format_version=SPEC_FORMAT,
-        stage_version=2,
-        pool=PoolConfig(method=method),
-        inputs=inputs,
-        origin=Provenance(**origin),
-        latents=EncodeConfig() if latent else None,
-        dim=48 if latent else None,
-    )
-    return spec.to_json()
-
-
-def write_pool(folder, *, rows=48, copies=2, chunk_rows=16, seed=0, side=8):
-    """Write a pool of random images, with a manifest, as the mix stage does."""
-    draw = np.random.default_rng(seed)
-    store = create_pool(
-        folder,
-        images_per_copy=rows // copies,
-        copies=copies,
-        image_shape=(side, side, 3),
-        class_names=CLASSES,
-        method="mixup",
-        chunk_rows=chunk_rows,
-    )
-    for shard in range(store.shards):
-        count = len(store.shard_range(shard))
-        first, second = draw.integers(0, rows // copies, (2, count))
-        write_pool_shard(
-            folder,
-            shard,
-            {
-                "image": draw.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
-                "source_a": first,
-                "source_b": second,
-                "label_a": first % 3,
-                "label_b": second % 3,
-                "lam": draw.random(count, dtype=np.float32),
-                "share_b": draw.random(count, dtype=np.float32),
-                "status": np.zeros(count, np.uint8),
-            },
-        )
-    (folder / "samples.csv").touch()
-    (folder / "README.md").write_text("hello")
-    files = record_files(folder)
-    facts = {"stage": "mix", "stage_version": 1, "name": "mine", "key": "0123456789ab", "config": {}, "inputs": []}
-    write_manifest(folder, Manifest(root=root_digest(files), files=files, **facts))
-    return folder
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):

@@ -39,9 +39,8 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
-    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
-        500  # iterations between measures of held-out bits per dimension
-    )
+    # Iterations between measures of held-out bits per dimension.
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500
     evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
     checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
@@ -123,9 +122,8 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
-    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = (
-        1000  # images of each pool whose bits per dimension are measured
-    )
+    # Images of each pool whose bits per dimension are measured.
+    bits_images: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
 class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):

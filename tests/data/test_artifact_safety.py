@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from factory import write_pool
 from guarded import sealed_again
-from places import TESTS, write_pool
+from places import TESTS
 
 from lsmix.data.artifact import (
     ARTIFACT_FILES,

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
-from places import invented_plan
+from factory import invented_plan
 
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.pool import POOL_COLUMNS, create_pool, open_pool

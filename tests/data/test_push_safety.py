@@ -6,7 +6,8 @@ import sys
 
 import fsspec
 import pytest
-from places import TESTS, Meter, write_pool
+from factory import write_pool
+from places import TESTS, Meter
 
 from lsmix.data.artifact import read_manifest, record_files, write_manifest
 from lsmix.data.errors import RecipeError

@@ -11,7 +11,8 @@ import numpy as np
 import places
 import pytest
 import torch
-from places import make_bucket, s3_server, web_server, write_pool
+from factory import write_pool
+from places import make_bucket, s3_server, web_server
 from torch.utils.data import DataLoader
 
 from lsmix.data import cache as fetch

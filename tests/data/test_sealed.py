@@ -5,7 +5,7 @@ import hashlib
 import msgspec
 import numpy as np
 import pytest
-from places import write_pool
+from factory import write_pool
 
 from lsmix.data.artifact import read_manifest, verify_files, write_manifest
 from lsmix.data.atomic import checksummed_json, is_as_written, is_broken, seal

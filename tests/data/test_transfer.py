@@ -11,7 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from places import Meter, make_bucket, s3_server, web_server, write_pool
+from factory import write_pool
+from places import Meter, make_bucket, s3_server, web_server
 
 from lsmix.data import cache as fetch
 from lsmix.data.artifact import read_manifest, root_digest

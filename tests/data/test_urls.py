@@ -13,7 +13,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from places import Meter, make_bucket, s3_server, web_server, write_pool
+from factory import write_pool
+from places import Meter, make_bucket, s3_server, web_server
 
 import lsmix
 from lsmix.data import cache as fetch

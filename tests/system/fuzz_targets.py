@@ -20,9 +20,9 @@ import h5py
 import msgspec
 import numpy as np
 import scipy.io
+from factory import CLASSES
 from guarded import sealed_again
 from PIL import Image
-from places import CLASSES
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,

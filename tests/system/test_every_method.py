@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factory import METHODS_RECIPE
 
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.loaders.pool_loader import PoolLoader
@@ -20,25 +21,9 @@ from lsmix.glow.latent_order import cell_order
 from lsmix.pipeline.api import RunResult, run
 from lsmix.pipeline.config.results import read_metrics
 
-RECIPE = """
-name = "every"
-[data]
-format = "digits"
-limit = 150
-test = 60
-[flow]
-levels = 2
-steps = 2
-hidden = 16
-threads = 1
-evaluate_images = 16
-[flow.training]
-iterations = 40
-batch_size = 32
-learning_rate = 1e-3
-warmup = 10
-flip = false
-translate = 1
+RECIPE = (
+    METHODS_RECIPE
+    + """\
 [mix]
 lambdas = [0.0, 0.4, 1.0]
 on_decode_failure = "keep"
@@ -50,6 +35,7 @@ epochs = 3
 batch_size = 32
 flip = false
 """
+)
 LATENT, PIXEL = LATENT_METHODS.names(), PIXEL_METHODS.names()
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\nlambdas = []\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\n"
@@ -69,15 +55,20 @@ mode = "chain"
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return make(tmp_path_factory.mktemp("every"))
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("every") / "every.toml"
+    path.write_text(RECIPE + POOLS + RUNS, encoding="utf-8")
+    return path
 
 
-def make(folder: Path) -> RunResult:
-    """Make all pools and trainings below a folder, without the report."""
-    recipe = folder / "every.toml"
-    recipe.write_text(RECIPE + POOLS + RUNS, encoding="utf-8")
-    pools, runs = (run(recipe, workspace=folder / "runs", stage=stage, device="cpu") for stage in ("mix", "train"))
+@pytest.fixture(scope="module")
+def made(recipe: Path, methods_workspace: Path) -> RunResult:
+    return make(recipe, methods_workspace)
+
+
+def make(recipe: Path, workspace: Path) -> RunResult:
+    """Make all pools and trainings, without the report."""
+    pools, runs = (run(recipe, workspace=workspace, stage=stage, device="cpu") for stage in ("mix", "train"))
     return RunResult(recipe=pools.recipe, built=pools.built + [item for item in runs.built if item.stage == "train"])
 
 
@@ -202,14 +193,15 @@ def test_the_manifest_tells_how_often_each_image_was_seen(made: RunResult, arm: 
     assert sum(one["images"] * one["times"] for one in seen) == pytest.approx(450, abs=1)
 
 
-def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, tmp_path: Path) -> None:
+def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, recipe: Path, tmp_path: Path) -> None:
     roots = [(item.stage, item.name, item.manifest.root) for item in made.built]
-    assert [(item.stage, item.name, item.manifest.root) for item in make(tmp_path).built] == roots
+    assert [(item.stage, item.name, item.manifest.root) for item in make(recipe, tmp_path).built] == roots
 
 
-def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(made: RunResult) -> None:
-    folder = made["ingest"].folder.parents[2]
-    report = run(folder / "every.toml", workspace=folder / "runs", device="cpu")["report"].folder
+def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(
+    made: RunResult, recipe: Path, methods_workspace: Path
+) -> None:
+    report = run(recipe, workspace=methods_workspace, device="cpu")["report"].folder
     figures = {path.stem for path in (report / "figures").iterdir()}
     assert {f"pool-{name}" for name in (*LATENT, *PIXEL, "corners", "three")} <= figures
     page = html.unescape(re.sub(r"<[^>]+>", "|", (report / "report.html").read_text(encoding="utf-8")))

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from factory import METHODS_RECIPE
 
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
@@ -20,31 +21,7 @@ from lsmix.pipeline.api import RunResult, run, verify
 from lsmix.pipeline.verify.shares import planned_shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
-RECIPE = """
-name = "checked"
-[data]
-format = "digits"
-limit = 150
-test = 60
-heldout = 10
-[flow]
-levels = 2
-steps = 2
-hidden = 16
-threads = 1
-evaluate_images = 16
-[flow.training]
-iterations = 40
-batch_size = 32
-learning_rate = 1e-3
-warmup = 10
-flip = false
-translate = 1
-[mix]
-alpha = 0.7
-copies = 2
-chunk_rows = 64
-"""
+RECIPE = METHODS_RECIPE + "[mix]\nalpha = 0.7\ncopies = 2\nchunk_rows = 64\n"
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
 POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
@@ -54,10 +31,10 @@ KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    folder = tmp_path_factory.mktemp("checked")
-    (folder / "checked.toml").write_text(RECIPE + POOLS, encoding="utf-8")
-    return run(folder / "checked.toml", workspace=folder / "runs", stage="mix", device="cpu")
+def made(methods_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    recipe = tmp_path_factory.mktemp("checked") / "checked.toml"
+    recipe.write_text(RECIPE + POOLS, encoding="utf-8")
+    return run(recipe, workspace=methods_workspace, stage="mix", device="cpu")
 
 
 @pytest.fixture
@@ -236,7 +213,7 @@ def test_a_pixel_is_found_by_the_deep_check_only(given: Callable[[str], Path], m
     facts = verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
     assert not facts["deep"]["same_device"]
     assert facts["deep"]["pixels"]["by_one"] == 1
-    image[2, 3] ^= 2
+    image[2, 3] ^= 4
     forge(folder, "image", 31, image)
     with pytest.raises(CorruptError, match="on another kind of device"):
         verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
@@ -256,9 +233,9 @@ def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(
 
 def test_a_sample_is_drawn_from_its_seed(given: Callable[[str], Path], made: RunResult) -> None:
     folder = given("fmix")
-    image = open_pool(folder).image[5]
+    image = open_pool(folder).image[8]
     image[0, 0] ^= 1
-    forge(folder, "image", 5, image)
+    forge(folder, "image", 8, image)
     found = []
     for seed in (0, 1, 2, 3, 0, 1, 2, 3):
         try:
@@ -285,7 +262,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
     [
         ({"pool": {"seed": 1}}, "its configured seed is 0, but plan.json says 1"),
         ({"pool": {"alpha": 0.5}}, "its configured alpha is 0.7, but plan.json says 0.5"),
-        ({"origin": {"train_images": 120}}, "its images_per_copy is 140, but plan.json says 120"),
+        ({"origin": {"train_images": 120}}, "its images_per_copy is 150, but plan.json says 120"),
         ({"origin": {"licence": "mine"}}, "its origin is"),
         ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
         ({"dim": None}, "contradicts itself"),
@@ -325,8 +302,8 @@ def test_a_pool_without_a_plan_says_what_cannot_be_checked(
     assert "not checked  plan: this pool comes without" in command("verify", folder).out
     with pytest.raises(RecipeError, match=r"cannot be compared .* without plan.json"):
         verify(folder, deep=True)
-    forge(folder, "source_a", 9, 140)
-    with pytest.raises(CorruptError, match="in row 9 source_a is 140"):
+    forge(folder, "source_a", 9, 150)
+    with pytest.raises(CorruptError, match="in row 9 source_a is 150"):
         verify(folder)
 
 
@@ -403,9 +380,9 @@ def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None
     from lsmix.pipeline.stages.pair_sampler import PairSampler
 
     plan = read_spec(made["mix/three"].folder)
-    whole = PairSampler(plan.pool, 140).pairs(np.arange(280))
-    rows = np.array([0, 3, 139, 140, 141, 279])
-    for picked, column in zip(PairSampler(plan.pool, 140).pairs(rows), whole, strict=True):
+    whole = PairSampler(plan.pool, 150).pairs(np.arange(300))
+    rows = np.array([0, 3, 149, 150, 151, 299])
+    for picked, column in zip(PairSampler(plan.pool, 150).pairs(rows), whole, strict=True):
         np.testing.assert_array_equal(picked, column[rows])
 
 

@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
+from factory import invented_plan
 from PIL import Image
-from places import invented_plan
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,

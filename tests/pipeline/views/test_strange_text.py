@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 import msgspec
 import numpy as np
 import pytest
-from places import invented_plan
+from factory import invented_plan
 
 from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words

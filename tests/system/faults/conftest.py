@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_data import RECIPE, write_images
+from factory import SMALL_RECIPE, write_images
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_SECONDS = 1200  # of a driver on a busy machine; a whole stage, call by call, takes a tenth of it
@@ -22,7 +22,7 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a recipe for 16 images in two shards, with its data set beside it; never change them."""
     folder = tmp_path_factory.mktemp("small")
     write_images(folder / "images.npz", np.arange(20) % 3, np.arange(6) % 3)
-    (folder / "small.toml").write_text(RECIPE, encoding="utf-8")
+    (folder / "small.toml").write_text(SMALL_RECIPE, encoding="utf-8")
     return folder / "small.toml"
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_data import RECIPE, write_images
+from factory import SMALL_RECIPE, write_images
 
 from lsmix.data.artifact import read_manifest
 from lsmix.data.latents import open_latents
@@ -24,7 +24,10 @@ def recipe_of(tmp_path):
     def write(train, tested=None, *, more="", naturalness=False, **split):
         labels = np.array(train, np.int64)
         write_images(tmp_path / "images.npz", labels, None if tested is None else np.array(tested, np.int64))
-        text = RECIPE.replace("heldout = 4\n", "".join(f"{name} = {value}\n" for name, value in split.items())) + more
+        text = (
+            SMALL_RECIPE.replace("heldout = 4\n", "".join(f"{name} = {value}\n" for name, value in split.items()))
+            + more
+        )
         if not naturalness:
             text = text[: text.index("[naturalness]")] + text[text.index("[report]") :]
         (tmp_path / HERE).write_text(text, encoding="utf-8")

@@ -1,0 +1,220 @@
+"""The small recipes, data sets and pools that tests use."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+# The whole pipeline in a few seconds.
+TINY_RECIPE = """\
+name = "tiny"
+[data]
+format = "digits"
+heldout = 30
+test = 80
+limit = 330
+[flow]
+levels = 2
+steps = 2
+hidden = 16
+threads = 1
+checkpoint_every = 10
+evaluate_every = 20
+evaluate_images = 64
+[flow.training]
+iterations = 40
+batch_size = 32
+learning_rate = 1e-3
+warmup = 10
+flip = false
+translate = 1
+[latents]
+chunk_rows = 64
+[pools.lsmix]
+alpha = 0.4
+copies = 2
+chunk_rows = 128
+[pools.zero]
+lambdas = [0.0, 1.0]
+[classifier]
+threads = 1
+width = 8
+epochs = 2
+batch_size = 64
+flip = false
+translate = 1
+[runs.baseline]
+seeds = [0, 1]
+[runs.lsmix]
+pool = "lsmix"
+[report]
+pairs = 2
+bits_images = 64
+"""
+
+# The whole pipeline with stages of a tenth of a second, on the images of ``write_images``.
+SMALL_RECIPE = """\
+name = "small"
+[data]
+path = "images.npz"
+format = "npz"
+heldout = 4
+[flow]
+levels = 1
+steps = 1
+hidden = 4
+threads = 1
+checkpoint_every = 1
+evaluate_every = 2
+evaluate_images = 4
+[flow.training]
+iterations = 2
+batch_size = 8
+warmup = 1
+flip = false
+translate = 0
+[latents]
+chunk_rows = 8
+[pools.mixed]
+alpha = 0.4
+chunk_rows = 8
+[classifier]
+threads = 1
+width = 2
+epochs = 2
+batch_size = 8
+flip = false
+translate = 0
+[runs.mixed]
+pool = "mixed"
+[naturalness]
+methods = ["ls-mix", "mixup"]
+pairs = 2
+bootstrap = 10
+classifier = "mixed"
+[report]
+pairs = 1
+bits_images = 8
+"""
+
+# The data set and the flow of recipes that make pools with every mixing method.
+METHODS_RECIPE = """\
+name = "methods"
+[data]
+format = "digits"
+limit = 150
+test = 60
+[flow]
+levels = 2
+steps = 2
+hidden = 16
+threads = 1
+evaluate_images = 16
+[flow.training]
+iterations = 40
+batch_size = 32
+learning_rate = 1e-3
+warmup = 10
+flip = false
+translate = 1
+"""
+CLASSES = ("cat", "dog", "frog")
+
+
+def write_images(path: Path, labels: "np.ndarray", test_labels: "np.ndarray | None" = None) -> Path:
+    """Write a data set of random grey images with these labels."""
+    import numpy as np  # not before conftest.py has set the number of threads
+
+    draw = np.random.default_rng(0)
+    arrays = {"train_images": draw.integers(0, 256, (len(labels), 8, 8), dtype=np.uint8), "train_labels": labels}
+    if test_labels is not None:
+        arrays["test_images"] = draw.integers(0, 256, (len(test_labels), 8, 8), dtype=np.uint8)
+        arrays["test_labels"] = test_labels
+    np.savez(path, **arrays)
+    return path
+
+
+def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
+    """Return the content of a plan.json of a pool of invented images; ``origin`` as in the pool's attributes."""
+    from lsmix.data.artifact import Provenance
+    from lsmix.data.mixing import LATENT_METHODS
+    from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec
+
+    latent = method in LATENT_METHODS
+    inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["root"]}
+    spec = PoolSpec(
+        format_version=SPEC_FORMAT,
+        stage_version=2,
+        pool=PoolConfig(method=method),
+        inputs=inputs,
+        origin=Provenance(**origin),
+        latents=EncodeConfig() if latent else None,
+        dim=48 if latent else None,
+    )
+    return spec.to_json()
+
+
+def write_pool(
+    folder: Path,
+    *,
+    rows: int = 48,
+    copies: int = 2,
+    chunk_rows: int = 16,
+    seed: int = 0,
+    image_shape: tuple[int, int, int] = (8, 8, 3),
+    class_names: tuple[str, ...] = CLASSES,
+    method: str = "mixup",
+    sources: int = 2,
+    corners: bool = False,
+    origin: dict[str, Any] | None = None,
+    **manifest: Any,
+) -> Path:
+    """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status."""
+    import numpy as np
+
+    from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+    from lsmix.data.pool import create_pool, write_pool_shard
+
+    draw, images = np.random.default_rng(seed), rows // copies
+    store = create_pool(
+        folder,
+        images_per_copy=images,
+        copies=copies,
+        image_shape=image_shape,
+        class_names=class_names,
+        method=method,
+        chunk_rows=chunk_rows,
+        sources=sources,
+        corners=corners,
+        attributes={"origin": origin} if origin else {},
+    )
+    for shard in range(store.shards):
+        here = np.asarray(store.shard_range(shard))
+        count, first, second = len(here), here % images, draw.integers(0, images, len(here))
+        arrays = {
+            "image": draw.integers(0, 256, (count, *image_shape), dtype=np.uint8),
+            "source_a": first,
+            "source_b": second,
+            "label_a": first % len(class_names),
+            "label_b": second % len(class_names),
+            "lam": draw.random(count, dtype=np.float32),
+            "share_b": draw.random(count, dtype=np.float32),
+            "status": draw.integers(0, 3 if origin else 1, count).astype(np.uint8),
+        }
+        if sources > 2:
+            more = draw.integers(0, images, (count, sources - 2))
+            arrays |= {"source_more": more, "label_more": more % len(class_names)}
+            arrays |= {name: draw.random(more.shape, dtype=np.float32) for name in ("lam_more", "share_more")}
+        if corners:
+            arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
+        write_pool_shard(folder, shard, arrays)
+    if origin:
+        (folder / "plan.json").write_bytes(invented_plan(origin, method))
+    else:
+        (folder / "samples.csv").touch()
+        (folder / "README.md").write_text("hello")
+    files = record_files(folder)
+    fields = {"stage": "mix", "stage_version": 1, "name": "mine", "key": "0123456789ab", "config": {}, "inputs": []}
+    write_manifest(folder, Manifest(root=root_digest(files), files=files, **{**fields, **manifest}))
+    return folder
