@@ -256,9 +256,8 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw a sheet; of a pool: x1 | mixes at growing λ | x2, or a page to look through."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
-    with TerminalProgress() as bars:
-        facts = artifact_facts(artifact, bars)
-        drawn = draw_artifact(artifact, progress=bars, **options)
+    facts = artifact_facts(artifact)
+    drawn = draw_artifact(artifact, **options)
     lines = [f"{name:<12} {value}" for name, value in facts.items()]
     for name, target, what in drawn:
         lines.append(f"{name:<12} {target} ({what})" if what else "no pictures to draw in an artifact of this stage")

@@ -8,19 +8,18 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, Protocol
 
 import msgspec
 
 from lsmix.data.atomic import (
     DECODE_ERRORS,
-    checksummed_json,
-    decode_versioned,
+    dump_checksummed,
     fsync_tree,
-    is_as_written,
-    is_broken,
+    load_checksummed,
     sha256_file,
     write_atomic,
 )
@@ -139,7 +138,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
     """
-    path, content = folder / MANIFEST_NAME, checksummed_json(manifest)
+    path, content = folder / MANIFEST_NAME, dump_checksummed(manifest)
     if odd := _unexpected(manifest):
         raise CorruptError(
             f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
@@ -189,13 +188,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         CorruptError: it is not what a manifest must be.
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
-    if is_broken(content):
-        raise CorruptError(_altered(path))
     try:
         remedy = "Use a newer lsmix, or make the artifact again."
-        manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
+        manifest = load_checksummed(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
+        raise CorruptError(f"{path!r} is damaged: {error}. Fetch or make the artifact again.") from error
     if wrong := _wrong_facts(manifest):
         raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
     if manifest.stage not in ARTIFACT_FILES:
@@ -263,10 +260,6 @@ def _is_modest(value: Any, depth: int) -> bool:
     return not isinstance(value, int) or abs(value) < 2**63
 
 
-def _altered(manifest_path: str) -> str:
-    return f"{manifest_path!r} is damaged: its bytes are not those that were written. Fetch or make the artifact again."
-
-
 def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
     """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike, sizes possible."""
     names: set[str] = set()
@@ -300,9 +293,13 @@ def _check_relative(manifest_path: str, relative: str) -> None:
         )
 
 
-def check_sizes(folder: Path | str, manifest: Manifest) -> None:
-    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded."""
-    _check_folders(folder, manifest)
+def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
+    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded.
+
+    ``where`` is how messages call the folder; "" for its path.
+    """
+    where = where or str(folder)
+    _check_folders(folder, manifest, where)
     for file in manifest.files:
         path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
         try:
@@ -311,15 +308,15 @@ def check_sizes(folder: Path | str, manifest: Manifest) -> None:
             facts = None
         if facts is None or not stat.S_ISREG(facts.st_mode):
             raise CorruptError(
-                f"{path!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
+                f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
             )
         if facts.st_size != file.bytes:
             raise CorruptError(
-                f"{path!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
+                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
             )
 
 
-def _check_folders(folder: Path | str, manifest: Manifest) -> None:
+def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
     """Refuse links in place of folders, which would lead out of the artifact, or round in it."""
     known: set[str] = set()
     for file in manifest.files:
@@ -328,29 +325,30 @@ def _check_folders(folder: Path | str, manifest: Manifest) -> None:
             known.add(parent)
             if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as above, no Path for each
                 raise CorruptError(
-                    f"{f'{folder}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
+                    f"{f'{where}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
                 )
             parent = parent.rpartition("/")[0]
 
 
-def verify_files(folder: Path | str, manifest: Manifest) -> int:
-    """Check every byte of every file against the manifest; return the number of bytes read.
+def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
+    """Check every byte of every file in a folder against the manifest; return the number of bytes read.
+
+    ``where`` is how messages call the folder; "" for its path.
 
     Raises:
         CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
     """
-    folder = Path(folder)
-    check_sizes(folder, manifest)
+    where = where or str(folder)
+    check_sizes(folder, manifest, where)
     if manifest.root != root_digest(manifest.files):
         raise CorruptError(
-            f"{str(folder / MANIFEST_NAME)!r} was altered: its root digest does not fit its list of files."
+            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its root digest does not fit its list of files."
         )
-    _check_manifest_bytes(folder / MANIFEST_NAME)
     for file in manifest.files:
         digest = sha256_file(folder / file.path)
         if digest != file.sha256:
             raise CorruptError(
-                f"{str(folder / file.path)!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
+                f"{f'{where}/{file.path}'!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
                 "Fetch or make the artifact again."
             )
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
@@ -358,14 +356,10 @@ def verify_files(folder: Path | str, manifest: Manifest) -> int:
         relative = path.relative_to(folder).as_posix()
         odd = path.is_symlink() or not path.is_dir()
         if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
-            raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
+            raise CorruptError(
+                f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
+            )
     return sum(file.bytes for file in manifest.files)
-
-
-def _check_manifest_bytes(path: Path) -> None:
-    content = path.read_bytes()
-    if path.is_symlink() or not is_as_written(content, parse_manifest(content, str(path.parent))):
-        raise CorruptError(_altered(str(path)))
 
 
 def _columns(store: str) -> str:
@@ -424,15 +418,88 @@ def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
         raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A complete artifact that a stage reads."""
+class ListedFiles(Protocol):
+    """Where the files of an artifact at a URL come from; each is checked against its record."""
 
-    folder: Path  # on this machine; where ``url`` is set, its files may not be there yet
-    manifest: Manifest
-    url: str = ""  # where it lies in a remote workspace
+    def path(self, record: FileRecord) -> Path:
+        """Return a path at which the file can be opened at once."""
+
+    def open(self, record: FileRecord) -> IO[bytes]:
+        """Return the file, opened to read."""
+
+    def prefetch(self, records: Sequence[FileRecord]) -> None:
+        """Learn that all of these files will be opened next."""
+
+
+class Artifact:
+    """A complete artifact: its manifest, and its files, which are downloaded one by one where it is stored at a URL.
+
+    Args:
+        manifest: what it holds.
+        folder: the folder on this machine that holds all of its files, if there is one.
+        url: where it is stored, if that is a URL; errors name it.
+        files: where files come from if there is no such folder.
+    """
+
+    def __init__(
+        self, *, manifest: Manifest, folder: Path | None = None, url: str = "", files: ListedFiles | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.url = url
+        self._folder = folder
+        self.files = files
 
     @property
     def location(self) -> str:
-        """Where it is found: its URL if it has one, else its folder."""
-        return self.url or str(self.folder)
+        """Its URL if it has one, else its folder."""
+        return self.url or str(self._folder)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a folder on this machine holds all of its files."""
+        return self._folder is not None
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine that holds all of its files.
+
+        Raises:
+            MissingError: it is stored at a URL; use ``file``.
+        """
+        if self._folder is None:
+            raise MissingError(f"{self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}")
+        return self._folder
+
+    @cached_property
+    def records(self) -> dict[str, FileRecord]:
+        """The listed files by their path."""
+        return {record.path: record for record in self.manifest.files}
+
+    def where(self, path: str) -> str:
+        """Return how to call a file in messages."""
+        return f"{self.location}/{path}"
+
+    def file(self, path: str) -> Path:
+        """Return the path on this machine of a listed file, downloaded if need be; open it at once.
+
+        Raises:
+            MissingError: it is not listed.
+            CorruptError, DownloadError, DiskSpaceError: as ``FileCache.open``.
+        """
+        record = self._record(path)
+        return self.files.path(record) if self.files else self.folder / path
+
+    def open(self, path: str) -> IO[bytes]:
+        """Return a listed file, opened to read; errors as ``file``."""
+        record = self._record(path)
+        return self.files.open(record) if self.files else (self.folder / path).open("rb")
+
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """Download listed files that will be opened next, several at a time."""
+        if self.files:
+            self.files.prefetch([self._record(path) for path in paths])
+
+    def _record(self, path: str) -> FileRecord:
+        if path not in self.records:
+            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
+        return self.records[path]

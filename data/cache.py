@@ -5,22 +5,18 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import stat
-import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
-from lsmix.data.artifact import FileRecord, Manifest
-from lsmix.data.atomic import is_file_at
+from lsmix.data.artifact import FileRecord
+from lsmix.data.atomic import locked_file
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -30,33 +26,25 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.progress import lock_file, pause, stop_point
-from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
-from lsmix.data.table import (
-    ARRAY_BYTES,
-    GROUP_BYTES,
-    METADATA_NAME,
-    MOST_COLUMNS,
-    ColumnStore,
-    open_store,
-    shard_bytes,
-)
-from lsmix.data.table_reader import ColumnReader
+from lsmix.data.progress import pause, stop_point
+from lsmix.data.remote import RemoteFS
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
     "FileCache",
     "cache_folder",
-    "digest_of",
     "fetch_file",
-    "locked_file",
-    "open_remote_columns",
     "private_folder",
     "with_retries",
 ]
 
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
+_JOBS = 4  # files on their way at a time
+_MOST_OPEN = 128
+_BLOCK_BYTES = 1 << 20
+_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; progress begins the series again
+_Answer = TypeVar("_Answer")
 
 
 def cache_folder() -> Path:
@@ -100,29 +88,63 @@ def private_folder(cache: Path, name: str) -> Path:
 
 
 class FileCache:
-    """Files by checksum in a folder, together at most ``limit_bytes``; safe to share among threads and processes."""
+    """Files of the artifact at a URL, kept by checksum in a folder; safe to share among threads and processes.
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder = folder
-        self.limit_bytes = limit_bytes
+    Args:
+        place: where files are downloaded from.
+        folder: the cache, shared with all other artifacts.
+        limit_bytes: how much it may hold.
+    """
+
+    def __init__(self, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+        self._place = place
+        self._folder = folder
+        self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
         self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
         self._checking = threading.Lock()
 
-    def has(self, record: FileRecord) -> bool:
-        """Tell whether a file is there, checked or not."""
-        return (self._files / record.sha256).exists()
-
-    def check(self, place: RemoteFS, record: FileRecord) -> None:
+    def check_limit(self, record: FileRecord) -> None:
         """Raise RecipeError if a file is larger than the whole cache may be."""
-        if record.bytes > self.limit_bytes:
+        if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self.limit_bytes} may hold. "
-                "Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+                f"{self._place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
 
-    def open(self, place: RemoteFS, record: FileRecord) -> IO[bytes]:
-        """Return a listed file, opened to read; it is fetched if need be.
+    def most_open(self, largest_bytes: int) -> int:
+        """Return how many files may be mapped at a time: those that left the cache stay on the disk until they are unmapped."""
+        return max(1, min(_MOST_OPEN, self._limit_bytes // 2 // max(largest_bytes, 1)))
+
+    def prefetch(self, records: Sequence[FileRecord]) -> None:
+        """Download the files that are missing, several at a time, as far as half of the cache holds them."""
+        missing = []
+        room = self._limit_bytes // 2
+        for record in records:
+            if record.bytes <= room and not (self._files / record.sha256).exists():
+                room -= record.bytes
+                missing.append(record)
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
+                for stream in pool.map(self.open, missing):
+                    stream.close()
+
+    def path(self, record: FileRecord) -> Path:
+        """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
+        self.open(record).close()
+        return self._files / record.sha256
+
+    def adopt(self, record: FileRecord, source: Path) -> None:
+        """Move a whole file that was made here into the cache, so that it need not be downloaded."""
+        if record.bytes <= self._limit_bytes:
+            part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
+            with locked_file(part, wait=True):
+                self._make_room(record, part)
+                source.replace(self._files / record.sha256)
+                part.unlink()
+
+    def open(self, record: FileRecord) -> IO[bytes]:
+        """Return a listed file, opened to read; it is downloaded if need be.
 
         Raises:
             RecipeError: it is larger than the whole cache may be.
@@ -135,12 +157,12 @@ class FileCache:
             try:
                 stream = path.open("rb")
             except FileNotFoundError:
-                fetched = self._fetch(place, record)
+                fetched = self._fetch(record)
                 if fetched is not None:
                     return fetched
                 continue
             if self._is_right(stream, record):
-                with contextlib.suppress(OSError):  # another user's file, or gone in between
+                with contextlib.suppress(OSError):  # removed meanwhile
                     os.utime(path)
                 stream.seek(0)
                 return stream
@@ -153,7 +175,7 @@ class FileCache:
         with self._checking:
             if self._checked.get(record.sha256) == known:
                 return facts.st_size == record.bytes
-        if facts.st_size != record.bytes or digest_of(stream) != record.sha256:
+        if facts.st_size != record.bytes or _digest_of(stream) != record.sha256:
             return False
         self._remember(record, stream)
         return True
@@ -163,9 +185,9 @@ class FileCache:
         with self._checking:
             self._checked[record.sha256] = (facts.st_dev, facts.st_ino)
 
-    def _fetch(self, place: RemoteFS, record: FileRecord) -> IO[bytes] | None:
-        """Fetch a file and return it opened; None if somebody else did so in between."""
-        self.check(place, record)
+    def _fetch(self, record: FileRecord) -> IO[bytes] | None:
+        """Download a file and return it opened; None if another process did so in between."""
+        self.check_limit(record)
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:
@@ -173,29 +195,29 @@ class FileCache:
                 part.unlink()
                 return None
             self._make_room(record, part)
-            fetch_file(place, record, stream, _tell_nobody)
+            fetch_file(self._place, record, stream, lambda _: None)
             self._remember(record, stream)
             opened = part.open("rb")
             part.replace(path)
         return opened
 
     def _make_room(self, record: FileRecord, part: Path) -> None:
-        with locked_file(self.folder / "lock", wait=True):
+        with locked_file(self._folder / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.stat()
                     found.append((facts.st_mtime_ns, _room(path, facts.st_size), path))
-            excess = sum(size for _, size, _ in found) - self.limit_bytes  # the part counts in full already
+            excess = sum(size for _, size, _ in found) - self._limit_bytes  # the part counts in full already
             for _, size, path in sorted(found):
                 if excess <= 0:
                     break
                 if path != part and _remove(path):
                     excess -= size
-        needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self.folder).free
+        needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
         if needed > free:
             raise DiskSpaceError(
-                f"{record.path!r} needs {needed} bytes in the cache {str(self.folder)!r}, where {free} are free. Free some, "
+                f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
                 "or name another folder with cache= or LSMIX_CACHE."
             )
 
@@ -209,141 +231,12 @@ def _room(path: Path, size: int) -> int:
 
 
 def _remove(path: Path) -> bool:
-    if path.name.endswith(_PART):
-        try:
-            with locked_file(path, wait=False):
-                path.unlink(missing_ok=True)
-        except (LockedError, OSError):  # somebody is fetching it
-            return False
-        return True
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-    return not path.exists()
-
-
-def _tell_nobody(count: int) -> None:
-    pass
-
-
-_JOBS = 4  # shards on their way at a time
-_MOST_METADATA_BYTES = GROUP_BYTES + MOST_COLUMNS * ARRAY_BYTES
-_MOST_OPEN = 128
-
-
-class _RemoteShards:
-    """The shards of a store afar, as files in the cache."""
-
-    def __init__(self, place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]) -> None:
-        self._place = place
-        self._url = f"{place.url}/{name}"
-        self._cache = cache
-        self._records = records
-        largest = max((record.bytes for record in records.values()), default=1)
-        # What is mapped stays on the disk although it went from the cache: so only half of the limit may be mapped.
-        self.most_open = max(1, min(_MOST_OPEN, cache.limit_bytes // 2 // max(largest, 1)))
-
-    def where(self, name: str) -> str:
-        """Return what to call a shard in messages; the store itself for ""."""
-        return f"{self._url}/{name}"
-
-    def open(self, name: str) -> IO[bytes]:
-        """Return a shard's file, fetched if need be."""
-        return self._cache.open(self._place, self._records[name])
-
-    def prefetch(self, names: Sequence[str]) -> None:
-        """Fetch those of the shards that are not in the cache, several at a time, as far as half of it holds them."""
-        missing = []
-        room = self._cache.limit_bytes // 2
-        for name in names:
-            if not self._cache.has(self._records[name]) and self._records[name].bytes <= room:
-                room -= self._records[name].bytes
-                missing.append(name)
-        if len(missing) > 1:
-            with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-                for stream in pool.map(self.open, missing):
-                    stream.close()
-
-
-def open_remote_columns(
-    url: str, name: str, *, check_crc: bool, cache: Path | str | None, cache_bytes: int
-) -> tuple[Manifest, ColumnReader]:
-    """Return the manifest and the columns called ``name`` of the artifact at ``url``.
-
-    Args:
-        url: the artifact's folder at a place.
-        name: of the Zarr group in it.
-        check_crc: whether to compare each chunk's checksum when it is first touched.
-        cache: folder that shards are kept in; None for ``cache_folder()``.
-        cache_bytes: how much may be kept there, of all artifacts together.
-
-    Raises:
-        MissingError: there is no artifact, no such columns in it, or it is not finished.
-        FormatError: the artifact or the columns are of a format that this version does not read.
-        CorruptError: its manifest or metadata is damaged, or they do not fit together.
-        DownloadError: the place cannot be reached.
-    """
-    place = open_remote(url)
-    manifest, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
-    kept = FileCache(Path(cache) if cache else cache_folder(), cache_bytes)
-    records = {
-        record.path.removeprefix(f"{name}/"): record for record in manifest.files if record.path.startswith(f"{name}/")
-    }
-    for record in records.values():
-        kept.check(place, record)
-    store, attributes = _open_metadata(place, kept, name, records)
-    for column in store.columns:
-        for shard in range(store.shards):
-            _check_record(place, store, shard, column.name, records.get(column.shard_name(shard)))
-    return manifest, ColumnReader(
-        store, attributes, check_crc=check_crc, files=_RemoteShards(place, kept, name, records)
-    )
-
-
-def _open_metadata(
-    place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]
-) -> tuple[ColumnStore, dict[str, Any]]:
-    if METADATA_NAME not in records:
-        raise MissingError(f"no columns {name!r} in the artifact at {place.url!r}: {METADATA_NAME} is not listed.")
-    metadata = {path: record for path, record in records.items() if path.rpartition("/")[2] == METADATA_NAME}
-    if (size := sum(record.bytes for record in metadata.values())) > _MOST_METADATA_BYTES:
-        raise CorruptError(
-            f"the metadata at {place.url!r} has {size} bytes, and lsmix reads at most {_MOST_METADATA_BYTES}. Do not use it."
-        )
-    with tempfile.TemporaryDirectory(prefix="lsmix-") as folder:
-        with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-            contents = pool.map(lambda record: _content(cache, place, record), metadata.values())
-            for path, content in zip(metadata, contents, strict=True):
-                target = Path(folder, path)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(content)
-        try:
-            store, attributes = open_store(Path(folder))
-        except LsmixError as error:  # which speaks of the copy
-            raise type(error)(str(error).replace(folder, f"{place.url}/{name}")) from error
-    return replace(store, folder=Path(f"{place.url}/{name}")), attributes
-
-
-def _content(cache: FileCache, place: RemoteFS, record: FileRecord) -> bytes:
-    with cache.open(place, record) as stream:
-        return stream.read()
-
-
-def _check_record(place: RemoteFS, store: ColumnStore, shard: int, column: str, record: FileRecord | None) -> None:
-    # Before anything is allocated: metadata may claim any number of rows, but only listed files can back them.
-    (own,) = (each for each in store.columns if each.name == column)
-    where = f"{place.url}/{store.folder.name}/{own.shard_name(shard)}"
-    if record is None:
-        raise CorruptError(f"{where!r} is not in the manifest. Ask its owner to send the artifact again.")
-    least = shard_bytes(
-        len(store.shard_range(shard)), row_bytes=own.row_bytes, chunk_rows=own.chunk_rows, shard_rows=store.shard_rows
-    )
-    if record.bytes < least:
-        raise CorruptError(f"{where!r} is damaged: expected {least} bytes or more, the manifest lists {record.bytes}.")
-
-
-_BLOCK_BYTES = 1 << 20
-_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; one that gets on begins the row anew
-_Answer = TypeVar("_Answer")
+    try:
+        with locked_file(path):
+            path.unlink(missing_ok=True)
+    except (LockedError, OSError):  # another process is downloading it
+        return False
+    return True
 
 
 def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
@@ -382,7 +275,7 @@ def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Cal
     fetched, got = 0, ""
     for _ in range(2):
         fetched += _complete(place, record, stream, tell)
-        got = digest_of(stream)
+        got = _digest_of(stream)
         if got == record.sha256:
             os.fsync(stream.fileno())
             return fetched
@@ -423,43 +316,10 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Call
             pause(_PAUSES_SECONDS[failures - 1])
 
 
-def digest_of(stream: IO[bytes]) -> str:
+def _digest_of(stream: IO[bytes]) -> str:
     """Return the SHA-256 of all bytes of an open file, in hex; the file is left at its end."""
     digest = hashlib.sha256()
     stream.seek(0)
     while block := stream.read(_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
-    """Open a file to read and append, made if need be, for this thread of this process alone; yield it unbuffered.
-
-    The lock goes with the process. Where another thread or process holds it, wait, or raise LockedError.
-    """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
-        try:
-            if wait:
-                lock_file(stream, fcntl.LOCK_EX)
-            else:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, another may have given the file its final name or removed it.
-            mine = is_file_at(path, stream)
-        except BlockingIOError as error:
-            stream.close()
-            raise LockedError(
-                f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
-            ) from error
-        except BaseException:
-            stream.close()
-            raise
-        if mine:
-            break
-        stream.close()
-    try:
-        yield stream
-    finally:
-        stream.close()

@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact import Manifest
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.artifact import Artifact, Manifest
+from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
+from lsmix.data.store import CACHE_BYTES, open_artifact, open_remote_columns
 from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
 from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
 
@@ -190,15 +191,15 @@ class Pool:
 
     def __init__(
         self,
-        where: str,
-        manifest: Manifest,
+        artifact: Artifact,
         columns: ColumnReader,
         attributes: PoolAttributes,
         reopen: "Callable[..., Pool] | None" = None,
     ) -> None:
-        self.location = where  # its folder, or its URL
-        self._reopen = reopen or functools.partial(open_pool, where)
-        self.manifest = manifest
+        self.artifact = artifact
+        self.location = artifact.location  # its folder, or its URL
+        self._reopen = reopen or functools.partial(open_pool, artifact.folder)
+        self.manifest = artifact.manifest
         self.columns = columns
         self.attributes = attributes
         self.class_names = tuple(attributes.class_names)
@@ -212,27 +213,25 @@ class Pool:
         """Its folder.
 
         Raises:
-            MissingError: it is read from afar, and has none here.
+            MissingError: it is read from a URL.
         """
-        if "://" in self.location:
-            raise MissingError(
-                f"pool {self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}"
-            )
-        return Path(self.location)
+        return self.artifact.folder
 
     @property
     def spec(self) -> PoolSpec | None:
         """What it was made from; None where it comes without plan.json.
 
         Raises:
-            MissingError: it is read from a URL, or plan.json was removed.
+            MissingError: plan.json was removed.
             FormatError: plan.json is no plan, or of a version that this lsmix does not read.
             CorruptError: plan.json contradicts itself, or is not the file that the manifest lists.
         """
         listed = {file.path: file.sha256 for file in self.manifest.files if file.payload}
         if PLAN_NAME not in listed:
             return None
-        return read_spec(self.path / PLAN_NAME, expected=listed[PLAN_NAME])
+        return read_spec(
+            self.artifact.file(PLAN_NAME), expected=listed[PLAN_NAME], where=self.artifact.where(PLAN_NAME)
+        )
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
@@ -394,17 +393,17 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
     """
     store, attributes = open_store(folder / POOL_NAME)
     known = {name: values for name, values in arrays.items() if name in POOL_COLUMNS}  # the store refuses others
-    if wrong := _read_attributes(folder, attributes).first_wrong(known, store.shard_range(shard).start):
+    if wrong := _read_attributes(str(folder), attributes).first_wrong(known, store.shard_range(shard).start):
         raise ValueError(f"shard {shard} of pool {str(folder)!r}: {wrong}.")
     return {f"{POOL_NAME}/{path}": digest for path, digest in store.write_shard(shard, arrays).items()}
 
 
 def open_pool(
-    path: Path | str,
+    path: Path | str | Artifact,
     *,
     check_crc: bool = True,
     cache: Path | str | None = None,
-    cache_bytes: int = 10 << 30,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Pool:
     """Open the pool in an artifact's folder, or at a URL.
 
@@ -415,7 +414,7 @@ def open_pool(
     every byte against the manifest.
 
     Args:
-        path: the artifact's folder or URL, or "pool.zarr" in it.
+        path: the artifact, its folder or URL, or "pool.zarr" in it.
         check_crc: False skips the checksums of chunks.
         cache: folder that shards from a URL are kept in; None for LSMIX_CACHE, else "~/.cache/lsmix".
         cache_bytes: how much may be kept there, of all pools together; what was used longest ago goes first. A shuffled
@@ -427,12 +426,13 @@ def open_pool(
         CorruptError: a file is missing, altered in size, or damaged.
         DownloadError: the URL cannot be reached.
     """
-    if isinstance(path, str) and "://" in path:
-        return _open_far(path, check_crc=check_crc, cache=cache, cache_bytes=cache_bytes)
-    folder = Path(path)
-    folder = folder.parent if folder.name == POOL_NAME else folder
-    manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
-    return _pool(folder, str(folder), manifest, columns)
+    options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
+    artifact = open_artifact(path, **options)
+    if not artifact.files:
+        columns = open_artifact_columns(artifact, POOL_NAME, check_crc=check_crc)
+        return _pool(artifact, columns)
+    columns = open_remote_columns(artifact, POOL_NAME, check_crc=check_crc)
+    return _pool(artifact, columns, functools.partial(open_pool, artifact.location, **options))
 
 
 def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
@@ -445,50 +445,33 @@ def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
     Raises:
         MissingError, FormatError, CorruptError: as ``open_pool``.
     """
-    return _pool(folder, str(folder), manifest, open_columns(folder / POOL_NAME))
+    return _pool(Artifact(folder=folder, manifest=manifest), open_columns(folder / POOL_NAME))
 
 
-def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:
-    from lsmix.data.cache import open_remote_columns
-    from lsmix.data.remote import local_folder
-
-    folder = local_folder(url)
-    if folder is not None:
-        return open_pool(folder, check_crc=check_crc)
-    url = url.rstrip("/").removesuffix(f"/{POOL_NAME}")
-    manifest, columns = open_remote_columns(url, POOL_NAME, check_crc=check_crc, **options)
-    return _pool(Path(url), url, manifest, columns, functools.partial(open_pool, url, **options))
-
-
-def _pool(
-    folder: Path,
-    where: str,
-    manifest: Manifest,
-    columns: ColumnReader,
-    reopen: Callable[..., Pool] | None = None,
-) -> Pool:
-    attributes = _read_attributes(folder, columns.attributes)
+def _pool(artifact: Artifact, columns: ColumnReader, reopen: Callable[..., Pool] | None = None) -> Pool:
+    where = artifact.location
+    attributes = _read_attributes(where, columns.attributes)
     image_shape = columns["image"].shape[1:] if "image" in columns else ()
     expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
     found = {name: (column.dtype.name, column.shape[1:]) for name, column in columns.items()}
     if found != expected or len(image_shape) != 3:
-        raise FormatError(f"{str(folder)!r} is no pool: expected the columns {expected}, got {found}.")
+        raise FormatError(f"{where!r} is no pool: expected the columns {expected}, got {found}.")
     if attributes.images_per_copy * attributes.copies != columns.store.rows:
         raise CorruptError(
-            f"pool {str(folder)!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
+            f"pool {where!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
             f"do not make {columns.store.rows} rows. Fetch or make it again."
         )
-    return Pool(where, manifest, columns, attributes, reopen)
+    return Pool(artifact, columns, attributes, reopen)
 
 
-def _read_attributes(folder: Path, attributes: dict[str, Any]) -> PoolAttributes:
+def _read_attributes(where: str, attributes: dict[str, Any]) -> PoolAttributes:
     version = attributes.get("format_version")
     if version != POOL_FORMAT:
         raise FormatError(
-            f"pool {str(folder)!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
+            f"pool {where!r} has format {version!r}; this version of lsmix reads format {POOL_FORMAT}. "
             "Use a newer lsmix, or make the pool again."
         )
     try:
         return msgspec.convert(attributes, PoolAttributes)
     except msgspec.ValidationError as error:
-        raise CorruptError(f"pool {str(folder)!r} is damaged: its attributes are wrong: {error}.") from error
+        raise CorruptError(f"pool {where!r} is damaged: its attributes are wrong: {error}.") from error

@@ -4,7 +4,7 @@ Nothing that comes from a place is believed; a place gives bytes, and who asks f
 servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
 """
 
-import fcntl
+import glob
 import hashlib
 import http.client
 import shutil
@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
-from lsmix.data.atomic import atomic_path, remove_stale_parts, sha256_file
+from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Stopped, bounded
-from lsmix.data.web import TransientError, checked_url, is_web, open_web
+from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_remote"]
+__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -77,38 +77,6 @@ class RemoteFS(Protocol):
         """Remove a file, if it is there, and the folder in this place that it leaves empty."""
 
 
-def local_folder(place: Path | str) -> Path | None:
-    """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
-
-    Raises:
-        RecipeError: it is a URL that ``checked_url`` refuses.
-
-    Example:
-        >>> from lsmix.data.remote import local_folder
-        >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
-        (PosixPath('runs/mix'), PosixPath('/tmp/pool'), None)
-    """
-    if isinstance(place, Path) or "://" not in place:
-        return Path(place)
-    url = checked_url(place)
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
-
-
-def local_target(place: Path | str, what: str) -> Path:
-    """Return the local path that a result is to be written to.
-
-    Raises:
-        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
-    """
-    folder = local_folder(place)
-    if folder is None:
-        raise RecipeError(
-            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
-            "'lsmix push' sends artifacts on, and the place's own tools other files."
-        )
-    return folder
-
-
 def open_remote(url: Path | str) -> RemoteFS:
     """Return the place that a URL or a path names; nothing is read or written yet.
 
@@ -116,10 +84,11 @@ def open_remote(url: Path | str) -> RemoteFS:
         RecipeError: ``checked_url`` refuses the URL.
         LsmixError: the package that reads them is not installed.
     """
-    folder = local_folder(url)
-    if folder is not None:
+    if isinstance(url, Path) or "://" not in url:
+        return _Folder(Path(url))
+    if (folder := file_path(url)) is not None:
         return _Folder(folder)
-    text = checked_url(str(url))
+    text = checked_url(url)
     if not text.endswith("://"):  # the root of a file system stays what it is
         text = text.rstrip("/")
     if is_web(text):
@@ -199,9 +168,17 @@ class _Folder:
             beside.open("wb") as file,
             source.open("rb") as origin,
         ):
-            fcntl.flock(file, fcntl.LOCK_EX)
-            remove_stale_parts(self._folder / path)
+            lock_open_file(file, beside)
+            self._remove_stale_parts(self._folder / path)
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
+
+    @staticmethod
+    def _remove_stale_parts(path: Path) -> None:
+        """Remove what killed writers of a file left beside it: no process holds a lock on that."""
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            with suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
+                lock_open_file(file, part)
+                part.unlink(missing_ok=True)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         self._refuse_links(path)

@@ -19,7 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, Protocol, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lsmix.data.artifact import MANIFEST_NAME, Manifest, check_sizes, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact
 from lsmix.data.errors import CorruptError, FormatError, LsmixError
 from lsmix.data.table import METADATA_NAME, Column, ColumnStore, check_chunk, open_store, read_index, shard_bytes
 
@@ -470,23 +470,20 @@ def _check_file(store: ColumnStore, column: Column, shard: int) -> None:
         raise CorruptError(f"{path!r} is damaged: expected {least} bytes or more, got {kind}. Make it again.")
 
 
-def open_artifact_columns(folder: Path, name: str, *, check_crc: bool = True) -> tuple[Manifest, ColumnReader]:
-    """Return the manifest and the columns called ``name`` of the artifact in ``folder``.
+def open_artifact_columns(artifact: Artifact, name: str, *, check_crc: bool = True) -> ColumnReader:
+    """Return the columns called ``name`` of an artifact whose files are on this machine.
 
     Raises:
-        MissingError: there is no artifact, no such columns in it, or it is not finished.
-        FormatError: the artifact or the columns are of a format that this version does not read.
-        CorruptError: a file is missing, altered in size, damaged, or not in the manifest.
+        MissingError: it has no such columns.
+        FormatError: they are of a format that this version does not read.
+        CorruptError: a file is damaged, or not in the manifest.
     """
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
-    columns = open_columns(folder / name, check_crc=check_crc)
-    listed = {file.path for file in manifest.files}
+    columns = open_columns(artifact.folder / name, check_crc=check_crc)
     metadata = [METADATA_NAME, *(f"{column}/{METADATA_NAME}" for column in columns)]
     for path in (*metadata, *columns.shard_names()):
-        if f"{name}/{path}" not in listed:
+        if f"{name}/{path}" not in artifact.records:
             raise CorruptError(
-                f"{str(folder / name / path)!r} is not listed in {MANIFEST_NAME}: it was put there later. "
+                f"{artifact.where(f'{name}/{path}')!r} is not listed in {MANIFEST_NAME}: it was put there later. "
                 "Fetch or make the artifact again."
             )
-    return manifest, columns
+    return columns

@@ -72,7 +72,7 @@ def run_array_task(
         if there:
             progress.info(f"{node.label}: up to date ({there.location})")
             continue
-        begun = begin(node, resolver, progress)
+        begun = begin(node, resolver)
         with InputLocks() as locks, artifact_lock(workspace.root, begun.key, node.label, shared=True) as note:
             begun.hold_inputs(locks)
             task = begun.task(executor, TaskProgress(progress, note), device)

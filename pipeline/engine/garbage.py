@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from lsmix.data.artifact import ARTIFACT_FILES
+from lsmix.data.artifact import ARTIFACT_FILES, Artifact
 from lsmix.data.errors import LockedError
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Node
@@ -33,7 +33,8 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     wanted = {resolver.key(node) for node in nodes}
     # What an artifact is made from may be gone or on its way: then its key is unknown, and its name decides.
     unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
-    outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
+    given = [source for node in nodes for source in node.inputs.values() if isinstance(source, Artifact)]
+    outside = {str(source.folder.resolve()) if source.is_local else source.url for source in given}
     found = []
     for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
@@ -41,7 +42,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
             if not re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", key):
                 continue  # not made by lsmix
             folder = workspace.root / stage / entry.name
-            if key in wanted or (stage, name) in unknown or folder.resolve() in outside:
+            if key in wanted or (stage, name) in unknown or {str(folder.resolve()), entry.location} & outside:
                 continue
             removed = delete and _remove_unlocked(workspace, folder, key)
             found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))

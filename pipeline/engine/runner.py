@@ -25,7 +25,7 @@ from lsmix.data.artifact import (
 )
 from lsmix.data.atomic import DECODE_ERRORS, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
-from lsmix.data.progress import NullProgress, Progress, stop_point
+from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.estimates import check_against_data, estimate
 from lsmix.pipeline.engine.progress import TaskProgress
@@ -63,7 +63,7 @@ class Built:
     @property
     def folder(self) -> Path:
         """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
-        return self.workspace.ensure_local(self.artifact, NullProgress()).folder
+        return self.workspace.local_copy(self.artifact)
 
     @property
     def location(self) -> str:
@@ -120,8 +120,8 @@ def _bring_up_to_date(
         common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
         there = resolver.artifact(node)
         if there:
-            # Left by a kill between manifest and clean-up.
-            shutil.rmtree(there.folder / WORK_FOLDER, ignore_errors=True)
+            if there.is_local:  # left by a kill between manifest and clean-up
+                shutil.rmtree(there.folder / WORK_FOLDER, ignore_errors=True)
             there = workspace.upload(there, progress)  # if the run that made it could not
             progress.info(f"{node.label}: up to date ({there.location})")
             built.append(Built(**common, artifact=there, cached=True))
@@ -149,7 +149,7 @@ def _remove_made(node: Node, resolver: Resolver) -> None:
 def _make(
     node: Node, resolver: Resolver, locks: InputLocks, executor: Executor, progress: Progress, device: str
 ) -> Artifact:
-    begun = begin(node, resolver, progress)
+    begun = begin(node, resolver)
     begun.hold_inputs(locks)
     with artifact_lock(resolver.workspace.root, begun.key, node.label) as note:
         finished = resolver.workspace.find(node.stage.name, begun.key)
@@ -213,7 +213,7 @@ class Begun:
         )
 
 
-def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
+def begin(node: Node, resolver: Resolver) -> Begun:
     """Return what is needed to make a node.
 
     Raises:
@@ -226,7 +226,6 @@ def begin(node: Node, resolver: Resolver, progress: Progress) -> Begun:
         raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
     check_against_data(node, resolver)
     folder = resolver.workspace.folder(node.stage.name, node.name, key)
-    inputs = {role: resolver.workspace.ensure_local(artifact, progress) for role, artifact in inputs.items()}
     return Begun(node=node, resolver=resolver, inputs=inputs, records=records, key=key, folder=folder)
 
 

@@ -16,17 +16,17 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
-from lsmix.data.atomic import DECODE_ERRORS, write_atomic
-from lsmix.data.cache import fetch_file, locked_file, with_retries
+from lsmix.data.atomic import DECODE_ERRORS, locked_file, write_atomic
+from lsmix.data.cache import fetch_file, with_retries
 from lsmix.data.errors import CorruptError
 from lsmix.data.progress import stop_point
 from lsmix.data.remote import RemoteFS, open_remote
+from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME, ColumnStore
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
 from lsmix.pipeline.engine.stage import ArrayTask, ArrayTaskResult, ShardRecord, ShardWork, StageResult, StageTask
-from lsmix.pipeline.workspace.external_artifact import finished_artifact
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.locks import work_root
 
 __all__ = [
     "LEDGER",
@@ -56,7 +56,7 @@ LEDGER = "ledger"  # the folder of the records, below ``work``
 class InputPlace(msgspec.Struct, frozen=True, kw_only=True):
     """Where a worker finds one input, and which it must be."""
 
-    folder: str  # relative to the workspace where it is in it, since that may be mounted elsewhere on another machine
+    location: str  # URL, or path: relative to its workspace, which may be mounted elsewhere on another machine
     root: str  # root digest
 
 
@@ -121,36 +121,33 @@ def open_worker(work: ShardWork) -> OpenWorker:
 
 
 def _open(work: ShardWork) -> OpenWorker:
-    workspace, folder = _working_copy(work)
+    folder = _working_copy(work)
     content = (folder / WORK_FOLDER / work.spec).read_bytes()
     if _spec_name(content) != work.spec:
         raise CorruptError(f"{str(folder / WORK_FOLDER / work.spec)!r} was altered. Remove it and run again.")
     spec = msgspec.json.decode(content, type=ShardSpec)
     device = resolve_device(spec.device)
-    inputs = {role: _input(workspace, folder, role, place) for role, place in spec.inputs.items()}
+    inputs = {role: _input(folder, role, place) for role, place in spec.inputs.items()}
     worker: ShardWorker = importlib.import_module(spec.module).open_worker(folder, spec.config, inputs, device)
     return OpenWorker(folder, worker, device_name(device))
 
 
-def _working_copy(work: ShardWork) -> tuple[Workspace, Path]:
-    """Return the workspace and the folder here in which shards are made; fetches what that needs from a URL."""
+def _working_copy(work: ShardWork) -> Path:
+    """Return the folder here in which shards are made; downloads what that needs from a URL."""
     if "://" not in work.place:
-        folder = Path(work.place)
-        return Workspace(folder.parent.parent), folder
-    from lsmix.pipeline.workspace.remote import RemoteWorkspace
-
+        return Path(work.place)
     home, stage, name = work.place.rsplit("/", 2)
-    workspace = RemoteWorkspace(home)
-    folder = workspace.root / stage / name
+    folder = work_root(home) / stage / name
     fetch_work(folder, work.place, work.spec)
-    return workspace, folder
+    return folder
 
 
-def _input(workspace: Workspace, folder: Path, role: str, place: InputPlace) -> Artifact:
-    artifact = finished_artifact(workspace.local_path(place.folder))
+def _input(folder: Path, role: str, place: InputPlace) -> Artifact:
+    remote = "://" in place.location
+    artifact = open_flow_artifact(place.location if remote else folder.parent.parent / place.location)
     if artifact.manifest.root != place.root:
         raise CorruptError(
-            f"{str(artifact.folder)!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
+            f"{artifact.location!r} is not the {role} that {str(folder)!r} is made from: expected root digest "
             f"{place.root[:12]}, got {artifact.manifest.root[:12]}. Run the recipe again."
         )
     return artifact
@@ -289,9 +286,11 @@ class ShardedWork(NamedTuple):
         """Make the wanted shards that are not done yet; return the records of all that are done then."""
         inputs = {}
         for role, artifact in task.inputs.items():
-            folder, workspace = artifact.folder.resolve(), task.folder.resolve().parent.parent
-            inside = folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder
-            inputs[role] = InputPlace(folder=str(inside), root=artifact.manifest.root)
+            location = artifact.url
+            if artifact.is_local:
+                folder, workspace = artifact.folder.resolve(), task.folder.resolve().parent.parent
+                location = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
+            inputs[role] = InputPlace(location=location, root=artifact.manifest.root)
         config: dict[str, Any] = msgspec.to_builtins(task.config)
         device = task.executor.worker_device(task.device)
         spec = ShardSpec(module=self.module, config=config, inputs=inputs, device=device)

@@ -18,7 +18,6 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import ColumnStore
-from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.engine.device_memory import BatchSetting, artifact_label, device_memory
 from lsmix.pipeline.engine.shards import ShardedWork
 from lsmix.pipeline.engine.stage import (
@@ -50,9 +49,9 @@ class EncodeWorker:
         self._folder = folder
         self._config = config
         self._device = device
-        self._train = open_dataset(inputs["dataset"].folder / DATASET_FILE).train
+        self._train = open_dataset(inputs["dataset"]).train
         with device_memory(None, label=" ".join(artifact_label(folder)), device=device):
-            self._flow = _open_flow(inputs["flow"].folder, device)
+            self._flow = _open_flow(inputs["flow"], device)
         self._store = latent_store(folder)
 
     def load(self, shard: int) -> _Loaded:
@@ -112,12 +111,12 @@ class EncodeWorker:
         return digests, counts
 
 
-def _open_flow(folder: Path, device: str) -> "Flow":
+def _open_flow(flow: Artifact, device: str) -> "Flow":
     from lsmix.glow.checkpoint import load_flow
     from lsmix.pipeline.engine.device import prepare_device
 
     prepare_device(device)
-    return load_flow(folder, device=device)
+    return load_flow(flow, device=device)
 
 
 def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artifact], device: str) -> EncodeWorker:
@@ -128,8 +127,8 @@ def open_worker(folder: Path, config: dict[str, Any], inputs: Mapping[str, Artif
 def _create(task: StageTask) -> ColumnStore:
     """Write the metadata of the latents."""
     config: EncodeConfig = task.config
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    flow = _open_flow(task.inputs["flow"].folder, "cpu")
+    dataset = open_dataset(task.inputs["dataset"])
+    flow = _open_flow(task.inputs["flow"], "cpu")
     rows = len(dataset.train)
     attributes = {
         "dequantise": config.dequantise,
@@ -145,10 +144,10 @@ def _create(task: StageTask) -> ColumnStore:
 def _conclude(task: StageTask, store: ColumnStore, counts: dict[str, Any], digests: dict[str, str]) -> StageResult:
     """Sum up the latents, and warn of images that do not come back."""
     rows = store.rows
-    flow = _open_flow(task.inputs["flow"].folder, "cpu")
+    flow = _open_flow(task.inputs["flow"], "cpu")
     log_prob = counts.pop("log_prob_sum") / rows
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
-    counts["image_shape"] = list(open_dataset(task.inputs["dataset"].folder / DATASET_FILE).image_shape)
+    counts["image_shape"] = list(open_dataset(task.inputs["dataset"]).image_shape)
     if counts.get("exact_round_trips", rows) < rows:
         task.progress.warning(
             f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "

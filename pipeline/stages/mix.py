@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from lsmix.data.artifact import Artifact, read_provenance
 from lsmix.data.atomic import write_atomic
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
@@ -180,11 +180,11 @@ def _open_mixer(config: PoolConfig, inputs: Mapping[str, Artifact], device: str)
 
     prepare_device(device)
     if not in_latent_space(config):
-        return PixelMixer(inputs["dataset"].folder / DATASET_NAME, config.method)
-    return open_latent_mixer(config, inputs["latents"].folder, inputs["flow"].folder, device)
+        return PixelMixer(inputs["dataset"], config.method)
+    return open_latent_mixer(config, inputs["latents"], inputs["flow"], device)
 
 
-def open_latent_mixer(config: PoolConfig, latents: Path | LatentSource, flow: Path, device: str) -> LatentMixer:
+def open_latent_mixer(config: PoolConfig, latents: Artifact | LatentSource, flow: Artifact, device: str) -> LatentMixer:
     """Return what mixes the latents of a pool; ``latents`` and ``flow`` are as for ``LatentMixer``."""
     return LatentMixer(
         latents,
@@ -273,11 +273,11 @@ def _describe(task: StageTask) -> _Described:
         "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
     }
     if "dataset" in task.inputs:
-        dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
+        dataset = open_dataset(task.inputs["dataset"])
         spec = PoolSpec(**known, origin=provenance_of(task.inputs["dataset"], dataset))
         return _Described(spec, dataset.image_shape, dataset.class_names)
-    latents = open_latents(task.inputs["latents"].folder)
-    origin = read_provenance(latents.attributes, f"latents {str(latents.path)!r}")
+    latents = open_latents(task.inputs["latents"])
+    origin = read_provenance(latents.attributes, f"latents {latents.location!r}")
     encoded = msgspec.convert(task.inputs["latents"].manifest.config, EncodeConfig)
     height, width, channels = latents.attributes["image_shape"]
     spec = PoolSpec(**known, origin=origin, latents=encoded, dim=latents.dim)

@@ -5,12 +5,12 @@ An image depends on its sources, its λ and its own draws alone, so it is the sa
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import open_dataset
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import RowRng
@@ -63,7 +63,7 @@ class Mixer(Protocol):
 class PixelMixer:
     """Mixes images as they are."""
 
-    def __init__(self, dataset: Path, method: str) -> None:
+    def __init__(self, dataset: Artifact, method: str) -> None:
         self._train = open_dataset(dataset).train
         self._method = method
         self.labels = self._train.labels
@@ -108,8 +108,8 @@ class LatentSource(Protocol):
 
 
 class _StoredLatents:
-    def __init__(self, folder: Path) -> None:
-        self._latents = open_latents(folder)
+    def __init__(self, latents: Artifact) -> None:
+        self._latents = open_latents(latents)
         self.labels: npt.NDArray[np.int64] = self._latents.label[:]
 
     def gather(self, rows: npt.NDArray[np.int64]) -> Sources:
@@ -120,8 +120,8 @@ class LatentMixer:
     """Mixes latents and decodes them.
 
     Args:
-        latents: folder of the latents, or another place where they come from.
-        flow: folder of the flow that made them.
+        latents: the latents, or what else gives them.
+        flow: the flow that made them.
         method: a name in LATENT_METHODS.
         device: where the flow computes.
         output: "8bit" or "5bit".
@@ -132,8 +132,8 @@ class LatentMixer:
 
     def __init__(
         self,
-        latents: Path | LatentSource,
-        flow: Path,
+        latents: Artifact | LatentSource,
+        flow: Artifact,
         *,
         method: str,
         device: str,
@@ -144,7 +144,7 @@ class LatentMixer:
     ) -> None:
         from lsmix.glow.checkpoint import load_flow
 
-        self._latents = _StoredLatents(latents) if isinstance(latents, Path) else latents
+        self._latents = _StoredLatents(latents) if isinstance(latents, Artifact) else latents
         self._flow = load_flow(flow, device=device)
         self._method = method
         self._output = output

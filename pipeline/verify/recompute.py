@@ -4,13 +4,13 @@ It is the stage's own code that makes them, so a pool passes only if this is wha
 be off by one level where another kind of device made the pool, and nowhere else.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.artifact import Artifact
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import Pool
@@ -53,7 +53,7 @@ def check_deep(
     """
     check_pool(plan.pool)
     device = resolve_device(device) if plan.latent else "cpu"
-    label = f"deep check of {pool.manifest.name or pool.path.name}"
+    label = f"deep check of {pool.manifest.name or pool.location}"
     with device_memory(None, label=label, device=device):
         maker = RowMaker(plan.pool, _open_mixer(plan, base, device))
     exact = not plan.latent or same_kind_of_device(describe_environment(device), pool.manifest.environment)
@@ -75,7 +75,7 @@ def check_deep(
         if tally.largest > (0 if exact else 1):
             kind = "the same kind of device" if exact else "another kind of device, which moves pixels by 1 at most"
             raise CorruptError(
-                f"pool {str(pool.path)!r} is not what its plan gives: made again on {kind}, {tally.text()}; the first is row "
+                f"pool {pool.location!r} is not what its plan gives: made again on {kind}, {tally.text()}; the first is row "
                 f"{tally.first_row}. Do not use it; fetch or make it again."
             )
         progress.advance(len(some))
@@ -89,7 +89,7 @@ def _check_columns(pool: Pool, rows: npt.NDArray[np.int64], stored: dict[str, An
         if len(bad):
             at = bad[0]
             raise CorruptError(
-                f"pool {str(pool.path)!r} is not what its plan gives: in row {rows[at]} {name} is {stored[name][at]}, but "
+                f"pool {pool.location!r} is not what its plan gives: in row {rows[at]} {name} is {stored[name][at]}, but "
                 f"made again it is {made[name][at]}. Do not use it; fetch or make it again."
             )
 
@@ -98,7 +98,7 @@ def _open_mixer(plan: PoolSpec, base: PoolInputs, device: str) -> Mixer:
     registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
     registry.check(plan.pool.method)
     if plan.latents is None:
-        return PixelMixer(require(base.dataset, "data set", "--data") / DATASET_NAME, plan.pool.method)
+        return PixelMixer(require(base.dataset, "data set", "--data"), plan.pool.method)
     prepare_device(device)
     flow = require(base.flow, "flow", "--flow")
     latents = base.latents or _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
@@ -108,10 +108,10 @@ def _open_mixer(plan: PoolSpec, base: PoolInputs, device: str) -> Mixer:
 class _EncodedAgain:
     """Latents of the images that are asked for, encoded when they are."""
 
-    def __init__(self, dataset: Path, flow: Path, config: EncodeConfig, device: str) -> None:
+    def __init__(self, dataset: Artifact, flow: Artifact, config: EncodeConfig, device: str) -> None:
         from lsmix.glow.checkpoint import load_flow
 
-        train = open_dataset(dataset / DATASET_NAME).train
+        train = open_dataset(dataset).train
         self._images = train.images
         self._flow = load_flow(flow, device=device)
         self._config = config

@@ -112,10 +112,10 @@ def _decode_failed_rows(pool: Pool) -> NDArray[np.int64]:
     try:
         rows = np.asarray(msgspec.convert(named, list[int]), np.int64)
     except (msgspec.ValidationError, OverflowError) as error:
-        raise CorruptError(f"the manifest of {str(pool.path)!r} is damaged: decode_failed_rows: {error}.") from error
+        raise CorruptError(f"the manifest of {pool.location!r} is damaged: decode_failed_rows: {error}.") from error
     if rows.size and not 0 <= rows.min() <= rows.max() < len(pool):
         raise CorruptError(
-            f"the manifest of {str(pool.path)!r} is damaged: decode_failed_rows names rows {rows.min()} to {rows.max()}, "
+            f"the manifest of {pool.location!r} is damaged: decode_failed_rows names rows {rows.min()} to {rows.max()}, "
             f"the pool has {len(pool)}. Fetch or make it again."
         )
     return rows

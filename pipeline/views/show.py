@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from lsmix.data.artifact import Manifest, check_sizes, read_manifest
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import check_replaceable, write_atomic
-from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.errors import CorruptError, RecipeError
-from lsmix.data.pool import POOL_NAME
-from lsmix.data.progress import NullProgress, Progress
-from lsmix.data.remote import local_folder, local_target
-from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
 from lsmix.data.sharing.transfer import folder_name
-from lsmix.pipeline.config.results import DATASET_FILE, SHEET_FILE
-from lsmix.pipeline.workspace.local import input_folders
+from lsmix.data.store import local_target, open_artifact
+from lsmix.pipeline.config.results import SHEET_FILE
+from lsmix.pipeline.workspace.local import pool_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,21 +33,17 @@ class Drawn(NamedTuple):
     what: str  # what it shows; "" where there is nothing to show, and so no file
 
 
-@naming_urls()
-def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> dict[str, Any]:
+def artifact_facts(artifact: Path | str) -> dict[str, Any]:
     """Return the facts of an artifact, in the order in which a reader wants them.
 
     Args:
-        artifact: its folder, or its URL, from which it is fetched to the cache first.
-        progress: is told of that; None tells nobody.
+        artifact: its folder or its URL.
 
     Raises:
         MissingError, FormatError, CorruptError: it is not there, unfinished, of another version, or damaged.
         DownloadError: the URL cannot be reached.
     """
-    folder = _folder_of(artifact, progress)
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
+    manifest = open_artifact(artifact).manifest
     facts: dict[str, Any] = {
         "artifact": f"{manifest.stage} {manifest.name}",
         "key": manifest.key,
@@ -68,17 +60,12 @@ def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> di
     return facts
 
 
-def _folder_of(artifact: Path | str, progress: Progress | None) -> Path:
-    return download_artifact(without_store(artifact, POOL_NAME), progress or NullProgress())
-
-
 def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
     return value
 
 
-@naming_urls()
 def draw_artifact(
     artifact: Path | str,
     *,
@@ -86,17 +73,15 @@ def draw_artifact(
     html: Path | str | None = None,
     data: Path | str | None = None,
     rows: int | None = None,
-    progress: Progress | None = None,
 ) -> list[Drawn]:
     """Draw an artifact: a sheet of its pictures, or for a pool a page to look through, or both.
 
     Args:
-        artifact: its folder, or its URL, from which it is fetched to the cache first.
+        artifact: its folder or its URL.
         sheet: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
         html: the page to write.
         data: the data set's artifact or its URL, for the page; see ``show_page.write_pool_page``.
         rows: rows of the sheet, 1 to 64, or samples on the page; None for 8, or 120.
-        progress: is told of what is fetched; None tells nobody.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
@@ -107,26 +92,24 @@ def draw_artifact(
     page = local_target(html, "a page") if html else None
     for target in filter(None, (picture, page)):
         check_replaceable(target)
-    folder, drawn = _folder_of(artifact, progress), []
+    opened = open_artifact(artifact)
+    drawn = []
     if picture or not page:
         if rows and rows > _MOST_SHEET_ROWS:
             raise RecipeError(
                 f"a sheet has 1 to {_MOST_SHEET_ROWS} rows, got --rows {rows}. More fit on a page: --html."
             )
-        here = local_folder(artifact)
-        target = picture or Path(
-            f"{here.resolve().name if here else folder_name(str(without_store(artifact, POOL_NAME)))}.png"
-        )
-        drawn.append(Drawn("sheet", target, write_sheet(folder, target, rows=rows or _SHEET_ROWS)))
+        name = opened.folder.resolve().name if opened.is_local else folder_name(opened.url)
+        target = picture or Path(f"{name}.png")
+        drawn.append(Drawn("sheet", target, write_sheet(opened, target, rows=rows or _SHEET_ROWS)))
     if page:
         from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, write_pool_page
 
-        base = download_artifact(without_store(data, DATASET_NAME), progress or NullProgress()) if data else None
-        drawn.append(Drawn("html", page, write_pool_page(folder, page, samples=rows or PAGE_SAMPLES, data=base)))
+        drawn.append(Drawn("html", page, write_pool_page(opened, page, samples=rows or PAGE_SAMPLES, data=data)))
     return drawn
 
 
-def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
+def write_sheet(artifact: Path | str | Artifact, target: Path, *, rows: int) -> str:
     """Write a PNG of the pictures in an artifact; return what it shows, or "" where the stage has none.
 
     A pool is shown as x₁ | mixes at growing λ | x₂ where its latents and flow are in the same workspace, one in pixel
@@ -135,26 +118,26 @@ def write_sheet(folder: Path, target: Path, *, rows: int) -> str:
     """
     from lsmix.pipeline.views.images import png_bytes
 
-    manifest = read_manifest(folder)
+    opened = open_artifact(artifact)
     draw = {
         "mix": _pool_sheet,
         "ingest": _dataset_sheet,
         "train-glow": _flow_sheet,
         "naturalness": _naturalness_sheet,
-    }.get(manifest.stage)
+    }.get(opened.manifest.stage)
     if draw is None:
         return ""
-    picture, what = draw(folder, manifest, rows)
+    picture, what = draw(opened, rows)
     write_atomic(target, png_bytes(picture))
     return what
 
 
-def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _pool_sheet(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.pool import open_pool
     from lsmix.pipeline.views.images import sheet
 
-    pool = open_pool(folder)
-    inputs = input_folders(folder, manifest)
+    pool = open_pool(artifact)
+    inputs = pool_inputs(artifact)
     plain = pool.sources == 2 and "corner" not in pool.columns  # a sweep shows two sources, and the first corner
     if inputs is None or not (plain or "dataset" in inputs):
         order = np.argsort(pool.share_b[: rows * _SHEET_COLUMNS], kind="stable")
@@ -177,44 +160,46 @@ def _pool_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Ima
     return sheet(sweep, column_titles=titles), "x₁ | mixes at growing λ | x₂"
 
 
-def _dataset_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _dataset_sheet(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.dataset import open_dataset
     from lsmix.pipeline.views.images import thumbnails
 
-    train = open_dataset(folder / DATASET_FILE).train
+    train = open_dataset(artifact).train
     return thumbnails(train.images[: rows * _SHEET_COLUMNS], columns=_SHEET_COLUMNS), "the first training images"
 
 
-def _flow_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
+def _flow_sheet(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.training import sample
     from lsmix.pipeline.views.images import thumbnails
 
-    temperature = _config_number(folder, manifest, "temperature")
-    images = sample(load_flow(folder), rows * _SHEET_COLUMNS, temperature=temperature)
+    temperature = _config_number(artifact, "temperature")
+    images = sample(load_flow(artifact), rows * _SHEET_COLUMNS, temperature=temperature)
     return thumbnails(images, columns=_SHEET_COLUMNS), f"samples at temperature {temperature}"
 
 
-def _naturalness_sheet(folder: Path, manifest: Manifest, rows: int) -> "tuple[Image.Image, str]":
-    rate = _config_number(folder, manifest, "lam")
-    return _read_sheet(folder / SHEET_FILE), f"x₁ | mixes of each method at λ = {rate:g} | x₂"
+def _naturalness_sheet(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
+    rate = _config_number(artifact, "lam")
+    return _read_sheet(artifact), f"x₁ | mixes of each method at λ = {rate:g} | x₂"
 
 
-def _read_sheet(path: Path) -> "Image.Image":
+def _read_sheet(artifact: Artifact) -> "Image.Image":
     """Return a sheet that an artifact brings along: a PNG only, since Pillow starts a program for some other formats."""
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(path.read_bytes()), formats=("PNG",)) as picture:
+            with Image.open(io.BytesIO(artifact.file(SHEET_FILE).read_bytes()), formats=("PNG",)) as picture:
                 return picture.copy()
     except Exception as error:  # Pillow raises more kinds than anybody lists
-        raise CorruptError(f"{str(path)!r} is no PNG, or damaged ({error}). Make the artifact again.") from error
+        raise CorruptError(
+            f"{artifact.where(SHEET_FILE)!r} is no PNG, or damaged ({error}). Make the artifact again."
+        ) from error
 
 
-def _config_number(folder: Path, manifest: Manifest, name: str) -> float:
-    value = manifest.config.get(name)
+def _config_number(artifact: Artifact, name: str) -> float:
+    value = artifact.manifest.config.get(name)
     if not isinstance(value, int | float):
-        raise CorruptError(f"{str(folder)!r} was made with {name} = {value!r}, expected a number. Do not use it.")
+        raise CorruptError(f"{artifact.location!r} was made with {name} = {value!r}, expected a number. Do not use it.")
     return float(value)

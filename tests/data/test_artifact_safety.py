@@ -25,7 +25,7 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import checksummed_json
+from lsmix.data.atomic import dump_checksummed
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
@@ -233,12 +233,12 @@ def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_
     facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
     rows = list(range(4_000_000))
     made = Manifest(**facts, files=[], counts={"decode_failed_rows": rows})
-    assert parse_manifest(checksummed_json(made), "here").counts["decode_failed_rows"] == rows
+    assert parse_manifest(dump_checksummed(made), "here").counts["decode_failed_rows"] == rows
     files = [
         FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
         for shard in range(100_000)
     ]
-    assert len(parse_manifest(checksummed_json(Manifest(**facts, files=files)), "here").files) == 100_000
+    assert len(parse_manifest(dump_checksummed(Manifest(**facts, files=files)), "here").files) == 100_000
 
 
 @pytest.mark.parametrize("path", ["zarr.json", "image/zarr.json"])

@@ -24,9 +24,9 @@ def flow_section(material: ReportInputs) -> Section:
     rows = [(name, f"{value}") for name, value in msgspec.to_builtins(config).items()]
     rows += [(name.replace("_", " "), _text(value)) for name, value in counts.items()]
     table = Table(title="The flow", columns=("what", "value"), rows=tuple(rows))
-    if not (item.folder / "log.jsonl").is_file():  # a flow from elsewhere comes without its log
+    if "log.jsonl" not in item.records:  # a flow from elsewhere comes without its log
         return Section(title="Flow", tables=(table,))
-    log = read_log(item.folder)
+    log = read_log(item)
     iterations = np.array([line.iteration for line in log])
     loss = np.array([line.loss_bits_per_dim for line in log], dtype=float)
     parts = [part for part in np.array_split(np.arange(len(log)), min(_SMOOTHED_POINTS, len(log))) if len(part)]
@@ -47,13 +47,17 @@ def flow_section(material: ReportInputs) -> Section:
             "flow-gradient", curves("Gradient norm", norms, "iteration", "nats/dim"), "Gradient norm by iteration."
         ),
     ]
-    samples = item.folder / "samples.png"
-    if samples.is_file():
+    if "samples.png" in item.records:
         alt = "Images drawn from the flow."
         caption = f"Images drawn from the flow at temperature {item.manifest.config['temperature']}."
         figures.append(
             ReportFigure(
-                name="samples", data=samples.read_bytes(), media="image/png", alt=alt, caption=caption, pixelated=True
+                name="samples",
+                data=item.file("samples.png").read_bytes(),
+                media="image/png",
+                alt=alt,
+                caption=caption,
+                pixelated=True,
             )
         )
     return Section(title="Flow", tables=(table,), figures=tuple(figures))

@@ -32,7 +32,7 @@ def naturalness_section(material: ReportInputs) -> Section:
     item = material.inputs.get("naturalness")
     if item is None:
         return Section(title=_TITLE)
-    result = read_naturalness(item.folder)
+    result = read_naturalness(item)
     return Section(
         title=_TITLE,
         text=_text(result),
@@ -156,7 +156,7 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[ReportFigure, ...]:
         ),
         ReportFigure(
             name="naturalness-sheet",
-            data=(item.folder / SHEET_FILE).read_bytes(),
+            data=item.file(SHEET_FILE).read_bytes(),
             media="image/png",
             alt="The first pairs, mixed by each method.",
             caption=f"The first pairs, mixed by each method at λ = {result.lam:g}; they are not chosen.",

@@ -48,9 +48,7 @@ def _by_epoch(material: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     lines = []
     for run in material.runs:
-        seeds = [
-            [float(getattr(line, field)) for line in read_metrics(item.folder)] for item in material.trainings(run.name)
-        ]
+        seeds = [[float(getattr(line, field)) for line in read_metrics(item)] for item in material.trainings(run.name)]
         lines.append((run.label, np.mean(seeds, axis=0)))
     return [
         Series(label=label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsmix.data.artifact import read_manifest
-from lsmix.data.atomic import seal
+from lsmix.data.atomic import add_checksum
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedError
 from lsmix.data.latents import open_latents
@@ -111,7 +111,7 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe,
 def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
     path = first_folder(tiny_workspace, stage) / "manifest.json"
     bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
-    path.write_bytes(seal(bare.replace(b'"format_version": 1', b'"format_version": 2')))
+    path.write_bytes(add_checksum(bare.replace(b'"format_version": 1', b'"format_version": 2')))
     with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
         verify(path.parent)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
