@@ -11,7 +11,7 @@ import stat
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Annotated, Any, Final, Protocol
 
 import msgspec
 
@@ -60,6 +60,10 @@ _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
 _MOST_PATH_BYTES = 1024
 
 
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, hex
+_Key = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{12})?\Z")]
+
+
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One file of an artifact."""
 
@@ -73,8 +77,8 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One input of an artifact."""
 
     role: str  # what the stage calls it: "dataset", "flow", "latents", ...
-    key: str  # key of the input artifact, 12 hex digits; "" for source files
-    root: str  # root digest of its payload
+    key: _Key  # of the input artifact; "" for source files
+    root: _Digest  # root digest of its payload
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -84,13 +88,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     stage_version: int
     name: str
-    key: str  # 12 hex digits, see pipeline/workspace/cache_key.py
-    root: str  # digest over the payload files
+    key: _Key  # 12 hex digits, see pipeline/workspace/cache_key.py
+    root: _Digest  # digest over the payload files
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
     counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
-    seconds: float = 0.0  # time of work, all sessions together
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)] = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
 
 
@@ -219,35 +223,17 @@ def _too_large(manifest_path: str, size: int) -> str:
 
 
 def _wrong_facts(manifest: Manifest) -> str:
-    """Return what is said that cannot be, or "": so that nobody else has to doubt a name, a digest or a version."""
-    for what, text in (
-        ("stage", manifest.stage),
-        ("name", manifest.name),
-        *(("role", one.role) for one in manifest.inputs),
-    ):
+    """Return what in a manifest cannot be, or ""."""
+    named = [("stage", manifest.stage), ("name", manifest.name), *(("role", one.role) for one in manifest.inputs)]
+    for what, text in named:
         if not 0 < len(text) <= _MOST_NAME_BYTES or not text.isprintable():
             return f"its {what} is {text[:80]!r}"
-    for what, text in (("key", manifest.key), *(("key of an input", one.key) for one in manifest.inputs)):
-        if not re.fullmatch("([0-9a-f]{12})?", text):
-            return f"its {what} is {text[:80]!r}, expected 12 hex digits"
-    for what, text in (
-        ("root digest", manifest.root),
-        *(("root digest of an input", one.root) for one in manifest.inputs),
-    ):
-        if not re.fullmatch("[0-9a-f]{64}", text):
-            return f"its {what} is {text[:80]!r}, expected 64 hex digits"
-    if not 0 <= manifest.seconds < _MOST_SECONDS:
-        return f"it took {manifest.seconds} seconds"
     try:
         msgspec.convert(manifest.environment, _Environment)
     except msgspec.ValidationError as error:
         return f"its environment is wrong ({error})"
-    for what, fields in (
-        ("config", manifest.config),
-        ("counts", manifest.counts),
-        ("environment", manifest.environment),
-    ):
-        if not _is_modest(fields, _MOST_DEPTH):
+    for what in ("config", "counts", "environment"):
+        if not _is_modest(getattr(manifest, what), _MOST_DEPTH):
             return f"its {what} is nested too deeply, or holds a number beyond 64 bits"
     return ""
 

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 from lsmix.data.artifact import FileRecord
 from lsmix.data.atomic import locked_file
@@ -27,7 +27,7 @@ from lsmix.data.errors import (
     RecipeError,
 )
 from lsmix.data.progress import pause, stop_point
-from lsmix.data.remote import RemoteFS
+from lsmix.data.remote import PAUSES_SECONDS, RemoteFS
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
@@ -35,7 +35,6 @@ __all__ = [
     "cache_folder",
     "fetch_file",
     "private_folder",
-    "with_retries",
 ]
 
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
@@ -43,8 +42,6 @@ _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size,
 _JOBS = 4  # files on their way at a time
 _MOST_OPEN = 128
 _BLOCK_BYTES = 1 << 20
-_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; progress begins the series again
-_Answer = TypeVar("_Answer")
 
 
 def cache_folder() -> Path:
@@ -126,8 +123,7 @@ class FileCache:
                 missing.append(record)
         if len(missing) > 1:
             with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-                for stream in pool.map(self.open, missing):
-                    stream.close()
+                list(pool.map(self.path, missing))
 
     def path(self, record: FileRecord) -> Path:
         """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
@@ -239,22 +235,6 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
-    """Return what ``action`` returns, trying again after each ``TransientError``, a few times.
-
-    Raises:
-        DownloadError: it was interrupted each time; ``what`` begins the message.
-    """
-    for seconds in (*_PAUSES_SECONDS, None):
-        try:
-            return action()
-        except TransientError as reason:
-            if seconds is None:
-                raise DownloadError(f"{what} cannot be reached: {reason}. Try again later.") from reason
-            pause(seconds)
-    raise AssertionError  # unreachable: the last pause is None
-
-
 def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
@@ -309,11 +289,11 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Call
             reason = error
         if have < record.bytes:
             failures = 1 if have >= before + LEAST_PROGRESS_BYTES else failures + 1
-            if failures > len(_PAUSES_SECONDS):
+            if failures > len(PAUSES_SECONDS):
                 raise DownloadError(
                     f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
-            pause(_PAUSES_SECONDS[failures - 1])
+            pause(PAUSES_SECONDS[failures - 1])
 
 
 def _digest_of(stream: IO[bytes]) -> str:

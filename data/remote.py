@@ -4,6 +4,7 @@ Nothing that comes from a place is believed; a place gives bytes, and who asks f
 servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
 """
 
+import functools
 import glob
 import hashlib
 import http.client
@@ -12,16 +13,16 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
 from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.progress import Stopped, bounded
+from lsmix.data.progress import Stopped, bounded, pause
 from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
+__all__ = ["PAUSES_SECONDS", "RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -33,9 +34,10 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of 
 
 
 class RemoteFS(Protocol):
-    """Where an artifact lies, or is to lie. Paths are relative, with forward slashes. Safe to share among threads.
+    """A place for the files of an artifact. Paths are relative, with forward slashes. Safe to share among threads.
 
-    Every method may raise ``TransientError`` for what may pass, and DownloadError for what will not.
+    Every method may raise DownloadError: the place refuses, or cannot be reached after some attempts. ``stream`` raises
+    ``TransientError`` at the first failure that may pass, since its caller knows what came.
     """
 
     url: str
@@ -64,11 +66,8 @@ class RemoteFS(Protocol):
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         """Tell whether a file of this size and with these checksums, both in hex, is there."""
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names of the folders in a folder, sorted; none where it is not there."""
-
-    def entries(self) -> list[str]:
-        """Return the names of all files and folders that lie directly here, sorted."""
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Return the names of what is directly in a folder, and whether each is a folder itself; none if it is not there."""
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
@@ -98,7 +97,7 @@ def open_remote(url: Path | str) -> RemoteFS:
 
 def check_writable(url: str) -> None:
     """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
-    if is_web(checked_url(url)):
+    if "://" in url and is_web(checked_url(url)):
         raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
@@ -130,6 +129,28 @@ def _check_end(place: RemoteFS, path: str, got: int | None, size: int) -> None:
         raise CorruptError(f"{place.url + '/' + path!r} is missing; the manifest lists it with {size} bytes.")
     if got != size:
         raise CorruptError(f"{place.url + '/' + path!r} is not the listed file: expected {size} bytes, got {got}.")
+
+
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def _retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Concatenate[Any, _Asked], _Answer]:
+    """Let a method of a place try again after each ``TransientError``, and raise DownloadError after the last."""
+
+    @functools.wraps(method)
+    def call(place: Any, /, *args: _Asked.args, **options: _Asked.kwargs) -> _Answer:
+        for seconds in (*PAUSES_SECONDS, None):
+            try:
+                return method(place, *args, **options)
+            except TransientError as reason:
+                if seconds is None:
+                    raise DownloadError(f"{place.url!r} cannot be reached: {reason}. Try again later.") from reason
+                pause(seconds)
+        raise AssertionError  # unreachable: the last pause is None
+
+    return call
 
 
 class _Folder:
@@ -194,14 +215,11 @@ class _Folder:
                     "choose another folder."
                 )
 
-    def entries(self) -> list[str]:
-        if self._folder.exists() and not self._folder.is_dir():
-            raise RecipeError(f"{str(self._folder)!r} is no folder. Choose another.")
-        return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
-
-    def names(self, folder: str) -> list[str]:
+    def entries(self, folder: str) -> dict[str, bool]:
         home = self._folder / folder
-        return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+        if home.exists() and not home.is_dir():
+            raise RecipeError(f"{str(home)!r} is no folder. Choose another.")
+        return {path.name: path.is_dir() for path in home.iterdir()} if home.is_dir() else {}
 
     def sizes(self, folder: str) -> dict[str, int]:
         home = self._folder / folder
@@ -226,10 +244,12 @@ class _Web:
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))
 
+    @_retried
     def size(self, path: str) -> int | None:
         with self._opened(path, 0) as answer:
             return None if answer is None else answer.length
 
+    @_retried
     def read(self, path: str, most_bytes: int) -> bytes:
         with self._opened(path, 0) as answer:
             if answer is None:
@@ -265,18 +285,14 @@ class _Web:
         check_writable(self.url)
         return False
 
-    def entries(self) -> list[str]:
+    def remove(self, path: str) -> None:
         check_writable(self.url)
-        return []
 
-    def names(self, folder: str) -> list[str]:
+    def entries(self, folder: str) -> dict[str, bool]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
 
     def sizes(self, folder: str) -> dict[str, int]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
-
-    def remove(self, path: str) -> None:
-        raise RecipeError(f"{self.url!r} is a web server: nothing can be removed there.")
 
     @contextmanager
     def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
@@ -334,10 +350,12 @@ class _FileSystem:
             return None
         return found if found.get("type") == "file" else None
 
+    @_retried
     def size(self, path: str) -> int | None:
         facts = self._facts(path)
         return None if facts is None else int(facts["size"])
 
+    @_retried
     def read(self, path: str, most_bytes: int) -> bytes:
         content: bytes = self._asked(
             path, lambda: self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1), most_bytes
@@ -362,6 +380,7 @@ class _FileSystem:
             start = stop
             yield block
 
+    @_retried
     def write(self, path: str, source: Path) -> None:
         self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
 
@@ -371,6 +390,7 @@ class _FileSystem:
         )
         return block
 
+    @_retried
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         facts = self._facts(path)
         if facts is None or int(facts["size"]) != size:
@@ -383,17 +403,16 @@ class _FileSystem:
             digest.update(block)
         return digest.hexdigest() == sha256
 
-    def entries(self) -> list[str]:
-        home = self._file("").strip("/")
-        found = (name.strip("/") for name in self._listing("", deep=False))
-        return sorted({name.removeprefix(home).strip("/").partition("/")[0] for name in found if name != home})
-
-    def names(self, folder: str) -> list[str]:
+    @_retried
+    def entries(self, folder: str) -> dict[str, bool]:
         home = self._file(folder).strip("/")
-        found = self._listing(folder, deep=False)
-        below = [name.strip("/") for name, facts in found.items() if facts.get("type") == "directory"]
-        return sorted(name.rpartition("/")[2] for name in below if name != home)  # some list the folder itself
+        found = {
+            name.strip("/"): facts.get("type") == "directory"
+            for name, facts in self._listing(folder, deep=False).items()
+        }
+        return {name.rpartition("/")[2]: is_folder for name, is_folder in found.items() if name != home}
 
+    @_retried
     def sizes(self, folder: str) -> dict[str, int]:
         home = self._file(folder).strip("/")
         found = self._listing(folder, deep=True)
@@ -415,6 +434,7 @@ class _FileSystem:
             return {}
         return found
 
+    @_retried
     def remove(self, path: str) -> None:
         with suppress(MissingError):
             self._asked(path, lambda: self._fs.rm_file(self._file(path)))

@@ -72,11 +72,11 @@ def open_artifact(
         return place
     folder = local_folder(place)
     if folder is None:
-        from lsmix.data.cache import FileCache, cache_folder, with_retries
+        from lsmix.data.cache import FileCache, cache_folder
         from lsmix.data.remote import fetch_manifest, open_remote
 
         remote = open_remote(trim_location(str(place)))
-        manifest, _ = with_retries(repr(remote.url), lambda: fetch_manifest(remote))
+        manifest, _ = fetch_manifest(remote)
         files = FileCache(remote, Path(cache) if cache else cache_folder(), cache_bytes)
         return Artifact(manifest=manifest, url=remote.url, files=files)
     folder = folder.parent if folder.name in _PARTS else folder

@@ -32,10 +32,10 @@ from lsmix.data.artifact import (
     verify_files,
 )
 from lsmix.data.atomic import dump_checksummed, fsync_folder, fsync_tree, locked_file, write_atomic
-from lsmix.data.cache import cache_folder, fetch_file, private_folder, with_retries
+from lsmix.data.cache import cache_folder, fetch_file, private_folder
 from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
-from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
+from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
 from lsmix.data.store import open_artifact
 
 __all__ = [
@@ -105,8 +105,9 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
     """
     artifact = open_artifact(artifact)
     manifest = artifact.manifest
+    check_writable(url)
     place = open_remote(url)
-    there = with_retries(repr(place.url), lambda: _manifest_there(place))
+    there = _manifest_there(place)
     if there is not None and _listing(there) != _listing(manifest):
         raise RecipeError(
             f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with root {there.root[:12]}, not "
@@ -126,7 +127,7 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
             _check_begun(place, note)
         _send_manifest(place, manifest)
     if not owned:
-        with_retries(repr(place.url), lambda: place.remove(_BEGUN))
+        place.remove(_BEGUN)
     return _result(manifest, artifact.location, place.url, moved)
 
 
@@ -142,8 +143,8 @@ def _begin_push(place: RemoteFS, note: bytes) -> None:
     Raises:
         RecipeError: something else lies there.
     """
-    found = with_retries(repr(place.url), place.entries)
-    if WORK_FOLDER in found and with_retries(repr(place.url), lambda: place.size(_BEGUN)) is not None:
+    found = place.entries("")
+    if WORK_FOLDER in found and place.size(_BEGUN) is not None:
         return _check_begun(place, note)
     if others := set(found) - {WORK_FOLDER, _OF_HUB}:
         raise RecipeError(
@@ -156,7 +157,7 @@ def _begin_push(place: RemoteFS, note: bytes) -> None:
 
 def _check_begun(place: RemoteFS, note: bytes) -> None:
     try:
-        same = with_retries(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
+        same = place.read(_BEGUN, len(note)) == note
     except (MissingError, CorruptError):
         same = False
     if not same:
@@ -188,7 +189,7 @@ def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress)
     manifest, place = read_manifest(folder), open_remote(url)
     if _listing(manifest) == _listing(before):
         return []
-    there, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    there, _ = fetch_manifest(place)
     if _listing(there) != _listing(before) or manifest.root != before.root:
         raise RecipeError(f"{place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
     same = _listing(manifest) & _listing(before)
@@ -207,7 +208,7 @@ def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress)
 def _send_manifest(place: RemoteFS, manifest: Manifest) -> None:
     content = dump_checksummed(manifest)
     _send_bytes(place, MANIFEST_NAME, content)
-    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, len(content))) != content:
+    if place.read(MANIFEST_NAME, len(content)) != content:
         raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
 
 
@@ -215,7 +216,7 @@ def _send_bytes(place: RemoteFS, path: str, content: bytes) -> None:
     with tempfile.NamedTemporaryFile(prefix="lsmix-") as source:
         source.write(content)
         source.flush()
-        with_retries(repr(place.url), lambda: place.write(path, Path(source.name)))
+        place.write(path, Path(source.name))
 
 
 def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
@@ -240,7 +241,7 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
     """
     place = open_remote(url)
     folder = target or Path(folder_name(url))
-    manifest, content = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    manifest, content = fetch_manifest(place)
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
     moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
@@ -262,7 +263,7 @@ def temporary_copy(
         LsmixError: as ``pull_artifact``.
     """
     place = open_remote(url)
-    listing = with_retries(repr(place.url), lambda: (listing_of or artifact_listing)(place))
+    listing = (listing_of or artifact_listing)(place)
     home = private_folder(cache_folder().absolute(), _COPIES)
     for left in home.glob("*.lock"):  # by killed processes
         with contextlib.suppress(LockedError), locked_file(left):
@@ -378,14 +379,11 @@ def _send(place: RemoteFS, source: Path, record: FileRecord, tell: Callable[[int
         )
     where = f"{place.url}/{record.path}"
 
-    def arrived() -> bool:
-        return place.has(record.path, record.bytes, sha256, md5)
-
     sent = 0
-    while not with_retries(repr(where), arrived):
+    while not place.has(record.path, record.bytes, sha256, md5):
         if sent == 2:
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
-        with_retries(repr(where), lambda: place.write(record.path, source))
+        place.write(record.path, source)
         sent += 1
     tell(record.bytes)
     return sent * record.bytes

@@ -9,7 +9,6 @@ import stat
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -17,10 +16,10 @@ import msgspec
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
 from lsmix.data.atomic import DECODE_ERRORS, locked_file, write_atomic
-from lsmix.data.cache import fetch_file, with_retries
+from lsmix.data.cache import fetch_file
 from lsmix.data.errors import CorruptError
 from lsmix.data.progress import stop_point
-from lsmix.data.remote import RemoteFS, open_remote
+from lsmix.data.remote import open_remote
 from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME, ColumnStore
 from lsmix.pipeline.engine.device import device_name, resolve_device
@@ -363,17 +362,17 @@ def send_work(folder: Path, url: str, spec: str) -> None:
     place = open_remote(url)
     paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
-        _send(place, folder, path)
+        place.write(path, folder / path)
 
 
 def fetch_work(folder: Path, url: str, spec: str) -> None:
     """Fetch what ``send_work`` sent, as far as it is not here."""
     place = open_remote(url)
-    sizes = with_retries(repr(url), lambda: place.sizes(""))
+    sizes = place.sizes("")
     paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
     check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
     for path in [*paths, f"{WORK_FOLDER}/{spec}"]:
-        content = with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
+        content = place.read(path, _MOST_RECORD_BYTES)
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
             write_atomic(folder / path, content)
 
@@ -386,8 +385,9 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
     """
     place = open_remote(url)
     for path in record.digests:
-        _send(place, folder, path)
-    _send(place, folder, f"{WORK_FOLDER}/{record_name(record.shard)}")
+        place.write(path, folder / path)
+    path = f"{WORK_FOLDER}/{record_name(record.shard)}"
+    place.write(path, folder / path)
 
 
 def read_ledger(url: str) -> dict[int, ShardRecord]:
@@ -398,12 +398,10 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)
-    sizes = with_retries(repr(url), lambda: place.sizes(""))
+    sizes = place.sizes("")
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
-        contents = threads.map(
-            lambda path: with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES)), sorted(names)
-        )
+        contents = threads.map(lambda path: place.read(path, _MOST_RECORD_BYTES), sorted(names))
         records = {}
         for content in contents:
             try:
@@ -441,7 +439,3 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
             (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(folder / wanted.path)
     write_atomic(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
-
-
-def _send(place: RemoteFS, folder: Path, path: str) -> None:
-    with_retries(f"'{place.url}/{path}'", lambda: place.write(path, folder / path))

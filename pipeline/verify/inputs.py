@@ -91,7 +91,7 @@ def find_base(
         else _found(home, "ingest", plan.origin.root),
         latents=_found(home, "encode", inputs["latents"]) if "latents" in inputs else None,
         flow=given or (_found(home, "train-glow", inputs["flow"]) if "flow" in inputs else None),
-        given=str(data or ""),
+        given=str(data) if data and local_folder(data) else "",
     )
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
 from lsmix.data.atomic import fsync_folder
-from lsmix.data.cache import with_retries
 from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import MOST_SPEC_BYTES, PLAN_NAME, PoolSpec, check_pool, parse_spec
@@ -183,7 +182,7 @@ def _open_plan(place: Path | str) -> _PlanFile:
         artifact = open_artifact(url)
     except MissingError:
         remote = open_remote(url)
-        content = with_retries(repr(remote.url), lambda: remote.read(name, MOST_SPEC_BYTES))
+        content = remote.read(name, MOST_SPEC_BYTES)
         return _PlanFile(content, f"{remote.url}/{name}", None)
     with artifact.open(name) as stream:
         return _PlanFile(stream.read(MOST_SPEC_BYTES + 1), artifact.where(name), artifact)

@@ -5,13 +5,11 @@ runs on several machines make the same bytes.
 """
 
 import shutil
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest
-from lsmix.data.cache import FileCache, with_retries
+from lsmix.data.cache import FileCache
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
@@ -22,7 +20,6 @@ from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_roo
 
 __all__ = ["RemoteWorkspace", "open_workspace"]
 
-_Answer = TypeVar("_Answer")
 _PAUSE_SECONDS = 0.5  # while another process copies the same artifact
 
 
@@ -99,7 +96,7 @@ class RemoteWorkspace(Workspace):
     def exists(self, folder: Path) -> bool:
         """Tell whether there is an artifact, be it whole or damaged, at the URL or here."""
         path = f"{folder.parent.name}/{folder.name}/{MANIFEST_NAME}"
-        return super().exists(folder) or self._ask(self._place.size, path) is not None
+        return super().exists(folder) or self._place.size(path) is not None
 
     def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Send a finished artifact to the URL, unless another machine sent the same bytes meanwhile; return it there.
@@ -139,7 +136,7 @@ class RemoteWorkspace(Workspace):
         """
         with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             path = f"{folder.parent.name}/{folder.name}"
-            self._ask(self._place.remove, f"{path}/{MANIFEST_NAME}")
+            self._place.remove(f"{path}/{MANIFEST_NAME}")
             self._clear(path)
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
             shutil.rmtree(folder, ignore_errors=True)
@@ -148,7 +145,7 @@ class RemoteWorkspace(Workspace):
         """Go through all folders of a stage at the URL, and those that are only here, with their sizes."""
         names = self._names(stage)
         for name in names:
-            sizes = self._ask(self._place.sizes, f"{stage}/{name}")
+            sizes = self._place.sizes(f"{stage}/{name}")
             if sizes:  # some object stores list a folder whose files are gone
                 yield Entry(name, self.url_of(self.root / stage / name), sum(sizes.values()))
         yield from (entry for entry in super().entries(stage) if entry.name not in names)
@@ -164,15 +161,12 @@ class RemoteWorkspace(Workspace):
                 yield self.root / stage / name, artifact.manifest
 
     def _names(self, stage: str) -> list[str]:
-        return self._ask(self._place.names, stage)
+        return sorted(name for name, is_folder in self._place.entries(stage).items() if is_folder)
 
     def _clear(self, path: str) -> None:
         """Remove all files below a folder at the URL."""
-        for name in self._ask(self._place.sizes, path):
-            self._ask(self._place.remove, f"{path}/{name}")
-
-    def _ask(self, action: Callable[[str], _Answer], path: str) -> _Answer:
-        return with_retries(repr(self._url), partial(action, path))
+        for name in self._place.sizes(path):
+            self._place.remove(f"{path}/{name}")
 
     def _open(self, stage: str, name: str) -> Artifact | None:
         try:
@@ -181,7 +175,7 @@ class RemoteWorkspace(Workspace):
             return None
 
     def _check_sizes(self, path: str, artifact: Artifact) -> None:
-        there = self._ask(self._place.sizes, path)
+        there = self._place.sizes(path)
         for file in artifact.manifest.files:
             if there.get(file.path) != file.bytes:
                 got = "nothing" if file.path not in there else f"{there[file.path]} bytes"

@@ -25,7 +25,7 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import dump_checksummed
+from lsmix.data.atomic import add_checksum, dump_checksummed
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
@@ -183,7 +183,9 @@ def peak_mebibytes(code: str, *words: object, room: int = 2 << 30) -> tuple[int,
 
 SIZE = 60 << 20
 HEAD = (
-    b'{"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "' + b"0" * 64 + b'", '
+    b'{\n"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "'
+    + b"0" * 64
+    + b'", '
 )
 TAIL = b'"inputs": [], "files": []}'
 
@@ -207,7 +209,7 @@ def keys() -> bytes:
     ids=["lists", "objects", "the first of two", "numbers", "keys", "files"],
 )
 def test_a_manifest_of_60_megabytes_is_refused_in_little_memory(content, tmp_path):
-    (tmp_path / "manifest.json").write_bytes(HEAD + content() + TAIL)
+    (tmp_path / "manifest.json").write_bytes(add_checksum(HEAD + content() + TAIL))
     peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
     assert re.search(r"is damaged: it holds \d+ times '.', and lsmix reads at most \d+", told)
     assert peak < 160
@@ -216,7 +218,7 @@ def test_a_manifest_of_60_megabytes_is_refused_in_little_memory(content, tmp_pat
 def test_the_worst_manifest_that_is_read_takes_a_few_hundred_megabytes(tmp_path):
     names = b",".join(b'"%07x":0' % number for number in range(790_000))
     content = b'"config": {"a": [' + b'{"a":0},' * 199_900 + b"9999," * 4_000_000 + b"0]," + names + b"}, "
-    (tmp_path / "manifest.json").write_bytes(HEAD + content + TAIL)
+    (tmp_path / "manifest.json").write_bytes(add_checksum(HEAD + content + TAIL))
     peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
     assert told == ""
     assert peak < 450  # 327 where this was written

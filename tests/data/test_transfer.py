@@ -14,10 +14,10 @@ import pytest
 from guarded import sealed_again
 from places import Meter, make_bucket, s3_server, web_server, write_pool
 
-from lsmix.data import cache as fetch
+from lsmix.data import cache as cache_module
+from lsmix.data import remote as remote_module
 from lsmix.data.artifact import read_manifest, root_digest
-from lsmix.data.atomic import add_checksum
-from lsmix.data.cache import locked_file
+from lsmix.data.atomic import add_checksum, locked_file
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -42,7 +42,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    for module in (cache_module, remote_module):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("no_proxy", "*")
 
 

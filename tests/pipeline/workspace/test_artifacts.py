@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsmix.data.artifact import read_manifest
-from lsmix.data.atomic import add_checksum
+from lsmix.data.atomic import add_checksum, dump_checksummed
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedError
 from lsmix.data.latents import open_latents
@@ -339,7 +339,7 @@ def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=[f"flow.path={moved}"])
     assert all(item.cached for item in result.built)
     manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
-    (moved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    (moved / "manifest.json").write_bytes(dump_checksummed(manifest))
     with pytest.raises(FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Check 'flow\.path'"):
         run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])
 
