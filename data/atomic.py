@@ -9,7 +9,7 @@ import secrets
 import stat
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
@@ -26,6 +26,7 @@ __all__ = [
     "check_tensor_header",
     "decode_versioned",
     "dump_checksummed",
+    "folder_bytes",
     "fsync_folder",
     "fsync_tree",
     "load_checksummed",
@@ -117,6 +118,16 @@ def fsync_tree(folder: Path) -> None:
             with (Path(root) / name).open("rb") as file:
                 os.fsync(file.fileno())
         fsync_folder(Path(root))
+
+
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, from which others may remove some meanwhile; 0 if it is not there."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
 
 
 def sha256_file(path: Path) -> str:

@@ -135,7 +135,7 @@ class FileCache:
         if record.bytes <= self._limit_bytes:
             part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
             with locked_file(part, wait=True):
-                self._make_room(record, part)
+                self._make_room(part)
                 source.replace(self._files / record.sha256)
                 part.unlink()
 
@@ -190,14 +190,21 @@ class FileCache:
             if path.exists():
                 part.unlink()
                 return None
-            self._make_room(record, part)
+            self._make_room(part)
+            needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
+            if needed > free:
+                raise DiskSpaceError(
+                    f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
+                    "or name another folder with cache= or LSMIX_CACHE."
+                )
             fetch_file(self._place, record, stream, lambda _: None)
             self._remember(record, stream)
             opened = part.open("rb")
             part.replace(path)
         return opened
 
-    def _make_room(self, record: FileRecord, part: Path) -> None:
+    def _make_room(self, part: Path) -> None:
+        """Remove what was used longest ago, until the cache is within its limit when ``part`` is whole."""
         with locked_file(self._folder / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
@@ -210,12 +217,6 @@ class FileCache:
                     break
                 if path != part and _remove(path):
                     excess -= size
-        needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
-        if needed > free:
-            raise DiskSpaceError(
-                f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
-                "or name another folder with cache= or LSMIX_CACHE."
-            )
 
 
 def _room(path: Path, size: int) -> int:

@@ -149,7 +149,7 @@ def open_latents(path: Path | str | Artifact, *, check_crc: bool = True) -> Late
         DownloadError: the URL cannot be reached.
     """
     artifact = open_artifact(path)
-    open_columns = open_remote_columns if artifact.files else open_artifact_columns
+    open_columns = open_artifact_columns if artifact.is_local else open_remote_columns
     columns = open_columns(artifact, LATENTS_NAME, check_crc=check_crc)
     version = columns.attributes.get("format_version")
     if version != LATENTS_FORMAT:

@@ -428,7 +428,7 @@ def open_pool(
     """
     options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
     artifact = open_artifact(path, **options)
-    if not artifact.files:
+    if artifact.is_local:
         columns = open_artifact_columns(artifact, POOL_NAME, check_crc=check_crc)
         return _pool(artifact, columns)
     columns = open_remote_columns(artifact, POOL_NAME, check_crc=check_crc)

@@ -31,7 +31,7 @@ from lsmix.data.artifact import (
     root_digest,
     verify_files,
 )
-from lsmix.data.atomic import dump_checksummed, fsync_folder, fsync_tree, locked_file, write_atomic
+from lsmix.data.atomic import dump_checksummed, folder_bytes, fsync_folder, fsync_tree, locked_file, write_atomic
 from lsmix.data.cache import cache_folder, fetch_file, private_folder
 from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
@@ -430,8 +430,7 @@ def _sweep(part: Path, listing: Listing) -> None:
 
 
 def _check_room(part: Path, listing: Listing) -> None:
-    there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
-    needed, free = listing.bytes - there, shutil.disk_usage(part).free
+    needed, free = listing.bytes - folder_bytes(part), shutil.disk_usage(part).free
     if needed > free:
         raise DiskSpaceError(
             f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "

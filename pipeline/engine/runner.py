@@ -23,7 +23,7 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import DECODE_ERRORS, remove_stale, write_atomic
+from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
@@ -288,7 +288,7 @@ def _leave_unfinished(task: StageTask, seconds: float) -> None:
 def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
     cost = estimate(node, resolver)
     expected = cost.bytes if cost else 0
-    there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    there = folder_bytes(folder)
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if expected - there > free:

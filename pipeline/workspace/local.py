@@ -5,7 +5,6 @@ contents is found and used, whatever it is named.
 """
 
 import contextlib
-import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -13,13 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
+from lsmix.data.atomic import folder_bytes
 from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.progress import Progress
 from lsmix.data.store import open_artifact
 from lsmix.pipeline.workspace.cache_key import SourceDigests
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 
-__all__ = ["Entry", "Workspace", "check_identity", "folder_bytes", "pool_inputs"]
+__all__ = ["Entry", "Workspace", "check_identity", "pool_inputs"]
 
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
@@ -127,16 +127,6 @@ class Workspace:
                     yield folder, read_manifest(folder)
                 except LsmixError:
                     continue
-
-
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder, from which others may remove some meanwhile."""
-    size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                size += os.lstat(f"{place}/{name}").st_size
-    return size
 
 
 def check_identity(artifact: Artifact, stage: str, key: str) -> None:
