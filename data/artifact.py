@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is, what it was made from, and a checksum of every file in it.
+"""Artifacts: the manifest, with what one is, what it was made from and a checksum of every file, and access to its files.
 
 ``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
 one is unfinished work and is never read.
@@ -55,7 +55,7 @@ WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making;
 MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
 _MOST_SECONDS = 1e10  # three hundred years
-_MOST_BYTES = 2**48  # of a file; more is a lie
+_MOST_BYTES = 2**48  # of a file
 _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
 _MOST_PATH_BYTES = 1024
 

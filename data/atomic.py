@@ -195,8 +195,8 @@ def locked_file(path: Path, *, wait: bool = False, shared: bool = False, message
             try:
                 lock_open_file(stream, path, shared=shared, wait=wait)
             except BlockingIOError as error:
-                told = message or f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
-                raise LockedError(told) from error
+                message = message or f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
+                raise LockedError(message) from error
             # Between opening and locking, another may have renamed or removed the file.
             if _is_at(path, stream):
                 yield stream

@@ -45,7 +45,7 @@ _BLOCK_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
-    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
+    """Return the folder of the cache: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
 
     Raises:
         MissingError: the user has no home folder, and neither variable is set.
@@ -222,8 +222,8 @@ class FileCache:
 def _room(path: Path, size: int) -> int:
     """Return what a file takes, or will take when it is whole."""
     if path.name.endswith(_PART):
-        told = path.name.removesuffix(_PART).rpartition(".")[2]
-        return int(told) if told.isdecimal() else size
+        size_of_whole = path.name.removesuffix(_PART).rpartition(".")[2]
+        return int(size_of_whole) if size_of_whole.isdecimal() else size
     return size
 
 
@@ -236,39 +236,39 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
+def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
     Args:
-        place: where it lies.
+        place: where it is stored.
         record: its path, size and checksum.
         stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
-        tell: is told how many bytes came; a negative number when they are thrown away.
+        advance: gets the number of bytes that came; a negative one when they are thrown away.
 
     Returns:
         The number of bytes that were fetched.
 
     Raises:
-        CorruptError: what is there is not the listed file; the stream is empty then.
+        CorruptError: the place has another file; the stream is empty then.
         DownloadError: it cannot be reached; what came so far is in the stream.
         DiskSpaceError: the disk is full.
     """
     fetched, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, record, stream, tell)
+        fetched += _complete(place, record, stream, advance)
         got = _digest_of(stream)
         if got == record.sha256:
             os.fsync(stream.fileno())
             return fetched
         stream.truncate(0)
-        tell(-record.bytes)
+        advance(-record.bytes)
     raise CorruptError(
         f"{place.url + '/' + record.path!r} is damaged: expected sha256 {record.sha256[:12]}…, got {got[:12]}…, twice. "
         "Ask its owner to send it again, or fetch it elsewhere."
     )
 
 
-def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
+def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
     fetched = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
@@ -284,7 +284,7 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Call
                 append_block(stream, block[: record.bytes - have], repr(record.path))
                 have += len(block)
                 fetched += len(block)
-                tell(len(block))
+                advance(len(block))
             reason: TransientError | str = f"the connection ended after {have} of {record.bytes} bytes"
         except TransientError as error:
             reason = error

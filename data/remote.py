@@ -1,7 +1,7 @@
 """Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
 
-Nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
-servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
+Callers check all bytes that they read from a place. Web servers are read with the standard library and folders as files, so
+that fsspec is imported for other URLs only.
 """
 
 import functools
@@ -114,7 +114,7 @@ def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
     except MissingError as error:
         raise MissingError(
             f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
-            "Check the URL; whoever sends it runs 'lsmix push' again."
+            "Check the URL, or run 'lsmix push' again."
         ) from error
     manifest = parse_manifest(content, place.url)
     if manifest.root != root_digest(manifest.files):
@@ -460,7 +460,7 @@ class _FileSystem:
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass
-            if not ended:  # our own limit; the file system has tried again meanwhile, so nobody does here
+            if not ended:  # our own limit; the file system has tried again meanwhile
                 raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:

@@ -75,7 +75,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listing(NamedTuple):
-    """What lies at a place: its files, and the one that makes them whole, which is written last."""
+    """What a place holds: files, and the one that makes them complete, which is written last."""
 
     name: str  # for people
     files: list[FileRecord]  # all but the last
@@ -118,8 +118,8 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
     if there is None and not owned:
         _begin_push(place, note)
 
-    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, artifact.file(record.path), record, tell)
+    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
+        return _send(place, artifact.file(record.path), record, advance)
 
     moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
     if there is None:
@@ -132,7 +132,7 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
 
 
 def _note(manifest: Manifest) -> bytes:
-    """Return what tells an artifact from every other at a place, cards included."""
+    """Return a note that identifies an artifact, its card included."""
     everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
     return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
 
@@ -141,7 +141,7 @@ def _begin_push(place: RemoteFS, note: bytes) -> None:
     """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
 
     Raises:
-        RecipeError: something else lies there.
+        RecipeError: the place holds something else.
     """
     found = place.entries("")
     if WORK_FOLDER in found and place.size(_BEGUN) is not None:
@@ -169,14 +169,14 @@ def _check_begun(place: RemoteFS, note: bytes) -> None:
 def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
     """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
 
-    Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
+    Files that change leave the manifest there first and join it again when all are sent, so that an interrupt leaves
     an artifact without them, never a damaged one.
 
     Args:
         folder: the artifact as it is to be.
-        url: where it lies.
+        url: where it is stored.
         before: its manifest there when ``folder`` was fetched.
-        progress: is told how many bytes are there.
+        progress: counts bytes.
 
     Returns:
         The paths of the files that were sent, but for the manifest.
@@ -197,8 +197,8 @@ def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress)
     bare = [record for record in manifest.files if record in same]
     _send_manifest(place, msgspec.structs.replace(manifest, files=bare))
 
-    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, folder / record.path, record, tell)
+    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
+        return _send(place, folder / record.path, record, advance)
 
     _in_parallel(changed, send, progress, f"push {manifest.name}")
     _send_manifest(place, manifest)
@@ -222,13 +222,13 @@ def _send_bytes(place: RemoteFS, path: str, content: bytes) -> None:
 def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
     """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
 
-    Until everything is there the files lie in a folder beside it, called as ``target`` with ".part" behind.
+    Until all files are there they are in a folder beside it, named like ``target`` with ".part" at the end.
 
     Args:
         url: the artifact's folder at a place.
         target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
             named as the last part of the URL.
-        progress: is told how many bytes are there.
+        progress: counts bytes.
 
     Raises:
         MissingError: there is no complete artifact at ``url``.
@@ -306,13 +306,13 @@ def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progr
         _sweep(part, listing)
         _check_room(part, listing)
 
-        def fetch(record: FileRecord, tell: Callable[[int], None]) -> int:
+        def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
             target = part / record.path
             target.parent.mkdir(parents=True, exist_ok=True)
             with target.open("a+b", buffering=0) as stream:  # an earlier pull may have left its beginning, or all of it
                 have = os.fstat(stream.fileno()).st_size
-                tell(have if have <= record.bytes else 0)
-                return fetch_file(place, record, stream, tell)
+                advance(have if have <= record.bytes else 0)
+                return fetch_file(place, record, stream, advance)
 
         moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
         fsync_tree(part)
@@ -330,7 +330,7 @@ def _in_parallel(
     label: str,
 ) -> list[int]:
     """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
-    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
+    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
     stop = threading.Event()
     moved, errors = [0] * len(records), []
 
@@ -338,14 +338,14 @@ def _in_parallel(
         try:
             with stopping(stop.is_set):
                 stop_point()
-                moved[index] = work(records[index], told.put)
+                moved[index] = work(records[index], moves.put)
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
             errors.append(error)
             stop.set()
         finally:
-            told.put(None)
+            moves.put(None)
 
     progress.start(label, sum(record.bytes for record in records), "byte")
     try:
@@ -355,7 +355,7 @@ def _in_parallel(
                     pool.submit(one, index)
                 left = len(records)
                 while left:
-                    count = told.get()
+                    count = moves.get()
                     if count is None:
                         left -= 1
                     else:
@@ -370,7 +370,7 @@ def _in_parallel(
     return moved
 
 
-def _send(place: RemoteFS, source: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+def _send(place: RemoteFS, source: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
     sha256, md5 = _digests(source)
     if sha256 != record.sha256:
         raise CorruptError(
@@ -385,7 +385,7 @@ def _send(place: RemoteFS, source: Path, record: FileRecord, tell: Callable[[int
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
         place.write(record.path, source)
         sent += 1
-    tell(record.bytes)
+    advance(record.bytes)
     return sent * record.bytes
 
 
@@ -467,7 +467,7 @@ def _listing(manifest: Manifest) -> set[FileRecord]:
 
 
 def folder_name(url: str) -> str:
-    """Return what a folder in which the artifact at a URL lies is called: the URL's last part.
+    """Return the name of a folder for the artifact at a URL: the URL's last part.
 
     Raises:
         RecipeError: that is no name for a folder.

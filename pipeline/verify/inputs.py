@@ -167,7 +167,9 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
     else:
         node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
         (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
-        artifact = made.artifact
+        artifact = open_artifact(
+            made.location
+        )  # its configuration in the order of the file, as latents and pools keep it
     if artifact.manifest.root != origin.root:
         raise RecipeError(_difference(data, artifact, artifact.manifest, origin))
     return artifact

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
 class Workspace:
     """The artifacts below a folder; the folder is made when something is first written.
 
-    ``lsmix.pipeline.workspace.remote`` has one whose artifacts lie at a URL.
+    ``lsmix.pipeline.workspace.remote`` has one whose artifacts are stored at a URL.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -100,7 +100,7 @@ class Workspace:
         with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest is no artifact
             while folder.is_dir():
-                with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                with contextlib.suppress(FileNotFoundError):  # another process removes it, too
                     shutil.rmtree(folder)
 
     def folders(self, stage: str) -> Iterator[Path]:

@@ -30,7 +30,7 @@ _NOTE_BYTES = 4096
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who works on an artifact, and how far the work is, as told by a note beside the lock."""
+    """Who works on an artifact, and how far the work is: the content of a note beside the lock."""
 
     user: str
     host: str
@@ -43,8 +43,8 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None = None
 
     def __str__(self) -> str:
-        told = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
-        return escape_terminal(told)  # anybody may write notes there
+        text = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
+        return escape_terminal(text)  # other users may write notes there
 
 
 class LockInfo:
@@ -57,7 +57,7 @@ class LockInfo:
         self._owner = Owner(user=user, host=socket.gethostname(), process=os.getpid(), since=since)
 
     def tell(self, **facts: int | float | str | None) -> None:
-        """Write the note anew, with how far the work is."""
+        """Write the note, with how far the work is."""
         beside = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
             beside.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._owner, **facts)))
@@ -85,10 +85,10 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
         workspace: folder of the artifacts.
         key: of the artifact.
         label: how to call it in a message.
-        shared: let others hold it too who ask for it so: for work that is the same bytes whoever does it.
+        shared: whether others may hold it too if they ask for it shared: array jobs, which write the same bytes.
 
     Raises:
-        LockedError: somebody else holds it; the message names owner, host, process and since when.
+        LockedError: another run holds it; the message names owner, host, process and since when.
     """
     folder = workspace / _FOLDER
     with ExitStack() as stack:
@@ -162,7 +162,7 @@ class InputLocks:
 def working_owners(workspace: Path, key: str) -> list[Owner]:
     """Return who seems to work on the artifact with this key; without touching the lock.
 
-    A process on another host cannot be asked, so it counts as working as long as its note lies there.
+    A process on another host cannot be asked, so it counts as working as long as its note exists.
     """
     owners = []
     for path in sorted((workspace / _FOLDER).glob(f"{key}.*owner.json")):
@@ -182,5 +182,5 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True  # somebody else's, but there
+        return True  # another user's
     return True

@@ -322,7 +322,8 @@ def test_a_damaged_file_there_is_exit_code_5_and_named_by_its_url(words, s3, mad
     assert (result.code, result.out) == (5, "")
     assert f"'s3://bucket/pool/{SHARD}' is damaged: expected sha256" in result.err
     assert str(tmp_path / "cache") not in result.err
-    assert list(Path.cwd().glob("out*")) == []
+    assert list(Path.cwd().glob("out*")) == [] or words[0] == "push"  # which another push can complete
+    assert not Path("out/manifest.json").exists()
 
 
 def test_damage_of_what_a_rebuild_is_given_is_found(there, made, tmp_path):
