@@ -257,9 +257,8 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
-    with TerminalProgress() as bars:
-        facts = artifact_facts(artifact, bars)
-        drawn = draw_artifact(artifact, progress=bars, **options)
+    facts = artifact_facts(artifact)
+    drawn = draw_artifact(artifact, **options)
     files = {one.kind: str(one.target) if one.what else None for one in drawn}
     _print("show", {**facts, **files}, show_lines(facts, drawn), as_json)
 

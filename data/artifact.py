@@ -1,4 +1,4 @@
-"""The manifest of an artifact: what it is, what it was made from, and a checksum of every file in it.
+"""Artifacts: the manifest, with what one is, what it was made from and a checksum of every file, and access to its files.
 
 ``manifest.json`` is written last, so its presence means that the artifact is complete; a folder without
 one is unfinished work and is never read.
@@ -8,19 +8,18 @@ import hashlib
 import os
 import re
 import stat
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Annotated, Any, Final, Protocol
 
 import msgspec
 
 from lsmix.data.atomic import (
     DECODE_ERRORS,
-    checksummed_json,
-    decode_versioned,
+    dump_checksummed,
     fsync_tree,
-    is_as_written,
-    is_broken,
+    load_checksummed,
     sha256_file,
     write_atomic,
 )
@@ -56,9 +55,13 @@ WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making;
 MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
 _MOST_SECONDS = 1e10  # three hundred years
-_MOST_BYTES = 2**48  # of a file; more is a lie
+_MOST_BYTES = 2**48  # of a file
 _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
 _MOST_PATH_BYTES = 1024
+
+
+_Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, hex
+_Key = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{12})?\Z")]
 
 
 class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,8 +77,8 @@ class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One input of an artifact."""
 
     role: str  # what the stage calls it: "dataset", "flow", "latents", ...
-    key: str  # key of the input artifact, 12 hex digits; "" for source files
-    root: str  # root digest of its payload
+    key: _Key  # of the input artifact; "" for source files
+    root: _Digest  # root digest of its payload
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,13 +88,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     stage_version: int
     name: str
-    key: str  # 12 hex digits, see pipeline/workspace/cache_key.py
-    root: str  # digest over the payload files
+    key: _Key  # 12 hex digits, see pipeline/workspace/cache_key.py
+    root: _Digest  # digest over the payload files
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
     counts: dict[str, Any] = {}  # facts such as the number of images, of failed decodes, of shards
-    seconds: float = 0.0  # time of work, all sessions together
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=_MOST_SECONDS)] = 0.0  # time of work, all sessions together
     environment: dict[str, Any] = {}  # versions, device, determinism flags
 
 
@@ -140,7 +143,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     Raises:
         CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
     """
-    path, content = folder / MANIFEST_NAME, checksummed_json(manifest)
+    path, content = folder / MANIFEST_NAME, dump_checksummed(manifest)
     if odd := _unexpected(manifest):
         raise CorruptError(
             f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
@@ -190,13 +193,11 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         CorruptError: it is not what a manifest must be.
     """
     path = f"{where.rstrip('/')}/{MANIFEST_NAME}"
-    if is_broken(content):
-        raise CorruptError(_altered(path))
     try:
         remedy = "Use a newer lsmix, or make the artifact again."
-        manifest = decode_versioned(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
+        manifest = load_checksummed(content, Manifest, FORMAT_VERSION, what=f"artifact {where!r} has", remedy=remedy)
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{path!r} is damaged: {error}. Make the artifact again.") from error
+        raise CorruptError(f"{path!r} is damaged: {error}. Fetch or make the artifact again.") from error
     if wrong := _wrong_facts(manifest):
         raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
     if manifest.stage not in ARTIFACT_FILES:
@@ -223,35 +224,17 @@ def _too_large(manifest_path: str, size: int) -> str:
 
 
 def _wrong_facts(manifest: Manifest) -> str:
-    """Return what is said that cannot be, or "": so that nobody else has to doubt a name, a digest or a version."""
-    for what, text in (
-        ("stage", manifest.stage),
-        ("name", manifest.name),
-        *(("role", one.role) for one in manifest.inputs),
-    ):
+    """Return what in a manifest cannot be, or ""."""
+    named = [("stage", manifest.stage), ("name", manifest.name), *(("role", one.role) for one in manifest.inputs)]
+    for what, text in named:
         if not 0 < len(text) <= _MOST_NAME_BYTES or not text.isprintable():
             return f"its {what} is {text[:80]!r}"
-    for what, text in (("key", manifest.key), *(("key of an input", one.key) for one in manifest.inputs)):
-        if not re.fullmatch("([0-9a-f]{12})?", text):
-            return f"its {what} is {text[:80]!r}, expected 12 hex digits"
-    for what, text in (
-        ("root digest", manifest.root),
-        *(("root digest of an input", one.root) for one in manifest.inputs),
-    ):
-        if not re.fullmatch("[0-9a-f]{64}", text):
-            return f"its {what} is {text[:80]!r}, expected 64 hex digits"
-    if not 0 <= manifest.seconds < _MOST_SECONDS:
-        return f"it took {manifest.seconds} seconds"
     try:
         msgspec.convert(manifest.environment, _Environment)
     except msgspec.ValidationError as error:
         return f"its environment is wrong ({error})"
-    for what, fields in (
-        ("config", manifest.config),
-        ("counts", manifest.counts),
-        ("environment", manifest.environment),
-    ):
-        if not _is_modest(fields, _MOST_DEPTH):
+    for what in ("config", "counts", "environment"):
+        if not _is_modest(getattr(manifest, what), _MOST_DEPTH):
             return f"its {what} is nested too deeply, or holds a number beyond 64 bits"
     return ""
 
@@ -262,10 +245,6 @@ def _is_modest(value: Any, depth: int) -> bool:
         parts = value.values() if isinstance(value, dict) else value
         return depth > 0 and all(_is_modest(part, depth - 1) for part in parts)
     return not isinstance(value, int) or abs(value) < 2**63
-
-
-def _altered(manifest_path: str) -> str:
-    return f"{manifest_path!r} is damaged: its bytes are not those that were written. Fetch or make the artifact again."
 
 
 def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
@@ -301,9 +280,13 @@ def _check_relative(manifest_path: str, relative: str) -> None:
         )
 
 
-def check_sizes(folder: Path | str, manifest: Manifest) -> None:
-    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded."""
-    _check_folders(folder, manifest)
+def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
+    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded.
+
+    ``where`` is how messages call the folder; "" for its path.
+    """
+    where = where or str(folder)
+    _check_folders(folder, manifest, where)
     for file in manifest.files:
         path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
         try:
@@ -312,15 +295,15 @@ def check_sizes(folder: Path | str, manifest: Manifest) -> None:
             facts = None
         if facts is None or not stat.S_ISREG(facts.st_mode):
             raise CorruptError(
-                f"{path!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
+                f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
             )
         if facts.st_size != file.bytes:
             raise CorruptError(
-                f"{path!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
+                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
             )
 
 
-def _check_folders(folder: Path | str, manifest: Manifest) -> None:
+def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
     """Refuse links in place of folders, which would lead out of the artifact, or round in it."""
     known: set[str] = set()
     for file in manifest.files:
@@ -329,29 +312,30 @@ def _check_folders(folder: Path | str, manifest: Manifest) -> None:
             known.add(parent)
             if os.path.islink(f"{folder}/{parent}"):  # noqa: PTH114 - as above, no Path for each
                 raise CorruptError(
-                    f"{f'{folder}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
+                    f"{f'{where}/{parent}'!r} is a link; artifacts hold their own files. Fetch or make the artifact again."
                 )
             parent = parent.rpartition("/")[0]
 
 
-def verify_files(folder: Path | str, manifest: Manifest) -> int:
-    """Check every byte of every file against the manifest; return the number of bytes read.
+def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
+    """Check every byte of every file in a folder against the manifest; return the number of bytes read.
+
+    ``where`` is how messages call the folder; "" for its path.
 
     Raises:
         CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
     """
-    folder = Path(folder)
-    check_sizes(folder, manifest)
+    where = where or str(folder)
+    check_sizes(folder, manifest, where)
     if manifest.root != root_digest(manifest.files):
         raise CorruptError(
-            f"{str(folder / MANIFEST_NAME)!r} was altered: its root digest does not fit its list of files."
+            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its root digest does not fit its list of files."
         )
-    _check_manifest_bytes(folder / MANIFEST_NAME)
     for file in manifest.files:
         digest = sha256_file(folder / file.path)
         if digest != file.sha256:
             raise CorruptError(
-                f"{str(folder / file.path)!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
+                f"{f'{where}/{file.path}'!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
                 "Fetch or make the artifact again."
             )
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
@@ -359,14 +343,10 @@ def verify_files(folder: Path | str, manifest: Manifest) -> int:
         relative = path.relative_to(folder).as_posix()
         odd = path.is_symlink() or not path.is_dir()
         if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
-            raise CorruptError(f"{str(path)!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it.")
+            raise CorruptError(
+                f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
+            )
     return sum(file.bytes for file in manifest.files)
-
-
-def _check_manifest_bytes(path: Path) -> None:
-    content = path.read_bytes()
-    if path.is_symlink() or not is_as_written(content, parse_manifest(content, str(path.parent))):
-        raise CorruptError(_altered(str(path)))
 
 
 def _columns(store: str) -> str:
@@ -425,15 +405,95 @@ def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
         raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
 
 
-@dataclass(frozen=True, kw_only=True)
-class Artifact:
-    """A complete artifact that a stage reads."""
+class ListedFiles(Protocol):
+    """Where the files of an artifact at a URL come from; each is checked against its record."""
 
-    folder: Path  # on this machine; where ``url`` is set, its files may not be there yet
-    manifest: Manifest
-    url: str = ""  # where it lies in a remote workspace
+    def path(self, record: FileRecord) -> Path:
+        """Return a path at which the file can be opened at once."""
+
+    def open(self, record: FileRecord) -> IO[bytes]:
+        """Return the file, opened to read."""
+
+    def prefetch(self, records: Sequence[FileRecord]) -> None:
+        """Learn that all of these files will be opened next."""
+
+
+class Artifact:
+    """A complete artifact: its manifest, and its files, which are downloaded one by one where it is stored at a URL.
+
+    Args:
+        manifest: what it holds.
+        folder: the folder on this machine that holds all of its files, if there is one.
+        url: where it is stored, if that is a URL; errors name it.
+        files: where files come from if there is no such folder.
+    """
+
+    def __init__(
+        self, *, manifest: Manifest, folder: Path | None = None, url: str = "", files: ListedFiles | None = None
+    ) -> None:
+        self.manifest = manifest
+        self.url = url
+        self._folder = folder
+        self.files = files
 
     @property
     def location(self) -> str:
-        """Where it is found: its URL if it has one, else its folder."""
-        return self.url or str(self.folder)
+        """Its URL if it has one, else its folder."""
+        return self.url or str(self._folder)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a folder on this machine holds all of its files."""
+        return self._folder is not None
+
+    @property
+    def folder(self) -> Path:
+        """The folder on this machine that holds all of its files.
+
+        Raises:
+            MissingError: it is stored at a URL; use ``file``.
+        """
+        if self._folder is None:
+            raise MissingError(f"{self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}")
+        return self._folder
+
+    @cached_property
+    def records(self) -> dict[str, FileRecord]:
+        """The listed files by their path."""
+        return {record.path: record for record in self.manifest.files}
+
+    def where(self, path: str) -> str:
+        """Return how to call a file in messages."""
+        return f"{self.location}/{path}"
+
+    def file(self, path: str) -> Path:
+        """Return the path on this machine of a listed file, downloaded if need be; open it at once.
+
+        Raises:
+            MissingError: it is not listed.
+            CorruptError, DownloadError, DiskSpaceError: as ``FileCache.open``.
+        """
+        record = self._record(path)
+        return self.files.path(record) if self.files else self.folder / path
+
+    def open(self, path: str) -> IO[bytes]:
+        """Return a listed file, opened to read; errors as ``file``, and CorruptError if it is a link or cannot be read."""
+        record = self._record(path)
+        if self.files:
+            return self.files.open(record)
+        try:
+            return os.fdopen(os.open(self.folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        except OSError as error:
+            raise CorruptError(
+                f"{self.where(path)!r} cannot be read: {error.strerror}. Fetch or make the artifact again."
+            ) from error
+
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """Download listed files that will be opened next, several at a time."""
+        if self.files:
+            self.files.prefetch([self._record(path) for path in paths])
+
+    def _record(self, path: str) -> FileRecord:
+        if path not in self.records:
+            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
+        return self.records[path]

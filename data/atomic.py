@@ -1,38 +1,39 @@
-"""Atomic and durable writes, checksums of files, and JSON that carries its version and checksum."""
+"""Atomic and durable writes, locks and checksums of files, and JSON that carries its version and checksum."""
 
-import contextlib
+import errno
 import fcntl
-import glob
 import hashlib
 import os
 import re
 import secrets
 import stat
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
 import msgspec
 
-from lsmix.data.errors import FormatError, RecipeError
+from lsmix.data.errors import FormatError, LockedError, RecipeError
+from lsmix.data.progress import ROUND_SECONDS, pause
 
 __all__ = [
     "DECODE_ERRORS",
+    "add_checksum",
     "atomic_path",
     "check_replaceable",
     "check_tensor_header",
-    "checksummed_json",
     "decode_versioned",
+    "dump_checksummed",
+    "folder_bytes",
     "fsync_folder",
     "fsync_tree",
-    "is_as_written",
-    "is_broken",
-    "is_file_at",
+    "load_checksummed",
+    "lock_open_file",
+    "locked_file",
     "read_small",
     "remove_stale",
-    "remove_stale_parts",
-    "seal",
     "sha256_file",
     "write_atomic",
 ]
@@ -101,14 +102,6 @@ def remove_stale(folder: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def remove_stale_parts(path: Path) -> None:
-    """Remove what writers of the file at ``path`` left beside it that hold no lock on that, as killed ones do not."""
-    for part in path.parent.glob(f".{glob.escape(path.name)}.*{_PART}"):
-        with contextlib.suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            part.unlink(missing_ok=True)
-
-
 def fsync_folder(folder: Path) -> None:
     """Flush a folder's list of names to disk."""
     handle = os.open(folder, os.O_RDONLY)
@@ -127,6 +120,16 @@ def fsync_tree(folder: Path) -> None:
         fsync_folder(Path(root))
 
 
+def folder_bytes(folder: Path) -> int:
+    """Return the size of all files below a folder, from which others may remove some meanwhile; 0 if it is not there."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(FileNotFoundError):
+                size += os.lstat(f"{place}/{name}").st_size
+    return size
+
+
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
@@ -136,8 +139,71 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def is_file_at(path: Path, stream: IO[bytes]) -> bool:
-    """Tell whether ``path`` still names the open file ``stream``, which others may rename or remove at any time."""
+_UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+_warned: set[Path] = set()  # folders
+
+
+def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: bool = False) -> None:
+    """Lock an open file; a stop ends the wait. A file system without locks gets one warning, and the work goes on.
+
+    Args:
+        file: the open file, which holds the lock until it is closed.
+        path: its path, for the warning.
+        shared: whether others may hold the lock too, if they ask for it shared.
+        wait: whether to wait for others.
+
+    Raises:
+        BlockingIOError: another open file holds the lock, and ``wait`` is unset.
+    """
+    while True:
+        try:
+            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if not wait:
+                raise
+            pause(ROUND_SECONDS)
+            continue
+        except OSError as error:
+            if error.errno not in _UNSUPPORTED:
+                raise
+            if path.parent not in _warned:
+                _warned.add(path.parent)
+                warnings.warn(
+                    f"{str(path.parent)!r} is on a file system without locks: do not start two runs there at a time.",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+        return
+
+
+@contextmanager
+def locked_file(path: Path, *, wait: bool = False, shared: bool = False, message: str = "") -> Iterator[IO[bytes]]:
+    """Open a file to read and append, made if need be, and lock it; yield it unbuffered.
+
+    Args:
+        path: the file, in a folder that exists.
+        wait: whether to wait while another thread or process holds the lock.
+        shared: whether others may hold the lock too, if they ask for it shared.
+        message: of the error; "" for a general one.
+
+    Raises:
+        LockedError: another thread or process holds the lock, and ``wait`` is unset.
+    """
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        with os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0) as stream:
+            try:
+                lock_open_file(stream, path, shared=shared, wait=wait)
+            except BlockingIOError as error:
+                message = message or f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
+                raise LockedError(message) from error
+            # Between opening and locking, another may have renamed or removed the file.
+            if _is_at(path, stream):
+                yield stream
+                return
+
+
+def _is_at(path: Path, stream: IO[bytes]) -> bool:
     try:
         return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
@@ -209,34 +275,31 @@ def decode_versioned(content: bytes, kind: type[_Record], version: int, *, what:
 
 
 _OPENING = b"{\n"
-_SEAL = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
+_CHECKSUM_LINE = re.compile(rb'\{\n "checksum": "([0-9a-f]{64})",\n')
 
 
-def checksummed_json(record: msgspec.Struct) -> bytes:
+def dump_checksummed(record: msgspec.Struct) -> bytes:
     """Return a record as JSON, its fields sorted and one a line, below a checksum of these bytes."""
-    return seal(_plain_json(record))
+    return add_checksum(msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1) + b"\n")
 
 
-def seal(content: bytes) -> bytes:
+def add_checksum(content: bytes) -> bytes:
     """Put the checksum's line into JSON that begins with a brace and a line feed."""
     digest = hashlib.sha256(content).hexdigest().encode()
     return _OPENING + b' "checksum": "' + digest + b'",\n' + content.removeprefix(_OPENING)
 
 
-def is_broken(content: bytes) -> bool:
-    """Tell whether JSON has a checksum that does not fit; so it can be told from damage what another version wrote."""
-    found = _SEAL.match(content)
-    if not found:
-        return False
+def load_checksummed(content: bytes, kind: type[_Record], version: int, *, what: str, remedy: str) -> _Record:
+    """Return the record that ``dump_checksummed`` wrote; the arguments are those of ``decode_versioned``.
+
+    Raises:
+        FormatError: it is of another version, and undamaged.
+        One of DECODE_ERRORS: a byte was changed, or it is no such record.
+    """
+    found = _CHECKSUM_LINE.match(content)
     digest = hashlib.sha256(_OPENING)
-    digest.update(memoryview(content)[found.end() :])
-    return digest.hexdigest().encode() != found[1]
-
-
-def is_as_written(content: bytes, record: msgspec.Struct) -> bool:
-    """Tell whether JSON, decoded as ``record``, has every byte that it was written with."""
-    return not is_broken(content) if _SEAL.match(content) else content == _plain_json(record)
-
-
-def _plain_json(record: msgspec.Struct) -> bytes:
-    return msgspec.json.format(msgspec.json.encode(record, order="sorted"), indent=1) + b"\n"
+    if found:
+        digest.update(memoryview(content)[found.end() :])
+    if not found or digest.hexdigest().encode() != found[1]:
+        raise msgspec.ValidationError("its bytes are not those that were written")
+    return decode_versioned(content, kind, version, what=what, remedy=remedy)

@@ -5,20 +5,18 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import shutil
 import stat
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
-from lsmix.data.artifact import FileRecord, Manifest
-from lsmix.data.atomic import is_file_at
+from lsmix.data.artifact import FileRecord
+from lsmix.data.atomic import locked_file
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -28,28 +26,26 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.progress import lock_file, pause, stop_point
-from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
-from lsmix.data.table_reader import TableReader, open_table
+from lsmix.data.progress import pause, stop_point
+from lsmix.data.remote import PAUSES_SECONDS, RemoteFS
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
     "FileCache",
     "cache_folder",
-    "digest_of",
     "fetch_file",
-    "locked_file",
-    "open_remote_columns",
     "private_folder",
-    "with_retries",
 ]
 
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
+_JOBS = 4  # files on their way at a time
+_MOST_OPEN = 128
+_BLOCK_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
-    """Return where files from afar are kept: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
+    """Return the folder of the cache: LSMIX_CACHE, or "lsmix" in XDG_CACHE_HOME, or "~/.cache/lsmix".
 
     Raises:
         MissingError: the user has no home folder, and neither variable is set.
@@ -89,29 +85,62 @@ def private_folder(cache: Path, name: str) -> Path:
 
 
 class FileCache:
-    """Files by checksum in a folder, together at most ``limit_bytes``; safe to share among threads and processes."""
+    """Files of the artifact at a URL, kept by checksum in a folder; safe to share among threads and processes.
 
-    def __init__(self, folder: Path, limit_bytes: int) -> None:
-        self.folder = folder
-        self.limit_bytes = limit_bytes
+    Args:
+        place: where files are downloaded from.
+        folder: the cache, shared with all other artifacts.
+        limit_bytes: how much it may hold.
+    """
+
+    def __init__(self, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+        self._place = place
+        self._folder = folder
+        self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
         self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
         self._checking = threading.Lock()
 
-    def has(self, record: FileRecord) -> bool:
-        """Tell whether a file is there, checked or not."""
-        return (self._files / record.sha256).exists()
-
-    def check(self, place: RemoteFS, record: FileRecord) -> None:
+    def check_limit(self, record: FileRecord) -> None:
         """Raise RecipeError if a file is larger than the whole cache may be."""
-        if record.bytes > self.limit_bytes:
+        if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self.limit_bytes} may hold. "
-                "Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+                f"{self._place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
 
-    def open(self, place: RemoteFS, record: FileRecord) -> IO[bytes]:
-        """Return a listed file, opened to read; it is fetched if need be.
+    def most_open(self, largest_bytes: int) -> int:
+        """Return how many files may be mapped at a time: those that left the cache stay on the disk until they are unmapped."""
+        return max(1, min(_MOST_OPEN, self._limit_bytes // 2 // max(largest_bytes, 1)))
+
+    def prefetch(self, records: Sequence[FileRecord]) -> None:
+        """Download the files that are missing, several at a time, as far as half of the cache holds them."""
+        missing = []
+        room = self._limit_bytes // 2
+        for record in records:
+            if record.bytes <= room and not (self._files / record.sha256).exists():
+                room -= record.bytes
+                missing.append(record)
+        if len(missing) > 1:
+            with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
+                list(pool.map(self.path, missing))
+
+    def path(self, record: FileRecord) -> Path:
+        """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
+        self.open(record).close()
+        return self._files / record.sha256
+
+    def adopt(self, record: FileRecord, source: Path) -> None:
+        """Move a whole file that was made here into the cache, so that it need not be downloaded."""
+        if record.bytes <= self._limit_bytes:
+            part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
+            with locked_file(part, wait=True):
+                self._make_room(part)
+                source.replace(self._files / record.sha256)
+                part.unlink()
+
+    def open(self, record: FileRecord) -> IO[bytes]:
+        """Return a listed file, opened to read; it is downloaded if need be.
 
         Raises:
             RecipeError: it is larger than the whole cache may be.
@@ -124,12 +153,12 @@ class FileCache:
             try:
                 stream = path.open("rb")
             except FileNotFoundError:
-                fetched = self._fetch(place, record)
+                fetched = self._fetch(record)
                 if fetched is not None:
                     return fetched
                 continue
             if self._is_right(stream, record):
-                with contextlib.suppress(OSError):  # another user's file, or gone in between
+                with contextlib.suppress(OSError):  # removed meanwhile
                     os.utime(path)
                 stream.seek(0)
                 return stream
@@ -142,7 +171,7 @@ class FileCache:
         with self._checking:
             if self._checked.get(record.sha256) == known:
                 return facts.st_size == record.bytes
-        if facts.st_size != record.bytes or digest_of(stream) != record.sha256:
+        if facts.st_size != record.bytes or _digest_of(stream) != record.sha256:
             return False
         self._remember(record, stream)
         return True
@@ -152,182 +181,94 @@ class FileCache:
         with self._checking:
             self._checked[record.sha256] = (facts.st_dev, facts.st_ino)
 
-    def _fetch(self, place: RemoteFS, record: FileRecord) -> IO[bytes] | None:
-        """Fetch a file and return it opened; None if somebody else did so in between."""
-        self.check(place, record)
+    def _fetch(self, record: FileRecord) -> IO[bytes] | None:
+        """Download a file and return it opened; None if another process did so in between."""
+        self.check_limit(record)
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:
             if path.exists():
                 part.unlink()
                 return None
-            self._make_room(record, part)
-            fetch_file(place, record, stream, _tell_nobody)
+            self._make_room(part)
+            needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
+            if needed > free:
+                raise DiskSpaceError(
+                    f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
+                    "or name another folder with cache= or LSMIX_CACHE."
+                )
+            fetch_file(self._place, record, stream, lambda _: None)
             self._remember(record, stream)
             opened = part.open("rb")
             part.replace(path)
         return opened
 
-    def _make_room(self, record: FileRecord, part: Path) -> None:
-        with locked_file(self.folder / "lock", wait=True):
+    def _make_room(self, part: Path) -> None:
+        """Remove what was used longest ago, until the cache is within its limit when ``part`` is whole."""
+        with locked_file(self._folder / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
                 with contextlib.suppress(FileNotFoundError):
                     facts = path.stat()
                     found.append((facts.st_mtime_ns, _room(path, facts.st_size), path))
-            excess = sum(size for _, size, _ in found) - self.limit_bytes  # the part counts in full already
+            excess = sum(size for _, size, _ in found) - self._limit_bytes  # the part counts in full already
             for _, size, path in sorted(found):
                 if excess <= 0:
                     break
                 if path != part and _remove(path):
                     excess -= size
-        needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise DiskSpaceError(
-                f"{record.path!r} needs {needed} bytes in the cache {str(self.folder)!r}, where {free} are free. Free some, "
-                "or name another folder with cache= or LSMIX_CACHE."
-            )
 
 
 def _room(path: Path, size: int) -> int:
     """Return what a file takes, or will take when it is whole."""
     if path.name.endswith(_PART):
-        told = path.name.removesuffix(_PART).rpartition(".")[2]
-        return int(told) if told.isdecimal() else size
+        size_of_whole = path.name.removesuffix(_PART).rpartition(".")[2]
+        return int(size_of_whole) if size_of_whole.isdecimal() else size
     return size
 
 
 def _remove(path: Path) -> bool:
-    if path.name.endswith(_PART):
-        try:
-            with locked_file(path, wait=False):
-                path.unlink(missing_ok=True)
-        except (LockedError, OSError):  # somebody is fetching it
-            return False
-        return True
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
-    return not path.exists()
+    try:
+        with locked_file(path):
+            path.unlink(missing_ok=True)
+    except (LockedError, OSError):  # another process is downloading it
+        return False
+    return True
 
 
-def _tell_nobody(count: int) -> None:
-    pass
-
-
-_JOBS = 4  # shards on their way at a time
-
-
-class _RemoteFiles:
-    """The files of a table at a URL, kept in the cache."""
-
-    def __init__(self, place: RemoteFS, cache: FileCache, name: str, records: dict[str, FileRecord]) -> None:
-        self._place = place
-        self._cache = cache
-        self._records = records
-        self.location = f"{place.url}/{name}"
-        self.sizes = {path: record.bytes for path, record in records.items()}
-
-    def open(self, path: str) -> IO[bytes]:
-        """Return a file, downloaded if need be."""
-        return self._cache.open(self._place, self._records[path])
-
-    def prefetch(self, paths: Sequence[str]) -> None:
-        """Download those files that are not in the cache, several at a time, as far as half of it holds them."""
-        missing = []
-        room = self._cache.limit_bytes // 2
-        for name in paths:
-            if not self._cache.has(self._records[name]) and self._records[name].bytes <= room:
-                room -= self._records[name].bytes
-                missing.append(name)
-        if len(missing) > 1:
-            with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-                for stream in pool.map(self.open, missing):
-                    stream.close()
-
-
-def open_remote_columns(
-    url: str, name: str, *, check_crc: bool, cache: Path | str | None, cache_bytes: int
-) -> tuple[Manifest, TableReader]:
-    """Return the manifest and the table called ``name`` of the artifact at ``url``.
-
-    Args:
-        url: the artifact's folder at a place.
-        name: of the Zarr group in it.
-        check_crc: whether to compare each chunk's checksum when it is first mapped.
-        cache: folder that shards are kept in; None for ``cache_folder()``.
-        cache_bytes: how much may be kept there, of all artifacts together.
-
-    Raises:
-        MissingError: there is no artifact, no such columns in it, or it is not finished.
-        FormatError: the artifact or the columns are of a format that this version does not read.
-        CorruptError: its manifest or metadata is damaged, or they do not fit together.
-        DownloadError: the place cannot be reached.
-    """
-    place = open_remote(url)
-    manifest, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
-    kept = FileCache(Path(cache) if cache else cache_folder(), cache_bytes)
-    records = {
-        record.path.removeprefix(f"{name}/"): record for record in manifest.files if record.path.startswith(f"{name}/")
-    }
-    for record in records.values():
-        kept.check(place, record)
-    return manifest, open_table(_RemoteFiles(place, kept, name, records), check_crc=check_crc)
-
-
-_BLOCK_BYTES = 1 << 20
-_PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt; one that gets on begins the row anew
-_Answer = TypeVar("_Answer")
-
-
-def with_retries(what: str, action: Callable[[], _Answer]) -> _Answer:
-    """Return what ``action`` returns, trying again after each ``TransientError``, a few times.
-
-    Raises:
-        DownloadError: it was interrupted each time; ``what`` begins the message.
-    """
-    for seconds in (*_PAUSES_SECONDS, None):
-        try:
-            return action()
-        except TransientError as reason:
-            if seconds is None:
-                raise DownloadError(f"{what} cannot be reached: {reason}. Try again later.") from reason
-            pause(seconds)
-    raise AssertionError  # unreachable: the last pause is None
-
-
-def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
+def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
     Args:
-        place: where it lies.
+        place: where it is stored.
         record: its path, size and checksum.
         stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
-        tell: is told how many bytes came; a negative number when they are thrown away.
+        advance: gets the number of bytes that came; a negative one when they are thrown away.
 
     Returns:
         The number of bytes that were fetched.
 
     Raises:
-        CorruptError: what is there is not the listed file; the stream is empty then.
+        CorruptError: the place has another file; the stream is empty then.
         DownloadError: it cannot be reached; what came so far is in the stream.
         DiskSpaceError: the disk is full.
     """
     fetched, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, record, stream, tell)
-        got = digest_of(stream)
+        fetched += _complete(place, record, stream, advance)
+        got = _digest_of(stream)
         if got == record.sha256:
             os.fsync(stream.fileno())
             return fetched
         stream.truncate(0)
-        tell(-record.bytes)
+        advance(-record.bytes)
     raise CorruptError(
         f"{place.url + '/' + record.path!r} is damaged: expected sha256 {record.sha256[:12]}…, got {got[:12]}…, twice. "
         "Ask its owner to send it again, or fetch it elsewhere."
     )
 
 
-def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Callable[[int], None]) -> int:
+def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
     fetched = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
@@ -343,56 +284,23 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], tell: Call
                 append_block(stream, block[: record.bytes - have], repr(record.path))
                 have += len(block)
                 fetched += len(block)
-                tell(len(block))
+                advance(len(block))
             reason: TransientError | str = f"the connection ended after {have} of {record.bytes} bytes"
         except TransientError as error:
             reason = error
         if have < record.bytes:
             failures = 1 if have >= before + LEAST_PROGRESS_BYTES else failures + 1
-            if failures > len(_PAUSES_SECONDS):
+            if failures > len(PAUSES_SECONDS):
                 raise DownloadError(
                     f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
-            pause(_PAUSES_SECONDS[failures - 1])
+            pause(PAUSES_SECONDS[failures - 1])
 
 
-def digest_of(stream: IO[bytes]) -> str:
+def _digest_of(stream: IO[bytes]) -> str:
     """Return the SHA-256 of all bytes of an open file, in hex; the file is left at its end."""
     digest = hashlib.sha256()
     stream.seek(0)
     while block := stream.read(_BLOCK_BYTES):
         digest.update(block)
     return digest.hexdigest()
-
-
-@contextmanager
-def locked_file(path: Path, *, wait: bool) -> Iterator[IO[bytes]]:
-    """Open a file to read and append, made if need be, for this thread of this process alone; yield it unbuffered.
-
-    The lock goes with the process. Where another thread or process holds it, wait, or raise LockedError.
-    """
-    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    while True:
-        stream = os.fdopen(os.open(path, flags, 0o666), "r+b", buffering=0)
-        try:
-            if wait:
-                lock_file(stream, fcntl.LOCK_EX)
-            else:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, another may have given the file its final name or removed it.
-            mine = is_file_at(path, stream)
-        except BlockingIOError as error:
-            stream.close()
-            raise LockedError(
-                f"{str(path.parent)!r} is being written by another run. Wait for it, or stop it."
-            ) from error
-        except BaseException:
-            stream.close()
-            raise
-        if mine:
-            break
-        stream.close()
-    try:
-        yield stream
-    finally:
-        stream.close()

@@ -20,13 +20,14 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact
 from lsmix.data.errors import (
     CorruptError,
     FormatError,
     LsmixError,
     MissingError,
 )
+from lsmix.data.store import local_folder, open_artifact
 
 __all__ = [
     "BLOCK_BYTES",
@@ -83,7 +84,7 @@ class SplitArrays:
 class DataSet:
     """An open data set. It holds no file handle; the maps last as long as the arrays."""
 
-    path: Path
+    location: str  # of the file, in messages
     splits: Mapping[str, SplitArrays]  # "train", "heldout", "test"
     class_names: tuple[str, ...]  # by label
     licence: str  # "" where it is unknown
@@ -111,8 +112,8 @@ class DataSet:
         return height, width, channels
 
 
-def open_dataset(path: Path | str) -> DataSet:
-    """Open a data set: the file ``dataset.h5``, or the folder (artifact) that holds it.
+def open_dataset(path: Path | str | Artifact) -> DataSet:
+    """Open a data set: the file ``dataset.h5``, or the artifact that holds it, by its folder or its URL.
 
     Raises:
         MissingError: there is no such file or folder.
@@ -129,49 +130,52 @@ def open_dataset(path: Path | str) -> DataSet:
         ...     open_dataset(path).train.images.shape
         (1400, 8, 8, 1)
     """
-    path = Path(path)
-    if path.is_dir():
-        if (path / MANIFEST_NAME).exists():
-            check_sizes(path, read_manifest(path))
-        path = path / DATASET_NAME
+    path, where = _locate(path)
     if not path.is_file():
-        raise MissingError(f"no data set at {str(path)!r}: there is no such file. Make it with 'lsmix ingest'.")
+        raise MissingError(f"no data set at {where!r}: there is no such file. Make it with 'lsmix ingest'.")
     with path.open("rb") as raw:
         if raw.read(len(_SIGNATURE)) != _SIGNATURE:
-            raise FormatError(f"{str(path)!r} is no HDF5 file: it does not start as one. Make it with 'lsmix ingest'.")
+            raise FormatError(f"{where!r} is no HDF5 file: it does not start as one. Make it with 'lsmix ingest'.")
     try:
-        return _read_file(path)
+        return _read_file(path, where)
     except LsmixError:
         raise
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:  # what h5py raises on damaged files
-        raise CorruptError(
-            f"{str(path)!r} is damaged: {error}. Fetch it again or make it with 'lsmix ingest'."
-        ) from error
+        raise CorruptError(f"{where!r} is damaged: {error}. Fetch it again or make it with 'lsmix ingest'.") from error
 
 
-def _read_file(path: Path) -> DataSet:
+def _locate(place: Path | str | Artifact) -> tuple[Path, str]:
+    """Return the file of a data set, and how to call it in messages."""
+    if not isinstance(place, Artifact):
+        folder = local_folder(place)
+        if folder is not None and not (folder / MANIFEST_NAME).exists():
+            path = folder / DATASET_NAME if folder.is_dir() else folder
+            return path, str(path)
+        place = open_artifact(place)
+    return place.file(DATASET_NAME), place.where(DATASET_NAME)
+
+
+def _read_file(path: Path, where: str) -> DataSet:
     # Locking is off, since a file that is complete is never written again and read-only mounts refuse locks.
     with h5py.File(path, "r", locking=False) as file:
         version = _attribute(file, "format_version", h5py.h5t.TypeIntegerID)
         if version is None:
-            raise FormatError(
-                f"{str(path)!r} is no lsmix data set: it has no format_version. See 'lsmix ingest --help'."
-            )
+            raise FormatError(f"{where!r} is no lsmix data set: it has no format_version. See 'lsmix ingest --help'.")
         if version != FORMAT_VERSION:
             raise FormatError(
-                f"data set {str(path)!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
+                f"data set {where!r} has format {version}; this version of lsmix reads format {FORMAT_VERSION}. "
                 "Use a newer lsmix, or make the data set again with 'lsmix ingest'."
             )
         try:
-            class_names = msgspec.json.decode(_text(path, file, "class_names"), type=tuple[str, ...])
+            class_names = msgspec.json.decode(_text(where, file, "class_names"), type=tuple[str, ...])
         except msgspec.DecodeError as error:
-            raise CorruptError(f"{str(path)!r} is damaged: class_names is no JSON list of names ({error}).") from error
+            raise CorruptError(f"{where!r} is damaged: class_names is no JSON list of names ({error}).") from error
         data_set = DataSet(
-            path=path,
-            splits={name: _read_split(path, file, name) for name in SPLIT_NAMES},
+            location=where,
+            splits={name: _read_split(path, where, file, name) for name in SPLIT_NAMES},
             class_names=class_names,
-            licence=_text(path, file, "licence"),
-            citation=_text(path, file, "citation"),
+            licence=_text(where, file, "licence"),
+            citation=_text(where, file, "citation"),
         )
     _check_whole(data_set)
     return data_set
@@ -189,53 +193,53 @@ def _attribute(item: Any, name: str, kind: Any) -> Any:
     return item.attrs[name]
 
 
-def _text(path: Path, item: Any, name: str) -> str:
+def _text(where: str, item: Any, name: str) -> str:
     value = _attribute(item, name, h5py.h5t.TypeStringID)
     if not isinstance(value, bytes):
-        raise FormatError(f"{str(path)!r} is no lsmix data set: {item.name!r} has no text {name!r}.")
+        raise FormatError(f"{where!r} is no lsmix data set: {item.name!r} has no text {name!r}.")
     return value.decode()
 
 
-def _own_link(path: Path, parent: Any, name: str, kind: type) -> Any:
+def _own_link(where: str, parent: Any, name: str, kind: type) -> Any:
     link = parent.get(name, getlink=True)
     if link is None:
-        raise FormatError(f"{str(path)!r} is no lsmix data set: {parent.name!r} has no {name!r}.")
+        raise FormatError(f"{where!r} is no lsmix data set: {parent.name!r} has no {name!r}.")
     if not isinstance(link, h5py.HardLink):
         raise FormatError(
-            f"{str(path)!r} links {name!r} to another place; data sets hold their own data. Do not use this file."
+            f"{where!r} links {name!r} to another place; data sets hold their own data. Do not use this file."
         )
     item = parent[name]
     if not isinstance(item, kind):
-        raise FormatError(f"{str(path)!r} is no lsmix data set: {item.name!r} is of another kind than expected.")
+        raise FormatError(f"{where!r} is no lsmix data set: {item.name!r} is of another kind than expected.")
     return item
 
 
-def _read_split(path: Path, file: Any, name: str) -> SplitArrays:
-    group = _own_link(path, file, name, h5py.Group)
-    published_split = _text(path, group, "published_split")
-    images, labels, source_index = (_map_column(path, group, column) for column in COLUMNS)
+def _read_split(path: Path, where: str, file: Any, name: str) -> SplitArrays:
+    group = _own_link(where, file, name, h5py.Group)
+    published_split = _text(where, group, "published_split")
+    images, labels, source_index = (_map_column(path, where, group, column) for column in COLUMNS)
     if not len(images) == len(labels) == len(source_index):
         raise FormatError(
-            f"split {name!r} of {str(path)!r} has {len(images)} images, {len(labels)} labels and "
+            f"split {name!r} of {where!r} has {len(images)} images, {len(labels)} labels and "
             f"{len(source_index)} source rows; expected as many of each. Do not use this file."
         )
     return SplitArrays(images, labels, source_index, published_split)
 
 
-def _map_column(path: Path, group: Any, name: str) -> npt.NDArray[Any]:
+def _map_column(path: Path, where: str, group: Any, name: str) -> npt.NDArray[Any]:
     """Memory-map one HDF5 dataset after refusing every way in which its bytes could lie elsewhere."""
-    item = _own_link(path, group, name, h5py.Dataset)
+    item = _own_link(where, group, name, h5py.Dataset)
     dtype, dimensions = COLUMNS[name]
     wanted = h5py.h5t.STD_U8LE if dtype == "|u1" else h5py.h5t.STD_I64LE
     if not item.id.get_type().equal(wanted) or item.ndim != dimensions:
         raise FormatError(
-            f"{item.name!r} of {str(path)!r} must be {np.dtype(dtype)} with {dimensions} dimensions; "
+            f"{item.name!r} of {where!r} must be {np.dtype(dtype)} with {dimensions} dimensions; "
             f"got {item.dtype} of shape {item.shape}. Do not use this file."
         )
     plist = item.id.get_create_plist()
     if plist.get_layout() != h5py.h5d.CONTIGUOUS or plist.get_external_count() or plist.get_nfilters():
         raise FormatError(
-            f"{item.name!r} of {str(path)!r} is not stored as one plain block of this file (external, virtual, chunked "
+            f"{item.name!r} of {where!r} is not stored as one plain block of this file (external, virtual, chunked "
             "or filtered storage). Make the data set again with 'lsmix ingest'."
         )
     size = math.prod(map(int, item.shape)) * np.dtype(dtype).itemsize
@@ -244,7 +248,7 @@ def _map_column(path: Path, group: Any, name: str) -> npt.NDArray[Any]:
         mapped = np.empty(item.shape, dtype)
     elif offset is None or offset + size > path.stat().st_size:
         raise CorruptError(
-            f"{str(path)!r} is cut short: {item.name!r} needs {size} bytes at offset {offset}, the file has "
+            f"{where!r} is cut short: {item.name!r} needs {size} bytes at offset {offset}, the file has "
             f"{path.stat().st_size}. Fetch it again or make it with 'lsmix ingest'."
         )
     else:
@@ -264,22 +268,22 @@ def _let_go(array: npt.NDArray[Any]) -> None:
 
 
 def _check_whole(data_set: DataSet) -> None:
-    path, classes = str(data_set.path), len(data_set.class_names)
+    where, classes = data_set.location, len(data_set.class_names)
     train = data_set.train
     if not len(train) or 0 in train.images.shape:
-        raise FormatError(f"{path!r} holds no training images. Make it again with 'lsmix ingest'.")
+        raise FormatError(f"{where!r} holds no training images. Make it again with 'lsmix ingest'.")
     for name, split in data_set.splits.items():
         if split.images.shape[1:] != train.images.shape[1:]:
-            raise FormatError(f"{path!r} holds images of several shapes: {name!r} has {split.images.shape[1:]}.")
+            raise FormatError(f"{where!r} holds images of several shapes: {name!r} has {split.images.shape[1:]}.")
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes:
             raise CorruptError(
-                f"{path!r} is damaged: labels of {name!r} lie in {split.labels.min()}..{split.labels.max()}, "
+                f"{where!r} is damaged: labels of {name!r} lie in {split.labels.min()}..{split.labels.max()}, "
                 f"expected 0..{classes - 1}. Make it again with 'lsmix ingest'."
             )
     for published in {split.published_split for split in data_set.splits.values()}:
         rows = np.concatenate([s.source_index for s in data_set.splits.values() if s.published_split == published])
         if len(np.unique(rows)) != len(rows):
             raise CorruptError(
-                f"{path!r} holds the same published {published!r} image twice, so its splits are not apart. "
+                f"{where!r} holds the same published {published!r} image twice, so its splits are not apart. "
                 "Make it again with 'lsmix ingest'."
             )

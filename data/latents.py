@@ -11,8 +11,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact import Manifest
+from lsmix.data.artifact import Artifact
 from lsmix.data.errors import FormatError
+from lsmix.data.store import open_artifact
 from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
 from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
 
@@ -34,9 +35,9 @@ _DTYPES: Final[dict[str, Dtype]] = {"z": "float32", "label": "int64", "log_prob"
 class Latents:
     """A complete latent store, opened for reading; use ``open_latents``."""
 
-    def __init__(self, path: Path, manifest: Manifest, columns: TableReader) -> None:
-        self.path = path
-        self.manifest = manifest
+    def __init__(self, artifact: Artifact, columns: TableReader) -> None:
+        self.location = artifact.location  # its folder, or its URL
+        self.manifest = artifact.manifest
         self.columns = columns
 
     @property
@@ -73,11 +74,11 @@ class Latents:
         return len(self.z)
 
     def __repr__(self) -> str:
-        return f"Latents({str(self.path)!r}, {len(self)} vectors of length {self.dim})"
+        return f"Latents({self.location!r}, {len(self)} vectors of length {self.dim})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A map of a file belongs to one process; another opens its own.
-        return functools.partial(open_latents, check_crc=self.columns.check_crc), (self.path,)
+        return functools.partial(open_latents, check_crc=self.columns.check_crc), (self.location,)
 
 
 def create_latents(
@@ -132,29 +133,29 @@ def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[An
     return {f"{LATENTS_NAME}/{path}": digest for path, digest in written.items()}
 
 
-def open_latents(path: Path | str, *, check_crc: bool = True) -> Latents:
-    """Open the latent store in an artifact's folder.
+def open_latents(path: Path | str | Artifact, *, check_crc: bool = True) -> Latents:
+    """Open the latent store of an artifact.
 
     Args:
-        path: the artifact's folder, or "latents.zarr" in it.
+        path: the artifact, its folder or URL, or "latents.zarr" in it.
         check_crc: False skips the checksums of chunks.
 
     Raises:
         MissingError: there are no latents, or they are not finished.
         FormatError: they are of a format that this version does not read.
         CorruptError: a file is missing, altered in size, or damaged.
+        DownloadError: the URL cannot be reached.
     """
-    folder = Path(path)
-    folder = folder.parent if folder.name == LATENTS_NAME else folder
-    manifest, columns = open_artifact_table(folder, LATENTS_NAME, check_crc=check_crc)
+    artifact = open_artifact(path)
+    columns = open_artifact_table(artifact, LATENTS_NAME, check_crc=check_crc)
     version = columns.attributes.get("format_version")
     if version != LATENTS_FORMAT:
         raise FormatError(
-            f"latents {str(folder)!r} have format {version!r}; this version of lsmix reads format {LATENTS_FORMAT}. "
+            f"latents {artifact.location!r} have format {version!r}; this version of lsmix reads format {LATENTS_FORMAT}. "
             "Use a newer lsmix, or make the latents again."
         )
     found = {name: column.dtype.name for name, column in columns.items()}
     ranks = {name: len(column.shape) for name, column in columns.items()}
     if found != _DTYPES or any(rank != (2 if name == "z" else 1) for name, rank in ranks.items()):
-        raise FormatError(f"{str(folder)!r} holds no latents: expected the columns {_DTYPES}, got {found}.")
-    return Latents(folder, manifest, columns)
+        raise FormatError(f"{artifact.location!r} holds no latents: expected the columns {_DTYPES}, got {found}.")
+    return Latents(artifact, columns)

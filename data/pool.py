@@ -14,9 +14,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact import Manifest
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.artifact import Artifact, Manifest
+from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
+from lsmix.data.store import CACHE_BYTES, open_artifact
 from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
 from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
 
@@ -187,15 +188,15 @@ class Pool:
 
     def __init__(
         self,
-        where: str,
-        manifest: Manifest,
+        artifact: Artifact,
         columns: TableReader,
         attributes: PoolAttributes,
         **options: Any,
     ) -> None:
-        self.location = where  # its folder, or its URL
+        self.artifact = artifact
+        self.location = artifact.location  # its folder, or its URL
         self._options = options  # of open_pool
-        self.manifest = manifest
+        self.manifest = artifact.manifest
         self.columns = columns
         self.attributes = attributes
         self.class_names = tuple(attributes.class_names)
@@ -211,25 +212,23 @@ class Pool:
         Raises:
             MissingError: it is stored at a URL.
         """
-        if "://" in self.location:
-            raise MissingError(
-                f"pool {self.location!r} is not on this machine. Fetch it first: lsmix pull {self.location}"
-            )
-        return Path(self.location)
+        return self.artifact.folder
 
     @property
     def spec(self) -> PoolSpec | None:
         """What it was made from; None where it comes without plan.json.
 
         Raises:
-            MissingError: it is read from a URL, or plan.json was removed.
+            MissingError: plan.json was removed.
             FormatError: plan.json is no plan, or of a version that this lsmix does not read.
             CorruptError: plan.json contradicts itself, or is not the file that the manifest lists.
         """
         listed = {file.path: file.sha256 for file in self.manifest.files if file.payload}
         if PLAN_NAME not in listed:
             return None
-        return read_spec(self.path / PLAN_NAME, expected=listed[PLAN_NAME])
+        return read_spec(
+            self.artifact.file(PLAN_NAME), expected=listed[PLAN_NAME], where=self.artifact.where(PLAN_NAME)
+        )
 
     def reopen(self, *, check_crc: bool | None = None) -> "Pool":
         """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
@@ -398,11 +397,11 @@ def write_pool_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[Any]
 
 
 def open_pool(
-    path: Path | str,
+    path: Path | str | Artifact,
     *,
     check_crc: bool = True,
     cache: Path | str | None = None,
-    cache_bytes: int = 10 << 30,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Pool:
     """Open the pool in an artifact's folder, or at a URL.
 
@@ -413,7 +412,7 @@ def open_pool(
     every byte against the manifest.
 
     Args:
-        path: the artifact's folder or URL, or "pool.zarr" in it.
+        path: the artifact, its folder or URL, or "pool.zarr" in it.
         check_crc: False skips the checksums of chunks.
         cache: folder that shards from a URL are kept in; None for LSMIX_CACHE, else "~/.cache/lsmix".
         cache_bytes: how much may be kept there, of all pools together; what was used longest ago goes first. A shuffled
@@ -425,18 +424,9 @@ def open_pool(
         CorruptError: a file is missing, altered in size, or damaged.
         DownloadError: the URL cannot be reached.
     """
-    if isinstance(path, str) and "://" in path:
-        from lsmix.data.cache import open_remote_columns
-        from lsmix.data.remote import local_folder
-
-        path = local_folder(path) or path
-    if isinstance(path, str) and "://" in path:
-        url = path.rstrip("/").removesuffix(f"/{POOL_NAME}")
-        options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
-        return _pool(url, *open_remote_columns(url, POOL_NAME, check_crc=check_crc, **options), **options)
-    folder = Path(path)
-    folder = folder.parent if folder.name == POOL_NAME else folder
-    return _pool(str(folder), *open_artifact_table(folder, POOL_NAME, check_crc=check_crc))
+    options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
+    artifact = open_artifact(path, **options)
+    return _pool(artifact, open_artifact_table(artifact, POOL_NAME, check_crc=check_crc), **options)
 
 
 def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
@@ -449,10 +439,12 @@ def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
     Raises:
         MissingError, FormatError, CorruptError: as ``open_pool``.
     """
-    return _pool(str(folder), *open_artifact_table(folder, POOL_NAME, manifest=manifest))
+    artifact = Artifact(folder=folder, manifest=manifest)
+    return _pool(artifact, open_artifact_table(artifact, POOL_NAME))
 
 
-def _pool(where: str, manifest: Manifest, columns: TableReader, **options: Any) -> Pool:
+def _pool(artifact: Artifact, columns: TableReader, **options: Any) -> Pool:
+    where = artifact.location
     attributes = _read_attributes(where, columns.attributes)
     image_shape = columns["image"].shape[1:] if "image" in columns else ()
     expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
@@ -464,7 +456,7 @@ def _pool(where: str, manifest: Manifest, columns: TableReader, **options: Any) 
             f"pool {where!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
             f"do not make {columns.table.rows} rows. Fetch or make it again."
         )
-    return Pool(where, manifest, columns, attributes, **options)
+    return Pool(artifact, columns, attributes, **options)
 
 
 def _read_attributes(where: str, attributes: dict[str, Any]) -> PoolAttributes:

@@ -19,6 +19,7 @@ from lsmix.data.rng import Seed
 
 __all__ = [
     "CORNERS",
+    "MOST_SPEC_BYTES",
     "PLAN_NAME",
     "SPEC_FORMAT",
     "EncodeConfig",
@@ -26,13 +27,14 @@ __all__ = [
     "PoolSpec",
     "check_pool",
     "in_latent_space",
+    "parse_spec",
     "read_spec",
 ]
 
 PLAN_NAME: Final = "plan.json"  # beside the pool
 SPEC_FORMAT: Final = 1
 CORNERS: Final = ("top-left", "top-right", "bottom-left", "bottom-right")  # where the second image may begin
-_MOST_BYTES = 1 << 20  # a citation of the length that a data set may have, and room to spare
+MOST_SPEC_BYTES: Final = 1 << 20  # a citation of the length that a data set may have, and room to spare
 _ChunkRows = Annotated[int, Meta(ge=0, le=1 << 24)]
 _Rate = Annotated[float, Meta(ge=0, le=1)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
@@ -117,12 +119,13 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
 
 
-def read_spec(path: Path | str, *, expected: str = "") -> PoolSpec:
+def read_spec(path: Path | str, *, expected: str = "", where: str = "") -> PoolSpec:
     """Return the specification in a plan.json, or in the folder of a pool.
 
     Args:
         path: the file or the folder.
         expected: SHA-256 that the file must have; "" for any.
+        where: how to call it in messages; "" for its path.
 
     Raises:
         MissingError: there is no such file.
@@ -131,21 +134,31 @@ def read_spec(path: Path | str, *, expected: str = "") -> PoolSpec:
     """
     path = Path(path)
     path = path / PLAN_NAME if path.is_dir() else path
+    where = where or str(path)
     if not path.is_file():
-        raise MissingError(f"no plan at {str(path)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
+        raise MissingError(f"no plan at {where!r}: there is no such file. Name a pool's {PLAN_NAME}.")
     with path.open("rb") as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise FormatError(f"{str(path)!r} is no plan: it has more than {_MOST_BYTES} bytes. Name a pool's {PLAN_NAME}.")
-    if expected and (path.is_symlink() or sha256(content).hexdigest() != expected):
-        raise CorruptError(f"{str(path)!r} is not the file that the manifest lists. Fetch or make the pool again.")
+        content = file.read(MOST_SPEC_BYTES + 1)
+    if expected and len(content) <= MOST_SPEC_BYTES and (path.is_symlink() or sha256(content).hexdigest() != expected):
+        raise CorruptError(f"{where!r} is not the file that the manifest lists. Fetch or make the pool again.")
+    return parse_spec(content, where)
+
+
+def parse_spec(content: bytes, where: str) -> PoolSpec:
+    """Return the specification that the content of a plan.json holds; ``where`` names the file in messages.
+
+    Raises:
+        FormatError, CorruptError: as ``read_spec``.
+    """
+    if len(content) > MOST_SPEC_BYTES:
+        raise FormatError(f"{where!r} is no plan: it has more than {MOST_SPEC_BYTES} bytes. Name a pool's {PLAN_NAME}.")
     try:
-        what, remedy = f"plan {str(path)!r} has", "Use a newer lsmix."
+        what, remedy = f"plan {where!r} has", "Use a newer lsmix."
         spec = decode_versioned(content, PoolSpec, SPEC_FORMAT, what=what, remedy=remedy)
     except DECODE_ERRORS as error:
-        raise FormatError(f"{str(path)!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
+        raise FormatError(f"{where!r} is no plan of a pool: {error}. Name a pool's {PLAN_NAME}.") from error
     if wrong := _contradiction(spec):
-        raise CorruptError(f"plan {str(path)!r} contradicts itself: {wrong}. Do not use it.")
+        raise CorruptError(f"plan {where!r} contradicts itself: {wrong}. Do not use it.")
     return spec
 
 

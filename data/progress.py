@@ -1,6 +1,5 @@
 """Progress reports, and stopping: long work calls ``stop_point`` where its state is whole."""
 
-import fcntl
 import signal
 import threading
 import time
@@ -8,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import IO, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 __all__ = [
     "ROUND_SECONDS",
@@ -18,7 +17,6 @@ __all__ = [
     "asked",
     "bounded",
     "graceful_signals",
-    "lock_file",
     "pause",
     "stop_point",
     "stopping",
@@ -93,17 +91,6 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
         if time.monotonic() >= end and not ended.is_set():
             raise TimeoutError("timed out")
     return answer.result()
-
-
-def lock_file(file: IO[bytes], operation: int) -> None:
-    """Lock an open file as ``fcntl.flock`` does; a stop ends the wait."""
-    while True:
-        try:
-            fcntl.flock(file, operation | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pause(ROUND_SECONDS)
-        else:
-            return
 
 
 class Progress(Protocol):

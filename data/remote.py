@@ -1,10 +1,11 @@
 """Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
 
-Nothing that comes from a place is believed; a place gives bytes, and who asks for them checks them. Web
-servers are read with the standard library and folders as files, so that fsspec is imported for other URLs only.
+Callers check all bytes that they read from a place. Web servers are read with the standard library and folders as files, so
+that fsspec is imported for other URLs only.
 """
 
-import fcntl
+import functools
+import glob
 import hashlib
 import http.client
 import shutil
@@ -12,16 +13,16 @@ import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import quote, unquote, urlsplit, urlunsplit
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from urllib.parse import quote, urlsplit, urlunsplit
 
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
-from lsmix.data.atomic import atomic_path, remove_stale_parts, sha256_file
+from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.progress import Stopped, bounded
-from lsmix.data.web import TransientError, checked_url, is_web, open_web
+from lsmix.data.progress import Stopped, bounded, pause
+from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["RemoteFS", "check_writable", "fetch_manifest", "local_folder", "local_target", "open_remote"]
+__all__ = ["PAUSES_SECONDS", "RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -33,9 +34,10 @@ _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of 
 
 
 class RemoteFS(Protocol):
-    """Where an artifact lies, or is to lie. Paths are relative, with forward slashes. Safe to share among threads.
+    """A place for the files of an artifact. Paths are relative, with forward slashes. Safe to share among threads.
 
-    Every method may raise ``TransientError`` for what may pass, and DownloadError for what will not.
+    Every method may raise DownloadError: the place refuses, or cannot be reached after some attempts. ``stream`` raises
+    ``TransientError`` at the first failure that may pass, since its caller knows what came.
     """
 
     url: str
@@ -64,49 +66,14 @@ class RemoteFS(Protocol):
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         """Tell whether a file of this size and with these checksums, both in hex, is there."""
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names of the folders in a folder, sorted; none where it is not there."""
-
-    def entries(self) -> list[str]:
-        """Return the names of all files and folders that lie directly here, sorted."""
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Return the names of what is directly in a folder, and whether each is a folder itself; none if it is not there."""
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there, and the folder in this place that it leaves empty."""
-
-
-def local_folder(place: Path | str) -> Path | None:
-    """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
-
-    Raises:
-        RecipeError: it is a URL that ``checked_url`` refuses.
-
-    Example:
-        >>> from lsmix.data.remote import local_folder
-        >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
-        (PosixPath('runs/mix'), PosixPath('/tmp/pool'), None)
-    """
-    if isinstance(place, Path) or "://" not in place:
-        return Path(place)
-    url = checked_url(place)
-    return Path(unquote(urlsplit(url).path)) if url.startswith("file://") else None
-
-
-def local_target(place: Path | str, what: str) -> Path:
-    """Return the local path that a result is to be written to.
-
-    Raises:
-        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
-    """
-    folder = local_folder(place)
-    if folder is None:
-        raise RecipeError(
-            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
-            "'lsmix push' sends artifacts on, and the place's own tools other files."
-        )
-    return folder
 
 
 def open_remote(url: Path | str) -> RemoteFS:
@@ -116,10 +83,11 @@ def open_remote(url: Path | str) -> RemoteFS:
         RecipeError: ``checked_url`` refuses the URL.
         LsmixError: the package that reads them is not installed.
     """
-    folder = local_folder(url)
-    if folder is not None:
+    if isinstance(url, Path) or "://" not in url:
+        return _Folder(Path(url))
+    if (folder := file_path(url)) is not None:
         return _Folder(folder)
-    text = checked_url(str(url))
+    text = checked_url(url)
     if not text.endswith("://"):  # the root of a file system stays what it is
         text = text.rstrip("/")
     if is_web(text):
@@ -129,7 +97,7 @@ def open_remote(url: Path | str) -> RemoteFS:
 
 def check_writable(url: str) -> None:
     """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
-    if is_web(checked_url(url)):
+    if "://" in url and is_web(checked_url(url)):
         raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
@@ -146,7 +114,7 @@ def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
     except MissingError as error:
         raise MissingError(
             f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
-            "Check the URL; whoever sends it runs 'lsmix push' again."
+            "Check the URL, or run 'lsmix push' again."
         ) from error
     manifest = parse_manifest(content, place.url)
     if manifest.root != root_digest(manifest.files):
@@ -161,6 +129,28 @@ def _check_end(place: RemoteFS, path: str, got: int | None, size: int) -> None:
         raise CorruptError(f"{place.url + '/' + path!r} is missing; the manifest lists it with {size} bytes.")
     if got != size:
         raise CorruptError(f"{place.url + '/' + path!r} is not the listed file: expected {size} bytes, got {got}.")
+
+
+PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt
+_Asked = ParamSpec("_Asked")
+_Answer = TypeVar("_Answer")
+
+
+def _retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Concatenate[Any, _Asked], _Answer]:
+    """Let a method of a place try again after each ``TransientError``, and raise DownloadError after the last."""
+
+    @functools.wraps(method)
+    def call(place: Any, /, *args: _Asked.args, **options: _Asked.kwargs) -> _Answer:
+        for seconds in (*PAUSES_SECONDS, None):
+            try:
+                return method(place, *args, **options)
+            except TransientError as reason:
+                if seconds is None:
+                    raise DownloadError(f"{place.url!r} cannot be reached: {reason}. Try again later.") from reason
+                pause(seconds)
+        raise AssertionError  # unreachable: the last pause is None
+
+    return call
 
 
 class _Folder:
@@ -199,9 +189,17 @@ class _Folder:
             beside.open("wb") as file,
             source.open("rb") as origin,
         ):
-            fcntl.flock(file, fcntl.LOCK_EX)
-            remove_stale_parts(self._folder / path)
+            lock_open_file(file, beside)
+            self._remove_stale_parts(self._folder / path)
             shutil.copyfileobj(origin, file, _BLOCK_BYTES)
+
+    @staticmethod
+    def _remove_stale_parts(path: Path) -> None:
+        """Remove what killed writers of a file left beside it: no process holds a lock on that."""
+        for part in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+            with suppress(BlockingIOError, FileNotFoundError), part.open("rb") as file:
+                lock_open_file(file, part)
+                part.unlink(missing_ok=True)
 
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         self._refuse_links(path)
@@ -217,14 +215,11 @@ class _Folder:
                     "choose another folder."
                 )
 
-    def entries(self) -> list[str]:
-        if self._folder.exists() and not self._folder.is_dir():
-            raise RecipeError(f"{str(self._folder)!r} is no folder. Choose another.")
-        return sorted(path.name for path in self._folder.iterdir()) if self._folder.is_dir() else []
-
-    def names(self, folder: str) -> list[str]:
+    def entries(self, folder: str) -> dict[str, bool]:
         home = self._folder / folder
-        return sorted(path.name for path in home.iterdir() if path.is_dir()) if home.is_dir() else []
+        if home.exists() and not home.is_dir():
+            raise RecipeError(f"{str(home)!r} is no folder. Choose another.")
+        return {path.name: path.is_dir() for path in home.iterdir()} if home.is_dir() else {}
 
     def sizes(self, folder: str) -> dict[str, int]:
         home = self._folder / folder
@@ -249,10 +244,12 @@ class _Web:
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))
 
+    @_retried
     def size(self, path: str) -> int | None:
         with self._opened(path, 0) as answer:
             return None if answer is None else answer.length
 
+    @_retried
     def read(self, path: str, most_bytes: int) -> bytes:
         with self._opened(path, 0) as answer:
             if answer is None:
@@ -288,18 +285,14 @@ class _Web:
         check_writable(self.url)
         return False
 
-    def entries(self) -> list[str]:
+    def remove(self, path: str) -> None:
         check_writable(self.url)
-        return []
 
-    def names(self, folder: str) -> list[str]:
+    def entries(self, folder: str) -> dict[str, bool]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
 
     def sizes(self, folder: str) -> dict[str, int]:
         raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
-
-    def remove(self, path: str) -> None:
-        raise RecipeError(f"{self.url!r} is a web server: nothing can be removed there.")
 
     @contextmanager
     def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
@@ -357,10 +350,12 @@ class _FileSystem:
             return None
         return found if found.get("type") == "file" else None
 
+    @_retried
     def size(self, path: str) -> int | None:
         facts = self._facts(path)
         return None if facts is None else int(facts["size"])
 
+    @_retried
     def read(self, path: str, most_bytes: int) -> bytes:
         content: bytes = self._asked(
             path, lambda: self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1), most_bytes
@@ -385,6 +380,7 @@ class _FileSystem:
             start = stop
             yield block
 
+    @_retried
     def write(self, path: str, source: Path) -> None:
         self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
 
@@ -394,6 +390,7 @@ class _FileSystem:
         )
         return block
 
+    @_retried
     def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
         facts = self._facts(path)
         if facts is None or int(facts["size"]) != size:
@@ -406,17 +403,16 @@ class _FileSystem:
             digest.update(block)
         return digest.hexdigest() == sha256
 
-    def entries(self) -> list[str]:
-        home = self._file("").strip("/")
-        found = (name.strip("/") for name in self._listing("", deep=False))
-        return sorted({name.removeprefix(home).strip("/").partition("/")[0] for name in found if name != home})
-
-    def names(self, folder: str) -> list[str]:
+    @_retried
+    def entries(self, folder: str) -> dict[str, bool]:
         home = self._file(folder).strip("/")
-        found = self._listing(folder, deep=False)
-        below = [name.strip("/") for name, facts in found.items() if facts.get("type") == "directory"]
-        return sorted(name.rpartition("/")[2] for name in below if name != home)  # some list the folder itself
+        found = {
+            name.strip("/"): facts.get("type") == "directory"
+            for name, facts in self._listing(folder, deep=False).items()
+        }
+        return {name.rpartition("/")[2]: is_folder for name, is_folder in found.items() if name != home}
 
+    @_retried
     def sizes(self, folder: str) -> dict[str, int]:
         home = self._file(folder).strip("/")
         found = self._listing(folder, deep=True)
@@ -438,6 +434,7 @@ class _FileSystem:
             return {}
         return found
 
+    @_retried
     def remove(self, path: str) -> None:
         with suppress(MissingError):
             self._asked(path, lambda: self._fs.rm_file(self._file(path)))
@@ -463,7 +460,7 @@ class _FileSystem:
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass
-            if not ended:  # our own limit; the file system has tried again meanwhile, so nobody does here
+            if not ended:  # our own limit; the file system has tried again meanwhile
                 raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:

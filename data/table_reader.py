@@ -6,17 +6,16 @@ files at a time, since a map holds a file descriptor.
 
 import functools
 import mmap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import IO, TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from lsmix.data.artifact import Manifest, check_sizes, read_manifest
+from lsmix.data.artifact import Artifact
 from lsmix.data.errors import CorruptError, FormatError
-from lsmix.data.table import CRC_BYTES, Column, LocalFiles, Table, TableFiles, crc32c, read_table
+from lsmix.data.table import CRC_BYTES, Column, Table, TableFiles, crc32c, read_table
 
 if TYPE_CHECKING:
     import zarr
@@ -183,14 +182,13 @@ class TableReader(Mapping[str, ColumnReader]):
         Raises:
             FormatError: the table is stored at a URL.
         """
-        location = self._files.location
-        if not isinstance(self._files, LocalFiles):
+        if self._files.folder is None:
             raise FormatError(
-                f"{location!r} is stored at a URL, and open_zarr reads local pools only. Fetch it with 'lsmix pull'."
+                f"{self._files.location!r} is stored at a URL, and open_zarr reads local pools only. Fetch it with 'lsmix pull'."
             )
         import zarr
 
-        return zarr.open_group(location, mode="r", zarr_format=3, use_consolidated=False)
+        return zarr.open_group(self._files.folder, mode="r", zarr_format=3, use_consolidated=False)
 
     def check_against_zarr(self) -> None:
         """Compare the first and the last row of every column with what zarr-python, the reference, reads there.
@@ -241,25 +239,39 @@ def open_table(files: TableFiles, *, check_crc: bool = True) -> TableReader:
     return TableReader(table, attributes, files, check_crc=check_crc)
 
 
-def open_artifact_table(
-    folder: Path, name: str, *, manifest: Manifest | None = None, check_crc: bool = True
-) -> tuple[Manifest, TableReader]:
-    """Return the manifest and the table called ``name`` of the artifact in ``folder``.
+class _ArtifactFiles:
+    """The listed files of a table in an artifact."""
+
+    def __init__(self, artifact: Artifact, name: str) -> None:
+        prefix = f"{name}/"
+        self._artifact, self._prefix = artifact, prefix
+        self.location = artifact.where(name)
+        self.folder = artifact.folder / name if artifact.is_local else None
+        self.sizes = {
+            path[len(prefix) :]: file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
+        }
+
+    def open(self, path: str) -> IO[bytes]:
+        """Return a file, opened to read."""
+        return self._artifact.open(self._prefix + path)
+
+    def prefetch(self, paths: Sequence[str]) -> None:
+        """Download files that are opened next."""
+        self._artifact.prefetch([self._prefix + path for path in paths])
+
+
+def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True) -> TableReader:
+    """Return the table called ``name`` of an artifact.
 
     Args:
-        folder: the artifact.
+        artifact: on this machine or at a URL.
         name: of the Zarr group in it.
-        manifest: what the artifact holds; None reads it from the folder and checks the sizes of all files.
         check_crc: as for ``open_table``.
 
     Raises:
-        MissingError: there is no artifact, no such table in it, or it is not finished.
-        FormatError: the artifact or the table is of a format that this version does not read.
-        CorruptError: a file is missing, altered in size, damaged, or not in the manifest.
+        MissingError: it has no such table.
+        FormatError: the table is of a format that this version does not read.
+        CorruptError: a file is damaged, or not in the manifest.
+        DownloadError: the URL cannot be reached.
     """
-    if manifest is None:
-        manifest = read_manifest(folder)
-        check_sizes(folder, manifest)
-    prefix = f"{name}/"
-    sizes = {file.path[len(prefix) :]: file.bytes for file in manifest.files if file.path.startswith(prefix)}
-    return manifest, open_table(LocalFiles(str(folder / name), sizes), check_crc=check_crc)
+    return open_table(_ArtifactFiles(artifact, name), check_crc=check_crc)

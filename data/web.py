@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -22,7 +23,16 @@ from lsmix.data.progress import ROUND_SECONDS, bounded, stop_point
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
-__all__ = ["LEAST_PROGRESS_BYTES", "TransientError", "append_block", "checked_url", "is_web", "open_web", "reason_of"]
+__all__ = [
+    "LEAST_PROGRESS_BYTES",
+    "TransientError",
+    "append_block",
+    "checked_url",
+    "file_path",
+    "is_web",
+    "open_web",
+    "reason_of",
+]
 
 _WEB: Final = ("http", "https")
 _SCHEMES: Final = ("abfs", "az", "file", "gcs", "gs", "hf", "http", "https", "memory", "s3", "s3a")
@@ -34,6 +44,12 @@ _MOST_HOST: Final = 253
 def is_web(url: str) -> bool:
     """Tell whether a checked URL names a web server."""
     return url.partition("://")[0] in _WEB
+
+
+def file_path(url: str) -> Path | None:
+    """Return the path that a ``file://`` URL names; None for other URLs. Refuses what ``checked_url`` refuses."""
+    checked = checked_url(url)
+    return Path(unquote(urlsplit(checked).path)) if checked.startswith("file://") else None
 
 
 def checked_url(url: str) -> str:

@@ -14,11 +14,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from lsmix.data.artifact import MANIFEST_NAME, check_sizes, read_manifest
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, decode_versioned, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
-from lsmix.data.progress import NullProgress
-from lsmix.data.sharing.store import download_artifact, naming_urls
+from lsmix.data.store import open_flow_artifact
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 
@@ -52,11 +51,8 @@ def save_flow(folder: Path, flow: Flow, metadata: dict[str, Any]) -> None:
     write_atomic(folder / CONFIG_NAME, content + b"\n")
 
 
-@naming_urls()
-def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
-    """Load the flow from an artifact's folder or URL, or from any folder with its two files, ready to encode and decode.
-
-    From a URL it is fetched whole to the cache, every file checked.
+def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -> Flow:
+    """Load the flow from an artifact, by its folder or URL, or from any folder with its two files, ready to encode and decode.
 
     Raises:
         MissingError: there is no such folder or file, or no complete artifact at the URL.
@@ -64,54 +60,51 @@ def load_flow(path: Path | str, device: str | torch.device = "cpu") -> Flow:
         FormatError: the checkpoint is of another kind or version, or its architecture is not accepted.
         CorruptError: bytes are damaged, or the tensors are not those of the architecture.
     """
-    folder = download_artifact(path, NullProgress())
-    checkpoint = _read_checkpoint(folder)
-    weights_path = folder / WEIGHTS_NAME
-    if not weights_path.is_file():
-        raise MissingError(
-            f"{str(weights_path)!r} is missing: the folder has {CONFIG_NAME} without its weights. Fetch both."
-        )
+    artifact = _open(path)
+    checkpoint = _read_checkpoint(artifact)
+    weights_path, where = artifact.file(WEIGHTS_NAME), artifact.where(WEIGHTS_NAME)
     with torch.device("meta"):
         blank = Flow(checkpoint.config, seed=None)
-    _check_header(weights_path, blank)
+    _check_header(weights_path, where, blank)
     weights = weights_path.read_bytes()
     digest = hashlib.sha256(weights).hexdigest()
     if digest != checkpoint.weights_sha256:
         raise CorruptError(
-            f"{str(weights_path)!r} is damaged: expected sha256 {checkpoint.weights_sha256[:12]}…, got {digest[:12]}…. "
+            f"{where!r} is damaged: expected sha256 {checkpoint.weights_sha256[:12]}…, got {digest[:12]}…. "
             "Fetch or train the flow again."
         )
     tensors = load_tensors(weights)
-    _check_values(weights_path, tensors)
+    _check_values(where, tensors)
     flow = blank.to_empty(device="cpu")  # keeps the channels-last strides, unlike assigning the loaded tensors
     flow.load_state_dict(tensors)
     return flow.to(device).eval()
 
 
-def _read_checkpoint(folder: Path) -> _Checkpoint:
-    if not folder.is_dir():
-        raise MissingError(f"no flow at {str(folder)!r}: there is no such folder.")
-    if (folder / MANIFEST_NAME).is_file():
-        check_sizes(folder, read_manifest(folder))
-    path = folder / CONFIG_NAME
-    if not path.is_file():
+def _open(path: Path | str | Artifact) -> Artifact:
+    artifact = open_flow_artifact(path)
+    if CONFIG_NAME not in artifact.records:
         raise MissingError(
-            f"no flow at {str(folder)!r}: expected {CONFIG_NAME} in it. Name the folder that train-glow made."
+            f"no flow at {artifact.location!r}: expected {CONFIG_NAME} in it. Name the folder that train-glow made."
         )
-    with path.open("rb") as file:
+    return artifact
+
+
+def _read_checkpoint(artifact: Artifact) -> _Checkpoint:
+    where = artifact.where(CONFIG_NAME)
+    with artifact.open(CONFIG_NAME) as file:
         content = file.read(_JSON_BYTES_CAP + 1)
     if len(content) > _JSON_BYTES_CAP:
-        raise FormatError(f"{str(path)!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
+        raise FormatError(f"{where!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
     try:
-        what, remedy = f"{str(path)!r} is a flow of", "Use the lsmix that wrote it, or train the flow again."
+        what, remedy = f"{where!r} is a flow of", "Use the lsmix that wrote it, or train the flow again."
         return decode_versioned(content, _Checkpoint, FORMAT_VERSION, what=what, remedy=remedy)
     except msgspec.ValidationError as error:
-        raise FormatError(f"{str(path)!r} describes no flow that lsmix accepts: {error}.") from error
+        raise FormatError(f"{where!r} describes no flow that lsmix accepts: {error}.") from error
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
+        raise CorruptError(f"{where!r} is damaged: {error}. Fetch or train the flow again.") from error
 
 
-def _check_header(path: Path, blank: Flow) -> None:
+def _check_header(path: Path, where: str, blank: Flow) -> None:
     """Compare names, types and shapes in the file with those of the architecture, before any tensor is read."""
     expected = {name: (_DTYPES[value.dtype], list(value.shape)) for name, value in blank.state_dict().items()}
     try:
@@ -120,17 +113,17 @@ def _check_header(path: Path, blank: Flow) -> None:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
             found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Fetch or train the flow again.") from error
+        raise CorruptError(f"{where!r} is damaged: {error}. Fetch or train the flow again.") from error
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CorruptError(
-                f"{str(path)!r} does not fit its {CONFIG_NAME}: tensor {name!r} should be {expected.get(name, 'absent')}, "
+                f"{where!r} does not fit its {CONFIG_NAME}: tensor {name!r} should be {expected.get(name, 'absent')}, "
                 f"is {found.get(name, 'absent')}. Fetch or train the flow again."
             )
 
 
-def _check_values(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse numbers that would index out of bounds or cannot be decoded."""
+def _check_values(where: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Refuse numbers that no training leaves behind: they would index out of bounds, or decode to nothing."""
     for name, value in tensors.items():
         good = bool(torch.isfinite(value).all())
         if name.endswith(".permutation"):
@@ -138,6 +131,4 @@ def _check_values(path: Path, tensors: dict[str, torch.Tensor]) -> None:
         elif name.endswith(".sign"):
             good = bool((value.abs() == 1.0).all())
         if not good:
-            raise CorruptError(
-                f"{str(path)!r} holds impossible numbers in {name!r}. Do not use this flow; train it again."
-            )
+            raise CorruptError(f"{where!r} holds impossible numbers in {name!r}. Do not use this flow; train it again.")

@@ -7,19 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.artifact import read_manifest, verify_files
+from lsmix.data.artifact import Artifact, read_manifest, verify_files
 from lsmix.data.atomic import check_replaceable, write_atomic
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.exports.record import is_export, verify_export
 from lsmix.data.exports.remote import artifact_or_export_listing
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
-from lsmix.data.pool import POOL_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
-from lsmix.data.remote import local_folder, local_target
-from lsmix.data.sharing.store import as_told, download_artifact, fresh_download, naming_urls, without_store
-from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
+from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.array_task import ArrayTaskResult, check_array_task, finalize_array
@@ -90,15 +88,11 @@ def plan(
     stage: str = "",
     overrides: Sequence[str] = (),
     scale: str = "",
-    progress: Progress | None = None,
 ) -> tuple[Recipe, list[Node], Workspace]:
-    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made.
-
-    A flow that the recipe names by a URL is fetched to the cache, of which ``progress`` is told.
-    """
+    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
     content = read_recipe(recipe, overrides, scale)
     place = open_workspace(workspace)
-    nodes = build_graph(content, place, progress)
+    nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted and stage in STAGE_COMMANDS:
         raise RecipeError(
@@ -107,7 +101,6 @@ def plan(
     return content, wanted, place
 
 
-@naming_urls()
 def run(
     recipe: Path | str,
     *,
@@ -141,9 +134,7 @@ def run(
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
-    content, nodes, place = plan(
-        recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
-    )
+    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
@@ -158,7 +149,6 @@ def run(
     return RunResult(recipe=content, built=built)
 
 
-@naming_urls()
 def run_array_task(
     recipe: Path | str,
     stage: str,
@@ -198,9 +188,7 @@ def run_array_task(
     """
     check_array_task(index, size)
     progress = progress or NullProgress()
-    _, nodes, place = plan(
-        recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, progress=progress
-    )
+    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {
         "recipe": str(recipe),
@@ -220,7 +208,6 @@ def run_array_task(
         )
 
 
-@naming_urls()
 def finalize(
     recipe: Path | str,
     *,
@@ -245,7 +232,7 @@ def finalize(
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
-    content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale, progress=progress)
+    content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
     asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
     with logged(progress, place.root, "finalize", **asked) as log, graceful_signals(log.interrupted):
         built = finalize_array(nodes, place, progress=log, device=device)
@@ -293,7 +280,7 @@ def figure(
     encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
     result = run(recipe, **asked, device=device, **options)
     flow = encode.inputs["flow"]
-    flow_folder = flow if isinstance(flow, Path) else result[f"{flow.stage.name}/{flow.name}"].folder
+    own = result[f"{flow.stage.name}/{flow.name}"].artifact if isinstance(flow, Node) else flow
 
     from lsmix.glow.checkpoint import load_flow
 
@@ -301,9 +288,9 @@ def figure(
     prepare_device(device)
     sheet = draw_figure(
         name,
-        load_flow(flow_folder, device=device),
-        open_latents(result[f"encode/{encode.name}"].folder),
-        open_dataset(result["ingest"].folder),
+        load_flow(own, device=device),
+        open_latents(result[f"encode/{encode.name}"].artifact),
+        open_dataset(result["ingest"].artifact),
         pairs=pairs,
         methods=LATENT_METHODS.names(),
     )
@@ -311,7 +298,6 @@ def figure(
     return sheet
 
 
-@naming_urls()
 def verify(
     artifact: Path | str,
     *,
@@ -353,14 +339,15 @@ def verify(
     folder = local_folder(artifact)
     if folder is not None:
         return _verify(folder, progress=progress, **asked)
-    url = str(without_store(artifact, POOL_NAME))
-    with fresh_download(url, progress, artifact_or_export_listing) as folder:
-        facts = _verify(folder, progress=progress, **asked)
+    url = trim_location(str(artifact))
+    with temporary_copy(url, progress, artifact_or_export_listing) as folder:
+        facts = _verify(folder, url, progress=progress, **asked)
     return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
 
 
 def _verify(
     folder: Path,
+    url: str = "",
     *,
     deep: bool,
     sample: int,
@@ -373,10 +360,11 @@ def _verify(
     if is_export(folder):
         return verify_export(folder)
     manifest = read_manifest(folder)
+    artifact = Artifact(manifest=manifest, folder=folder, url=url)
     asked = deep or data is not None or flow is not None
     if asked and manifest.stage != "mix":
         raise RecipeError(
-            f"{str(folder)!r} is no pool but the result of stage {manifest.stage!r}: only pools are checked so."
+            f"{artifact.location!r} is no pool but the result of stage {manifest.stage!r}: only pools are checked so."
         )
     if sample < 1:
         raise RecipeError(f"a sample has at least 1 row, got {sample}.")
@@ -387,29 +375,27 @@ def _verify(
         "key": manifest.key,
         "root": manifest.root,
         "files": len(manifest.files),
-        "bytes": verify_files(folder, manifest),
+        "bytes": verify_files(folder, manifest, artifact.location),
         "counts": manifest.counts,
     }
     if manifest.stage == "encode":
-        open_latents(folder).columns.check_against_zarr()
+        open_latents(artifact).columns.check_against_zarr()
     elif manifest.stage == "mix":
         from lsmix.pipeline.verify.verify import verify_pool
 
-        checks = verify_pool(
-            folder,
+        facts |= verify_pool(
+            artifact,
             deep=deep,
             sample=sample,
             seed=seed,
-            data=None if data is None else download_artifact(without_store(data, DATASET_NAME), progress),
-            flow=None if flow is None else download_artifact(flow, progress),
+            data=data,
+            flow=flow,
             device=device,
             progress=progress,
         )
-        facts |= checks | {name: list(map(as_told, checks[name])) for name in ("checked", "unchecked")}
     return facts
 
 
-@naming_urls()
 def push(artifact: Path | str, url: str, *, progress: Progress | None = None) -> Transfer:
     """Send an artifact to a URL or a folder: what ``lsmix push`` does.
 
@@ -417,7 +403,7 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
     manifest goes last. Stop it whenever you like; the same call goes on.
 
     Args:
-        artifact: its folder, or its URL, from which it is fetched to the cache first.
+        artifact: its folder or its URL.
         url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
             empty, not there yet, or holds what an earlier push of the same artifact sent.
         progress: is told how many bytes are there; None tells nobody.
@@ -429,7 +415,7 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
         DownloadError: the place cannot be reached.
     """
     progress = progress or NullProgress()
-    done = push_artifact(download_artifact(artifact, progress), url, progress)
+    done = push_artifact(open_artifact(artifact), url, progress)
     return msgspec.structs.replace(done, folder=str(artifact))
 
 

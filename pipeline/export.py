@@ -3,15 +3,13 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from lsmix.data.pool import POOL_NAME, open_pool
+from lsmix.data.pool import open_pool
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
-from lsmix.data.remote import local_target
-from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
+from lsmix.data.store import local_target
 
 __all__ = ["export_pool"]
 
 
-@naming_urls()
 def export_pool(
     pool: Path | str,
     dest: Path | str,
@@ -24,7 +22,7 @@ def export_pool(
     """Write a pool to the new folder ``dest`` in another form: what ``lsmix export`` does.
 
     Args:
-        pool: the artifact's folder, or its URL, from which it is fetched to the cache first.
+        pool: the artifact's folder or its URL.
         dest: the folder to make.
         format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
@@ -41,7 +39,7 @@ def export_pool(
 
     target = local_target(dest, "an export")
     progress = progress or NullProgress()
-    opened = open_pool(download_artifact(without_store(pool, POOL_NAME), progress))
+    opened = open_pool(pool)
 
     def advance(rows: int) -> None:
         progress.advance(rows)

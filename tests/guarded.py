@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.atomic import seal
+from lsmix.data.atomic import add_checksum
 
 __all__ = ["Watch", "assert_refused", "plain_json", "sealed_again", "watched"]
 
@@ -27,7 +27,7 @@ def plain_json(record: dict[str, Any]) -> bytes:
 
 def sealed_again(record: dict[str, Any]) -> bytes:
     """Return a record under a checksum that fits, which whoever forges it can compute."""
-    return seal(plain_json(record))
+    return add_checksum(plain_json(record))
 
 
 class Watch:

@@ -5,15 +5,14 @@ a killed process left is replaced, and nobody else's folder ever is.
 """
 
 import contextlib
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lsmix.data.atomic import fsync_folder, fsync_tree
-from lsmix.data.errors import DiskSpaceError, LockedError, MissingError, RecipeError
+from lsmix.data.atomic import fsync_folder, fsync_tree, locked_file
+from lsmix.data.errors import DiskSpaceError, MissingError, RecipeError
 
 __all__ = ["check_space", "folder_beside"]
 
@@ -38,41 +37,25 @@ def folder_beside(target: Path) -> Iterator[Path]:
     if not target.parent.is_dir():
         raise MissingError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to. Make it first.")
     part = target.with_name(f"{target.name}.part")
-    lock = _claim(part)
-    try:
-        content = part / _CONTENT
-        content.mkdir()
-        yield content
-        _flush(content)
-        content.rename(target)
-        fsync_folder(target.parent)
-    finally:
-        _clear(part)
-        (part / _MARK).unlink(missing_ok=True)
-        part.rmdir()
-        os.close(lock)
-
-
-def _claim(part: Path) -> int:
-    """Make the folder, or clear what a killed process left of it; return the handle that holds the lock."""
     if os.path.lexists(part) and not _is_ours(part):
         raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
     part.mkdir(exist_ok=True)
     try:
-        handle = os.open(part / _MARK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
-    except OSError:
-        with contextlib.suppress(OSError):
+        with locked_file(part / _MARK):
+            _clear(part)
+            try:
+                content = part / _CONTENT
+                content.mkdir()
+                yield content
+                _flush(content)
+                content.rename(target)
+                fsync_folder(target.parent)
+            finally:
+                _clear(part)
+                (part / _MARK).unlink(missing_ok=True)
+    finally:
+        with contextlib.suppress(OSError):  # another process is making it
             part.rmdir()
-        raise
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(handle)
-        raise LockedError(
-            f"{str(part)!r} is being written by another process. Wait for it to end, or stop it."
-        ) from error
-    _clear(part)
-    return handle
 
 
 def _is_ours(part: Path) -> bool:

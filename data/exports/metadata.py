@@ -76,7 +76,7 @@ def gather_facts(pool: Pool, on_rows: Callable[[int], None]) -> ExportFacts:
         digests.update(block)
         on_rows(len(block["status"]))
     attributes, manifest = pool.columns.attributes, pool.manifest
-    what = f"pool {str(pool.path)!r}"
+    what = f"pool {pool.location!r}"
     origin = read_provenance(attributes, what) if "origin" in attributes else None  # the first pools had none
     return ExportFacts(
         root=manifest.root,

@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 import msgspec
 
 from lsmix.data.artifact import FileRecord, check_listing
-from lsmix.data.cache import with_retries
 from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.exports.record import (
     MOST_RECORD_BYTES,
@@ -40,13 +39,13 @@ def export_listing(place: RemoteFS) -> Listing:
         DownloadError: the place cannot be reached.
     """
     try:
-        content = with_retries(repr(place.url), lambda: place.read(RECORD_NAME, MOST_RECORD_BYTES))
+        content = place.read(RECORD_NAME, MOST_RECORD_BYTES)
     except MissingError as error:
         raise MissingError(
             f"no export at {place.url!r}: {RECORD_NAME} is not there. Name the folder that 'lsmix export' made."
         ) from error
     record = parse_record(content, place.url)
-    sums = with_retries(repr(place.url), lambda: place.read(SUMS_NAME, _MOST_SUMS_BYTES))
+    sums = place.read(SUMS_NAME, _MOST_SUMS_BYTES)
     if hashlib.sha256(sums).hexdigest() != record.sums_sha256:
         raise CorruptError(f"{place.url + '/' + SUMS_NAME!r} is altered. Fetch it elsewhere, or export the pool again.")
     files = _sized(place, record, sums)
@@ -91,7 +90,7 @@ def _sized(place: RemoteFS, record: ExportRecord, sums: bytes) -> list[FileRecor
 
 def _size(place: RemoteFS, path: str) -> int:
     where = f"{place.url}/{path}"
-    size = with_retries(repr(where), lambda: place.size(path))
+    size = place.size(path)
     if size is None:
         raise CorruptError(f"{where!r} is missing; {SUMS_NAME} lists it. Send or export it again.")
     return size

@@ -64,7 +64,7 @@ def write_export(
     row_bytes = sum(column.row_bytes for column in pool.columns.values()) + kind.row_overhead_bytes
     shard_images = _shard_images(kind, shard_images, len(pool), row_bytes)
     with folder_beside(target) as folder:
-        check_space(folder, row_bytes * len(pool), f"the export of {str(pool.path)!r}")
+        check_space(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
         facts = gather_facts(pool, on_rows)
         job = ExportJob(
             pool=pool, facts=facts, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=on_rows

@@ -4,13 +4,17 @@ The manifest goes last in both directions, so that what is half sent or half fet
 artifact; and a fetched folder gets its name only when every byte in it is the listed one.
 """
 
+import contextlib
 import hashlib
+import os
 import queue
+import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -20,19 +24,19 @@ import msgspec
 from lsmix.data.artifact import (
     MANIFEST_NAME,
     WORK_FOLDER,
+    Artifact,
     FileRecord,
     Manifest,
-    check_sizes,
     read_manifest,
     root_digest,
     verify_files,
-    write_manifest,
 )
-from lsmix.data.atomic import fsync_folder, fsync_tree, write_atomic
-from lsmix.data.cache import fetch_file, locked_file, with_retries
-from lsmix.data.errors import CorruptError, DiskSpaceError, LsmixError, MissingError, RecipeError
+from lsmix.data.atomic import dump_checksummed, folder_bytes, fsync_folder, fsync_tree, locked_file, write_atomic
+from lsmix.data.cache import cache_folder, fetch_file, private_folder
+from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
-from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
+from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
+from lsmix.data.store import open_artifact
 
 __all__ = [
     "Listing",
@@ -43,12 +47,14 @@ __all__ = [
     "pull_artifact",
     "pull_listed",
     "push_artifact",
+    "temporary_copy",
 ]
 
 _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a folder that is being fetched
 _LOCK = "lock"
+_COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
 _OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
 
@@ -69,7 +75,7 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Listing(NamedTuple):
-    """What lies at a place: its files, and the one that makes them whole, which is written last."""
+    """What a place holds: files, and the one that makes them complete, which is written last."""
 
     name: str  # for people
     files: list[FileRecord]  # all but the last
@@ -82,28 +88,29 @@ class Listing(NamedTuple):
         return sum(record.bytes for record in self.files)
 
 
-def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
-    """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
+def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
+    """Send an artifact to ``url``; what is there already, whole and right, is not sent again.
 
     Args:
-        folder: the artifact.
+        artifact: the artifact or its folder.
         url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
-        progress: is told how many bytes are there.
-        owned: whether the folder at ``url`` is this artifact's own in a workspace, so that shards may lie there already.
+        progress: counts bytes.
+        owned: whether the folder at ``url`` is this artifact's own in a workspace, so that it may hold shards already.
 
     Raises:
-        MissingError: there is no artifact in ``folder``.
+        MissingError: there is no artifact in the folder.
         CorruptError: a file here is damaged, or arrives damaged, twice.
-        RecipeError: something else lies at ``url``, or nothing can be sent there.
+        RecipeError: ``url`` holds something else, or nothing can be sent there.
         DownloadError: the place cannot be reached; what was sent counts the next time.
     """
-    manifest = read_manifest(folder)
-    check_sizes(folder, manifest)
+    artifact = open_artifact(artifact)
+    manifest = artifact.manifest
+    check_writable(url)
     place = open_remote(url)
-    there = with_retries(repr(place.url), lambda: _manifest_there(place))
+    there = _manifest_there(place)
     if there is not None and _listing(there) != _listing(manifest):
         raise RecipeError(
-            f"another artifact lies at {place.url!r}: {there.stage} {there.name!r} with root {there.root[:12]}, not "
+            f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with root {there.root[:12]}, not "
             f"{manifest.root[:12]}. Choose another URL, or remove it there first."
         )
 
@@ -111,21 +118,21 @@ def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = F
     if there is None and not owned:
         _begin_push(place, note)
 
-    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, folder, record, tell)
+    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
+        return _send(place, artifact.file(record.path), record, advance)
 
     moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
     if there is None:
         if not owned:
             _check_begun(place, note)
-        _send_manifest(place, folder)
+        _send_manifest(place, manifest)
     if not owned:
-        with_retries(repr(place.url), lambda: place.remove(_BEGUN))
-    return _facts(manifest, folder, place.url, moved)
+        place.remove(_BEGUN)
+    return _result(manifest, artifact.location, place.url, moved)
 
 
 def _note(manifest: Manifest) -> bytes:
-    """Return what tells an artifact from every other at a place, cards included."""
+    """Return a note that identifies an artifact, its card included."""
     everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
     return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
 
@@ -134,26 +141,23 @@ def _begin_push(place: RemoteFS, note: bytes) -> None:
     """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
 
     Raises:
-        RecipeError: something else lies there.
+        RecipeError: the place holds something else.
     """
-    found = with_retries(repr(place.url), place.entries)
-    if WORK_FOLDER in found and with_retries(repr(place.url), lambda: place.size(_BEGUN)) is not None:
+    found = place.entries("")
+    if WORK_FOLDER in found and place.size(_BEGUN) is not None:
         return _check_begun(place, note)
     if others := set(found) - {WORK_FOLDER, _OF_HUB}:
         raise RecipeError(
             f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
             "folder."
         )
-    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
-        source = Path(scratch, "note")
-        source.write_bytes(note)
-        with_retries(repr(place.url), lambda: place.write(_BEGUN, source))
-    return _check_begun(place, note)  # somebody else may have begun at the same time
+    _send_bytes(place, _BEGUN, note)
+    return _check_begun(place, note)  # another push may have begun at the same time
 
 
 def _check_begun(place: RemoteFS, note: bytes) -> None:
     try:
-        same = with_retries(repr(place.url), lambda: place.read(_BEGUN, len(note))) == note
+        same = place.read(_BEGUN, len(note)) == note
     except (MissingError, CorruptError):
         same = False
     if not same:
@@ -165,14 +169,14 @@ def _check_begun(place: RemoteFS, note: bytes) -> None:
 def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
     """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
 
-    Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
+    Files that change leave the manifest there first and join it again when all are sent, so that an interrupt leaves
     an artifact without them, never a damaged one.
 
     Args:
         folder: the artifact as it is to be.
-        url: where it lies.
+        url: where it is stored.
         before: its manifest there when ``folder`` was fetched.
-        progress: is told how many bytes are there.
+        progress: counts bytes.
 
     Returns:
         The paths of the files that were sent, but for the manifest.
@@ -185,41 +189,46 @@ def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress)
     manifest, place = read_manifest(folder), open_remote(url)
     if _listing(manifest) == _listing(before):
         return []
-    there, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    there, _ = fetch_manifest(place)
     if _listing(there) != _listing(before) or manifest.root != before.root:
-        raise RecipeError(f"what lies at {place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
+        raise RecipeError(f"{place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
     same = _listing(manifest) & _listing(before)
     changed = [record for record in manifest.files if record not in same]
-    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
-        bare = [record for record in manifest.files if record in same]
-        write_manifest(Path(scratch), msgspec.structs.replace(manifest, files=bare))
-        _send_manifest(place, Path(scratch))
+    bare = [record for record in manifest.files if record in same]
+    _send_manifest(place, msgspec.structs.replace(manifest, files=bare))
 
-    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, folder, record, tell)
+    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
+        return _send(place, folder / record.path, record, advance)
 
     _in_parallel(changed, send, progress, f"push {manifest.name}")
-    _send_manifest(place, folder)
+    _send_manifest(place, manifest)
     return [record.path for record in changed]
 
 
-def _send_manifest(place: RemoteFS, folder: Path) -> None:
-    source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
-    _send(place, folder, record, lambda count: None)
-    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+def _send_manifest(place: RemoteFS, manifest: Manifest) -> None:
+    content = dump_checksummed(manifest)
+    _send_bytes(place, MANIFEST_NAME, content)
+    if place.read(MANIFEST_NAME, len(content)) != content:
         raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
+
+
+def _send_bytes(place: RemoteFS, path: str, content: bytes) -> None:
+    with tempfile.NamedTemporaryFile(prefix="lsmix-") as source:
+        source.write(content)
+        source.flush()
+        place.write(path, Path(source.name))
 
 
 def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
     """Fetch the artifact at ``url`` to the folder ``target``, going on with what an earlier pull left.
 
-    Until everything is there the files lie in a folder beside it, called as ``target`` with ".part" behind.
+    Until all files are there they are in a folder beside it, named like ``target`` with ".part" at the end.
 
     Args:
         url: the artifact's folder at a place.
         target: a folder that is not there yet, is empty, or holds the same artifact; None for one in the current folder,
             named as the last part of the URL.
-        progress: is told how many bytes are there.
+        progress: counts bytes.
 
     Raises:
         MissingError: there is no complete artifact at ``url``.
@@ -232,11 +241,47 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
     """
     place = open_remote(url)
     folder = target or Path(folder_name(url))
-    manifest, content = with_retries(repr(place.url), lambda: fetch_manifest(place))
+    manifest, content = fetch_manifest(place)
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
     moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
-    return _facts(manifest, folder, place.url, moved)
+    return _result(manifest, str(folder), place.url, moved)
+
+
+@contextmanager
+def temporary_copy(
+    url: str, progress: Progress, listing_of: Callable[[RemoteFS], Listing] | None = None
+) -> Iterator[Path]:
+    """Yield the folder of a new copy of what is stored at a URL now; it may be changed, and is removed at the end.
+
+    Args:
+        url: of an artifact, or of what ``listing_of`` lists.
+        progress: counts bytes.
+        listing_of: returns the files that belong to the copy; None takes an artifact's.
+
+    Raises:
+        LsmixError: as ``pull_artifact``.
+    """
+    place = open_remote(url)
+    listing = (listing_of or artifact_listing)(place)
+    home = private_folder(cache_folder().absolute(), _COPIES)
+    for left in home.glob("*.lock"):  # by killed processes
+        with contextlib.suppress(LockedError), locked_file(left):
+            _remove_copy(left)
+    lock = home / f"{secrets.token_hex(8)}.lock"
+    with locked_file(lock):
+        try:
+            folder = lock.with_suffix("")
+            pull_listed(place, listing, folder, progress)
+            yield folder
+        finally:
+            _remove_copy(lock)
+
+
+def _remove_copy(lock: Path) -> None:
+    for folder in (lock.with_suffix(""), lock.with_suffix(_PART)):
+        shutil.rmtree(folder, ignore_errors=True)
+    lock.unlink(missing_ok=True)
 
 
 def artifact_listing(place: RemoteFS) -> Listing:
@@ -257,12 +302,17 @@ def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progr
     """
     part = folder.with_name(folder.name + _PART)
     _prepare(part)
-    with locked_file(part / WORK_FOLDER / _LOCK, wait=False):
+    with locked_file(part / WORK_FOLDER / _LOCK):
         _sweep(part, listing)
         _check_room(part, listing)
 
-        def fetch(record: FileRecord, tell: Callable[[int], None]) -> int:
-            return _fetch(place, part, record, tell)
+        def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
+            target = part / record.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("a+b", buffering=0) as stream:  # an earlier pull may have left its beginning, or all of it
+                have = os.fstat(stream.fileno()).st_size
+                advance(have if have <= record.bytes else 0)
+                return fetch_file(place, record, stream, advance)
 
         moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
         fsync_tree(part)
@@ -280,7 +330,7 @@ def _in_parallel(
     label: str,
 ) -> list[int]:
     """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
-    told: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
+    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
     stop = threading.Event()
     moved, errors = [0] * len(records), []
 
@@ -288,14 +338,14 @@ def _in_parallel(
         try:
             with stopping(stop.is_set):
                 stop_point()
-                moved[index] = work(records[index], told.put)
+                moved[index] = work(records[index], moves.put)
         except Stopped:
             pass
         except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
             errors.append(error)
             stop.set()
         finally:
-            told.put(None)
+            moves.put(None)
 
     progress.start(label, sum(record.bytes for record in records), "byte")
     try:
@@ -305,7 +355,7 @@ def _in_parallel(
                     pool.submit(one, index)
                 left = len(records)
                 while left:
-                    count = told.get()
+                    count = moves.get()
                     if count is None:
                         left -= 1
                     else:
@@ -320,8 +370,7 @@ def _in_parallel(
     return moved
 
 
-def _send(place: RemoteFS, folder: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
-    source = folder / record.path
+def _send(place: RemoteFS, source: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
     sha256, md5 = _digests(source)
     if sha256 != record.sha256:
         raise CorruptError(
@@ -330,16 +379,13 @@ def _send(place: RemoteFS, folder: Path, record: FileRecord, tell: Callable[[int
         )
     where = f"{place.url}/{record.path}"
 
-    def arrived() -> bool:
-        return place.has(record.path, record.bytes, sha256, md5)
-
     sent = 0
-    while not with_retries(repr(where), arrived):
+    while not place.has(record.path, record.bytes, sha256, md5):
         if sent == 2:
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
-        with_retries(repr(where), lambda: place.write(record.path, source))
+        place.write(record.path, source)
         sent += 1
-    tell(record.bytes)
+    advance(record.bytes)
     return sent * record.bytes
 
 
@@ -351,23 +397,6 @@ def _digests(path: Path) -> tuple[str, str]:
             sha256.update(block)
             md5.update(block)
     return sha256.hexdigest(), md5.hexdigest()
-
-
-def _fetch(place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
-    target = part / record.path
-    if target.is_file():  # of an earlier pull; no links, those were swept away
-        if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
-            tell(record.bytes)
-            return 0
-        target.unlink()
-    name = hashlib.sha256(record.path.encode()).hexdigest()[:32]
-    beside = part / WORK_FOLDER / f"{name}-{record.sha256[:16]}"
-    with locked_file(beside, wait=False) as stream:
-        tell(min(beside.stat().st_size, record.bytes))
-        fetched = fetch_file(place, record, stream, tell)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside.replace(target)
-    return fetched
 
 
 def _prepare(part: Path) -> None:
@@ -401,8 +430,7 @@ def _sweep(part: Path, listing: Listing) -> None:
 
 
 def _check_room(part: Path, listing: Listing) -> None:
-    there = sum(path.stat().st_size for path in part.rglob("*") if path.is_file())
-    needed, free = listing.bytes - there, shutil.disk_usage(part).free
+    needed, free = listing.bytes - folder_bytes(part), shutil.disk_usage(part).free
     if needed > free:
         raise DiskSpaceError(
             f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
@@ -424,7 +452,7 @@ def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
             f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
         ) from error
     shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # left by a kill between the last two steps
-    return _facts(manifest, folder, url, [0] * len(manifest.files))
+    return _result(manifest, str(folder), url, [0] * len(manifest.files))
 
 
 def _manifest_there(place: RemoteFS) -> Manifest | None:
@@ -438,12 +466,8 @@ def _listing(manifest: Manifest) -> set[FileRecord]:
     return set(manifest.files)  # times and environments may differ, bytes may not
 
 
-def _record_of(path: Path) -> FileRecord:
-    return FileRecord(path=path.name, bytes=path.stat().st_size, sha256=_digests(path)[0], payload=False)
-
-
 def folder_name(url: str) -> str:
-    """Return what a folder in which the artifact at a URL lies is called: the URL's last part.
+    """Return the name of a folder for the artifact at a URL: the URL's last part.
 
     Raises:
         RecipeError: that is no name for a folder.
@@ -454,10 +478,10 @@ def folder_name(url: str) -> str:
     return name
 
 
-def _facts(manifest: Manifest, folder: Path, url: str, moved: list[int]) -> Transfer:
+def _result(manifest: Manifest, folder: str, url: str, moved: list[int]) -> Transfer:
     return Transfer(
         url=url,
-        folder=str(folder),
+        folder=folder,
         stage=manifest.stage,
         name=manifest.name,
         key=manifest.key,

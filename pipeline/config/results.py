@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, read_small, write_atomic
 from lsmix.data.errors import CorruptError, MissingError
 
@@ -89,20 +90,24 @@ class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError(f"{name!r} is none of the samples {', '.join(sample.name for sample in self.samples)}")
 
 
+def _file(place: Path | Artifact, name: str) -> Path:
+    return place / name if isinstance(place, Path) else place.file(name)
+
+
 def write_naturalness(folder: Path, result: Naturalness) -> None:
     """Write the result into an artifact's folder."""
     write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
-def read_naturalness(folder: Path) -> Naturalness:
-    """Read the result in an artifact's folder.
+def read_naturalness(folder: Path | Artifact) -> Naturalness:
+    """Read the result of an artifact, or in its folder.
 
     Raises:
         MissingError: there is none.
         FormatError: it is of a format that this version does not read.
         CorruptError: it is damaged.
     """
-    path = folder / NATURALNESS_FILE
+    path = _file(folder, NATURALNESS_FILE)
     if not path.is_file():
         raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
     remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
@@ -130,13 +135,13 @@ class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     seconds: float | None = None  # since this session began
 
 
-def read_log(folder: Path) -> list[LogLine]:
-    """Return the training log of a flow artifact.
+def read_log(folder: Path | Artifact) -> list[LogLine]:
+    """Return the training log of a flow's artifact, or in its folder.
 
     Raises:
         CorruptError: it is damaged.
     """
-    path = folder / LOG_FILE
+    path = _file(folder, LOG_FILE)
     with _damage_of(path, "train-glow"):
         return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
 
@@ -154,13 +159,13 @@ class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
 _Metrics = Annotated[list[EpochMetrics], Meta(min_length=1)]
 
 
-def read_metrics(folder: Path) -> list[EpochMetrics]:
-    """Return the metrics of a train artifact, epoch by epoch; at least one.
+def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
+    """Return the metrics of a training's artifact, or in its folder, epoch by epoch; at least one.
 
     Raises:
         CorruptError: they are damaged.
     """
-    path = folder / METRICS_FILE
+    path = _file(folder, METRICS_FILE)
     with _damage_of(path, "train"):
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
     return metrics

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from lsmix.data.artifact import Artifact, read_manifest
-from lsmix.data.errors import CorruptError, LsmixError, RecipeError
+from lsmix.data.artifact import Artifact
+from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
@@ -89,7 +89,7 @@ def _counts_of(dataset: Artifact) -> _Counts:
         return msgspec.convert(dataset.manifest.counts, _Counts)
     except msgspec.ValidationError as error:
         raise CorruptError(
-            f"{str(dataset.folder)!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
+            f"{dataset.location!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
         ) from error
 
 
@@ -101,7 +101,7 @@ def _dataset(node: Node, resolver: Resolver) -> Artifact | None:
     for role, source in node.inputs.items():
         found = _dataset(source, resolver) if isinstance(source, Node) else None
         if role == "dataset" and not isinstance(source, Node):
-            found = resolver.outside(role, source)
+            found = source
         if found:
             return found
     return None
@@ -124,10 +124,7 @@ def _flow_shape(node: Node) -> FlowShape:
     for source in node.inputs.values():
         if isinstance(source, Node):
             return _flow_shape(source)
-        try:
-            return _shape(read_manifest(source).config)
-        except LsmixError:  # a flow that was only saved has no manifest; its cost is then guessed by the defaults
-            break
+        return _shape(source.manifest.config)  # of a flow without a manifest nothing, so the defaults count
     return FlowShape()
 
 

@@ -1,11 +1,10 @@
 """What a recipe no longer wants: artifacts of other settings, and unfinished work that no recipe resumes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import msgspec
 
-from lsmix.data.artifact import ARTIFACT_FILES
+from lsmix.data.artifact import ARTIFACT_FILES, Artifact
 from lsmix.data.errors import LockedError
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Node
@@ -31,11 +30,13 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     wanted = {resolver.key(node) for node in nodes}
     # An input may be missing or in progress: then the key is unknown, and the name decides.
     unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
-    outside = {path.resolve() for node in nodes for path in node.inputs.values() if isinstance(path, Path)}
+    given = [source for node in nodes for source in node.inputs.values() if isinstance(source, Artifact)]
+    outside = {str(source.folder.resolve()) if source.is_local else source.url for source in given}
     found = []
     for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
-            if entry.key in wanted or (stage, entry.name) in unknown or entry.folder.resolve() in outside:
+            places = {str(entry.folder.resolve()), entry.location}
+            if entry.key in wanted or (stage, entry.name) in unknown or places & outside:
                 continue
             removed = delete and _remove_unlocked(workspace, stage, entry)
             found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))

@@ -7,7 +7,6 @@ from lsmix.data.artifact import Artifact, InputRecord
 from lsmix.data.readers.registry import source_files, source_version
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
-from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["Resolver"]
@@ -24,7 +23,6 @@ class Resolver:
     def __init__(self, workspace: Workspace, *, remember: bool = False) -> None:
         self.workspace = workspace
         self._remember = remember
-        self._outside: dict[Path, Artifact] = {}
         self._sources: dict[int, InputRecord] = {}
         self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
 
@@ -32,7 +30,7 @@ class Resolver:
         """Return the finished inputs of a node by role; None while one isn't there yet."""
         found = {}
         for role, source in node.inputs.items():
-            artifact = self.artifact(source) if isinstance(source, Node) else self.outside(role, source)
+            artifact = self.artifact(source) if isinstance(source, Node) else source
             if artifact is None:
                 return None
             found[role] = artifact
@@ -80,12 +78,6 @@ class Resolver:
     def fields(node: Node) -> dict[str, Any]:
         """Return the configuration fields that are part of a node's key."""
         return key_fields(node.config, node.stage.not_in_key)
-
-    def outside(self, role: str, folder: Path) -> Artifact:
-        """Return a finished artifact for a role that no node of the graph makes; see ``outside_artifact``."""
-        if folder not in self._outside:
-            self._outside[folder] = outside_artifact(folder, role)
-        return self._outside[folder]
 
     def _source_record(self, node: Node) -> InputRecord:
         if id(node) not in self._sources:

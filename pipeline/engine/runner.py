@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, Manifest, record_files, root_digest, write_manifest
-from lsmix.data.atomic import DECODE_ERRORS, remove_stale, write_atomic
+from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
-from lsmix.data.progress import NullProgress, Progress, stop_point
+from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.estimates import check_against_data, estimate
 from lsmix.pipeline.engine.executor import Executor
@@ -56,8 +56,8 @@ class Built:
 
     @property
     def folder(self) -> Path:
-        """Its folder on this machine; an artifact of a remote workspace is fetched when this is first asked for."""
-        return self.workspace.ensure_local(self.artifact, NullProgress()).folder
+        """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
+        return self.workspace.local_copy(self.artifact)
 
     @property
     def location(self) -> str:
@@ -170,7 +170,6 @@ def locked_task(
     check_against_data(node, resolver)
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
-    inputs = {role: workspace.ensure_local(artifact, progress) for role, artifact in inputs.items()}
     for artifact in inputs.values():
         locks.hold(artifact)
     with artifact_lock(workspace.root, key, node.label, shared=shared) as note:
@@ -255,7 +254,7 @@ def _leave_unfinished(task: StageTask, seconds: float) -> None:
 def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
     cost = estimate(node, resolver)
     expected = cost.bytes if cost else 0
-    present = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
+    present = folder_bytes(folder)
     place = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(place).free
     if expected - present > free:

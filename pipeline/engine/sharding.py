@@ -100,9 +100,11 @@ def _raise_missing(task: StageTask, missing: Sequence[int]) -> None:
 def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
     workspace, inputs = task.folder.resolve().parent.parent, {}
     for role, artifact in task.inputs.items():
-        folder = artifact.folder.resolve()
-        location = folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder
-        inputs[role] = str(location), artifact.manifest.root
+        location = artifact.url
+        if artifact.is_local:
+            folder = artifact.folder.resolve()
+            location = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
+        inputs[role] = location, artifact.manifest.root
     return ShardJob(
         processor=processor,
         stage=task.stage,

@@ -9,22 +9,21 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
-from lsmix.data.atomic import DECODE_ERRORS, write_atomic
-from lsmix.data.cache import fetch_file, locked_file, with_retries
+from lsmix.data.atomic import DECODE_ERRORS, locked_file, write_atomic
+from lsmix.data.cache import fetch_file
 from lsmix.data.errors import CorruptError
-from lsmix.data.remote import RemoteFS, open_remote
+from lsmix.data.remote import open_remote
+from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME
 from lsmix.pipeline.engine.device import device_name, resolve_device
 from lsmix.pipeline.engine.device_memory import free_device_memory
-from lsmix.pipeline.workspace.external_artifact import finished_artifact
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.locks import work_root
 
 __all__ = [
     "LEDGER",
@@ -48,9 +47,8 @@ __all__ = [
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
 
-Advance = Callable[
-    [int], None
-]  # called by a computation after each batch, with the number of images; raises to stop it
+# A computation calls it after each batch, with the number of images; it raises to stop the computation.
+Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +114,9 @@ class OpenJob:
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
-        workspace, self.folder = _working_copy(job)
+        self.folder = _working_copy(job)
         inputs = {
-            role: _open_input(workspace, job.label, role, *location_and_root)
+            role: _open_input(self.folder.parent.parent, job.label, role, *location_and_root)
             for role, location_and_root in job.inputs.items()
         }
         device = resolve_device(job.device)
@@ -144,22 +142,18 @@ class OpenJob:
         return record
 
 
-def _working_copy(job: ShardJob) -> tuple[Workspace, Path]:
-    """Return the workspace and the folder on this machine in which shards are made."""
+def _working_copy(job: ShardJob) -> Path:
+    """Return the folder on this machine in which shards are made; downloads what that needs from a URL."""
     if job.folder:
-        folder = Path(job.folder)
-        return Workspace(folder.parent.parent), folder
-    from lsmix.pipeline.workspace.remote import RemoteWorkspace
-
+        return Path(job.folder)
     home, stage, name = job.url.rsplit("/", 2)
-    workspace = RemoteWorkspace(home)
-    folder = workspace.root / stage / name
+    folder = work_root(home) / stage / name
     fetch_work(folder, job.url)
-    return workspace, folder
+    return folder
 
 
-def _open_input(workspace: Workspace, label: str, role: str, location: str, root: str) -> Artifact:
-    artifact = finished_artifact(workspace.local_path(location))
+def _open_input(workspace: Path, label: str, role: str, location: str, root: str) -> Artifact:
+    artifact = open_flow_artifact(location if "://" in location else workspace / location)
     if artifact.manifest.root != root:
         raise CorruptError(
             f"{artifact.location!r} is not the {role} that {label} is made from: expected root digest {root[:12]}, got "
@@ -254,17 +248,17 @@ def send_work(folder: Path, url: str) -> None:
     """Send what workers on other machines need to begin: the metadata of the store."""
     place = open_remote(url)
     for path in folder.rglob(METADATA_NAME):
-        _send(place, folder, path.relative_to(folder).as_posix())
+        place.write(path.relative_to(folder).as_posix(), path)
 
 
 def fetch_work(folder: Path, url: str) -> None:
     """Fetch what ``send_work`` sent, as far as it is not here."""
     place = open_remote(url)
-    sizes = with_retries(repr(url), lambda: place.sizes(""))
+    sizes = place.sizes("")
     paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
     check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
     for path in paths:
-        content = with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES))
+        content = place.read(path, _MOST_RECORD_BYTES)
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
             write_atomic(folder / path, content)
 
@@ -277,8 +271,9 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
     """
     place = open_remote(url)
     for path in record.digests:
-        _send(place, folder, path)
-    _send(place, folder, f"{WORK_FOLDER}/{record_name(record.shard)}")
+        place.write(path, folder / path)
+    path = f"{WORK_FOLDER}/{record_name(record.shard)}"
+    place.write(path, folder / path)
 
 
 def read_ledger(url: str) -> dict[int, ShardRecord]:
@@ -289,12 +284,10 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)
-    sizes = with_retries(repr(url), lambda: place.sizes(""))
+    sizes = place.sizes("")
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
-        contents = threads.map(
-            lambda path: with_retries(repr(url), partial(place.read, path, _MOST_RECORD_BYTES)), sorted(names)
-        )
+        contents = threads.map(lambda path: place.read(path, _MOST_RECORD_BYTES), sorted(names))
         records = {}
         for content in contents:
             try:
@@ -332,7 +325,3 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
             (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(folder / wanted.path)
     write_atomic(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
-
-
-def _send(place: RemoteFS, folder: Path, path: str) -> None:
-    with_retries(f"'{place.url}/{path}'", lambda: place.write(path, folder / path))

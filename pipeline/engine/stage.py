@@ -162,7 +162,7 @@ class Node:
     stage: Stage
     name: str
     config: Any  # the stage's configuration model
-    inputs: dict[str, "Node | Path"] = field(default_factory=dict)  # by role; a path is a finished artifact elsewhere
+    inputs: dict[str, "Node | Artifact"] = field(default_factory=dict)  # by role; an artifact is one from elsewhere
 
     @property
     def label(self) -> str:

@@ -18,7 +18,6 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import Table
-from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.engine.device import prepare_device
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.sharding import make_shards
@@ -45,11 +44,11 @@ class EncodeProcessor:
 
         self._label, self._folder, self._device = job.label, folder, device
         self._config = msgspec.convert(job.config, EncodeConfig)
-        self._train = open_dataset(inputs["dataset"].folder / DATASET_FILE).train
+        self._train = open_dataset(inputs["dataset"]).train
         self._store = latent_store(folder)
         prepare_device(device)
         with device_memory(job.label, device):
-            self._flow = load_flow(inputs["flow"].folder, device=device)
+            self._flow = load_flow(inputs["flow"], device=device)
 
     def load(self, shard: int) -> _Loaded:
         """Read the images of a shard."""
@@ -113,10 +112,10 @@ def _run(task: StageTask) -> StageResult:
     store = _create(task)
     counts, digests = make_shards(task, store, _PROCESSOR)
     rows = store.rows
-    flow = load_flow(task.inputs["flow"].folder)
+    flow = load_flow(task.inputs["flow"])
     log_prob = counts.pop("log_prob_sum") / rows
     counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
-    counts["image_shape"] = list(open_dataset(task.inputs["dataset"].folder / DATASET_FILE).image_shape)
+    counts["image_shape"] = list(open_dataset(task.inputs["dataset"]).image_shape)
     if counts.get("exact_round_trips", rows) < rows:
         task.progress.warning(
             f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "
@@ -130,8 +129,8 @@ def _create(task: StageTask) -> Table:
     from lsmix.glow.checkpoint import load_flow
 
     config: EncodeConfig = task.config
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
-    flow = load_flow(task.inputs["flow"].folder)
+    dataset = open_dataset(task.inputs["dataset"])
+    flow = load_flow(task.inputs["flow"])
     rows = len(dataset.train)
     attributes = {
         "dequantise": config.dequantise,

@@ -1,19 +1,16 @@
 """The graph of a recipe: which artifacts it wants, from which inputs, in an order in which they can be made.
 
-Pure planning: nothing is read but the manifests of a finished flow that a recipe names; one at a URL is fetched to the cache.
+Pure planning: nothing is read but the manifests of a finished flow that a recipe names; nothing else of one at a URL is downloaded.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 
-from lsmix.data.artifact import MANIFEST_NAME
+from lsmix.data.artifact import MANIFEST_NAME, Artifact
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.pool_spec import in_latent_space
-from lsmix.data.progress import NullProgress, Progress
-from lsmix.data.remote import local_folder
-from lsmix.data.sharing.store import download_artifact, naming_urls
+from lsmix.data.store import local_folder, open_input
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
@@ -29,19 +26,17 @@ from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
-from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["build_graph"]
 
 
-def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None = None) -> list[Node]:
+def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     """Return all nodes of a recipe, inputs before what is made from them.
 
     Args:
         recipe: checked.
-        workspace: where a flow that is named by name or key lies.
-        progress: is told how far a flow is that has to be fetched; None tells nobody.
+        workspace: where a flow that is named by name or key is stored.
 
     Raises:
         MissingError: the recipe names a flow that is not there.
@@ -50,13 +45,13 @@ def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None 
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
     nodes = [dataset]
     own_flow = recipe.own_flow
-    encoded: dict[str, tuple[Node | Path, Node]] = {}
+    encoded: dict[str, tuple[Node | Artifact, Node]] = {}
 
-    def latents_of(flow_name: str) -> tuple[Node | Path, Node]:
+    def latents_of(flow_name: str) -> tuple[Node | Artifact, Node]:
         if flow_name not in encoded:
-            flow: Node | Path
+            flow: Node | Artifact
             if flow_name:
-                flow = _find_flow(flow_name, workspace, progress)
+                flow = _find_flow(flow_name, workspace)
             else:
                 flow = Node(
                     stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
@@ -68,12 +63,12 @@ def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None 
             encoded[flow_name] = (flow, latents)
         return encoded[flow_name]
 
-    everything: dict[str, Node | Path] = {"dataset": dataset}
+    everything: dict[str, Node | Artifact] = {"dataset": dataset}
     if recipe.wants_flow:
         everything["flow"], everything["latents"] = latents_of(own_flow.path)
     pools = {}
     for name, config in recipe.pools.items():
-        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        inputs: dict[str, Node | Artifact] = {"dataset": dataset}
         if in_latent_space(config):
             pool_flow, pool_latents = latents_of(config.flow or own_flow.path)
             inputs = {"latents": pool_latents, "flow": pool_flow}
@@ -93,7 +88,7 @@ def build_graph(recipe: Recipe, workspace: Workspace, progress: Progress | None 
 def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[str, Node]:
     nodes = {}
     for name, run in recipe.runs.items():
-        inputs: dict[str, Node | Path] = {"dataset": dataset}
+        inputs: dict[str, Node | Artifact] = {"dataset": dataset}
         parts = []
         for part in run.mix or (MixSource(pool=run.pool),):
             role = f"pool-{len(inputs)}" if part.pool else ""
@@ -113,7 +108,7 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
 
 
 def _naturalness_nodes(
-    recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Path], runs: Mapping[str, Node]
+    recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Artifact], runs: Mapping[str, Node]
 ) -> list[Node]:
     """Return the evaluator flow and its stage; features are of the run that is named, else of "baseline"."""
     inputs = {role: everything[role] for role in ("dataset", "flow", "latents")}
@@ -134,27 +129,23 @@ def _training_part(flow: FlowSection) -> FlowRecipe:
     return FlowRecipe(**{name: getattr(flow, name) for name in FlowRecipe.__struct_fields__})
 
 
-def _find_flow(name: str, workspace: Workspace, progress: Progress | None) -> Path:
-    """Return the folder of a finished flow that is named by its folder or URL, or by name or key in the workspace."""
+def _find_flow(name: str, workspace: Workspace) -> Artifact:
+    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace."""
     path = local_folder(name)
-    if path is None:
-        with naming_urls():
-            path = download_artifact(name, progress or NullProgress())
-            outside_artifact(path, "flow")  # now, since whoever looks at it later knows the copy only
-            return path
-    if (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
-        return path
+    if path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
+        return open_input(name, "flow")
     fits = []
     known = []
     for folder, manifest in workspace.manifests(TRAIN_GLOW.name):
         known.append(folder.name)
         if name in (manifest.name, manifest.key, folder.name):
-            fits.append(folder)
+            fits.append(manifest.key)
     if len(fits) > 1:
-        raise RecipeError(f"flow {name!r} could be {' or '.join(folder.name for folder in fits)}: name it by its key.")
-    if not fits:
+        raise RecipeError(f"flow {name!r} could be {' or '.join(fits)}: name it by its key.")
+    found = workspace.find(TRAIN_GLOW.name, fits[0]) if fits else None
+    if not found:
         there = ", ".join(known) or "none"
         raise MissingError(
-            f"no flow {name!r}: neither a folder of a finished flow nor one of {str(workspace.root)!r} ({there})."
+            f"no flow {name!r}: neither a folder of a finished flow nor one of {workspace.location!r} ({there})."
         )
-    return fits[0]
+    return found

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lsmix.data.artifact import Artifact, read_provenance
 from lsmix.data.atomic import write_atomic
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
@@ -43,14 +43,14 @@ class MixProcessor:
         self._store = pool_store(folder)
         prepare_device(device)
         if not in_latent_space(config):
-            self._builder = PoolBuilder(config, open_dataset(inputs["dataset"].folder / DATASET_NAME).train)
+            self._builder = PoolBuilder(config, open_dataset(inputs["dataset"]).train)
             return
         from lsmix.glow.checkpoint import load_flow
 
         self._setting = f"pools.{job.name}.batch_size"
         with device_memory(job.label, device):
-            flow = load_flow(inputs["flow"].folder, device=device)
-        self._builder = PoolBuilder(config, StoredLatents(open_latents(inputs["latents"].folder)), flow)
+            flow = load_flow(inputs["flow"], device=device)
+        self._builder = PoolBuilder(config, StoredLatents(open_latents(inputs["latents"])), flow)
 
     def load(self, shard: int) -> LoadedRows:
         """Read what a shard mixes."""
@@ -136,11 +136,11 @@ def _describe(task: StageTask) -> _Described:
         "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
     }
     if "dataset" in task.inputs:
-        dataset = open_dataset(task.inputs["dataset"].folder / DATASET_NAME)
+        dataset = open_dataset(task.inputs["dataset"])
         spec = PoolSpec(**known, origin=provenance_of(task.inputs["dataset"], dataset))
         return _Described(spec, dataset.image_shape, dataset.class_names)
-    latents = open_latents(task.inputs["latents"].folder)
-    origin = read_provenance(latents.attributes, f"latents {str(latents.path)!r}")
+    latents = open_latents(task.inputs["latents"])
+    origin = read_provenance(latents.attributes, f"latents {latents.location!r}")
     encoded = msgspec.convert(task.inputs["latents"].manifest.config, EncodeConfig)
     height, width, channels = latents.attributes["image_shape"]
     spec = PoolSpec(**known, origin=origin, latents=encoded, dim=latents.dim)

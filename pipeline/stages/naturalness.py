@@ -12,7 +12,6 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.pipeline.config.results import (
-    DATASET_FILE,
     NATURALNESS_FILE,
     SHEET_FILE,
     WEIGHTS_FILE,
@@ -43,11 +42,11 @@ def run(task: StageTask) -> StageResult:
     from lsmix.pipeline.naturalness.samples import SampleSet
 
     config: NaturalnessConfig = task.config
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    dataset = open_dataset(task.inputs["dataset"])
     count = _sample_size(task, dataset)
     with device_memory(task.label, task.device):
-        flow, evaluator = (load_flow(task.inputs[role].folder, device=task.device) for role in ("flow", "evaluator"))
-    samples = SampleSet(dataset, open_latents(task.inputs["latents"].folder), flow, config, count=count)
+        flow, evaluator = (load_flow(task.inputs[role], device=task.device) for role in ("flow", "evaluator"))
+    samples = SampleSet(dataset, open_latents(task.inputs["latents"]), flow, config, count=count)
     classifier = _open_classifier(task, dataset) if "classifier" in task.inputs else None
     every = samples.all()
     task.progress.start(task.label, len(every), "sample")
@@ -81,7 +80,7 @@ def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":
     item = task.inputs["classifier"]
     config = msgspec.convert(item.manifest.config, TrainConfig)
     classes = len(dataset.class_names)
-    return load_classifier(item.folder / WEIGHTS_FILE, config, classes, dataset.image_shape, task.device)
+    return load_classifier(item.file(WEIGHTS_FILE), config, classes, dataset.image_shape, task.device)
 
 
 def _sample_size(task: StageTask, dataset: DataSet) -> int:

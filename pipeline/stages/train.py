@@ -15,7 +15,7 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
-from lsmix.pipeline.config.results import DATASET_FILE, METRICS_FILE, WEIGHTS_FILE, EpochMetrics
+from lsmix.pipeline.config.results import METRICS_FILE, WEIGHTS_FILE, EpochMetrics
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
@@ -34,7 +34,7 @@ def run(task: StageTask) -> StageResult:
     """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
     from lsmix.pipeline.engine.device import cpu_threads
 
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    dataset = open_dataset(task.inputs["dataset"])
     source = _open_source(task, dataset)
     with cpu_threads(task.config.threads):
         with device_memory(task.label, task.device):
@@ -98,7 +98,7 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
     config: TrainConfig = task.config
-    pools = {part.pool: task.inputs[part.pool].folder for part in config.parts if part.pool}
+    pools = {part.pool: task.inputs[part.pool] for part in config.parts if part.pool}
     return TrainSource(
         parts=config.parts,
         mode=config.mode,

@@ -15,7 +15,7 @@ from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
-from lsmix.pipeline.config.results import DATASET_FILE, LOG_FILE, LogLine
+from lsmix.pipeline.config.results import LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
@@ -35,7 +35,7 @@ def run(task: StageTask) -> StageResult:
     """Train the flow to its last iteration, going on from a checkpoint if there is one."""
     from lsmix.pipeline.engine.device import cpu_threads
 
-    dataset = open_dataset(task.inputs["dataset"].folder / DATASET_FILE)
+    dataset = open_dataset(task.inputs["dataset"])
     with cpu_threads(task.config.threads):
         with device_memory(task.label, task.device):
             trainer, log = _restore(task, dataset)

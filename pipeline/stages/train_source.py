@@ -6,13 +6,13 @@ Whatever is combined, an epoch has as many images in as many batches as the trai
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from lsmix.classifiers.config import PixelMix
+from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import SplitArrays
 from lsmix.data.pool import open_pool
 from lsmix.pipeline.config.results import Seen
@@ -32,7 +32,7 @@ class TrainSource:
     parts: tuple[MixSource, ...]  # at least one
     mode: MixMode  # of several parts
     train: SplitArrays  # the training images
-    pools: Mapping[str, Path]  # folder of each pool by the part's ``pool``
+    pools: Mapping[str, Artifact]  # each pool by the part's ``pool``
     batch_size: int
     seed: int
 

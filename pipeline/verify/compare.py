@@ -106,7 +106,7 @@ def compare_pools(found: Pool, expected: Pool) -> PoolComparison:
     """
     if _layout(found) != _layout(expected):
         raise RecipeError(
-            f"{str(found.path)!r} and {str(expected.path)!r} cannot be compared: they hold {_layout(found)} and "
+            f"{found.location!r} and {expected.location!r} cannot be compared: they hold {_layout(found)} and "
             f"{_layout(expected)}. Name the pool that the plan belongs to."
         )
     comparison = PoolComparison()

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,
+    Artifact,
     Manifest,
     Provenance,
-    read_manifest,
     record_files,
     root_digest,
     verify_files,
@@ -24,13 +24,13 @@ from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingErro
 from lsmix.data.latents import open_latents
 from lsmix.data.pool_spec import PoolSpec
 from lsmix.data.progress import Progress
+from lsmix.data.store import local_folder, open_artifact, open_input
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
-from lsmix.pipeline.workspace.external_artifact import outside_artifact
 from lsmix.pipeline.workspace.local import Workspace
 
 __all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
@@ -40,33 +40,38 @@ _DIGITS = "digits"  # the built-in data set, which has no path
 
 @dataclass(frozen=True, kw_only=True)
 class PoolInputs:
-    """The folders of the artifacts that a pool was made from, as far as they are available."""
+    """The artifacts that a pool was made from, as far as they are available."""
 
-    dataset: Path | None = None
-    latents: Path | None = None
-    flow: Path | None = None
-    given: Path | None = None  # what the data set was made from, where it was not found
+    dataset: Artifact | None = None
+    latents: Artifact | None = None
+    flow: Artifact | None = None
+    given: str = ""  # what the data set was made from, if the user named that
 
     def labels(self) -> tuple[npt.NDArray[np.int64] | None, str]:
         """Return the class of each training image, int64 (N,), and where it is from; None if neither is available."""
         if self.dataset:
-            labels = open_dataset(self.dataset / DATASET_NAME).train.labels
-            return labels, f"the data set {str(self.given or self.dataset)!r}"
+            return open_dataset(self.dataset).train.labels, f"the data set {self.given or self.dataset.location!r}"
         if self.latents:
-            return open_latents(self.latents).label[:], f"the latents {str(self.latents)!r}"
+            return open_latents(self.latents).label[:], f"the latents {self.latents.location!r}"
         return None, ""
 
 
 def find_base(
-    pool: Path, plan: PoolSpec, *, data: Path | None, flow: Path | None, scratch: Path, progress: Progress
+    pool: Path,
+    plan: PoolSpec,
+    *,
+    data: Path | str | None,
+    flow: Path | str | None,
+    scratch: Path,
+    progress: Progress,
 ) -> PoolInputs:
     """Return what a pool was made from, as given or found beside the pool in its workspace.
 
     Args:
         pool: the pool's folder.
         plan: of the pool.
-        data: published files, "digits", or a data set that ingest made; None looks in the workspace.
-        flow: folder of a flow; None looks in the workspace.
+        data: published files, "digits", or a data set that ingest made, or its URL; None looks in the workspace.
+        flow: folder or URL of a flow; None looks in the workspace.
         scratch: folder for a workspace in which published files are ingested.
         progress: progress reporter of that.
 
@@ -74,32 +79,32 @@ def find_base(
         RecipeError: what was given is not what the pool was made from.
         LsmixError: it cannot be read.
     """
-    if flow:
-        check_flow(flow, plan)
+    given = check_flow(flow, plan) if flow else None
     home = Workspace(pool.resolve().parent.parent)
     dataset = provide_dataset(data, plan.origin, Workspace(scratch), progress) if data else None
     return PoolInputs(
         dataset=dataset or _found(home, "ingest", plan.origin.root),
         latents=_found(home, "encode", plan.inputs.get("latents")),
-        flow=flow or _found(home, "train-glow", plan.inputs.get("flow")),
-        given=data,
+        flow=given or _found(home, "train-glow", plan.inputs.get("flow")),
+        given=str(data) if data and local_folder(data) else "",
     )
 
 
-def _found(home: Workspace, stage: str, root: str | None) -> Path | None:
+def _found(home: Workspace, stage: str, root: str | None) -> Artifact | None:
     """Return an artifact of a stage with this root digest, all of its bytes checked; None if there is none."""
     for folder, manifest in home.manifests(stage):
         if manifest.root == root:
+            artifact = Artifact(folder=folder, manifest=manifest)
             try:
                 verify_files(folder, manifest)
             except LsmixError:
                 continue
-            return folder
+            return artifact
     return None
 
 
-def check_flow(folder: Path, plan: PoolSpec) -> None:
-    """Check that a flow is the one of a plan, byte by byte.
+def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
+    """Return the flow in a folder or at a URL, if it is the one of a plan, byte by byte.
 
     Raises:
         RecipeError: the plan needs none, or another.
@@ -108,17 +113,18 @@ def check_flow(folder: Path, plan: PoolSpec) -> None:
     wanted = plan.inputs.get("flow")
     if wanted is None:
         raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
-    artifact = outside_artifact(folder, "flow")
-    if artifact.manifest.key:
-        verify_files(folder, artifact.manifest)
+    artifact = open_input(flow, "flow")
+    if artifact.is_local and artifact.manifest.key:  # files from a URL are checked as they come
+        verify_files(artifact.folder, artifact.manifest)
     if artifact.manifest.root != wanted:
         raise RecipeError(
-            f"flow {str(folder)!r} is not the one that the plan names: its root digest is {artifact.manifest.root[:12]}…, "
+            f"flow {artifact.location!r} is not the one that the plan names: its root digest is {artifact.manifest.root[:12]}…, "
             f"expected {wanted[:12]}…. Fetch the flow that made the latents; a newly trained one is another."
         )
+    return artifact
 
 
-def _data_config(origin: Provenance, data: Path) -> DataConfig:
+def _data_config(origin: Provenance, data: Path | str) -> DataConfig:
     """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits."""
     place: dict[str, Any] = {"format": _DIGITS} if str(data) == _DIGITS else {"path": str(data)}
     try:
@@ -127,36 +133,39 @@ def _data_config(origin: Provenance, data: Path) -> DataConfig:
         raise FormatError(f"the plan's origin has settings that this lsmix does not know: {error}.") from error
 
 
-def provide_dataset(data: Path, origin: Provenance, workspace: Workspace, progress: Progress) -> Path:
-    """Return the folder of the data set that ``origin`` names, made in a workspace if necessary.
+def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, progress: Progress) -> Artifact:
+    """Return the data set that ``origin`` names, made in a workspace if necessary.
 
-    ``data`` is the folder of such a data set or its dataset.h5; else published files, or "digits", which are read and
-    split as the origin says.
+    ``data`` is the folder or the URL of such a data set, or of its dataset.h5; else published files, or "digits", which are
+    read and split as the origin says.
 
     Raises:
         RecipeError: the result is another data set; the message says how it differs.
         FormatError: the origin's settings are not known.
         LsmixError: the data cannot be read.
     """
-    folder = data.parent if data.name == DATASET_NAME and data.is_file() else data
-    if (folder / MANIFEST_NAME).is_file():
-        manifest = outside_artifact(folder, "dataset").manifest
-        verify_files(folder, manifest)
-        settings = {name: value for name, value in manifest.config.items() if name not in INGEST.not_in_key}
-        if manifest.root == origin.root and settings != origin.config:
+    path = local_folder(data)
+    folder = path.parent if path and path.name == DATASET_NAME and path.is_file() else path
+    if folder is None or (folder / MANIFEST_NAME).is_file():
+        artifact = open_input(folder or data, "dataset")
+        if artifact.is_local:  # files from a URL are checked as they come
+            verify_files(artifact.folder, artifact.manifest)
+        settings = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
+        if artifact.manifest.root == origin.root and settings != origin.config:
             raise CorruptError(
-                f"{str(folder)!r} has the plan's data set, but its manifest was altered. Fetch it again."
+                f"{artifact.location!r} has the plan's data set, but its manifest was altered. Fetch it again."
             )
-    elif data.name == DATASET_NAME and data.is_file():
-        folder = _adopted(data, origin, workspace)
-        manifest = read_manifest(folder)
+    elif path and path != folder:
+        artifact = open_artifact(_adopted(path, origin, workspace))
     else:
         node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
         (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
-        folder, manifest = made.folder, made.manifest
-    if manifest.root != origin.root:
-        raise RecipeError(_difference(data, folder, manifest, origin))
-    return folder
+        artifact = open_artifact(
+            made.location
+        )  # its configuration in the order of the file, as latents and pools keep it
+    if artifact.manifest.root != origin.root:
+        raise RecipeError(_difference(data, artifact, artifact.manifest, origin))
+    return artifact
 
 
 def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
@@ -186,7 +195,7 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
     return folder
 
 
-def _difference(data: Path, made: Path, manifest: Manifest, origin: Provenance) -> str:
+def _difference(data: Path | str, made: Path | Artifact, manifest: Manifest, origin: Provenance) -> str:
     """Say how a data set differs from the one that is wanted."""
     found = open_dataset(made)
     hints = []
@@ -206,7 +215,7 @@ def _difference(data: Path, made: Path, manifest: Manifest, origin: Provenance) 
     )
 
 
-def require(found: Path | None, what: str, option: str) -> Path:
+def require(found: Artifact | None, what: str, option: str) -> Artifact:
     """Return what was found, or raise MissingError if it was not."""
     if found is None:
         raise MissingError(f"the pool's {what} is not at hand: name it with '{option}'.")

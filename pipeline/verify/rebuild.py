@@ -3,6 +3,7 @@
 A rebuilt pool counts as the original only by its root digest, or by comparison with the original pixel by pixel.
 """
 
+import hashlib
 import os
 import shutil
 import time
@@ -10,15 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lsmix.data.artifact import MANIFEST_NAME, Manifest, read_manifest
-from lsmix.data.atomic import fsync_folder, sha256_file
-from lsmix.data.dataset import DATASET_NAME
-from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, RecipeError
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
+from lsmix.data.atomic import fsync_folder
+from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, open_pool
-from lsmix.data.pool_spec import PLAN_NAME, PoolSpec, check_pool, read_spec
+from lsmix.data.pool_spec import MOST_SPEC_BYTES, PLAN_NAME, PoolSpec, check_pool, parse_spec
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
-from lsmix.data.remote import local_folder, local_target
-from lsmix.data.sharing.store import download_artifact, download_file, naming_urls, without_store
+from lsmix.data.remote import open_remote
+from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
@@ -74,10 +74,9 @@ class _Original(NamedTuple):
     """What is at hand of the pool that the plan belongs to."""
 
     manifest: Manifest | None
-    pool: Path | None  # its folder, where its images are there too
+    pool: Artifact | None  # if its images are available too
 
 
-@naming_urls()
 def rebuild(
     plan: Path | str,
     *,
@@ -118,23 +117,21 @@ def rebuild(
     begun = time.monotonic()
     progress = progress or NullProgress()
     target = local_target(out, "a rebuilt pool") if out is not None else None
-    plan = local_folder(plan) or download_file(str(plan), PLAN_NAME, progress)
-    data = _fetched(data, progress)
-    flow, compare = (None if place is None else _fetched(place, progress) for place in (flow, compare))
-    content = read_spec(plan)
-    original = _original(plan, compare)
-    _check_version(content, plan, original)
+    file = _open_plan(plan)
+    content = parse_spec(file.content, file.where)
+    original = _original(file, compare)
+    _check_version(content, file.where, original)
     check_pool(content.pool)
-    expected, flow = _expected(expect, original), _flow_of(content, flow)
+    expected, opened = _expected(expect, original), _flow_of(content, flow)
     place = open_workspace(_scratch(target) if target else workspace)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     with graceful_signals(), executor:
-        dataset = provide_dataset(Path(data), content.origin, place, progress)
-        nodes = _nodes(content, dataset, flow, original.manifest.name if original.manifest else _NAME)
+        dataset = provide_dataset(data, content.origin, place, progress)
+        nodes = _nodes(content, dataset, opened, original.manifest.name if original.manifest else _NAME)
         made = _run(nodes, content, place, executor, progress, device)
-    if original.pool and made.folder.resolve() == original.pool.resolve():
+    if original.pool and _is_same(made.artifact, original.pool):
         raise RecipeError(
-            f"{str(made.folder)!r} is the original itself, which the workspace has already: nothing was made again. "
+            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
             "Give '--out', or another '--workspace'."
         )
     folder = made.folder
@@ -146,7 +143,7 @@ def rebuild(
         expected = made.manifest.root  # of which the beginning was given
     comparison = None
     if original.pool and (compare is not None or made.manifest.root != expected):
-        comparison = compare_pools(open_pool(folder), open_pool(original.pool))
+        comparison = compare_pools(open_pool(folder), open_pool(original.pool.location))
     result = RebuildResult(
         folder=folder,
         manifest=made.manifest,
@@ -159,39 +156,73 @@ def rebuild(
     return result
 
 
-def _fetched(place: Path | str, progress: Progress) -> Path:
-    return download_artifact(without_store(without_store(place, DATASET_NAME), POOL_NAME), progress)
+class _PlanFile(NamedTuple):
+    """A plan.json, and the artifact that it is in."""
+
+    content: bytes
+    where: str
+    artifact: Artifact | None  # None if there is no manifest beside it
 
 
-def _check_version(spec: PoolSpec, plan: Path, original: _Original) -> None:
+def _open_plan(place: Path | str) -> _PlanFile:
+    """Return the plan of the pool in a folder or at a URL, or the plan.json at a path or a URL."""
+    path = local_folder(place)
+    if path is not None:
+        home = path if path.is_dir() else path.parent
+        file = path / PLAN_NAME if path.is_dir() else path
+        if not file.is_file():
+            raise MissingError(f"no plan at {str(file)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
+        beside = Artifact(folder=home, manifest=read_manifest(home)) if (home / MANIFEST_NAME).is_file() else None
+        with file.open("rb") as stream:
+            return _PlanFile(stream.read(MOST_SPEC_BYTES + 1), str(file), beside)
+    url, name = trim_location(str(place)), PLAN_NAME
+    if url.endswith(".json"):
+        url, _, name = url.rpartition("/")
+    try:
+        artifact = open_artifact(url)
+    except MissingError:
+        remote = open_remote(url)
+        content = remote.read(name, MOST_SPEC_BYTES)
+        return _PlanFile(content, f"{remote.url}/{name}", None)
+    with artifact.open(name) as stream:
+        return _PlanFile(stream.read(MOST_SPEC_BYTES + 1), artifact.where(name), artifact)
+
+
+def _is_same(made: Artifact, original: Artifact) -> bool:
+    if made.is_local and original.is_local:
+        return made.folder.resolve() == original.folder.resolve()
+    return made.location == original.location
+
+
+def _check_version(spec: PoolSpec, plan: str, original: _Original) -> None:
     """Raise FormatError unless this lsmix mixes as the one that made the pool."""
     if spec.stage_version != MIX.version:
         versions = original.manifest.environment.get("versions") if original.manifest else None
         made_with = f" (lsmix {versions.get('lsmix')})" if isinstance(versions, dict) else ""
         age = "a newer" if spec.stage_version > MIX.version else "the older"
         raise FormatError(
-            f"the pool of plan {str(plan)!r}{made_with} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
+            f"the pool of plan {plan!r}{made_with} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
             f"gives other bytes. Use {age} lsmix (a pool's {MANIFEST_NAME} lists the versions that made it)."
         )
 
 
-def _original(plan: Path, compare: Path | str | None) -> _Original:
-    """Return what is available of the original: the pool that was named, else what is beside the plan."""
-    home = plan if plan.is_dir() else plan.parent
-    folder = Path(compare) if compare is not None else home
-    manifest = None
-    if compare is not None or (folder / MANIFEST_NAME).is_file():
-        manifest = read_manifest(folder)
-        if manifest.stage != MIX.name:
-            raise RecipeError(f"{str(folder)!r} is no pool but the result of stage {manifest.stage!r}. Name a pool.")
-        planned = {file.path: file.sha256 for file in manifest.files}.get(PLAN_NAME)
-        if planned != sha256_file(home / PLAN_NAME if plan.is_dir() else plan):
-            if compare is None:
-                raise CorruptError(
-                    f"{str(plan)!r} is not the plan of the pool that it is in: its sha256 is not the listed one."
-                )
-            manifest = None if planned is None else manifest
-    return _Original(manifest, folder if (folder / POOL_NAME).is_dir() else None)
+def _original(plan: _PlanFile, compare: Path | str | None) -> _Original:
+    """Return what is available of the original: what was named, else the artifact that holds the plan."""
+    pool = plan.artifact if compare is None else open_artifact(compare)
+    if pool is None:
+        return _Original(None, None)
+    manifest = pool.manifest
+    if manifest.stage != MIX.name:
+        raise RecipeError(f"{pool.location!r} is no pool but the result of stage {manifest.stage!r}. Name a pool.")
+    has_images = (pool.folder / POOL_NAME).is_dir() if pool.is_local else True
+    planned = pool.records.get(PLAN_NAME)
+    if not planned or planned.sha256 != hashlib.sha256(plan.content).hexdigest():
+        if compare is None:
+            raise CorruptError(
+                f"{plan.where!r} is not the plan of its pool: its sha256 is not the one in {MANIFEST_NAME}."
+            )
+        return _Original(manifest if planned else None, pool if has_images else None)
+    return _Original(manifest, pool if has_images else None)
 
 
 def _expected(expect: str, original: _Original) -> str:
@@ -204,10 +235,9 @@ def _expected(expect: str, original: _Original) -> str:
     return expect
 
 
-def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Path | None:
+def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Artifact | None:
     if flow is not None:
-        check_flow(Path(flow), plan)
-        return Path(flow)
+        return check_flow(flow, plan)
     if plan.latent:
         raise RecipeError(
             f"the plan mixes latents of the flow {plan.inputs['flow'][:12]}…: name that flow's folder with '--flow'."
@@ -215,7 +245,7 @@ def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Path | None:
     return None
 
 
-def _nodes(plan: PoolSpec, dataset: Path, flow: Path | None, name: str) -> list[Node]:
+def _nodes(plan: PoolSpec, dataset: Artifact, flow: Artifact | None, name: str) -> list[Node]:
     if plan.latents is None or flow is None:
         return [Node(stage=MIX, name=name, config=plan.pool, inputs={"dataset": dataset})]
     latents = Node(stage=ENCODE, name=name, config=plan.latents, inputs={"dataset": dataset, "flow": flow})
@@ -263,10 +293,10 @@ def _check_result(result: RebuildResult, plan: PoolSpec, original: _Original) ->
     source = original.manifest or (open_pool(original.pool).manifest if original.pool else None)
     before = source.environment if source else {}
     exact = not plan.latent or same_kind_of_device(result.manifest.environment, before)
-    if result.comparison:
+    if result.comparison and original.pool:
         if not result.comparison.within(0 if exact else 1):
             raise CorruptError(
-                f"{str(result.folder)!r} is not the original {str(original.pool)!r}, although made on "
+                f"{str(result.folder)!r} is not the original {original.pool.location!r}, although made on "
                 f"{'the same' if exact else 'another'} kind of device: {result.comparison.text()}."
             )
         return

@@ -3,13 +3,13 @@
 The mix stage's own code makes the rows. Pixels may differ by one level if another kind of device made the pool.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.artifact import Artifact
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
@@ -52,7 +52,7 @@ def check_deep(
     """
     check_pool(plan.pool)
     device = resolve_device(device) if plan.latent else "cpu"
-    label = f"deep check of {pool.manifest.name or pool.path.name}"
+    label = f"deep check of {pool.manifest.name or pool.location}"
     with device_memory(label, device):
         builder = _open_builder(plan, base, device)
     exact = not plan.latent or same_kind_of_device(describe_environment(device), pool.manifest.environment)
@@ -79,7 +79,7 @@ def check_deep(
         if tally.largest > (0 if exact else 1):
             kind = "the same kind of device" if exact else "another kind of device, which moves pixels by 1 at most"
             raise CorruptError(
-                f"pool {str(pool.path)!r} is not what its plan gives: made again on {kind}, {tally.text()}; the first is row "
+                f"pool {pool.location!r} is not what its plan gives: made again on {kind}, {tally.text()}; the first is row "
                 f"{tally.first_row}. Do not use it; fetch or make it again."
             )
         progress.advance(len(some))
@@ -91,7 +91,7 @@ def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
     registry = LATENT_METHODS if plan.latent else PIXEL_METHODS
     registry.check(plan.pool.method)
     if plan.latents is None:
-        return PoolBuilder(plan.pool, open_dataset(require(base.dataset, "data set", "--data") / DATASET_NAME).train)
+        return PoolBuilder(plan.pool, open_dataset(require(base.dataset, "data set", "--data")).train)
     from lsmix.glow.checkpoint import load_flow
 
     prepare_device(device)
@@ -107,10 +107,10 @@ def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
 class _EncodedAgain:
     """Latents of the images that are asked for, encoded when they are."""
 
-    def __init__(self, dataset: Path, flow: Path, config: EncodeConfig, device: str) -> None:
+    def __init__(self, dataset: Artifact, flow: Artifact, config: EncodeConfig, device: str) -> None:
         from lsmix.glow.checkpoint import load_flow
 
-        train = open_dataset(dataset / DATASET_NAME).train
+        train = open_dataset(dataset).train
         self._images = train.images
         self._flow = load_flow(flow, device=device)
         self._config = config

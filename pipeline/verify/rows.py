@@ -98,7 +98,7 @@ def _check_metadata(pool: Pool, plan: PoolSpec) -> None:
 
 
 def _refuse(pool: Pool, what: str) -> NoReturn:
-    raise CorruptError(f"pool {str(pool.path)!r} is not what it says: {what}. Do not use it; fetch or make it again.")
+    raise CorruptError(f"pool {pool.location!r} is not what it says: {what}. Do not use it; fetch or make it again.")
 
 
 def _name(kind: str, place: int) -> str:

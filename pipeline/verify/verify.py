@@ -4,6 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.errors import RecipeError
 from lsmix.data.pool import open_pool
 from lsmix.data.progress import Progress
@@ -14,20 +15,20 @@ __all__ = ["verify_pool"]
 
 
 def verify_pool(
-    folder: Path,
+    artifact: Artifact,
     *,
     deep: bool,
     sample: int,
     seed: int,
-    data: Path | None,
-    flow: Path | None,
+    data: Path | str | None,
+    flow: Path | str | None,
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
     """Check a pool: as zarr-python reads it, row by row against its plan, and by making a sample of rows again.
 
     Args:
-        folder: of the pool.
+        artifact: the pool, its files on this machine.
         deep: whether to make a sample of rows again.
         sample: number of rows of that sample, at least 1.
         seed: of the choice of these rows.
@@ -44,16 +45,16 @@ def verify_pool(
         MissingError: a deep check lacks the data set or the flow.
         CorruptError: a row is wrong.
     """
-    pool = open_pool(folder)
+    pool = open_pool(artifact)
     pool.columns.check_against_zarr()
     plan = plan_of_pool(pool)
     if isinstance(plan, str):
         if deep or data or flow:
-            raise RecipeError(f"pool {str(folder)!r} cannot be compared with what it was made from. {plan}.")
+            raise RecipeError(f"pool {pool.location!r} cannot be compared with what it was made from. {plan}.")
         result = check_rows(pool, plan)
         return {"checked": result.checked, "unchecked": [*result.unchecked, _PIXELS_UNCHECKED], "deep": None}
     with tempfile.TemporaryDirectory(prefix="lsmix-verify-") as scratch:
-        base = find_base(folder, plan, data=data, flow=flow, scratch=Path(scratch), progress=progress)
+        base = find_base(artifact.folder, plan, data=data, flow=flow, scratch=Path(scratch), progress=progress)
         result = check_rows(pool, plan, *base.labels())
         if not deep:
             return {"checked": result.checked, "unchecked": [*result.unchecked, _PIXELS_UNCHECKED], "deep": None}

@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsmix.data.artifact import Provenance, read_manifest, read_provenance
+from lsmix.data.artifact import Artifact, Provenance, read_provenance
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS
+from lsmix.data.store import open_artifact
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
@@ -70,12 +71,12 @@ class _Card:
 
 
 def write_pool_page(
-    folder: Path | str, target: Path | str, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
+    place: Path | str | Artifact, target: Path | str, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
 ) -> str:
-    """Write the page of the pool in ``folder``: what ``lsmix show --html`` does; return what it shows.
+    """Write the page of a pool: what ``lsmix show --html`` does; return what it shows.
 
     Args:
-        folder: the pool's artifact.
+        place: the pool, its folder or its URL.
         target: the HTML file to write.
         samples: rows of the pool to show, 1 or more; fewer if the page would be larger than 3 MB.
         data: artifact of the data set that the pool was made from, for the sources; by default the pool's own workspace
@@ -87,24 +88,27 @@ def write_pool_page(
         CorruptError: it is damaged, or its labels are not those of its sources.
         RecipeError: ``data`` is not the pool's data set.
     """
-    page, what = render_pool_page(Path(folder), samples=samples, data=Path(data) if data else None)
+    page, what = render_pool_page(place, samples=samples, data=data)
     write_atomic(Path(target), page.encode())
     return what
 
 
-def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | None = None) -> tuple[str, str]:
-    """Return the page of the pool in ``folder`` as HTML, and what it shows; see ``write_pool_page``."""
-    manifest = read_manifest(folder)
+def render_pool_page(
+    place: Path | str | Artifact, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
+) -> tuple[str, str]:
+    """Return the page of a pool as HTML, and what it shows; see ``write_pool_page``."""
+    artifact = open_artifact(place)
+    manifest, where = artifact.manifest, artifact.location
     if manifest.stage != "mix":
-        raise FormatError(f"only pools have an HTML page; {str(folder)!r} is {manifest.stage} {manifest.name!r}.")
-    pool = open_pool(folder)
+        raise FormatError(f"only pools have an HTML page; {where!r} is {manifest.stage} {manifest.name!r}.")
+    pool = open_pool(artifact)
     if pool.image_shape[2] not in (1, 3):
         raise FormatError(
-            f"a page shows grey or RGB images, with 1 or 3 channels; those of pool {str(folder)!r} have {pool.image_shape[2]}."
+            f"a page shows grey or RGB images, with 1 or 3 channels; those of pool {where!r} have {pool.image_shape[2]}."
         )
     has_origin = "origin" in pool.columns.attributes
-    origin = read_provenance(pool.columns.attributes, f"pool {str(folder)!r}") if has_origin else None
-    train = _train_split(pool, folder, origin, data)
+    origin = read_provenance(pool.columns.attributes, f"pool {where!r}") if has_origin else None
+    train = _train_split(pool, origin, data)
     summary = summarise_pool(pool, samples)
     cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
     if len(cards) < len(summary.chosen):  # choose fewer, so that these represent the pool, too
@@ -130,31 +134,34 @@ def render_pool_page(folder: Path, *, samples: int = PAGE_SAMPLES, data: Path | 
     return text, f"{len(cards):,} of {len(pool):,} images {sources}"
 
 
-def _train_split(pool: Pool, folder: Path, origin: Provenance | None, data: Path | None) -> SplitArrays | None:
+def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None) -> SplitArrays | None:
     """Return the images that the pool is made of; None if they are not on this machine."""
     if data is None:
-        found = _in_the_workspace(folder, origin) if origin else None
+        found = _in_the_workspace(pool.artifact, origin) if origin else None
         if found is None:
             return None
     else:
-        found = data if data.is_dir() else data.parent
-        root = read_manifest(found).root
+        found = open_artifact(data)
+        root = found.manifest.root
         if origin is None or root != origin.root:
             raise RecipeError(
-                f"pool {str(folder)!r} was made from the data set with root {origin.root[:12] if origin else 'unknown'}, "
-                f"got {str(data)!r} with root {root[:12]}. Name the artifact of the pool's own data set."
+                f"pool {pool.location!r} was made from the data set with root {origin.root[:12] if origin else 'unknown'}, "
+                f"got {found.location!r} with root {root[:12]}. Name the artifact of the pool's own data set."
             )
     train = open_dataset(found).train
     if train.images.shape[1:] != pool.image_shape:
         raise CorruptError(
-            f"pool {str(folder)!r} has images of {pool.image_shape}, its data set {str(found)!r} of {train.images.shape[1:]}."
+            f"pool {pool.location!r} has images of {pool.image_shape}, its data set {found.location!r} of {train.images.shape[1:]}."
         )
     return train
 
 
-def _in_the_workspace(folder: Path, origin: Provenance) -> Path | None:
-    manifests = Workspace(folder.resolve().parent.parent).manifests("ingest")
-    return next((place for place, manifest in manifests if manifest.root == origin.root), None)
+def _in_the_workspace(pool: Artifact, origin: Provenance) -> Artifact | None:
+    if not pool.is_local:
+        return None
+    workspace = Workspace(pool.folder.resolve().parent.parent)
+    manifests = (manifest for _, manifest in workspace.manifests("ingest"))
+    return next((workspace.find("ingest", each.key) for each in manifests if each.root == origin.root), None)
 
 
 def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:
@@ -201,7 +208,7 @@ def _source_picture(pool: Pool, train: SplitArrays, row: int, place: int, source
     if not 0 <= source < len(train) or int(train.labels[source]) != label:
         got = f"class {int(train.labels[source])}" if 0 <= source < len(train) else f"a split of {len(train)} images"
         raise CorruptError(
-            f"pool {str(pool.path)!r} is damaged: in row {row} training image {source} is of class {label}, the data "
+            f"pool {pool.location!r} is damaged: in row {row} training image {source} is of class {label}, the data "
             f"set has {got}. Run 'lsmix verify'."
         )
     title, name = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}", _name(pool, label, row)
@@ -210,7 +217,7 @@ def _source_picture(pool: Pool, train: SplitArrays, row: int, place: int, source
 
 def _name(pool: Pool, label: int, row: int) -> str:
     if not 0 <= label < len(pool.class_names):
-        raise CorruptError(f"pool {str(pool.path)!r} is damaged: row {row} has label {label}. Run 'lsmix verify'.")
+        raise CorruptError(f"pool {pool.location!r} is damaged: row {row} has label {label}. Run 'lsmix verify'.")
     return _short(pool.class_names[label], _NAME_LENGTH)
 
 

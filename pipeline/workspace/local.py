@@ -5,20 +5,21 @@ contents is found and used, whatever it is named.
 """
 
 import contextlib
-import os
 import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, check_sizes, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
+from lsmix.data.atomic import folder_bytes
 from lsmix.data.errors import CorruptError, LsmixError, MissingError
 from lsmix.data.progress import Progress
+from lsmix.data.store import open_artifact
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock
 
-__all__ = ["Entry", "Workspace", "check_identity", "folder_bytes", "input_folders"]
+__all__ = ["Entry", "Workspace", "check_identity", "pool_inputs"]
 
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
@@ -36,7 +37,7 @@ class Entry(NamedTuple):
 class Workspace:
     """The artifacts below a folder; the folder is made when something is first written.
 
-    ``lsmix.pipeline.workspace.remote`` has one whose artifacts lie at a URL.
+    ``lsmix.pipeline.workspace.remote`` has one whose artifacts are stored at a URL.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -48,20 +49,16 @@ class Workspace:
         return str(self.root)
 
     def url_of(self, folder: Path) -> str:
-        """Return where the artifact in a folder of this workspace lies afar; "" where it does not."""
+        """Return the URL of the artifact in a folder of this workspace; "" in a workspace on this machine."""
         return ""
 
     def exists(self, folder: Path) -> bool:
         """Tell whether there is an artifact, be it whole or damaged, called as a folder of this workspace."""
         return (folder / MANIFEST_NAME).is_file()
 
-    def local_path(self, path: str) -> Path:
-        """Return the folder here of a finished artifact, by its path relative to the workspace, or an absolute one."""
-        return self.root / path
-
-    def ensure_local(self, artifact: Artifact, progress: Progress) -> Artifact:
-        """Return an artifact with all of its files on this machine."""
-        return artifact
+    def local_copy(self, artifact: Artifact) -> Path:
+        """Return a folder on this machine that holds all files of an artifact."""
+        return artifact.folder
 
     def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
         """Bring a finished artifact to where others find it."""
@@ -87,14 +84,13 @@ class Workspace:
             if not (folder / MANIFEST_NAME).is_file():
                 continue
             try:
-                manifest = read_manifest(folder)
-                check_identity(str(folder), manifest, stage, key)
-                check_sizes(folder, manifest)
+                found = open_artifact(folder)
+                check_identity(found, stage, key)
             except (CorruptError, MissingError):
                 if (folder / MANIFEST_NAME).is_file():  # else it was removed meanwhile
                     raise
                 continue
-            return Artifact(folder=folder, manifest=manifest)
+            return found
         return None
 
     def remove(self, folder: Path, key: str, label: str) -> None:
@@ -106,7 +102,7 @@ class Workspace:
         with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             (folder / MANIFEST_NAME).unlink(missing_ok=True)  # first: without it the rest is no artifact
             while folder.is_dir():
-                with contextlib.suppress(FileNotFoundError):  # somebody else removes it, too
+                with contextlib.suppress(FileNotFoundError):  # another process removes it, too
                     shutil.rmtree(folder)
 
     def folders(self, stage: str) -> Iterator[Path]:
@@ -136,34 +132,27 @@ class Workspace:
                     continue
 
 
-def folder_bytes(folder: Path) -> int:
-    """Return the size of all files below a folder, from which others may remove some meanwhile."""
-    size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                size += os.lstat(f"{place}/{name}").st_size
-    return size
-
-
-def check_identity(where: str, manifest: Manifest, stage: str, key: str) -> None:
-    """Raise CorruptError if a manifest is not the one of a stage's artifact with this key."""
+def check_identity(artifact: Artifact, stage: str, key: str) -> None:
+    """Raise CorruptError if an artifact is not the one of a stage with this key."""
+    manifest = artifact.manifest
     if (manifest.stage, manifest.key) != (stage, key):
         raise CorruptError(
-            f"{where!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+            f"{artifact.location!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
             "Give it its own name again, or remove it."
         )
 
 
-def input_folders(folder: Path, manifest: Manifest) -> dict[str, Path] | None:
-    """Return the folders of what a pool was made from, by role; None unless its own workspace has all of them."""
-    workspace, found = Workspace(folder.resolve().parent.parent), {}
-    for record in manifest.inputs:
+def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
+    """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it."""
+    if not pool.is_local:
+        return None
+    workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
+    for record in pool.manifest.inputs:
         try:
             there = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.key)
         except LsmixError:
             return None
         if there is None or there.manifest.root != record.root:
             return None
-        found[record.role] = there.folder
+        found[record.role] = there
     return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

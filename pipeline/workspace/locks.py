@@ -6,29 +6,31 @@ A lock goes with the process that holds it, so a dead owner's lock frees itself.
 """
 
 import contextlib
-import fcntl
+import hashlib
 import os
+import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import IO, Annotated, Any
 
 import msgspec
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact
-from lsmix.data.atomic import DECODE_ERRORS
+from lsmix.data.atomic import DECODE_ERRORS, locked_file
+from lsmix.data.cache import cache_folder, private_folder
 from lsmix.data.errors import LockedError, MissingError, escape_terminal
 
-__all__ = ["InputLocks", "LockInfo", "Owner", "artifact_lock", "removal_lock", "working_owners"]
+__all__ = ["InputLocks", "LockInfo", "Owner", "artifact_lock", "removal_lock", "work_root", "working_owners"]
 
 _FOLDER = ".locks"
 _NOTE_BYTES = 4096
 
 
 class Owner(msgspec.Struct, frozen=True, kw_only=True):
-    """Who works on an artifact, and how far the work is, as told by a note beside the lock."""
+    """Who works on an artifact, and how far the work is: the content of a note beside the lock."""
 
     user: str
     host: str
@@ -41,8 +43,8 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None = None
 
     def __str__(self) -> str:
-        told = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
-        return escape_terminal(told)  # anybody may write notes there
+        text = f"user {self.user[:50]}, host {self.host[:100]}, process {self.process}, since {self.since[:50]}"
+        return escape_terminal(text)  # other users may write notes there
 
 
 class LockInfo:
@@ -55,7 +57,7 @@ class LockInfo:
         self._owner = Owner(user=user, host=socket.gethostname(), process=os.getpid(), since=since)
 
     def tell(self, **facts: int | float | str | None) -> None:
-        """Write the note anew, with how far the work is."""
+        """Write the note, with how far the work is."""
         beside = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
             beside.write_bytes(msgspec.json.encode(msgspec.structs.replace(self._owner, **facts)))
@@ -68,6 +70,13 @@ class LockInfo:
                 path.unlink(missing_ok=True)
 
 
+def work_root(url: str) -> Path:
+    """Return the folder of this machine's cache for the locks and the unfinished work of the workspace at a URL."""
+    name = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[-40:].strip("-.")
+    digest = hashlib.sha256(url.encode()).hexdigest()[:12]
+    return private_folder(cache_folder(), "workspaces") / f"{name}-{digest}"
+
+
 @contextmanager
 def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[LockInfo]:
     """Hold the lock of the artifact with this key.
@@ -76,100 +85,84 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
         workspace: folder of the artifacts.
         key: of the artifact.
         label: how to call it in a message.
-        shared: let others hold it too who ask for it so: for work that is the same bytes whoever does it.
+        shared: whether others may hold it too if they ask for it shared: array jobs, which write the same bytes.
 
     Raises:
-        LockedError: somebody else holds it; the message names owner, host, process and since when.
+        LockedError: another run holds it; the message names owner, host, process and since when.
     """
-    folder, handle = workspace / _FOLDER, _open_lock(workspace, f"{key}.lock")
-    note = LockInfo(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{handle}.owner.json")
-    try:
+    folder = workspace / _FOLDER
+    with ExitStack() as stack:
         try:
-            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            lock = stack.enter_context(_lock(workspace, f"{key}.lock", shared=shared))
+        except LockedError as error:
             owners = "; ".join(map(str, working_owners(workspace, key))) or "owner unknown"
             raise LockedError(
                 f"{label} in {str(workspace)!r} is being made by another run ({owners}). Wait for it to end, or stop it."
             ) from error
-        try:
-            if not shared:  # nobody else works on it, whatever notes killed processes have left
-                for other in folder.glob(f"{key}.*owner.json"):
-                    with contextlib.suppress(OSError):
-                        other.unlink(missing_ok=True)
-            note.tell()
-            yield note
-        finally:
-            note.remove()
-    finally:
-        os.close(handle)
+        if not shared:  # no other process works on it, so these notes are of killed ones
+            for other in folder.glob(f"{key}.*owner.json"):
+                with contextlib.suppress(OSError):
+                    other.unlink(missing_ok=True)
+        note = LockInfo(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{lock.fileno()}.owner.json")
+        stack.callback(note.remove)
+        note.tell()
+        yield note
 
 
-def _open_lock(workspace: Path, name: str) -> int:
+def _lock(workspace: Path, name: str, **options: Any) -> AbstractContextManager[IO[bytes]]:
     folder = workspace / _FOLDER
     folder.mkdir(parents=True, exist_ok=True)
-    # Open to write, as locks on NFS want it; never removed, since a lock on a file without a name locks nobody out.
-    return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    return locked_file(folder / name, **options)  # never removed
 
 
-@contextmanager
-def removal_lock(workspace: Path, key: str, label: str) -> Iterator[None]:
-    """Hold the lock that allows an artifact to be removed, while no run reads it.
-
-    Raises:
-        LockedError: a run reads it.
-    """
-    handle = _open_lock(workspace, f"{key}.inuse.lock")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise LockedError(
-            f"{label} in {str(workspace)!r} is read by another run. Wait for that to end, or stop it."
-        ) from error
-    finally:
-        os.close(handle)
+def removal_lock(workspace: Path, key: str, label: str) -> AbstractContextManager[IO[bytes]]:
+    """Return the lock that allows an artifact to be removed, while no run reads it; entering it may raise LockedError."""
+    message = f"{label} in {str(workspace)!r} is read by another run. Wait for that to end, or stop it."
+    return _lock(workspace, f"{key}.inuse.lock", message=message)
 
 
 class InputLocks:
-    """Locks on artifacts that a run reads, so that nobody removes them; each is held until the end of the run."""
+    """Locks on artifacts that a run reads, so that no other process removes them; each is held until the end of the run."""
 
     def __init__(self) -> None:
-        self._handles: dict[Path, int] = {}
+        self._held: set[str] = set()
+        self._stack = ExitStack()
 
     def __enter__(self) -> "InputLocks":
         return self
 
     def __exit__(self, *error: object) -> None:
-        for handle in self._handles.values():
-            os.close(handle)
+        self._stack.close()
 
     def hold(self, artifact: Artifact) -> None:
-        """Keep an artifact from being removed; one that lies in no workspace, or in a read-only one, is left as it is.
+        """Keep an artifact from being removed by this machine, unless it is in no workspace, or in a read-only one.
 
         Raises:
             LockedError: it is being removed.
             MissingError: it was removed.
         """
-        place, manifest = artifact.folder.resolve(), artifact.manifest
-        if place in self._handles or place.parent.name != manifest.stage or not place.name.endswith(f"-{manifest.key}"):
+        manifest = artifact.manifest
+        home, stage, name = (str(artifact.folder.resolve()) if artifact.is_local else artifact.url).rsplit("/", 2)
+        if artifact.location in self._held or stage != manifest.stage or not name.endswith(f"-{manifest.key}"):
             return
+        message = f"{artifact.location!r} is being removed by another process. Run this again."
         try:
-            handle = _open_lock(place.parent.parent, f"{manifest.key}.inuse.lock")
-        except OSError:
+            root = Path(home) if artifact.is_local else work_root(home)
+            lock = _lock(root, f"{manifest.key}.inuse.lock", shared=True, message=message)
+            self._stack.enter_context(lock)
+        except LockedError:
+            raise
+        except OSError:  # it cannot be written to, so nothing is removed there
             return
-        self._handles[place] = handle
-        try:
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise LockedError(f"{artifact.location!r} is being removed by another process. Run this again.") from error
-        if not artifact.url and not (place / MANIFEST_NAME).is_file():
+        self._held.add(artifact.location)
+        if artifact.is_local and not (artifact.folder / MANIFEST_NAME).is_file():
             raise MissingError(f"{artifact.location!r} was removed by another process. Run this again.")
 
 
 def working_owners(workspace: Path, key: str) -> list[Owner]:
     """Return who seems to work on the artifact with this key; without touching the lock.
 
-    A process on another host cannot be asked, so it counts as working as long as its note lies there.
+    A process on another host cannot be asked, so it counts as working as long as its note exists.
     """
     owners = []
     for path in sorted((workspace / _FOLDER).glob(f"{key}.*owner.json")):
@@ -189,5 +182,5 @@ def _is_alive(process: int) -> bool:
     except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
-        return True  # somebody else's, but there
+        return True  # another user's
     return True

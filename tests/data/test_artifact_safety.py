@@ -26,7 +26,7 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import checksummed_json
+from lsmix.data.atomic import add_checksum, dump_checksummed
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
@@ -184,7 +184,9 @@ def peak_mebibytes(code: str, *words: object, room: int = 2 << 30) -> tuple[int,
 
 SIZE = 60 << 20
 HEAD = (
-    b'{"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "' + b"0" * 64 + b'", '
+    b'{\n"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "'
+    + b"0" * 64
+    + b'", '
 )
 TAIL = b'"inputs": [], "files": []}'
 
@@ -208,7 +210,7 @@ def keys() -> bytes:
     ids=["lists", "objects", "the first of two", "numbers", "keys", "files"],
 )
 def test_a_manifest_of_60_megabytes_is_refused_in_little_memory(content, tmp_path):
-    (tmp_path / "manifest.json").write_bytes(HEAD + content() + TAIL)
+    (tmp_path / "manifest.json").write_bytes(add_checksum(HEAD + content() + TAIL))
     peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
     assert re.search(r"is damaged: it holds \d+ times '.', and lsmix reads at most \d+", told)
     assert peak < 160
@@ -217,7 +219,7 @@ def test_a_manifest_of_60_megabytes_is_refused_in_little_memory(content, tmp_pat
 def test_the_worst_manifest_that_is_read_takes_a_few_hundred_megabytes(tmp_path):
     names = b",".join(b'"%07x":0' % number for number in range(790_000))
     content = b'"config": {"a": [' + b'{"a":0},' * 199_900 + b"9999," * 4_000_000 + b"0]," + names + b"}, "
-    (tmp_path / "manifest.json").write_bytes(HEAD + content + TAIL)
+    (tmp_path / "manifest.json").write_bytes(add_checksum(HEAD + content + TAIL))
     peak, told = peak_mebibytes("from lsmix.data.artifact import read_manifest\n read_manifest(sys.argv[1])", tmp_path)
     assert told == ""
     assert peak < 450  # 327 where this was written
@@ -234,12 +236,12 @@ def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_
     facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
     rows = list(range(4_000_000))
     made = Manifest(**facts, files=[], counts={"decode_failed_rows": rows})
-    assert parse_manifest(checksummed_json(made), "here").counts["decode_failed_rows"] == rows
+    assert parse_manifest(dump_checksummed(made), "here").counts["decode_failed_rows"] == rows
     files = [
         FileRecord(path=f"pool.zarr/image/c/{shard}/0/0/0", bytes=1, sha256="0" * 64, payload=True)
         for shard in range(100_000)
     ]
-    assert len(parse_manifest(checksummed_json(Manifest(**facts, files=files)), "here").files) == 100_000
+    assert len(parse_manifest(dump_checksummed(Manifest(**facts, files=files)), "here").files) == 100_000
 
 
 @pytest.mark.parametrize("path", ["zarr.json", "image/zarr.json"])

@@ -17,17 +17,16 @@ from factory import write_pool
 from places import Meter, make_bucket, s3_server, web_server
 
 import lsmix
-from lsmix.data import cache as fetch
+from lsmix.data import cache as cache_module
 from lsmix.data import remote, web
-from lsmix.data.cache import locked_file, with_retries
+from lsmix.data import remote as remote_module
+from lsmix.data.atomic import locked_file
 from lsmix.data.errors import DownloadError, LsmixError, RecipeError
-from lsmix.data.progress import NullProgress, graceful_signals, pause
+from lsmix.data.progress import graceful_signals, pause
 from lsmix.data.remote import open_remote
-from lsmix.data.sharing import store as fetched
-from lsmix.data.sharing.store import download_artifact
 from lsmix.data.sharing.transfer import pull_artifact
+from lsmix.data.store import open_artifact
 from lsmix.data.web import checked_url
-from lsmix.pipeline.workspace import remote as remote_workspace
 from lsmix.pipeline.workspace.remote import open_workspace
 
 pytestmark = [
@@ -42,17 +41,6 @@ def apart(monkeypatch, tmp_path):
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    yield
-    forget()
-
-
-def forget():
-    """Let this process know of its copies no more than another would."""
-    for copy in fetched._copies.values():
-        if copy.lock:
-            copy.lock.close()
-    fetched._copies.clear()
-    remote_workspace._checked.clear()
 
 
 # URLs.
@@ -244,17 +232,19 @@ ENDLESS = {
 def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeypatch):
     monkeypatch.setattr(web, "_PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(web, "_MOST_OTHER_BYTES", 1 << 16)
-    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0,))
+    for module in (cache_module, remote_module):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.3)
     with scripted_server(head, more, seconds=seconds) as (url, came):
         place = open_remote(url)
         with pytest.raises(DownloadError, match=said):
-            with_retries(url, lambda: place.read("manifest.json", 1 << 30))
+            place.read("manifest.json", 1 << 30)
         assert len(came) == 2
 
 
 def test_a_byte_an_attempt_is_not_taken_for_progress(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    for module in (cache_module, remote_module):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     write_pool(tmp_path / "www/pool")
     with web_server(tmp_path / "www") as web:
         web.cuts = _Always(1, but="pool/manifest.json")
@@ -385,7 +375,7 @@ def test_the_first_ctrl_c_ends_any_wait(what, monkeypatch, tmp_path):
                 pass
         else:
             with interrupted():
-                download_artifact(url, NullProgress())
+                open_artifact(url)
 
 
 def test_the_first_ctrl_c_ends_the_threads_of_a_pull(tmp_path):
@@ -410,44 +400,43 @@ def test_the_first_ctrl_c_ends_the_threads_of_a_pull(tmp_path):
 # The cache.
 
 
-def swap(folder, path=SHARD):
-    """Let a file of a copy hold other bytes, as many."""
-    content = bytearray((folder / path).read_bytes())
+def swap(path):
+    """Let a file hold other bytes, as many."""
+    content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
-    (folder / path).write_bytes(content)
+    path.write_bytes(content)
 
 
-def test_a_copy_whose_bytes_were_swapped_is_fetched_anew_by_the_next_process(tmp_path):
+def test_a_cached_file_whose_bytes_were_swapped_is_fetched_anew_by_the_next_process(tmp_path):
     pool = write_pool(tmp_path / "www/pool")
     with web_server(tmp_path / "www") as web:
-        folder = download_artifact(f"{web.url}/pool", NullProgress())
-        swap(folder)
-        forget()
-        assert download_artifact(f"{web.url}/pool", NullProgress()) == folder
-    assert (folder / SHARD).read_bytes() == (pool / SHARD).read_bytes()
+        file = open_artifact(f"{web.url}/pool").file(SHARD)
+        swap(file)
+        assert open_artifact(f"{web.url}/pool").file(SHARD) == file
+    assert file.read_bytes() == (pool / SHARD).read_bytes()
 
 
-def test_a_workspaces_copy_whose_bytes_were_swapped_is_fetched_anew_by_the_next_process(tmp_path, finished_workspace):
+def test_an_input_from_a_workspace_at_a_url_whose_bytes_were_swapped_is_fetched_anew(tmp_path, finished_workspace):
     (there,) = (finished_workspace / "ingest").glob("tiny-*")
     with s3_server():
         make_bucket("bucket")
         lsmix.push(there, f"s3://bucket/runs/ingest/{there.name}")
         workspace = open_workspace("s3://bucket/runs")
-        found = workspace.find("ingest", there.name.rpartition("-")[2])
-        copy = workspace.ensure_local(found, NullProgress()).folder
-        swap(copy, "dataset.h5")
-        forget()
-        assert workspace.ensure_local(found, NullProgress()).folder == copy
-    assert (copy / "dataset.h5").read_bytes() == (there / "dataset.h5").read_bytes()
+        key = there.name.rpartition("-")[2]
+        swap(workspace.find("ingest", key).file("dataset.h5"))
+        found = workspace.find("ingest", key)
+        assert found.file("dataset.h5").read_bytes() == (there / "dataset.h5").read_bytes()
+        swap(workspace.local_copy(found) / "dataset.h5")
+        assert (workspace.local_copy(found) / "dataset.h5").read_bytes() == (there / "dataset.h5").read_bytes()
 
 
-@pytest.mark.parametrize("within", ["", "artifacts", "files", "workspaces"])
+@pytest.mark.parametrize("within", ["", "copies", "files", "workspaces"])
 def test_a_cache_that_others_may_write_to_is_refused(within, tmp_path, monkeypatch):
     write_pool(tmp_path / "www/pool")
     cache = Path(os.environ["LSMIX_CACHE"])
     with web_server(tmp_path / "www") as web:
         uses = {
-            "artifacts": lambda: download_artifact(f"{web.url}/pool", NullProgress()),
+            "copies": lambda: lsmix.verify(f"{web.url}/pool"),
             "files": lambda: lsmix.open_pool(f"{web.url}/pool"),
             "workspaces": lambda: open_workspace("memory://x"),
         }
@@ -474,7 +463,7 @@ def test_a_cache_made_under_a_loose_umask_is_ours_alone(tmp_path):
     try:
         with web_server(tmp_path / "www") as web:
             for _ in range(2):
-                download_artifact(f"{web.url}/pool", NullProgress())
+                lsmix.verify(f"{web.url}/pool")
                 lsmix.open_pool(f"{web.url}/pool")
     finally:
         os.umask(before)

@@ -15,7 +15,8 @@ from factory import write_pool
 from places import make_bucket, s3_server, web_server
 from torch.utils.data import DataLoader
 
-from lsmix.data import cache as fetch
+from lsmix.data import cache as cache_module
+from lsmix.data import remote as remote_module
 from lsmix.data.artifact import read_manifest
 from lsmix.data.cache import cache_folder
 from lsmix.data.errors import (
@@ -40,7 +41,8 @@ SHARD = "pool/pool.zarr/image/c/1/0/0/0"
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch, tmp_path):
-    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    for module in (cache_module, remote_module):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from factory import write_pool
+from guarded import sealed_again
 from places import Meter, make_bucket, s3_server, web_server
 
-from lsmix.data import cache as fetch
+from lsmix.data import cache as cache_module
+from lsmix.data import remote as remote_module
 from lsmix.data.artifact import read_manifest, root_digest
-from lsmix.data.atomic import seal
-from lsmix.data.cache import locked_file
+from lsmix.data.atomic import add_checksum, locked_file
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -28,8 +29,9 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.remote import local_folder, open_remote
+from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
+from lsmix.data.store import local_folder
 from lsmix.pipeline.api import pull, push, verify
 
 # Of botocore under Python 3.12 and newer, and of sessions that fsspec closes when its loop has ended already.
@@ -41,7 +43,8 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
-    monkeypatch.setattr(fetch, "_PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    for module in (cache_module, remote_module):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
     monkeypatch.setenv("no_proxy", "*")
 
 
@@ -115,7 +118,7 @@ def test_a_push_mends_what_is_missing_or_wrong_there(artifact, place):
 def test_another_artifact_is_never_replaced(artifact, place, tmp_path):
     push(artifact, place)
     other = write_pool(tmp_path / "other", seed=1)
-    with pytest.raises(RecipeError, match="another artifact lies at"):
+    with pytest.raises(RecipeError, match="holds another artifact"):
         push(other, place)
     assert pull(place, tmp_path / "here").root == read_manifest(artifact).root
 
@@ -287,7 +290,7 @@ def rewrite(folder, change):
     change(manifest["files"])
     lines = [f"{file['sha256']} {file['path']}\n" for file in manifest["files"] if file["payload"]]
     manifest["root"] = hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / "manifest.json").write_bytes(sealed_again(manifest))
 
 
 HOSTILE = {
@@ -338,10 +341,10 @@ def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path)
         with pytest.raises(CorruptError, match="is damaged"):
             pull(f"{web.url}/pool", tmp_path / "here")
     bare = "{\n" + content.split("\n", 2)[2]  # without its checksum
-    path.write_bytes(seal(bare.replace('"format_version": 1', '"format_version": 2').encode()))
+    path.write_bytes(add_checksum(bare.replace('"format_version": 1', '"format_version": 2').encode()))
     with pytest.raises(FormatError, match="has format 2"):
         pull(f"{web.url}/pool", tmp_path / "here")
-    path.write_bytes(seal(bare.replace(read_manifest_root(content), "0" * 64).encode()))
+    path.write_bytes(add_checksum(bare.replace(read_manifest_root(content), "0" * 64).encode()))
     with pytest.raises(CorruptError, match="root digest does not fit"):
         pull(f"{web.url}/pool", tmp_path / "here")
 

@@ -4,7 +4,6 @@ A file gets its final name only when its checksum is the known one. Until then i
 ``NAME.part``, and the next call goes on from there; if what was put together so is wrong, it is fetched once more whole.
 """
 
-import fcntl
 import hashlib
 import http.client
 import os
@@ -15,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from lsmix.data.atomic import fsync_folder, is_file_at
-from lsmix.data.errors import DiskSpaceError, DownloadError, LockedError
+from lsmix.data.atomic import fsync_folder, locked_file
+from lsmix.data.errors import DiskSpaceError, DownloadError
 from lsmix.data.progress import Progress, pause
 from lsmix.data.readers.published_sets import PublishedFile
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block, open_web, reason_of
@@ -60,15 +59,8 @@ def download(file: PublishedFile, target: Path, progress: Progress) -> None:
 @contextmanager
 def _locked(part: Path) -> Iterator[IO[bytes]]:
     """Open the part file to read and append, for this process alone; the lock goes with the process."""
-    with part.open("a+b", buffering=0) as stream:  # unbuffered, so that a full disk is noticed where it is handled
-        try:
-            fcntl.flock(stream.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Between opening and locking, another run may have finished the file or thrown it away.
-            mine = is_file_at(part, stream)
-        except BlockingIOError:
-            mine = False
-        if not mine:
-            raise LockedError(f"{str(part)!r} is being fetched by another run. Wait for it to end, or stop it.")
+    message = f"{str(part)!r} is being fetched by another run. Wait for it to end, or stop it."
+    with locked_file(part, message=message) as stream:  # unbuffered, so that a full disk is noticed where it is handled
         try:
             yield stream
         finally:

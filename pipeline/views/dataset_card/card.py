@@ -24,9 +24,9 @@ from lsmix.data.atomic import DECODE_ERRORS, decode_versioned, remove_stale, sha
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool import POOL_NAME, Pool, unsealed_pool
 from lsmix.data.progress import NullProgress, Progress
-from lsmix.data.remote import check_writable, local_folder
-from lsmix.data.sharing.store import without_store, writable_copy
-from lsmix.data.sharing.transfer import amend_artifact
+from lsmix.data.remote import check_writable
+from lsmix.data.sharing.transfer import amend_artifact, temporary_copy
+from lsmix.data.store import local_folder, trim_location
 from lsmix.pipeline.engine.device import describe_environment
 from lsmix.pipeline.engine.stage import StageTask
 from lsmix.pipeline.views.dataset_card.croissant import CROISSANT_FILE, croissant
@@ -44,7 +44,7 @@ from lsmix.pipeline.views.dataset_card.readme import (
 )
 from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, samples_digest, write_samples
 from lsmix.pipeline.views.dataset_card.summary import CardFacts, card_facts
-from lsmix.pipeline.workspace.local import input_folders
+from lsmix.pipeline.workspace.local import pool_inputs
 from lsmix.pipeline.workspace.locks import artifact_lock
 
 __all__ = ["CARD_FILES", "add_card", "card_text", "write_card"]
@@ -101,9 +101,7 @@ def add_card(
     licence = read_licence(facts.origin.licence)
     if not licence.text:
         task.progress.warning(f"{task.label}: {NO_LICENCE} 'lsmix card POOL --licence …' names one once you know it.")
-    picture, has_sources = draw_sheet(
-        pool, {role: made.folder for role, made in task.inputs.items()}, device=task.device
-    )
+    picture, has_sources = draw_sheet(pool, task.inputs, device=task.device)
     given = _Given(sheet_has_sources=has_sources)
     card = _Card(facts, licence, given, picture, samples=write_samples(pool, task.folder / SAMPLES_FILE))
     for name, content in card.contents().items():
@@ -140,20 +138,22 @@ def write_card(
     folder = local_folder(pool)
     if folder is not None:
         return _write_here(folder, licence, creator)
-    url, progress = str(without_store(pool, POOL_NAME)), progress or NullProgress()
+    url, progress = trim_location(str(pool)), progress or NullProgress()
     check_writable(url)
-    with writable_copy(url, progress) as folder:
+    with temporary_copy(url, progress) as folder:
         before = read_manifest(folder)
-        facts = _write_here(folder, licence, creator)
+        facts = _write_here(folder, licence, creator, url)
         amend_artifact(folder, url, before, progress)
     return {**facts, "folder": url}
 
 
-def _write_here(folder: Path, licence: str | None, creator: str | None) -> dict[str, Any]:
+def _write_here(folder: Path, licence: str | None, creator: str | None, where: str = "") -> dict[str, Any]:
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest = read_manifest(folder)
     if manifest.stage != "mix":
-        raise FormatError(f"{str(folder)!r} holds an artifact of the stage {manifest.stage!r}; only pools have a card.")
+        raise FormatError(
+            f"{(where or str(folder))!r} holds an artifact of the stage {manifest.stage!r}; only pools have a card."
+        )
     place = folder.resolve()
     if place.parent.name == manifest.stage and place.name.endswith(f"-{manifest.key}"):
         with artifact_lock(place.parent.parent, manifest.key, f"mix {manifest.name}"):
@@ -286,5 +286,5 @@ def _picture(folder: Path, pool: Pool, given: _Given, whole: set[str]) -> tuple[
     """Return the picture: one with sources is kept, since whoever received the pool alone could only draw a poorer one."""
     if SHEET_FILE in whole and given.sheet_has_sources:
         return (folder / SHEET_FILE).read_bytes(), given
-    picture, has_sources = draw_sheet(pool, input_folders(folder, pool.manifest))
+    picture, has_sources = draw_sheet(pool, pool_inputs(pool.artifact))
     return picture, msgspec.structs.replace(given, sheet_has_sources=has_sources)

@@ -5,12 +5,12 @@ A picture is bounded, however large the images; and an image that is neither gre
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.pool import Pool
 
 if TYPE_CHECKING:
@@ -23,12 +23,12 @@ _ROWS = 4
 _LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
 
 
-def draw_sheet(pool: Pool, inputs: Mapping[str, Path] | None, *, device: str = "cpu") -> tuple[bytes, bool]:
+def draw_sheet(pool: Pool, inputs: Mapping[str, Artifact] | None, *, device: str = "cpu") -> tuple[bytes, bool]:
     """Return a picture of some images of a pool as PNG, and whether it shows their sources.
 
     Args:
         pool: the pool.
-        inputs: folders of the artifacts that it was made from, by role; None where they are not known.
+        inputs: the artifacts that it was made from, by role; None where they are not known.
         device: where the flow decodes source images.
 
     Returns:
@@ -48,7 +48,7 @@ def draw_sheet(pool: Pool, inputs: Mapping[str, Path] | None, *, device: str = "
     return png_bytes(image_grid(small, scale=scale, column_titles=titles)), inputs is not None
 
 
-def _source_images(pool: Pool, inputs: Mapping[str, Path], device: str) -> "SourceImages":
+def _source_images(pool: Pool, inputs: Mapping[str, Artifact], device: str) -> "SourceImages":
     if "dataset" in inputs:
         from lsmix.data.dataset import open_dataset
 
@@ -59,7 +59,7 @@ def _source_images(pool: Pool, inputs: Mapping[str, Path], device: str) -> "Sour
 class _Decoded:
     """The images of the train split, decoded from their latent vectors when they are asked for."""
 
-    def __init__(self, latents: Path, flow: Path, device: str) -> None:
+    def __init__(self, latents: Artifact, flow: Artifact, device: str) -> None:
         from lsmix.data.latents import open_latents
         from lsmix.glow.checkpoint import load_flow
 

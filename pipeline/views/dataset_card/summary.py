@@ -83,7 +83,7 @@ def card_facts(pool: Pool) -> CardFacts:
     """
     spec = pool.spec
     if spec is None:
-        raise CorruptError(f"pool {str(pool.path)!r} comes without {PLAN_NAME}. Fetch or make it again.")
+        raise CorruptError(f"pool {pool.location!r} comes without {PLAN_NAME}. Fetch or make it again.")
     spread = {"lam": _Histogram(), "share_b": _Histogram()}
     statuses = np.zeros(len(STATUSES), np.int64)
     count = len(pool.class_names)
@@ -105,7 +105,7 @@ def card_facts(pool: Pool) -> CardFacts:
     return CardFacts(
         pool=pool,
         spec=spec,
-        origin=read_provenance(pool.columns.attributes, f"pool {str(pool.path)!r}"),
+        origin=read_provenance(pool.columns.attributes, f"pool {pool.location!r}"),
         statuses=dict(zip(STATUSES, statuses.tolist(), strict=True)),
         lam=spread["lam"].spread(),
         share=spread["share_b"].spread(),

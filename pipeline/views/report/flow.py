@@ -25,13 +25,13 @@ def flow_section(inputs: ReportInputs) -> Iterator[Section]:
     rows = [(name, str(value)) for name, value in msgspec.to_builtins(inputs.flow.config).items()]
     rows += [(name.replace("_", " "), _text(value)) for name, value in item.manifest.counts.items()]
     items: list[Table | Figure] = [Table(title="The flow", columns=("what", "value"), rows=tuple(rows))]
-    if (item.folder / "log.jsonl").is_file():  # a flow of another recipe comes without its log
+    if "log.jsonl" in item.records:  # a flow of another recipe comes without its log
         items += _training(item)
-    if (item.folder / "samples.png").is_file():
+    if "samples.png" in item.records:
         items.append(
             Figure(
                 name="samples",
-                data=(item.folder / "samples.png").read_bytes(),
+                data=item.file("samples.png").read_bytes(),
                 alt="Images drawn from the flow.",
                 caption=f"Images drawn from the flow at temperature {item.manifest.config['temperature']}.",
                 density=1,
@@ -41,7 +41,7 @@ def flow_section(inputs: ReportInputs) -> Iterator[Section]:
 
 
 def _training(item: Artifact) -> Iterator[Figure]:
-    log = read_log(item.folder)
+    log = read_log(item)
     iterations = np.array([line.iteration for line in log])
     loss = np.array([line.loss_bits_per_dim for line in log], dtype=float)
     parts = [part for part in np.array_split(np.arange(len(log)), min(_SMOOTHED_POINTS, len(log))) if len(part)]

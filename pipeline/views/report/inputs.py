@@ -12,7 +12,6 @@ from lsmix.data.pool import Pool, open_pool
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.flow import Flow
 from lsmix.pipeline.config.recipe import training_name
-from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import RecipeReport
 from lsmix.pipeline.engine.stage import StageTask
 from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
@@ -42,22 +41,22 @@ class ReportInputs:
     @cached_property
     def dataset(self) -> DataSet:
         """The data set."""
-        return open_dataset(self.artifacts["dataset"].folder / DATASET_FILE)
+        return open_dataset(self.artifacts["dataset"])
 
     @cached_property
     def flow(self) -> Flow:
         """The recipe's flow."""
-        return load_flow(self.artifacts["flow"].folder, device=self._device)
+        return load_flow(self.artifacts["flow"], device=self._device)
 
     @cached_property
     def latents(self) -> Latents:
         """The latents of the training images."""
-        return open_latents(self.artifacts["latents"].folder)
+        return open_latents(self.artifacts["latents"])
 
     @cached_property
     def pools(self) -> dict[str, Pool]:
         """All pools by name."""
-        return {name: open_pool(item.folder) for name, item in self.named("pool").items()}
+        return {name: open_pool(item) for name, item in self.named("pool").items()}
 
     @cached_property
     def runs(self) -> list[RunSummary]:

@@ -24,7 +24,7 @@ def naturalness_section(inputs: ReportInputs) -> Iterator[Section]:
     """Return the section on the results of the naturalness stage; none where a recipe has no such stage."""
     item = inputs.artifacts.get("naturalness")
     if item is not None:
-        result = read_naturalness(item.folder)
+        result = read_naturalness(item)
         items: list[Table | Figure] = [*_figures(result, item), _likelihood(result), _appearance(result)]
         yield Section(title="How natural is a mix?", text=_text(result), items=items, folded=True)
 
@@ -130,7 +130,7 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[Figure, ...]:
     return (
         Figure(
             name="naturalness-sheet",
-            data=(item.folder / SHEET_FILE).read_bytes(),
+            data=item.file(SHEET_FILE).read_bytes(),
             alt="The first pairs, mixed by each method.",
             caption=f"The first pairs, mixed by each method at λ = {result.lam:g}; they are not selected.",
         ),

@@ -109,9 +109,7 @@ def _by_epoch(inputs: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     lines = []
     for place, run in enumerate(inputs.runs):
-        seeds = [
-            [float(getattr(line, field)) for line in read_metrics(item.folder)] for item in inputs.trainings(run.name)
-        ]
+        seeds = [[float(getattr(line, field)) for line in read_metrics(item)] for item in inputs.trainings(run.name)]
         mean = np.mean(seeds, axis=0)
         lines.append(Series(label=run.label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES))
     return lines

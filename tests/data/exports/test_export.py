@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsmix.data.atomic import seal
+from lsmix.data.atomic import add_checksum
 from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
@@ -236,7 +236,7 @@ def test_checksums_that_lead_out_of_the_folder_are_refused(invented_pool, tmp_pa
         sums.write_text(f"{'0' * 64}  {name}\n", encoding="utf-8")
         bare = b"{\n" + record.read_bytes().split(b"\n", 2)[2]  # without its checksum
         after = hashlib.sha256(sums.read_bytes()).hexdigest()
-        record.write_bytes(seal(bare.replace(before.encode(), after.encode())))
+        record.write_bytes(add_checksum(bare.replace(before.encode(), after.encode())))
         before = after
         with pytest.raises(CorruptError, match="no checksum"):
             verify_export(folder)

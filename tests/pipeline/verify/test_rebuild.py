@@ -205,7 +205,7 @@ def test_what_is_no_plan_is_no_plan(tmp_path: Path, content: bytes) -> None:
 def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: Path) -> None:
     pool = Path(shutil.copytree(given.original, tmp_path / "pool"))
     altered(pool / "plan.json", pool={"seed": 5}).replace(pool / "plan.json")
-    with pytest.raises(CorruptError, match="is not the plan of the pool that it is in"):
+    with pytest.raises(CorruptError, match="is not the plan of its pool"):
         rebuild(pool, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lsmix.data.artifact import read_manifest
-from lsmix.data.atomic import seal
+from lsmix.data.atomic import add_checksum, dump_checksummed
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, DiskSpaceError, FormatError, LockedError
 from lsmix.data.latents import open_latents
@@ -111,7 +111,7 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe,
 def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
     path = first_folder(tiny_workspace, stage) / "manifest.json"
     bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
-    path.write_bytes(seal(bare.replace(b'"format_version": 1', b'"format_version": 2')))
+    path.write_bytes(add_checksum(bare.replace(b'"format_version": 1', b'"format_version": 2')))
     with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
         verify(path.parent)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
@@ -339,7 +339,7 @@ def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=[f"flow.path={moved}"])
     assert all(item.cached for item in result.built)
     manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
-    (moved / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+    (moved / "manifest.json").write_bytes(dump_checksummed(manifest))
     with pytest.raises(FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Check 'flow\.path'"):
         run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])
 

@@ -13,7 +13,6 @@ from places import make_bucket, s3_server
 
 import lsmix
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
-from lsmix.data.web import TransientError
 from lsmix.pipeline.engine.shards import read_ledger
 from lsmix.pipeline.stages.registry import STAGES
 from lsmix.pipeline.workspace.local import Workspace
@@ -159,7 +158,7 @@ def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
 ):
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
     place = RemoteWorkspace(url)._place
-    (name,) = place.names("encode")
+    (name,) = place.entries("encode")
     path = f"encode/{name}/latents.zarr/z/c/1/0"
     content = place.read(path, 1 << 20)
     broken = tmp_path / "broken"
@@ -202,20 +201,19 @@ def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
 ):
     url = f"memory://{uuid.uuid4().hex}"
     copy_to(url, finished_workspace, "ingest", "train-glow")
-    from lsmix.data.remote import _FileSystem
+    kind, left = fsspec.get_filesystem_class("memory"), [25]
+    real = kind.put_file
 
-    real, left = _FileSystem.write, [25]
-
-    def write(self, path, source):
+    def put_file(self, *words, **options):
         left[0] -= 1
         if left[0] < 0:
-            raise TransientError("connection refused")
-        real(self, path, source)
+            raise OSError("connection refused")
+        real(self, *words, **options)
 
     with monkeypatch.context() as failing:
-        failing.setattr("lsmix.data.cache._PAUSES_SECONDS", ())
-        failing.setattr(_FileSystem, "write", write)
-        with pytest.raises(DownloadError, match="cannot be reached: connection refused"):
+        failing.setattr("lsmix.data.remote.PAUSES_SECONDS", ())
+        failing.setattr(kind, "put_file", put_file)
+        with pytest.raises(DownloadError, match="cannot be reached: OSError: connection refused"):
             lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
     assert roots(url, "encode") == {}
     lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
@@ -226,7 +224,7 @@ def test_gc_removes_at_the_url_what_no_recipe_wants(tiny_recipe, finished_worksp
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode", "mix")
     words = ("gc", tiny_recipe, "--workspace", url, "--set", "pools.lsmix.alpha=0.7")
     assert f"{url}/mix/lsmix-" in command(*words).out
-    assert len(RemoteWorkspace(url)._place.names("mix")) == 2
+    assert len(RemoteWorkspace(url)._place.entries("mix")) == 2
     assert command(*words, "--delete").code == 0
     assert [entry.name for entry in RemoteWorkspace(url).entries("mix")] == ["zero"]
 

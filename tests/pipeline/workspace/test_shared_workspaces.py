@@ -86,7 +86,7 @@ def test_a_run_holds_nothing_in_a_workspace_that_it_cannot_write_to(tiny_recipe,
     def refuse(*_, **__):
         raise PermissionError
 
-    monkeypatch.setattr("lsmix.pipeline.workspace.locks._open_lock", refuse)
+    monkeypatch.setattr("lsmix.pipeline.workspace.locks._lock", refuse)
     with InputLocks() as locks:
         locks.hold(Artifact(folder=folder, manifest=read_manifest(folder)))
 
@@ -130,7 +130,7 @@ def test_an_artifact_that_is_removed_while_it_is_looked_for_is_not_there(tiny_wo
         shutil.rmtree(folder)
         raise CorruptError("a file is missing")
 
-    monkeypatch.setattr(workspace_module, "check_sizes", gone)
+    monkeypatch.setattr(workspace_module, "open_artifact", gone)
     assert Workspace(tiny_workspace).find("mix", key) is None
 
 

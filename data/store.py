@@ -1,0 +1,157 @@
+"""Opening an artifact by its path or its URL; the rest of lsmix asks the artifact for the files that it lists."""
+
+from pathlib import Path
+from typing import Final
+
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    Artifact,
+    FileRecord,
+    Manifest,
+    check_sizes,
+    read_manifest,
+    root_digest,
+)
+from lsmix.data.atomic import sha256_file
+from lsmix.data.errors import MissingError, RecipeError
+
+__all__ = [
+    "CACHE_BYTES",
+    "local_folder",
+    "local_target",
+    "open_artifact",
+    "open_flow_artifact",
+    "open_input",
+    "trim_location",
+]
+
+CACHE_BYTES: Final = 10 << 30  # of downloaded files, of all artifacts together
+_PARTS = ("pool.zarr", "latents.zarr", "dataset.h5")  # of an artifact, by which users name it too
+_FLOW_FILES = ("glow.json", "glow.safetensors")
+_STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # by role, and its name
+
+
+def open_artifact(
+    place: Path | str | Artifact, *, cache: Path | str | None = None, cache_bytes: int = CACHE_BYTES
+) -> Artifact:
+    """Open the artifact in a folder or at a URL.
+
+    Of a URL only the manifest is downloaded at once. Other files follow when they are first asked for, are checked against
+    their SHA-256, and stay in a cache that all processes share.
+
+    Args:
+        place: path or URL of the artifact, or of its "pool.zarr", "latents.zarr" or "dataset.h5".
+        cache: the folder of that cache; None for LSMIX_CACHE, else "~/.cache/lsmix".
+        cache_bytes: how much the cache may hold, of all artifacts together; what was used longest ago goes first.
+
+    Raises:
+        MissingError: there is no artifact, or it is unfinished.
+        FormatError: it is of a version that this lsmix does not read.
+        CorruptError: its manifest is damaged, or a file in its folder is missing or of another size.
+        RecipeError: lsmix reads no URLs of this kind.
+        DownloadError: the URL cannot be reached.
+    """
+    if isinstance(place, Artifact):
+        return place
+    folder = local_folder(place)
+    if folder is None:
+        from lsmix.data.cache import FileCache, cache_folder
+        from lsmix.data.remote import fetch_manifest, open_remote
+
+        remote = open_remote(trim_location(str(place)))
+        manifest, _ = fetch_manifest(remote)
+        files = FileCache(remote, Path(cache) if cache else cache_folder(), cache_bytes)
+        return Artifact(manifest=manifest, url=remote.url, files=files)
+    folder = folder.parent if folder.name in _PARTS else folder
+    manifest = read_manifest(folder)
+    check_sizes(folder, manifest)
+    return Artifact(manifest=manifest, folder=folder)
+
+
+def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
+    """Open the artifact of a flow, or a folder in which ``save_flow`` wrote one without a manifest.
+
+    Raises:
+        MissingError: it is neither.
+        LsmixError: as ``open_artifact``.
+    """
+    folder = None if isinstance(place, Artifact) else local_folder(place)
+    if folder is None or not folder.is_dir() or (folder / MANIFEST_NAME).is_file():
+        return open_artifact(place)
+    config, weights = _FLOW_FILES
+    if not (folder / config).is_file():
+        raise MissingError(
+            f"no flow at {str(folder)!r}: expected {config} in it. Name the folder that 'lsmix train-glow' made."
+        )
+    if not (folder / weights).is_file():
+        raise MissingError(f"{str(folder / weights)!r} is missing beside {config}. Fetch both.")
+    files = [
+        FileRecord(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name), payload=True)
+        for name in _FLOW_FILES
+    ]
+    manifest = Manifest(
+        stage="train-glow",
+        stage_version=0,  # unknown
+        name=folder.name,
+        key="",
+        root=root_digest(files),
+        config={},
+        inputs=[],
+        files=files,
+    )
+    return Artifact(manifest=manifest, folder=folder)
+
+
+def open_input(place: Path | str | Artifact, role: str) -> Artifact:
+    """Open the artifact that a user named for a role, "flow" or "dataset".
+
+    Raises:
+        MissingError: there is none, or another stage made it.
+        LsmixError: as ``open_artifact``.
+    """
+    artifact = open_flow_artifact(place) if role == "flow" else open_artifact(place)
+    (stage, what), found = _STAGES[role], artifact.manifest.stage
+    if found != stage:
+        advice = "Check 'flow.path'." if role == "flow" else f"Name the one of {stage!r}."
+        raise MissingError(f"{artifact.location!r} is no {what} but the result of stage {found!r}. {advice}")
+    return artifact
+
+
+def local_folder(place: Path | str) -> Path | None:
+    """Return the local folder that a path or a ``file://`` URL names; None for other URLs.
+
+    Raises:
+        RecipeError: it is a URL that ``checked_url`` refuses.
+
+    Example:
+        >>> from lsmix.data.store import local_folder
+        >>> local_folder("runs/mix"), local_folder("file:///tmp/pool"), local_folder("s3://bucket/pool")
+        (PosixPath('runs/mix'), PosixPath('/tmp/pool'), None)
+    """
+    if isinstance(place, Path) or "://" not in place:
+        return Path(place)
+    from lsmix.data.web import file_path  # which loads urllib
+
+    return file_path(place)
+
+
+def local_target(place: Path | str, what: str) -> Path:
+    """Return the local path that a result is to be written to.
+
+    Raises:
+        RecipeError: it is a URL; ``what`` begins the message, such as "an export".
+    """
+    folder = local_folder(place)
+    if folder is None:
+        raise RecipeError(
+            f"{what} is written to this machine, not to the URL {place!r}. Name a path here; "
+            "'lsmix push' sends artifacts on, and the place's own tools other files."
+        )
+    return folder
+
+
+def trim_location(url: str) -> str:
+    """Return a URL without the part of an artifact that it may end in, such as "pool.zarr"."""
+    url = url if url.endswith("://") else url.rstrip("/")
+    home, _, name = url.rpartition("/")
+    return home if name in _PARTS else url
