@@ -4,6 +4,7 @@ A shard that fails is skipped until the others are done; an error that the next 
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Self
@@ -20,19 +21,20 @@ Report = Callable[[ShardRecord], None]  # called for each complete shard, in any
 Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
 
 
-class Executor:
+class Executor(ABC):
     """Makes shards of unfinished artifacts. A context that owns what it needs for that."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - not abstract, since most executors hold nothing
         """Release what it holds."""
 
     def worker_device(self, device: str) -> str:
         """Return the device that a job names, where this process would use ``device``."""
         return device
 
+    @abstractmethod
     def run(
         self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
     ) -> None:
@@ -41,7 +43,6 @@ class Executor:
         Raises:
             PartialError: some shards failed; all others are complete.
         """
-        raise NotImplementedError
 
 
 def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
