@@ -47,7 +47,7 @@ def test_parts_in_processes_of_their_own_side_by_side_come_to_the_same_bytes(
     assert not list(bare_workspace.glob("*/*/work"))
     assert (
         command("encode", tiny_recipe, *where, "--array-index", "0", "--array-size", "3").out
-        == "all already up to date\n"
+        == "all up to date already\n"
     )
 
 
