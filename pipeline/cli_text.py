@@ -80,7 +80,7 @@ def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
         f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} complete"
         for part in parts
     ]
-    return [*lines, f"after all array tasks have ended: lsmix finalize {recipe}" if parts else "all already up to date"]
+    return [*lines, f"when all array tasks have ended: lsmix finalize {recipe}" if parts else "all up to date already"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:

@@ -46,14 +46,14 @@ def test_parts_in_processes_of_their_own_side_by_side_come_to_the_same_bytes(
     assert not list(bare_workspace.glob("*/*/work"))
     assert (
         command("encode", tiny_recipe, *where, "--array-index", "0", "--array-size", "3").out
-        == "all already up to date\n"
+        == "all up to date already\n"
     )
 
 
 def test_finish_names_the_shards_that_are_missing_and_computes_none(tiny_recipe, bare_workspace, command):
     words = (tiny_recipe, "--workspace", bare_workspace)
     made = command("encode", *words, "--array-index", "0", "--array-size", "2")  # of five shards: 0, 2 and 4
-    assert made.out.splitlines()[0].split()[2:] == ["3", "of", "3", "shards", "made;", "3", "of", "5", "are", "there"]
+    assert made.out.splitlines()[0].split()[2:] == ["3", "of", "3", "shards", "made;", "3", "of", "5", "complete"]
     result = command("finalize", *words)
     assert result.code == PartialError.exit_code == 6
     assert result.err.splitlines()[-1].startswith("error: 2 shards of ")
