@@ -70,7 +70,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
     name: Name  # of the artifacts
     data: DataConfig
-    flow: FlowSection | None = None  # made from defaults where a pool needs one and nothing is said
+    flow: FlowSection | None = None  # None takes the defaults if a pool needs a flow
     latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)
     mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # what all pools share
     pools: dict[Name, PoolRecipe] = {}
@@ -82,12 +82,12 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def own_flow(self) -> FlowSection:
-        """The recipe's flow, made from defaults where nothing is said."""
+        """The recipe's flow; with the defaults if it has no [flow]."""
         return self.flow or FlowSection()
 
     @property
     def wants_flow(self) -> bool:
-        """Whether the recipe speaks of a flow, or something needs the recipe's own."""
+        """Whether the recipe has a [flow], or something needs the recipe's own flow."""
         if self.flow is not None or self.naturalness is not None:
             return True
         return any(in_latent_space(pool) and not pool.flow for pool in self.pools.values())
@@ -104,7 +104,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return config
 
     def report_config(self) -> RecipeReport:
-        """Return the configuration of the report, with what the recipe says of its runs."""
+        """Return the configuration of the report, with the label, figure and seeds of each run."""
         shared = {name: getattr(self.report, name) for name in ReportConfig.__struct_fields__}
         return RecipeReport(
             **shared,
@@ -112,7 +112,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
     def evaluator_config(self) -> FlowRecipe:
-        """Return how the evaluator of [naturalness] is trained: as the recipe's flow, but for its own fields, seed and rows.
+        """Return the configuration of the evaluator: the recipe's flow, with the evaluator's own fields, seed and rows.
 
         Raises:
             RecipeError: a field of the evaluator is wrong.
@@ -181,8 +181,10 @@ def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], p
     """Return the recipe at one scale, checked."""
     whole: dict[str, Any] = copy.deepcopy(dict(table))
     if scale:
-        _check_type(whole["scale"][scale], f"{where}: scale.{scale}")
-        _lay_over(whole, whole["scale"][scale])
+        section = whole["scale"][scale]
+        if not isinstance(section, dict):
+            raise RecipeError(f"{where}: scale.{scale}: expected a section, got {section!r}.")
+        _lay_over(whole, section)
     _anchor_paths(whole, path.resolve().parent)
     for override in overrides:
         _apply_override(whole, override)
@@ -194,11 +196,6 @@ def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], p
         recipe = convert(whole, Recipe, where)
     _check_references(recipe)
     return recipe
-
-
-def _check_type(section: Any, what: str) -> None:
-    if not isinstance(section, dict):
-        raise RecipeError(f"{what}: expected a section, got {section!r}.")
 
 
 def _lay_over(table: dict[str, Any], other: Mapping[str, Any]) -> None:

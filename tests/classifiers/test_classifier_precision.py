@@ -158,6 +158,11 @@ def test_each_operator_is_told_its_precision_and_gets_its_own_back(precision: st
     with arithmetic(precision):
         assert _settings() == [on_cuda] * 3 + ["ieee"] * 3 + [True, False]
     assert _settings() == before
+    with arithmetic(precision, convolutions_only=True):
+        assert [operator.fp32_precision for operator in _operators()].count(on_cuda) == (
+            2 if precision == "tf32" else 6
+        )
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     with pytest.raises(ZeroDivisionError), arithmetic(precision):
         _ = 1 // 0
     assert _settings() == before
