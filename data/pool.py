@@ -18,7 +18,7 @@ from lsmix.data.artifact import Manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
 from lsmix.data.table import Column, ColumnStore, Dtype, open_store, rows_per_chunk, rows_per_shard
-from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns, open_columns
+from lsmix.data.table_reader import ColumnArray, ColumnReader, open_artifact_columns
 
 __all__ = [
     "POOL_COLUMNS",
@@ -33,7 +33,6 @@ __all__ = [
     "create_pool",
     "open_pool",
     "pool_store",
-    "unsealed_pool",
     "write_pool_shard",
 ]
 
@@ -433,19 +432,6 @@ def open_pool(
     folder = folder.parent if folder.name == POOL_NAME else folder
     manifest, columns = open_artifact_columns(folder, POOL_NAME, check_crc=check_crc)
     return _pool(folder, str(folder), manifest, columns)
-
-
-def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
-    """Return the pool in an artifact's folder without asking the manifest there, which may not be written yet.
-
-    Args:
-        folder: the artifact; all shards of the pool are there.
-        manifest: what is known of it.
-
-    Raises:
-        MissingError, FormatError, CorruptError: as ``open_pool``.
-    """
-    return _pool(folder, str(folder), manifest, open_columns(folder / POOL_NAME))
 
 
 def _open_far(url: str, *, check_crc: bool, **options: Any) -> Pool:

@@ -123,6 +123,10 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the facts of ``verify`` as lines."""
     whole = f"{facts['files']} files, {facts['bytes']} bytes, all as recorded (root {facts['root'][:12]})"
     lines = [f"{facts['folder']}: {whole}"]
+    if facts.get("edited"):
+        lines.append(
+            f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
+        )
     lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
     if facts.get("deep"):
         lines.append(f"{'made again':<12} {_deep(facts['deep'])}")

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from lsmix.data.artifact import read_manifest, verify_files
+from lsmix.data.artifact import is_description
 from lsmix.data.atomic import is_file_at, sha256_file
 from lsmix.data.cache import cache_folder, locked_file, private_folder, with_retries
 from lsmix.data.errors import (
@@ -39,7 +39,6 @@ __all__ = [
     "fresh_download",
     "naming_urls",
     "without_store",
-    "writable_copy",
 ]
 
 _HOME = "artifacts"  # in the cache folder
@@ -117,39 +116,21 @@ def download_file(url: str, path: str, progress: Progress) -> Path:
 
 
 @contextmanager
-def fresh_download(
-    url: str, progress: Progress, listing_of: Callable[[RemoteFS], Listing] = artifact_listing
-) -> Iterator[Path]:
+def fresh_download(url: str, progress: Progress) -> Iterator[Path]:
     """Yield the folder of a new copy of what is stored at a URL now; the copy is removed at the end.
 
     Args:
-        url: of an artifact, or of what ``listing_of`` lists.
+        url: of an artifact.
         progress: optional progress reporter.
-        listing_of: returns the files that belong to the copy.
 
     Raises:
         LsmixError: as ``download_artifact``.
     """
     there = open_remote(url)
     with _own_folder(there.url) as folder:
-        listing = with_retries(repr(there.url), lambda: listing_of(there))
+        listing = with_retries(repr(there.url), lambda: artifact_listing(there))
         _make_room(folder.parent, listing.bytes, folder.name)
         _pull(there, listing, folder, progress)
-        yield folder
-
-
-@contextmanager
-def writable_copy(url: str, progress: Progress) -> Iterator[Path]:
-    """Give the folder of a copy that may be changed, by files that take others' places; it goes at the end.
-
-    Raises:
-        LsmixError: as ``download_artifact``.
-    """
-    shared = download_artifact(url, progress)
-    with naming_urls():
-        verify_files(shared, read_manifest(shared))
-    with _own_folder(open_remote(url).url) as folder:
-        shutil.copytree(shared, folder, copy_function=_link)
         yield folder
 
 
@@ -272,14 +253,15 @@ def _is_whole(folder: Path, listing: Listing, *, checked: bool) -> bool:
     try:
         if (folder / listing.last).read_bytes() != listing.content:
             return False
-        facts = [os.lstat(f"{folder}/{file.path}") for file in listing.files]
+        files = [file for file in listing.files if not is_description(file)]
+        facts = [os.lstat(f"{folder}/{file.path}") for file in files]
     except OSError:
         return False
     return all(
         stat.S_ISREG(fact.st_mode)
         and fact.st_size == file.bytes
         and (checked or sha256_file(folder / file.path) == file.sha256)
-        for fact, file in zip(facts, listing.files, strict=True)
+        for fact, file in zip(facts, files, strict=True)
     )
 
 
@@ -330,10 +312,3 @@ def _remove(home: Path, name: str) -> bool:
 def _drop(folder: Path) -> None:
     if folder.is_dir():
         shutil.rmtree(folder)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without links
-        shutil.copyfile(source, target)

@@ -23,6 +23,8 @@ from lsmix.data.artifact import (
     FileRecord,
     Manifest,
     check_sizes,
+    description_records,
+    is_description,
     read_manifest,
     root_digest,
     verify_files,
@@ -37,7 +39,6 @@ from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 __all__ = [
     "Listing",
     "Transfer",
-    "amend_artifact",
     "artifact_listing",
     "folder_name",
     "pull_artifact",
@@ -47,6 +48,7 @@ __all__ = [
 
 _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
+_MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
 _PART = ".part"  # ends the name of a folder that is being fetched
 _LOCK = "lock"
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
@@ -82,14 +84,19 @@ class Listing(NamedTuple):
         return sum(record.bytes for record in self.files)
 
 
-def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
+def push_artifact(
+    folder: Path, url: str, progress: Progress, *, owned: bool = False, card: Path | None = None
+) -> Transfer:
     """Send the artifact in ``folder`` to ``url``; what lies there already, whole and right, is not sent again.
+
+    Descriptions are sent as they are now, and the manifest that is sent lists them so; those at ``url`` are replaced.
 
     Args:
         folder: the artifact.
         url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
         progress: is told how many bytes are there.
         owned: whether the folder at ``url`` is this artifact's own in a workspace, so that shards may lie there already.
+        card: folder with the descriptions to send in place of those in ``folder``.
 
     Raises:
         MissingError: there is no artifact in ``folder``.
@@ -99,9 +106,12 @@ def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = F
     """
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
+    strict = _strict(manifest)
+    files = [*strict, *description_records(card or folder, manifest.stage, {file.path for file in strict})]
+    manifest = msgspec.structs.replace(manifest, files=sorted(files, key=lambda file: file.path.split("/")))
     place = open_remote(url)
     there = with_retries(repr(place.url), lambda: _manifest_there(place))
-    if there is not None and _listing(there) != _listing(manifest):
+    if there is not None and set(_strict(there)) != set(_strict(manifest)):
         raise RecipeError(
             f"another artifact lies at {place.url!r}: {there.stage} {there.name!r} with root {there.root[:12]}, not "
             f"{manifest.root[:12]}. Choose another URL, or remove it there first."
@@ -112,21 +122,21 @@ def push_artifact(folder: Path, url: str, progress: Progress, *, owned: bool = F
         _begin_push(place, note)
 
     def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, folder, record, tell)
+        return _send(place, card or folder if is_description(record) else folder, record, tell)
 
     moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
-    if there is None:
-        if not owned:
-            _check_begun(place, note)
-        _send_manifest(place, folder)
+    if there is None and not owned:
+        _check_begun(place, note)
+    if there is None or set(there.files) != set(manifest.files):
+        _send_manifest(place, manifest, folder)
     if not owned:
         with_retries(repr(place.url), lambda: place.remove(_BEGUN))
     return _facts(manifest, folder, place.url, moved)
 
 
 def _note(manifest: Manifest) -> bytes:
-    """Return what tells an artifact from every other at a place, cards included."""
-    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
+    """Return what tells an artifact from every other at a place."""
+    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in _strict(manifest)])
     return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
 
 
@@ -162,51 +172,14 @@ def _check_begun(place: RemoteFS, note: bytes) -> None:
         )
 
 
-def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
-    """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
-
-    Files that change leave the manifest there first and join it again when all are sent, so that whoever stops this leaves
-    an artifact without them, never a damaged one.
-
-    Args:
-        folder: the artifact as it is to be.
-        url: where it lies.
-        before: its manifest there when ``folder`` was fetched.
-        progress: is told how many bytes are there.
-
-    Returns:
-        The paths of the files that were sent, but for the manifest.
-
-    Raises:
-        RecipeError: it was changed there meanwhile, or nothing can be sent there.
-        CorruptError: a file arrives damaged, twice.
-        DownloadError: the place cannot be reached.
-    """
-    manifest, place = read_manifest(folder), open_remote(url)
-    if _listing(manifest) == _listing(before):
-        return []
-    there, _ = with_retries(repr(place.url), lambda: fetch_manifest(place))
-    if _listing(there) != _listing(before) or manifest.root != before.root:
-        raise RecipeError(f"what lies at {place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
-    same = _listing(manifest) & _listing(before)
-    changed = [record for record in manifest.files if record not in same]
+def _send_manifest(place: RemoteFS, manifest: Manifest, folder: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
-        bare = [record for record in manifest.files if record in same]
-        write_manifest(Path(scratch), msgspec.structs.replace(manifest, files=bare))
-        _send_manifest(place, Path(scratch))
-
-    def send(record: FileRecord, tell: Callable[[int], None]) -> int:
-        return _send(place, folder, record, tell)
-
-    _in_parallel(changed, send, progress, f"push {manifest.name}")
-    _send_manifest(place, folder)
-    return [record.path for record in changed]
-
-
-def _send_manifest(place: RemoteFS, folder: Path) -> None:
-    source, record = folder / MANIFEST_NAME, _record_of(folder / MANIFEST_NAME)
-    _send(place, folder, record, lambda count: None)
-    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != source.read_bytes():
+        if manifest != read_manifest(folder):
+            folder = Path(scratch)
+            write_manifest(folder, manifest)
+        content, record = (folder / MANIFEST_NAME).read_bytes(), _record_of(folder / MANIFEST_NAME)
+        _send(place, folder, record, lambda count: None)
+    if with_retries(repr(place.url), lambda: place.read(MANIFEST_NAME, record.bytes)) != content:
         raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
 
 
@@ -354,6 +327,27 @@ def _digests(path: Path) -> tuple[str, str]:
 
 
 def _fetch(place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
+    try:
+        return _fetch_listed(place, part, record, tell)
+    except (CorruptError, MissingError):
+        if not is_description(record):
+            raise
+    return _fetch_edited(place, part, record)
+
+
+def _fetch_edited(place: RemoteFS, part: Path, record: FileRecord) -> int:
+    """Fetch a description whose bytes are not the listed ones; one that is missing is left out."""
+    most = 2 * record.bytes + _MOST_ADDED_BYTES
+    try:
+        content = with_retries(repr(f"{place.url}/{record.path}"), lambda: place.read(record.path, most))
+    except MissingError:
+        return 0
+    (part / record.path).parent.mkdir(parents=True, exist_ok=True)
+    (part / record.path).write_bytes(content)
+    return len(content)
+
+
+def _fetch_listed(place: RemoteFS, part: Path, record: FileRecord, tell: Callable[[int], None]) -> int:
     target = part / record.path
     if target.is_file():  # of an earlier pull; no links, those were swept away
         if target.stat().st_size == record.bytes and _digests(target)[0] == record.sha256:
@@ -412,7 +406,7 @@ def _check_room(part: Path, listing: Listing) -> None:
 
 def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
     try:
-        same = folder.is_dir() and _listing(read_manifest(folder)) == _listing(manifest)
+        same = folder.is_dir() and set(_strict(read_manifest(folder))) == set(_strict(manifest))
     except LsmixError:
         same = False
     if not same:
@@ -434,8 +428,9 @@ def _manifest_there(place: RemoteFS) -> Manifest | None:
         return None
 
 
-def _listing(manifest: Manifest) -> set[FileRecord]:
-    return set(manifest.files)  # times and environments may differ, bytes may not
+def _strict(manifest: Manifest) -> list[FileRecord]:
+    """Return the files that make an artifact what it is; its descriptions may differ."""
+    return [file for file in manifest.files if not is_description(file)]
 
 
 def _record_of(path: Path) -> FileRecord:
