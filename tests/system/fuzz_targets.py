@@ -294,7 +294,7 @@ def _pool() -> Path:
 
 _POOL_FILES = (
     MANIFEST_NAME, PLAN_NAME, f"{POOL_NAME}/zarr.json", f"{POOL_NAME}/image/zarr.json", f"{POOL_NAME}/lam/zarr.json",
-    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
+    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "README.md",
 )  # fmt: skip
 
 
