@@ -228,7 +228,9 @@ def test_the_card_of_a_pool_at_a_url_is_that_of_a_pool_which_came_alone(there, m
     assert done.code == 0, done.err
     write_card(shutil.copytree(made["pool"], tmp_path / "near" / "pool"), tmp_path / "near" / "card", creator="Ann")
     assert contents(tmp_path / "written").keys() == contents(tmp_path / "near" / "card").keys()
-    assert (tmp_path / "written" / "croissant.json").read_bytes() == (tmp_path / "near/card/croissant.json").read_bytes()
+    assert (tmp_path / "written" / "croissant.json").read_bytes() == (
+        tmp_path / "near/card/croissant.json"
+    ).read_bytes()
     assert there.read("pool", "manifest.json") == before
 
 
