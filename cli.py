@@ -359,13 +359,14 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
 @click.argument("artifact", type=_place)
 @click.argument("url")
+@click.option("--card", type=_place, help="Of a pool: send the card in this folder; without it, a new one.")
 @_transfer_options
-def push(artifact: str, url: str, as_json: bool, quiet: bool) -> None:
+def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
     """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
-        done = push_artifact(artifact, url, progress=bars)
+        done = push_artifact(artifact, url, card=card, progress=bars)
     _print("push", done, transfer_lines(done, done.url), as_json)
 
 
@@ -382,19 +383,17 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
     _print("pull", done, transfer_lines(done, str(done.folder)), as_json)
 
 
-@cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab --licence CC-BY-4.0")
+@cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab lsmix-card --licence CC-BY-4.0")
 @click.argument("pool", type=_place)
-@click.option(
-    "--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words; '' for the base set's."
-)
-@click.option("--creator", metavar="NAME", help="Who made the pool.")
+@click.argument("dest", required=False, type=_place)
+@click.option("--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words.")
+@click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-def card(pool: str, licence: str | None, creator: str | None, as_json: bool) -> None:
-    """Write or refresh what POOL tells of itself: README.md, croissant.json, samples.csv, LICENSES/."""
+def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
+    """Describe POOL in the new folder DEST: README.md, croissant.json, samples.csv, a picture, LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
-    with TerminalProgress() as bars:
-        facts = write_card(pool, licence=licence, creator=creator, progress=bars)
+    facts = write_card(pool, dest, licence=licence, creator=creator)
     _print("card", facts, card_text(facts).splitlines(), as_json)
 
 

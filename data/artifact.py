@@ -8,7 +8,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Protocol
@@ -27,6 +27,7 @@ from lsmix.data.errors import CorruptError, FormatError, MissingError
 
 __all__ = [
     "ARTIFACT_FILES",
+    "DESCRIPTION_FILES",
     "FORMAT_VERSION",
     "LOCATION_FIELDS",
     "MANIFEST_NAME",
@@ -39,6 +40,9 @@ __all__ = [
     "Provenance",
     "check_listing",
     "check_sizes",
+    "description_records",
+    "edited_descriptions",
+    "is_description",
     "is_expected_path",
     "parse_manifest",
     "read_manifest",
@@ -283,7 +287,8 @@ def _check_relative(manifest_path: str, relative: str) -> None:
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
     """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded.
 
-    ``where`` is how messages call the folder; "" for its path.
+    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. ``where`` is how messages call the folder;
+    "" for its path.
     """
     where = where or str(folder)
     _check_folders(folder, manifest, where)
@@ -293,11 +298,14 @@ def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None
             facts = os.lstat(path)
         except OSError:
             facts = None
+        editable = is_description(file)
+        if facts is None and editable:
+            continue
         if facts is None or not stat.S_ISREG(facts.st_mode):
             raise CorruptError(
                 f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
             )
-        if facts.st_size != file.bytes:
+        if facts.st_size != file.bytes and not editable:
             raise CorruptError(
                 f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
             )
@@ -318,9 +326,10 @@ def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
 
 
 def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
-    """Check every byte of every file in a folder against the manifest; return the number of bytes read.
+    """Check every byte of every file in a folder against the manifest; return the number of bytes listed.
 
-    ``where`` is how messages call the folder; "" for its path.
+    Descriptions may differ, be missing or be added; ``edited_descriptions`` lists these. ``where`` is how messages call
+    the folder; "" for its path.
 
     Raises:
         CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
@@ -332,6 +341,8 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
             f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its root digest does not fit its list of files."
         )
     for file in manifest.files:
+        if is_description(file):
+            continue
         digest = sha256_file(folder / file.path)
         if digest != file.sha256:
             raise CorruptError(
@@ -339,9 +350,12 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
                 "Fetch or make the artifact again."
             )
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
+    editable = {path for path in DESCRIPTION_FILES if is_expected_path(manifest.stage, path)}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         odd = path.is_symlink() or not path.is_dir()
+        if relative in editable and path.is_file() and not path.is_symlink():
+            continue
         if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
             raise CorruptError(
                 f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
@@ -349,22 +363,64 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
     return sum(file.bytes for file in manifest.files)
 
 
+def is_description(file: FileRecord) -> bool:
+    """Tell whether owners of an artifact may edit or remove a file of it."""
+    return file.path in DESCRIPTION_FILES and not file.payload
+
+
+def description_records(folder: Path, stage: str, payload: Container[str] = ()) -> list[FileRecord]:
+    """List the descriptions in the folder of an artifact as they are now; ``payload`` are paths that are none."""
+    return [
+        FileRecord(path=path, bytes=(folder / path).stat().st_size, sha256=sha256_file(folder / path), payload=False)
+        for path in DESCRIPTION_FILES
+        if path not in payload
+        and is_expected_path(stage, path)
+        and (folder / path).is_file()
+        and not (folder / path).is_symlink()
+    ]
+
+
+def edited_descriptions(folder: Path, manifest: Manifest) -> list[str]:
+    """Return the paths of descriptions that were changed, removed or added since the manifest was written."""
+    listed = {file.path: file.sha256 for file in manifest.files if is_description(file)}
+    payload = {file.path for file in manifest.files if file.payload}
+    found = {file.path: file.sha256 for file in description_records(folder, manifest.stage, payload)}
+    return sorted(path for path in listed.keys() | found.keys() if listed.get(path) != found.get(path))
+
+
 def _columns(store: str) -> str:
     """Return the pattern of the files of a Zarr group whose arrays are chunked along their first axis."""
     return rf"{re.escape(store)}/([a-z][a-z0-9_]*/)?zarr\.json|{re.escape(store)}/[a-z][a-z0-9_]*/c/[0-9]+(/0)*"
 
 
-_CARD = r"README\.md|card\.(png|json)|samples\.csv|croissant\.json|LICENSES/(images|lsmix)\.txt"
+# What describes a pool, an export or a card for people and search engines. Owners may edit these files unless they are
+# payload: an artifact whose descriptions differ from its manifest is still complete.
+DESCRIPTION_FILES: Final = (
+    "LICENSES/images.txt",
+    "LICENSES/lsmix.txt",
+    "README.md",
+    "card.png",
+    "croissant.json",
+    "samples.csv",
+)
+_DESCRIPTIONS = "|".join(map(re.escape, DESCRIPTION_FILES))
+# The naming of export formats, those of other packages too: data, never what Python or a shell would run.
+_EXPORT = (
+    r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.jsonl|"
+    r"images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)"
+)
 
 # By stage: a regular expression that a whole path must match.
 ARTIFACT_FILES: Final = {
     "ingest": r"dataset\.h5",
     "train-glow": r"glow\.(json|safetensors)|log\.jsonl|samples\.png",
     "encode": _columns("latents.zarr"),
-    "mix": rf"{_columns('pool.zarr')}|plan\.json|{_CARD}",
+    "mix": rf"{_columns('pool.zarr')}|plan\.json|{_DESCRIPTIONS}",
     "train": r"metrics\.json|classifier\.safetensors",
     "naturalness": r"naturalness\.json|sheet\.png",
     "report": r"report\.html|figures/[A-Za-z0-9][A-Za-z0-9._-]*\.(svg|png)",
+    "export": rf"{_EXPORT}|plan\.json|SHA256SUMS|{_DESCRIPTIONS}",
+    "card": _DESCRIPTIONS,
 }
 
 

@@ -214,7 +214,7 @@ _Record = TypeVar("_Record")
 
 # What is counted before decoding, since every list, object, key and value takes much more memory than its bytes in JSON:
 # 64 MiB of "[]," took 3 GB. A pool has one number for each failed decode, and a manifest four keys for each file.
-_MOST_PARTS: Final = {b"[": 200_000, b"{": 200_000, b":": 1_000_000, b'"': 3_000_000, b",": 6_000_000}
+_MOST_PARTS: Final = {b"[": 200_000, b"{": 300_000, b":": 1_500_000, b'"': 4_000_000, b",": 6_000_000}
 
 # What decoding raises on bytes that are damaged, or were made to do harm.
 DECODE_ERRORS: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from lsmix.data.artifact import Artifact, Manifest
+from lsmix.data.artifact import Artifact
 from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
 from lsmix.data.store import CACHE_BYTES, open_artifact
@@ -34,7 +34,6 @@ __all__ = [
     "create_pool",
     "open_pool",
     "pool_store",
-    "unsealed_pool",
     "write_pool_shard",
 ]
 
@@ -427,20 +426,6 @@ def open_pool(
     options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
     artifact = open_artifact(path, **options)
     return _pool(artifact, open_artifact_table(artifact, POOL_NAME, check_crc=check_crc), **options)
-
-
-def unsealed_pool(folder: Path, manifest: Manifest) -> Pool:
-    """Return the pool in an artifact's folder without reading the manifest there, which may not be written yet.
-
-    Args:
-        folder: the artifact; all shards of the pool are there.
-        manifest: what is known of it; its list of files is taken as true.
-
-    Raises:
-        MissingError, FormatError, CorruptError: as ``open_pool``.
-    """
-    artifact = Artifact(folder=folder, manifest=manifest)
-    return _pool(artifact, open_artifact_table(artifact, POOL_NAME))
 
 
 def _pool(artifact: Artifact, columns: TableReader, **options: Any) -> Pool:

@@ -1,20 +1,21 @@
 """What the command line and the root package both call: run a recipe; verify, push and pull an artifact."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.artifact import Artifact, read_manifest, verify_files
+from lsmix.data.artifact import Artifact, edited_descriptions, read_manifest, verify_files
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
-from lsmix.data.exports.record import is_export, verify_export
-from lsmix.data.exports.remote import artifact_or_export_listing
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
 from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
@@ -325,8 +326,8 @@ def verify(
         progress: is told what happens; None tells nobody.
 
     Returns:
-        What it is and how big; of a pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked``
-        also of whatever lies at a URL.
+        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them; of a
+        pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked`` also of an artifact at a URL.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
@@ -340,7 +341,7 @@ def verify(
     if folder is not None:
         return _verify(folder, progress=progress, **asked)
     url = trim_location(str(artifact))
-    with temporary_copy(url, progress, artifact_or_export_listing) as folder:
+    with temporary_copy(url, progress) as folder:
         facts = _verify(folder, url, progress=progress, **asked)
     return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
 
@@ -357,8 +358,6 @@ def _verify(
     device: str,
     progress: Progress,
 ) -> dict[str, Any]:
-    if is_export(folder):
-        return verify_export(folder)
     manifest = read_manifest(folder)
     artifact = Artifact(manifest=manifest, folder=folder, url=url)
     asked = deep or data is not None or flow is not None
@@ -377,8 +376,13 @@ def _verify(
         "files": len(manifest.files),
         "bytes": verify_files(folder, manifest, artifact.location),
         "counts": manifest.counts,
+        "edited": edited_descriptions(folder, manifest),
     }
-    if manifest.stage == "encode":
+    if manifest.stage == "export":
+        from lsmix.data.exports.writing import check_sums
+
+        check_sums(folder, manifest)
+    elif manifest.stage == "encode":
         open_latents(artifact).columns.check_against_zarr()
     elif manifest.stage == "mix":
         from lsmix.pipeline.verify.verify import verify_pool
@@ -396,16 +400,20 @@ def _verify(
     return facts
 
 
-def push(artifact: Path | str, url: str, *, progress: Progress | None = None) -> Transfer:
+def push(
+    artifact: Path | str, url: str, *, card: Path | str | None = None, progress: Progress | None = None
+) -> Transfer:
     """Send an artifact to a URL or a folder: what ``lsmix push`` does.
 
     Files that are there already, whole and right, are not sent again; each file is checked after it was sent; the
-    manifest goes last. Stop it whenever you like; the same call goes on.
+    manifest goes last. Stop it whenever you like; the same call goes on. A pool is sent with a card: its files take the
+    place of the pool's README.md and LICENSES/, and the manifest at the URL lists them.
 
     Args:
         artifact: its folder or its URL.
         url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
             empty, not there yet, or holds what an earlier push of the same artifact sent.
+        card: of a pool: folder that ``lsmix card`` wrote; None writes a card for the occasion.
         progress: is told how many bytes are there; None tells nobody.
 
     Raises:
@@ -415,8 +423,32 @@ def push(artifact: Path | str, url: str, *, progress: Progress | None = None) ->
         DownloadError: the place cannot be reached.
     """
     progress = progress or NullProgress()
-    done = push_artifact(open_artifact(artifact), url, progress)
+    opened = open_artifact(artifact)
+    with _card_of(opened, card, progress) as descriptions:
+        done = push_artifact(opened, url, progress, card=descriptions)
     return msgspec.structs.replace(done, folder=str(artifact))
+
+
+@contextmanager
+def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Iterator[Path | None]:
+    """Yield the folder of a pool's card, written for the occasion unless it is given; None if the artifact is no pool."""
+    manifest = pool.manifest
+    if card is not None:
+        given = read_manifest(card)
+        if given.stage != "card" or [record.root for record in given.inputs] != [manifest.root]:
+            raise RecipeError(f"{str(card)!r} is no card of {pool.location!r}. Write one: lsmix card {pool.location}")
+        yield Path(card)
+    elif manifest.stage != "mix":
+        yield None
+    elif PLAN_NAME not in pool.records:
+        progress.warning(f"{pool.location!r} has no {PLAN_NAME}, so it is sent without a card.")
+        yield None
+    else:
+        from lsmix.pipeline.views.dataset_card.card import write_card
+
+        with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
+            write_card(pool, Path(scratch, "card"))
+            yield Path(scratch, "card")
 
 
 def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:

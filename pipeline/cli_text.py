@@ -142,6 +142,10 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of ``verify``: what was checked, and what was not."""
     whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (root {facts['root'][:12]})"
     lines = [f"{facts['folder']}: {whole}"]
+    if facts.get("edited"):
+        lines.append(
+            f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
+        )
     lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
     if facts.get("deep"):
         lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")

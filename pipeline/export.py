@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from lsmix.data.artifact import FileRecord
 from lsmix.data.pool import open_pool
+from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.store import local_target
 
@@ -19,23 +21,26 @@ def export_pool(
     image: Literal["png", "webp"] = "png",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a pool to the new folder ``dest`` in another form: what ``lsmix export`` does.
+    """Write a pool to the new folder ``dest`` in another format, with its card: what ``lsmix export`` does.
 
     Args:
         pool: the artifact's folder or its URL.
         dest: the folder to make.
         format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
-        image: how images are packed in forms that hold image files, without loss.
-        progress: is told what happens; None tells nobody.
+        image: how images are packed in formats that hold image files, without loss.
+        progress: optional progress reporter.
 
     Returns:
-        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``root``, ``pixel_digest``.
+        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``root`` of the export, ``pool_root``,
+        ``pixel_digest``.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
+    from lsmix.data.exports.format import EXPORT_FORMATS
     from lsmix.data.exports.writing import write_export
+    from lsmix.pipeline.views.dataset_card.card import write_card_files
 
     target = local_target(dest, "an export")
     progress = progress or NullProgress()
@@ -45,16 +50,31 @@ def export_pool(
         progress.advance(rows)
         stop_point()
 
-    progress.start(f"export {target.name}", 2 * len(opened), "image")  # each is read for its digest, then written
+    def describe(folder: Path, files: list[FileRecord]) -> None:
+        if opened.spec is None:
+            progress.warning(f"pool {opened.location!r} has no {PLAN_NAME}, so its export has no card.")
+        else:
+            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format))
+
+    progress.start(f"export {target.name}", len(opened), "image")
     with graceful_signals():
-        record = write_export(opened, target, form=format, shard_images=shard_images, encoding=image, on_rows=advance)
+        manifest = write_export(
+            opened,
+            target,
+            form=format,
+            shard_images=shard_images,
+            encoding=image,
+            describe=describe,
+            on_rows=advance,
+        )
     progress.finish()
     return {
         "folder": str(target),
         "format": format,
-        "images": record.facts.images,
-        "files": record.files,
-        "bytes": record.bytes,
-        "root": record.facts.root,
-        "pixel_digest": record.pixel_digest,
+        "images": len(opened),
+        "files": len(manifest.files),
+        "bytes": sum(file.bytes for file in manifest.files),
+        "root": manifest.root,
+        "pool_root": opened.manifest.root,
+        "pixel_digest": manifest.counts["pixel_digest"],
     }

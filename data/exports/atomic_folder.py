@@ -18,7 +18,6 @@ __all__ = ["check_space", "folder_beside"]
 
 _MARK = ".lsmix-unfinished"
 _CONTENT = "content"
-_MANY_FILES = 1000  # above which one flush of the file systems is quicker than one of each file
 
 
 @contextmanager
@@ -47,7 +46,7 @@ def folder_beside(target: Path) -> Iterator[Path]:
                 content = part / _CONTENT
                 content.mkdir()
                 yield content
-                _flush(content)
+                fsync_tree(content)
                 content.rename(target)
                 fsync_folder(target.parent)
             finally:
@@ -68,11 +67,6 @@ def _clear(part: Path) -> None:
     for entry in part.iterdir():
         if entry.name != _MARK:
             shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
-
-
-def _flush(folder: Path) -> None:
-    many = any(number >= _MANY_FILES for number, _ in enumerate(folder.rglob("*")))
-    os.sync() if many else fsync_tree(folder)
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:

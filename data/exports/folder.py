@@ -13,7 +13,7 @@ import msgspec
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.rows import pool_blocks, row_metadata
+from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["FOLDER_FORMAT"]
 
@@ -30,7 +30,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
             "entries, which the big hubs refuse. Choose larger sub-folders, or webdataset."
         )
     with (job.folder / _METADATA).open("wb") as lines:
-        for block in pool_blocks(job.pool, range(len(job.pool))):
+        for block in job.blocks(range(len(job.pool))):
             for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                 label, row = facts["label_a"], facts["row"]
                 inside = f"{counts[label] // job.shard_images:04d}"
@@ -43,7 +43,6 @@ def _write(job: ExportJob) -> Iterator[Path]:
                 lines.write(msgspec.json.encode({"file_name": name, **facts}) + b"\n")
                 yield path
             first += len(block["status"])
-            job.on_rows(len(block["status"]))
     yield job.folder / _METADATA
 
 
@@ -56,7 +55,6 @@ def _class_folders(names: tuple[str, ...]) -> list[str]:
 
 FOLDER_FORMAT = ExportFormat(
     write=_write,
-    files=r"metadata\.jsonl|images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)",
     encodes=True,
     row_overhead_bytes=1024,
     loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',

@@ -1,22 +1,23 @@
-"""The export formats by name, and what each of them consists of: how it writes a pool, and which files come of it.
+"""The export formats by name, and what each of them consists of: how it writes a pool, and how its files are read.
 
 Other packages add formats with the entry point group ``lsmix.export_formats``.
 """
 
-import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
+from lsmix.data.artifact import Provenance
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
-from lsmix.data.exports.metadata import ExportFacts
+from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
 from lsmix.data.mixing import Registry
 from lsmix.data.pool import Pool
 
-__all__ = ["EXPORT_FORMATS", "README_NAME", "ExportFormat", "ExportJob"]
+__all__ = ["EXPORT_FORMATS", "ExportFormat", "ExportJob"]
 
-README_NAME: Final = "README.md"  # of every export
 EXPORT_FORMATS: Final = Registry(
     "export format",
     "lsmix.export_formats",
@@ -34,16 +35,30 @@ class ExportJob:
     """A pool to write, and where."""
 
     pool: Pool
-    facts: ExportFacts
+    origin: Provenance  # of the pool's images
     folder: Path  # empty
     shard_images: int  # rows in a file; of ``folder``, in a sub-folder
-    encoding: Encoding  # of images in forms that hold image files
-    on_rows: Callable[[int], None]  # is told rows as they are written
+    encoding: Encoding  # of images in formats that hold image files
+    on_rows: Callable[[int], None]  # gets the number of rows of each block once it is written
+    digests: ColumnDigests = field(default_factory=ColumnDigests)  # of the rows that were read
 
     @property
     def coder(self) -> ImageCoder:
         """What encodes the images."""
         return ImageCoder(self.encoding, self.pool.image_shape)
+
+    @property
+    def about(self) -> bytes:
+        """What a file says of the pool that it is from, as JSON."""
+        facts = {
+            "pool": self.pool.manifest.name,
+            "pool_root": self.pool.manifest.root,
+            "class_names": self.pool.class_names,
+            "licence": self.origin.licence,
+            "citation": self.origin.citation,
+            "origin": self.origin,
+        }
+        return msgspec.json.encode(facts, order="sorted")
 
     def shards(self, ending: str) -> Iterator[tuple[Path, range]]:
         """Go through the files to write, ``pool-00000`` and so on, with the rows of each."""
@@ -51,22 +66,28 @@ class ExportJob:
             path = self.folder / f"pool-{number:05d}.{ending}"
             yield path, range(start, min(start + self.shard_images, len(self.pool)))
 
+    def blocks(self, rows: range) -> Iterator[Block]:
+        """Go through rows of the pool by column, some megabytes at a time; each row of the pool is to be read once.
+
+        Raises:
+            CorruptError: a chunk is damaged, or a value is out of its range.
+        """
+        for block in pool_blocks(self.pool, rows):
+            self.digests.update(block)
+            yield block
+            self.on_rows(len(block["status"]))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportFormat:
     """One format that pools are exported in."""
 
-    # Writes the files of a job and yields each one when it is complete, so that it can be hashed at once.
+    # Writes the files of a job and yields each one when it is complete, so that it can be hashed at once. Names are those
+    # of ``ExportJob.shards``; other names are refused, see ``ARTIFACT_FILES``.
     write: Callable[[ExportJob], Iterator[Path]]
-    files: (
-        str  # a regular expression for the whole path of each file it writes; an export that lists another is refused
-    )
     encodes: bool  # whether it holds image files, so that ``encoding`` counts
     row_overhead_bytes: int  # of a row beyond its pixels and numbers, about
     loads_with: str  # a line of Python that reads it from ``folder``, for the export's README
+    hub_files: str = "samples.csv"  # what the Hugging Face Hub shows as a table
     note: str = ""  # a paragraph for that README
-    folder_images: int = 0  # of a format with sub-folders for files: images in each, unless asked otherwise
-
-    def may_hold(self, path: str) -> bool:
-        """Tell whether an export in this format can hold a file at a path, relative to its folder."""
-        return path == README_NAME or re.fullmatch(self.files, path) is not None
+    folder_images: int = 0  # of a format with a file for each image: images in a sub-folder, unless asked otherwise

@@ -1,4 +1,4 @@
-"""Pools as HDF5: a contiguous array for each column, and the facts as JSON beside them.
+"""Pools as HDF5: a contiguous array for each column, and beside them ``about``, JSON on the pool that they are from.
 
 No filters, so that the arrays can be memory-mapped by their offset and the same rows give the same bytes.
 """
@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.metadata import FACTS_NAME, seal_facts
-from lsmix.data.exports.rows import pool_blocks
 from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
 
 __all__ = ["HDF5_FORMAT"]
@@ -24,11 +22,10 @@ def _write(job: ExportJob) -> Iterator[Path]:
     for path, rows in job.shards("h5"):
         with new_hdf5(path, functools.partial(_lay_out, job, len(rows))) as (stream, places):
             done = 0
-            for block in pool_blocks(job.pool, rows):
+            for block in job.blocks(rows):
                 for name, values in block.items():
                     write_rows(stream, places[name], done, values.astype(_little(values.dtype.str), copy=False))
                 done += len(block["status"])
-                job.on_rows(len(block["status"]))
         yield path
 
 
@@ -39,7 +36,7 @@ def _lay_out(job: ExportJob, rows: int, file: Any) -> dict[str, Extent]:
         for name, column in job.pool.columns.items()
     }
     file.create_dataset(_CLASS_NAMES, data=np.char.encode(job.pool.class_names, "utf-8"), track_times=False)
-    file.create_dataset(FACTS_NAME, data=np.bytes_(seal_facts(job.facts)), track_times=False)
+    file.create_dataset("about", data=np.bytes_(job.about), track_times=False)
     return {name: reserve(array) for name, array in arrays.items()}
 
 
@@ -49,7 +46,6 @@ def _little(dtype: str) -> np.dtype[Any]:
 
 HDF5_FORMAT = ExportFormat(
     write=_write,
-    files=r"pool-[0-9]+\.h5",
     encodes=False,
     row_overhead_bytes=0,
     loads_with='h5py.File(f"{folder}/pool-00000.h5")["image"][:8]',

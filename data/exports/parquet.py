@@ -13,8 +13,6 @@ from numpy.typing import NDArray
 
 from lsmix.data.errors import LsmixError
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.metadata import seal_facts
-from lsmix.data.exports.rows import pool_blocks
 from lsmix.data.pool import Pool
 
 __all__ = ["PARQUET_FORMAT"]
@@ -43,14 +41,13 @@ def _write(job: ExportJob) -> Iterator[Path]:
     for path, rows in job.shards("parquet"):
         options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
         with pa.parquet.ParquetWriter(path, schema, **options) as writer:
-            for block in pool_blocks(job.pool, rows):
+            for block in job.blocks(rows):
                 count = len(block["status"])
                 files = pa.array([coder.encode(image) for image in block.pop("image")], pa.binary())
                 image = pa.StructArray.from_arrays([files, pa.nulls(count, pa.string())], names=["bytes", "path"])
                 columns = {"image": image, **{name: _to_arrow(pa, values) for name, values in block.items()}}
                 table = pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
                 writer.write_table(table, row_group_size=count)
-                job.on_rows(count)
         yield path
 
 
@@ -66,7 +63,7 @@ def _schema(pa: Any, pool: Pool) -> Any:
 def _metadata(job: ExportJob) -> dict[bytes, bytes]:
     """Return what makes ``datasets`` decode images and name classes, and our own facts."""
     features: dict[str, Any] = {"image": {"_type": "Image"}}
-    class_names = job.facts.class_names
+    class_names = job.pool.class_names
     for column in job.pool.attributes.columns():
         if column.row == "image":
             continue
@@ -75,7 +72,7 @@ def _metadata(job: ExportJob) -> dict[bytes, bytes]:
         if column.kind == "label" and len(set(class_names)) == len(class_names):
             feature = {"names": class_names, "_type": "ClassLabel"}
         features[column.name] = {"feature": feature, "_type": "Sequence"} if column.row == "more" else feature
-    return {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: seal_facts(job.facts)}
+    return {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: job.about}
 
 
 def _to_arrow(pa: Any, values: NDArray[Any]) -> Any:
@@ -87,8 +84,8 @@ def _to_arrow(pa: Any, values: NDArray[Any]) -> Any:
 
 PARQUET_FORMAT = ExportFormat(
     write=_write,
-    files=r"pool-[0-9]+\.parquet",
     encodes=True,
+    hub_files="pool-*.parquet",
     row_overhead_bytes=256,
     loads_with='datasets.load_dataset("parquet", data_files=f"{folder}/pool-*.parquet")',
 )

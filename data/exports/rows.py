@@ -5,7 +5,7 @@ every format, and ``hashlib.sha256(numpy.ascontiguousarray(images)).hexdigest()`
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from lsmix.data.pool import Pool
 
-__all__ = ["Block", "ColumnDigests", "block_rows", "pool_blocks", "row_metadata"]
+__all__ = ["Block", "ColumnDigests", "pool_blocks", "row_metadata"]
 
 Block = dict[str, NDArray[Any]]  # some rows, by column
 _BLOCK_BYTES = 8 << 20
@@ -22,13 +22,15 @@ _BLOCK_BYTES = 8 << 20
 class ColumnDigests:
     """The SHA-256 of every column, taken block by block."""
 
-    def __init__(self, names: Iterable[str]) -> None:
-        self._digests = {name: hashlib.sha256() for name in names}
+    def __init__(self) -> None:
+        self._digests: dict[str, Any] = {}
+        self.rows = 0  # taken so far
 
     def update(self, block: Block) -> None:
         """Take the next rows."""
-        for name, digest in self._digests.items():
-            rows = block[name]
+        self.rows += len(block["status"])
+        for name, rows in block.items():
+            digest = self._digests.setdefault(name, hashlib.sha256())
             digest.update(np.ascontiguousarray(rows, rows.dtype.newbyteorder("<")).view(np.uint8).data)
 
     def hex(self) -> dict[str, str]:
@@ -36,24 +38,18 @@ class ColumnDigests:
         return {name: digest.hexdigest() for name, digest in self._digests.items()}
 
 
-def block_rows(row_bytes: int) -> int:
-    """Return the rows in a block: some 8 MB, at least one."""
-    return max(_BLOCK_BYTES // row_bytes, 1)
-
-
-def pool_blocks(pool: Pool, rows: range, columns: tuple[str, ...] = ()) -> Iterator[Block]:
-    """Go through rows of a pool in blocks.
+def pool_blocks(pool: Pool, rows: range) -> Iterator[Block]:
+    """Go through rows of a pool in blocks of some 8 MB, at least one row, with all columns.
 
     Args:
         pool: any.
         rows: a range with step 1.
-        columns: which; none for all.
 
     Raises:
         CorruptError: a chunk is damaged, or a value is out of its range.
     """
-    arrays = {name: pool.columns[name] for name in columns or pool.columns}
-    step = block_rows(sum(array.row_bytes for array in arrays.values()))
+    arrays = {name: pool.columns[name] for name in pool.columns}
+    step = max(_BLOCK_BYTES // sum(array.row_bytes for array in arrays.values()), 1)
     for start in range(rows.start, rows.stop, step):
         stop = min(start + step, rows.stop)
         yield pool.rows(start, stop, tuple(arrays))
@@ -69,7 +65,6 @@ def row_metadata(block: Block, first_row: int, class_names: Sequence[str]) -> It
     """
     numbers = {name: values.tolist() for name, values in block.items() if name != "image"}
     for index in range(len(block["status"])):
-        facts: dict[str, Any] = {"row": first_row + index}
-        facts |= {name: values[index] for name, values in numbers.items()}
+        facts = {"row": first_row + index} | {name: values[index] for name, values in numbers.items()}
         facts["class_a"], facts["class_b"] = class_names[facts["label_a"]], class_names[facts["label_b"]]
         yield facts

@@ -12,24 +12,22 @@ from pathlib import Path
 import msgspec
 
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.metadata import ExportFacts
-from lsmix.data.exports.rows import pool_blocks, row_metadata
+from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["WEBDATASET_FORMAT"]
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    comment, coder, names = _comment(job.facts), job.coder, job.pool.class_names
+    comment, coder, names = job.about.decode(), job.coder, job.pool.class_names
     for path, rows in job.shards("tar"):
         with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": comment}) as archive:
             first = rows.start
-            for block in pool_blocks(job.pool, rows):
+            for block in job.blocks(rows):
                 for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
                     _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
                     _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
                 first += len(block["status"])
                 archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header written
-                job.on_rows(len(block["status"]))
         yield path
 
 
@@ -39,16 +37,10 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     archive.addfile(info, io.BytesIO(content))
 
 
-def _comment(facts: ExportFacts) -> str:
-    origin = facts.attributes.get("origin")
-    about = {"lsmix_root": facts.root, "licence": facts.licence, "citation": facts.citation, "origin": origin}
-    return msgspec.json.encode(about, order="sorted").decode()
-
-
 WEBDATASET_FORMAT = ExportFormat(
     write=_write,
-    files=r"pool-[0-9]+\.tar",
     encodes=True,
+    hub_files="pool-*.tar",
     row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
     loads_with=(
         'webdataset.WebDataset(f"{folder}/pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")'

@@ -1,28 +1,40 @@
-"""Writing a pool in another format: all of it beside its final name, and then the rename.
+"""Writing a pool in another format: an artifact of the stage "export", which gets its name when it is complete."""
 
-The pool is read twice, first for the facts that every file carries, so that a damaged one is found before anything is
-written.
-"""
-
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import get_args
+from typing import Any, Final, get_args
 
-from lsmix.data.errors import LsmixError, RecipeError
+from lsmix.data.artifact import (
+    FileRecord,
+    InputRecord,
+    Manifest,
+    description_records,
+    is_expected_path,
+    read_provenance,
+    root_digest,
+    write_manifest,
+)
+from lsmix.data.atomic import sha256_file
+from lsmix.data.errors import CorruptError, LsmixError, RecipeError
 from lsmix.data.exports.atomic_folder import check_space, folder_beside
-from lsmix.data.exports.format import EXPORT_FORMATS, README_NAME, ExportFormat, ExportJob
+from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat, ExportJob
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
-from lsmix.data.exports.metadata import gather_facts
-from lsmix.data.exports.readme import readme_text
-from lsmix.data.exports.record import ExportRecord, write_record
 from lsmix.data.mixing import nearest
 from lsmix.data.pool import Pool
+from lsmix.data.pool_spec import PLAN_NAME
 
-__all__ = ["write_export"]
+__all__ = ["EXPORT_STAGE", "SUMS_NAME", "check_sums", "write_export"]
 
+EXPORT_STAGE: Final = "export"
+SUMS_NAME: Final = "SHA256SUMS"
+_VERSION: Final = 1
 _FILE_BYTES = 500_000_000  # of a file, unless asked otherwise
 _MOST_FILE_BYTES = 20_000_000_000  # the big hubs refuse longer ones
-_MOST_FILES = 9_990  # … and folders of 10,000 files
+_MOST_HUB_FILES = 9_990  # … and folders of 10,000 files
+_MOST_FILES = 250_000  # of an export, for its manifest
+_MANY_FILES = 1000  # above which one flush of the file systems is quicker than one of each file
 
 
 def write_export(
@@ -32,72 +44,131 @@ def write_export(
     form: str,
     shard_images: int = 0,
     encoding: Encoding = "png",
+    describe: Callable[[Path, list[FileRecord]], None] = lambda folder, files: None,
     on_rows: Callable[[int], None] = lambda rows: None,
-) -> ExportRecord:
-    """Write a pool to a new folder in another form.
+) -> Manifest:
+    """Write a pool to a new folder in another format.
 
     Args:
-        pool: any.
+        pool: the pool, which is read once.
         target: the folder to make; its parent exists.
         form: a name in ``EXPORT_FORMATS``.
         shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
-        encoding: how images are packed in forms that hold image files: "png" or "webp", both without loss.
-        on_rows: is told the number of rows read, and then of rows written, block by block.
+        encoding: of images in formats that hold image files: "png" or "webp", both without loss.
+        describe: gets the folder and its files when they are complete, and may add descriptions to the folder.
+        on_rows: gets the number of rows of each block once it is written.
 
     Returns:
-        The record that lies in the folder too.
+        The manifest of the export.
 
     Raises:
-        RecipeError: the form is unknown or cannot hold these images, the files would be too many or too long, or there
+        RecipeError: the format is unknown or cannot hold these images, the files would be too many or too long, or there
             is something at ``target`` already.
         MissingError: there is no folder to put it in.
         LockedError: another process is writing it.
         DiskSpaceError: it would not fit on the disk.
         CorruptError: the pool is damaged.
-        LsmixError: a library that the form needs is not installed.
+        LsmixError: a library that the format needs is not installed.
     """
     kind: ExportFormat = EXPORT_FORMATS.load(form)
     if encoding not in get_args(Encoding):
         raise RecipeError(f"unknown image encoding {encoding!r}.{nearest(encoding, list(get_args(Encoding)))}")
     if kind.encodes:
-        ImageCoder(encoding, pool.image_shape)  # which says what it cannot hold
+        ImageCoder(encoding, pool.image_shape)  # raises if the encoding cannot hold the images
     row_bytes = sum(column.row_bytes for column in pool.columns.values()) + kind.row_overhead_bytes
     shard_images = _shard_images(kind, shard_images, len(pool), row_bytes)
+    origin = read_provenance(pool.columns.attributes, f"pool {pool.location!r}")
     with folder_beside(target) as folder:
         check_space(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
-        facts = gather_facts(pool, on_rows)
         job = ExportJob(
-            pool=pool, facts=facts, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=on_rows
+            pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=on_rows
         )
-        written_as = encoding if kind.encodes else "raw"
-        return write_record(
-            folder, _files(kind, job), facts, format=form, encoding=written_as, shard_images=shard_images
+        files = sorted(_written(kind, job), key=lambda file: file.path)
+        if job.digests.rows != len(pool):
+            raise LsmixError(
+                f"the export format {form!r} read {job.digests.rows} rows of {len(pool)}. Report this bug."
+            )
+        describe(folder, files)
+        sums = folder / SUMS_NAME
+        sums.write_text(_sums(files), encoding="utf-8", newline="\n")
+        files += [_record(folder, sums, payload=False), *description_records(folder, EXPORT_STAGE)]
+        config = {"format": form, "encoding": encoding if kind.encodes else "raw", "shard_images": shard_images}
+        manifest = _manifest(job, config, files)
+        if len(files) >= _MANY_FILES:
+            os.sync()  # then the flush of each file has nothing left to write
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -> Manifest:
+    pool, digests = job.pool, job.digests.hex()
+    return Manifest(
+        stage=EXPORT_STAGE,
+        stage_version=_VERSION,
+        name=pool.manifest.name,
+        key="",
+        root=root_digest(files),
+        config={**config, "pool": pool.manifest.config},
+        inputs=[InputRecord(role="pool", key=pool.manifest.key, root=pool.manifest.root)],
+        files=sorted(files, key=lambda file: file.path),
+        counts={
+            "images": len(pool),
+            "image_shape": list(pool.image_shape),
+            "class_names": list(pool.class_names),
+            "licence": job.origin.licence,
+            "citation": job.origin.citation,
+            "pixel_digest": digests["image"],
+            "column_digests": digests,
+        },
+    )
+
+
+def check_sums(folder: Path, manifest: Manifest) -> None:
+    """Raise CorruptError unless SHA256SUMS of an export says the same as its manifest."""
+    payload = [file for file in manifest.files if file.payload]
+    if (folder / SUMS_NAME).read_bytes() != _sums(payload).encode():
+        raise CorruptError(
+            f"{str(folder / SUMS_NAME)!r} does not fit the manifest beside it. Do not use this export; make it again."
         )
 
 
-def _files(kind: ExportFormat, job: ExportJob) -> Iterator[Path]:
+def _sums(files: list[FileRecord]) -> str:
+    return "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
+
+
+def _record(folder: Path, path: Path, *, payload: bool = True) -> FileRecord:
+    name = path.relative_to(folder).as_posix()
+    return FileRecord(path=name, bytes=path.stat().st_size, sha256=sha256_file(path), payload=payload)
+
+
+def _written(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
     for path in kind.write(job):
-        name = path.relative_to(job.folder).as_posix()
-        if not kind.may_hold(name):
-            raise LsmixError(f"the export format wrote {name!r}, which its pattern {kind.files!r} does not allow.")
-        yield path
-    path = job.folder / README_NAME
-    path.write_text(readme_text(job.pool, job.facts, kind), encoding="utf-8", newline="\n")
-    yield path
+        record = _record(job.folder, path)
+        if not is_expected_path(EXPORT_STAGE, record.path):
+            raise LsmixError(f"the export format wrote {record.path!r}, a name that exports do not have.")
+        yield record
+    if job.pool.spec:
+        shutil.copyfile(job.pool.path / PLAN_NAME, job.folder / PLAN_NAME)
+        yield _record(job.folder, job.folder / PLAN_NAME)
 
 
 def _shard_images(kind: ExportFormat, asked: int, images: int, row_bytes: int) -> int:
     if kind.folder_images:
-        if asked > _MOST_FILES:
+        if images > _MOST_FILES:
+            raise RecipeError(
+                f"this format has a file for each of {images:,} images, and an export has at most {_MOST_FILES:,} files. "
+                "Choose webdataset, parquet or hdf5."
+            )
+        if asked > _MOST_HUB_FILES:
             raise RecipeError(
                 f"sub-folders of {asked} images: the big hubs refuse 10,000 files and more. Ask for fewer."
             )
         return asked or kind.folder_images
     shard_images = asked or max(_FILE_BYTES // row_bytes, 1)
-    if shard_images < images and -(-images // shard_images) > _MOST_FILES:
+    if shard_images < images and -(-images // shard_images) > _MOST_HUB_FILES:
         raise RecipeError(
             f"{shard_images} images a file make {-(-images // shard_images)} files, and the big hubs refuse 10,000 and "
-            f"more in a folder. Ask for {-(-images // _MOST_FILES)} images or more."
+            f"more in a folder. Ask for {-(-images // _MOST_HUB_FILES)} images or more."
         )
     if min(shard_images, images) * row_bytes > _MOST_FILE_BYTES:
         raise RecipeError(

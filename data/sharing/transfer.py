@@ -27,6 +27,8 @@ from lsmix.data.artifact import (
     Artifact,
     FileRecord,
     Manifest,
+    description_records,
+    is_description,
     read_manifest,
     root_digest,
     verify_files,
@@ -41,8 +43,6 @@ from lsmix.data.store import open_artifact
 __all__ = [
     "Listing",
     "Transfer",
-    "amend_artifact",
-    "artifact_listing",
     "folder_name",
     "pull_artifact",
     "pull_listed",
@@ -52,6 +52,7 @@ __all__ = [
 
 _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
+_MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
 _PART = ".part"  # ends the name of a folder that is being fetched
 _LOCK = "lock"
 _COPIES = "copies"  # in the cache: temporary copies
@@ -88,14 +89,19 @@ class Listing(NamedTuple):
         return sum(record.bytes for record in self.files)
 
 
-def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, owned: bool = False) -> Transfer:
+def push_artifact(
+    artifact: Artifact | Path, url: str, progress: Progress, *, owned: bool = False, card: Path | None = None
+) -> Transfer:
     """Send an artifact to ``url``; what is there already, whole and right, is not sent again.
+
+    Descriptions are sent as they are now, and the manifest that is sent lists them so; those at ``url`` are replaced.
 
     Args:
         artifact: the artifact or its folder.
         url: an empty folder, one that is not there yet, or one to which the same artifact was sent, perhaps in part.
         progress: counts bytes.
         owned: whether the folder at ``url`` is this artifact's own in a workspace, so that it may hold shards already.
+        card: folder with the descriptions to send in place of the artifact's.
 
     Raises:
         MissingError: there is no artifact in the folder.
@@ -105,10 +111,16 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
     """
     artifact = open_artifact(artifact)
     manifest = artifact.manifest
+    strict = _strict(manifest)
+    home = card or (artifact.folder if artifact.is_local else None)  # of the descriptions
+    if home:
+        descriptions = description_records(home, manifest.stage, {file.path for file in strict})
+        files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
+        manifest = msgspec.structs.replace(manifest, files=files)
     check_writable(url)
     place = open_remote(url)
     there = _manifest_there(place)
-    if there is not None and _listing(there) != _listing(manifest):
+    if there is not None and set(_strict(there)) != set(strict):
         raise RecipeError(
             f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with root {there.root[:12]}, not "
             f"{manifest.root[:12]}. Choose another URL, or remove it there first."
@@ -119,12 +131,13 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
         _begin_push(place, note)
 
     def send(record: FileRecord, advance: Callable[[int], None]) -> int:
-        return _send(place, artifact.file(record.path), record, advance)
+        source = home / record.path if home and is_description(record) else artifact.file(record.path)
+        return _send(place, source, record, advance)
 
     moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
-    if there is None:
-        if not owned:
-            _check_begun(place, note)
+    if there is None and not owned:
+        _check_begun(place, note)
+    if there is None or set(there.files) != set(manifest.files):
         _send_manifest(place, manifest)
     if not owned:
         place.remove(_BEGUN)
@@ -132,8 +145,8 @@ def push_artifact(artifact: Artifact | Path, url: str, progress: Progress, *, ow
 
 
 def _note(manifest: Manifest) -> bytes:
-    """Return a note that identifies an artifact, its card included."""
-    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in manifest.files])
+    """Return a note that identifies an artifact, its descriptions excepted."""
+    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in _strict(manifest)])
     return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
 
 
@@ -164,45 +177,6 @@ def _check_begun(place: RemoteFS, note: bytes) -> None:
         raise RecipeError(
             f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
         )
-
-
-def amend_artifact(folder: Path, url: str, before: Manifest, progress: Progress) -> list[str]:
-    """Send what differs between the artifact in ``folder`` and the one at ``url``, whose payload is the same.
-
-    Files that change leave the manifest there first and join it again when all are sent, so that an interrupt leaves
-    an artifact without them, never a damaged one.
-
-    Args:
-        folder: the artifact as it is to be.
-        url: where it is stored.
-        before: its manifest there when ``folder`` was fetched.
-        progress: counts bytes.
-
-    Returns:
-        The paths of the files that were sent, but for the manifest.
-
-    Raises:
-        RecipeError: it was changed there meanwhile, or nothing can be sent there.
-        CorruptError: a file arrives damaged, twice.
-        DownloadError: the place cannot be reached.
-    """
-    manifest, place = read_manifest(folder), open_remote(url)
-    if _listing(manifest) == _listing(before):
-        return []
-    there, _ = fetch_manifest(place)
-    if _listing(there) != _listing(before) or manifest.root != before.root:
-        raise RecipeError(f"{place.url!r} was changed meanwhile, so nothing was sent. Run this again.")
-    same = _listing(manifest) & _listing(before)
-    changed = [record for record in manifest.files if record not in same]
-    bare = [record for record in manifest.files if record in same]
-    _send_manifest(place, msgspec.structs.replace(manifest, files=bare))
-
-    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
-        return _send(place, folder / record.path, record, advance)
-
-    _in_parallel(changed, send, progress, f"push {manifest.name}")
-    _send_manifest(place, manifest)
-    return [record.path for record in changed]
 
 
 def _send_manifest(place: RemoteFS, manifest: Manifest) -> None:
@@ -249,21 +223,19 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
 
 
 @contextmanager
-def temporary_copy(
-    url: str, progress: Progress, listing_of: Callable[[RemoteFS], Listing] | None = None
-) -> Iterator[Path]:
+def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
     """Yield the folder of a new copy of what is stored at a URL now; it may be changed, and is removed at the end.
 
     Args:
-        url: of an artifact, or of what ``listing_of`` lists.
+        url: of an artifact.
         progress: counts bytes.
-        listing_of: returns the files that belong to the copy; None takes an artifact's.
 
     Raises:
         LsmixError: as ``pull_artifact``.
     """
     place = open_remote(url)
-    listing = (listing_of or artifact_listing)(place)
+    manifest, content = fetch_manifest(place)
+    listing = Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
     home = private_folder(cache_folder().absolute(), _COPIES)
     for left in home.glob("*.lock"):  # by killed processes
         with contextlib.suppress(LockedError), locked_file(left):
@@ -284,16 +256,6 @@ def _remove_copy(lock: Path) -> None:
     lock.unlink(missing_ok=True)
 
 
-def artifact_listing(place: RemoteFS) -> Listing:
-    """Return what the artifact at a place consists of.
-
-    Raises:
-        MissingError, FormatError, CorruptError: as ``fetch_manifest``.
-    """
-    manifest, content = fetch_manifest(place)
-    return Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
-
-
 def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> list[int]:
     """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
 
@@ -307,12 +269,7 @@ def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progr
         _check_room(part, listing)
 
         def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
-            target = part / record.path
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("a+b", buffering=0) as stream:  # an earlier pull may have left its beginning, or all of it
-                have = os.fstat(stream.fileno()).st_size
-                advance(have if have <= record.bytes else 0)
-                return fetch_file(place, record, stream, advance)
+            return _fetch(place, part / record.path, record, advance)
 
         moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
         fsync_tree(part)
@@ -399,6 +356,31 @@ def _digests(path: Path) -> tuple[str, str]:
     return sha256.hexdigest(), md5.hexdigest()
 
 
+def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
+    """Complete a file, of which an earlier pull may have left the beginning, or all of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with target.open("a+b", buffering=0) as stream:
+            have = os.fstat(stream.fileno()).st_size
+            advance(have if have <= record.bytes else 0)
+            return fetch_file(place, record, stream, advance)
+    except (CorruptError, MissingError):
+        if not is_description(record):
+            raise
+    return _fetch_edited(place, target, record)
+
+
+def _fetch_edited(place: RemoteFS, target: Path, record: FileRecord) -> int:
+    """Fetch a description whose bytes are not the listed ones; one that is missing is left out."""
+    try:
+        content = place.read(record.path, 2 * record.bytes + _MOST_ADDED_BYTES)
+    except MissingError:
+        target.unlink(missing_ok=True)
+        return 0
+    target.write_bytes(content)
+    return len(content)
+
+
 def _prepare(part: Path) -> None:
     links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
     if links or (part.exists() and not _is_begun(part)):
@@ -440,7 +422,7 @@ def _check_room(part: Path, listing: Listing) -> None:
 
 def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
     try:
-        same = folder.is_dir() and _listing(read_manifest(folder)) == _listing(manifest)
+        same = folder.is_dir() and set(_strict(read_manifest(folder))) == set(_strict(manifest))
     except LsmixError:
         same = False
     if not same:
@@ -462,8 +444,9 @@ def _manifest_there(place: RemoteFS) -> Manifest | None:
         return None
 
 
-def _listing(manifest: Manifest) -> set[FileRecord]:
-    return set(manifest.files)  # times and environments may differ, bytes may not
+def _strict(manifest: Manifest) -> list[FileRecord]:
+    """Return the files that make an artifact what it is; its descriptions may differ."""
+    return [file for file in manifest.files if not is_description(file)]
 
 
 def folder_name(url: str) -> str:

@@ -4,6 +4,7 @@ A method in pixel space needs the data set alone.
 """
 
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,15 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import POOL_NAME, STATUSES, create_pool, pool_store, write_pool_shard
+from lsmix.data.pool import (
+    POOL_FORMAT,
+    POOL_NAME,
+    STATUSES,
+    PoolAttributes,
+    create_pool,
+    pool_store,
+    write_pool_shard,
+)
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, in_latent_space
 from lsmix.data.table import Table
 from lsmix.pipeline.config.schema import PoolRecipe
@@ -79,22 +88,42 @@ class MixProcessor:
 
 
 def _run(task: StageTask) -> StageResult:
-    """Make all shards, write the plan of the pool, and the card that describes it."""
-    from lsmix.pipeline.views.dataset_card.card import add_card
-
+    """Make all shards, write the plan of the pool, and the README and the notices that describe it."""
     store = _create(task)
     counts, digests = make_shards(task, store, _PROCESSOR)
     copies = task.config.copies_made
-    write_atomic(task.folder / PLAN_NAME, _describe(task).spec.to_json())
+    base = _describe(task)
+    write_atomic(task.folder / PLAN_NAME, base.spec.to_json())
     counts |= {"copies": copies, "images_per_copy": store.rows // copies}
     if counts["decode_failed"]:
         task.progress.warning(
             f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    payload = {POOL_NAME, PLAN_NAME}
-    digests |= add_card(task, stage_version=MIX.version, payload=payload, digests=digests, counts=counts)
-    return StageResult(payload=frozenset(payload), counts=counts, digests=digests)
+    _write_readme(task, base)
+    return StageResult(payload=frozenset({POOL_NAME, PLAN_NAME}), counts=counts, digests=digests)
+
+
+def _write_readme(task: StageTask, base: "_Described") -> None:
+    from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, read_licence
+    from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
+
+    config: PoolConfig = task.config
+    licence = read_licence(base.spec.origin.licence)
+    if not licence.text:
+        task.progress.warning(f"{task.label}: {NO_LICENCE}")
+    attributes = PoolAttributes(
+        format_version=POOL_FORMAT,
+        class_names=list(base.class_names),
+        images_per_copy=base.spec.origin.train_images,
+        copies=config.copies_made,
+        method=config.method,
+        sources=config.sources,
+        corners=config.corner != CORNERS[0],
+    )
+    name = task.label.removeprefix(f"{task.stage} ")
+    described = PoolDescription(name, base.spec, attributes, base.image_shape, metadata.version("lsmix"))
+    write_readme(task.folder, described, licence)
 
 
 def _create(task: StageTask) -> Table:

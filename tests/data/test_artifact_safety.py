@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from factory import write_pool
 from guarded import sealed_again
@@ -28,8 +29,9 @@ from lsmix.data.artifact import (
 )
 from lsmix.data.atomic import add_checksum, dump_checksummed
 from lsmix.data.errors import CorruptError, FormatError
-from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.pool import open_pool
+from lsmix.data.progress import NullProgress
+from lsmix.data.sharing.transfer import push_artifact
 from lsmix.data.table import Column, Table
 from lsmix.pipeline.api import pull, push, verify
 from lsmix.pipeline.stages.registry import STAGES
@@ -84,13 +86,13 @@ def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and
 
 
 def test_every_stage_says_which_files_it_makes(finished_workspace):
-    assert set(ARTIFACT_FILES) == set(STAGES)
+    assert set(ARTIFACT_FILES) == {*STAGES, "export", "card"}
     for stage in STAGES:
         for path in (finished_workspace / stage).glob("*/manifest.json"):
             assert read_manifest(path.parent).files, stage
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", ARTIFACT_FILES)
 def test_no_stage_may_hold_what_python_runs(stage):
     for name in (
         *CODE,
@@ -122,33 +124,75 @@ def test_a_file_that_a_stage_did_not_make_keeps_an_artifact_from_being_finished(
     assert read_manifest(pool) == manifest
 
 
-@pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
-def test_an_export_holds_nothing_that_python_runs(form):
-    for name in (*CODE, "h5py.py", "images/0/0000/00000000.py", "../pool-00000.h5", "pool-00000.h5.py"):
-        assert not EXPORT_FORMATS.load(form).may_hold(name)
+def test_an_export_holds_nothing_that_python_runs():
+    for name in (
+        *("h5py.py", "images/0/0000/00000000.py", "../pool-00000.h5", "pool-00000.h5.py"),
+        *("pool-00000.pyc", "pool-00000.so", "pool-0.x.sh", "pool-0.pkl", "pool-0.a.b.npy", "pool-0/x.npy"),
+    ):
+        assert not is_expected_path("export", name)
 
 
-def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(pool, tmp_path, command, monkeypatch):
+def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(invented_pool, tmp_path, command, monkeypatch):
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
     exported = tmp_path / "exported"
-    assert command("export", pool, exported, "--format", "hdf5", "-q").code == 0
+    assert command("export", invented_pool(), exported, "--format", "hdf5", "-q").code == 0
     verify(exported)
-    (exported / "numpy.py").write_text("print('gotcha')\n")
-    sums = (exported / "SHA256SUMS").read_text()
-    sums += f"{hashlib.sha256((exported / 'numpy.py').read_bytes()).hexdigest()}  numpy.py\n"
-    (exported / "SHA256SUMS").write_text(sums)
-    record = json.loads((exported / "lsmix-export.json").read_bytes())
-    record |= {"files": record["files"] + 1, "bytes": record["bytes"] + 16}
-    record["sums_sha256"] = hashlib.sha256(sums.encode()).hexdigest()
-    (exported / "lsmix-export.json").write_bytes(sealed_again(record))
-    with pytest.raises(CorruptError, match=r"lists 'numpy\.py', which no export as 'hdf5' has"):
+    add_listed(exported, "numpy.py")
+    with pytest.raises(CorruptError, match=r"lists the file 'numpy\.py', which no artifact of the stage 'export' has"):
         verify(exported)
     import fsspec
 
     there = fsspec.filesystem("memory")
     there.put(str(exported), f"/{tmp_path.name}", recursive=True)
-    with pytest.raises(CorruptError, match=r"lists 'numpy\.py'"):
-        verify(f"memory://{tmp_path.name}")
+    for fetch in (verify, lambda url: pull(url, tmp_path / "to")):
+        with pytest.raises(CorruptError, match=r"lists the file 'numpy\.py'"):
+            fetch(f"memory://{tmp_path.name}")
+
+
+# Descriptions: owners may edit them.
+
+
+def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_pulled_as_it_is(pool, tmp_path):
+    (pool / "README.md").write_text("As made.")
+    (pool / "LICENSES").mkdir()
+    (pool / "LICENSES" / "images.txt").write_text("As made.")
+    files = record_files(pool, {"pool.zarr"})
+    manifest = msgspec.structs.replace(read_manifest(pool), root=root_digest(files), files=files)
+    write_manifest(pool, manifest)
+    assert verify(pool)["edited"] == []
+    (pool / "README.md").write_text("My own words, and more of them.")
+    (pool / "LICENSES" / "images.txt").unlink()
+    (pool / "LICENSES" / "lsmix.txt").write_text("Added.")
+    edited = ["LICENSES/images.txt", "LICENSES/lsmix.txt", "README.md"]
+    assert verify(pool)["edited"] == edited
+    assert len(open_pool(pool)) == 48
+    pull(str(pool), tmp_path / "pulled")
+    assert verify(tmp_path / "pulled")["edited"] == ["LICENSES/images.txt", "README.md"]  # what is listed comes
+    assert (tmp_path / "pulled" / "README.md").read_text() == "My own words, and more of them."
+    push_artifact(pool, str(tmp_path / "there"), NullProgress())
+    facts = verify(str(tmp_path / "there"))
+    assert (facts["edited"], facts["root"]) == ([], manifest.root)
+    (pool / "README.md").write_text("Better words.")
+    push_artifact(pool, str(tmp_path / "there"), NullProgress())
+    assert (tmp_path / "there" / "README.md").read_text() == "Better words."
+    assert verify(str(tmp_path / "there"))["edited"] == []
+
+
+def test_a_link_or_a_folder_in_place_of_a_description_is_refused(pool, tmp_path):
+    (pool / "README.md").write_text("As made.")
+    files = record_files(pool, {"pool.zarr"})
+    write_manifest(pool, msgspec.structs.replace(read_manifest(pool), root=root_digest(files), files=files))
+    (pool / "README.md").unlink()
+    for make in (lambda path: path.symlink_to(tmp_path / "secret"), Path.mkdir):
+        (tmp_path / "secret").write_text("secret")
+        make(pool / "README.md")
+        for action in (verify, open_pool, lambda folder: push(folder, str(tmp_path / "there"))):
+            with pytest.raises(CorruptError, match=r"README\.md"):
+                action(pool)
+        shutil.rmtree(pool / "README.md") if make is Path.mkdir else (pool / "README.md").unlink()
+    (pool / "card.png").symlink_to(tmp_path / "secret")  # one that is not listed
+    with pytest.raises(CorruptError, match="put there later"):
+        verify(pool)
 
 
 def test_the_code_of_a_card_runs_from_another_folder_and_takes_the_pool_as_an_argument(finished_workspace, tmp_path):

@@ -21,7 +21,6 @@ import msgspec
 import numpy as np
 import scipy.io
 from factory import CLASSES
-from guarded import sealed_again
 from PIL import Image
 
 from lsmix.data.artifact import (
@@ -33,7 +32,6 @@ from lsmix.data.artifact import (
     write_manifest,
 )
 from lsmix.data.dataset import open_dataset
-from lsmix.data.exports.record import SUMS_NAME, read_record, verify_export
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.readers.dataset_writer import write_dataset
@@ -297,7 +295,7 @@ def _pool() -> Path:
 
 _POOL_FILES = (
     MANIFEST_NAME, PLAN_NAME, f"{POOL_NAME}/zarr.json", f"{POOL_NAME}/image/zarr.json", f"{POOL_NAME}/lam/zarr.json",
-    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "card.json",
+    f"{POOL_NAME}/image/c/0/0/0/0", f"{POOL_NAME}/status/c/1", f"{POOL_NAME}/label_b/c/0", "README.md",
 )  # fmt: skip
 
 
@@ -329,7 +327,8 @@ def _read_pool(content: bytes, folder: Path) -> None:
     assert opened.image[:].shape == (len(opened), *opened.image_shape)
     write_image(pool, folder / "sheet.png", rows=2)
     verify_lines(verify(pool))
-    write_card(pool)
+    shutil.rmtree(folder / "card", ignore_errors=True)
+    write_card(pool, folder / "card")
     export_pool(pool, folder / "out", format="hdf5")
 
 
@@ -444,7 +443,7 @@ def _read_checkpoint(content: bytes, folder: Path) -> None:
     assert all(isinstance(line, LogLine) for line in found[1])
 
 
-# Recipes, notes, exports.
+# Recipes and notes.
 
 _RECIPE = """\
 name = "mine"
@@ -514,34 +513,6 @@ def _read_notes(content: bytes, folder: Path) -> None:
         assert len(SourceDigests(folder / "sources.json").digest([_put(folder, "a", b"")], folder)) == 64
 
 
-@functools.cache
-def _export(form: str) -> Path:
-    from lsmix.pipeline.export import export_pool
-
-    place = Path(tempfile.mkdtemp(prefix="lsmix-seed-")) / "out"
-    export_pool(_pool(), place, format=form)
-    return place
-
-
-def _records() -> list[bytes]:
-    return [bytes([number]) + (_export("folder") / name).read_bytes() for number, name in enumerate(("lsmix-export.json", SUMS_NAME))]  # fmt: skip
-
-
-def _read_record(content: bytes, folder: Path) -> None:
-    if not content or content[0] > 1:
-        return
-    place = folder / "export"
-    shutil.rmtree(place, ignore_errors=True)
-    shutil.copytree(_export("folder"), place)
-    _put(place, ("lsmix-export.json", SUMS_NAME)[content[0]], content[1:])
-    if content[0]:
-        record = msgspec.json.decode((place / "lsmix-export.json").read_bytes())
-        record["sums_sha256"] = hashlib.sha256(content[1:]).hexdigest()
-        _put(place, "lsmix-export.json", sealed_again(record))
-    read_record(place)
-    verify_export(place)
-
-
 def _results() -> list[bytes]:
     from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleSummary
 
@@ -591,6 +562,5 @@ TARGETS: dict[str, Target] = {
     "checkpoint": Target(_checkpoints, _read_checkpoint, ("lsmix.pipeline.stages.checkpoints",)),
     "recipe": Target(_recipes, _read_recipe, ("lsmix.pipeline.config.recipe", "lsmix.pipeline.config.validation", "tomllib")),
     "notes": Target(_notes, _read_notes, ("lsmix.pipeline",)),
-    "export-record": Target(_records, _read_record, ("lsmix.data.exports",)),
     "results": Target(_results, _read_results, ("lsmix.pipeline",)),
 }  # fmt: skip

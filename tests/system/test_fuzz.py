@@ -70,7 +70,7 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8,
 )  # fmt: skip
-JSON_TARGETS = ("manifest", "plan", "columns", "flow", "notes", "results", "export-record")
+JSON_TARGETS = ("manifest", "plan", "columns", "flow", "notes", "results")
 
 
 def _places(value: object, path: tuple = ()) -> list[tuple]:
@@ -185,7 +185,6 @@ EXAMPLES = {
     "a record of a shard in too many brackets": ("notes", b"\x00" + b"[" * 5000),
     "an owner without a number": ("notes", b'\x01{"user":"a","host":"b","process":"c","since":"d"}'),
     "an owner that is no text": ("notes", b"\x01\xff"),
-    "a checksum of a file whose name is too long": ("export-record", b"\x01" + b"f" * 64 + b"  " + b"a" * 300 + b"\n"),
     "metrics of no epoch": ("results", b"\x01[]"),
     "versions that are a list": ("pool", b'\x00{"format_version":1,"environment":{"versions":[1]}}'),
 }  # fmt: skip

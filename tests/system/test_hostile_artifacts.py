@@ -58,7 +58,7 @@ POOL_COMMANDS = {
     "show": lambda pool, beside: ("show", pool, "--image", beside / "sheet.png"),
     "show --html": lambda pool, beside: ("show", pool, "--html", beside / "pool.html"),
     "verify": lambda pool, beside: ("verify", pool),
-    "card": lambda pool, beside: ("card", pool, "--licence", "MIT"),
+    "card": lambda pool, beside: ("card", pool, beside / "card", "--licence", "MIT"),
     "export": lambda pool, beside: ("export", pool, beside / "exported", "--format", "hdf5", "-q"),
     "push": lambda pool, beside: ("push", pool, beside / "pushed", "-q"),
     "pull": lambda pool, beside: ("pull", pool, beside / "pulled", "-q"),
@@ -403,17 +403,22 @@ def test_a_plan_of_a_stranger_is_refused(content, code, tmp_path, guarded):
 def test_an_export_whose_checksums_lead_out_is_refused(pool, tmp_path, command, guarded):
     assert command("export", pool, tmp_path / "out", "--format", "hdf5").code == 0
     for line in ("../outside/canary", "/etc/passwd", "a/../../outside/canary", "\x1b[2J", "x" * 300, "y" * 100_000):
-        (tmp_path / "out" / "SHA256SUMS").write_text(f"{'f' * 64}  {line}\n")
-        sums = hashlib.sha256((tmp_path / "out" / "SHA256SUMS").read_bytes()).hexdigest()
-        edit(tmp_path / "out" / "lsmix-export.json", lambda record, sums=sums: record.update(sums_sha256=sums))
-        assert_refused(guarded("verify", tmp_path / "out"), 5, "which is no checksum")
+        content = f"{'f' * 64}  {line}\n".encode()
+        (tmp_path / "out" / "SHA256SUMS").write_bytes(content)
+
+        def list_it(manifest, content=content):
+            (record,) = (file for file in manifest["files"] if file["path"] == "SHA256SUMS")
+            record.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+        edit(tmp_path / "out" / "manifest.json", list_it)
+        assert_refused(guarded("verify", tmp_path / "out"), 5, "does not fit the manifest beside it")
 
 
 def test_a_link_in_an_export_is_never_followed(pool, tmp_path, command, guarded):
     assert command("export", pool, tmp_path / "out", "--format", "folder").code == 0
     (tmp_path / "out" / "images").rename(tmp_path / "images")
     (tmp_path / "out" / "images").symlink_to(tmp_path / "images")
-    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; exports hold their own files")
+    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; artifacts hold their own files")
 
 
 # Words on a page and on a terminal.
@@ -425,12 +430,12 @@ def test_class_names_are_escaped_on_every_page_and_print_nothing(pool, tmp_path,
     names = [EVIL, "</script><script>alert(2)</script>", "| --- |", "=1+1", *map(str, range(6))]
     edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=names))
     remake_manifest(pool)
-    assert guarded("card", pool).code == 0
+    assert guarded("card", pool, tmp_path / "card").code == 0
     result = guarded("show", pool, "--html", tmp_path / "pool.html")
     assert result.code == 0
     assert "\x1b" not in result.out + result.err
     assert open_pool(pool).class_names[0] == EVIL
-    page, card = (tmp_path / "pool.html").read_text(), (pool / "README.md").read_text()
+    page, card = (tmp_path / "pool.html").read_text(), (tmp_path / "card" / "README.md").read_text()
     for text in (page, card):
         assert "<img src=x" not in text
         assert "<script>alert" not in text

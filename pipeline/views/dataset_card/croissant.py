@@ -11,12 +11,11 @@ from typing import Any, Final
 import msgspec
 
 from lsmix.data.artifact import FileRecord
-from lsmix.data.pool import POOL_COLUMNS
-from lsmix.pipeline.views.dataset_card.citations import citations
+from lsmix.data.pool import POOL_COLUMNS, Pool
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import clean
+from lsmix.pipeline.views.dataset_card.readme import PoolDescription
 from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, TableField, table_fields
-from lsmix.pipeline.views.dataset_card.summary import CardFacts
 
 __all__ = ["CROISSANT_FILE", "content_uri", "croissant"]
 
@@ -53,33 +52,42 @@ _CONTEXT: Final[dict[str, Any]] = {
 _TYPES: Final = {"source": "sc:Integer", "label": "sc:Integer", "share": "sc:Float", "word": "sc:Text"}
 
 
-def croissant(facts: CardFacts, licence: Licence, creator: str, files: Sequence[FileRecord], description: str) -> bytes:
+def croissant(
+    described: PoolDescription,
+    pool: Pool,
+    licence: Licence,
+    creator: str,
+    files: Sequence[FileRecord],
+    *,
+    in_zarr: bool,
+) -> bytes:
     """Return the description of a pool.
 
     Args:
-        facts: of the pool.
+        described: the pool, as its README describes it.
+        pool: the pool.
         licence: of the base images.
-        creator: who made the pool; "" where nobody said.
-        files: all files of the artifact but this one and the manifest.
-        description: a paragraph on what the pool is.
+        creator: who made the pool; "" if unknown.
+        files: the files of the pool or its export, and those of the card but this one.
+        in_zarr: whether the files are those of the pool, with its Zarr store.
     """
     document: dict[str, Any] = {
         "@context": _CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": _SPECIFICATION,
-        "name": clean(facts.manifest.name),
-        "description": clean(description),
+        "name": clean(described.name),
+        "description": clean(described.text),
         "license": _licence(licence),
-        "url": content_uri(facts.manifest.root),
+        "url": content_uri(pool.manifest.root),
         "version": "1.0.0",
-        "keywords": ["image classification", "data augmentation", "mixed images", clean(facts.pool.method)],
-        "citeAs": clean(" ".join(citations(facts))),
+        "keywords": ["image classification", "data augmentation", "mixed images", clean(pool.method)],
+        "citeAs": clean(" ".join(described.citations(pool.manifest.root))),
     }
     if creator:
         document["creator"] = {"@type": "sc:Person", "name": creator}
-    document |= _provenance(facts, licence)
+    document |= _provenance(described, licence)
     document["distribution"] = [_file_object(file) for file in files]
-    document["recordSet"] = [_classes(facts), _statuses(), _samples(facts)]
+    document["recordSet"] = [_classes(pool), _statuses(), _samples(pool, in_zarr)]
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
@@ -99,27 +107,31 @@ def _licence(licence: Licence) -> str | dict[str, str]:
     return {"@type": "sc:CreativeWork", "name": licence.text or "unknown", "description": text}
 
 
-def _provenance(facts: CardFacts, licence: Licence) -> dict[str, Any]:
+def _provenance(described: PoolDescription, licence: Licence) -> dict[str, Any]:
+    spec, origin = described.spec, described.spec.origin
     base: dict[str, Any] = {
-        "@id": content_uri(facts.origin.root),
+        "@id": content_uri(origin.root),
         "@type": "prov:Entity",
-        "prov:label": f"The base set, {facts.origin.train_images} training images",
+        "prov:label": f"The base set, {origin.train_images} training images",
         "sc:license": licence.url or licence.text or "unknown",
     }
-    if facts.origin.citation:
-        base["sc:citation"] = clean(facts.origin.citation)
+    if origin.citation:
+        base["sc:citation"] = clean(origin.citation)
     sources = [base]
-    if facts.spec.latent:
-        flow = {"@id": content_uri(facts.spec.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
+    if spec.latent:
+        flow = {"@id": content_uri(spec.inputs["flow"]), "@type": "prov:Entity", "prov:label": "The Glow flow"}
         sources.append(flow)
-    settings = msgspec.json.encode(facts.spec.pool, order="sorted").decode()
+    settings = msgspec.json.encode(spec.pool, order="sorted").decode()
     return {
         "prov:wasDerivedFrom": sources,
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
-            "prov:label": f"lsmix mix, stage version {facts.spec.stage_version}",
+            "prov:label": f"lsmix mix, stage version {spec.stage_version}",
             "sc:description": clean(f"Settings: {settings}. All that is needed to make every pixel again: plan.json."),
-            "prov:wasAssociatedWith": {"@type": "prov:SoftwareAgent", "prov:label": clean(f"lsmix {facts.version}")},
+            "prov:wasAssociatedWith": {
+                "@type": "prov:SoftwareAgent",
+                "prov:label": clean(f"lsmix {described.version}"),
+            },
         },
     }
 
@@ -137,8 +149,8 @@ def _file_object(file: FileRecord) -> dict[str, Any]:
     }
 
 
-def _classes(facts: CardFacts) -> dict[str, Any]:
-    rows = [{"label": label, "name": clean(item.name)} for label, item in enumerate(facts.classes)]
+def _classes(pool: Pool) -> dict[str, Any]:
+    rows = [{"label": label, "name": clean(name)} for label, name in enumerate(pool.class_names)]
     return _enumeration("classes", "Name of each class.", "label", {"label": "sc:Integer", "name": "sc:Text"}, rows)
 
 
@@ -167,18 +179,19 @@ def _enumeration(
     }
 
 
-def _samples(facts: CardFacts) -> dict[str, Any]:
-    height, width, channels = facts.pool.image_shape
+def _samples(pool: Pool, in_zarr: bool) -> dict[str, Any]:
+    height, width, channels = pool.image_shape
+    where = (
+        f"the image of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
+    )
+    description = f"One record for each of the {len(pool)} mixed images. The pixels are no column of the table"
     return {
         "@type": "cr:RecordSet",
         "@id": "samples",
         "name": "samples",
-        "description": (
-            f"One record for each of the {len(facts.pool)} mixed images. The pixels are no column of the table: the image "
-            f"of row r is element r of the Zarr v3 array pool.zarr/image, uint8 ({height}, {width}, {channels})."
-        ),
+        "description": f"{description}: {where}" if in_zarr else f"{description}; README.md says how to read them.",
         "key": {"@id": "samples/row"},
-        "field": [_field(field) for field in table_fields(facts.pool)],
+        "field": [_field(field) for field in table_fields(pool, in_zarr=in_zarr)],
     }
 
 

@@ -77,5 +77,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"plain": plain, "yaml_text": yaml_text}
+    environment.filters |= {"as_is": Markup, "plain": plain, "yaml_text": yaml_text}
     return environment

@@ -1,128 +1,145 @@
-"""``README.md`` and the notices in ``LICENSES/``: what a pool tells a person.
+"""``README.md`` and the notices in ``LICENSES/``: the mix stage writes them into a pool, with its card come statistics.
 
 A sentence stands there only if it is true of this very pool; numbers are the pool's own.
 """
 
-from typing import Any, Final, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from lsmix.data.atomic import write_atomic
+from lsmix.data.errors import CorruptError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
-from lsmix.data.pool import POOL_COLUMNS
-from lsmix.pipeline.views.dataset_card.citations import citations
+from lsmix.data.pool import Pool, PoolAttributes
+from lsmix.data.pool_spec import PLAN_NAME, PoolSpec
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
 from lsmix.pipeline.views.dataset_card.markup import render
-from lsmix.pipeline.views.dataset_card.summary import CardFacts
 
-__all__ = ["IMAGES_NOTICE", "LSMIX_NOTICE", "README_FILE", "describe", "images_notice", "lsmix_notice", "readme"]
+if TYPE_CHECKING:
+    from lsmix.data.exports.format import ExportFormat
+    from lsmix.pipeline.views.dataset_card.statistics import CardStatistics
+
+__all__ = ["README_FILE", "PoolDescription", "write_readme"]
 
 README_FILE: Final = "README.md"
-IMAGES_NOTICE: Final = "LICENSES/images.txt"
-LSMIX_NOTICE: Final = "LICENSES/lsmix.txt"
 _CLASSES_SHOWN: Final = 20
 _LONG: Final = 400  # letters of a setting that are shown
 _SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
-_PLACES: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
 
 
-class _Part(NamedTuple):
-    which: str
-    label: int
+class PoolDescription(NamedTuple):
+    """What is known of a pool without reading a row of it."""
+
     name: str
-    source: int
-    weight: float
+    spec: PoolSpec
+    attributes: PoolAttributes
+    image_shape: tuple[int, int, int]
+    version: str  # of lsmix, which made it
+
+    @classmethod
+    def of(cls, pool: Pool) -> "PoolDescription":
+        """Return the description of a finished pool.
+
+        Raises:
+            CorruptError: it comes without plan.json, or its plan is damaged.
+            FormatError: its plan is of a version that this lsmix does not read.
+        """
+        if pool.spec is None:
+            raise CorruptError(f"pool {str(pool.path)!r} comes without {PLAN_NAME}. Fetch or make it again.")
+        versions = pool.manifest.environment.get("versions")
+        version = str(versions.get("lsmix", "unknown")) if isinstance(versions, dict) else "unknown"
+        return cls(pool.manifest.name, pool.spec, pool.attributes, pool.image_shape, version)
+
+    @property
+    def images(self) -> int:
+        """The number of mixed images."""
+        return self.attributes.copies * self.attributes.images_per_copy
+
+    @property
+    def text(self) -> str:
+        """One sentence on what the pool is."""
+        method = self.attributes.method
+        space = ", a method from another package"
+        if method in LATENT_METHODS.builtin():
+            space = " in the latent space of a Glow flow"
+        elif method in PIXEL_METHODS.builtin():
+            space = " in pixel space"
+        return (
+            f"{self.images:,} training images for classifiers, each mixed from {self.attributes.sources} images of one base "
+            f"set by {method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
+        )
+
+    def citations(self, root: str = "") -> list[str]:
+        """Return what to cite, one sentence each: the method's paper, lsmix with the pool's root digest, the base set."""
+        method, registry = self.attributes.method, LATENT_METHODS if self.spec.latent else PIXEL_METHODS
+        found = [registry.entry(method).citation if method in registry else ""]
+        found.append(f"The lsmix authors, lsmix, version {self.version}{root and f'; pool with root digest {root}'}.")
+        if self.spec.origin.citation:
+            found.append(f"Of the base images: {self.spec.origin.citation.rstrip('.')}.")
+        return [text for text in found if text]
 
 
-def describe(facts: CardFacts) -> str:
-    """Return one paragraph on what the pool is."""
-    pool = facts.pool
-    space = ", a method from another package"
-    if pool.method in LATENT_METHODS.builtin():
-        space = " in the latent space of a Glow flow"
-    elif pool.method in PIXEL_METHODS.builtin():
-        space = " in pixel space"
-    return (
-        f"{len(pool):,} training images for classifiers, each mixed from {pool.sources} images of one base set by "
-        f"{pool.method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
-    )
-
-
-def readme(facts: CardFacts, licence: Licence, *, sheet: bool, sheet_has_sources: bool) -> bytes:
-    """Return the card of a pool: front matter as the Hugging Face hub reads it, then Markdown.
+def write_readme(
+    folder: Path,
+    described: PoolDescription,
+    licence: Licence,
+    *,
+    card: "CardStatistics | None" = None,
+    form: "ExportFormat | None" = None,
+) -> None:
+    """Write README.md, with front matter as the Hugging Face Hub reads it, and LICENSES/ into a folder.
 
     Args:
-        facts: of the pool.
+        folder: of the pool, its card or its export.
+        described: the pool.
         licence: of the base images.
-        sheet: whether ``card.png`` lies beside it.
-        sheet_has_sources: whether that shows each mix between its sources.
+        card: statistics and a picture; None leaves them out.
+        form: the format of an export; None for a pool.
     """
-    pool = facts.pool
-    return render(
+    attributes, spec = described.attributes, described.spec
+    readme = render(
         "card.md.j2",
-        cited=citations(facts),
-        classes_left_out=max(len(facts.classes) - _CLASSES_SHOWN, 0),
-        decode_failed=facts.decode_failed,
-        description=describe(facts),
-        example=facts.example,
-        example_row=facts.example_row,
-        kept=facts.spec.pool.on_decode_failure == "keep",
-        latent=facts.spec.latent,
+        card=card,
+        cited=described.citations(card.root if card else ""),
+        classes=card.classes if card else [(name, None, None) for name in attributes.class_names],
+        classes_shown=_CLASSES_SHOWN,
+        columns=attributes.columns(),
+        copies=attributes.copies,
+        description=described.text,
+        form=form,
+        image_shape=described.image_shape,
+        images=described.images,
+        latent=spec.latent,
         licence=licence,
-        manifest=facts.manifest,
+        method=attributes.method,
         no_licence=NO_LICENCE,
-        origin=facts.origin,
-        origin_settings=[(name, _short(value)) for name, value in facts.origin.config.items() if value not in ("", 0)],
-        parts=_parts(facts),
-        pool=pool,
-        settings=_settings(facts),
-        sheet=sheet,
-        sheet_has_sources=sheet_has_sources,
-        shown_classes=facts.classes[:_CLASSES_SHOWN],
-        size=sum(file.bytes for file in facts.files),
-        size_category=_SIZES[min(max(len(str(len(pool))) - 3, 0), len(_SIZES) - 1)],
-        spreads=[("lam", facts.lam), ("share_b", facts.share)],
-        statuses=[(name, facts.statuses[name], meaning) for name, meaning in POOL_COLUMNS["status"].words.items()],
-        columns=pool.attributes.columns(),
-        title=f"{facts.manifest.name}: {pool.method} mixes of {facts.origin.train_images:,} images",
+        origin=spec.origin,
+        origin_settings=[(name, _short(value)) for name, value in spec.origin.config.items() if value not in ("", 0)],
+        settings=_settings(described),
+        size_category=_SIZES[min(max(len(str(described.images)) - 3, 0), len(_SIZES) - 1)],
+        sources=attributes.sources,
+        title=f"{described.name}: {attributes.method} mixes of {spec.origin.train_images:,} images",
     )
+    values: dict[str, Any] = {"name": described.name, "origin": spec.origin, "no_licence": NO_LICENCE}
+    write_atomic(folder / README_FILE, readme)
+    write_atomic(folder / "LICENSES" / "images.txt", render("images.txt.j2", licence=licence, **values))
+    write_atomic(folder / "LICENSES" / "lsmix.txt", render("lsmix.txt.j2"))
 
 
-def images_notice(facts: CardFacts, licence: Licence) -> bytes:
-    """Return the notice on the licence of the images."""
-    values: dict[str, Any] = {"name": facts.manifest.name, "manifest": facts.manifest, "origin": facts.origin}
-    return render("images.txt.j2", licence=licence, no_licence=NO_LICENCE, **values)
-
-
-def lsmix_notice() -> bytes:
-    """Return the notice on the licence of what lsmix added."""
-    return render("lsmix.txt.j2")
-
-
-def _settings(facts: CardFacts) -> list[tuple[str, Any]]:
-    spec = facts.spec
+def _settings(described: PoolDescription) -> list[tuple[str, Any]]:
+    spec = described.spec
     rows: list[tuple[str, Any]] = [
         (name, _short(value)) for name, value in msgspec.to_builtins(spec.pool).items() if value not in ("", ())
     ]
     if spec.latents:
         rows += [(f"latents: {name}", _short(value)) for name, value in msgspec.to_builtins(spec.latents).items()]
-    rows += [(f"root digest of the {role}", root) for role, root in spec.inputs.items()]
+    rows += [(f"root digest of the {role}", root) for role, root in sorted(spec.inputs.items())]
     if spec.dim:
         rows.append(("components of a latent vector", spec.dim))
-    return [*rows, ("made with", f"lsmix {facts.version}, stage version {spec.stage_version}")]
+    return [*rows, ("made with", f"lsmix {described.version}, stage version {spec.stage_version}")]
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= _LONG else f"{text[:_LONG]}…"
-
-
-def _parts(facts: CardFacts) -> list[_Part]:
-    """Return the sources of the example with their weights in the loss."""
-    sample, names = facts.example, facts.pool.class_names
-    rest = 1 - sample.share_b - sum(source.share for source in sample.more)
-    found = [(sample.label_a, sample.source_a, rest), (sample.label_b, sample.source_b, sample.share_b)]
-    found += [(source.label, source.source, source.share) for source in sample.more]
-    return [
-        _Part(_PLACES[place] if place < len(_PLACES) else str(place + 1), label, names[label], source, weight)
-        for place, (label, source, weight) in enumerate(found)
-    ]

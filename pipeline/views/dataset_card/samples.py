@@ -7,7 +7,6 @@ for a missing value or a formula; what a class is called stands in ``croissant.j
 import csv
 import io
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -15,11 +14,11 @@ from numpy.typing import NDArray
 
 from lsmix.data.atomic import atomic_path
 from lsmix.data.pool import POOL_COLUMNS, POOL_NAME, Pool
-from lsmix.pipeline.views.dataset_card.summary import blocks
 
-__all__ = ["SAMPLES_FILE", "TableField", "samples_digest", "table_fields", "write_samples"]
+__all__ = ["SAMPLES_FILE", "TableField", "table_fields", "write_samples"]
 
 SAMPLES_FILE: Final = "samples.csv"
+_BLOCK_ROWS: Final = 16_384  # some 10 MB as Python objects
 
 
 class TableField(NamedTuple):
@@ -32,13 +31,14 @@ class TableField(NamedTuple):
     place: int | None = None  # which of several further sources
 
 
-def table_fields(pool: Pool) -> list[TableField]:
-    """Return the columns of the table, in order."""
-    fields = [
-        TableField("row", "source", "row of the pool"),
-        TableField("image", "word", f"file that holds the image: a chunk of the Zarr array {POOL_NAME}/image"),
-        TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see the card"),
-    ]
+def table_fields(pool: Pool, *, in_zarr: bool) -> list[TableField]:
+    """Return the columns of the table, in order; with ``in_zarr`` also where a row's image is in the pool's files."""
+    fields = [TableField("row", "source", "row of the pool")]
+    if in_zarr:
+        fields += [
+            TableField("image", "word", f"file that holds the image: a chunk of the Zarr array {POOL_NAME}/image"),
+            TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see the card"),
+        ]
     for column in pool.attributes.columns():
         if column.row == "number":
             fields.append(TableField(column.name, column.kind, column.description, column.name))
@@ -49,34 +49,30 @@ def table_fields(pool: Pool) -> list[TableField]:
     return fields
 
 
-def samples_digest(pool: Pool) -> str:
-    """Return the SHA-256 of the table, which is not written."""
-    digest = sha256()
-    for block in _table(pool):
-        digest.update(block)
-    return digest.hexdigest()
+def write_samples(pool: Pool, path: Path, *, in_zarr: bool) -> None:
+    """Write the table block by block beside ``path``, then rename it there.
 
-
-def write_samples(pool: Pool, path: Path) -> str:
-    """Write the table block by block beside ``path``, then rename it there; return its SHA-256."""
-    digest = sha256()
+    Raises:
+        CorruptError: a value is out of its range, or a chunk is damaged.
+    """
     with atomic_path(path) as beside, beside.open("wb") as file:
-        for block in _table(pool):
-            file.write(block)
-            digest.update(block)
-    return digest.hexdigest()
+        file.writelines(_table(pool, in_zarr=in_zarr))
 
 
-def _table(pool: Pool) -> Iterator[bytes]:
-    fields = table_fields(pool)
+def _table(pool: Pool, *, in_zarr: bool) -> Iterator[bytes]:
+    fields = table_fields(pool, in_zarr=in_zarr)
     yield ",".join(field.name for field in fields).encode() + b"\n"
     table = pool.columns.table
     names = [name for name in table.chunk_paths() if name.startswith("image/")]
-    for rows, block in blocks(pool):
+    for start in range(0, len(pool), _BLOCK_ROWS):
+        rows = range(start, min(start + _BLOCK_ROWS, len(pool)))
+        block = pool.rows(rows.start, rows.stop)
         text = io.StringIO(newline="")
-        shards = [f"{POOL_NAME}/{names[row // table.chunk_rows]}" for row in rows]
-        places = [row % table.chunk_rows for row in rows]
-        columns = [rows, shards, places, *(_texts(block, field) for field in fields if field.column)]
+        places: list[Any] = [rows]
+        if in_zarr:
+            files = [f"{POOL_NAME}/{names[row // table.chunk_rows]}" for row in rows]
+            places += [files, [row % table.chunk_rows for row in rows]]
+        columns = [*places, *(_texts(block, field) for field in fields if field.column)]
         csv.writer(text, lineterminator="\n").writerows(zip(*columns, strict=True))
         yield text.getvalue().encode()
 

@@ -19,6 +19,7 @@ from factory import invented_plan
 from PIL import Image
 
 from lsmix.data.artifact import (
+    DESCRIPTION_FILES,
     MANIFEST_NAME,
     Manifest,
     read_manifest,
@@ -28,15 +29,14 @@ from lsmix.data.artifact import (
     write_manifest,
 )
 from lsmix.data.dataset import open_dataset
-from lsmix.data.errors import CorruptError, FormatError, LockedError, MissingError
+from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import STATUSES, create_pool, open_pool, write_pool_shard
 from lsmix.data.rng import generator
 from lsmix.pipeline.api import verify
-from lsmix.pipeline.views.dataset_card import card
-from lsmix.pipeline.views.dataset_card import summary as card_facts
-from lsmix.pipeline.views.dataset_card.card import CARD_FILES, write_card
-from lsmix.pipeline.views.dataset_card.samples import samples_digest, write_samples
-from lsmix.pipeline.workspace.locks import artifact_lock
+from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.views.dataset_card import card, samples
+from lsmix.pipeline.views.dataset_card.card import write_card
+from lsmix.pipeline.views.dataset_card.statistics import card_statistics
 
 ROOT = Path(__file__).resolve().parents[3]
 HOSTILE = [
@@ -50,16 +50,29 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def made(finished_workspace: Path) -> Path:
-    """Return a pool with its card as the mix stage left it; never change what is in it."""
+def pool_folder(finished_workspace: Path) -> Path:
+    """Return a pool as the mix stage left it; never change what is in it."""
     (folder,) = (finished_workspace / "mix").glob("lsmix-*")
     return folder
 
 
+@pytest.fixture(scope="module")
+def made(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the card of that pool; never change what is in it."""
+    folder = tmp_path_factory.mktemp("card") / "made"
+    write_card(pool_folder, folder)
+    return folder
+
+
 @pytest.fixture
-def pool_folder(made: Path, tmp_path: Path) -> Path:
-    """Return a copy of it that came alone, to be changed at will."""
-    return Path(shutil.copytree(made, tmp_path / "alone"))
+def alone(pool_folder: Path, tmp_path: Path) -> Path:
+    """Return a copy of the pool that came alone, to be changed at will."""
+    return Path(shutil.copytree(pool_folder, tmp_path / "alone"))
+
+
+def card_of(pool: Path, **options: Any) -> Path:
+    """Write the card of a pool beside it."""
+    return Path(write_card(pool, pool.with_name(f"{pool.name}-card"), **options)["folder"])
 
 
 def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tuple(HOSTILE), **words: str) -> Path:
@@ -117,35 +130,40 @@ def table_of(folder: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 # What the mix stage makes.
 
 
-def test_a_pool_is_made_with_its_card_which_does_not_count_in_its_root(made: Path) -> None:
-    manifest = read_manifest(made)
-    listed = {file.path: file for file in manifest.files}
-    assert set(listed) >= CARD_FILES
-    assert not any(listed[name].payload for name in CARD_FILES)
-    assert manifest.root == root_digest([file for file in manifest.files if file.path not in CARD_FILES])
-    assert verify(made)["root"] == manifest.root
+def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root(pool_folder: Path) -> None:
+    manifest = read_manifest(pool_folder)
+    described = {file.path for file in manifest.files if not file.payload}
+    assert described == {"README.md", "LICENSES/images.txt", "LICENSES/lsmix.txt"} <= set(DESCRIPTION_FILES)
+    assert manifest.root == root_digest([file for file in manifest.files if file.path not in described])
+    assert verify(pool_folder)["edited"] == []
+    text = (pool_folder / "README.md").read_text(encoding="utf-8")
+    for heading in ("Columns", "Classes", "Licence", "Whom to cite", "How to load it"):
+        assert f"\n## {heading}\n" in text
+    assert not re.search(r"Statistics|card\.png|samples\.csv|croissant", text)
+    assert front_matter(pool_folder)["license"] == "cc-by-4.0"
 
 
-def test_a_card_made_with_the_pool_is_up_to_date_and_a_second_run_touches_nothing(tiny_workspace: Path) -> None:
-    (folder,) = (tiny_workspace / "mix").glob("lsmix-*")
-
+def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder: Path, tmp_path: Path) -> None:
     def times() -> dict[str, int]:
-        return {str(path): path.stat().st_mtime_ns for path in [folder, *folder.rglob("*")]}
+        return {str(path): path.stat().st_mtime_ns for path in [pool_folder, *pool_folder.rglob("*")]}
 
     before = times()
-    facts = write_card(folder)
-    assert facts["written"] == []
-    assert set(facts["files"]) == CARD_FILES
+    facts = write_card(pool_folder, tmp_path / "card", creator="Ann")
     assert times() == before
+    manifest = read_manifest(tmp_path / "card")
+    assert facts["files"] == sorted(DESCRIPTION_FILES) == [file.path for file in manifest.files]
+    assert manifest.inputs[0].root == facts["root"] == read_manifest(pool_folder).root
+    assert manifest.config == {"licence": "CC BY 4.0", "creator": "Ann"}
+    assert verify(tmp_path / "card")["stage"] == "card"
+
+
+def test_the_same_pool_gives_the_same_card(pool_folder: Path, made: Path, tmp_path: Path) -> None:
+    write_card(pool_folder, tmp_path / "again")
+    for name in DESCRIPTION_FILES:
+        assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
 def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
@@ -161,23 +179,22 @@ def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
     result = command("mix", recipe, "--workspace", tmp_path / "runs")
     assert result.code == 0
     assert "warning: mix mixed: The data set that these images are derived from names no licence" in result.err
-    (folder,) = (tmp_path / "runs" / "mix").glob("mixed-*")
-    assert front_matter(folder)["license"] == "unknown"
-    assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
-    assert croissant_of(folder)["license"]["name"] == "unknown"
-    assert "names no licence" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
-    assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
-    assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(folder)["citeAs"]
+    (pool,) = (tmp_path / "runs" / "mix").glob("mixed-*")
+    bare = card_of(pool)
+    for folder in (pool, bare):
+        assert front_matter(folder)["license"] == "unknown"
+        assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "names no licence" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
+        assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
+    assert croissant_of(bare)["license"]["name"] == "unknown"
+    assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(bare)["citeAs"]
 
-    named = command("card", folder, "--licence", "cc by-nc 4.0")
-    assert named.code == 0
-    assert front_matter(folder)["license"] == "cc-by-nc-4.0"
-    assert croissant_of(folder)["license"] == "https://spdx.org/licenses/CC-BY-NC-4.0"
-    assert "No licence" not in (folder / "README.md").read_text(encoding="utf-8")
-    assert write_card(folder)["licence"] == "cc by-nc 4.0"  # it is remembered
-    verify(folder)
-    assert write_card(folder, licence="")["licence"] == ""
-    assert front_matter(folder)["license"] == "unknown"
+    assert command("card", pool, tmp_path / "named", "--licence", "cc by-nc 4.0").code == 0
+    named = tmp_path / "named"
+    assert front_matter(named)["license"] == "cc-by-nc-4.0"
+    assert croissant_of(named)["license"] == "https://spdx.org/licenses/CC-BY-NC-4.0"
+    assert "No licence" not in (named / "README.md").read_text(encoding="utf-8")
+    verify(named)
 
 
 # What it says is so.
@@ -192,19 +209,18 @@ def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
     assert "ls-mix" in head["tags"]
 
 
-def test_the_hub_library_loads_the_table_by_the_front_matter(made: Path, tmp_path: Path) -> None:
+def test_the_hub_library_loads_the_table_by_the_front_matter(made: Path, pool_folder: Path, tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = datasets.load_dataset(str(made), "samples", cache_dir=str(tmp_path))["train"]
-    assert table["source_a"][:] == open_pool(made).source_a[:].tolist()
+    assert table["source_a"][:] == open_pool(pool_folder).source_a[:].tolist()
 
 
 @pytest.mark.parametrize("sources", [2, 4])
 def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) -> None:
     folder = foreign_pool(tmp_path / "pool", sources=sources, names=("cat", "dog", "fox"))
-    write_card(folder)
-    text, pool = (folder / "README.md").read_text(encoding="utf-8"), open_pool(folder)
+    text, pool = (card_of(folder) / "README.md").read_text(encoding="utf-8"), open_pool(folder)
     row = int(re.findall(r"For example, row (\d+):", text)[0])
     sample = pool[row]
     loss = re.findall(r"    loss = (.*)\n", text)[0]
@@ -220,16 +236,16 @@ def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) ->
 
 def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
     pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
-    facts = card_facts.card_facts(pool)
-    share = pool.share_b[:].astype(np.float64)
-    wanted = np.quantile(share, card_facts.QUANTILES, method="inverted_cdf")
-    assert np.abs(np.array(facts.share.quantiles) - wanted).max() <= 0.00005 + 1e-12  # half a bin
-    assert (facts.share.least, facts.share.most) == (share.min(), share.max())
-    assert facts.share.mean == pytest.approx(share.mean())
-    assert facts.statuses == {name: int((pool.status[:] == number).sum()) for number, name in enumerate(STATUSES)}
-    assert sum(item.first for item in facts.classes) == len(pool)
-    assert sum(item.others for item in facts.classes) == 2 * len(pool)
-    assert sum(item.weight for item in facts.classes) == pytest.approx(len(pool), rel=1e-6)  # shares have 24 bits
+    facts = card_statistics(pool, pool.spec, 0)
+    assert [(name, count) for name, count, _ in facts.events] == [
+        (name, int((pool.status[:] == number).sum())) for number, name in enumerate(STATUSES)
+    ]
+    for low, high, lam, share in facts.bins[:-1]:
+        assert lam == ((pool.lam[:] >= low) & (pool.lam[:] < high)).sum()
+        assert share == ((pool.share_b[:] >= low) & (pool.share_b[:] < high)).sum()
+    assert sum(share for _, _, _, share in facts.bins) == len(pool)
+    for label, (_, first, second) in enumerate(facts.classes):
+        assert (first, second) == ((pool.label_a[:] == label).sum(), (pool.label_b[:] == label).sum())
 
 
 def loading_blocks() -> list[str]:
@@ -238,20 +254,22 @@ def loading_blocks() -> list[str]:
 
 
 @pytest.mark.parametrize("place", range(4), ids=loading_blocks())
-def test_the_code_that_loads_the_pool_runs(place: int, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_code_that_loads_the_pool_runs(
+    place: int, made: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     code = re.findall(
         r"^```python\n(.*?)^```", (made / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     assert len(code) == 4
     for module in re.findall(r"^(?:import|from) (\w+)", code[place], re.MULTILINE):
         pytest.importorskip(module)
-    monkeypatch.setattr("sys.argv", ["load.py", str(made)])
+    monkeypatch.setattr("sys.argv", ["load.py", str(pool_folder)])
     names: dict[str, Any] = {}
     with warnings.catch_warnings():
         if "dask" in code[place]:
             warnings.simplefilter("ignore")
         exec(compile(code[place], "README.md", "exec"), names)
-    pool = open_pool(made)
+    pool = open_pool(pool_folder)
     if "np" in names:
         count = min(len(names["images"]), len(pool))
         np.testing.assert_array_equal(names["images"][:count], pool.image[:count])
@@ -265,9 +283,8 @@ def test_the_code_that_loads_the_pool_runs(place: int, made: Path, monkeypatch: 
 
 def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog"))
-    write_card(folder)
     code = re.findall(
-        r"^```python\n(.*?)^```", (folder / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        r"^```python\n(.*?)^```", (card_of(folder) / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     monkeypatch.setattr("sys.argv", ["load.py", str(folder)])
     names: dict[str, Any] = {}
@@ -278,8 +295,7 @@ def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path: Path, m
 @pytest.mark.parametrize("sources", [2, 4])
 def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: Path) -> None:
     folder = foreign_pool(tmp_path / "pool", sources=sources)
-    write_card(folder)
-    pool, table = open_pool(folder), table_of(folder)
+    pool, table = open_pool(folder), table_of(card_of(folder))
     assert [int(line["row"]) for line in table] == list(range(len(pool)))
     for name in ("source_a", "source_b", "label_a", "label_b"):
         assert [int(line[name]) for line in table] == pool.columns[name][:].tolist()
@@ -295,25 +311,24 @@ def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: 
         assert line.get("corner", "top-left") == sample.corner
 
 
-def test_the_table_names_the_file_and_the_place_of_every_image(made: Path) -> None:
-    pool, chunk_rows = open_pool(made), open_pool(made).columns.table.chunk_rows
+def test_the_table_names_the_file_and_the_place_of_every_image(made: Path, pool_folder: Path) -> None:
+    pool = open_pool(pool_folder)
+    chunk_rows = pool.columns.table.chunk_rows
     for line in table_of(made):
-        assert (made / line["image"]).is_file()
+        assert (pool_folder / line["image"]).is_file()
         assert int(line["image"].split("/")[3]) * chunk_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
 
 
 def test_the_table_is_the_same_in_whatever_blocks_it_is_written(
-    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Path, pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pool = open_pool(made)
-    whole = hashlib.sha256((made / "samples.csv").read_bytes()).hexdigest()
-    monkeypatch.setattr(card_facts, "BLOCK_ROWS", 7)
-    assert samples_digest(pool) == write_samples(pool, tmp_path / "again.csv") == whole
+    monkeypatch.setattr(samples, "_BLOCK_ROWS", 7)
+    samples.write_samples(open_pool(pool_folder), tmp_path / "again.csv", in_zarr=True)
     assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
 
 
-def test_the_sheet_shows_the_sources_of_a_latent_pool_and_is_kept_where_they_are_gone(
-    finished_workspace: Path, made: Path, pool_folder: Path
+def test_the_picture_shows_the_sources_where_the_data_set_is_at_hand(
+    finished_workspace: Path, pool_folder: Path, made: Path, alone: Path
 ) -> None:
     with Image.open(made / "card.png") as picture:
         pixels = np.asarray(picture.convert("RGBA"))
@@ -321,18 +336,16 @@ def test_the_sheet_shows_the_sources_of_a_latent_pool_and_is_kept_where_they_are
     from lsmix.pipeline.views.images import GRID_TITLES, image_grid, sample_grid
 
     expected = image_grid(
-        sample_grid(open_pool(made), open_dataset(dataset).train.images, 4), scale=6, column_titles=GRID_TITLES
+        sample_grid(open_pool(pool_folder), open_dataset(dataset).train.images, 4), scale=6, column_titles=GRID_TITLES
     )
     np.testing.assert_array_equal(pixels, np.asarray(expected))
-    write_card(pool_folder, licence="MIT")
-    assert (pool_folder / "card.png").read_bytes() == (made / "card.png").read_bytes()
-    (pool_folder / "card.png").unlink()
-    assert "card.png" in write_card(pool_folder)["written"]
-    assert "by growing share" in (pool_folder / "README.md").read_text(encoding="utf-8")
-    verify(pool_folder)
+    far = card_of(alone)
+    assert (far / "card.png").is_file()
+    assert "by growing share" in (far / "README.md").read_text(encoding="utf-8")
 
 
-def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_sheet(tmp_path: Path) -> None:
+def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path: Path) -> None:
+    tmp_path = tmp_path / "pool"
     base = {"root": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
     create_pool(
         tmp_path, images_per_copy=8, copies=1, image_shape=(4, 4, 2), class_names=("a",), method="cutmix",
@@ -345,33 +358,39 @@ def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_sheet(tmp_pa
     files = record_files(tmp_path)
     facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
     write_manifest(tmp_path, Manifest(name="two", key="", root=root_digest(files), **facts))
-    assert "card.png" not in write_card(tmp_path)["files"]
-    assert "card.png" not in (tmp_path / "README.md").read_text(encoding="utf-8")
-    verify_files(tmp_path, read_manifest(tmp_path))
+    folder = card_of(tmp_path)
+    assert not (folder / "card.png").exists()
+    assert "card.png" not in (folder / "README.md").read_text(encoding="utf-8")
+    verify(folder)
 
 
 def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) -> None:
     notice = (made / "LICENSES" / "lsmix.txt").read_text(encoding="utf-8")
     assert notice.endswith((ROOT / "LICENSE").read_text(encoding="utf-8"))
     assert "does not cover any image" in notice
-    cited = croissant_of(made)["citeAs"]
+    cited, root = croissant_of(made)["citeAs"], read_manifest(made).inputs[0].root
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cff["references"][0]["title"] in cited
     assert all(author["family-names"] in cited for author in cff["references"][0]["authors"])
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert f"lsmix, version {version}; pool with root digest {read_manifest(made).root}" in cited
+    assert f"lsmix, version {version}; pool with root digest {root}" in cited
 
 
 # Croissant.
 
 
-@pytest.mark.parametrize("kind", ["made", "foreign"])
-def test_croissant_validates_and_its_record_sets_iterate(kind: str, made: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["made", "foreign", "export"])
+def test_croissant_validates_and_its_record_sets_iterate(
+    kind: str, made: Path, pool_folder: Path, tmp_path: Path
+) -> None:
     mlcroissant = pytest.importorskip("mlcroissant")
-    folder = made if kind == "made" else foreign_pool(tmp_path / "pool", sources=3)
-    if kind == "foreign":
-        write_card(folder, creator="Ann")
-    pool = open_pool(folder)
+    source = foreign_pool(tmp_path / "pool", sources=3) if kind == "foreign" else pool_folder
+    folder = tmp_path / "out"
+    if kind == "export":
+        export_pool(source, folder, format="hdf5")
+    else:
+        write_card(source, folder, creator="Ann" if kind == "foreign" else "")
+    pool = open_pool(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of rdflib and pandas
         dataset = mlcroissant.Dataset(jsonld=str(folder / "croissant.json"))
@@ -391,17 +410,19 @@ def test_croissant_validates_and_its_record_sets_iterate(kind: str, made: Path, 
     np.testing.assert_array_equal(share, pool.share_b[:])
 
 
-def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: Path) -> None:
+def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: Path, pool_folder: Path) -> None:
     document = croissant_of(made)
     assert document["conformsTo"] == "http://mlcommons.org/croissant/1.1"
     for name in ("@context", "@type", "name", "description", "license", "url", "distribution", "recordSet", "citeAs"):
         assert document[name]
     assert "datePublished" not in document
     files = {item["contentUrl"]: item for item in document["distribution"]}
-    assert set(files) == {file.path for file in read_manifest(made).files} - {"croissant.json"}
+    listed = {file.path for folder in (made, pool_folder) for file in read_manifest(folder).files}
+    assert set(files) == listed - {"croissant.json"}
     for path, item in files.items():
-        assert item["sha256"] == hashlib.sha256((made / path).read_bytes()).hexdigest()
-        assert item["contentSize"] == f"{(made / path).stat().st_size} B"
+        where = (made if path in DESCRIPTION_FILES else pool_folder) / path
+        assert item["sha256"] == hashlib.sha256(where.read_bytes()).hexdigest()
+        assert item["contentSize"] == f"{where.stat().st_size} B"
     sources = document["prov:wasDerivedFrom"]
     assert [source["prov:label"] for source in sources] == ["The base set, 300 training images", "The Glow flow"]
 
@@ -412,8 +433,7 @@ def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: 
 def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
     name = " ".join(HOSTILE[1].split())  # a name that does not print is refused with its manifest
     words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": name, "method": HOSTILE[0]}
-    folder = foreign_pool(tmp_path / "pool", **words)
-    write_card(folder, creator=HOSTILE[0] + HOSTILE[4])
+    folder = card_of(foreign_pool(tmp_path / "pool", **words), creator=HOSTILE[0] + HOSTILE[4])
     verify_files(folder, read_manifest(folder))
     head, text = front_matter(folder), (folder / "README.md").read_text(encoding="utf-8")
     assert head["license"] == "other"
@@ -425,7 +445,7 @@ def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
     assert "](http://d)" not in re.sub(r"\\\]", "", body)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", text)
     table = [line for line in body.splitlines() if line.startswith("| 1 | ")]
-    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [6]  # no cell more than the header has
+    assert [len(re.findall(r"(?<!\\)\|", line)) for line in table] == [5]  # no cell more than the header has
     document = croissant_of(folder)
     assert document["creator"]["name"] == HOSTILE[0] + HOSTILE[4]
     assert [row["classes/name"] for row in document["recordSet"][0]["data"]] == HOSTILE
@@ -437,20 +457,17 @@ def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
 )
-def test_numbers_out_of_their_range_are_refused_before_anything_is_written(
-    column: str, value: float, pool_folder: Path
-) -> None:
-    pool = open_pool(pool_folder)
+def test_numbers_out_of_their_range_are_refused_and_no_card_is_left(column: str, value: float, alone: Path) -> None:
+    pool = open_pool(alone)
     store = pool.columns.table
     arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
     arrays[column][5] = value
     store.write_shard(0, arrays)
-    files = record_files(pool_folder, {"pool.zarr", "plan.json"})
-    write_manifest(pool_folder, msgspec.structs.replace(pool.manifest, files=files, root=root_digest(files)))
-    before = (pool_folder / "README.md").stat().st_mtime_ns
+    files = record_files(alone, {"pool.zarr", "plan.json"})
+    write_manifest(alone, msgspec.structs.replace(pool.manifest, files=files, root=root_digest(files)))
     with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
-        write_card(pool_folder, licence="MIT")
-    assert (pool_folder / "README.md").stat().st_mtime_ns == before
+        card_of(alone, licence="MIT")
+    assert list(alone.parent.iterdir()) == [alone]
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"stage_version": 2}', b"[" * (2 << 20)], ids=["cut", "fields", "long"])
@@ -460,108 +477,79 @@ def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
     files = record_files(folder)
     write_manifest(folder, msgspec.structs.replace(read_manifest(folder), files=files, root=root_digest(files)))
     with pytest.raises(FormatError, match=r"plan\.json"):
-        write_card(folder)
+        card_of(folder)
 
 
-# Damage, kills, locks.
+# Damage and kills.
 
 
-def test_a_damaged_pool_is_refused_and_nothing_is_touched(pool_folder: Path) -> None:
-    shard = next((pool_folder / "pool.zarr" / "image" / "c").rglob("0"))
-    shard = shard if shard.is_file() else pool_folder / "pool.zarr/image/c/0/0/0/0"
+def test_a_damaged_pool_has_no_card(alone: Path) -> None:
+    shard = alone / "pool.zarr/image/c/0/0/0/0"
     os.truncate(shard, shard.stat().st_size - 1)
-    before = {path: path.read_bytes() for path in pool_folder.glob("*.*") if path.is_file()}
     with pytest.raises(CorruptError, match="is damaged"):
-        write_card(pool_folder, licence="MIT")
-    assert {path: path.read_bytes() for path in before} == before
-
-
-@pytest.mark.parametrize("name", sorted(CARD_FILES))
-def test_a_flipped_byte_in_the_card_is_found_and_mended(name: str, made: Path, pool_folder: Path) -> None:
-    flip(pool_folder / name)
-    with pytest.raises(CorruptError, match=re.escape(name)):
-        verify_files(pool_folder, read_manifest(pool_folder))
-    assert name in write_card(pool_folder)["written"]
-    assert verify(pool_folder)["root"] == read_manifest(made).root
-    if name not in ("card.json", "card.png"):  # whose facts are not in the pool itself
-        assert (pool_folder / name).read_bytes() == (made / name).read_bytes()
+        card_of(alone, licence="MIT")
+    assert list(alone.parent.iterdir()) == [alone]
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_a_card_that_is_cut_off_leaves_a_pool_that_opens_and_goes_on(
-    at: int, pool_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (pool_folder / "samples.csv").unlink()
+def test_a_card_that_is_cut_off_leaves_nothing(at: int, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
 
-    def failing(path: Path, content: bytes) -> None:
-        nonlocal writes
-        if writes == at:
-            raise KeyboardInterrupt
-        writes += 1
-        path.write_bytes(content)
+    def failing(name: str, write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            nonlocal writes
+            if writes == at:
+                raise KeyboardInterrupt
+            writes += 1
+            return write(*args, **options)
+
+        return call
 
     with monkeypatch.context() as patched:
-        patched.setattr(card, "write_atomic", failing)
-        if at < 3:  # README.md, card.json and croissant.json tell of the licence
-            with pytest.raises(KeyboardInterrupt):
-                write_card(pool_folder, licence="Apache-2.0")
-            assert len(open_pool(pool_folder)) == 600
-            patched.undo()
-    write_card(pool_folder, licence="Apache-2.0")
-    assert front_matter(pool_folder)["license"] == "apache-2.0"
-    verify(pool_folder)
+        for name in ("write_atomic", "write_samples", "write_readme", "write_manifest"):
+            patched.setattr(card, name, failing(name, getattr(card, name)))
+        with pytest.raises(KeyboardInterrupt):
+            card_of(alone)
+    assert list(alone.parent.iterdir()) == [alone]
+    verify(card_of(alone))
 
 
-def test_a_pool_without_a_card_gets_one(tmp_path: Path) -> None:
-    folder = foreign_pool(tmp_path / "pool")
-    root = read_manifest(folder).root
-    assert set(write_card(folder)["written"]) == CARD_FILES
-    verify_files(folder, read_manifest(folder))
-    assert read_manifest(folder).root == root
-    assert write_card(folder)["written"] == []
+def test_a_card_replaces_nothing(alone: Path) -> None:
+    card_of(alone)
+    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+        card_of(alone)
 
 
-def test_files_that_somebody_put_there_are_still_found_after_the_card(pool_folder: Path) -> None:
-    (pool_folder / "extra.txt").write_text("x", encoding="utf-8")
-    write_card(pool_folder, licence="MIT")
-    with pytest.raises(CorruptError, match=r"extra\.txt.*put there later"):
-        verify(pool_folder)
-
-
-def test_shards_that_the_manifest_does_not_list_are_refused(pool_folder: Path) -> None:
-    manifest = read_manifest(pool_folder)
+def test_shards_that_the_manifest_does_not_list_are_refused(alone: Path) -> None:
+    manifest = read_manifest(alone)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
-    write_manifest(pool_folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
-    with pytest.raises(CorruptError, match="is not in the manifest"):
-        write_card(pool_folder)
+    write_manifest(alone, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
+    with pytest.raises(CorruptError):
+        card_of(alone)
 
 
-def test_a_card_waits_for_no_run_that_works_on_the_pool(tiny_workspace: Path) -> None:
-    (folder,) = (tiny_workspace / "mix").glob("lsmix-*")
-    with artifact_lock(tiny_workspace, read_manifest(folder).key, "mix lsmix"), pytest.raises(LockedError):
-        write_card(folder)
-
-
-def test_only_finished_pools_have_a_card(finished_workspace: Path, pool_folder: Path) -> None:
+def test_only_finished_pools_have_a_card(finished_workspace: Path, alone: Path) -> None:
     (dataset,) = (finished_workspace / "ingest").glob("*")
     with pytest.raises(FormatError, match="stage 'ingest'; only pools have a card"):
-        write_card(dataset)
-    (pool_folder / MANIFEST_NAME).unlink()
+        write_card(dataset, alone.parent / "card")
+    (alone / MANIFEST_NAME).unlink()
     with pytest.raises(MissingError):
-        write_card(pool_folder)
+        write_card(alone, alone.parent / "card")
 
 
-def test_the_command_tells_what_it_wrote(pool_folder: Path, command: Callable[..., Any]) -> None:
-    shown = command("card", pool_folder, "--licence", "my own terms")
+def test_the_command_says_what_it_wrote(
+    alone: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(alone.parent)
+    shown = command("card", alone, "--licence", "my own terms")
     assert shown.code == 0
     assert "licence     my own terms" in shown.out
     assert "README.md" in shown.out
-    answer = msgspec.json.decode(command("card", pool_folder, "--json").out)
+    assert read_manifest("alone-card").config["licence"] == "my own terms"
+    answer = msgspec.json.decode(command("card", alone, "again", "--json").out)
     assert answer["schema"] == "lsmix/card/1"
-    assert answer["content"]["written"] == []
-    (told,) = (
+    (documented,) = (
         line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if "lsmix/card/1" in line
     )
-    assert all(f"`{name}`" in told for name in answer["content"])
-    assert command("card", pool_folder / "nothing").code == 1
+    assert all(f"`{name}`" in documented for name in answer["content"])
+    assert command("card", alone / "nothing").code == 1

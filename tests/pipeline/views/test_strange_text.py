@@ -16,10 +16,9 @@ from factory import invented_plan
 from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words
 from lsmix.data.exports.format import EXPORT_FORMATS
-from lsmix.data.exports.writing import write_export
-from lsmix.data.pool import open_pool
 from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.pipeline.config.results import Interval
+from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
@@ -80,22 +79,16 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("form", EXPORT_FORMATS.names())
-def test_the_readme_of_an_export_prints_and_lists_class_k_at_number_k(pool: Path, tmp_path: Path, form: str) -> None:
-    write_export(open_pool(pool), tmp_path / "out", form=form)
+@pytest.mark.parametrize("form", ["pool", *EXPORT_FORMATS.names()])
+def test_the_card_of_a_pool_and_of_its_exports_prints(pool: Path, tmp_path: Path, form: str) -> None:
+    if form == "pool":
+        write_card(pool, tmp_path / "out", creator=STRANGE)
+    else:
+        export_pool(pool, tmp_path / "out", format=form)
+    for name in ("README.md", "LICENSES/images.txt", "samples.csv"):
+        check((tmp_path / "out" / name).read_text(encoding="utf-8"))
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
-    check(text)
-    listed = text.partition("Class names by number:\n\n")[2].split("\n\n")[0].split("\n")
-    assert listed == [f"    {label}  {printable_words(name)}".rstrip() for label, name in enumerate(NAMES)]
-    outside = [line for line in text.split("\n") if not line.startswith("    ")]
-    assert not any("<d>" in line or "# h" in line for line in outside)
-
-
-def test_the_card_of_a_pool_prints(pool: Path) -> None:
-    write_card(pool, creator=STRANGE)
-    for path in (pool / "README.md", pool / "LICENSES" / "images.txt", pool / "samples.csv"):
-        check(path.read_text(encoding="utf-8"))
-    table = [line for line in (pool / "README.md").read_text(encoding="utf-8").split("\n") if line.startswith("| ")]
+    table = [line for line in text.split("\n") if line.startswith("| ")]
     for label, name in enumerate(NAMES):
         shown = printable_words(name).translate({ord("\\"): "\\\\"}) if "|" not in name and "#" not in name else ""
         assert any(line.startswith(f"| {label} | {shown}") for line in table), label

@@ -104,7 +104,6 @@ def digests(folders: list[str]) -> dict[str, str]:
 def outcome(folders: list[str]) -> dict[str, str]:
     """Return the root digest of each artifact in these folders, all of whose bytes were read; of other files their own."""
     from lsmix.data.artifact import MANIFEST_NAME, read_manifest, verify_files
-    from lsmix.data.exports.record import is_export, verify_export
 
     found = {}
     for place in map(Path, folders):
@@ -113,9 +112,6 @@ def outcome(folders: list[str]) -> dict[str, str]:
                 manifest = read_manifest(folder)
                 verify_files(folder, manifest)
                 found[str(folder)] = manifest.root
-            elif is_export(folder):
-                verify_export(folder)
-                found |= digests([str(folder)])
     return found
 
 

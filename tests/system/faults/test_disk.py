@@ -68,10 +68,7 @@ def setting(small_recipe: Path, small_workspace: Path, tmp_path: Path) -> Callab
         if name == "pull":
             push(pool, str(tmp_path / "there"))
             return Setting([name, tmp_path / "there", made[0], "-q"], place, made, [*kept, tmp_path / "there"])
-        saved = shutil.copytree(pool, tmp_path / "saved")
-        shutil.copytree(pool, made[0])
-        words = [name, made[0], "--licence", "CC-BY-4.0", "--creator", "A. Nother"]
-        return Setting(words, place, made, [made[0] / "pool.zarr", made[0] / "plan.json", saved], saved)
+        return Setting([name, pool, made[0], "--licence", "CC-BY-4.0", "--creator", "A. Nother"], place, made, kept)
 
     return set_up
 

@@ -230,7 +230,7 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
         ["ingest", *recipe, "--set", "data.seed=1", "-q"],
         ["mix", *recipe, "--set", "pools.mixed.alpha=0.3", "--device", "cpu", "-q"],
         ["mix", *recipe, "--force", "--device", "cpu", "-q"],
-        ["card", of["mix"], "--creator", "Somebody"],
+        ["card", of["mix"], str(workspace / "card"), "--creator", "Somebody"],
         ["export", of["mix"], str(workspace / "exported"), "--format", "hdf5", "-q"],
         ["push", of["mix"], str(workspace / "pushed"), "-q"],
         ["pull", of["mix"], str(workspace / "pulled"), "-q"],
