@@ -3,8 +3,12 @@
 Later stages that make pools read the train split alone, so no test image can get into one.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
 
 from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
 from lsmix.data.errors import RecipeError
@@ -21,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
 
 
+_SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
 
@@ -45,24 +50,36 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
 
 
 def run(task: StageTask) -> StageResult:
-    """Read the source and write the data set."""
+    """Read the source, write the data set, and print what became of every file."""
     from lsmix.data.dataset import open_dataset
-    from lsmix.data.readers.dataset_writer import write_dataset
+    from lsmix.data.readers.dataset_writer import plan_splits, write_dataset
 
     config: DataConfig = task.config
-    task.progress.start(task.label, 1, "data set")
+    task.progress.info(f"{task.label}: reading the data set")
+    numbers: dict[str, Any] = {
+        "heldout": config.heldout,
+        "test": config.test,
+        "limit": config.limit or None,
+        "seed": config.seed,
+    }
+    check = partial(plan_splits, **numbers)
+    published = read_source(config, task.progress, label=task.label, folder=task.work, check=check)
     path = task.folder / DATASET_FILE
-    write_dataset(
-        path,
-        read_source(config),
-        heldout=config.heldout,
-        test=config.test,
-        limit=config.limit or None,
-        seed=config.seed,
-    )
-    counts = dataset_counts(open_dataset(path))
-    task.progress.advance()
-    task.progress.finish()
+    split = write_dataset(path, published, **numbers)
+    dataset = open_dataset(path)
+    counts = dataset_counts(dataset)
+    images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
+    counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
+    if report := published.report:
+        words = ", ".join(f"{split[name]:,} {word}" for name, word in _SPLIT_WORDS.items())
+        task.progress.info(f"{task.label}: {words} images in {counts['classes']:,} classes")
+        for line in report.lines(chosen=sum(split.values())):
+            task.progress.info(f"  {line}")
+        if report.skipped:
+            task.progress.warning(f"{task.label}: {report.skipped:,} of {report.found:,} files are not used")
+        for note in report.notes:
+            task.progress.warning(f"{task.label}: {note}")
+        counts["source"] = msgspec.to_builtins(report)
     return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
@@ -92,10 +109,10 @@ def _unpacked_ratio(file: Path) -> int:
 
 INGEST = Stage(
     name="ingest",
-    version=1,
+    version=2,
     run=run,
     estimate=_estimate,
-    not_in_key=LOCATION_FIELDS,  # contents count, not where they lie or how they came
+    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # contents count, not where they are or how they came
     uses_torch=False,
     reads_source=True,
 )

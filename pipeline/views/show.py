@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from lsmix.data.artifact import Manifest, check_sizes, read_manifest
@@ -13,6 +14,7 @@ from lsmix.data.dataset import DATASET_NAME
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.pool import POOL_NAME
 from lsmix.data.progress import NullProgress, Progress
+from lsmix.data.readers.source_images import SourceReport
 from lsmix.data.remote import local_folder, local_target
 from lsmix.data.sharing.store import download_artifact, naming_urls, without_store
 from lsmix.data.sharing.transfer import folder_name
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_sheet"]
 
+_CLASSES = 30  # named in the facts of a data set
 _SHEET_COLUMNS = 12
 _SHEET_ROWS = 8
 _MOST_SHEET_ROWS = 64  # a picture of more is too tall for most programs
@@ -63,7 +66,7 @@ def artifact_facts(artifact: Path | str, progress: Progress | None = None) -> di
         "device": manifest.environment.get("device", "none"),
         "inputs": ", ".join(f"{record.role} {record.key or record.root[:12]}" for record in manifest.inputs),
     }
-    facts |= {name: _short(value) for name, value in manifest.counts.items()}
+    facts |= {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
     facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}
     return facts
 
@@ -76,6 +79,25 @@ def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(str, value[:8]))}, … {len(value)} in all]"
     return value
+
+
+def _class_text(numbers: Any) -> Any:
+    """Return the classes of a data set with their numbers of training images, as far as they fit."""
+    if not isinstance(numbers, dict):
+        return numbers
+    more = [f"… {len(numbers)} in all"] if len(numbers) > _CLASSES else []
+    return ", ".join([*(f"{name} {number}" for name, number in list(numbers.items())[:_CLASSES]), *more])
+
+
+def _source_text(source: Any) -> Any:
+    """Return what became of the files of a data set; what is no such report is returned as it is."""
+    try:
+        return "; ".join(msgspec.convert(source, SourceReport).lines())
+    except msgspec.ValidationError:
+        return source
+
+
+_COUNT_TEXTS = {"class_images": _class_text, "source": _source_text}
 
 
 @naming_urls()

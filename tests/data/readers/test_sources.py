@@ -306,7 +306,10 @@ def test_other_kinds_of_images_are_read(tmp_path, ending):
 def test_images_of_two_sizes_are_both_named(tmp_path):
     fill(tmp_path, {"a": 2})
     fill(tmp_path, {"b": 1}, size=(7, 5))
-    with pytest.raises(SourceError, match=r"a/000.png' has 6×5 pixels, '.*b/000.png' has 7×5"):
+    with pytest.raises(
+        SourceError,
+        match=r"6×5 \(2, such as '.*a/000.png'\), 7×5 \(1, such as '.*b/000.png'\). Add a line such as 'size = 5'",
+    ):
         read(tmp_path)
 
 
@@ -314,7 +317,7 @@ def test_images_of_two_sizes_are_both_named(tmp_path):
 def test_an_image_that_cannot_be_read_is_named(tmp_path, content):
     fill(tmp_path, {"a": 1})
     (tmp_path / "a" / "bad.png").write_bytes(content)
-    with pytest.raises(SourceError, match=r"a/bad.png' cannot be read as an image"):
+    with pytest.raises(SourceError, match=r"a/bad.png' is not an image that lsmix can read"):
         read(tmp_path)
 
 
@@ -323,7 +326,7 @@ def test_an_image_cut_short_is_named(tmp_path):
     whole = (tmp_path / "a" / "001.png").read_bytes()
     for length in range(0, len(whole) - 40, 13):  # the last bytes are checksums and the end mark, past the pixels
         (tmp_path / "a" / "001.png").write_bytes(whole[:length])
-        with pytest.raises(SourceError, match=r"a/001.png' cannot be read as an image"):
+        with pytest.raises(SourceError, match=r"a/001.png' is not an image that lsmix can read"):
             read(tmp_path)
 
 
@@ -335,23 +338,16 @@ def test_a_decompression_bomb_is_an_error(tmp_path, monkeypatch):
             read(tmp_path)
 
 
-def test_pixels_of_16_bits_are_refused(tmp_path):
-    (tmp_path / "a").mkdir()
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a" / "deep.png")
-    with pytest.raises(SourceError, match="pixels of the kind 'I;16'"):
-        read(tmp_path)
-
-
 def test_folders_that_are_no_classes_are_named(tmp_path):
     fill(tmp_path / "train", {"a": 1})
-    fill(tmp_path / "test", {"b": 1})
-    with pytest.raises(SourceError, match=r"has the classes \['b'\], which train/ has not"):
+    fill(tmp_path / "test", {"b": 1, "c": 1})
+    with pytest.raises(SourceError, match=r"has the classes \['b', 'c'\], which train/ has not"):
         read(tmp_path)
     (tmp_path / "train" / "empty").mkdir()
-    with pytest.raises(SourceError, match="empty' holds no images"):
+    with pytest.raises(SourceError, match="1 class folder holds no images: 'train/empty'"):
         read(tmp_path)
     (tmp_path / "none").mkdir()
     with pytest.raises(SourceError, match="has no class folders"):
         read(tmp_path / "none", "image-folder")
-    with pytest.raises(SourceError, match="is no folder"):
+    with pytest.raises(SourceError, match="is no folder, zip or tar"):
         read(tmp_path / "train" / "a" / "000.png", "image-folder")
