@@ -17,7 +17,7 @@ from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceF
 
 __all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
-_IMAGE_LOADER = "lsmix.data.readers.images.load:load_images"  # which needs Pillow
+_IMAGE_LOADER = "lsmix.data.readers.images.load"  # which needs Pillow
 _DIGITS = "digits"  # the built-in data set, which has no path
 DATA_FORMATS: Final = Registry(
     "format",
@@ -88,10 +88,14 @@ def read_source(
     """
     kind, path = _resolve(config), _path(config)
     if kind.read:
-        return kind.read(path)
+        published = kind.read(path)
+        if config.target:
+            resize_arrays = import_object(f"{_IMAGE_LOADER}:resize_arrays", "data.size")
+            return cast(PublishedData, resize_arrays(published, config))
+        return published
     if not kind.images:
         raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
-    load_images = import_object(_IMAGE_LOADER, "image files")
+    load_images = import_object(f"{_IMAGE_LOADER}:load_images", "image files")
     with kind.images(path, config) as listing:
         return cast(
             PublishedData,
@@ -105,10 +109,7 @@ def source_files(config: SourceConfig) -> list[Path]:
     Raises:
         RecipeError, MissingError, SourceError: as ``read_source``.
     """
-    files = _resolve(config).files(_path(config))
-    for file in files:
-        check_file(file)
-    return files
+    return _resolve(config).files(_path(config))
 
 
 def source_version(config: SourceConfig) -> str:

@@ -3,8 +3,9 @@
 Later stages that make pools read the train split alone, so no test image can get into one.
 """
 
+import math
+import os
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,7 +14,7 @@ import numpy as np
 from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
-from lsmix.data.readers.published_sets import files_to_fetch
+from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
 from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
@@ -96,15 +97,22 @@ def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
     """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
-    path = Path(config.path)
-    if not config.path or not path.exists():
+    if not config.path or not os.path.exists(config.path):  # noqa: PTH110  # a path may be anything here
         return Cost(bytes=0)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Cost(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+    if os.path.isfile(config.path):  # noqa: PTH113
+        return Cost(bytes=_unpacked_bytes(config.path, config))
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(config.path) for name in names)  # noqa: PTH118
+    return Cost(bytes=sum(_unpacked_bytes(file, config) for file in files))
 
 
-def _unpacked_ratio(file: Path) -> int:
-    return _JPEG_RATIO if file.suffix.lower() in (".jpeg", ".jpg", ".zip") else 2
+def _unpacked_bytes(file: str, config: DataConfig) -> int:
+    packed = file.lower().endswith((".jpeg", ".jpg", ".jfif", ".zip"))
+    if config.target and not file.endswith(ARCHIVE_ENDINGS):
+        return 2 * 3 * math.prod(config.target)  # once in the temporary file
+    try:
+        return (_JPEG_RATIO if packed else 2) * os.stat(file).st_size  # noqa: PTH116  # Path is slow for many files
+    except OSError:  # a link to a missing file
+        return 0
 
 
 INGEST = Stage(

@@ -19,7 +19,7 @@ from lsmix.data.readers.images.labels_table import (
     suggested_columns,
 )
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, walk
+from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, part_order, walk
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageEntry,
@@ -55,9 +55,8 @@ def _files(path: Path) -> list[Path]:
     """Return the images and tables; links to missing files are reported when the images are read."""
     if not path.is_dir():
         return [path]
-    names = [name for name in walk(path) if _ending(name) in _COUNTING and not _is_hidden(name)]
-    files = [path / name for name in sorted(names, key=lambda name: name.split("/"))]
-    return [file for file in files if file.exists() or not file.is_symlink()]
+    names = [name for name in walk(path, dangling=False) if _ending(name) in _COUNTING and not _is_hidden(name)]
+    return [path / name for name in sorted(names, key=part_order)]
 
 
 _COUNTING = IMAGE_ENDINGS | frozenset(TABLE_ENDINGS)
@@ -112,7 +111,8 @@ def _is_hidden(name: str) -> bool:
 
 
 def _ending(name: str) -> str:
-    return PurePosixPath(name).suffix.lower()
+    stem, dot, ending = name[name.rfind("/") + 1 :].rpartition(".")
+    return f".{ending.lower()}" if stem and dot else ""
 
 
 def _is_image(name: str) -> bool:

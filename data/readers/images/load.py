@@ -11,6 +11,7 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
@@ -19,7 +20,7 @@ from PIL import Image
 
 from lsmix.data.errors import SourceError
 from lsmix.data.progress import ROUND_SECONDS, Progress, stop_point
-from lsmix.data.readers.images.pixels import Picture, decode_image
+from lsmix.data.readers.images.pixels import Picture, decode_image, resize_pixels
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageEntry,
@@ -30,7 +31,7 @@ from lsmix.data.readers.source_images import (
     SplitCheck,
 )
 
-__all__ = ["load_images"]
+__all__ = ["load_images", "resize_arrays"]
 
 _CHUNK_IMAGES = 32  # decoded by one task of a thread
 _CHUNK_BYTES = 1 << 20  # of pixels in it, about
@@ -80,6 +81,14 @@ def load_images(
             progress.advance()
         progress.finish()
         return rows.published()
+
+
+def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedData:
+    """Bring a data set that was read as arrays to ``config.target``."""
+    splits = {
+        name: Split(resize_pixels(split.images, config), split.labels) for name, split in published.splits.items()
+    }
+    return replace(published, splits=splits)
 
 
 def _decode_all(listing: ImageListing, config: ImageConfig, rows: "_Rows") -> Iterator[tuple[ImageEntry, _Decoded]]:

@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from lsmix.data.readers.source_images import ImageConfig, ImageError
 
-__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image"]
+__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "resize_pixels"]
 
 _HEIC_ENDINGS = frozenset([".heic", ".heif"])
 IMAGE_ENDINGS = _HEIC_ENDINGS | frozenset(
@@ -81,6 +81,14 @@ def decode_image(content: bytes, config: ImageConfig, *, size_only: bool = False
                 "Run: pip install 'lsmix[heic]', or convert it.",
             ) from error
         raise ImageError("is not an image that lsmix can read") from error
+
+
+def resize_pixels(images: npt.NDArray[np.uint8], config: ImageConfig) -> npt.NDArray[np.uint8]:
+    """Bring images uint8 (N, H, W, C), C 1 or 3, to ``config.target``, each as an image file would be."""
+    pictures = (Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in images)
+    rows = [np.asarray(_resized(picture, config)) for picture in pictures]
+    stacked = np.stack([row if row.ndim == 3 else row[..., None] for row in rows])
+    return np.ascontiguousarray(stacked)
 
 
 @cache

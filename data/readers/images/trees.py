@@ -17,7 +17,7 @@ from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import ImageError, check_file
 from lsmix.data.readers.zip_members import ZipMembers
 
-__all__ = ["MAX_IMAGE_BYTES", "TREE_ENDINGS", "FileTree", "Subtree", "open_tree", "walk"]
+__all__ = ["MAX_IMAGE_BYTES", "TREE_ENDINGS", "FileTree", "Subtree", "open_tree", "part_order", "walk"]
 
 MAX_IMAGE_BYTES = 64 << 20  # of an image file
 TREE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -62,10 +62,10 @@ def open_tree(path: Path) -> Iterator[FileTree]:
             raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
 
 
-def walk(base: Path) -> Iterator[str]:
+def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
     """Yield the names of all files below a folder, in no order; empty and hidden folders end with a slash.
 
-    Links to folders are followed, but never into a folder that they are in.
+    Links to missing files are left out unless ``dangling``. Links to folders are followed, but never into a folder that they are in.
     """
     pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(base), "", frozenset())]
     count = 0
@@ -78,7 +78,8 @@ def walk(base: Path) -> Iterator[str]:
                 count += 1
                 name = prefix + entry.name
                 if not _is_dir(entry):
-                    yield name
+                    if dangling or not entry.is_symlink() or Path(entry.path).exists():
+                        yield name
                 elif entry.name.startswith("."):
                     yield f"{name}/"
                 else:
@@ -222,8 +223,13 @@ def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
     return file
 
 
+def part_order(name: str) -> str:
+    """Return the key by which names are sorted part by part, as in a walk through sorted folders."""
+    return name.replace("/", "\0")
+
+
 def _sorted(names: "Iterator[str] | list[str] | dict[str, tuple[int, int]]") -> list[str]:
-    return sorted(names, key=lambda name: name.split("/"))
+    return sorted(names, key=part_order)
 
 
 def _bounded(content: bytes, label: str, max_bytes: int) -> bytes:

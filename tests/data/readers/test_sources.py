@@ -177,6 +177,24 @@ def test_an_npz_is_read_by_any_of_its_names(tmp_path, save, keys):
     assert source_files(SourceConfig(path=str(tmp_path / "data.npz"))) == [tmp_path / "data.npz"]
 
 
+@pytest.mark.parametrize(
+    ("others", "splits"), [(("val",), ["train", "test"]), (("test", "val"), ["train", "test", "heldout"])]
+)
+def test_validation_arrays_are_held_out_beside_test_arrays(tmp_path, others, splits):
+    arrays = {f"{name}_images": pixels(3, 4, 4) for name in ("train", *others)}
+    labels = {f"{name}_labels": np.array([[0], [1], [1]]) for name in ("train", *others)}
+    np.savez(tmp_path / "medmnist.npz", **arrays, **labels)
+    assert list(read(tmp_path).splits) == splits
+
+
+def test_arrays_are_brought_to_a_size_too(tmp_path):
+    images = np.repeat(pixels(2, 1, 1, 3), 20, axis=1).repeat(30, axis=2)
+    np.savez(tmp_path / "a.npz", images=images, labels=[0, 1])
+    data = read_source(SourceConfig(path=str(tmp_path), size=(8, 9)))
+    np.testing.assert_array_equal(data.splits["train"].images, images[:, :8, :9])
+    assert read_source(SourceConfig(format="digits", size=16)).splits["test"].images.shape == (297, 16, 16, 1)
+
+
 def test_class_names_and_grey_images_of_an_npz_are_taken(tmp_path):
     images = np.asfortranarray(pixels(3, 4, 5))
     np.savez(tmp_path / "data.npz", images=images, labels=[0, 1, 1], class_names=["cät", "dog", "cow"])
