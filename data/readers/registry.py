@@ -32,6 +32,8 @@ DATA_FORMATS: Final = Registry(
         "tiny-imagenet": "lsmix.data.readers.published.tiny_imagenet:TINY_IMAGENET",
         "npz": "lsmix.data.readers.npz:NPZ",
         "hdf5": "lsmix.data.readers.hdf5:HDF5",
+        "webdataset": "lsmix.data.readers.images.webdataset:WEBDATASET",
+        "parquet": "lsmix.data.readers.images.parquet:PARQUET",
         "image-folder": "lsmix.data.readers.images.folder:IMAGE_FOLDER",
     },
 )

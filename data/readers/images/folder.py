@@ -14,15 +14,14 @@ from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.labels_table import (
     METADATA_NAMES,
     TABLE_ENDINGS,
-    Labelled,
     read_table,
     suggested_columns,
 )
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, part_order, walk
+from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
+from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_tar, walk
 from lsmix.data.readers.source_images import (
     ImageConfig,
-    ImageEntry,
     ImageError,
     ImageListing,
     SourceFormat,
@@ -32,9 +31,6 @@ from lsmix.data.readers.source_images import (
 __all__ = ["IMAGE_FOLDER"]
 
 _LOOKS_FOR = "a folder, zip or tar with one sub-folder of images a class, with such a train/ (and test/ or val/), or with metadata.csv"
-_ROLES = dict.fromkeys(("train", "training"), "train") | dict.fromkeys(("val", "valid", "validation"), "val")
-_ROLES |= dict.fromkeys(("test", "testing"), "test")
-_SPLIT_ORDER = ("train", "heldout", "test")
 _HIDDEN = "hidden, or made by macOS"
 _UNLABELLED = "in a split folder without class folders, so without labels"
 
@@ -45,6 +41,8 @@ def _recognise(path: Path) -> bool:
     if not path.name.endswith(TREE_ENDINGS):
         return False
     try:
+        if path.suffix != ".zip":
+            return any(map(_is_image, peek_tar(path)))
         with open_tree(path) as tree:
             return any(map(_is_image, tree.names()))
     except SourceError:
@@ -87,15 +85,6 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     for name in shown:
         if not name.endswith("/") and not _is_image(name) and name not in tables:
             report.leave_out(f"not an image ({_ending(name) or 'no ending'})", name)
-    classes = sorted({item.label for item in labelled})
-    numbers = {name: number for number, name in enumerate(classes)}
-    splits = _splits(labelled, numbers, where, report)
-    entries = [
-        ImageEntry(split, numbers[item.label], item.name)
-        for split in _SPLIT_ORDER
-        for item in labelled
-        if splits.get(item.split) == split
-    ]
     known = set(images)
 
     def read(name: str) -> bytes:
@@ -103,7 +92,7 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
             raise ImageError("is listed, but is not there", "Correct the table.")
         return tree.read(name)
 
-    return ImageListing(entries=entries, class_names=tuple(classes), read=read, label=tree.label, report=report)
+    return make_listing(labelled, where, report, read, tree.label)
 
 
 def _is_hidden(name: str) -> bool:
@@ -127,8 +116,8 @@ def _wrapper(images: Sequence[str], shown: Sequence[str]) -> str:
     first = next(iter(firsts))
     inside = {name.split("/")[1] for name in images if name.count("/") > 1}
     wraps = len(inside) > 1 and all(name.count("/") > 1 for name in images)
-    wraps |= any(_ROLES.get(name.lower()) == "train" for name in inside)
-    return f"{first}/" if wraps and first.lower() not in _ROLES else ""
+    wraps |= any(SPLIT_ROLES.get(name.lower()) == "train" for name in inside)
+    return f"{first}/" if wraps and first.lower() not in SPLIT_ROLES else ""
 
 
 # Class folders.
@@ -149,7 +138,7 @@ def _from_folders(
             report.leave_out("outside of the class folders" if role == "train" else _UNLABELLED, name)
         else:
             labelled.append(Labelled(name, inner[0], role))
-    train = {item.label for item in labelled if item.split == "train"}
+    train = {str(item.label) for item in labelled if item.split == "train"}
     if not train:
         raise SourceError(f"{where} has no class folders with images; expected {_LOOKS_FOR}. Check the path.")
     _check_empty(shown, labelled, roles, wrapper, where)
@@ -159,7 +148,7 @@ def _from_folders(
 def _split_folders(images: Sequence[str], wrapper: str, where: str) -> dict[str, str]:
     """Return what each split folder is for: "train", "val" or "test"; nothing if there is no folder train."""
     firsts = dict.fromkeys(name.removeprefix(wrapper).partition("/")[0] for name in images if "/" in name)
-    roles = {first: _ROLES[first.lower()] for first in firsts if first.lower() in _ROLES}
+    roles = {first: SPLIT_ROLES[first.lower()] for first in firsts if first.lower() in SPLIT_ROLES}
     if "train" not in roles.values():
         return {}
     for role in set(roles.values()):
@@ -172,7 +161,7 @@ def _split_folders(images: Sequence[str], wrapper: str, where: str) -> dict[str,
 def _without_unlabelled(labelled: list[Labelled], train: set[str], where: str, report: SourceReport) -> list[Labelled]:
     """Leave out a test folder whose one sub-folder is no class, as ``test/images`` of unlabelled images."""
     for role in ("val", "test"):
-        classes = {item.label for item in labelled if item.split == role}
+        classes = {str(item.label) for item in labelled if item.split == role}
         unknown = sorted(classes - train)
         if len(classes) == 1 and unknown:
             for item in labelled:
@@ -255,26 +244,12 @@ def _from_tables(
             report.leave_out(f"not listed in {', '.join(tables)[:100]}", name)
     roles = {item.name: _role_of(item.name) for item in labelled}
     in_folders = "train" in roles.values()
-    return [
-        item._replace(split=_ROLES.get(item.split.lower(), item.split) or (in_folders and roles[item.name]) or "train")
-        for item in labelled
-    ]
+    return [item if item.split else item._replace(split=roles[item.name] if in_folders else "") for item in labelled]
 
 
 def _role_of(name: str) -> str:
     """Return what the split folder is for in which an image is; "" if it is in none."""
-    return next((_ROLES[part.lower()] for part in name.split("/")[:-1] if part.lower() in _ROLES), "")
-
-
-def _splits(labelled: Sequence[Labelled], numbers: dict[str, int], where: str, report: SourceReport) -> dict[str, str]:
-    """Return which of our splits each of theirs becomes."""
-    found = {item.split for item in labelled}
-    unknown = found - {"train", "val", "test"}
-    if unknown or "train" not in found:
-        raise SourceError(f"{where}: the splits are {sorted(found)}; expected 'train' with 'val' or 'test'.")
-    splits = {"train": "train", "test": "test", "val": "heldout" if "test" in found else "test"}
-    report.splits = {name: splits[name] for name in splits if name in found}
-    return splits
+    return next((SPLIT_ROLES[part.lower()] for part in name.split("/")[:-1] if part.lower() in SPLIT_ROLES), "")
 
 
 IMAGE_FOLDER = SourceFormat(

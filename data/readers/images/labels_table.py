@@ -5,28 +5,21 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from posixpath import normpath
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled
 from lsmix.data.readers.images.trees import FileTree
 from lsmix.data.readers.source_images import ImageConfig, SourceReport
 
-__all__ = ["METADATA_NAMES", "TABLE_ENDINGS", "Labelled", "read_table", "suggested_columns"]
+__all__ = ["METADATA_NAMES", "TABLE_ENDINGS", "read_table", "suggested_columns"]
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's imagefolder
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
 _MAX_TABLE_BYTES = 256 << 20
 _SPLIT_COLUMN = "split"
-
-
-class Labelled(NamedTuple):
-    """An image with its label."""
-
-    name: str  # in the tree
-    label: str
-    split: str  # "train", "val" or "test"; "" if nothing says so
 
 
 def read_table(
@@ -64,7 +57,8 @@ def read_table(
         if not label:
             report.leave_out("without a label", name)
             continue
-        labelled.append(Labelled(find(name), label, _text(row.get(_SPLIT_COLUMN))))
+        split = _text(row.get(_SPLIT_COLUMN))
+        labelled.append(Labelled(find(name), label, SPLIT_ROLES.get(split.lower(), split)))
     return labelled
 
 

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
@@ -17,7 +17,17 @@ from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import ImageError, check_file
 from lsmix.data.readers.zip_members import ZipMembers
 
-__all__ = ["MAX_IMAGE_BYTES", "TREE_ENDINGS", "FileTree", "Subtree", "open_tree", "part_order", "walk"]
+__all__ = [
+    "MAX_IMAGE_BYTES",
+    "TREE_ENDINGS",
+    "FileTree",
+    "Subtree",
+    "TarTree",
+    "open_tree",
+    "part_order",
+    "peek_tar",
+    "walk",
+]
 
 MAX_IMAGE_BYTES = 64 << 20  # of an image file
 TREE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
@@ -28,6 +38,8 @@ _MOST_TAR_BYTES = 64 << 30
 _RATIO = 100  # a tar.gz that unpacks to more than this many times its size …
 _RATIO_BYTES = 64 << 20  # … and to more than this is a bomb
 _PIECE_BYTES = 1 << 20
+_PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
+_PEEK_MEMBERS = 64
 _TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, LookupError, RecursionError, zlib.error)
 
 
@@ -57,7 +69,7 @@ def open_tree(path: Path) -> Iterator[FileTree]:
         elif path.suffix == ".zip":
             yield _Zip(stack.enter_context(ZipMembers(path)))
         elif path.name.endswith(TREE_ENDINGS):
-            yield _Tar(path, stack)
+            yield TarTree(path, stack)
         else:
             raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
 
@@ -154,7 +166,7 @@ class _Zip:
         return self._members.read(name, max_bytes)
 
 
-class _Tar:
+class TarTree:
     """Members by their places in the tar; one that is compressed is unpacked to an unnamed temporary file."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
@@ -173,6 +185,7 @@ class _Tar:
             raise SourceError(f"{str(path)!r} is damaged, cut short or no tar ({error}). Fetch it again.") from error
 
     def names(self) -> list[str]:
+        """Return the names of all files, sorted part by part."""
         return _sorted(self._members)
 
     def in_order(self) -> list[str]:
@@ -180,10 +193,12 @@ class _Tar:
         return list(self._members)
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        """Return the content of a file."""
         offset, size = self._members[name]
         return _bounded(os.pread(self._file.fileno(), min(size, max_bytes + 1), offset), self.label(name), max_bytes)
 
     def label(self, name: str) -> str:
+        """Return what to call a file in messages."""
         return f"{name!r} in {str(self._path)!r}"
 
     def _index(self, file: IO[bytes]) -> None:
@@ -206,6 +221,19 @@ class _Tar:
 
     def _refusal(self, name: str, what: str) -> SourceError:
         return SourceError(f"{ascii(name)[:200]} in {str(self._path)!r} is {what}. Do not use it, fetch the original.")
+
+
+def peek_tar(path: Path) -> list[str]:
+    """Return the names of the first members of a tar, as far as that is quick; none of a file that is no tar."""
+    names: list[str] = []
+    with suppress(*_TAR_ERRORS), tarfile.open(path, "r|*") as archive:
+        left = _PEEK_BYTES
+        for member in archive:
+            left -= member.size
+            names.append(member.name)
+            if left < 0 or len(names) >= _PEEK_MEMBERS:
+                break
+    return names
 
 
 def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:

@@ -322,6 +322,36 @@ def as_json_lines(files, path):
     return path
 
 
+def as_webdataset(files, path, label=lambda name: (".json", json.dumps({"label": name}).encode())):
+    path.mkdir(parents=True, exist_ok=True)
+    members = {}
+    for number, (name, content) in enumerate(files.items()):
+        ending, text = label(name.split("/")[0])
+        members |= {f"{number:04}.png": content, f"{number:04}{ending}": text}
+    for start, shard in ((0, "train-000.tar"), (8, "train-001.tar")):
+        part = dict(list(members.items())[start : start + 8 if start == 0 else None])
+        with tarfile.open(path / shard, "w") as archive:
+            for name, content in part.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def as_parquet(files, path, names=("cat", "dog", "fox")):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = [names.index(name.split("/")[0]) for name in files]
+    images = [{"bytes": content, "path": name} for name, content in files.items()]
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (path / "data").mkdir(parents=True)
+    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
+    pq.write_table(table, path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
+    return path
+
+
 LAYOUTS = {
     "folder": as_folder,
     "wrapped folder": lambda files, path: as_folder(files, path, "wrapper"),
@@ -330,6 +360,8 @@ LAYOUTS = {
     "tar.gz": lambda files, path: as_tar(files, path, "w:gz", ".tar.gz"),
     "CSV": as_table,
     "JSON lines": as_json_lines,
+    "WebDataset": as_webdataset,
+    "Parquet": as_parquet,
 }
 
 
@@ -341,6 +373,42 @@ def test_all_layouts_give_the_same_rows(tmp_path, layout):
     assert data.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     for image, content in zip(data.splits["train"].images, files.values(), strict=True):
         np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_numbers_in_a_webdataset_are_class_numbers(tmp_path):
+    files = {f"{number}/x.png": content for number, content in zip((0, 1, 2, 10), tree().values(), strict=False)}
+    data = read(as_webdataset(files, tmp_path / "set", lambda name: (".cls", name.encode())))
+    assert data.class_names == ("0", "1", "2", "10")
+    assert data.splits["train"].labels.tolist() == [0, 1, 2, 3]
+    (tmp_path / "set" / "train-000.tar").rename(tmp_path / "set" / "val-000.tar")
+    assert used(read(as_webdataset(files, tmp_path / "set", lambda name: (".cls", name.encode())))) == {
+        "train": 4, "test": 4, "classes": 4,
+    }  # fmt: skip
+
+
+def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
+    path = as_parquet(tree(), tmp_path, ("fox", "unused", "cat", "dog"))
+    shard = path / "data" / "train-00000-of-00001.parquet"
+    (path / "data" / "validation-0.parquet").write_bytes(shard.read_bytes())
+    data = read(path)
+    assert data.class_names == ("fox", "unused", "cat", "dog")
+    assert data.splits["test"].labels.tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(SourceError, match="is damaged or no Parquet file"):
+        read(path)
+
+
+def test_the_export_of_a_huggingface_data_set_is_read(tmp_path):
+    import datasets
+
+    images = [Image.open(io.BytesIO(content)) for content in tree().values()]
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    made = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0] * 3}, features=features)
+    made.to_parquet(tmp_path / "train.parquet")
+    data = read(tmp_path)
+    assert data.class_names == ("b", "a")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0] * 3
+    np.testing.assert_array_equal(data.splits["train"].images[4], np.asarray(images[4]))
 
 
 def test_a_tsv_is_read_where_it_is_named(tmp_path):
