@@ -30,6 +30,7 @@ DATA_FORMATS: Final = Registry(
         "cifar100-binary": "lsmix.data.readers.published.cifar:CIFAR100_BINARY",
         "svhn": "lsmix.data.readers.published.svhn:SVHN",
         "tiny-imagenet": "lsmix.data.readers.published.tiny_imagenet:TINY_IMAGENET",
+        "idx": "lsmix.data.readers.published.idx:IDX",
         "npz": "lsmix.data.readers.npz:NPZ",
         "hdf5": "lsmix.data.readers.hdf5:HDF5",
         "webdataset": "lsmix.data.readers.images.webdataset:WEBDATASET",

@@ -34,6 +34,12 @@ __all__ = [
 
 _SPLIT_NAMES = ("train", "heldout", "test")
 _MOST_SIDE = 4096  # pixels of a side that images are brought to
+_Side = Annotated[int, msgspec.Meta(ge=1, le=_MOST_SIDE)]
+# No tuple[_Side, _Side]: beside a constrained int, msgspec 0.22 crashes on it in garbage collection.
+_Size = (
+    Annotated[int, msgspec.Meta(ge=0, le=_MOST_SIDE)]
+    | Annotated[tuple[_Side, ...], msgspec.Meta(min_length=2, max_length=2)]
+)
 SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], object]  # of labels by split, class names
 _EXAMPLES = 3  # names given for each reason why files were left out
 _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
@@ -143,8 +149,7 @@ class PublishedData:
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How image files become rows of one size, and which labels they get."""
 
-    # No Meta here: with a constrained int beside a tuple, msgspec 0.22 crashes in garbage collection.
-    size: int | tuple[int, int] = 0  # pixels of a side, or (height, width), up to 4096; 0 keeps the size of the images
+    size: _Size = 0  # pixels of a side, or (height, width), up to 4096; 0 keeps the size of the images
     fit: Literal["crop", "pad", "stretch"] = "crop"  # to the size: cut the centre, add margins, or change proportions
     background: str = "white"  # behind transparent pixels and in margins: white, black or #rrggbb
     on_error: Literal["stop", "skip"] = "stop"  # what unreadable images do
@@ -163,7 +168,10 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @property
     def target(self) -> tuple[int, int] | None:
         """(height, width) that all images are brought to; None to keep their own."""
-        return (self.size, self.size) if isinstance(self.size, int) and self.size else self.size or None
+        if isinstance(self.size, int):
+            return (self.size, self.size) if self.size else None
+        height, width = self.size
+        return height, width
 
 
 class LeftOut(msgspec.Struct, kw_only=True):

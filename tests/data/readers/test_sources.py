@@ -267,6 +267,36 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
         read(tmp_path / "data.npz")
 
 
+# MNIST.
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_idx_files_of_mnist_are_read_and_damage_is_found(tmp_path, packed):
+    import gzip
+    import struct
+
+    arrays = {"train": (pixels(5, 4, 3), [0, 1, 2, 1, 0]), "t10k": (pixels(2, 4, 3), [2, 0])}
+    for prefix, (images, labels) in arrays.items():
+        texts = {
+            "images-idx3": struct.pack(">4I", 0x803, *images.shape) + images.tobytes(),
+            "labels-idx1": struct.pack(">2I", 0x801, len(labels)) + bytes(labels),
+        }
+        for name, content in texts.items():
+            path = tmp_path / f"{prefix}-{name}-ubyte{'.gz' if packed else ''}"
+            path.write_bytes(gzip.compress(content) if packed else content)
+    data = read(tmp_path)
+    np.testing.assert_array_equal(data.splits["train"].images[..., 0], arrays["train"][0])
+    assert data.splits["test"].labels.tolist() == [2, 0]
+    assert data.class_names == ("0", "1", "2")
+    for damaged in (path.read_bytes()[:-9], b"\0\0\x08\x03" * 9, struct.pack(">2I", 0x801, 1 << 31), b""):
+        path.write_bytes(damaged)
+        with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte"):
+            read(tmp_path)
+    path.unlink()
+    with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte missing"):
+        read(tmp_path)
+
+
 # Image folders.
 
 
