@@ -470,3 +470,78 @@ def test_a_link_to_a_folder_around_it_is_refused(tmp_path):
     (tmp_path / "a" / "loop").symlink_to(tmp_path)
     with pytest.raises(SourceError, match="is a link to a folder that it is in"):
         read(tmp_path)
+
+
+# The command line.
+
+
+def recipe(tmp_path: Path, more: str = "") -> Path:
+    path = tmp_path / "my.toml"
+    path.write_text(f'name = "mine"\n[data]\npath = "img"\ntest = 2\n{more}\n')
+    return path
+
+
+def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command):
+    base(tmp_path / "img")
+    (tmp_path / "img" / "a" / "notes.md").touch()
+    result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs", "--json")
+    assert result.code == 0, result.err
+    assert "ingest mine: reading the data set\n" in result.err
+    assert "ingest mine: 18 training, 0 held-out, 2 test images in 2 classes\n" in result.err
+    assert "  left out: 1, not an image (.md) (a/notes.md)\n" in result.err
+    assert "warning: ingest mine: 1 of 21 files are not used\n" in result.err
+    counts = json.loads(result.out)["content"]["artifacts"][0]["counts"]
+    assert counts["class_images"] == {"a": 9, "b": 9}
+    assert counts["source"]["left_out"] == [{"reason": "not an image (.md)", "files": 1, "examples": ["a/notes.md"]}]
+    shown = command("show", next((tmp_path / "runs" / "ingest").glob("mine-*")), "--sheet", tmp_path / "x.png").out
+    assert "21 files found, 20 images read; left out: 1, not an image (.md) (a/notes.md)" in shown
+    assert "a 9, b 9" in shown
+
+
+def test_a_thousand_long_class_names_pass(tmp_path, command):
+    from lsmix.data.dataset import open_dataset
+
+    content = put(tmp_path / "x.png", side=4).read_bytes()
+    names = [
+        f"{number:05}_Plantae_Tracheophyta_Magnoliopsida_Asterales_Asteraceae_Genus{number:05}"
+        for number in range(1000)
+    ]
+    for name in names:
+        (tmp_path / "img" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "img" / name / f"{number}.png").write_bytes(content)
+    assert command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs").code == 0
+    assert open_dataset(next((tmp_path / "runs" / "ingest").glob("mine-*"))).class_names == tuple(names)
+
+
+def test_splits_that_cannot_be_are_refused_before_images_are_decoded(tmp_path, command):
+    base(tmp_path / "img", 1, [f"c{number:02}" for number in range(20)])
+    (tmp_path / "img" / "c00" / "0.png").write_bytes(b"damaged")
+    result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs")
+    assert result.code == 1
+    assert "leaves 2 of 20 classes without training images: 'c" in result.err
+
+
+def test_an_interrupt_ends_ingest_within_a_second_with_130(tmp_path):
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    base(tmp_path / "img", 1)
+    smooth = np.indices((1500, 1500)).sum(0)[..., None] // (12, 15, 18)
+    big = tmp_path / "img" / "a" / "big.png"
+    Image.fromarray(smooth.astype(np.uint8)).save(big)
+    for number in range(299):
+        (big.parent / f"big{number}.png").write_bytes(big.read_bytes())
+    words = [sys.executable, "-m", "lsmix", "ingest", recipe(tmp_path, "size = 16"), "--workspace", tmp_path / "runs"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "of 302 images to do" in line:
+                break
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert process.wait(60) == 130
+        assert time.monotonic() - start < 10  # under a second unless the machine is busy
+    assert not list((tmp_path / "runs").rglob("manifest.json"))
