@@ -5,6 +5,7 @@ Later stages that make pools read the train split alone, so no test image can ge
 
 import math
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,6 +66,8 @@ def run(task: StageTask) -> StageResult:
     }
     check = partial(plan_splits, **numbers)
     published = read_source(config, task.progress, label=task.label, folder=task.work, check=check)
+    own = {name: text for name in ("licence", "citation") if (text := getattr(config, name))}
+    published = replace(published, **own)
     path = task.folder / DATASET_FILE
     split = write_dataset(path, published, **numbers)
     dataset = open_dataset(path)

@@ -498,6 +498,16 @@ def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command)
     assert "a 9, b 9" in shown
 
 
+def test_a_licence_and_a_citation_of_ones_own_are_kept(tmp_path, command):
+    from lsmix.data.dataset import open_dataset
+
+    base(tmp_path / "img", 3)
+    path = recipe(tmp_path, 'licence = "CC0"\ncitation = "Ünö, 2026"')
+    assert command("ingest", path, "--workspace", tmp_path / "runs").code == 0
+    dataset = open_dataset(next((tmp_path / "runs" / "ingest").glob("mine-*")))
+    assert (dataset.licence, dataset.citation) == ("CC0", "Ünö, 2026")
+
+
 def test_a_thousand_long_class_names_pass(tmp_path, command):
     from lsmix.data.dataset import open_dataset
 
