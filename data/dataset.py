@@ -4,8 +4,8 @@ Every row of a published split goes to one of our splits at most; test images ca
 
 Layout: one HDF5 group a split (train, heldout, test) with the contiguous, unfiltered datasets ``images`` uint8
 (N, H, W, C), ``labels`` int64 (N,) and ``source_index`` int64 (N,), the row in the published split that the group's
-attribute ``published_split`` names. Attributes of the file: ``format_version``, ``class_names`` (a JSON list),
-``licence``, ``citation``. Texts are UTF-8 of fixed length.
+attribute ``published_split`` names. The dataset ``class_names`` holds the bytes of a JSON list. Attributes of the file:
+``format_version``, ``licence``, ``citation``. Texts are UTF-8 of fixed length.
 """
 
 import math
@@ -34,18 +34,21 @@ __all__ = [
     "COLUMNS",
     "DATASET_NAME",
     "FORMAT_VERSION",
+    "MAX_NAMES_BYTES",
     "MAX_TEXT_BYTES",
     "SPLIT_NAMES",
     "DataSet",
     "SplitArrays",
     "open_dataset",
+    "release_pages",
 ]
 
 DATASET_NAME = "dataset.h5"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 SPLIT_NAMES = ("train", "heldout", "test")
 BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
 MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
+MAX_NAMES_BYTES = 16 << 20  # of all class names; those of ImageNet-21k have 500 kB
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1)}  # name -> dtype, dimensions
 
@@ -73,7 +76,7 @@ class SplitArrays:
         block = rows[order] // max(1, BLOCK_BYTES // math.prod(images.shape[1:]))
         for part in np.split(order, np.flatnonzero(np.diff(block)) + 1):
             images[part] = self.images[rows[part]]
-            _let_go(self.images)
+            release_pages(self.images)
         return images
 
     def __reduce__(self) -> NoReturn:
@@ -167,7 +170,12 @@ def _read_file(path: Path, where: str) -> DataSet:
                 "Use a newer lsmix, or make the data set again with 'lsmix ingest'."
             )
         try:
-            class_names = msgspec.json.decode(_text(where, file, "class_names"), type=tuple[str, ...])
+            names = _map_array(path, where, file, "class_names", "|u1", 1)
+            if len(names) > MAX_NAMES_BYTES:
+                raise FormatError(
+                    f"{where!r} has {len(names)} bytes of class names; at most {MAX_NAMES_BYTES} are read."
+                )
+            class_names = msgspec.json.decode(names.tobytes(), type=tuple[str, ...])
         except msgspec.DecodeError as error:
             raise CorruptError(f"{where!r} is damaged: class_names is no JSON list of names ({error}).") from error
         data_set = DataSet(
@@ -217,7 +225,7 @@ def _own_link(where: str, parent: Any, name: str, kind: type) -> Any:
 def _read_split(path: Path, where: str, file: Any, name: str) -> SplitArrays:
     group = _own_link(where, file, name, h5py.Group)
     published_split = _text(where, group, "published_split")
-    images, labels, source_index = (_map_column(path, where, group, column) for column in COLUMNS)
+    images, labels, source_index = (_map_array(path, where, group, name, *COLUMNS[name]) for name in COLUMNS)
     if not len(images) == len(labels) == len(source_index):
         raise FormatError(
             f"split {name!r} of {where!r} has {len(images)} images, {len(labels)} labels and "
@@ -226,10 +234,9 @@ def _read_split(path: Path, where: str, file: Any, name: str) -> SplitArrays:
     return SplitArrays(images, labels, source_index, published_split)
 
 
-def _map_column(path: Path, where: str, group: Any, name: str) -> npt.NDArray[Any]:
-    """Memory-map one HDF5 dataset after refusing every way in which its bytes could lie elsewhere."""
+def _map_array(path: Path, where: str, group: Any, name: str, dtype: str, dimensions: int) -> npt.NDArray[Any]:
+    """Memory-map one HDF5 dataset after refusing every way in which its bytes could be stored elsewhere."""
     item = _own_link(where, group, name, h5py.Dataset)
-    dtype, dimensions = COLUMNS[name]
     wanted = h5py.h5t.STD_U8LE if dtype == "|u1" else h5py.h5t.STD_I64LE
     if not item.id.get_type().equal(wanted) or item.ndim != dimensions:
         raise FormatError(
@@ -258,7 +265,7 @@ def _map_column(path: Path, where: str, group: Any, name: str) -> npt.NDArray[An
     return plain
 
 
-def _let_go(array: npt.NDArray[Any]) -> None:
+def release_pages(array: npt.NDArray[Any]) -> None:
     """Let the kernel take back the pages of the map behind an array, if there is one."""
     owner: Any = array
     while isinstance(owner, np.ndarray):

@@ -1,7 +1,7 @@
 """Splitting a published data set and writing ``dataset.h5``. No test image gets into the training split."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.atomic import atomic_path
-from lsmix.data.dataset import BLOCK_BYTES, COLUMNS, FORMAT_VERSION, MAX_TEXT_BYTES
+from lsmix.data.dataset import BLOCK_BYTES, COLUMNS, FORMAT_VERSION, MAX_NAMES_BYTES, MAX_TEXT_BYTES, release_pages
 from lsmix.data.errors import (
     RecipeError,
     SourceError,
@@ -24,6 +24,9 @@ from lsmix.data.rng import stratified_sample
 __all__ = ["Rows", "plan_splits", "write_dataset"]
 
 
+Labels = npt.NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class Rows:
     """Which rows of which published split make up one of ours."""
@@ -32,65 +35,85 @@ class Rows:
     index: npt.NDArray[np.int64]  # (N,), ascending
 
 
-def plan_splits(published: PublishedData, *, heldout: int, test: int, limit: int | None, seed: int) -> dict[str, Rows]:
+def plan_splits(
+    labels: Mapping[str, Labels],
+    class_names: Sequence[str],
+    *,
+    heldout: int,
+    test: int,
+    limit: int | None,
+    seed: int,
+) -> dict[str, Rows]:
     """Choose the rows of each split; every choice keeps each class at its share.
 
     Args:
-        published: the data set as published.
-        heldout: images to keep back from train; 0 for none.
+        labels: of each published split.
+        class_names: by label.
+        heldout: held-out images. Of a published split, 0 means all; without one, so many are kept back from train.
         test: images of the test split. Of a published one, 0 means all; without one, they are taken from train.
         limit: published training images to use at all, before held-out and test ones are taken off; None for all.
         seed: of the choices.
 
     Raises:
-        RecipeError: the numbers don't add up, or would leave no train or no test image.
+        RecipeError: the numbers don't add up, would leave no train or no test image, or a class without one in train.
     """
-    rows = len(published.splits["train"])
-    published_test = len(published.splits["test"]) if "test" in published.splits else 0
-    carved_test = 0 if published_test else test
+    rows = len(labels["train"])
+    sizes = {name: len(split) for name, split in labels.items()}
     kept_count = rows if limit is None else limit
-    _check_counts(rows, published_test, heldout=heldout, test=test, kept=kept_count)
+    _check_counts(sizes, heldout=heldout, test=test, kept=kept_count)
 
-    kept = _choose(published, "train", np.arange(rows), kept_count, seed, "limit")
-    held = _choose(published, "train", kept, heldout, seed, "heldout")
-    rest = np.setdiff1d(kept, held, assume_unique=True)
-    if published_test:
-        chosen = _choose(published, "test", np.arange(published_test), test or published_test, seed, "test")
-        tested = Rows("test", chosen)
-    else:
-        tested = Rows("train", _choose(published, "train", rest, carved_test, seed, "test"))
-        rest = np.setdiff1d(rest, tested.index, assume_unique=True)
-    return {"train": Rows("train", rest), "heldout": Rows("train", held), "test": tested}
+    rest = _choose(labels["train"], np.arange(rows), kept_count, seed, "limit")
+    plan = {}
+    for name, wanted in (("heldout", heldout), ("test", test)):
+        if name in sizes:
+            plan[name] = Rows(name, _choose(labels[name], np.arange(sizes[name]), wanted or sizes[name], seed, name))
+        else:
+            plan[name] = Rows("train", _choose(labels["train"], rest, wanted, seed, name))
+            rest = np.setdiff1d(rest, plan[name].index, assume_unique=True)
+    plan = {"train": Rows("train", rest), **plan}
+    _check_classes(labels, class_names, plan)
+    return plan
 
 
-def _choose(
-    published: PublishedData, split: str, among: npt.NDArray[np.int64], count: int, seed: int, word: str
-) -> npt.NDArray[np.int64]:
+def _check_classes(labels: Mapping[str, Labels], class_names: Sequence[str], plan: Mapping[str, Rows]) -> None:
+    """Refuse a plan that leaves classes of any split without training images."""
+    used = {name: np.unique(labels[rows.published_split][rows.index]) for name, rows in plan.items()}
+    lost = sorted({class_names[label] for split in used.values() for label in np.setdiff1d(split, used["train"])})
+    if lost:
+        names = ", ".join(map(repr, lost[:20])) + (f" and {len(lost) - 20} more" if len(lost) > 20 else "")
+        raise RecipeError(
+            f"the split leaves {len(lost)} of {len(class_names)} classes without training images: {names}. "
+            "Lower data.test or data.heldout, raise data.limit, or add images of these classes."
+        )
+
+
+def _choose(labels: Labels, among: Labels, count: int, seed: int, word: str) -> npt.NDArray[np.int64]:
     if count == len(among):
         return among
-    chosen = stratified_sample(published.splits[split].labels[among], count, seed=seed, words=("split", word))
+    chosen = stratified_sample(labels[among], count, seed=seed, words=("split", word))
     return among[chosen]
 
 
-def _check_counts(rows: int, published_test: int, *, heldout: int, test: int, kept: int) -> None:
+def _check_counts(sizes: Mapping[str, int], *, heldout: int, test: int, kept: int) -> None:
+    rows = sizes["train"]
     if heldout < 0 or test < 0:
         raise RecipeError(
             f"heldout and test are numbers of images, at least 0; got heldout = {heldout}, test = {test}."
         )
     if not 1 <= kept <= rows:
         raise RecipeError(f"limit is {kept}, but there are {rows} published training images; choose 1 to {rows}.")
-    if published_test:
-        if test > published_test:
+    for name, wanted, word in (("heldout", heldout, "held-out"), ("test", test, "test")):
+        if wanted > sizes.get(name, wanted):
             raise RecipeError(
-                f"test is {test}, but there are {published_test} published test images; choose 1 to {published_test}, "
+                f"{name} is {wanted}, but there are {sizes[name]} published {word} images; choose 1 to {sizes[name]}, "
                 "or 0 for all."
             )
-        test = 0  # nothing is taken from train
-    elif test == 0:
+    if "test" not in sizes and test == 0:
         raise RecipeError(
             "this data set has no published test split and test is 0, which would leave no test images; "
             "say how many to take from train, for example test = 1000."
         )
+    heldout, test = (0 if name in sizes else wanted for name, wanted in (("heldout", heldout), ("test", test)))
     if kept - heldout - test < 1:
         raise RecipeError(
             f"{kept} training images − {heldout} held-out − {test} test = {kept - heldout - test} left for train; "
@@ -107,9 +130,10 @@ def write_dataset(
 
     Raises:
         RecipeError: the splits are impossible.
-        SourceError: the class names, or another text, are too long to be stored.
+        SourceError: the class names, the licence or the citation are too long to be stored.
     """
-    plan = plan_splits(published, heldout=heldout, test=test, limit=limit, seed=seed)
+    labels = {name: split.labels for name, split in published.splits.items()}
+    plan = plan_splits(labels, published.class_names, heldout=heldout, test=test, limit=limit, seed=seed)
     with atomic_path(path) as beside:
         _write_file(beside, published, plan)
     return {split: len(rows.index) for split, rows in plan.items()}
@@ -125,12 +149,16 @@ def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) 
                 write_rows(stream, places[f"{name}/images"], start, source.images[index])
                 write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
                 write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
+                release_pages(source.images)
 
 
 def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:
     """Write all but the rows, and return the places of the arrays."""
     file.attrs["format_version"] = np.int64(FORMAT_VERSION)
-    _write_text(file, "class_names", msgspec.json.encode(published.class_names).decode())
+    names = msgspec.json.encode(published.class_names)
+    if len(names) > MAX_NAMES_BYTES:
+        raise SourceError(f"the class names have {len(names)} bytes; at most {MAX_NAMES_BYTES} fit. Shorten them.")
+    file.create_dataset("class_names", data=np.frombuffer(names, np.uint8), track_times=False)
     _write_text(file, "licence", published.licence)
     _write_text(file, "citation", published.citation)
     places = {}
@@ -148,7 +176,5 @@ def _write_text(item: Any, name: str, text: str) -> None:
     # Of fixed length: HDF5 2.0.0 was seen to loop without end on a damaged heap, where texts of free length lie.
     content = text.encode()
     if len(content) > MAX_TEXT_BYTES:
-        raise SourceError(
-            f"the data set's {name} has {len(content)} bytes; at most {MAX_TEXT_BYTES} fit. Shorten the names."
-        )
+        raise SourceError(f"the data set's {name} has {len(content)} bytes; at most {MAX_TEXT_BYTES} fit. Shorten it.")
     item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))

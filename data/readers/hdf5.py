@@ -23,14 +23,14 @@ from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
 
 __all__ = ["HDF5"]
 
-# (images, labels) of train and of test, by the names in use.
+# (images, labels) of train, of test and of validation, by the names in use.
 _LAYOUTS = (
-    (("images", "labels"), None),
-    (("train_images", "train_labels"), ("test_images", "test_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test")),
-    (("train/images", "train/labels"), ("test/images", "test/labels")),
+    (("images", "labels"),),
+    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
+    (("train/images", "train/labels"), ("test/images", "test/labels"), ("val/images", "val/labels")),
 )
-_KEYS = sorted({name for train, test in _LAYOUTS for name in (*train, *(test or ()))})
+_KEYS = sorted({name for layout in _LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "

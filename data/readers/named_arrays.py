@@ -19,28 +19,31 @@ Names = tuple[str, str]  # of the images and of their labels
 
 
 def choose_names(
-    where: str, keys: Collection[str], layouts: Collection[tuple[Names, Names | None]], looks_for: str
+    where: str, keys: Collection[str], layouts: Collection[tuple[Names, ...]], looks_for: str
 ) -> dict[str, Names]:
-    """Return the names of each split's images and labels: "train", and "test" where there is one.
+    """Return the names of each split's images and labels: "train", and "heldout" and "test" where they are there.
+
+    Validation arrays are the held-out split beside test arrays, and the test split without them.
 
     Args:
         where: what to call the file in messages.
         keys: the names of its arrays.
-        layouts: names of train and of test, as they are in use.
+        layouts: names of train, of test and of validation, as they are in use.
         looks_for: the same, for messages.
 
     Raises:
-        SourceError: not exactly one layout fits, or half of a test split is there.
+        SourceError: not exactly one layout fits, or half of another split is there.
     """
-    found = [(train, test) for train, test in layouts if set(train) <= set(keys)]
+    found = [layout for layout in layouts if set(layout[0]) <= set(keys)]
     if len(found) != 1:
         raise SourceError(f"{where} must be exactly one of: {looks_for}. It holds {sorted(keys)[:20]}.")
-    train, test = found[0]
-    if not test or not set(test) & set(keys):
-        return {"train": train}
-    if not set(test) <= set(keys):
-        raise SourceError(f"{where} holds only one of {test[0]!r} and {test[1]!r}; add the other.")
-    return {"train": train, "test": test}
+    train, *others = found[0]
+    there = [names for names in others if set(names) & set(keys)]
+    for images, labels in there:
+        if not {images, labels} <= set(keys):
+            raise SourceError(f"{where} holds only one of {images!r} and {labels!r}; add the other.")
+    # The last one is the test split if it is alone, since others list test before validation.
+    return {"train": train, **dict(zip(("test", "heldout"), there, strict=False))}
 
 
 def number_classes(where: str, splits: Mapping[str, Split]) -> tuple[str, ...]:

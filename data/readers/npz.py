@@ -22,11 +22,11 @@ from lsmix.data.readers.zip_members import ZIP_ERRORS, check_packing
 
 __all__ = ["NPZ"]
 
-# (images, labels) of train and of test, by the names in use.
+# (images, labels) of train, of test and of validation, by the names in use.
 _LAYOUTS = (
-    (("images", "labels"), None),
-    (("train_images", "train_labels"), ("test_images", "test_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test")),
+    (("images", "labels"),),
+    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
 )
 _NAMES = "class_names"
 _LOOKS_FOR = (

@@ -10,12 +10,14 @@ from typing import Annotated, Final, Literal, cast
 import msgspec
 
 from lsmix.data.errors import MissingError, RecipeError, SourceError
-from lsmix.data.mixing import Registry
+from lsmix.data.mixing import Registry, import_object
+from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, check_file
+from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, SplitCheck, check_file
 
 __all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
 
+_IMAGE_LOADER = "lsmix.data.readers.images.load"  # which needs Pillow
 _DIGITS = "digits"  # the built-in data set, which has no path
 DATA_FORMATS: Final = Registry(
     "format",
@@ -28,14 +30,17 @@ DATA_FORMATS: Final = Registry(
         "cifar100-binary": "lsmix.data.readers.published.cifar:CIFAR100_BINARY",
         "svhn": "lsmix.data.readers.published.svhn:SVHN",
         "tiny-imagenet": "lsmix.data.readers.published.tiny_imagenet:TINY_IMAGENET",
+        "idx": "lsmix.data.readers.published.idx:IDX",
         "npz": "lsmix.data.readers.npz:NPZ",
         "hdf5": "lsmix.data.readers.hdf5:HDF5",
-        "image-folder": "lsmix.data.readers.image_folder:IMAGE_FOLDER",
+        "webdataset": "lsmix.data.readers.images.webdataset:WEBDATASET",
+        "parquet": "lsmix.data.readers.images.parquet:PARQUET",
+        "image-folder": "lsmix.data.readers.images.folder:IMAGE_FOLDER",
     },
 )
 
 
-class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a published data set lies, in which format, and which of its readings is wanted.
 
     Raises:
@@ -52,13 +57,28 @@ class SourceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def __post_init__(self) -> None:
         """Refuse a format or a download that is not known."""
+        super().__post_init__()
         if self.format != "auto":
             DATA_FORMATS.check(self.format)
         check_download(self.download)
 
 
-def read_source(config: SourceConfig) -> PublishedData:
+def read_source(
+    config: SourceConfig,
+    progress: Progress | None = None,
+    *,
+    label: str = "",
+    folder: Path | None = None,
+    check: SplitCheck | None = None,
+) -> PublishedData:
     """Read the data set that ``config`` names.
+
+    Args:
+        config: the data set.
+        progress: optional progress reporter, which counts image files.
+        label: what the work is called there.
+        folder: where a temporary file with the decoded images may be; None for the system's folder.
+        check: called with the labels of each split and the class names before image files are decoded.
 
     Raises:
         RecipeError: the configuration names a path where there is none to name, or none where there must be one.
@@ -69,7 +89,21 @@ def read_source(config: SourceConfig) -> PublishedData:
         >>> len(read_source(SourceConfig(format="digits")).splits["test"])
         297
     """
-    return _resolve(config).read(_path(config))
+    kind, path = _resolve(config), _path(config)
+    if kind.read:
+        published = kind.read(path)
+        if config.target:
+            resize_arrays = import_object(f"{_IMAGE_LOADER}:resize_arrays", "data.size")
+            return cast(PublishedData, resize_arrays(published, config))
+        return published
+    if not kind.images:
+        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
+    load_images = import_object(f"{_IMAGE_LOADER}:load_images", "image files")
+    with kind.images(path, config) as listing:
+        return cast(
+            PublishedData,
+            load_images(listing, config, progress or NullProgress(), label=label, folder=folder, check=check),
+        )
 
 
 def source_files(config: SourceConfig) -> list[Path]:
@@ -78,10 +112,7 @@ def source_files(config: SourceConfig) -> list[Path]:
     Raises:
         RecipeError, MissingError, SourceError: as ``read_source``.
     """
-    files = _resolve(config).files(_path(config))
-    for file in files:
-        check_file(file)
-    return files
+    return _resolve(config).files(_path(config))
 
 
 def source_version(config: SourceConfig) -> str:
@@ -164,7 +195,8 @@ def _detect(config: SourceConfig) -> SourceFormat:
     if config.format != "auto":
         return _format(config.format)
     formats = _formats()
-    fitting = [kind for kind in formats if kind.recognise(path)]
+    special = [kind for kind in formats if not kind.general and kind.recognise(path)]
+    fitting = special or [kind for kind in formats if kind.general and kind.recognise(path)]
     if len(fitting) == 1:
         return fitting[0]
     if fitting:

@@ -1,22 +1,47 @@
-"""What every reader of a published data set hands over: images, labels, class names, and how a format is described.
+"""What every reader of a data set returns: images, labels, class names, what was left out, and how a format is described.
 
-These types check themselves when they are made, so nothing after a reader asks again whether an image is
-uint8 or a label has a class.
+Readers of arrays return ``PublishedData``; readers of image files list them in an ``ImageListing``, from which
+``images.load`` decodes them. These types check themselves when they are made.
 """
 
+import re
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
 
-__all__ = ["PublishedData", "SourceFormat", "Split", "check_file"]
+__all__ = [
+    "ImageConfig",
+    "ImageEntry",
+    "ImageError",
+    "ImageListing",
+    "LeftOut",
+    "PublishedData",
+    "SourceFormat",
+    "SourceReport",
+    "Split",
+    "SplitCheck",
+    "check_file",
+]
 
-_SPLIT_NAMES = ("train", "test")
+_SPLIT_NAMES = ("train", "heldout", "test")
+_MOST_SIDE = 4096  # pixels of a side that images are brought to
+_Side = Annotated[int, msgspec.Meta(ge=1, le=_MOST_SIDE)]
+# No tuple[_Side, _Side]: beside a constrained int, msgspec 0.22 crashes on it in garbage collection.
+_Size = (
+    Annotated[int, msgspec.Meta(ge=0, le=_MOST_SIDE)]
+    | Annotated[tuple[_Side, ...], msgspec.Meta(min_length=2, max_length=2)]
+)
+SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], object]  # of labels by split, class names
+_EXAMPLES = 3  # names given for each reason why files were left out
 _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
 _HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
 _HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
@@ -88,14 +113,17 @@ class PublishedData:
         SourceError: "train" is not there, image shapes differ, or a label has no class.
     """
 
-    splits: Mapping[str, Split]  # "train" always, "test" where one was published
+    splits: Mapping[str, Split]  # "train" always, "heldout" and "test" where they were published
     class_names: tuple[str, ...]  # by label
     licence: str = ""  # as published; "" where it is unknown
     citation: str = ""  # whom to cite; "" where it is unknown
+    report: "SourceReport | None" = None  # of image files: what was found, used and left out
 
     def __post_init__(self) -> None:
         if "train" not in self.splits or not set(self.splits) <= set(_SPLIT_NAMES):
-            raise SourceError(f"a data set has the split 'train' and perhaps 'test'; got {sorted(self.splits)}.")
+            raise SourceError(
+                f"a data set has the split 'train' and perhaps 'heldout' and 'test'; got {sorted(self.splits)}."
+            )
         for label, class_name in enumerate(self.class_names):
             try:
                 class_name.encode()
@@ -118,15 +146,127 @@ class PublishedData:
                 )
 
 
+class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How image files become rows of one size, and which labels they get."""
+
+    size: _Size = 0  # pixels of a side, or (height, width), up to 4096; 0 keeps the size of the images
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # to the size: cut the centre, add margins, or change proportions
+    background: str = "white"  # behind transparent pixels and in margins: white, black or #rrggbb
+    on_error: Literal["stop", "skip"] = "stop"  # what unreadable images do
+    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # a table of the labels, relative to the path
+    file_column: str = "file_name"  # of that table
+    label_column: str = "label"  # of that table
+
+    def __post_init__(self) -> None:
+        """Refuse a size out of range, and a background that is no colour."""
+        sides = self.size if isinstance(self.size, tuple) else (self.size or 1,)
+        if not all(1 <= side <= _MOST_SIDE for side in sides):
+            raise ValueError(f"size is a number of pixels, 1 to {_MOST_SIDE}, or [height, width]; got {self.size}")
+        if not re.fullmatch("white|black|#[0-9a-fA-F]{6}", self.background):
+            raise ValueError(f"background is white, black or a colour such as #ff8000; got {self.background!r}")
+
+    @property
+    def target(self) -> tuple[int, int] | None:
+        """(height, width) that all images are brought to; None to keep their own."""
+        if isinstance(self.size, int):
+            return (self.size, self.size) if self.size else None
+        height, width = self.size
+        return height, width
+
+
+class LeftOut(msgspec.Struct, kw_only=True):
+    """Files that are not used, for one reason."""
+
+    reason: str
+    files: int = 0
+    examples: list[str] = []  # the first three names
+
+    def add(self, name: str) -> None:
+        """Count one more."""
+        self.files += 1
+        if self.files <= _EXAMPLES:
+            self.examples.append(name)
+
+
+class SourceReport(msgspec.Struct, kw_only=True):
+    """What became of every file that was found."""
+
+    found: int  # files, images or not, but for tables of labels
+    used: dict[str, int] = {}  # images by published split
+    splits: dict[str, str] = {}  # what each split of the source is used for
+    left_out: list[LeftOut] = []
+    notes: list[str] = []  # what was done to images, such as that only first frames are used
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Count a file that is not used."""
+        for known in self.left_out:
+            if known.reason == reason:
+                return known.add(name)
+        self.left_out.append(LeftOut(reason=reason))
+        return self.left_out[-1].add(name)
+
+    def lines(self, chosen: int | None = None) -> list[str]:
+        """Return the report for people, a line each; ``chosen`` is how many images the recipe's numbers left."""
+        used = sum(self.used.values())
+        lines = [f"{self.found:,} files found, {used:,} images read"]
+        lines += [f"{name!r} is used as {split!r}" for name, split in self.splits.items() if name != split]
+        if chosen is not None and chosen < used:
+            lines.append(f"not chosen (data.limit, data.heldout, data.test): {used - chosen:,} images")
+        for group in self.left_out:
+            more = ", …" if group.files > len(group.examples) else ""
+            lines.append(f"left out: {group.files:,}, {group.reason} ({', '.join(group.examples)}{more})")
+        return lines
+
+    @property
+    def skipped(self) -> int:
+        """Number of files that are not used."""
+        return sum(group.files for group in self.left_out)
+
+
+class ImageError(SourceError):
+    """An image cannot be used; the message is ``name reason. advice``."""
+
+    def __init__(self, reason: str, advice: str = "Repair or remove it.", name: str = "") -> None:
+        super().__init__(f"{name} {reason}. {advice}".strip())
+        self.reason = reason
+        self.advice = advice
+
+
+class ImageEntry(NamedTuple):
+    """One image of a listing."""
+
+    split: str  # "train", "heldout" or "test"
+    label: int  # of its class
+    name: str  # by which the listing reads it
+
+
+@dataclass(frozen=True, eq=False, slots=True, kw_only=True)
+class ImageListing:
+    """The images of a data set, split by split in their published order, and how to read each."""
+
+    entries: Sequence[ImageEntry]
+    class_names: tuple[str, ...]  # by label
+    read: Callable[[str], bytes]  # content of the image of a name, from any thread; SourceError or OSError
+    label: Callable[[str], str]  # what to call it in messages
+    report: SourceReport
+    licence: str = ""
+    citation: str = ""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SourceFormat:
-    """One format that data sets are published in: how to know it, which files count, how to read it."""
+    """One format that data sets are published in: how to know it, which files count, how to read it.
+
+    A format of arrays has ``read``, a format of image files has ``images``.
+    """
 
     name: str  # as in a recipe: format = "..."
     looks_for: str  # what makes a path one of these, for messages
     recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
     files: Callable[[Path], list[Path]]  # the files whose content counts
-    read: Callable[[Path], PublishedData]
+    read: Callable[[Path], PublishedData] | None = None
+    images: Callable[[Path, ImageConfig], AbstractContextManager[ImageListing]] | None = None
+    general: bool = False  # whether other formats that fit a path, too, are preferred
     variants: Mapping[str, "SourceFormat"] = field(
         default_factory=dict
     )  # other readings, by what asks: "coarse", "extra"

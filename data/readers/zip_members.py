@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import ImageError
 
 __all__ = ["ZIP_ERRORS", "ZipMembers", "check_packing"]
 
@@ -74,7 +75,9 @@ class ZipMembers:
         member = self._members[name]
         check_packing(member, self.label(name))
         if member.file_size > max_bytes:
-            raise SourceError(f"{self.label(name)} has {member.file_size} bytes; at most {max_bytes} are read.")
+            raise ImageError(
+                f"has more than {max_bytes} bytes, as no image of a data set has", "Remove it.", self.label(name)
+            )
         try:
             # By its size: read to the end, zipfile would unpack all that is packed before it compares the sizes.
             with self._archive.open(member) as file:

@@ -105,6 +105,8 @@ class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
     test: _Images = 0  # images in the test split; 0 keeps all of a published one
     seed: Seed = 0  # of the choice of rows
+    licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; "" takes the published one, if there is any
+    citation: Annotated[str, Meta(max_length=8000)] = ""  # whom to cite for them; "" takes the published one
 
 
 class RowText(msgspec.Struct, frozen=True, kw_only=True):

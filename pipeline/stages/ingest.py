@@ -3,13 +3,19 @@
 Later stages that make pools read the train split alone, so no test image can get into one.
 """
 
-from pathlib import Path
+import math
+import os
+from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
 
 from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
 from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
-from lsmix.data.readers.published_sets import files_to_fetch
+from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
 from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
 
 
+_SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
 
@@ -45,22 +52,38 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
 
 
 def run(task: StageTask) -> StageResult:
-    """Read the source and write the data set."""
+    """Read the source, write the data set, and print what became of every file."""
     from lsmix.data.dataset import open_dataset
-    from lsmix.data.readers.dataset_writer import write_dataset
+    from lsmix.data.readers.dataset_writer import plan_splits, write_dataset
 
     config: DataConfig = task.config
     task.progress.info(f"{task.label}: reading the data set")
+    numbers: dict[str, Any] = {
+        "heldout": config.heldout,
+        "test": config.test,
+        "limit": config.limit or None,
+        "seed": config.seed,
+    }
+    check = partial(plan_splits, **numbers)
+    published = read_source(config, task.progress, label=task.label, folder=task.work, check=check)
+    own = {name: text for name in ("licence", "citation") if (text := getattr(config, name))}
+    published = replace(published, **own)
     path = task.folder / DATASET_FILE
-    write_dataset(
-        path,
-        read_source(config),
-        heldout=config.heldout,
-        test=config.test,
-        limit=config.limit or None,
-        seed=config.seed,
-    )
-    counts = dataset_counts(open_dataset(path))
+    split = write_dataset(path, published, **numbers)
+    dataset = open_dataset(path)
+    counts = dataset_counts(dataset)
+    images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
+    counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
+    if report := published.report:
+        words = ", ".join(f"{split[name]:,} {word}" for name, word in _SPLIT_WORDS.items())
+        task.progress.info(f"{task.label}: {words} images in {counts['classes']:,} classes")
+        for line in report.lines(chosen=sum(split.values())):
+            task.progress.info(f"  {line}")
+        if report.skipped:
+            task.progress.warning(f"{task.label}: {report.skipped:,} of {report.found:,} files are not used")
+        for note in report.notes:
+            task.progress.warning(f"{task.label}: {note}")
+        counts["source"] = msgspec.to_builtins(report)
     return StageResult(payload=frozenset({DATASET_FILE}), counts=counts)
 
 
@@ -77,23 +100,30 @@ def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
     """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
-    path = Path(config.path)
-    if not config.path or not path.exists():
+    if not config.path or not os.path.exists(config.path):  # noqa: PTH110  # a path may be anything here
         return Cost(bytes=0)
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return Cost(bytes=sum(_unpacked_ratio(file) * file.stat().st_size for file in files))
+    if os.path.isfile(config.path):  # noqa: PTH113
+        return Cost(bytes=_unpacked_bytes(config.path, config))
+    files = (os.path.join(folder, name) for folder, _, names in os.walk(config.path) for name in names)  # noqa: PTH118
+    return Cost(bytes=sum(_unpacked_bytes(file, config) for file in files))
 
 
-def _unpacked_ratio(file: Path) -> int:
-    return _JPEG_RATIO if file.suffix.lower() in (".jpeg", ".jpg", ".zip") else 2
+def _unpacked_bytes(file: str, config: DataConfig) -> int:
+    packed = file.lower().endswith((".jpeg", ".jpg", ".jfif", ".zip"))
+    if config.target and not file.endswith(ARCHIVE_ENDINGS):
+        return 2 * 3 * math.prod(config.target)  # once in the temporary file
+    try:
+        return (_JPEG_RATIO if packed else 2) * os.stat(file).st_size  # noqa: PTH116  # Path is slow for many files
+    except OSError:  # a link to a missing file
+        return 0
 
 
 INGEST = Stage(
     name="ingest",
-    version=1,
+    version=2,
     run=run,
     estimate=_estimate,
-    not_in_key=LOCATION_FIELDS,  # contents count, not where they lie or how they came
+    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # contents count, not where they are or how they came
     uses_torch=False,
     reads_source=True,
 )

@@ -5,9 +5,12 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
+
 from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.readers.source_images import SourceReport
 from lsmix.data.sharing.transfer import folder_name
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.results import SHEET_FILE
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Drawn", "artifact_facts", "draw_artifact", "write_image"]
 
+_CLASSES = 30  # named in the facts of a data set
 _ROWS = 8  # of a grid by default
 _MAX_ROWS = 64  # a higher picture cannot be opened by most programs
 
@@ -52,7 +56,7 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
         "device": manifest.environment.get("device", "none"),
         "inputs": ", ".join(f"{record.role} {record.key or record.root[:12]}" for record in manifest.inputs),
     }
-    facts |= {name: _short(value) for name, value in manifest.counts.items()}
+    facts |= {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
     facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}
     return facts
 
@@ -61,6 +65,25 @@ def _short(value: Any) -> Any:
     if isinstance(value, list) and len(value) > 8:
         return f"[{', '.join(map(str, value[:8]))}, … {len(value):,} in total]"
     return value
+
+
+def _class_text(numbers: Any) -> Any:
+    """Return the classes of a data set with their numbers of training images, as far as they fit."""
+    if not isinstance(numbers, dict):
+        return numbers
+    more = [f"… {len(numbers)} in all"] if len(numbers) > _CLASSES else []
+    return ", ".join([*(f"{name} {number}" for name, number in list(numbers.items())[:_CLASSES]), *more])
+
+
+def _source_text(source: Any) -> Any:
+    """Return what became of the files of a data set; what is no such report is returned as it is."""
+    try:
+        return "; ".join(msgspec.convert(source, SourceReport).lines())
+    except msgspec.ValidationError:
+        return source
+
+
+_COUNT_TEXTS = {"class_images": _class_text, "source": _source_text}
 
 
 def draw_artifact(

@@ -18,6 +18,7 @@ import msgspec
 from lsmix.data.artifact import InputRecord
 from lsmix.data.atomic import DECODE_ERRORS, sha256_file, write_atomic
 from lsmix.data.errors import MissingError, SourceError
+from lsmix.data.readers.source_images import check_file
 
 __all__ = ["KEY_DIGITS", "SourceDigests", "artifact_key", "canonical_json", "is_key", "key_fields"]
 
@@ -46,6 +47,9 @@ def is_key(text: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", text) is not None
 
 
+_is_sha256 = re.compile("[0-9a-f]{64}").fullmatch
+
+
 class SourceDigests:
     """Checksums of source files, taken once and remembered by path, size, time of change and inode.
 
@@ -56,6 +60,7 @@ class SourceDigests:
     def __init__(self, memory: Path) -> None:
         self._memory = memory
         self._known: dict[str, list[Any]] = {}
+        self._changed = False
         if memory.is_file():
             try:
                 self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
@@ -71,31 +76,38 @@ class SourceDigests:
             MissingError: a file is not there.
             SourceError: a file is a folder, or its name is no text.
         """
+        self._changed = False
+        folders: dict[str, tuple[str, str]] = {}  # relative and real path of each, taken once, since that is slow
+        lines = []
         for file in files:
+            folder, slash, name = os.fspath(file).rpartition("/")
+            if folder not in folders:
+                relative = os.path.relpath(folder + slash or ".", root)
+                folders[folder] = ("" if relative == "." else f"{relative}/", f"{os.path.realpath(folder + slash)}/")
+            relative, real = (before + name for before in folders[folder])
             try:
-                str(file.absolute()).encode()
+                real.encode()
             except UnicodeEncodeError as error:
                 raise SourceError(
                     f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it."
                 ) from error
-        known_before = dict(self._known)
-        lines = [[os.path.relpath(file, root), self._file_digest(file)] for file in files]
-        if remember and self._known != known_before:
+            lines.append([relative, self._file_digest(file, real)])
+        if remember and self._changed:
             # It only saves time, and nothing is lost on a disk that cannot be written.
             with contextlib.suppress(OSError):
                 write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
-    def _file_digest(self, file: Path) -> str:
+    def _file_digest(self, file: Path, name: str) -> str:
         try:
-            facts = file.stat()
+            facts = os.stat(name)  # noqa: PTH116  # of tens of thousands of files, Path would take most of the time
         except FileNotFoundError as error:
             raise MissingError(f"no file {str(file)!r}: it is part of the source. Check 'data.path'.") from error
         stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-        name = str(file.resolve())
         remembered = self._known.get(name)
-        if remembered and remembered[1:] == stamp and re.fullmatch("[0-9a-f]{64}", str(remembered[0])):
+        if remembered and remembered[1:] == stamp and _is_sha256(str(remembered[0])):
             return str(remembered[0])
+        check_file(file)
         try:
             digest = sha256_file(file)
         except IsADirectoryError as error:
@@ -103,4 +115,5 @@ class SourceDigests:
                 f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
             ) from error
         self._known[name] = [digest, *stamp]
+        self._changed = True
         return digest

@@ -11,6 +11,7 @@ import pickle
 import shutil
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -35,15 +36,16 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.readers.dataset_writer import write_dataset
-from lsmix.data.readers.decode import ImageDecoder
 from lsmix.data.readers.hdf5 import HDF5
-from lsmix.data.readers.image_folder import IMAGE_FOLDER
+from lsmix.data.readers.images.folder import IMAGE_FOLDER
+from lsmix.data.readers.images.pixels import decode_image
 from lsmix.data.readers.npz import NPZ
 from lsmix.data.readers.published.cifar import CIFAR10_BINARY, CIFAR10_PYTHON
 from lsmix.data.readers.published.svhn import SVHN
 from lsmix.data.readers.published.tiny_imagenet import TINY_IMAGENET
 from lsmix.data.readers.published.unpickler import load_batch
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.registry import SourceConfig, read_source
+from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, Split
 from lsmix.data.table import LocalFiles
 from lsmix.data.table_reader import TableReader, open_table
 
@@ -91,7 +93,7 @@ def _source(kind: SourceFormat, name: str) -> Callable[[bytes, Path], None]:
         path = _put(folder, name, content)
         kind.recognise(path)
         kind.files(path)
-        _check_published(kind.read(path), folder)
+        _check_published(read_source(SourceConfig(path=str(path), format=kind.name)), folder)
 
     return read
 
@@ -139,7 +141,7 @@ def _cifar_files() -> dict[str, bytes]:
 def _read_cifar_batch(content: bytes, folder: Path) -> None:
     for name, whole in _cifar_files().items():
         _put(folder, f"cifar-10-batches-py/{name}", content if name == "data_batch_2" else whole)
-    _check_published(CIFAR10_PYTHON.read(folder), folder)
+    _check_published(read_source(SourceConfig(path=str(folder), format=CIFAR10_PYTHON.name)), folder)
 
 
 def _tar() -> list[bytes]:
@@ -162,7 +164,7 @@ def _read_cifar_binary(content: bytes, folder: Path) -> None:
     for name in [*(f"{batch}.bin" for batch in _BATCHES), "batches.meta.txt"]:
         text = b"\n".join(b"abcdefghij"[at : at + 1] for at in range(10))
         _put(folder, f"cifar-10-batches-bin/{name}", text if name.endswith(".txt") else content)
-    _check_published(CIFAR10_BINARY.read(folder), folder)
+    _check_published(read_source(SourceConfig(path=str(folder), format=CIFAR10_BINARY.name)), folder)
 
 
 # Other published files.
@@ -176,7 +178,7 @@ def _mats() -> list[bytes]:
 def _read_svhn(content: bytes, folder: Path) -> None:
     for name in ("train_32x32.mat", "test_32x32.mat"):
         _put(folder, f"svhn/{name}", content)
-    _check_published(SVHN.read(folder / "svhn"), folder)
+    _check_published(read_source(SourceConfig(path=str(folder / "svhn"), format=SVHN.name)), folder)
 
 
 def _arrays() -> dict[str, np.ndarray]:
@@ -227,12 +229,14 @@ def _picture(ending: str, mode: str = "RGB", **options: object) -> bytes:
 
 
 def _pictures() -> list[bytes]:
-    kinds = [("PNG", "RGB"), ("PNG", "P"), ("PNG", "L"), ("PNG", "1"), ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("BMP", "RGB"), ("GIF", "P"), ("PPM", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGBA")]  # fmt: skip
+    kinds = [("PNG", "RGB"), ("PNG", "P"), ("PNG", "LA"), ("PNG", "I;16"), ("AVIF", "RGB"), ("PNG", "L"), ("PNG", "1"), ("JPEG", "RGB"), ("JPEG", "L"), ("JPEG", "CMYK"), ("BMP", "RGB"), ("GIF", "P"), ("PPM", "RGB"), ("TIFF", "RGB"), ("WEBP", "RGBA")]  # fmt: skip
     return [*(_picture(*kind) for kind in kinds), _picture("TIFF", compression="tiff_lzw")]
 
 
 def _read_picture(content: bytes, folder: Path) -> None:
-    pixels = ImageDecoder().decode(content, "a picture")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pixels = decode_image(content, ImageConfig(size=6, fit="pad")).pixels
     assert pixels.dtype == np.uint8
     assert pixels.ndim == 2 or pixels.shape[2:] == (3,)
 
@@ -242,7 +246,7 @@ def _read_image_folder(content: bytes, folder: Path) -> None:
         _put(folder, f"images/a/{number}.png", _picture("PNG"))
     _put(folder, "images/b/0.png", content)
     assert IMAGE_FOLDER.recognise(folder / "images")
-    _check_published(IMAGE_FOLDER.read(folder / "images"), folder)
+    _check_published(read_source(SourceConfig(path=str(folder / "images"), format="image-folder", size=8)), folder)
 
 
 def _zips() -> list[bytes]:

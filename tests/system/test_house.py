@@ -19,6 +19,7 @@ ROOT_MODULES = {"__init__", "__main__", "cli"}
 LAYERS = (
     "data",
     "data.readers",
+    "data.readers.images",
     "data.readers.published",
     "data.loaders",
     "data.sharing",

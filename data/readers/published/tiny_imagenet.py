@@ -2,7 +2,7 @@
 
 The labelled ``val/`` is the test split; ``test/`` has no labels and is never read. Classes are those of
 ``wnids.txt``, in its order, that have a folder in ``train/``. Each is called by its first word in ``words.txt``, with its
-WNID behind it where two would be called the same. Every listed image counts or is named in an error; grey ones become RGB.
+WNID behind it where two would be called the same. Grey images become RGB.
 """
 
 import zipfile
@@ -11,15 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.decode import IMAGE_ENDINGS, ImageDecoder
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_file
-from lsmix.data.readers.zip_members import ZIP_ERRORS, ZipMembers
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.trees import FileTree, Subtree, open_tree
+from lsmix.data.readers.source_images import ImageConfig, ImageEntry, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.zip_members import ZIP_ERRORS
 
 __all__ = ["TINY_IMAGENET"]
 
@@ -28,57 +25,6 @@ _WNIDS, _WORDS, _ANNOTATIONS = "wnids.txt", "words.txt", "val/val_annotations.tx
 _TEXTS = (_WNIDS, _WORDS, _ANNOTATIONS)
 _MAX_TEXT_BYTES = 16 << 20  # words.txt, the largest, has 2.6 MB
 _MAX_IMAGE_BYTES = 1 << 20  # of a file; a JPEG of 64×64 pixels has some 2 kB
-
-
-class _Tree(Protocol):
-    """Files below ``tiny-imagenet-200``, wherever they lie, by their names with slashes."""
-
-    def names(self) -> list[str]: ...
-
-    def read(self, name: str, max_bytes: int) -> bytes: ...
-
-    def label(self, name: str) -> str: ...
-
-
-class _Folder:
-    """The files of an unpacked data set that may count."""
-
-    def __init__(self, base: Path) -> None:
-        self._base = base
-
-    def names(self) -> list[str]:
-        texts = [self._base / name for name in _TEXTS]
-        # Pipes and links to nothing count, so that they are refused by name.
-        images = [*self._base.glob("train/*/images/*"), *self._base.glob("val/images/*")]
-        files = [file for file in texts if file.is_file()] + [file for file in images if not file.is_dir()]
-        return [file.relative_to(self._base).as_posix() for file in files]
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        file = self._base / name
-        check_file(file)
-        if file.stat().st_size > max_bytes:
-            raise SourceError(f"{self.label(name)} has {file.stat().st_size} bytes; at most {max_bytes} are read.")
-        return file.read_bytes()
-
-    def label(self, name: str) -> str:
-        return repr(str(self._base / name))
-
-
-class _Zip:
-    """The files of the archive, without the folder that all of them lie in."""
-
-    def __init__(self, members: ZipMembers) -> None:
-        self._members = members
-
-    def names(self) -> list[str]:
-        start = f"{_FOLDER}/"
-        return [name.removeprefix(start) for name in self._members.names() if name.startswith(start)]
-
-    def read(self, name: str, max_bytes: int) -> bytes:
-        return self._members.read(f"{_FOLDER}/{name}", max_bytes)
-
-    def label(self, name: str) -> str:
-        return self._members.label(f"{_FOLDER}/{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,52 +56,44 @@ def _recognise(path: Path) -> bool:
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    listed = _list(_Folder(_base(path)), repr(str(path)))
+    with _open(path) as tree:
+        listed = _list(tree, repr(str(path)))
     return [_base(path) / name for name in (*_TEXTS, *(name for name, _ in (*listed.train, *listed.test)))]
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[_Tree]:
-    if path.is_dir():
-        yield _Folder(_base(path))
-        return
-    with ZipMembers(path) as members:
-        yield _Zip(members)
+def _open(path: Path) -> Iterator[FileTree]:
+    with open_tree(_base(path)) as tree:
+        yield Subtree(tree, _FOLDER) if path.is_file() else tree
 
 
-def _read(path: Path) -> PublishedData:
+@contextmanager
+def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     with _open(path) as tree:
         listed = _list(tree, repr(str(path)))
-        decoder = ImageDecoder()
-        splits = {
-            "train": _read_images(tree, decoder, listed.train),
-            "test": _read_images(tree, decoder, listed.test),
-        }
-    return PublishedData(
-        splits=splits,
-        class_names=listed.class_names,
-        licence="terms of ImageNet: for non-commercial research and education only",
-        citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, of which "
-        "TinyImageNet-200 (Stanford CS231n) is a subset",
-    )
-
-
-def _read_images(tree: _Tree, decoder: ImageDecoder, listed: Sequence[tuple[str, int]]) -> Split:
-    images: npt.NDArray[np.uint8] | None = None
-    for row, (name, _) in enumerate(listed):
-        image = decoder.decode(tree.read(name, _MAX_IMAGE_BYTES), tree.label(name))
-        if images is None:
-            images = np.empty((len(listed), *image.shape[:2], 3), np.uint8)
-        images[row] = image[..., None] if image.ndim == 2 else image
-    if images is None:
-        raise SourceError(f"{tree.label(_ANNOTATIONS)} names no images. Fetch the data set again.")
-    return Split(images, np.array([label for _, label in listed], np.int64))
+        used = {name for name, _ in (*listed.train, *listed.test)}
+        files = [name for name in tree.names() if not name.endswith("/")]
+        report = SourceReport(found=len(files))
+        for name in files:
+            if name not in used:
+                report.leave_out("without a label" if _is_image(name) else "not an image", name)
+        splits = (("train", listed.train), ("test", listed.test))
+        yield ImageListing(
+            entries=[ImageEntry(split, label, name) for split, rows in splits for name, label in rows],
+            class_names=listed.class_names,
+            read=lambda name: tree.read(name, _MAX_IMAGE_BYTES),
+            label=tree.label,
+            report=report,
+            licence="terms of ImageNet: for non-commercial research and education only",
+            citation="O. Russakovsky et al., ImageNet Large Scale Visual Recognition Challenge, 2015, of which "
+            "TinyImageNet-200 (Stanford CS231n) is a subset",
+        )
 
 
 # Which images there are, and of which class.
 
 
-def _list(tree: _Tree, where: str) -> _Listed:
+def _list(tree: FileTree, where: str) -> _Listed:
     names = tree.names()
     there = set(names)
     missing = [name for name in _TEXTS if name not in there]
@@ -185,7 +123,7 @@ def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
     return by_class
 
 
-def _list_val(tree: _Tree, order: Sequence[str], there: set[str]) -> list[tuple[str, int]]:
+def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[tuple[str, int]]:
     """Return the images of val/ in the order in which its annotations name them."""
     labels = {wnid: label for label, wnid in enumerate(order)}
     listed: dict[str, int] = {}
@@ -206,14 +144,14 @@ def _list_val(tree: _Tree, order: Sequence[str], there: set[str]) -> list[tuple[
     return list(listed.items())
 
 
-def _class_names(tree: _Tree, order: Sequence[str]) -> tuple[str, ...]:
+def _class_names(tree: FileTree, order: Sequence[str]) -> tuple[str, ...]:
     words = dict(line.split("\t", 1) for line in _lines(tree, _WORDS) if "\t" in line)
     first = {wnid: words.get(wnid, wnid).split(",")[0].strip() for wnid in order}
     count = Counter(first.values())
     return tuple(name if count[name] == 1 else f"{name} ({wnid})" for wnid, name in first.items())
 
 
-def _lines(tree: _Tree, name: str) -> list[str]:
+def _lines(tree: FileTree, name: str) -> list[str]:
     text = tree.read(name, _MAX_TEXT_BYTES).decode("utf-8", "replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
@@ -228,5 +166,5 @@ TINY_IMAGENET = SourceFormat(
     looks_for=f"{_WNIDS!r} and train/…/images in the folder or in its {_FOLDER!r}, or their zip",
     recognise=_recognise,
     files=_files,
-    read=_read,
+    images=_images,
 )

@@ -1,0 +1,244 @@
+"""Decoding the images of a listing in a pool of threads, row by row onto the disk, so that memory stays small.
+
+Pillow releases Python's lock while it decodes and resizes. Rows go to an unnamed temporary file, from which
+``dataset_writer`` copies the chosen ones.
+"""
+
+import os
+import tempfile
+import threading
+import warnings
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from PIL import Image
+
+from lsmix.data.errors import SourceError
+from lsmix.data.progress import ROUND_SECONDS, Progress, stop_point
+from lsmix.data.readers.images.pixels import Picture, decode_image, resize_pixels
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageEntry,
+    ImageError,
+    ImageListing,
+    PublishedData,
+    Split,
+    SplitCheck,
+)
+
+__all__ = ["load_images", "resize_arrays"]
+
+_CHUNK_IMAGES = 32  # decoded by one task of a thread
+_CHUNK_BYTES = 1 << 20  # of pixels in it, about
+_MOST_THREADS = 32
+_NAMED = 20  # unreadable images named in an error
+_SIZES = 5  # sizes named in an error
+_COMMON_SIDES = (64, 32, 16, 8)  # suggested sizes
+
+_Decoded = Picture | ImageError
+
+
+def load_images(
+    listing: ImageListing,
+    config: ImageConfig,
+    progress: Progress,
+    *,
+    label: str = "",
+    folder: Path | None = None,
+    check: SplitCheck | None = None,
+) -> PublishedData:
+    """Decode all images of a listing.
+
+    Args:
+        listing: the images.
+        config: size and background, and whether unreadable images are left out.
+        progress: is told of each image.
+        label: what the work is called there.
+        folder: where to put the temporary file; None for the system's folder.
+        check: called with the labels of each split and the class names before the first image is decoded.
+
+    Raises:
+        SourceError: images are unreadable and ``config.on_error`` is "stop", or have several sizes.
+    """
+    if check:
+        splits = dict.fromkeys(entry.split for entry in listing.entries)
+        labels = {
+            name: np.array([row.label for row in listing.entries if row.split == name], np.int64) for name in splits
+        }
+        check(labels, listing.class_names)
+    with tempfile.TemporaryFile(dir=folder) as file, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        rows = _Rows(file, listing, config)
+        progress.start(label, len(listing.entries), "image")
+        for entry, decoded in _decode_all(listing, config, rows):
+            rows.add(entry, decoded)
+            progress.advance()
+        progress.finish()
+        return rows.published()
+
+
+def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedData:
+    """Bring a data set that was read as arrays to ``config.target``."""
+    splits = {
+        name: Split(resize_pixels(split.images, config), split.labels) for name, split in published.splits.items()
+    }
+    return replace(published, splits=splits)
+
+
+def _decode_all(listing: ImageListing, config: ImageConfig, rows: "_Rows") -> Iterator[tuple[ImageEntry, _Decoded]]:
+    """Yield every entry with what it decodes to, in order; a stop ends the threads after their current image."""
+    stop, waiting = threading.Event(), deque[tuple[Sequence[ImageEntry], Future[list[_Decoded]]]]()
+
+    def decode(entries: Sequence[ImageEntry]) -> list[_Decoded]:
+        return [_decode_entry(listing, entry, config, rows.several_sizes) for entry in entries if not stop.is_set()]
+
+    threads = min(
+        _MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    with ThreadPoolExecutor(threads, "lsmix-decode") as pool:
+        try:
+            start = 0
+            while start < len(listing.entries) or waiting:
+                while start < len(listing.entries) and len(waiting) < (2 * threads if rows.shape else 1):
+                    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // rows.row_bytes)) if rows.shape else 1
+                    entries = listing.entries[start : start + size]
+                    waiting.append((entries, pool.submit(decode, entries)))
+                    start += len(entries)
+                entries, future = waiting.popleft()
+                while not wait([future], ROUND_SECONDS).done:
+                    stop_point()
+                stop_point()
+                yield from zip(entries, future.result(), strict=True)
+        finally:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+
+
+def _decode_entry(listing: ImageListing, entry: ImageEntry, config: ImageConfig, size_only: bool) -> _Decoded:
+    try:
+        return decode_image(listing.read(entry.name), config, size_only=size_only)
+    except ImageError as error:
+        return error
+    except OSError as error:
+        return ImageError(f"cannot be opened ({error.strerror or error})")
+
+
+class _Rows:
+    """The rows decoded so far, in a file, and what became of the others."""
+
+    def __init__(self, file: IO[bytes], listing: ImageListing, config: ImageConfig) -> None:
+        self._file, self._listing, self._config = file, listing, config
+        self._labels: dict[str, list[int]] = {}
+        self._errors: dict[tuple[str, str], list[str]] = {}  # names by reason and advice
+        self._sizes: Counter[tuple[int, ...]] = Counter()
+        self._examples: dict[tuple[int, ...], str] = {}
+        self._frames: list[str] = []
+        self._grey = True
+        self._enlarged = 0
+        self.shape: tuple[int, ...] = ()  # (height, width) of the first image
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of a row in the file."""
+        return 3 * self.shape[0] * self.shape[1]
+
+    @property
+    def several_sizes(self) -> bool:
+        """Whether the images cannot become rows, so that only their sizes are still of interest."""
+        return len(self._sizes) > 1
+
+    def add(self, entry: ImageEntry, decoded: _Decoded) -> None:
+        """Take in the next entry."""
+        if isinstance(decoded, ImageError):
+            self._errors.setdefault((decoded.reason, decoded.advice), []).append(entry.name)
+            return
+        pixels = decoded.pixels
+        size = pixels.shape[:2]
+        self._sizes[size] += 1
+        self._examples.setdefault(size, entry.name)
+        self.shape = self.shape or size
+        if size != self.shape:
+            return
+        self._grey &= pixels.ndim == 2
+        self._enlarged += decoded.enlarged
+        if decoded.more_frames:
+            self._frames.append(entry.name)
+        self._labels.setdefault(entry.split, []).append(entry.label)
+        self._file.write((pixels if pixels.ndim == 3 else pixels[..., None].repeat(3, 2)).tobytes())
+
+    def published(self) -> PublishedData:
+        """Return all rows as splits: one channel if all images are grey, else three."""
+        self._check_errors()
+        self._check_sizes()
+        if "train" not in self._labels:
+            raise SourceError("no training images are left. Check data.path.")
+        self._note()
+        self._file.flush()
+        count = sum(map(len, self._labels.values()))
+        mapped = np.memmap(self._file, np.uint8, "r", shape=(count, *self.shape, 3)).view(np.ndarray)
+        images = mapped[..., :1] if self._grey else mapped
+        splits, start = {}, 0
+        for split, labels in self._labels.items():
+            splits[split] = Split(images[start : start + len(labels)], np.array(labels, np.int64))
+            start += len(labels)
+        listing = self._listing
+        return PublishedData(
+            splits=splits,
+            class_names=listing.class_names,
+            licence=listing.licence,
+            citation=listing.citation,
+            report=listing.report,
+        )
+
+    def _check_errors(self) -> None:
+        count = sum(map(len, self._errors.values()))
+        if count and self._config.on_error == "stop":
+            raise SourceError(self._error_message(count))
+        for (reason, _), names in self._errors.items():
+            for name in names:
+                self._listing.report.leave_out(reason, name)
+
+    def _error_message(self, count: int) -> str:
+        label = self._listing.label
+        if count == 1:
+            (reason, advice), (name,) = next(iter(self._errors.items()))
+            return f"{label(name)} {reason}. {advice}"
+        left, groups = _NAMED, ""
+        for (reason, advice), names in self._errors.items():
+            shown = [*map(label, names[:left]), *([f"{len(names) - left:,} more"] if len(names) > left else [])]
+            groups += f" Each of these {len(names):,} {reason}: {', '.join(shown)}. {advice.replace(' it', ' them')}"
+            left = max(0, left - len(names))
+        return f'{count:,} images cannot be used.{groups} Or leave them out: data.on_error = "skip".'
+
+    def _check_sizes(self) -> None:
+        if not self.several_sizes:
+            return
+        common = self._sizes.most_common(_SIZES)
+        shown = ", ".join(
+            f"{width}×{height} ({count:,}, such as {self._listing.label(self._examples[height, width])})"
+            for (height, width), count in common
+        )
+        more = f" and {len(self._sizes) - _SIZES:,} more sizes" if len(self._sizes) > _SIZES else ""
+        least = min(min(size) for size in self._sizes)
+        side = next((side for side in _COMMON_SIDES if side <= least), least)
+        raise SourceError(
+            f"images differ in size (width×height): {shown}{more}. Add a line such as 'size = {side}' to [data], which "
+            "brings all to one size."
+        )
+
+    def _note(self) -> None:
+        report = self._listing.report
+        report.used = {split: len(labels) for split, labels in self._labels.items()}
+        if self._frames:
+            report.notes.append(
+                f"files with several frames, of which the first is used: {len(self._frames):,} "
+                f"({', '.join(self._frames[:3])}{', …' if len(self._frames) > 3 else ''})"
+            )
+        if self._enlarged:
+            report.notes.append(f"images smaller than data.size, which were enlarged: {self._enlarged:,}")

@@ -1,0 +1,72 @@
+"""From images with labels to a listing: which split of the source is used for what, and how classes are numbered."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
+
+__all__ = ["SPLIT_ROLES", "Labelled", "make_listing"]
+
+# What the usual names of splits, in lower case, stand for.
+SPLIT_ROLES: Final = (
+    dict.fromkeys(("train", "training"), "train")
+    | dict.fromkeys(("val", "valid", "validation"), "val")
+    | dict.fromkeys(("test", "testing"), "test")
+)
+_SPLIT_ORDER = ("train", "heldout", "test")
+_MOST_CLASSES = 1 << 16
+
+
+class Labelled(NamedTuple):
+    """An image with its label."""
+
+    name: str  # by which it is read
+    label: str | int  # name of the class, or its number
+    split: str  # "train", "val" or "test"; "" if nothing says so, which is train
+
+
+def make_listing(
+    labelled: Sequence[Labelled],
+    where: str,
+    report: SourceReport,
+    read: Callable[[str], bytes],
+    label: Callable[[str], str],
+    class_names: tuple[str, ...] | None = None,
+) -> ImageListing:
+    """Return the listing of labelled images, split by split in their order.
+
+    Classes are those of ``class_names``, which number labels stand for. Without it they are sorted by name, or by number
+    if all labels are numbers.
+
+    Raises:
+        SourceError: a label has no class, there is no training split, or a split has an unknown name.
+    """
+    found = {item.split or "train" for item in labelled}
+    if found - {"train", "val", "test"} or "train" not in found:
+        raise SourceError(f"{where}: the splits are {sorted(found)}; expected 'train' with 'val' or 'test'.")
+    used_as = {"train": "train", "test": "test", "val": "heldout" if "test" in found else "test"}
+    report.splits = {name: used_as[name] for name in used_as if name in found}
+    labels = {item.label for item in labelled}
+    if not all(isinstance(one, int) for one in labels):
+        labelled = [item._replace(label=str(item.label)) for item in labelled]
+        labels = {item.label for item in labelled}
+        names = class_names or tuple(sorted(map(str, labels)))
+        numbers: dict[str | int, int] = {name: number for number, name in enumerate(names)}
+    elif class_names:
+        names, numbers = class_names, {number: number for number in range(len(class_names))}
+    else:
+        names = tuple(map(str, sorted(labels)))
+        numbers = {one: number for number, one in enumerate(sorted(labels))}
+    unknown = sorted(map(str, labels - numbers.keys()))
+    if unknown or len(names) > _MOST_CLASSES:
+        raise SourceError(
+            f"{where} has {len(names)} classes, at most {_MOST_CLASSES}, and labels without a class: {unknown[:10]}. Correct it."
+        )
+    entries = [
+        ImageEntry(split, numbers[item.label], item.name)
+        for split in _SPLIT_ORDER
+        for item in labelled
+        if used_as[item.split or "train"] == split
+    ]
+    return ImageListing(entries=entries, class_names=names, read=read, label=label, report=report)

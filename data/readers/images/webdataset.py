@@ -1,0 +1,109 @@
+"""WebDataset: tar files whose members with one base name make a sample, an image with ``.cls`` or ``.json``.
+
+Splits follow the files' names, such as ``train-000.tar`` and ``val-000.tar``; other names are training images. Labels are
+whole numbers in ``.cls``, or the field ``data.label_column`` or ``cls`` in ``.json``; rows keep the order of the tars.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
+from lsmix.data.readers.images.trees import TarTree, peek_tar
+from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+
+__all__ = ["WEBDATASET"]
+
+_ENDINGS = (".tar", ".tar.gz", ".tgz")
+_MAX_LABEL_BYTES = 1 << 20
+_LABELS = (".cls", ".json")
+
+
+def _tars(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
+    return [path] if path.name.endswith(_ENDINGS) else []
+
+
+def _recognise(path: Path) -> bool:
+    tars = _tars(path)
+    if not tars:
+        return False
+    names = peek_tar(tars[0])
+    return any(name.endswith(_LABELS) for name in names) and any(
+        Path(name).suffix.lower() in IMAGE_ENDINGS for name in names
+    )
+
+
+@contextmanager
+def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
+    tars = _tars(path)
+    if not tars:
+        raise SourceError(f"{str(path)!r} holds no tar files. Check the path.")
+    with ExitStack() as stack:
+        trees = {tar.name: TarTree(tar, stack) for tar in tars}
+        report = SourceReport(found=0)
+        labelled = [item for name, tree in trees.items() for item in _samples(name, tree, config, report)]
+        yield make_listing(labelled, repr(str(path)), report, _by_tar(trees, "read"), _by_tar(trees, "label"))
+
+
+def _by_tar(trees: dict[str, TarTree], method: str) -> Callable[[str], Any]:
+    def call(name: str) -> Any:
+        tar, _, member = name.partition("/")
+        return getattr(trees[tar], method)(member)
+
+    return call
+
+
+def _samples(tar: str, tree: TarTree, config: ImageConfig, report: SourceReport) -> Iterator[Labelled]:
+    role = next((SPLIT_ROLES[word] for word in re.split(r"[^a-z]+", tar.lower()) if word in SPLIT_ROLES), "")
+    images: dict[str, list[str]] = {}
+    labels: dict[str, str] = {}
+    for name in tree.in_order():
+        folder, slash, file = name.rpartition("/")
+        base, _, ending = file.partition(".")
+        key, ending = folder + slash + base, f".{ending.lower()}"
+        if ending in IMAGE_ENDINGS:
+            images.setdefault(key, []).append(name)
+            report.found += 1
+        elif ending in _LABELS:
+            labels.setdefault(key, name)
+        else:
+            report.found += 1
+            report.leave_out(f"not an image ({ending})", f"{tar}/{name}")
+    for key, names in images.items():
+        label = _label(tree, labels.get(key, ""), config)
+        for extra in names if label is None else names[1:]:
+            report.leave_out("without a label" if label is None else "a further image of a sample", f"{tar}/{extra}")
+        if label is not None:
+            yield Labelled(f"{tar}/{names[0]}", label, role)
+
+
+def _label(tree: TarTree, name: str, config: ImageConfig) -> str | int | None:
+    if not name:
+        return None
+    content = tree.read(name, _MAX_LABEL_BYTES)
+    try:
+        if name.endswith(".cls"):
+            text = content.decode().strip()
+            return int(text) if re.fullmatch("[0-9]{1,9}", text) else text or None
+        fields = msgspec.json.decode(content, type=dict[str, Any])
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{tree.label(name)} holds no label ({error}). Correct it.") from error
+    label = fields.get(config.label_column, fields.get("cls"))
+    return label if isinstance(label, str | int) and label != "" else None
+
+
+WEBDATASET = SourceFormat(
+    name="webdataset",
+    looks_for="a tar, or a folder of tars, of images with .cls or .json",
+    recognise=_recognise,
+    files=_tars,
+    images=_images,
+)

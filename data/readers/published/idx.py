@@ -1,0 +1,83 @@
+"""MNIST and its kin (Fashion-MNIST, KMNIST) as published: four idx files, perhaps gzipped, in one folder."""
+
+import gzip
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_file
+
+__all__ = ["IDX"]
+
+_PREFIXES = {"train": "train", "test": "t10k"}
+_KINDS = {"images": ("images-idx3-ubyte", 3), "labels": ("labels-idx1-ubyte", 1)}  # name and dimensions
+_UINT8 = 8  # the third byte of the magic number
+_MOST_BYTES = 4 << 30  # of an array
+
+
+def _find(path: Path, split: str, kind: str) -> Path | None:
+    name = f"{_PREFIXES[split]}-{_KINDS[kind][0]}"
+    names = (name, f"{name}.gz", name.replace("-idx", ".idx"))
+    return next((path / one for one in names if (path / one).is_file()), None)
+
+
+def _files(path: Path) -> list[Path]:
+    found = {(split, kind): _find(path, split, kind) for split in _PREFIXES for kind in _KINDS}
+    missing = [f"{_PREFIXES[split]}-{_KINDS[kind][0]}" for (split, kind), file in found.items() if file is None]
+    if missing:
+        raise SourceError(
+            f"{str(path)!r} is not a whole MNIST: {', '.join(missing)} missing. Fetch the data set again."
+        )
+    return [file for file in found.values() if file]
+
+
+def _read(path: Path) -> PublishedData:
+    arrays = [_read_array(file, dimensions) for file, dimensions in zip(_files(path), (3, 1, 3, 1), strict=True)]
+    splits = {
+        split: Split(images[..., None], labels.astype(np.int64))
+        for split, images, labels in zip(_PREFIXES, arrays[::2], arrays[1::2], strict=True)
+    }
+    classes = 1 + max(int(split.labels.max()) for split in splits.values())
+    return PublishedData(splits=splits, class_names=tuple(map(str, range(classes))))
+
+
+def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
+    check_file(file)
+    head_bytes = 4 * (1 + dimensions)
+    try:
+        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
+            magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
+            size = math.prod(shape)
+            if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
+                raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
+            if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
+                raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
+            content = b"".join(_pieces(stream, size))
+    except (OSError, EOFError, struct.error, zlib.error) as error:
+        raise SourceError(f"{str(file)!r} is damaged or no idx file ({error}). Fetch it again.") from error
+    if len(content) != size:
+        raise SourceError(f"{str(file)!r} holds {len(content)} of {size} bytes, or more. Fetch it again.")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _pieces(stream: Any, size: int) -> Any:
+    """Yield at most a byte more than ``size``, in pieces, so that a size that is not true takes no memory."""
+    left = size + 1
+    while left and (piece := stream.read(min(left, 1 << 20))):
+        left -= len(piece)
+        yield piece
+
+
+IDX = SourceFormat(
+    name="idx",
+    looks_for="MNIST's train-images-idx3-ubyte, …, in the folder",
+    recognise=lambda path: path.is_dir() and _find(path, "train", "images") is not None,
+    files=_files,
+    read=_read,
+)

@@ -1,0 +1,557 @@
+"""Image files: nothing is lost silently, sizes and pixels come out as documented, and all layouts give the same rows."""
+
+import io
+import json
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.registry import SourceConfig, read_source
+from lsmix.data.readers.source_images import PublishedData
+
+RNG = np.random.default_rng(0)
+
+
+def put(path: Path, form: str = "PNG", side: int = 16) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (side, side, 3), dtype=np.uint8)).save(path, form)
+    return path
+
+
+def base(root: Path, count: int = 10, classes=("a", "b")) -> None:
+    for name in classes:
+        for number in range(count):
+            put(root / name / f"{number}.png")
+
+
+def read(path: Path, **more) -> PublishedData:
+    return read_source(SourceConfig(path=str(path), **more))
+
+
+def used(data: PublishedData) -> dict[str, int]:
+    assert data.report
+    assert data.report.found == sum(data.report.used.values()) + data.report.skipped
+    return {**data.report.used, "classes": len(data.class_names)}
+
+
+def left_out(data: PublishedData) -> dict[str, int]:
+    assert data.report
+    return {group.reason: group.files for group in data.report.left_out}
+
+
+# The cases in which files were lost without a word.
+
+
+def test_phone_and_browser_formats_are_read_or_named(tmp_path):
+    base(tmp_path)
+    for number in range(5):
+        put(tmp_path / f"a/IMG_{number}.jfif", "JPEG")
+        (tmp_path / f"b/IMG_{number}.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+        put(tmp_path / f"b/w{number}.avif", "AVIF")
+    with pytest.raises(
+        SourceError, match=r"5 images cannot be used.*(HEIC image|not an image).*IMG_0.HEIC.*IMG_4.HEIC"
+    ):
+        read(tmp_path)
+    data = read(tmp_path, on_error="skip")
+    assert used(data) == {"train": 30, "classes": 2}
+    assert list(left_out(data).values()) == [5]
+
+
+def test_sub_folders_of_a_class_count(tmp_path):
+    base(tmp_path)
+    for number in range(5):
+        put(tmp_path / f"a/session2/deep/{number}.png")
+    assert used(read(tmp_path)) == {"train": 25, "classes": 2}
+
+
+def test_links_to_missing_files_are_named_or_counted(tmp_path):
+    base(tmp_path)
+    for number in range(25):
+        (tmp_path / f"a/l{number}.png").symlink_to(f"/nowhere/{number}.png")
+    with pytest.raises(SourceError, match=r"25 images cannot be used\. .*a/l0\.png.*, 5 more\. .*on_error = \"skip\""):
+        read(tmp_path)
+    assert left_out(read(tmp_path, on_error="skip")) == {"cannot be opened (No such file or directory)": 25}
+
+
+@pytest.mark.parametrize("name", ["valid", "Validation", "VAL", "test", "Testing"])
+def test_every_usual_split_name_is_known(tmp_path, name):
+    base(tmp_path / "Train")
+    base(tmp_path / name, 5)
+    data = read(tmp_path)
+    assert used(data) == {"train": 20, "test": 10, "classes": 2}
+    assert data.report.splits == {"train": "train", "val" if name.lower().startswith("val") else "test": "test"}
+
+
+def test_val_beside_test_is_the_held_out_split(tmp_path):
+    base(tmp_path / "train")
+    base(tmp_path / "val", 5)
+    base(tmp_path / "test", 4)
+    assert used(read(tmp_path)) == {"train": 20, "heldout": 10, "test": 8, "classes": 2}
+
+
+def test_a_table_of_labels_beside_one_folder_is_asked_about_and_read(tmp_path):
+    lines = ["file,label"]
+    for number in range(20):
+        put(tmp_path / f"images/{number}.png")
+        lines.append(f"{number}.png,{number % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    with pytest.raises(
+        SourceError,
+        match=r"one class folder 'images'.*labels_file = 'labels.csv', file_column = 'file', label_column = 'label'",
+    ):
+        read(tmp_path)
+    data = read(tmp_path, labels_file="labels.csv", file_column="file")
+    assert used(data) == {"train": 20, "classes": 2}
+    assert data.splits["train"].labels.tolist() == [0, 1] * 10
+
+
+def test_further_frames_are_counted(tmp_path):
+    base(tmp_path)
+    frames = [Image.fromarray(RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)) for _ in range(5)]
+    for form in ("tif", "gif", "png", "webp"):
+        frames[0].save(tmp_path / f"a/x.{form}", save_all=True, append_images=frames[1:])
+    data = read(tmp_path)
+    assert used(data) == {"train": 24, "classes": 2}
+    assert data.report.notes == [
+        "files with several frames, of which the first is used: 4 (a/x.gif, a/x.png, a/x.tif, …)"
+    ]
+
+
+def test_every_other_file_is_counted_by_reason_with_three_examples(tmp_path):
+    base(tmp_path / "train")
+    for number in range(4):
+        put(tmp_path / f"test/{number}.png")
+        put(tmp_path / f"train/loose{number}.png")
+    put(tmp_path / "extra/c/0.png")
+    put(tmp_path / "train/a/.hidden.png")
+    (tmp_path / "README.md").touch()
+    data = read(tmp_path)
+    assert used(data) == {"train": 20, "classes": 2}
+    assert left_out(data) == {
+        "hidden, or made by macOS": 1,
+        "beside the split folders": 1,
+        "in a split folder without class folders, so without labels": 4,
+        "outside of the class folders": 4,
+        "not an image (.md)": 1,
+    }
+    examples = {group.reason: group.examples for group in data.report.left_out}
+    assert examples["outside of the class folders"] == ["train/loose0.png", "train/loose1.png", "train/loose2.png"]
+
+
+def test_damaged_images_are_reported_together_and_can_be_left_out(tmp_path):
+    base(tmp_path)
+    for number in (3, 5):
+        (tmp_path / f"a/{number}.png").write_bytes(b"no image")
+    with pytest.raises(SourceError, match=r"2 images cannot be used.*a/3\.png.*a/5\.png"):
+        read(tmp_path)
+    data = read(tmp_path, on_error="skip")
+    assert used(data) == {"train": 18, "classes": 2}
+    assert data.splits["train"].labels.tolist() == [0] * 8 + [1] * 10
+
+
+# Sizes and pixels.
+
+
+def one(tmp_path: Path, image: Image.Image, name: str = "x.png", *, save: dict | None = None, **more) -> np.ndarray:
+    (tmp_path / "a").mkdir(exist_ok=True)
+    image.save(tmp_path / "a" / name, **(save or {}))
+    return read(tmp_path, **more).splits["train"].images[0]
+
+
+def halves(width: int, height: int) -> Image.Image:
+    """Return an image whose left half is red and whose right half is blue."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, : width // 2, 0] = pixels[:, width // 2 :, 2] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg"])
+@pytest.mark.parametrize("fit", ["crop", "pad", "stretch"])
+def test_each_fit_gives_the_size_and_keeps_left_and_right(tmp_path, fit, name):
+    image = one(tmp_path, halves(400, 200), name, size=(32, 48), fit=fit, background="#00ff00")
+    assert image.shape == (32, 48, 3)
+    assert image[16, 4].tolist() == pytest.approx([255, 0, 0], abs=6)
+    assert image[16, -5].tolist() == pytest.approx([0, 0, 255], abs=6)
+    assert (image[0, 4].tolist() == [0, 255, 0]) == (fit == "pad")
+
+
+def test_crop_cuts_the_centre(tmp_path):
+    pixels = np.zeros((100, 300, 3), np.uint8)
+    pixels[:, 100:200] = 200
+    image = one(tmp_path, Image.fromarray(pixels), size=10)
+    assert abs(image.astype(int) - 200).max() < 20  # at its edges Lanczos sees the black pixels beyond
+
+
+def test_reducing_is_antialiased(tmp_path):
+    board = np.indices((256, 256)).sum(0) % 2 * 255
+    image = one(tmp_path, Image.fromarray(board.astype(np.uint8)), size=16)
+    assert abs(image.astype(int) - 127).max() <= 2
+
+
+def test_an_image_of_the_size_is_not_changed(tmp_path):
+    pixels = RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(one(tmp_path, Image.fromarray(pixels), size=16), pixels)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["x.jpg", "x.tif", "x.png", "x.webp"])
+def test_images_are_turned_as_their_exif_says(tmp_path, orientation, name):
+    from PIL import ImageOps
+
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = one(tmp_path, halves(48, 32), name, save={"exif": exif})
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "a" / name)).convert("RGB")
+    np.testing.assert_array_equal(image, np.asarray(expected))
+    assert image.shape[:2] == ((48, 32) if orientation > 4 else (32, 48))
+
+
+def test_transparent_pixels_show_the_background(tmp_path):
+    rgba = Image.fromarray(np.array([[[255, 0, 0, 255], [9, 9, 9, 0]]], np.uint8))
+    assert one(tmp_path, rgba).tolist() == [[[255, 0, 0], [255, 255, 255]]]
+    assert one(tmp_path, rgba, background="#0000ff").tolist() == [[[255, 0, 0], [0, 0, 255]]]
+    assert one(tmp_path, rgba.quantize(4)).tolist()[0][1] == [255, 255, 255]
+    grey = Image.fromarray(np.array([[[7, 255], [9, 0]]], np.uint8))
+    assert grey.mode == "LA"
+    assert one(tmp_path, grey).tolist() == [[[7], [255]]]
+
+
+def test_16_bits_are_scaled_alike_in_grey_and_colour(tmp_path):
+    deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    assert one(tmp_path, Image.fromarray(deep))[..., 0].tolist() == [[0, 0, 1, 128, 255]]
+    (tmp_path / "a" / "x.png").write_bytes(png16(deep))
+    assert read(tmp_path).splits["train"].images[0, ..., 1].tolist() == [[0, 0, 1, 128, 255]]
+
+
+def png16(pixels: np.ndarray) -> bytes:
+    """Return a PNG with three equal channels of 16 bits, which Pillow cannot write."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    height, width = pixels.shape
+    rows = b"".join(b"\0" + row.astype(">u2").repeat(3).tobytes() for row in pixels)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_cmyk_and_palettes_become_rgb(tmp_path):
+    assert one(tmp_path, Image.new("CMYK", (4, 4), (0, 255, 255, 0)), "x.tif").tolist()[0][0] == [255, 0, 0]
+    (tmp_path / "a" / "x.tif").unlink()
+    assert one(tmp_path, Image.new("RGB", (4, 4), "red").quantize(4)).tolist()[0][0] == [255, 0, 0]
+
+
+def test_images_that_were_enlarged_are_counted(tmp_path):
+    base(tmp_path, 3)
+    assert read(tmp_path, size=32).report.notes == ["images smaller than data.size, which were enlarged: 6"]
+
+
+def test_many_sizes_are_shown_by_how_often_they_occur(tmp_path):
+    for number, side in enumerate([10] * 5 + [20, 20, 30, 40, 50, 60]):
+        put(tmp_path / f"a/{number:02}.png", side=side)
+    with pytest.raises(
+        SourceError, match=r"10×10 \(5, .*20×20 \(2, .* and 1 more sizes\. Add a line such as 'size = 8'"
+    ):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"size": -1}, {"size": 5000}, {"size": (0, 3)}, {"background": "pink"}])
+def test_settings_out_of_range_are_refused(change):
+    with pytest.raises(ValueError, match=r"size is a number of pixels|background is white"):
+        SourceConfig(**change)
+
+
+# Layouts.
+
+
+def tree() -> dict[str, bytes]:
+    """Return the images of three classes by their names."""
+    files = {}
+    for name in ("cat", "dog", "fox"):
+        for number in range(3):
+            stream = io.BytesIO()
+            Image.fromarray(RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(stream, "PNG")
+            files[f"{name}/{number}.png"] = stream.getvalue()
+    return files
+
+
+def as_folder(files: dict[str, bytes], path: Path, prefix: str = "") -> Path:
+    for name, content in files.items():
+        (path / prefix / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / prefix / name).write_bytes(content)
+    return path
+
+
+def as_zip(files, path):
+    with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"wrapper/{name}", content)
+        archive.writestr("__MACOSX/wrapper/._0.png", b"x")
+    return path.with_suffix(".zip")
+
+
+def as_tar(files, path, mode="w", suffix=".tar"):
+    with tarfile.open(path.with_suffix(suffix), mode) as archive:
+        for name, content in reversed(files.items()):
+            info = tarfile.TarInfo(f"./{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    return path.with_suffix(suffix)
+
+
+def as_table(files, path, name="metadata.csv", separator=","):
+    flat = {f"{number}.png": content for number, content in enumerate(files.values())}
+    lines = [separator.join((f"{number}.png", key.split("/")[0])) for number, key in enumerate(files)]
+    as_folder(flat, path)
+    (path / name).write_text("\n".join([separator.join(("file_name", "label")), *lines]) + "\n")
+    return path
+
+
+def as_json_lines(files, path):
+    as_table(files, path)
+    lines = [{"file_name": f"{number}.png", "label": key.split("/")[0]} for number, key in enumerate(files)]
+    (path / "metadata.csv").unlink()
+    (path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return path
+
+
+def as_webdataset(files, path, label=lambda name: (".json", json.dumps({"label": name}).encode())):
+    path.mkdir(parents=True, exist_ok=True)
+    members = {}
+    for number, (name, content) in enumerate(files.items()):
+        ending, text = label(name.split("/")[0])
+        members |= {f"{number:04}.png": content, f"{number:04}{ending}": text}
+    for start, shard in ((0, "train-000.tar"), (8, "train-001.tar")):
+        part = dict(list(members.items())[start : start + 8 if start == 0 else None])
+        with tarfile.open(path / shard, "w") as archive:
+            for name, content in part.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return path
+
+
+def as_parquet(files, path, names=("cat", "dog", "fox")):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    labels = [names.index(name.split("/")[0]) for name in files]
+    images = [{"bytes": content, "path": name} for name, content in files.items()]
+    features = {"image": {"_type": "Image"}, "label": {"names": list(names), "_type": "ClassLabel"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    (path / "data").mkdir(parents=True)
+    table = pa.table({"image": images, "label": labels}).replace_schema_metadata(metadata)
+    pq.write_table(table, path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
+    return path
+
+
+LAYOUTS = {
+    "folder": as_folder,
+    "wrapped folder": lambda files, path: as_folder(files, path, "wrapper"),
+    "zip": as_zip,
+    "tar": as_tar,
+    "tar.gz": lambda files, path: as_tar(files, path, "w:gz", ".tar.gz"),
+    "CSV": as_table,
+    "JSON lines": as_json_lines,
+    "WebDataset": as_webdataset,
+    "Parquet": as_parquet,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_all_layouts_give_the_same_rows(tmp_path, layout):
+    files = tree()
+    data = read(LAYOUTS[layout](files, tmp_path / "set"))
+    assert data.class_names == ("cat", "dog", "fox")
+    assert data.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    for image, content in zip(data.splits["train"].images, files.values(), strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(content))))
+
+
+def test_numbers_in_a_webdataset_are_class_numbers(tmp_path):
+    files = {f"{number}/x.png": content for number, content in zip((0, 1, 2, 10), tree().values(), strict=False)}
+    data = read(as_webdataset(files, tmp_path / "set", lambda name: (".cls", name.encode())))
+    assert data.class_names == ("0", "1", "2", "10")
+    assert data.splits["train"].labels.tolist() == [0, 1, 2, 3]
+    (tmp_path / "set" / "train-000.tar").rename(tmp_path / "set" / "val-000.tar")
+    assert used(read(as_webdataset(files, tmp_path / "set", lambda name: (".cls", name.encode())))) == {
+        "train": 4, "test": 4, "classes": 4,
+    }  # fmt: skip
+
+
+def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
+    path = as_parquet(tree(), tmp_path, ("fox", "unused", "cat", "dog"))
+    shard = path / "data" / "train-00000-of-00001.parquet"
+    (path / "data" / "validation-0.parquet").write_bytes(shard.read_bytes())
+    data = read(path)
+    assert data.class_names == ("fox", "unused", "cat", "dog")
+    assert data.splits["test"].labels.tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
+    shard.write_bytes(shard.read_bytes()[:-9])
+    with pytest.raises(SourceError, match="is damaged or no Parquet file"):
+        read(path)
+
+
+def test_the_export_of_a_huggingface_data_set_is_read(tmp_path):
+    import datasets
+
+    images = [Image.open(io.BytesIO(content)) for content in tree().values()]
+    features = datasets.Features({"picture": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    made = datasets.Dataset.from_dict({"picture": images, "label": [0, 1, 0] * 3}, features=features)
+    made.to_parquet(tmp_path / "train.parquet")
+    data = read(tmp_path)
+    assert data.class_names == ("b", "a")
+    assert data.splits["train"].labels.tolist() == [0, 1, 0] * 3
+    np.testing.assert_array_equal(data.splits["train"].images[4], np.asarray(images[4]))
+
+
+def test_a_tsv_is_read_where_it_is_named(tmp_path):
+    as_table(tree(), tmp_path, "labels.tsv", "\t")
+    assert used(read(tmp_path, labels_file="labels.tsv")) == {"train": 9, "classes": 3}
+
+
+def test_metadata_in_split_folders_gives_splits(tmp_path):
+    as_table(tree(), tmp_path / "train")
+    as_table(tree(), tmp_path / "validation")
+    assert used(read(tmp_path)) == {"train": 9, "test": 9, "classes": 3}
+
+
+def test_a_column_split_gives_splits(tmp_path):
+    as_folder({f"{n}.png": content for n, content in enumerate(tree().values())}, tmp_path)
+    lines = [f"{n},{'ab'[n % 2]},{['train', 'train', 'test'][n % 3]}" for n in range(9)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,split", *lines]))
+    assert used(read(tmp_path)) == {"train": 6, "test": 3, "classes": 2}
+
+
+def test_what_a_table_lists_too_much_or_not_is_named(tmp_path):
+    as_table(tree(), tmp_path)
+    put(tmp_path / "more.png", side=8)
+    with (tmp_path / "metadata.csv").open("a") as file:
+        file.write("gone.png,cat\n../../etc/passwd.png,cat\n2.png,\n")
+    with pytest.raises(SourceError, match=r"2 images cannot be used\. Each of these 2 is listed, but is not there"):
+        read(tmp_path)
+    assert left_out(read(tmp_path, on_error="skip")) == {
+        "without a label": 1,
+        "not listed in metadata.csv": 1,
+        "is listed, but is not there": 2,
+    }
+    with pytest.raises(SourceError, match="has no column 'name'"):
+        read(tmp_path, labels_file="metadata.csv", file_column="name")
+
+
+def test_a_table_may_not_lead_out_of_the_data_set(tmp_path):
+    put(tmp_path / "secret.png", side=8)
+    as_table(tree(), tmp_path / "set")
+    (tmp_path / "set" / "metadata.csv").write_text("file_name,label\n../secret.png,cat\n0.png,dog\n")
+    with pytest.raises(SourceError, match="is listed, but is not there"):
+        read(tmp_path / "set")
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE])
+@pytest.mark.parametrize("name", ["a/x.png", "../x.png"])
+def test_a_tar_of_images_with_odd_members_is_refused(tmp_path, kind, name):
+    path = as_tar(tree(), tmp_path / "set")
+    with tarfile.open(path, "a") as archive:
+        info = tarfile.TarInfo(name)
+        info.type, info.linkname = kind, "/etc/passwd"
+        archive.addfile(info)
+    with pytest.raises(SourceError, match="a link, a device or a file with holes"):
+        read(path, format="image-folder")
+
+
+def test_a_link_to_a_folder_around_it_is_refused(tmp_path):
+    base(tmp_path, 1)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    with pytest.raises(SourceError, match="is a link to a folder that it is in"):
+        read(tmp_path)
+
+
+# The command line.
+
+
+def recipe(tmp_path: Path, more: str = "") -> Path:
+    path = tmp_path / "my.toml"
+    path.write_text(f'name = "mine"\n[data]\npath = "img"\ntest = 2\n{more}\n')
+    return path
+
+
+def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command):
+    base(tmp_path / "img")
+    (tmp_path / "img" / "a" / "notes.md").touch()
+    result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs", "--json")
+    assert result.code == 0, result.err
+    assert "ingest mine: reading the data set\n" in result.err
+    assert "ingest mine: 18 training, 0 held-out, 2 test images in 2 classes\n" in result.err
+    assert "  left out: 1, not an image (.md) (a/notes.md)\n" in result.err
+    assert "warning: ingest mine: 1 of 21 files are not used\n" in result.err
+    counts = json.loads(result.out)["content"]["artifacts"][0]["counts"]
+    assert counts["class_images"] == {"a": 9, "b": 9}
+    assert counts["source"]["left_out"] == [{"reason": "not an image (.md)", "files": 1, "examples": ["a/notes.md"]}]
+    shown = command("show", next((tmp_path / "runs" / "ingest").glob("mine-*")), "--sheet", tmp_path / "x.png").out
+    assert "21 files found, 20 images read; left out: 1, not an image (.md) (a/notes.md)" in shown
+    assert "a 9, b 9" in shown
+
+
+def test_a_licence_and_a_citation_of_ones_own_are_kept(tmp_path, command):
+    from lsmix.data.dataset import open_dataset
+
+    base(tmp_path / "img", 3)
+    path = recipe(tmp_path, 'licence = "CC0"\ncitation = "Ünö, 2026"')
+    assert command("ingest", path, "--workspace", tmp_path / "runs").code == 0
+    dataset = open_dataset(next((tmp_path / "runs" / "ingest").glob("mine-*")))
+    assert (dataset.licence, dataset.citation) == ("CC0", "Ünö, 2026")
+
+
+def test_a_thousand_long_class_names_pass(tmp_path, command):
+    from lsmix.data.dataset import open_dataset
+
+    content = put(tmp_path / "x.png", side=4).read_bytes()
+    names = [
+        f"{number:05}_Plantae_Tracheophyta_Magnoliopsida_Asterales_Asteraceae_Genus{number:05}"
+        for number in range(1000)
+    ]
+    for name in names:
+        (tmp_path / "img" / name).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / "img" / name / f"{number}.png").write_bytes(content)
+    assert command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs").code == 0
+    assert open_dataset(next((tmp_path / "runs" / "ingest").glob("mine-*"))).class_names == tuple(names)
+
+
+def test_splits_that_cannot_be_are_refused_before_images_are_decoded(tmp_path, command):
+    base(tmp_path / "img", 1, [f"c{number:02}" for number in range(20)])
+    (tmp_path / "img" / "c00" / "0.png").write_bytes(b"damaged")
+    result = command("ingest", recipe(tmp_path), "--workspace", tmp_path / "runs")
+    assert result.code == 1
+    assert "leaves 2 of 20 classes without training images: 'c" in result.err
+
+
+def test_an_interrupt_ends_ingest_within_a_second_with_130(tmp_path):
+    import signal
+    import subprocess
+    import sys
+    import time
+
+    base(tmp_path / "img", 1)
+    smooth = np.indices((1500, 1500)).sum(0)[..., None] // (12, 15, 18)
+    big = tmp_path / "img" / "a" / "big.png"
+    Image.fromarray(smooth.astype(np.uint8)).save(big)
+    for number in range(299):
+        (big.parent / f"big{number}.png").write_bytes(big.read_bytes())
+    words = [sys.executable, "-m", "lsmix", "ingest", recipe(tmp_path, "size = 16"), "--workspace", tmp_path / "runs"]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "of 302 images to do" in line:
+                break
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        start = time.monotonic()
+        assert process.wait(60) == 130
+        assert time.monotonic() - start < 10  # under a second unless the machine is busy
+    assert not list((tmp_path / "runs").rglob("manifest.json"))
