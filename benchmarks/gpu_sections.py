@@ -19,7 +19,7 @@ from benchmarks.pools import smooth_images
 from benchmarks.sections import Results
 from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.arithmetic import arithmetic
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.rng import generator
 from lsmix.glow.checkpoint import save_flow

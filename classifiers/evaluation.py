@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.rng import torch_seed
 

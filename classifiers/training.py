@@ -21,8 +21,8 @@ from lsmix.classifiers.evaluation import logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
 from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.registry import build_classifier
-from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import DivergedError, RecipeError
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
 from lsmix.data.rng import generator
 

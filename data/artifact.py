@@ -8,28 +8,20 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Container, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import IO, Annotated, Any, Final, Protocol
 
 import msgspec
 
-from lsmix.data.atomic import (
-    DECODE_ERRORS,
-    dump_checksummed,
-    fsync_tree,
-    load_checksummed,
-    sha256_file,
-    write_atomic,
-)
+from lsmix.data.atomic import DECODE_ERRORS, dump_checksummed, fsync_tree, load_checksummed, sha256_file, write_atomic
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 
 __all__ = [
     "ARTIFACT_FILES",
     "DESCRIPTION_FILES",
     "FORMAT_VERSION",
-    "LOCATION_FIELDS",
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
     "WORK_FOLDER",
@@ -37,16 +29,12 @@ __all__ = [
     "FileRecord",
     "InputRecord",
     "Manifest",
-    "Provenance",
     "check_listing",
     "check_sizes",
-    "description_records",
-    "edited_descriptions",
     "is_description",
     "is_expected_path",
     "parse_manifest",
     "read_manifest",
-    "read_provenance",
     "record_files",
     "root_digest",
     "verify_files",
@@ -62,8 +50,6 @@ _MOST_SECONDS = 1e10  # three hundred years
 _MOST_BYTES = 2**48  # of a file
 _MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
 _MOST_PATH_BYTES = 1024
-
-
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, hex
 _Key = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{12})?\Z")]
 
@@ -368,26 +354,6 @@ def is_description(file: FileRecord) -> bool:
     return file.path in DESCRIPTION_FILES and not file.payload
 
 
-def description_records(folder: Path, stage: str, payload: Container[str] = ()) -> list[FileRecord]:
-    """List the descriptions in the folder of an artifact as they are now; ``payload`` are paths that are none."""
-    return [
-        FileRecord(path=path, bytes=(folder / path).stat().st_size, sha256=sha256_file(folder / path), payload=False)
-        for path in DESCRIPTION_FILES
-        if path not in payload
-        and is_expected_path(stage, path)
-        and (folder / path).is_file()
-        and not (folder / path).is_symlink()
-    ]
-
-
-def edited_descriptions(folder: Path, manifest: Manifest) -> list[str]:
-    """Return the paths of descriptions that were changed, removed or added since the manifest was written."""
-    listed = {file.path: file.sha256 for file in manifest.files if is_description(file)}
-    payload = {file.path for file in manifest.files if file.payload}
-    found = {file.path: file.sha256 for file in description_records(folder, manifest.stage, payload)}
-    return sorted(path for path in listed.keys() | found.keys() if listed.get(path) != found.get(path))
-
-
 def _columns(store: str) -> str:
     """Return the pattern of the files of a Zarr group whose arrays are chunked along their first axis."""
     return rf"{re.escape(store)}/([a-z][a-z0-9_]*/)?zarr\.json|{re.escape(store)}/[a-z][a-z0-9_]*/c/[0-9]+(/0)*"
@@ -433,32 +399,6 @@ def is_expected_path(stage: str, path: str) -> bool:
         (True, False)
     """
     return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
-
-
-class Provenance(msgspec.Struct, frozen=True, kw_only=True):
-    """The data set that the images are from."""
-
-    root: str  # root digest of its artifact
-    config: dict[str, Any]  # how its splits were chosen from the published files
-    licence: str  # "" where it is unknown
-    citation: str  # "" where it is unknown
-    train_images: int  # rows of the train split, which sources are counted in
-
-
-# Settings of a data set that say where its files are and how they were fetched: no part of a Provenance.
-LOCATION_FIELDS: Final = frozenset({"path", "format", "download"})
-
-
-def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
-    """Return the origin that a store's attributes hold under ``origin``.
-
-    Raises:
-        CorruptError: it is missing or not whole; ``what`` begins the message.
-    """
-    try:
-        return msgspec.convert(attributes.get("origin"), Provenance)
-    except msgspec.ValidationError as error:
-        raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
 
 
 class ListedFiles(Protocol):

@@ -6,12 +6,11 @@ a plan that contradicts itself is refused.
 
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta
 
-from lsmix.data.artifact import LOCATION_FIELDS, Provenance
 from lsmix.data.atomic import DECODE_ERRORS, decode_versioned
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
@@ -19,15 +18,18 @@ from lsmix.data.rng import Seed
 
 __all__ = [
     "CORNERS",
+    "LOCATION_FIELDS",
     "MOST_SPEC_BYTES",
     "PLAN_NAME",
     "SPEC_FORMAT",
     "EncodeConfig",
     "PoolConfig",
     "PoolSpec",
+    "Provenance",
     "check_pool",
     "in_latent_space",
     "parse_spec",
+    "read_provenance",
     "read_spec",
 ]
 
@@ -38,6 +40,32 @@ MOST_SPEC_BYTES: Final = 1 << 20  # a citation of the length that a data set may
 _ChunkRows = Annotated[int, Meta(ge=0, le=1 << 24)]
 _Rate = Annotated[float, Meta(ge=0, le=1)]
 _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+
+
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """The data set that the images are from."""
+
+    root: str  # root digest of its artifact
+    config: dict[str, Any]  # how its splits were chosen from the published files
+    licence: str  # "" where it is unknown
+    citation: str  # "" where it is unknown
+    train_images: int  # rows of the train split, which sources are counted in
+
+
+# Settings of a data set that say where its files are and how they were fetched: no part of a Provenance.
+LOCATION_FIELDS: Final = frozenset({"path", "format", "download"})
+
+
+def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
+    """Return the origin that a store's attributes hold under ``origin``.
+
+    Raises:
+        CorruptError: it is missing or not whole; ``what`` begins the message.
+    """
+    try:
+        return msgspec.convert(attributes.get("origin"), Provenance)
+    except msgspec.ValidationError as error:
+        raise CorruptError(f"{what} does not say where its images are from: {error}. Make it again.") from error
 
 
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.rng import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig

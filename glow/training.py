@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import torch
 
-from lsmix.data.arithmetic import arithmetic
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining

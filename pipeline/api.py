@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from lsmix.data.artifact import Artifact, edited_descriptions, read_manifest, verify_files
+from lsmix.data.artifact import Artifact, read_manifest, verify_files
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
@@ -17,6 +17,7 @@ from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
+from lsmix.data.sharing.descriptions import edited_descriptions
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
 from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name

@@ -137,9 +137,8 @@ def write_images(path: Path, labels: "np.ndarray", test_labels: "np.ndarray | No
 
 def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
     """Return the content of a plan.json of a pool of invented images; ``origin`` as in the pool's attributes."""
-    from lsmix.data.artifact import Provenance
     from lsmix.data.mixing import LATENT_METHODS
-    from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec
+    from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, Provenance
 
     latent = method in LATENT_METHODS
     inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["root"]}

@@ -10,11 +10,11 @@ from typing import Final
 
 import msgspec
 
-from lsmix.data.artifact import Provenance
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
 from lsmix.data.exports.rows import Block, ColumnDigests, pool_blocks
 from lsmix.data.mixing import Registry
 from lsmix.data.pool import Pool
+from lsmix.data.pool_spec import Provenance
 
 __all__ = ["EXPORT_FORMATS", "ExportFormat", "ExportJob"]
 

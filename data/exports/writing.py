@@ -6,16 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from lsmix.data.artifact import (
-    FileRecord,
-    InputRecord,
-    Manifest,
-    description_records,
-    is_expected_path,
-    read_provenance,
-    root_digest,
-    write_manifest,
-)
+from lsmix.data.artifact import FileRecord, InputRecord, Manifest, is_expected_path, root_digest, write_manifest
 from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import CorruptError, LsmixError, RecipeError
 from lsmix.data.exports.atomic_folder import check_space, folder_beside
@@ -23,7 +14,8 @@ from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat, ExportJob
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
 from lsmix.data.mixing import nearest
 from lsmix.data.pool import Pool
-from lsmix.data.pool_spec import PLAN_NAME
+from lsmix.data.pool_spec import PLAN_NAME, read_provenance
+from lsmix.data.sharing.descriptions import description_records
 
 __all__ = ["EXPORT_STAGE", "SUMS_NAME", "check_sums", "write_export"]
 

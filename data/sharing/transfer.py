@@ -27,7 +27,6 @@ from lsmix.data.artifact import (
     Artifact,
     FileRecord,
     Manifest,
-    description_records,
     is_description,
     read_manifest,
     root_digest,
@@ -38,6 +37,7 @@ from lsmix.data.cache import cache_folder, fetch_file, private_folder
 from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
 from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
+from lsmix.data.sharing.descriptions import description_records
 from lsmix.data.store import open_artifact
 
 __all__ = [

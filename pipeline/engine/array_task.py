@@ -11,11 +11,10 @@ from dataclasses import dataclass
 
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.progress import Progress
-from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date, locked_task, note_seconds
 from lsmix.pipeline.engine.sharding import complete_shards, make_missing_shards
-from lsmix.pipeline.engine.shards import finished_shards, read_ledger
+from lsmix.pipeline.engine.shards import Executor, finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks

@@ -16,8 +16,8 @@ from typing import Any
 
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.data.progress import bounded, stop_point
-from lsmix.pipeline.engine.executor import Counter, Executor, InProcessExecutor, Report, raise_failures
-from lsmix.pipeline.engine.shards import ShardJob, ShardRecord, close_job, run_shard
+from lsmix.pipeline.engine.executor import InProcessExecutor, raise_failures
+from lsmix.pipeline.engine.shards import Counter, Executor, Report, ShardJob, ShardRecord, close_job, run_shard
 
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
@@ -27,7 +27,6 @@ _CONNECT_SECONDS = 10.0
 _ROUND_SECONDS = 0.5  # between two looks at interrupts and at the cluster
 _MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
 _PATIENCE_SECONDS = 15.0  # without any worker, until a message says so
-
 _Tasks = dict["Future[ShardRecord | Exception]", int]  # the shard of each task
 
 

@@ -4,45 +4,17 @@ A shard that fails is skipped until the others are done; an error that the next 
 """
 
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 from lsmix.data.errors import LsmixError, PartialError
 from lsmix.data.progress import stop_point
-from lsmix.pipeline.engine.shards import OpenJob, ShardJob, ShardRecord, close_job, open_job
+from lsmix.pipeline.engine.shards import Counter, Executor, OpenJob, Report, ShardJob, ShardRecord, close_job, open_job
 
-__all__ = ["Counter", "Executor", "InProcessExecutor", "Report", "raise_failures"]
+__all__ = ["InProcessExecutor", "raise_failures"]
 
 _FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the next shard would meet them too
-
-Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
-Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
-
-
-class Executor(ABC):
-    """Makes shards of unfinished artifacts. A context that owns what it needs for that."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:  # noqa: B027 - not abstract, since most executors hold nothing
-        """Release what it holds."""
-
-    def worker_device(self, device: str) -> str:
-        """Return the device that a job names, where this process would use ``device``."""
-        return device
-
-    @abstractmethod
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
-        """Make ``shards`` of an artifact; call ``report`` for each, and ``count`` while one is computed.
-
-        Raises:
-            PartialError: some shards failed; all others are complete.
-        """
 
 
 def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:

@@ -21,9 +21,9 @@ from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.estimates import check_against_data, estimate
-from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock

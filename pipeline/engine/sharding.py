@@ -8,8 +8,8 @@ import msgspec
 from lsmix.data.errors import PartialError
 from lsmix.data.progress import stop_point
 from lsmix.data.table import Table
-from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.shards import (
+    Executor,
     ShardJob,
     ShardRecord,
     fetch_shard,

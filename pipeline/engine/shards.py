@@ -6,11 +6,12 @@ A shard is complete when its record is on disk, which is written after its bytes
 import importlib
 import stat
 import time
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import msgspec
 
@@ -28,7 +29,10 @@ from lsmix.pipeline.workspace.locks import work_root
 __all__ = [
     "LEDGER",
     "Advance",
+    "Counter",
+    "Executor",
     "OpenJob",
+    "Report",
     "ShardJob",
     "ShardProcessor",
     "ShardRecord",
@@ -107,6 +111,34 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     counts: dict[str, Any]
     made_on: str = ""  # processor or graphics card
+
+
+Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
+Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
+
+
+class Executor(ABC):
+    """Makes shards of unfinished artifacts. A context that owns what it needs for that."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - not abstract, since most executors hold nothing
+        """Release what it holds."""
+
+    def worker_device(self, device: str) -> str:
+        """Return the device that a job names, where this process would use ``device``."""
+        return device
+
+    @abstractmethod
+    def run(
+        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
+    ) -> None:
+        """Make ``shards`` of an artifact; call ``report`` for each, and ``count`` while one is computed.
+
+        Raises:
+            PartialError: some shards failed; all others are complete.
+        """
 
 
 class OpenJob:

@@ -13,7 +13,7 @@ from lsmix.data.errors import RecipeError
 from lsmix.data.progress import Progress
 from lsmix.data.table import Table
 from lsmix.glow.config import FlowShape
-from lsmix.pipeline.engine.executor import Executor
+from lsmix.pipeline.engine.shards import Executor
 
 __all__ = [
     "Cost",

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from lsmix.data.artifact import LOCATION_FIELDS, Artifact, Provenance
+from lsmix.data.artifact import Artifact
 from lsmix.data.errors import RecipeError
+from lsmix.data.pool_spec import LOCATION_FIELDS, Provenance
 from lsmix.data.progress import Progress
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
 from lsmix.data.readers.registry import expand_home, read_source

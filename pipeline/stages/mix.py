@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import Artifact, read_provenance
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import RecipeError
@@ -26,7 +26,16 @@ from lsmix.data.pool import (
     pool_store,
     write_pool_shard,
 )
-from lsmix.data.pool_spec import CORNERS, PLAN_NAME, SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, in_latent_space
+from lsmix.data.pool_spec import (
+    CORNERS,
+    PLAN_NAME,
+    SPEC_FORMAT,
+    EncodeConfig,
+    PoolConfig,
+    PoolSpec,
+    in_latent_space,
+    read_provenance,
+)
 from lsmix.data.table import Table
 from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.device import prepare_device

@@ -13,7 +13,6 @@ from lsmix.data.artifact import (
     MANIFEST_NAME,
     Artifact,
     Manifest,
-    Provenance,
     record_files,
     root_digest,
     verify_files,
@@ -22,7 +21,7 @@ from lsmix.data.artifact import (
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.pool_spec import PoolSpec
+from lsmix.data.pool_spec import PoolSpec, Provenance
 from lsmix.data.progress import Progress
 from lsmix.data.store import local_folder, open_artifact, open_input
 from lsmix.pipeline.config.schema import DataConfig

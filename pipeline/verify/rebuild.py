@@ -20,8 +20,8 @@ from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import open_remote
 from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
 from lsmix.pipeline.engine.dask import make_executor
-from lsmix.pipeline.engine.executor import Executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
+from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX

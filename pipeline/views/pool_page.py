@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lsmix.data.artifact import Artifact, Provenance, read_provenance
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
-from lsmix.data.pool_spec import CORNERS
+from lsmix.data.pool_spec import CORNERS, Provenance, read_provenance
 from lsmix.data.store import open_artifact
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix

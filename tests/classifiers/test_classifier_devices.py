@@ -21,7 +21,7 @@ from lsmix.classifiers.evaluation import logits_of, passes
 from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.arithmetic import arithmetic
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, soft_target, to_device
 from lsmix.data.mixing import PIXEL_METHODS
 from lsmix.data.rng import generator

@@ -18,7 +18,7 @@ from lsmix.classifiers.config import ClassifierTraining
 from lsmix.classifiers.evaluation import features
 from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.training import ClassifierTrainer
-from lsmix.data.arithmetic import arithmetic
+from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.readers.digits import read_digits
 from lsmix.pipeline.api import run

@@ -39,7 +39,6 @@ _MOST_THREADS = 32
 _NAMED = 20  # unreadable images named in an error
 _SIZES = 5  # sizes named in an error
 _COMMON_SIDES = (64, 32, 16, 8)  # suggested sizes
-
 _Decoded = Picture | ImageError
 
 

@@ -6,21 +6,13 @@ A card is an artifact of its own. ``push`` and ``export`` send its files beside 
 from pathlib import Path
 from typing import Any, Final
 
-from lsmix.data.artifact import (
-    Artifact,
-    FileRecord,
-    InputRecord,
-    Manifest,
-    description_records,
-    record_files,
-    root_digest,
-    write_manifest,
-)
+from lsmix.data.artifact import Artifact, FileRecord, InputRecord, Manifest, record_files, root_digest, write_manifest
 from lsmix.data.atomic import write_atomic
 from lsmix.data.errors import FormatError
 from lsmix.data.exports.atomic_folder import folder_beside
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.pool import Pool, open_pool
+from lsmix.data.sharing.descriptions import description_records
 from lsmix.data.sharing.transfer import folder_name
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.views.dataset_card.croissant import CROISSANT_FILE, croissant
