@@ -413,6 +413,9 @@ class ListedFiles(Protocol):
     def prefetch(self, records: Sequence[FileRecord]) -> None:
         """Learn that all of these files will be opened next."""
 
+    def check_limit(self, record: FileRecord) -> None:
+        """Raise RecipeError if there is never room for a file."""
+
 
 class Artifact:
     """A complete artifact: its manifest, and its files, which are downloaded one by one where it is stored at a URL.

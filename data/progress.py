@@ -4,7 +4,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any, Final, Protocol, TypeVar
@@ -74,6 +73,8 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
     Raises:
         TimeoutError: it did not end in time.
     """
+    from concurrent.futures import Future  # which readers of local files need not load
+
     answer: Future[_Answer] = Future()
     ended = threading.Event()
 

@@ -272,6 +272,11 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         MissingError: it has no such table.
         FormatError: the table is of a format that this version does not read.
         CorruptError: a file is damaged, or not in the manifest.
+        RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
+    if artifact.files:
+        for path, record in artifact.records.items():
+            if path.startswith(f"{name}/"):
+                artifact.files.check_limit(record)
     return open_table(_ArtifactFiles(artifact, name), check_crc=check_crc)

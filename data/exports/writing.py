@@ -140,7 +140,7 @@ def _written(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
             raise LsmixError(f"the export format wrote {record.path!r}, a name that exports do not have.")
         yield record
     if job.pool.spec:
-        shutil.copyfile(job.pool.path / PLAN_NAME, job.folder / PLAN_NAME)
+        shutil.copyfile(job.pool.artifact.file(PLAN_NAME), job.folder / PLAN_NAME)
         yield _record(job.folder, job.folder / PLAN_NAME)
 
 

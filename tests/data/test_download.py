@@ -422,7 +422,7 @@ def test_ingest_and_run_fetch_what_is_missing_once(server, published, tmp_path, 
     assert done.code == 0, done.err
     assert json.loads(done.out)["content"]["artifacts"][0]["counts"]["train"] == 32
     assert f"fetching {server.url}" in done.err
-    assert "kB of" in done.err
+    assert " kB" in done.err
     again = command(*words, "--download")
     assert again.code == 0
     assert "up to date" in again.err

@@ -286,13 +286,13 @@ def test_a_redirect_to_what_is_no_acceptable_url_is_one_sentence(location, comma
     assert len(came) == 1
 
 
-@pytest.mark.parametrize("call", ["size", "names", "write", "remove"])
+@pytest.mark.parametrize("call", ["size", "entries", "write", "remove"])
 def test_a_store_that_does_not_answer_is_given_up(call, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.2)
     monkeypatch.setattr(remote, "_MOST_LISTING_BYTES", 0)
     (tmp_path / "file").touch()
     place, answer = open_remote("memory://silent"), threading.Event()
-    calls = {"size": "info", "names": "find", "write": "put_file", "remove": "rm_file"}
+    calls = {"size": "info", "entries": "ls", "write": "put_file", "remove": "rm_file"}
     monkeypatch.setattr(type(place._fs), calls[call], lambda *_, **__: answer.wait(60))
     try:
         with pytest.raises(DownloadError, match="did not answer within"):

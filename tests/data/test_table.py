@@ -390,9 +390,9 @@ def test_reading_tables_imports_neither_zarr_nor_torch():
 
 
 def test_126_chunks_are_verified_and_streamed_with_256_file_descriptors(tmp_path):
-    from places import write_pool
+    from factory import write_pool
 
-    write_pool(tmp_path / "mix-0123456789ab", rows=1008, copies=1, chunk_rows=8, side=2)
+    write_pool(tmp_path / "mix-0123456789ab", rows=1008, copies=1, chunk_rows=8, image_shape=(2, 2, 3))
     code = (
         "import resource, sys, lsmix\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))\n"

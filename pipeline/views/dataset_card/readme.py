@@ -46,7 +46,7 @@ class PoolDescription(NamedTuple):
             FormatError: its plan is of a version that this lsmix does not read.
         """
         if pool.spec is None:
-            raise CorruptError(f"pool {str(pool.path)!r} comes without {PLAN_NAME}. Fetch or make it again.")
+            raise CorruptError(f"pool {pool.location!r} comes without {PLAN_NAME}. Fetch or make it again.")
         versions = pool.manifest.environment.get("versions")
         version = str(versions.get("lsmix", "unknown")) if isinstance(versions, dict) else "unknown"
         return cls(pool.manifest.name, pool.spec, pool.attributes, pool.image_shape, version)

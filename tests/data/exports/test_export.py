@@ -318,7 +318,7 @@ def test_two_exports_to_one_place_do_not_meet(invented_pool, tmp_path):
     pool = open_pool(invented_pool())
 
     def again(rows: int) -> None:
-        with pytest.raises(LockedError, match="is being written by another process"):
+        with pytest.raises(LockedError, match="is being written by another run"):
             write_export(pool, tmp_path / "out", form="hdf5")
 
     write_export(pool, tmp_path / "out", form="hdf5", on_rows=again)
@@ -396,7 +396,7 @@ def test_the_commands_are_the_other_door(invented_pool, tmp_path, command: Calla
     assert document["schema"] == "lsmix/export/1"
     assert command("verify", tmp_path / "out").code == 0
     shown = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
-    assert f"pixel digest   {document['content']['pixel_digest']}" in shown.out
+    assert f"pixel_digest  {document['content']['pixel_digest']}" in shown.out
     assert "export hdf5: 46 images" in shown.err
     refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
     assert (refused.code, "is there already" in refused.err) == (1, True)

@@ -493,7 +493,7 @@ def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command)
     counts = json.loads(result.out)["content"]["artifacts"][0]["counts"]
     assert counts["class_images"] == {"a": 9, "b": 9}
     assert counts["source"]["left_out"] == [{"reason": "not an image (.md)", "files": 1, "examples": ["a/notes.md"]}]
-    shown = command("show", next((tmp_path / "runs" / "ingest").glob("mine-*")), "--sheet", tmp_path / "x.png").out
+    shown = command("show", next((tmp_path / "runs" / "ingest").glob("mine-*")), "--image", tmp_path / "x.png").out
     assert "21 files found, 20 images read; left out: 1, not an image (.md) (a/notes.md)" in shown
     assert "a 9, b 9" in shown
 
@@ -547,7 +547,7 @@ def test_an_interrupt_ends_ingest_within_a_second_with_130(tmp_path):
     words = [sys.executable, "-m", "lsmix", "ingest", recipe(tmp_path, "size = 16"), "--workspace", tmp_path / "runs"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
-            if "of 302 images to do" in line:
+            if ": 302 images" in line:
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)
