@@ -101,7 +101,8 @@ def bring_up_to_date(
             artifact, cached = resolver.artifact(node), True
             if artifact:
                 # Left by a kill between manifest and clean-up.
-                shutil.rmtree(artifact.folder / WORK_FOLDER, ignore_errors=True)
+                if artifact.is_local:
+                    shutil.rmtree(artifact.folder / WORK_FOLDER, ignore_errors=True)
                 artifact = workspace.upload(artifact, progress)  # if the run that made it could not
                 progress.info(f"{node.label}: up to date ({artifact.location})")
             else:

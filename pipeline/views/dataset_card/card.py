@@ -6,7 +6,16 @@ A card is an artifact of its own. ``push`` and ``export`` send its files beside 
 from pathlib import Path
 from typing import Any, Final
 
-from lsmix.data.artifact import Artifact, FileRecord, InputRecord, Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import (
+    Artifact,
+    FileRecord,
+    InputRecord,
+    Manifest,
+    is_description,
+    record_files,
+    root_digest,
+    write_manifest,
+)
 from lsmix.data.atomic import write_atomic
 from lsmix.data.errors import FormatError
 from lsmix.data.exports.atomic_folder import folder_beside
@@ -67,7 +76,11 @@ def write_card(
     opened = open_pool(artifact)
     with folder_beside(target) as card:
         named = write_card_files(
-            card, opened, [file for file in manifest.files if file.payload], licence=licence, creator=creator
+            card,
+            opened,
+            [file for file in manifest.files if not is_description(file)],
+            licence=licence,
+            creator=creator,
         )
         files = record_files(card, _PAYLOAD)
         config = {"licence": named.text, "creator": clean(creator)}
