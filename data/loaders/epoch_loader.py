@@ -180,7 +180,8 @@ class EpochLoader(IterableDataset[Any], ABC):
         read = self._reader()
         batches: Iterator[Any] = (read(order.slice(*plan.span(batch))) for batch in mine)
         if self.read_ahead_bytes:
-            batches = read_ahead(batches, max(self.read_ahead_bytes // (self.batch_size * self._row_bytes), 1))
+            ahead = self.read_ahead_bytes // (self.batch_size * self._row_bytes)
+            batches = read_ahead(batches, max(min(ahead, len(mine)), 1))
         return self._counted(plan, mine, batches)
 
     def _counted(self, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[Any]:
