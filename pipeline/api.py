@@ -3,7 +3,6 @@
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,67 +19,27 @@ from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.sharing.descriptions import edited_descriptions
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
 from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
-from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
+from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.array_task import ArrayTaskResult, check_array_task, finalize_array
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
 from lsmix.pipeline.engine.run_log import logged
-from lsmix.pipeline.engine.runner import Built, bring_up_to_date
+from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node, upto
+from lsmix.pipeline.run_result import RunResult
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.stages.ingest import fetch_source
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS
-from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
 from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.remote import open_workspace
 
 if TYPE_CHECKING:
     from lsmix.pipeline.views.figures import PaperFigure
 
-__all__ = ["RunResult", "figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
+__all__ = ["figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
 
 _STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunResult:
-    """What a run brought up to date."""
-
-    recipe: Recipe
-    built: list[Built]
-
-    def __getitem__(self, name: str) -> Built:
-        """Return an artifact by "stage" (where there is one) or "stage/name", such as "mix/lsmix"."""
-        fits = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
-        if len(fits) != 1:
-            known = ", ".join(f"{item.stage}/{item.name}" for item in self.built)
-            raise KeyError(f"{name!r} names {len(fits)} artifacts of this run; it has {known}")
-        return fits[0]
-
-    @property
-    def error_rates(self) -> list[RunSummary]:
-        """The error rates of all classifier runs, in the recipe's order."""
-        made = {item.name: item.manifest for item in self.built if item.stage == "train"}
-        runs = {
-            name: [made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made]
-            for name, run in self.recipe.runs.items()
-        }
-        return summarise_runs(
-            {name: manifests for name, manifests in runs.items() if manifests}, self.recipe.report_config().rows
-        )
-
-    @property
-    def report(self) -> Path | None:
-        """The report's HTML page on this machine, where the run went as far as the report."""
-        pages = [item.folder / "report.html" for item in self.built if item.stage == "report"]
-        return pages[0] if pages else None
-
-    @property
-    def report_place(self) -> str:
-        """Path or URL of the report's HTML page; "" where the run went not as far."""
-        pages = [f"{item.location}/report.html" for item in self.built if item.stage == "report"]
-        return pages[0] if pages else ""
 
 
 def plan(
