@@ -292,7 +292,7 @@ def test_a_store_that_does_not_answer_is_given_up(call, monkeypatch, tmp_path):
     monkeypatch.setattr(remote, "_MOST_LISTING_BYTES", 0)
     (tmp_path / "file").touch()
     place, answer = open_remote("memory://silent"), threading.Event()
-    calls = {"size": "info", "entries": "ls", "write": "put_file", "remove": "rm_file"}
+    calls = {"size": "info", "entries": "find", "write": "put_file", "remove": "rm_file"}
     monkeypatch.setattr(type(place._fs), calls[call], lambda *_, **__: answer.wait(60))
     try:
         with pytest.raises(DownloadError, match="did not answer within"):

@@ -37,6 +37,11 @@ TABLE = {
     "data.heldout": (31, EVERYTHING),
     "data.test": (81, EVERYTHING),
     "data.seed": (1, EVERYTHING),
+    "data.size": (6, EVERYTHING),
+    "data.fit": ("pad", EVERYTHING),
+    "data.background": ("black", EVERYTHING),
+    "data.licence": ("CC-BY-4.0", EVERYTHING),
+    "data.citation": ("A. Author", EVERYTHING),
     "flow.levels": (1, FROM_GLOW),
     "flow.steps": (3, FROM_GLOW),
     "flow.hidden": (17, FROM_GLOW),
@@ -119,6 +124,10 @@ NOT_IN_TABLE = {
     "data.labels",  # these two are for other data sets than digits
     "data.extra",
     "data.format",
+    "data.on_error",  # these four are for image files
+    "data.labels_file",
+    "data.file_column",
+    "data.label_column",
     "flow.path",
     "pools.lsmix.flow",
     "classifier.architecture",
