@@ -40,7 +40,6 @@ __all__ = [
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 _JOBS = 4  # files on their way at a time
-_MOST_OPEN = 128
 _BLOCK_BYTES = 1 << 20
 
 
@@ -108,10 +107,6 @@ class FileCache:
                 f"{self._place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
                 "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
-
-    def most_open(self, largest_bytes: int) -> int:
-        """Return how many files may be mapped at a time: those that left the cache stay on the disk until they are unmapped."""
-        return max(1, min(_MOST_OPEN, self._limit_bytes // 2 // max(largest_bytes, 1)))
 
     def prefetch(self, records: Sequence[FileRecord]) -> None:
         """Download the files that are missing, several at a time, as far as half of the cache holds them."""
