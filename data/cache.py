@@ -7,7 +7,6 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
 import threading
 from collections.abc import Callable, Sequence
@@ -16,10 +15,9 @@ from pathlib import Path
 from typing import IO
 
 from lsmix.data.artifact import FileRecord
-from lsmix.data.atomic import locked_file
+from lsmix.data.atomic import check_room, locked_file
 from lsmix.data.errors import (
     CorruptError,
-    DiskSpaceError,
     DownloadError,
     LockedError,
     LsmixError,
@@ -186,12 +184,8 @@ class FileCache:
                 part.unlink()
                 return None
             self._make_room(part)
-            needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
-            if needed > free:
-                raise DiskSpaceError(
-                    f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
-                    "or name another folder with cache= or LSMIX_CACHE."
-                )
+            needed = record.bytes - part.stat().st_size
+            check_room(self._files, needed, repr(record.path), "name another folder with cache= or LSMIX_CACHE")
             fetch_file(self._place, record, stream, lambda _: None)
             self._remember(record, stream)
             opened = part.open("rb")

@@ -95,7 +95,7 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
 
 
 class Progress(Protocol):
-    """What a run tells while it works. Calls come from one thread."""
+    """What a run reports while it works; calls come from one thread."""
 
     def info(self, message: str) -> None:
         """Tell one line, such as that a stage is up to date."""
@@ -120,28 +120,11 @@ class Progress(Protocol):
 
 
 class NullProgress:
-    """Tells nothing."""
+    """Reports nothing."""
 
-    def info(self, message: str) -> None:
-        """Tell nothing."""
+    def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    def debug(self, message: str) -> None:
-        """Tell nothing."""
-
-    def warning(self, message: str) -> None:
-        """Tell nothing."""
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Tell nothing."""
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Tell nothing."""
-
-    def finish(self) -> None:
-        """Tell nothing."""
-
-    def event(self, kind: str, **facts: Any) -> None:
-        """Tell nothing."""
+    info = debug = warning = start = advance = finish = event = _ignore
 
 
 @contextmanager

@@ -9,7 +9,6 @@ import glob
 import hashlib
 import http.client
 import shutil
-import urllib.error
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, pa
 from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Stopped, bounded, pause
-from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
+from lsmix.data.web import AbsentError, TransientError, checked_url, file_path, is_web, open_web
 
 __all__ = ["PAUSES_SECONDS", "RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
 
@@ -29,7 +28,6 @@ _BLOCK_BYTES = 1 << 18
 _PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
-_GONE = (http.client.NOT_FOUND, http.client.GONE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
 
 
@@ -299,10 +297,7 @@ class _Web:
         with ExitStack() as stack:
             try:
                 answer = stack.enter_context(open_web(self._file(path), start))
-            except DownloadError as error:
-                cause = error.__cause__
-                if not isinstance(cause, urllib.error.HTTPError) or cause.code not in _GONE:
-                    raise
+            except AbsentError:
                 answer = None
             yield answer
 

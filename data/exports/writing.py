@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any, Final, get_args
 
 from lsmix.data.artifact import FileRecord, InputRecord, Manifest, is_expected_path, root_digest, write_manifest
-from lsmix.data.atomic import sha256_file
+from lsmix.data.atomic import atomic_folder, check_room, sha256_file
 from lsmix.data.errors import CorruptError, LsmixError, RecipeError
-from lsmix.data.exports.atomic_folder import check_space, folder_beside
 from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat, ExportJob
 from lsmix.data.exports.image_coder import Encoding, ImageCoder
 from lsmix.data.mixing import nearest
@@ -70,8 +69,8 @@ def write_export(
     row_bytes = sum(column.row_bytes for column in pool.columns.values()) + kind.row_overhead_bytes
     shard_images = _shard_images(kind, shard_images, len(pool), row_bytes)
     origin = read_provenance(pool.columns.attributes, f"pool {pool.location!r}")
-    with folder_beside(target) as folder:
-        check_space(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
+    with atomic_folder(target) as folder:
+        check_room(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
         job = ExportJob(
             pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=on_rows
         )

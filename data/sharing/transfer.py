@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
@@ -32,20 +31,18 @@ from lsmix.data.artifact import (
     root_digest,
     verify_files,
 )
-from lsmix.data.atomic import dump_checksummed, folder_bytes, fsync_folder, fsync_tree, locked_file, write_atomic
+from lsmix.data.atomic import atomic_folder, check_room, dump_checksummed, folder_bytes, locked_file, write_atomic
 from lsmix.data.cache import cache_folder, fetch_file, private_folder
-from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
+from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
 from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
 from lsmix.data.sharing.descriptions import description_records
 from lsmix.data.store import open_artifact
 
 __all__ = [
-    "Listing",
     "Transfer",
     "folder_name",
     "pull_artifact",
-    "pull_listed",
     "push_artifact",
     "temporary_copy",
 ]
@@ -53,8 +50,6 @@ __all__ = [
 _JOBS = 4  # files on their way at a time
 _BLOCK_BYTES = 1 << 20
 _MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
-_PART = ".part"  # ends the name of a folder that is being fetched
-_LOCK = "lock"
 _COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
 _OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
@@ -73,20 +68,6 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # size of these
     moved_files: int  # how many of them had to be sent or fetched
     moved_bytes: int  # what was sent or fetched
-
-
-class Listing(NamedTuple):
-    """What a place holds: files, and the one that makes them complete, which is written last."""
-
-    name: str  # for people
-    files: list[FileRecord]  # all but the last
-    last: str  # name of the last
-    content: bytes  # of the last
-
-    @property
-    def bytes(self) -> int:
-        """Size of all but the last."""
-        return sum(record.bytes for record in self.files)
 
 
 def push_artifact(
@@ -218,7 +199,8 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
     manifest, content = fetch_manifest(place)
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
-    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    moved = _pull(place, manifest, content, folder, progress)
     return _result(manifest, str(folder), place.url, moved)
 
 
@@ -235,7 +217,6 @@ def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
     """
     place = open_remote(url)
     manifest, content = fetch_manifest(place)
-    listing = Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
     home = private_folder(cache_folder().absolute(), _COPIES)
     for left in home.glob("*.lock"):  # by killed processes
         with contextlib.suppress(LockedError), locked_file(left):
@@ -244,39 +225,30 @@ def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
     with locked_file(lock):
         try:
             folder = lock.with_suffix("")
-            pull_listed(place, listing, folder, progress)
+            _pull(place, manifest, content, folder, progress)
             yield folder
         finally:
             _remove_copy(lock)
 
 
 def _remove_copy(lock: Path) -> None:
-    for folder in (lock.with_suffix(""), lock.with_suffix(_PART)):
+    for folder in (lock.with_suffix(""), lock.with_suffix(".part")):
         shutil.rmtree(folder, ignore_errors=True)
     lock.unlink(missing_ok=True)
 
 
-def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> list[int]:
-    """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
-
-    Raises:
-        RecipeError, DiskSpaceError, DownloadError, CorruptError, LockedError: as ``pull_artifact``.
-    """
-    part = folder.with_name(folder.name + _PART)
-    _prepare(part)
-    with locked_file(part / WORK_FOLDER / _LOCK):
-        _sweep(part, listing)
-        _check_room(part, listing)
+def _pull(place: RemoteFS, manifest: Manifest, content: bytes, folder: Path, progress: Progress) -> list[int]:
+    """Fetch an artifact to a new folder; return how many bytes of each file were fetched."""
+    with atomic_folder(folder, resume=True) as part:
+        _sweep(part, manifest)
+        needed = sum(record.bytes for record in manifest.files) - folder_bytes(part)
+        check_room(part, needed, f"the artifact at {place.url!r}")
 
         def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
             return _fetch(place, part / record.path, record, advance)
 
-        moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
-        fsync_tree(part)
-        write_atomic(part / listing.last, listing.content)
-        part.replace(folder)  # over an empty folder, or nothing
-        shutil.rmtree(folder / WORK_FOLDER)  # only now: by its lock a killed pull is known as ours
-    fsync_folder(folder.absolute().parent)
+        moved = _in_parallel(manifest.files, fetch, progress, f"pull {manifest.name}")
+        write_atomic(part / MANIFEST_NAME, content)
     return moved
 
 
@@ -381,43 +353,15 @@ def _fetch_edited(place: RemoteFS, target: Path, record: FileRecord) -> int:
     return len(content)
 
 
-def _prepare(part: Path) -> None:
-    links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
-    if links or (part.exists() and not _is_begun(part)):
-        raise RecipeError(
-            f"{str(part)!r} is in the way: it was not begun by 'lsmix pull'. Move it, or choose another folder."
-        )
-    (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-
-
-def _is_begun(part: Path) -> bool:
-    """Tell whether a pull made the folder; one that was killed as it began left no lock, but nothing else either."""
-    work = part / WORK_FOLDER
-    return (work / _LOCK).is_file() or (part.is_dir() and {*part.iterdir(), *work.glob("*")} <= {work})
-
-
-def _sweep(part: Path, listing: Listing) -> None:
+def _sweep(part: Path, manifest: Manifest) -> None:
     """Remove what an earlier pull left there that is not listed, and all links."""
-    wanted = {record.path for record in listing.files}
-    folders = {parent.as_posix() for path in wanted for parent in Path(path).parents}
+    wanted = {record.path for record in manifest.files}
     for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
-        relative = path.relative_to(part).as_posix()
-        if relative.split("/", 1)[0] == WORK_FOLDER and not path.is_symlink():
-            continue
-        if path.is_symlink() or not path.is_dir():
-            if path.is_symlink() or relative not in wanted:
-                path.unlink()
-        elif relative not in folders:
-            path.rmdir()
-
-
-def _check_room(part: Path, listing: Listing) -> None:
-    needed, free = listing.bytes - folder_bytes(part), shutil.disk_usage(part).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
-            "pull to another folder."
-        )
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
+        elif path.is_symlink() or path.relative_to(part).as_posix() not in wanted:
+            path.unlink()
 
 
 def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
@@ -433,7 +377,6 @@ def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
         raise CorruptError(
             f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
         ) from error
-    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # left by a kill between the last two steps
     return _result(manifest, str(folder), url, [0] * len(manifest.files))
 
 

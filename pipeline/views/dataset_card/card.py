@@ -16,9 +16,8 @@ from lsmix.data.artifact import (
     root_digest,
     write_manifest,
 )
-from lsmix.data.atomic import write_atomic
+from lsmix.data.atomic import atomic_folder, write_atomic
 from lsmix.data.errors import FormatError
-from lsmix.data.exports.atomic_folder import folder_beside
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.pool import Pool, open_pool
 from lsmix.data.sharing.descriptions import description_records
@@ -74,7 +73,7 @@ def write_card(
             f"{artifact.location!r} holds an artifact of the stage {manifest.stage!r}; only pools have a card."
         )
     opened = open_pool(artifact)
-    with folder_beside(target) as card:
+    with atomic_folder(target) as card:
         named = write_card_files(
             card,
             opened,

@@ -35,7 +35,6 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.exports import atomic_folder
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.exports.writing import write_export
 from lsmix.data.pool import open_pool
@@ -376,8 +375,8 @@ def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, mes
 
 
 def test_a_disk_that_is_too_small_is_told_before(invented_pool, tmp_path, monkeypatch):
-    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(DiskSpaceError, match="has 100 left"):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
+    with pytest.raises(DiskSpaceError, match="where 100 are free"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
 
