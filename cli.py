@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
+from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -472,8 +472,7 @@ def _exit_code() -> int:
         if isinstance(error, BrokenPipeError) and output_is_gone():
             discard_output()
             return _OUTPUT_GONE
-        where = f": {error.filename!r}" if error.filename else ""
-        return _tell(f"{error.strerror or error}{where}. What is done is kept.")
+        return _tell(f"{system_error(error)} What is done is kept.")
     return 0
 
 

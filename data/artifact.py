@@ -16,7 +16,7 @@ from typing import IO, Annotated, Any, Final, Protocol
 import msgspec
 
 from lsmix.data.atomic import DECODE_ERRORS, dump_checksummed, fsync_tree, load_checksummed, sha256_file, write_atomic
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, FormatError, MissingError, unreadable
 
 __all__ = [
     "ARTIFACT_FILES",
@@ -24,6 +24,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
+    "STRAY_NAMES",
     "WORK_FOLDER",
     "Artifact",
     "FileRecord",
@@ -34,6 +35,7 @@ __all__ = [
     "content_digest",
     "is_description",
     "is_expected_path",
+    "is_stray",
     "parse_manifest",
     "read_manifest",
     "record_files",
@@ -45,6 +47,9 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
 MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
+STRAY_NAMES: Final = frozenset(
+    {".DS_Store", ".cache", ".gitattributes", "Thumbs.db"}
+)  # ignored in an artifact's folder
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
 _MOST_SECONDS = 1e10  # three hundred years
 _MOST_BYTES = 2**48  # of a file
@@ -114,7 +119,7 @@ def record_files(
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         first = relative.split("/", 1)[0]
-        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER:
+        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER or is_stray(relative):
             continue
         records.append(
             FileRecord(
@@ -161,14 +166,14 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
-    if path.is_symlink():
-        raise CorruptError(f"{str(path)!r} is a link. Do not use this artifact.")
     try:
         if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
             raise CorruptError(_too_large(str(path), size))
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"{str(folder)!r} was removed by another process.") from error
+    except OSError as error:
+        raise unreadable(str(path), error) from error
     return parse_manifest(content, str(folder))
 
 
@@ -271,29 +276,32 @@ def _check_relative(manifest_path: str, relative: str) -> None:
 
 
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
-    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded.
+    """Raise CorruptError on the first file that is missing, no regular file, or of another size than recorded.
 
-    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. ``where`` is how messages call the folder;
-    "" for its path.
+    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. Links to regular files count as these.
+    ``where`` is how messages call the folder; "" for its path.
     """
     where = where or str(folder)
     _check_folders(folder, manifest, where)
     for file in manifest.files:
         path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
-        try:
-            facts = os.lstat(path)
-        except OSError:
-            facts = None
         editable = is_description(file)
-        if facts is None and editable:
-            continue
-        if facts is None or not stat.S_ISREG(facts.st_mode):
+        try:
+            found = os.lstat(path)
+            if stat.S_ISLNK(found.st_mode):
+                found, editable = os.stat(path), False  # noqa: PTH116 - as above, no Path for each
+        except (FileNotFoundError, NotADirectoryError):
+            if editable:
+                continue
             raise CorruptError(
                 f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
-            )
-        if facts.st_size != file.bytes and not editable:
+            ) from None
+        except OSError as error:
+            raise unreadable(f"{where}/{file.path}", error) from error
+        got = f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no regular file"
+        if got != f"{file.bytes} bytes" and not (editable and stat.S_ISREG(found.st_mode)):
             raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
+                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {got}. Fetch or make the artifact again."
             )
 
 
@@ -327,9 +335,13 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
             f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its content digest does not fit its list of files."
         )
     for file in manifest.files:
-        if is_description(file):
+        path = folder / file.path
+        if is_description(file) and not path.is_symlink():
             continue
-        digest = sha256_file(folder / file.path)
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise unreadable(f"{where}/{file.path}", error) from error
         if digest != file.sha256:
             raise CorruptError(
                 f"{f'{where}/{file.path}'!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
@@ -339,14 +351,18 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
     editable = {path for path in DESCRIPTION_FILES if is_expected_path(manifest.stage, path)}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        odd = path.is_symlink() or not path.is_dir()
-        if relative in editable and path.is_file() and not path.is_symlink():
+        if relative in listed or relative.split("/", 1)[0] == WORK_FOLDER or is_stray(relative):
             continue
-        if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
+        if path.is_symlink() or not (path.is_dir() or relative in editable):
             raise CorruptError(
                 f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
             )
     return sum(file.bytes for file in manifest.files)
+
+
+def is_stray(path: str) -> bool:
+    """Tell whether file managers or hubs put a file beside those of an artifact."""
+    return not STRAY_NAMES.isdisjoint(path.split("/"))
 
 
 def is_description(file: FileRecord) -> bool:
@@ -476,16 +492,19 @@ class Artifact:
         return self.files.path(record) if self.files else self.folder / path
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a listed file, opened to read; errors as ``file``, and CorruptError if it is a link or cannot be read."""
+        """Return a listed file, opened to read.
+
+        Raises:
+            SystemLimitError: the system does not let it be opened.
+            LsmixError: as ``file``.
+        """
         record = self._record(path)
         if self.files:
             return self.files.open(record)
         try:
-            return os.fdopen(os.open(self.folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            return (self.folder / path).open("rb")
         except OSError as error:
-            raise CorruptError(
-                f"{self.where(path)!r} cannot be read: {error.strerror}. Fetch or make the artifact again."
-            ) from error
+            raise unreadable(self.where(path), error) from error
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download listed files that will be opened next, several at a time."""

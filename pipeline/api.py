@@ -16,7 +16,7 @@ from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
-from lsmix.data.sharing.descriptions import edited_descriptions
+from lsmix.data.sharing.descriptions import edited_descriptions, stray_files
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
 from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
@@ -286,8 +286,8 @@ def verify(
         progress: is told what happens; None tells nobody.
 
     Returns:
-        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them; of a
-        pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked`` also of an artifact at a URL.
+        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them;
+        ``ignored``, what file managers and hubs added; of a pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked`` also of an artifact at a URL.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
@@ -337,6 +337,7 @@ def _verify(
         "bytes": verify_files(folder, manifest, artifact.location),
         "counts": manifest.counts,
         "edited": edited_descriptions(folder, manifest),
+        "ignored": stray_files(folder),
     }
     if manifest.stage == "export":
         from lsmix.data.exports.writing import check_sums

@@ -22,6 +22,7 @@ import msgspec
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,
+    STRAY_NAMES,
     WORK_FOLDER,
     Artifact,
     FileRecord,
@@ -52,7 +53,6 @@ _BLOCK_BYTES = 1 << 20
 _MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
 _COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
-_OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +95,8 @@ def push_artifact(
     strict = _strict(manifest)
     home = card or (artifact.folder if artifact.is_local else None)  # of the descriptions
     if home:
-        descriptions = description_records(home, manifest.stage, {file.path for file in strict})
+        listed = {(file.path, file.sha256) for file in manifest.files}
+        descriptions = description_records(home, manifest.stage, {file.path for file in strict}, listed)
         files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
         manifest = msgspec.structs.replace(manifest, files=files)
     check_writable(url)
@@ -140,7 +141,7 @@ def _begin_push(place: RemoteFS, note: bytes) -> None:
     found = place.entries("")
     if WORK_FOLDER in found and place.size(_BEGUN) is not None:
         return _check_begun(place, note)
-    if others := set(found) - {WORK_FOLDER, _OF_HUB}:
+    if others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
         raise RecipeError(
             f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
             "folder."
