@@ -388,7 +388,7 @@ DESCRIPTION_FILES: Final = (
 _DESCRIPTIONS = "|".join(map(re.escape, DESCRIPTION_FILES))
 # The naming of export formats, those of other packages too: data, never what Python or a shell would run.
 _EXPORT = (
-    r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.jsonl|"
+    r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.(jsonl|parquet)|"
     r"images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)"
 )
 

@@ -54,7 +54,7 @@ def export_pool(
         if opened.spec is None:
             progress.warning(f"pool {opened.location!r} has no {PLAN_NAME}, so its export has no card.")
         else:
-            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format))
+            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format), encoding=image)
 
     progress.start(f"export {target.name}", len(opened), "image")
     with graceful_signals():

@@ -1,7 +1,7 @@
 """Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
 
 An image lies under the class of its *first* label; the second label and its share stand in
-``metadata.jsonl``, which has every column of every row. Names of folders begin with the label's number, so that sorted
+``metadata.jsonl`` and ``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
 names give the labels, and never hold what a stranger's class name could smuggle in.
 """
 
@@ -10,14 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import ExportFormat, ExportJob
+from lsmix.data.exports.parquet import parquet_file
 from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["FOLDER_FORMAT"]
 
-_METADATA = "metadata.jsonl"
+_LINES = "metadata.jsonl"  # for people
+_TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs
 
 
@@ -29,21 +32,27 @@ def _write(job: ExportJob) -> Iterator[Path]:
             f"{len(folders)} classes in sub-folders of {job.shard_images} images make folders of more than {_MOST_ENTRIES} "
             "entries, which the big hubs refuse. Choose larger sub-folders, or webdataset."
         )
-    with (job.folder / _METADATA).open("wb") as lines:
+    with (
+        (job.folder / _LINES).open("wb") as lines,
+        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as table,
+    ):
         for block in job.blocks(range(len(job.pool))):
-            for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
+            paths = []
+            for image, facts in zip(block.pop("image"), row_metadata(block, first, names), strict=True):
                 label, row = facts["label_a"], facts["row"]
                 inside = f"{counts[label] // job.shard_images:04d}"
-                name = f"images/{folders[label]}/{inside}/{row:08d}.{coder.ending}"
-                path = job.folder / name
+                paths.append(f"images/{folders[label]}/{inside}/{row:08d}.{coder.ending}")
+                path = job.folder / paths[-1]
                 if not counts[label] % job.shard_images:
                     path.parent.mkdir(parents=True)
                 path.write_bytes(coder.encode(image))
                 counts[label] += 1
-                lines.write(msgspec.json.encode({"file_name": name, **facts}) + b"\n")
+                lines.write(msgspec.json.encode({"file_name": paths[-1], **facts}) + b"\n")
                 yield path
-            first += len(block["status"])
-    yield job.folder / _METADATA
+            table.write({"file_name": paths, "row": np.arange(first, first + len(paths)), **block})
+            first += len(paths)
+    yield job.folder / _LINES
+    yield job.folder / _TABLE
 
 
 def _class_folders(names: tuple[str, ...]) -> list[str]:
@@ -56,8 +65,9 @@ def _class_folders(names: tuple[str, ...]) -> list[str]:
 FOLDER_FORMAT = ExportFormat(
     write=_write,
     encodes=True,
+    hub_files=("images/**", "metadata.parquet"),
     row_overhead_bytes=1024,
     loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',
-    note="An image is in the folder of its first label. `metadata.jsonl` has the rest, a line an image.",
+    note="An image is in the folder of its first label. `metadata.jsonl` and `metadata.parquet` have the rest, a row an image.",
     folder_images=5000,
 )

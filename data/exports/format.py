@@ -6,7 +6,7 @@ Other packages add formats with the entry point group ``lsmix.export_formats``.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import msgspec
 
@@ -88,6 +88,8 @@ class ExportFormat:
     encodes: bool  # whether it holds image files, so that ``encoding`` counts
     row_overhead_bytes: int  # of a row beyond its pixels and numbers, about
     loads_with: str  # a line of Python that reads it from ``folder``, for the export's README
-    hub_files: str = "samples.csv"  # what the Hugging Face Hub shows as a table
+    hub_files: tuple[str, ...] = ("samples.csv",)  # what Hugging Face ``datasets`` and its hub take for the rows
+    # How these rows look, if the files do not say so: with the columns as arrays, or as samples of an image and a "json".
+    hub_row: Literal["", "array", "sample"] = ""
     note: str = ""  # a paragraph for that README
     folder_images: int = 0  # of a format with a file for each image: images in a sub-folder, unless asked otherwise

@@ -40,7 +40,8 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 WEBDATASET_FORMAT = ExportFormat(
     write=_write,
     encodes=True,
-    hub_files="pool-*.tar",
+    hub_files=("pool-*.tar",),
+    hub_row="sample",
     row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
     loads_with=(
         'webdataset.WebDataset(f"{folder}/pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")'
