@@ -11,12 +11,12 @@ import stat
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Protocol
+from typing import IO, Annotated, Any, Final
 
 import msgspec
 
 from lsmix.data.atomic import DECODE_ERRORS, dump_checksummed, fsync_tree, load_checksummed, sha256_file, write_atomic
-from lsmix.data.errors import CorruptError, FormatError, MissingError, unreadable
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, unreadable
 
 __all__ = [
     "ARTIFACT_FILES",
@@ -38,6 +38,7 @@ __all__ = [
     "is_stray",
     "parse_manifest",
     "read_manifest",
+    "record_file",
     "record_files",
     "verify_files",
     "write_manifest",
@@ -106,6 +107,12 @@ def content_digest(files: list[FileRecord]) -> str:
     return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
 
 
+def record_file(folder: Path, path: str, *, payload: bool, sha256: str = "") -> FileRecord:
+    """Return the record of a file in a folder; ``sha256`` is its checksum, if it is known."""
+    size = (folder / path).stat().st_size
+    return FileRecord(path=path, bytes=size, sha256=sha256 or sha256_file(folder / path), payload=payload)
+
+
 def record_files(
     folder: Path, payload: set[str] | None = None, known: dict[str, str] | None = None
 ) -> list[FileRecord]:
@@ -121,14 +128,8 @@ def record_files(
         first = relative.split("/", 1)[0]
         if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER or is_stray(relative):
             continue
-        records.append(
-            FileRecord(
-                path=relative,
-                bytes=path.stat().st_size,
-                sha256=(known or {}).get(relative) or sha256_file(path),
-                payload=path.name != "zarr.json" and (payload is None or first in payload or relative in payload),
-            )
-        )
+        read = path.name != "zarr.json" and (payload is None or first in payload or relative in payload)
+        records.append(record_file(folder, relative, payload=read, sha256=(known or {}).get(relative, "")))
     return records
 
 
@@ -143,8 +144,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         raise CorruptError(
             f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
         )
-    if len(content) > MOST_MANIFEST_BYTES:
-        raise CorruptError(_too_large(str(path), len(content)))
+    _check_size(path, len(content))
     fsync_tree(folder)
     write_atomic(path, content)
 
@@ -167,8 +167,7 @@ def read_manifest(folder: Path | str) -> Manifest:
             "Run its recipe again to finish it."
         )
     try:
-        if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
-            raise CorruptError(_too_large(str(path), size))
+        _check_size(path, path.stat().st_size)
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"{str(folder)!r} was removed by another process.") from error
@@ -211,11 +210,12 @@ def _unexpected(manifest: Manifest) -> str:
     return next((file.path for file in manifest.files if not is_expected_path(manifest.stage, file.path)), "")
 
 
-def _too_large(manifest_path: str, size: int) -> str:
-    return (
-        f"{manifest_path!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
-        "Do not use this artifact; make its shards larger if it is yours."
-    )
+def _check_size(manifest_path: Path, size: int) -> None:
+    if size > MOST_MANIFEST_BYTES:
+        raise CorruptError(
+            f"{str(manifest_path)!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
+            "Do not use this artifact; make its shards larger if it is yours."
+        )
 
 
 def _wrong_facts(manifest: Manifest) -> str:
@@ -293,16 +293,17 @@ def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None
         except (FileNotFoundError, NotADirectoryError):
             if editable:
                 continue
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
-            ) from None
+            listed = f"is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes"
+            raise CorruptError(f"{f'{where}/{file.path}'!r} {listed}. Fetch or make the artifact again.") from None
         except OSError as error:
             raise unreadable(f"{where}/{file.path}", error) from error
-        got = f"{found.st_size} bytes" if stat.S_ISREG(found.st_mode) else "no regular file"
-        if got != f"{file.bytes} bytes" and not (editable and stat.S_ISREG(found.st_mode)):
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {got}. Fetch or make the artifact again."
-            )
+        got = str(found.st_size) if stat.S_ISREG(found.st_mode) else "no regular file"
+        if got != str(file.bytes) and not (editable and stat.S_ISREG(found.st_mode)):
+            raise _damage(f"{where}/{file.path}", f"{file.bytes} bytes", got)
+
+
+def _damage(where: str, expected: str, got: str) -> CorruptError:
+    return CorruptError(f"{where!r} is damaged: expected {expected}, got {got}. Fetch or make the artifact again.")
 
 
 def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
@@ -343,10 +344,7 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
         except OSError as error:
             raise unreadable(f"{where}/{file.path}", error) from error
         if digest != file.sha256:
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
-                "Fetch or make the artifact again."
-            )
+            raise _damage(f"{where}/{file.path}", f"sha256 {file.sha256[:12]}…", f"{digest[:12]}…")
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
     editable = {path for path in DESCRIPTION_FILES if is_expected_path(manifest.stage, path)}
     for path in sorted(folder.rglob("*")):
@@ -417,39 +415,19 @@ def is_expected_path(stage: str, path: str) -> bool:
     return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
 
 
-class ListedFiles(Protocol):
-    """Where the files of an artifact at a URL come from; each is checked against its record."""
-
-    def path(self, record: FileRecord) -> Path:
-        """Return a path at which the file can be opened at once."""
-
-    def open(self, record: FileRecord) -> IO[bytes]:
-        """Return the file, opened to read."""
-
-    def prefetch(self, records: Sequence[FileRecord]) -> None:
-        """Learn that all of these files will be opened next."""
-
-    def check_limit(self, record: FileRecord) -> None:
-        """Raise RecipeError if there is never room for a file."""
-
-
 class Artifact:
-    """A complete artifact: its manifest, and its files, which are downloaded one by one where it is stored at a URL.
+    """A complete artifact in a folder on this machine: its manifest, and its files.
 
     Args:
         manifest: what it holds.
-        folder: the folder on this machine that holds all of its files, if there is one.
-        url: where it is stored, if that is a URL; errors name it.
-        files: where files come from if there is no such folder.
+        folder: the folder that holds all of its files.
+        url: where it is stored, if this is a copy; errors name it.
     """
 
-    def __init__(
-        self, *, manifest: Manifest, folder: Path | None = None, url: str = "", files: ListedFiles | None = None
-    ) -> None:
+    def __init__(self, *, manifest: Manifest, folder: Path, url: str = "") -> None:
         self.manifest = manifest
         self.url = url
-        self._folder = folder
-        self.files = files
+        self._folder: Path | None = folder
 
     @property
     def location(self) -> str:
@@ -477,6 +455,16 @@ class Artifact:
         """The listed files by their path."""
         return {record.path: record for record in self.manifest.files}
 
+    def record(self, path: str) -> FileRecord:
+        """Return the record of a listed file.
+
+        Raises:
+            MissingError: it is not listed.
+        """
+        if path not in self.records:
+            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
+        return self.records[path]
+
     def where(self, path: str) -> str:
         """Return how to call a file in messages."""
         return f"{self.location}/{path}"
@@ -486,10 +474,9 @@ class Artifact:
 
         Raises:
             MissingError: it is not listed.
-            CorruptError, DownloadError, DiskSpaceError: as ``FileCache.open``.
+            CorruptError, DownloadError, DiskSpaceError: as ``RemoteArtifact.open``.
         """
-        record = self._record(path)
-        return self.files.path(record) if self.files else self.folder / path
+        return self.folder / self.record(path).path
 
     def open(self, path: str) -> IO[bytes]:
         """Return a listed file, opened to read.
@@ -498,20 +485,15 @@ class Artifact:
             SystemLimitError: the system does not let it be opened.
             LsmixError: as ``file``.
         """
-        record = self._record(path)
-        if self.files:
-            return self.files.open(record)
         try:
-            return (self.folder / path).open("rb")
+            return self.file(path).open("rb")
         except OSError as error:
+            if isinstance(error, LsmixError):
+                raise
             raise unreadable(self.where(path), error) from error
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download listed files that will be opened next, several at a time."""
-        if self.files:
-            self.files.prefetch([self._record(path) for path in paths])
 
-    def _record(self, path: str) -> FileRecord:
-        if path not in self.records:
-            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
-        return self.records[path]
+    def check_limits(self, prefix: str) -> None:
+        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""

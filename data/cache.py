@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from lsmix.data.artifact import FileRecord
+from lsmix.data.artifact import Artifact, FileRecord, Manifest
 from lsmix.data.atomic import check_room, locked_file
 from lsmix.data.errors import (
     CorruptError,
@@ -29,7 +29,7 @@ from lsmix.data.remote import PAUSES_SECONDS, RemoteFS
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
-    "FileCache",
+    "RemoteArtifact",
     "cache_folder",
     "fetch_file",
     "private_folder",
@@ -81,47 +81,56 @@ def private_folder(cache: Path, name: str) -> Path:
     return cache / name
 
 
-class FileCache:
-    """Files of the artifact at a URL, kept by checksum in a folder; safe to share among threads and processes.
+class RemoteArtifact(Artifact):
+    """An artifact at a URL, whose files are kept by checksum in a cache; safe to share among threads and processes.
 
     Args:
+        manifest: what it holds.
         place: where files are downloaded from.
         folder: the cache, shared with all other artifacts.
         limit_bytes: how much it may hold.
     """
 
-    def __init__(self, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, manifest: Manifest, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+        self.manifest = manifest
+        self.url = place.url
+        self._folder = None
         self._place = place
-        self._folder = folder
+        self._cache = folder
         self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
         self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
         self._checking = threading.Lock()
 
-    def check_limit(self, record: FileRecord) -> None:
-        """Raise RecipeError if a file is larger than the whole cache may be."""
+    def check_limits(self, prefix: str) -> None:
+        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""
+        for record in self.manifest.files:
+            if record.path.startswith(prefix):
+                self._check_limit(record)
+
+    def _check_limit(self, record: FileRecord) -> None:
         if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{self._place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
                 "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
 
-    def prefetch(self, records: Sequence[FileRecord]) -> None:
+    def prefetch(self, paths: Sequence[str]) -> None:
         """Download the files that are missing, several at a time, as far as half of the cache holds them."""
         missing = []
         room = self._limit_bytes // 2
-        for record in records:
+        for record in map(self.record, paths):
             if record.bytes <= room and not (self._files / record.sha256).exists():
                 room -= record.bytes
-                missing.append(record)
+                missing.append(record.path)
         if len(missing) > 1:
             with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-                list(pool.map(self.path, missing))
+                list(pool.map(self.file, missing))
 
-    def path(self, record: FileRecord) -> Path:
+    def file(self, path: str) -> Path:
         """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
-        self.open(record).close()
-        return self._files / record.sha256
+        self.open(path).close()
+        return self._files / self.record(path).sha256
 
     def adopt(self, record: FileRecord, source: Path) -> None:
         """Move a whole file that was made here into the cache, so that it need not be downloaded."""
@@ -132,19 +141,21 @@ class FileCache:
                 source.replace(self._files / record.sha256)
                 part.unlink()
 
-    def open(self, record: FileRecord) -> IO[bytes]:
+    def open(self, path: str) -> IO[bytes]:
         """Return a listed file, opened to read; it is downloaded if need be.
 
         Raises:
+            MissingError: it is not listed.
             RecipeError: it is larger than the whole cache may be.
             CorruptError: what is at the place is not the listed file.
             DownloadError: the place cannot be reached.
             DiskSpaceError: it does not fit on the disk.
         """
-        path = self._files / record.sha256
+        record = self.record(path)
+        cached = self._files / record.sha256
         while True:
             try:
-                stream = path.open("rb")
+                stream = cached.open("rb")
             except FileNotFoundError:
                 fetched = self._fetch(record)
                 if fetched is not None:
@@ -152,11 +163,11 @@ class FileCache:
                 continue
             if self._is_right(stream, record):
                 with contextlib.suppress(OSError):  # removed meanwhile
-                    os.utime(path)
+                    os.utime(cached)
                 stream.seek(0)
                 return stream
             stream.close()
-            path.unlink(missing_ok=True)
+            cached.unlink(missing_ok=True)
 
     def _is_right(self, stream: IO[bytes], record: FileRecord) -> bool:
         facts = os.fstat(stream.fileno())
@@ -176,7 +187,7 @@ class FileCache:
 
     def _fetch(self, record: FileRecord) -> IO[bytes] | None:
         """Download a file and return it opened; None if another process did so in between."""
-        self.check_limit(record)
+        self._check_limit(record)
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:
@@ -194,7 +205,7 @@ class FileCache:
 
     def _make_room(self, part: Path) -> None:
         """Remove what was used longest ago, until the cache is within its limit when ``part`` is whole."""
-        with locked_file(self._folder / "lock", wait=True):
+        with locked_file(self._cache / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
                 with contextlib.suppress(FileNotFoundError):

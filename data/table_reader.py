@@ -256,11 +256,8 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
-    if artifact.files:
-        for path, record in artifact.records.items():
-            if path.startswith(f"{name}/"):
-                artifact.files.check_limit(record)
     prefix = f"{name}/"
+    artifact.check_limits(prefix)
     files = TableFiles(
         location=artifact.where(name),
         folder=artifact.folder / name if artifact.is_local else None,

@@ -8,25 +8,25 @@ names give the labels, and never hold what a stranger's class name could smuggle
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import ExportFormat, ExportJob
 from lsmix.data.exports.parquet import parquet_file
-from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["FOLDER_FORMAT"]
 
 _LINES = "metadata.jsonl"  # for people
 _TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
+_GROUP_ROWS = 10_000  # of the table, written at once
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    coder, names = job.coder, job.pool.class_names
-    folders, counts, first = _class_folders(names), [0] * len(names), 0
+    names = job.pool.class_names
+    folders, counts = _class_folders(names), [0] * len(names)
     if max(len(folders), -(-len(job.pool) // job.shard_images)) > _MOST_ENTRIES:
         raise RecipeError(
             f"{len(folders)} classes in sub-folders of {job.shard_images} images make folders of more than {_MOST_ENTRIES} "
@@ -36,21 +36,22 @@ def _write(job: ExportJob) -> Iterator[Path]:
         (job.folder / _LINES).open("wb") as lines,
         parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as table,
     ):
-        for block in job.blocks(range(len(job.pool))):
-            paths = []
-            for image, facts in zip(block.pop("image"), row_metadata(block, first, names), strict=True):
-                label, row = facts["label_a"], facts["row"]
-                inside = f"{counts[label] // job.shard_images:04d}"
-                paths.append(f"images/{folders[label]}/{inside}/{row:08d}.{coder.ending}")
-                path = job.folder / paths[-1]
-                if not counts[label] % job.shard_images:
-                    path.parent.mkdir(parents=True)
-                path.write_bytes(coder.encode(image))
-                counts[label] += 1
-                lines.write(msgspec.json.encode({"file_name": paths[-1], **facts}) + b"\n")
-                yield path
-            table.write({"file_name": paths, "row": np.arange(first, first + len(paths)), **block})
-            first += len(paths)
+        rows: list[dict[str, Any]] = []  # that are not in the table yet
+        for image, facts in job.samples(range(len(job.pool))):
+            label, row = facts["label_a"], facts["row"]
+            inside = f"{counts[label] // job.shard_images:04d}"
+            name = f"images/{folders[label]}/{inside}/{row:08d}.{job.encoding}"
+            path = job.folder / name
+            if not counts[label] % job.shard_images:
+                path.parent.mkdir(parents=True)
+            path.write_bytes(image)
+            counts[label] += 1
+            rows.append({"file_name": name, **facts})
+            lines.write(msgspec.json.encode(rows[-1]) + b"\n")
+            if len(rows) == _GROUP_ROWS or row == len(job.pool) - 1:
+                table.write({key: [facts[key] for facts in rows] for key in rows[0]})
+                rows.clear()
+            yield path
     yield job.folder / _LINES
     yield job.folder / _TABLE
 

@@ -28,16 +28,10 @@ class ParquetFile:
         self._schema = schema
 
     def write(self, columns: Mapping[str, Any]) -> None:
-        """Append rows, as one group: by column, an array (n,) or (n, k), or a list."""
+        """Append rows, as one group: by column, an array (n,) or a list."""
         import pyarrow as pa
 
-        def stored(values: Any, kind: Any) -> Any:
-            if getattr(values, "ndim", 1) == 1:
-                return pa.array(values, kind)
-            offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
-            return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
-
-        arrays = [stored(columns[field.name], field.type) for field in self._schema]
+        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
         table = pa.Table.from_arrays(arrays, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(table))
 
@@ -85,12 +79,12 @@ def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iter
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    coder = job.coder
     for path, rows in job.shards("parquet"):
         with parquet_file(path, job, {"image": "image"}) as file:
             for block in job.blocks(rows):
-                images = [{"bytes": coder.encode(image)} for image in block.pop("image")]
-                file.write({"image": images, **block})
+                images = [{"bytes": job.encode(image)} for image in block.pop("image")]
+                numbers = {name: values if values.ndim == 1 else list(values) for name, values in block.items()}
+                file.write({"image": images, **numbers})
         yield path
 
 

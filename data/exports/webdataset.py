@@ -12,21 +12,17 @@ from pathlib import Path
 import msgspec
 
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["WEBDATASET_FORMAT"]
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    comment, coder, names = job.about.decode(), job.coder, job.pool.class_names
     for path, rows in job.shards("tar"):
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": comment}) as archive:
-            first = rows.start
-            for block in job.blocks(rows):
-                for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
-                    _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
-                    _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
-                first += len(block["status"])
+        headers = {"comment": job.about.decode()}
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
+            for image, facts in job.samples(rows):
+                _add(archive, f"{facts['row']:08d}.{job.encoding}", image)
+                _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
                 archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header written
         yield path
 

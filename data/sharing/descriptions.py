@@ -3,7 +3,15 @@
 from collections.abc import Container
 from pathlib import Path
 
-from lsmix.data.artifact import DESCRIPTION_FILES, STRAY_NAMES, FileRecord, Manifest, is_description, is_expected_path
+from lsmix.data.artifact import (
+    DESCRIPTION_FILES,
+    STRAY_NAMES,
+    FileRecord,
+    Manifest,
+    is_description,
+    is_expected_path,
+    record_file,
+)
 from lsmix.data.atomic import sha256_file
 
 __all__ = ["description_records", "edited_descriptions", "stray_files"]
@@ -26,7 +34,7 @@ def description_records(
         if name not in payload and is_expected_path(stage, name) and path.is_file():
             digest = sha256_file(path)
             if not path.is_symlink() or (name, digest) in listed:
-                records.append(FileRecord(path=name, bytes=path.stat().st_size, sha256=digest, payload=False))
+                records.append(record_file(folder, name, payload=False, sha256=digest))
     return records
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest
-from lsmix.data.cache import FileCache
+from lsmix.data.cache import RemoteArtifact
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
@@ -123,9 +123,9 @@ class RemoteWorkspace(Workspace):
         elif set(there.manifest.files) != set(artifact.manifest.files):  # cards may differ
             shutil.rmtree(folder)
             return there
-        if isinstance(there.files, FileCache):
+        if isinstance(there, RemoteArtifact):
             for record in artifact.manifest.files:
-                there.files.adopt(record, folder / record.path)
+                there.adopt(record, folder / record.path)
         shutil.rmtree(folder)
         return there
 

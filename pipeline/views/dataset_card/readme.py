@@ -24,7 +24,7 @@ __all__ = ["README_FILE", "PoolDescription", "write_readme"]
 
 README_FILE: Final = "README.md"
 _CLASSES_SHOWN: Final = 20
-_FACTS: Final = {"row": "int64", "class_a": "string", "class_b": "string"}  # see ``row_metadata``
+_FACTS: Final = {"row": "int64", "class_a": "string", "class_b": "string"}  # see ``ExportJob.samples``
 _LONG: Final = 400  # letters of a setting that are shown
 _SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
