@@ -41,7 +41,6 @@ __all__ = [
     "write_atomic",
 ]
 
-_BLOCK_BYTES = 1 << 20
 _PART = ".part"  # ends the name of a file or folder being written
 _MARK = ".lsmix-unfinished"  # in such a folder: says that it is ours, and is locked
 _CONTENT = "content"
@@ -129,11 +128,8 @@ def folder_bytes(folder: Path) -> int:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}

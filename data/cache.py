@@ -38,7 +38,6 @@ __all__ = [
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 _JOBS = 4  # files on their way at a time
-_BLOCK_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
@@ -299,8 +298,5 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: C
 
 def _digest_of(stream: IO[bytes]) -> str:
     """Return the SHA-256 of all bytes of an open file, in hex; the file is left at its end."""
-    digest = hashlib.sha256()
     stream.seek(0)
-    while block := stream.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # files have readinto, unlike IO

@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 __all__ = [
     "ROUND_SECONDS",
+    "NoAnswerError",
     "NullProgress",
     "Progress",
     "Stopped",
@@ -28,6 +29,10 @@ _Answer = TypeVar("_Answer")
 
 class Stopped(Exception):  # noqa: N818  # no error: the caller that asked for it knows why
     """The work of this thread was asked to stop."""
+
+
+class NoAnswerError(TimeoutError):
+    """A call did not end in the time that it was given."""
 
 
 class _Own(threading.local):
@@ -71,7 +76,7 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
     waits for a server cannot be ended otherwise.
 
     Raises:
-        TimeoutError: it did not end in time.
+        NoAnswerError: it did not end in time.
     """
     from concurrent.futures import Future  # which readers of local files need not load
 
@@ -90,7 +95,7 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
     while not ended.wait(max(0.0, min(ROUND_SECONDS, end - time.monotonic()))):
         stop_point()
         if time.monotonic() >= end and not ended.is_set():
-            raise TimeoutError("timed out")
+            raise NoAnswerError("timed out")
     return answer.result()
 
 

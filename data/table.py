@@ -7,7 +7,6 @@ writing and transfer. A table holds no state, so any process may write any shard
 
 import hashlib
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,7 +102,6 @@ class Table:
         """Write the metadata, which makes the group readable by any Zarr v3 library once its chunks are written.
 
         Raises:
-            ValueError: a column's name is not a plain word.
             FormatError: the attributes take more than 1 MiB.
         """
         import zarr  # which readers need not load
@@ -113,10 +111,6 @@ class Table:
         files: dict[str, Any] = {}  # zarr-python writes here; what is on the disk is written atomically
         group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
         for column in self.columns:
-            if not re.fullmatch("[a-z][a-z0-9_]*", column.name):
-                raise ValueError(
-                    f"{column.name!r} is no name for a column: use lower-case letters, digits and underscores."
-                )
             group.create_array(
                 column.name,
                 shape=(self.rows, *column.row_shape),

@@ -5,7 +5,6 @@ artifact; and a fetched folder gets its name only when every byte in it is the l
 """
 
 import contextlib
-import hashlib
 import os
 import queue
 import secrets
@@ -32,11 +31,19 @@ from lsmix.data.artifact import (
     read_manifest,
     verify_files,
 )
-from lsmix.data.atomic import atomic_folder, check_room, dump_checksummed, folder_bytes, locked_file, write_atomic
+from lsmix.data.atomic import (
+    atomic_folder,
+    check_room,
+    dump_checksummed,
+    folder_bytes,
+    locked_file,
+    sha256_file,
+    write_atomic,
+)
 from lsmix.data.cache import cache_folder, fetch_file, private_folder
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
-from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
+from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 from lsmix.data.sharing.descriptions import description_records
 from lsmix.data.store import open_artifact
 
@@ -49,7 +56,6 @@ __all__ = [
 ]
 
 _JOBS = 4  # files on their way at a time
-_BLOCK_BYTES = 1 << 20
 _MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
 _COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
@@ -99,8 +105,8 @@ def push_artifact(
         descriptions = description_records(home, manifest.stage, {file.path for file in strict}, listed)
         files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
         manifest = msgspec.structs.replace(manifest, files=files)
-    check_writable(url)
     place = open_remote(url)
+    found = place.entries("")  # which web servers refuse
     there = _manifest_there(place)
     if there is not None and set(_strict(there)) != set(strict):
         raise RecipeError(
@@ -110,7 +116,7 @@ def push_artifact(
 
     note = _note(manifest)
     if there is None and not owned:
-        _begin_push(place, note)
+        _begin_push(place, note, found)
 
     def send(record: FileRecord, advance: Callable[[int], None]) -> int:
         source = home / record.path if home and is_description(record) else artifact.file(record.path)
@@ -132,13 +138,12 @@ def _note(manifest: Manifest) -> bytes:
     return msgspec.json.encode({"content_digest": manifest.content_digest, "files": everything}) + b"\n"
 
 
-def _begin_push(place: RemoteFS, note: bytes) -> None:
+def _begin_push(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
     """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
 
     Raises:
         RecipeError: the place holds something else.
     """
-    found = place.entries("")
     if WORK_FOLDER in found and place.size(_BEGUN) is not None:
         return _check_begun(place, note)
     if others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
@@ -262,18 +267,15 @@ def _in_parallel(
     """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
     moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
     stop = threading.Event()
-    moved, errors = [0] * len(records), []
 
-    def one(index: int) -> None:
+    def one(record: FileRecord) -> int:
         try:
             with stopping(stop.is_set):
                 stop_point()
-                moved[index] = work(records[index], moves.put)
-        except Stopped:
-            pass
-        except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
-            errors.append(error)
+                return work(record, moves.put)
+        except BaseException:
             stop.set()
+            raise
         finally:
             moves.put(None)
 
@@ -281,8 +283,7 @@ def _in_parallel(
     try:
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
             try:
-                for index in range(len(records)):
-                    pool.submit(one, index)
+                files = [pool.submit(one, record) for record in records]
                 left = len(records)
                 while left:
                     count = moves.get()
@@ -295,38 +296,28 @@ def _in_parallel(
                 raise
     finally:
         progress.finish()
-    if errors:
-        raise errors[0]
-    return moved
+    for error in (file.exception() for file in files):
+        if error and not isinstance(error, Stopped):
+            raise error
+    return [file.result() for file in files]
 
 
 def _send(place: RemoteFS, source: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
-    sha256, md5 = _digests(source)
-    if sha256 != record.sha256:
+    stop_point()
+    if (sha256 := sha256_file(source)) != record.sha256:
         raise CorruptError(
             f"{str(source)!r} is damaged: expected sha256 {record.sha256[:12]}…, got {sha256[:12]}…. It was not sent; "
             "fetch or make the artifact again."
         )
-    where = f"{place.url}/{record.path}"
-
     sent = 0
-    while not place.has(record.path, record.bytes, sha256, md5):
+    while not place.has(record.path, source, sha256):
         if sent == 2:
+            where = f"{place.url}/{record.path}"
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
         place.write(record.path, source)
         sent += 1
     advance(record.bytes)
     return sent * record.bytes
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            stop_point()
-            sha256.update(block)
-            md5.update(block)
-    return sha256.hexdigest(), md5.hexdigest()
 
 
 def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:

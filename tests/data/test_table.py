@@ -234,14 +234,6 @@ def test_a_shard_outside_is_an_index_error(tmp_path):
         table.shard_range(2)
 
 
-@pytest.mark.parametrize("name", ["", "Image", "../x", "c/0"])
-def test_a_column_needs_a_plain_name(tmp_path, name):
-    column = Column(name=name, dtype="uint8")
-    with pytest.raises(ValueError, match="is no name for a column"):
-        Table(folder=tmp_path / "t", columns=(column,), rows=4, chunk_rows=4).create({})
-    assert not (tmp_path / "t").exists()
-
-
 def test_any_flipped_bit_is_found_when_its_chunk_is_first_mapped(tmp_path):
     table = written(tmp_path / "t.zarr", 21)
     path = table.folder / "image/c/2/0/0/0"
