@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import os
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,8 +97,7 @@ class RemoteArtifact(Artifact):
         self._cache = folder
         self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
-        self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
-        self._checking = threading.Lock()
+        self._checked: set[tuple[str, int, int]] = set()  # files that this process has checked
 
     def check_limits(self, prefix: str) -> None:
         """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""
@@ -169,20 +167,13 @@ class RemoteArtifact(Artifact):
             cached.unlink(missing_ok=True)
 
     def _is_right(self, stream: IO[bytes], record: FileRecord) -> bool:
-        facts = os.fstat(stream.fileno())
-        known = (facts.st_dev, facts.st_ino)
-        with self._checking:
-            if self._checked.get(record.sha256) == known:
-                return facts.st_size == record.bytes
-        if facts.st_size != record.bytes or _digest_of(stream) != record.sha256:
+        known = _identity(stream, record)
+        if os.fstat(stream.fileno()).st_size != record.bytes:
             return False
-        self._remember(record, stream)
+        if known not in self._checked and _digest_of(stream) != record.sha256:
+            return False
+        self._checked.add(known)
         return True
-
-    def _remember(self, record: FileRecord, stream: IO[bytes]) -> None:
-        facts = os.fstat(stream.fileno())
-        with self._checking:
-            self._checked[record.sha256] = (facts.st_dev, facts.st_ino)
 
     def _fetch(self, record: FileRecord) -> IO[bytes] | None:
         """Download a file and return it opened; None if another process did so in between."""
@@ -197,7 +188,7 @@ class RemoteArtifact(Artifact):
             needed = record.bytes - part.stat().st_size
             check_room(self._files, needed, repr(record.path), "name another folder with cache= or LSMIX_CACHE")
             fetch_file(self._place, record, stream, lambda _: None)
-            self._remember(record, stream)
+            self._checked.add(_identity(stream, record))
             opened = part.open("rb")
             part.replace(path)
         return opened
@@ -216,6 +207,11 @@ class RemoteArtifact(Artifact):
                     break
                 if path != part and _remove(path):
                     excess -= size
+
+
+def _identity(stream: IO[bytes], record: FileRecord) -> tuple[str, int, int]:
+    facts = os.fstat(stream.fileno())
+    return record.sha256, facts.st_dev, facts.st_ino
 
 
 def _room(path: Path, size: int) -> int:
