@@ -240,7 +240,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
+    """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
