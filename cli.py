@@ -445,6 +445,8 @@ def _print_json(kind: str, content: Any) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    # Waiting threads that spin made a training step over ten times slower on a busy machine. OpenMP reads it as torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "_LSMIX_COMPLETE" in os.environ:
         cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
     if code := _exit_code():
