@@ -149,13 +149,17 @@ class PublishedData:
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How image files become rows of one size, and which labels they get."""
 
-    size: _Size = 0  # pixels of a side, or (height, width), up to 4096; 0 keeps the size of the images
-    fit: Literal["crop", "pad", "stretch"] = "crop"  # to the size: cut the centre, add margins, or change proportions
-    background: str = "white"  # behind transparent pixels and in margins: white, black or #rrggbb
-    on_error: Literal["stop", "skip"] = "stop"  # what unreadable images do
-    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # a table of the labels, relative to the path
-    file_column: str = "file_name"  # of that table
-    label_column: str = "label"  # of that table
+    # side of all images in pixels, or [height, width]; 0 keeps the size of the images, which must be the same for all
+    size: _Size = 0
+    # how images get that size: scale and cut out the centre, scale and add margins, or change proportions
+    fit: Literal["crop", "pad", "stretch"] = "crop"
+    background: str = "white"  # colour of transparent pixels and margins: white, black or #rrggbb
+    # images that cannot be read: stop names them and ends, skip leaves them out and counts them
+    on_error: Literal["stop", "skip"] = "stop"
+    # table of the labels (.csv, .tsv or .jsonl), relative to path
+    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    file_column: str = "file_name"  # its column of file names
+    label_column: str = "label"  # its column of labels; classes are sorted by name
 
     def __post_init__(self) -> None:
         """Refuse a size out of range, and a background that is no colour."""
