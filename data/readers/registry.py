@@ -83,7 +83,7 @@ def read_source(
     Raises:
         RecipeError: the configuration names a path where there is none to name, or none where there must be one.
         MissingError: there is nothing at the path.
-        SourceError: what is there cannot be read as a data set of the format.
+        SourceError: the path is not a data set of the format.
 
     Example:
         >>> len(read_source(SourceConfig(format="digits")).splits["test"])

@@ -141,7 +141,7 @@ class PublishedData:
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= len(self.class_names):
                 raise SourceError(
-                    f"labels of {name!r} lie in {low}..{high}, but there are {len(self.class_names)} class names, "
+                    f"labels of {name!r} are in {low}..{high}, but there are {len(self.class_names)} class names, "
                     f"for 0..{len(self.class_names) - 1}."
                 )
 

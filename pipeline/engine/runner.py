@@ -56,7 +56,7 @@ class Built:
 
     @property
     def folder(self) -> Path:
-        """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
+        """Its folder on this machine; from a remote workspace it is downloaded on first use."""
         return self.workspace.local_copy(self.artifact)
 
     @property
