@@ -7,6 +7,7 @@ the command line, ``<!-- pool columns -->`` for the columns of a pool.
 import ast
 import inspect
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
@@ -47,6 +48,7 @@ _NOT_IN_KEY: Final = {
     "flow": TRAIN_GLOW.not_in_key,
     "pools.NAME": MIX.not_in_key,
 }
+_MANY: Final = 4  # an option of as many commands is described once
 _NAMES: Final = {
     ("data", "format"): ("auto", *DATA_FORMATS.builtin()),
     ("pools.NAME", "method"): (*LATENT_METHODS.builtin(), *PIXEL_METHODS.builtin()),
@@ -59,13 +61,12 @@ def fields(section: str) -> str:
     """Return the table of the fields of a section."""
     kind = SECTIONS[section]
     comments = _comments(kind)
-    lines = ["| field | default | values | meaning |", "|---|---|---|---|"]
+    lines = ["| field | default | meaning |", "|---|---|---|"]
     for field in types.type_info(kind).fields:  # type: ignore[attr-defined]  # a struct's
-        meaning = comments[field.name]
-        if field.name in _NOT_IN_KEY.get(section, ()):
-            meaning += "; not in the cache key"
         values = ", ".join(f"`{name}`" for name in _NAMES.get((section, field.name), ())) or _values(field.type)
-        cells = (f"`{field.encode_name}`", _default(field), values, meaning)
+        hint = "not in the cache key" if field.name in _NOT_IN_KEY.get(section, ()) else ""
+        meaning = "; ".join(filter(None, [comments[field.name], values, hint]))
+        cells = (f"`{field.encode_name}`", _default(field), meaning)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -108,10 +109,10 @@ def _values(kind: Any) -> str:
         case types.LiteralType():
             return ", ".join(f"`{value}`" for value in kind.values)
         case types.UnionType():
-            return ", ".join(filter(None, map(_values, kind.types)))
+            return next(filter(None, map(_values, kind.types)), "")
         case types.VarTupleType():
             return _values(kind.item_type)
-        case types.StrType() if kind.max_length and not kind.pattern:
+        case types.StrType() if kind.max_length and kind.max_length < 4096 and not kind.pattern:
             return f"up to {kind.max_length:,} characters"
         case types.IntType() | types.FloatType():
             least = f"above {kind.gt:g}" if kind.gt is not None else f"{kind.ge:g}" if kind.ge is not None else ""
@@ -120,21 +121,33 @@ def _values(kind: Any) -> str:
                 return least
             text = "2⁵³ − 1" if most == 2**53 - 1 else f"{most:,}" if most <= 1e9 else "10¹²"
             text = f"{'' if kind.le is not None else 'below '}{text.removesuffix('.0')}"
+            if kind.ge == most:
+                return least
             return f"{least}, at most {text}" if kind.gt is not None else f"{least} to {text}"
     return ""
 
 
 def commands() -> str:
-    """Return a section for each command: what it does, its options, an example."""
-    parts = []
+    """Return the options that many commands have, and a section for each command with its own."""
+    options = {
+        name: [one for one in command.params if isinstance(one, click.Option)] for name, command in cli.commands.items()
+    }
+    rows = Counter(_option(one) for several in options.values() for one in several)
+    shared = [row for row, count in rows.items() if count >= _MANY]
+    parts = ["### Shared options", _option_table(shared)]
     for name, command in cli.commands.items():
         arguments = [_argument(one) for one in command.params if isinstance(one, click.Argument)]
         parts += [f"### `lsmix {' '.join([name, *arguments])}`", str(command.help)]
-        rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
-        if rows:
-            parts.append("\n".join(["| option | meaning |", "|---|---|", *rows]))
+        if own := [row for row in map(_option, options[name]) if row not in shared]:
+            parts.append(_option_table(own))
+        if also := [f"`{one.opts[-1]}`" for one in options[name] if _option(one) in shared]:
+            parts.append(f"Also [shared options](#shared-options): {', '.join(also)}.")
         parts.append(f"Example: `{str(command.epilog).removeprefix('Example: ')}`")
     return "\n\n".join(parts)
+
+
+def _option_table(rows: list[str]) -> str:
+    return "\n".join(["| option | meaning |", "|---|---|", *rows])
 
 
 def _argument(argument: click.Argument) -> str:
