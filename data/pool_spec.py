@@ -75,20 +75,15 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     # λ ~ Beta(α, α), the share of the second image; Dirichlet(α, …, α) for more than two sources
     alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4
     lambdas: tuple[_Rate, ...] = ()  # fixed λ instead of drawn ones: copy c takes lambdas[c % len(lambdas)]
-    # passes over the train split; 0 is one, or one for each of lambdas
-    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    # images in each mix; more than two with ls-mix only, one region after another
-    sources: Annotated[int, Meta(ge=2, le=8)] = 2
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # passes over the train split; 0: one, or one a λ
+    sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
     # where the second image begins; random draws one for each image; latent space only
     corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
     seed: Seed = 0  # of pairs, λ, corners and the method's own draws
-    # levels of the decoded pixels; 5bit is the paper's. This and the fields below are for latent space, except
-    # chunk_rows
-    output: Literal["8bit", "5bit"] = "8bit"
+    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels; 5bit is the paper's
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
     chunk_rows: _ChunkRows = 0  # images in a chunk, at most 1 GiB; 0 is about 25 MB, at most an eighth of the pool
-    # what happens to images that fail to decode; keep only counts them
-    on_decode_failure: Literal["redraw", "keep"] = "redraw"
+    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # keep only counts failed decodes
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws for such an image before x₁ takes its place
     tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
     bad_pixel_fraction: _Rate = 0.02  # share of bad pixels above which a decode has failed
@@ -124,8 +119,7 @@ def check_pool(config: PoolConfig) -> None:
 class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How images become latents."""
 
-    # what fills the bits below the flow's: the image's own, seeded noise or the centre; only low-bits is exact
-    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"
+    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # low-bits: the image's own; uniform: noise
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
     seed: Seed = 0  # of the noise of uniform
     chunk_rows: _ChunkRows = 0  # latents in a chunk, at most 1 GiB; 0 is about 25 MB, at most an eighth of them

@@ -39,13 +39,10 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256  # images in a step
     learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1e-4  # of Adam, constant after the warm-up
     warmup: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0  # steps in which the learning rate grows from 0
-    # largest norm of the gradient, nats per dimension; 1e9 sets no limit
-    grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0
-    # factor of ½‖v‖² over all parameters; the paper's reference code has 1e-5
-    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0
+    grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0  # largest norm, nats/dim; 1e9: no limit
+    weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0  # factor of ½‖v‖² over all parameters
     flip: bool = True  # mirror half of the images left to right; wrong for digits
-    # largest shift in pixels, less than the shorter side; zeros move in
-    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2
+    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in pixels; zeros move in
     rows: Literal["all", "even", "odd"] = "all"  # rows of the train split to learn from
     seed: Seed = 0  # of weights, order, augmentation and noise
     # recompute activations in the backward pass: a tenth of the memory at K = 32, 0.85 of the speed; other last bits

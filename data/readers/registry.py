@@ -47,8 +47,7 @@ class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields
         RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
     """
 
-    # file or folder of the data set, relative to the recipe's folder; none for digits
-    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder, from the recipe's folder
     format: str = "auto"  # auto recognises the data set; see below
     labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: its 100 classes, or its 20 superclasses
     extra: bool = False  # of SVHN: whether extra_32x32.mat joins the training split

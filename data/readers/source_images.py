@@ -149,15 +149,11 @@ class PublishedData:
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How image files become rows of one size, and which labels they get."""
 
-    # side of all images in pixels, or [height, width]; 0 keeps the size of the images, which must be the same for all
-    size: _Size = 0
-    # how images get that size: scale and cut out the centre, scale and add margins, or change proportions
-    fit: Literal["crop", "pad", "stretch"] = "crop"
+    size: _Size = 0  # side in pixels, or [height, width]; 0 keeps the size of the images, if they all have it
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # crop: cut the centre; pad: add margins; stretch: distort
     background: str = "white"  # colour of transparent pixels and margins: white, black or #rrggbb
-    # images that cannot be read: stop names them and ends, skip leaves them out and counts them
-    on_error: Literal["stop", "skip"] = "stop"
-    # table of the labels (.csv, .tsv or .jsonl), relative to path
-    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    on_error: Literal["stop", "skip"] = "stop"  # stop: name unreadable images and end; skip: count them
+    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # table of labels: .csv, .tsv or .jsonl
     file_column: str = "file_name"  # its column of file names
     label_column: str = "label"  # its column of labels; classes are sorted by name
 

@@ -48,8 +48,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    # a finished flow instead of a trained one: its folder (relative to the recipe's), its URL, or its name or cache
-    # key in the workspace; the other fields are then ignored
+    # finished flow to use instead: folder (relative to the recipe's), URL, or name or cache key in the workspace
     path: str = ""
 
 
@@ -58,14 +57,12 @@ class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     pool: str = ""  # pool to train on; empty trains on the data set itself
     mix: tuple[MixSource, ...] = ()  # instead of pool: a list of ways to make batches, see below
-    # with several ways in mix: mixture draws one for each batch, chain applies them one after another
-    mode: MixMode = "mixture"
+    mode: MixMode = "mixture"  # mixture draws one way of mix for each batch, chain applies all in turn
     # one training for each; at most 1,000
     seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
     label: Annotated[str, Meta(max_length=100)] = ""  # name of the run in tables and plots; empty takes its name
-    # the paper's figure as printed, such as 2.45 ± 0.061; the report shows it beside ours
-    paper: Annotated[str, Meta(max_length=40)] = ""
+    paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure, for the report: 2.45 ± 0.061
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,8 +71,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # version of the recipe format
     name: Name  # name of the artifacts: letters, digits, '.', '_' and '-', at most 64
     data: DataConfig  # the data set
-    # the flow to train, or a finished one; without it a default flow is trained if a pool needs one
-    flow: FlowSection | None = None
+    flow: FlowSection | None = None  # the flow to train, or a finished one; not needed for pixel pools
     latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)  # how images are encoded
     mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # fields that all pools share
     pools: dict[Name, PoolRecipe] = {}  # one section for each pool

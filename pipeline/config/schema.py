@@ -39,8 +39,7 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)  # how it is trained
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads of the training; the number decides the last bits
-    # iterations between measurements of bits per dimension
-    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500  # iterations between measurements of bits/dim
     evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # most images of each split in such a measurement
     checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample grid
@@ -52,18 +51,14 @@ HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods are compared, on how many pairs, and by which evaluator."""
 
-    # fields of [flow] that differ for the evaluator; its seed is the flow's + 1, its rows are the odd ones
-    evaluator: dict[str, Any] = {}
+    evaluator: dict[str, Any] = {}  # fields of [flow] that differ for the evaluator (rows odd, the flow's seed + 1)
     methods: tuple[str, ...] = ()  # mixing methods, and hard-cut, the control for ls-mix; empty takes all of lsmix
-    # images of each sample; fewer if there are fewer held-out images or unseen pairs
-    pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500
+    pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, or fewer if there are not as many
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Seed = 0  # of pairs, methods, noise and resamples
-    # the low bits that the evaluator sees: noise as in its training, the image's own, or none
-    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # low-bits: the images' own; uniform: noise
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples for each confidence interval
-    # run whose first seed gives the features of the Fréchet distance; empty takes baseline, if there is one
-    classifier: str = ""
+    classifier: str = ""  # run that gives the features of the Fréchet distance; empty takes baseline, if any
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
 
     def __post_init__(self) -> None:
@@ -107,13 +102,10 @@ class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
 
     limit: _Images = 0  # published training images to use, each class in proportion; 0 uses all
-    # training images held out to measure the flow's likelihood; 0 takes all of a published held-out split
-    heldout: _Images = 0
-    # images of the test split; 0 takes all of a published one; without one, that many training images, at least 1
-    test: _Images = 0
+    heldout: _Images = 0  # images held out to measure the flow's likelihood; 0 takes a published held-out split
+    test: _Images = 0  # images of the test split; 0 takes the published one; needed if there is none
     seed: Seed = 0  # of the choice of rows
-    # of the images, for cards and exports; empty takes the published one
-    licence: Annotated[str, Meta(max_length=8000)] = ""
+    licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
     citation: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
 
 
