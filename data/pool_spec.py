@@ -83,7 +83,7 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels; 5bit is the paper's
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
     chunk_rows: _ChunkRows = 0  # images in a chunk, at most 1 GiB; 0 is about 25 MB, at most an eighth of the pool
-    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # keep only counts failed decodes
+    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # keep: only count failed decodes
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws for such an image before x₁ takes its place
     tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
     bad_pixel_fraction: _Rate = 0.02  # share of bad pixels above which a decode has failed

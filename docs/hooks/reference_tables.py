@@ -64,6 +64,10 @@ def fields(section: str) -> str:
     lines = ["| field | default | meaning |", "|---|---|---|"]
     for field in types.type_info(kind).fields:  # type: ignore[attr-defined]  # a struct's
         values = ", ".join(f"`{name}`" for name in _NAMES.get((section, field.name), ())) or _values(field.type)
+        if isinstance(field.type, types.LiteralType) and all(
+            value in comments[field.name] for value in field.type.values
+        ):
+            values = ""
         hint = "not in the cache key" if field.name in _NOT_IN_KEY.get(section, ()) else ""
         meaning = "; ".join(filter(None, [comments[field.name], values, hint]))
         cells = (f"`{field.encode_name}`", _default(field), meaning)
