@@ -65,7 +65,7 @@ def fields(section: str) -> str:
     for field in types.type_info(kind).fields:  # type: ignore[attr-defined]  # a struct's
         values = ", ".join(f"`{name}`" for name in _NAMES.get((section, field.name), ())) or _values(field.type)
         if isinstance(field.type, types.LiteralType) and all(
-            value in comments[field.name] for value in field.type.values
+            str(value) in comments[field.name] for value in field.type.values
         ):
             values = ""
         hint = "not in the cache key" if field.name in _NOT_IN_KEY.get(section, ()) else ""
