@@ -83,6 +83,7 @@ class PoolColumn:
         return list((shown.astype("U") if shown.dtype.kind == "f" else shown).tolist())
 
 
+_ROW_AXES = {"number": (), "image": ("height", "width", "channel"), "more": ("source",)}
 _STATUS = "whether the image is as first drawn, from a later draw, or replaced by x₁"
 _CORNER_WORDS = {corner: f"x₂ begins at the {corner.replace('-', ' ')}" for corner in CORNERS}
 _COLUMNS = (
@@ -275,8 +276,7 @@ class Pool:
     def as_dataset(self) -> PoolDataset:
         """Return the pool as a map-style data set of torch, with a dictionary of tensors for each row.
 
-        Example:
-            >>> loader = DataLoader(pool.as_dataset(), batch_size=64, shuffle=True)  # doctest: +SKIP
+        Trainers that share out rows themselves, such as Accelerate and Hugging Face's Trainer, need it.
         """
         return PoolDataset(self)
 
@@ -392,7 +392,12 @@ def create_pool(
             f"in {len(known.class_names)} classes."
         )
     columns = tuple(
-        Column(name=column.name, dtype=column.dtype, row_shape=known.row_shape(column, image_shape))
+        Column(
+            name=column.name,
+            dtype=column.dtype,
+            row_shape=known.row_shape(column, image_shape),
+            row_axes=_ROW_AXES[column.row],
+        )
         for column in known.columns()
     )
     rows = known.images_per_copy * known.copies

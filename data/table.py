@@ -10,7 +10,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NoReturn, Protocol, TypeVar
 
@@ -58,6 +58,7 @@ class Column:
     name: str  # a word of lower-case letters, digits and underscores
     dtype: Dtype
     row_shape: tuple[int, ...] = ()  # shape of one row; () for one number
+    row_axes: tuple[str, ...] = field(default=(), compare=False)  # names of a row's axes, for other readers of Zarr
 
     @property
     def row_bytes(self) -> int:
@@ -128,7 +129,10 @@ class Table:
                 compressors=Crc32cCodec(),
                 filters=None,
                 fill_value=0,
-                dimension_names=["row", *(f"axis_{axis}" for axis in range(1, len(column.row_shape) + 1))],
+                dimension_names=[
+                    "row",
+                    *(column.row_axes or (f"axis_{axis + 1}" for axis in range(len(column.row_shape)))),
+                ],
             )
         for path, buffer in files.items():
             content = buffer.to_bytes() + b"\n"

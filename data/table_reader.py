@@ -6,7 +6,7 @@ files at a time, since a map holds a file descriptor.
 
 import functools
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import IO, TYPE_CHECKING, Any, SupportsIndex
 
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["ColumnReader", "TableReader", "open_artifact_table", "open_table"]
 
 
-@functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
-def _map_chunk(column: "ColumnReader", chunk: int) -> NDArray[np.void]:
-    return column.map_chunk(chunk)
-
-
 class ColumnReader:
     """One column, read as if it were an array: ``column[3]``, ``column[10:20]``, ``column[[5, 2, 2]]``.
 
@@ -39,21 +34,12 @@ class ColumnReader:
         self._column = column
         self._files = files
         self._unchecked = bytearray([check_crc]) * table.shards  # by chunk
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole column: (rows, …)."""
-        return (self._table.rows, *self._column.row_shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the column."""
-        return np.dtype(self._column.dtype)
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row."""
-        return self._column.row_bytes
+        self.shape = (table.rows, *column.row_shape)  # of the whole column
+        self.dtype: np.dtype[Any] = np.dtype(column.dtype)
+        self.row_bytes = column.row_bytes
+        self._row_dtype = np.dtype(
+            (np.void, column.row_bytes)
+        )  # copied as bytes: a tenth faster than along several axes
 
     def __len__(self) -> int:
         return self._table.rows
@@ -123,10 +109,6 @@ class ColumnReader:
             raise IndexError(f"row {bad} is outside of column {self._column.name!r}, which has {len(self)} rows.")
         return rows if low >= 0 else np.where(rows < 0, rows + len(self), rows)
 
-    @property
-    def _row_dtype(self) -> np.dtype[np.void]:
-        return np.dtype((np.void, self.row_bytes))  # copied as bytes: a tenth faster than along several axes
-
     def _as_rows(self, taken: NDArray[np.void]) -> NDArray[Any]:
         stored = taken.view(self.dtype.newbyteorder("<")).reshape(-1, *self._column.row_shape)
         return stored.astype(self.dtype, copy=False)
@@ -135,46 +117,36 @@ class ColumnReader:
         if len(chunks) > 1:
             self._files.prefetch([self._column.chunk_path(chunk) for chunk in chunks])
 
-    def map_chunk(self, chunk: int) -> NDArray[np.void]:
-        """Map a chunk file and return its rows, (chunk_rows,), read only.
 
-        Raises:
-            CorruptError: it cannot be read, is shorter than its rows need, or its checksum does not fit.
-        """
-        path = self._column.chunk_path(chunk)
-        where, file_bytes = f"{self._files.location}/{path}", self._table.chunk_file_bytes(self._column)
-        with self._files.open(path) as file:
-            try:
-                content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
-            except (OSError, ValueError) as error:  # ValueError: it is shorter
-                raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
-        if self._unchecked[chunk]:
-            if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
-                raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
-            self._unchecked[chunk] = False
-        return content[:-CRC_BYTES].view(self._row_dtype)
+@functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
+def _map_chunk(column: ColumnReader, chunk: int) -> NDArray[np.void]:
+    """Map a chunk file and return its rows, (chunk_rows,), read only.
+
+    Raises:
+        CorruptError: it cannot be read, is shorter than its rows need, or its checksum does not fit.
+    """
+    files, path = column._files, column._column.chunk_path(chunk)
+    where, file_bytes = f"{files.location}/{path}", column._table.chunk_file_bytes(column._column)
+    with files.open(path) as file:
+        try:
+            content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
+        except (OSError, ValueError) as error:  # ValueError: it is shorter
+            raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
+    if column._unchecked[chunk]:
+        if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
+            raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
+        column._unchecked[chunk] = False
+    return content[:-CRC_BYTES].view(column._row_dtype)
 
 
-class TableReader(Mapping[str, ColumnReader]):
+class TableReader(dict[str, ColumnReader]):
     """All columns of a table, by name, and the table's attributes; use ``open_table``."""
 
     def __init__(self, table: Table, attributes: dict[str, Any], files: TableFiles, *, check_crc: bool) -> None:
+        super().__init__({item.name: ColumnReader(table, item, files, check_crc=check_crc) for item in table.columns})
         self.table = table
         self.attributes = attributes
-        self.check_crc = check_crc
         self._files = files
-        self._columns = {
-            column.name: ColumnReader(table, column, files, check_crc=check_crc) for column in table.columns
-        }
-
-    def __getitem__(self, name: str) -> ColumnReader:
-        return self._columns[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
 
     def open_zarr(self) -> "zarr.Group":
         """Return the same columns through zarr-python, for whatever reads Zarr, such as ``dask.array.from_zarr``.
