@@ -85,7 +85,7 @@ class PoolLoader(EpochLoader[Batch | SoftBatch]):
             batch_size,
             total=len(self.pool) if copies == "all" else self.pool.images_per_copy,
             order={
-                "pool": self.pool.manifest.root,
+                "pool": self.pool.manifest.content_digest,
                 "copies": copies,
                 "shuffle": shuffle,
                 "shuffle_blocks": shuffle_blocks,
