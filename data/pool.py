@@ -337,6 +337,8 @@ class Pool:
     def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> list[Sample]: ...
     def __getitem__(self, index: Any) -> Sample | list[Sample]:
         rows = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
+        if rows.dtype.kind not in "iu" and rows.size:
+            raise TypeError(f"samples are picked by integers, got {rows.dtype}.")
         if wrong := [row for row in rows.ravel().tolist() if not -len(self) <= row < len(self)]:
             raise IndexError(f"sample {wrong[0]} is outside of pool {self.location!r}, which has {len(self)} images.")
         found = self.gather(np.atleast_1d(rows) % len(self), list(self.columns))

@@ -8,17 +8,14 @@ import functools
 import mmap
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING, Any, SupportsIndex
+from typing import IO, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError
 from lsmix.data.table import CRC_BYTES, Column, Table, TableFiles, crc32c, read_table
-
-if TYPE_CHECKING:
-    import zarr
 
 __all__ = ["ColumnReader", "TableReader", "open_artifact_table", "open_table"]
 
@@ -148,40 +145,27 @@ class TableReader(dict[str, ColumnReader]):
         self.attributes = attributes
         self._files = files
 
-    def open_zarr(self) -> "zarr.Group":
-        """Return the same columns through zarr-python, for whatever reads Zarr, such as ``dask.array.from_zarr``.
-
-        Raises:
-            FormatError: the table is stored at a URL.
-        """
-        if self._files.folder is None:
-            raise FormatError(
-                f"{self._files.location!r} is stored at a URL, and open_zarr reads local pools only. Fetch it with 'lsmix pull'."
-            )
-        import zarr
-
-        return zarr.open_group(self._files.folder, mode="r", zarr_format=3, use_consolidated=False)
-
     def check_against_zarr(self) -> None:
         """Compare the first and the last row of every column with what zarr-python, the reference, reads there.
 
         Raises:
             CorruptError: the two differ, or zarr-python cannot read it.
         """
-        rows = [0, self.table.rows - 1]
+        import zarr
+
+        rows, where = [0, self.table.rows - 1], self._files.location
+        advice = "Do not use it; make the artifact again."
         for name, column in self.items():
             try:
-                array: Any = self.open_zarr()[name]
+                array: Any = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)[name]
                 reference = np.stack([array[row] for row in rows])
             except Exception as error:  # whatever zarr-python raises on an array that it cannot read
                 raise CorruptError(
-                    f"{self._files.location!r} cannot be read by zarr-python: {type(error).__name__}: {error}. Do not use "
-                    "it; make the artifact again."
+                    f"{where!r} cannot be read by zarr-python: {type(error).__name__}: {error}. {advice}"
                 ) from error
             if not np.array_equal(column[rows], reference, equal_nan=column.dtype.kind == "f"):
                 raise CorruptError(
-                    f"{self._files.location!r}: lsmix and zarr-python read rows {rows} of {name!r} differently. Do not use "
-                    "it; make the artifact again."
+                    f"{where!r}: lsmix and zarr-python read rows {rows} of {name!r} differently. {advice}"
                 )
 
 
