@@ -232,10 +232,6 @@ class TableFiles(Protocol):
         """The group's folder or URL, for messages."""
 
     @property
-    def folder(self) -> Path | None:
-        """The group's folder; None if it is stored at a URL."""
-
-    @property
     def sizes(self) -> Mapping[str, int]:
         """Size in bytes of each listed file, by its path."""
 
@@ -256,11 +252,6 @@ class LocalFiles:
 
     location: str
     sizes: Mapping[str, int]
-
-    @property
-    def folder(self) -> Path:
-        """The group's folder."""
-        return Path(self.location)
 
     def open(self, path: str) -> IO[bytes]:
         """Return a file, opened to read.

@@ -202,7 +202,6 @@ class _ArtifactFiles:
         prefix = f"{name}/"
         self._artifact, self._prefix = artifact, prefix
         self.location = artifact.where(name)
-        self.folder = artifact.folder / name if artifact.is_local else None
         self.sizes = {
             path[len(prefix) :]: file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
         }

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.batch import Batch, to_batch
 from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader
-from lsmix.data.loaders.sampler import EpochOrder
+from lsmix.data.loaders.sampler import EpochOrder, plan_batches
 
 __all__ = ["ArrayLoader"]
 
@@ -24,7 +24,9 @@ class ArrayLoader(EpochLoader[Batch]):
         images: uint8 (N, H, W, C), in memory or mapped.
         labels: integers (N,).
         batch_size: images in a batch of one rank.
-        options: ``seed``, ``epoch``, ``rank``, ``world_size`` and ``drop_last``, as of ``EpochLoader``.
+        seed: names the order, together with the epoch.
+        epoch: which pass comes first.
+        parts: ``rank``, ``world_size`` and ``drop_last``, as for ``plan_batches``.
 
     Example:
         >>> import numpy as np
@@ -35,7 +37,14 @@ class ArrayLoader(EpochLoader[Batch]):
     """
 
     def __init__(
-        self, images: NDArray[np.uint8], labels: NDArray[np.integer[Any]], batch_size: int, **options: Any
+        self,
+        images: NDArray[np.uint8],
+        labels: NDArray[np.integer[Any]],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epoch: int = 0,
+        **parts: Any,
     ) -> None:
         if (
             images.ndim != 4
@@ -50,11 +59,11 @@ class ArrayLoader(EpochLoader[Batch]):
         self._images = np.asarray(images)  # batches of a np.memmap would be np.memmaps, at some cost
         self._labels = np.asarray(labels, np.int64)
         order = {"labels": hashlib.sha256(self._labels.tobytes()).hexdigest()}
-        super().__init__(batch_size, total=len(images), order=order, **options)
+        super().__init__(plan_batches(len(images), batch_size, **parts), order=order, seed=seed, epoch=epoch)
 
     def _open(self, epoch: int) -> BatchReader:
-        rows = range(self.total)
-        order = EpochOrder(rows, block_rows=self.total, window_blocks=1, seed=self.seed, epoch=epoch)
+        rows = range(self.plan.total)
+        order = EpochOrder(rows, block_rows=self.plan.total, window_blocks=1, seed=self.seed, epoch=epoch)
 
         def read(start: int, stop: int) -> Batch:
             index = order.slice(start, stop)

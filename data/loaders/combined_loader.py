@@ -45,37 +45,28 @@ class CombinedLoader(EpochLoader[Any]):
     """
 
     def __init__(self, loaders: Sequence[EpochLoader[Any]], weights: Sequence[float], *, seed: int = 0) -> None:
-        cuts = {
-            (loader.total, loader.batch_size, loader.rank, loader.world_size, loader.drop_last) for loader in loaders
-        }
-        if len(cuts) != 1:
+        plans = {loader.plan for loader in loaders}
+        if len(plans) != 1:
             raise RecipeError(
-                "sources of one epoch must have equally many images, in batches of one size; got (images, batch_size, rank, "
-                f"world_size, drop_last) of {sorted(cuts)}. Make the pools from all of the training images."
+                "sources of one epoch must have equally many images, in batches of one size for one rank; got "
+                f"{', '.join(map(str, plans))}. Make the pools from all of the training images."
             )
         self._loaders = list(loaders)
         self._weights = [float(weight) for weight in weights]
-        (total, batch_size, rank, world_size, drop_last) = cuts.pop()
-        super().__init__(
-            batch_size,
-            total=total,
-            order={
-                "batch": batch_size * world_size,
-                "weights": self._weights,
-                "sources": [{"seed": loader.seed, **loader.order} for loader in loaders],
-            },
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            batches_ahead=max(loader.batches_ahead for loader in loaders),
-        )
+        (plan,) = plans
+        order = {
+            "batch": plan.batch_size * plan.world_size,
+            "weights": self._weights,
+            "sources": [{"seed": loader.seed, **loader.order} for loader in loaders],
+        }
+        super().__init__(plan, order=order, seed=seed, batches_ahead=max(loader.batches_ahead for loader in loaders))
 
     def _open(self, epoch: int) -> BatchReader:
         chosen = choose_parts(self.seed, epoch, len(self), self._weights).tolist()
+        step = self.plan.batch_size * self.plan.world_size
         readers = [loader._open(epoch) for loader in self._loaders]
 
         def read(start: int, stop: int) -> Any:
-            return readers[chosen[start // (self.batch_size * self.world_size)]](start, stop)
+            return readers[chosen[start // step]](start, stop)
 
         return read

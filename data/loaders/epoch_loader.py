@@ -7,16 +7,15 @@ Workers of a ``DataLoader`` have copies of the loader. Epoch and start of a pass
 they stay from one epoch to the next.
 """
 
-import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar, cast
 
 import msgspec
 import torch
-from torch import distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lsmix.data.errors import RecipeError
@@ -56,57 +55,26 @@ class EpochLoader(IterableDataset[_Batch], ABC):
     ``for batch in loader`` goes over epoch ``loader.epoch``, and does so again until ``set_epoch`` is called.
 
     Args:
-        batch_size: images in a batch of one rank.
-        total: images in an epoch.
+        plan: how an epoch is cut into batches, as ``plan_batches`` gives it.
         order: what the order depends on besides seed and epoch; plain numbers and strings.
         seed: names the order, together with the epoch.
         epoch: which pass comes first.
-        rank: which of ``world_size`` equal parts of each step to take; None for torch.distributed's, or torchrun's.
-        world_size: number of parts; None as for ``rank``.
-        drop_last: leave out a last batch that is not full.
         batches_ahead: how many a background thread may have ready; 0 for no thread.
     """
 
     def __init__(
-        self,
-        batch_size: int,
-        *,
-        total: int,
-        order: dict[str, Any],
-        seed: int = 0,
-        epoch: int = 0,
-        rank: int | None = None,
-        world_size: int | None = None,
-        drop_last: bool = False,
-        batches_ahead: int = 0,
+        self, plan: BatchPlan, *, order: dict[str, Any], seed: int = 0, epoch: int = 0, batches_ahead: int = 0
     ) -> None:
-        own_rank, ranks = _this_rank()
-        rank = own_rank if rank is None else rank
-        world_size = ranks if world_size is None else world_size
-        if batch_size < 1 or epoch < 0 or batches_ahead < 0 or not 0 <= rank < world_size:
-            raise RecipeError(
-                "a loader needs batch_size ≥ 1, epoch ≥ 0, read_ahead_bytes ≥ 0 and 0 ≤ rank < world_size; got "
-                f"batch_size={batch_size}, epoch={epoch}, rank={rank}, world_size={world_size}."
-            )
-        self.batch_size = batch_size
-        self.total = total
+        self.plan = plan
         self.order = order
         self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.drop_last = drop_last
         self.batches_ahead = batches_ahead
-        if not len(self):
-            raise RecipeError(
-                f"no batch would ever come: {total} images over {world_size} ranks in batches of {batch_size} "
-                f"with drop_last={drop_last}. Take smaller batches."
-            )
         self._shared = torch.zeros(_TAKERS + 1 + _MOST_WORKERS, dtype=torch.int64)
         self._shared.share_memory_()  # type: ignore[no-untyped-call]  # torch does not type it
-        self._move(epoch, 0)
         self._here = (epoch, 0, 0)  # epoch, position and skip of the pass in this process
         self._resumed: tuple[int, int, int] | None = None  # in a worker: the same, of a loaded state
         self._later_epoch = 0  # that a state at the end of an earlier epoch was loaded in
+        self.set_epoch(epoch)
 
     @abstractmethod
     def _open(self, epoch: int) -> BatchReader:
@@ -114,7 +82,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
 
     def __len__(self) -> int:
         """Return the number of batches that this rank gets in a whole epoch."""
-        return len(self._plan(0))
+        return len(self.plan)
 
     @property
     def epoch(self) -> int:
@@ -132,7 +100,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
     def __iter__(self) -> Iterator[_Batch]:
         """Go over the present epoch, or over what a loaded state has left of it."""
         self._here = epoch, start, skip = self._begin()
-        plan, worker = self._plan(start), get_worker_info()
+        plan, worker = replace(self.plan, position=start), get_worker_info()
         # Worker w of n gives batches w, w + n, …: a DataLoader asks its workers in turn, so the order is kept.
         step = worker.num_workers if worker else 1
         mine = range(skip, len(plan), step)
@@ -160,7 +128,8 @@ class EpochLoader(IterableDataset[_Batch], ABC):
 
     def state_after(self, batches: int) -> dict[str, Any]:
         """Return the state in which this rank has had so many batches of the pass that began last, or comes next."""
-        return self._state(self.epoch, self._plan(int(self._shared[_START])).position_after(batches), 0)
+        plan = replace(self.plan, position=int(self._shared[_START]))
+        return self._state(self.epoch, plan.position_after(batches), 0)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state`` with the very next batch; batch size, rank and world size may have changed.
@@ -183,7 +152,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
             self._resumed = loaded.epoch, loaded.position, loaded.skip
             return
         # A StatefulDataLoader without workers loads a finished epoch when the next one begins, after set_epoch.
-        self._later_epoch = self.epoch if loaded.position == self.total else 0
+        self._later_epoch = self.epoch if loaded.position == self.plan.total else 0
         self._move(loaded.epoch, loaded.position)
 
     def _move(self, epoch: int, start: int) -> None:
@@ -217,21 +186,17 @@ class EpochLoader(IterableDataset[_Batch], ABC):
     def _state(self, epoch: int, position: int, skip: int) -> dict[str, Any]:
         order, worker = self.order, get_worker_info()
         if worker:  # whose batches are cut in one way only
-            cut = {"workers": worker.num_workers, "batch_size": self.batch_size, "world_size": self.world_size}
+            cut = {
+                "workers": worker.num_workers,
+                "batch_size": self.plan.batch_size,
+                "world_size": self.plan.world_size,
+            }
             order = {**order, **cut}
-        state = LoaderState(epoch=epoch, position=position, skip=skip, total=self.total, seed=self.seed, order=order)
+        state = LoaderState(
+            epoch=epoch, position=position, skip=skip, total=self.plan.total, seed=self.seed, order=order
+        )
         built: dict[str, Any] = msgspec.to_builtins(state)
         return built
-
-    def _plan(self, position: int) -> BatchPlan:
-        return BatchPlan(
-            total=self.total,
-            position=position,
-            batch_size=self.batch_size,
-            rank=self.rank,
-            world_size=self.world_size,
-            drop_last=self.drop_last,
-        )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -239,15 +204,6 @@ class EpochLoader(IterableDataset[_Batch], ABC):
             raise RecipeError(
                 "a copy of a loader would not follow the epochs of the original. Make another loader of the same pool."
             )
-
-
-def _this_rank() -> tuple[int, int]:
-    """Return rank and world size of this process."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # set by torchrun
-        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    return 0, 1
 
 
 def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
@@ -262,10 +218,12 @@ def read_ahead(items: Iterator[_Item], count: int) -> Iterator[_Item]:
     """
     end = object()
     thread = ThreadPoolExecutor(1, "lsmix-read-ahead")
+    waiting = deque(thread.submit(next, items, end) for _ in range(count))
     try:
-        waiting = deque(thread.submit(next, items, end) for _ in range(count))
         while (item := waiting.popleft().result()) is not end:
             waiting.append(thread.submit(next, items, end))
             yield cast(_Item, item)
     finally:
-        thread.shutdown(cancel_futures=True)
+        for future in waiting:  # not by shutdown(cancel_futures=True), which fails where the interpreter ends
+            future.cancel()
+        thread.shutdown()

@@ -12,7 +12,7 @@ import torch
 from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_batch
 from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader
-from lsmix.data.loaders.sampler import EpochOrder
+from lsmix.data.loaders.sampler import EpochOrder, plan_batches
 from lsmix.data.pool import Pool, open_pool
 
 __all__ = ["PoolLoader"]
@@ -66,10 +66,16 @@ class PoolLoader(EpochLoader[Batch | SoftBatch]):
         copies: Literal["all", "cycle"] = "all",
     ) -> None:
         self.pool = pool if isinstance(pool, Pool) else open_pool(pool)
-        if labels not in ("pair", "soft") or copies not in ("all", "cycle") or shuffle_blocks < 1:
+        if (
+            labels not in ("pair", "soft")
+            or copies not in ("all", "cycle")
+            or shuffle_blocks < 1
+            or read_ahead_bytes < 0
+        ):
             raise RecipeError(
-                "a pool loader takes labels 'pair' or 'soft', copies 'all' or 'cycle', and shuffle_blocks ≥ 1; "
-                f"got labels={labels!r}, copies={copies!r}, shuffle_blocks={shuffle_blocks}."
+                "a pool loader takes labels 'pair' or 'soft', copies 'all' or 'cycle', shuffle_blocks ≥ 1 and "
+                f"read_ahead_bytes ≥ 0; got labels={labels!r}, copies={copies!r}, shuffle_blocks={shuffle_blocks}, "
+                f"read_ahead_bytes={read_ahead_bytes}."
             )
         if self.pool.sources > 2 and labels != "soft":
             raise RecipeError(
@@ -82,8 +88,13 @@ class PoolLoader(EpochLoader[Batch | SoftBatch]):
         self.labels = labels
         self.copies = copies
         super().__init__(
-            batch_size,
-            total=len(self.pool) if copies == "all" else self.pool.images_per_copy,
+            plan_batches(
+                len(self.pool) if copies == "all" else self.pool.images_per_copy,
+                batch_size,
+                rank=rank,
+                world_size=world_size,
+                drop_last=drop_last,
+            ),
             order={
                 "pool": self.pool.manifest.content_digest,
                 "copies": copies,
@@ -92,16 +103,13 @@ class PoolLoader(EpochLoader[Batch | SoftBatch]):
             },
             seed=seed,
             epoch=epoch,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
             batches_ahead=max(read_ahead_bytes // batch_bytes, min(read_ahead_bytes, 1)),
         )
 
     def _open(self, epoch: int) -> BatchReader:
         self.pool = pool = self.pool.of_this_process()
-        first = epoch % pool.copies * self.total if self.copies == "cycle" else 0
-        rows = range(first, first + self.total)
+        first = epoch % pool.copies * self.plan.total if self.copies == "cycle" else 0
+        rows = range(first, first + self.plan.total)
         order = EpochOrder(
             rows,
             block_rows=_BLOCK_ROWS,

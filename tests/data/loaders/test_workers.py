@@ -167,7 +167,7 @@ if __name__ == "__main__":
     rank = int(os.environ.pop("RANK"))
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     joined = lsmix.PoolLoader(pool, 8)
-    assert (launched.rank, launched.world_size) == (joined.rank, joined.world_size) == (rank, 2)
+    assert launched.plan == joined.plan and (joined.plan.rank, joined.plan.world_size) == (rank, 2)
     dataset = pool.as_dataset()
     sampler = DistributedSampler(dataset)
     seen = {
