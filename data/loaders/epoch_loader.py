@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Annotated, Any, Literal, TypeVar, cast
 
@@ -70,7 +71,8 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         self.seed = seed
         self.batches_ahead = batches_ahead
         self._shared = torch.zeros(_TAKERS + 1 + _MOST_WORKERS, dtype=torch.int64)
-        self._shared.share_memory_()  # type: ignore[no-untyped-call]  # torch does not type it
+        with suppress(RuntimeError):  # there is no shared memory, so there can be no workers either
+            self._shared.share_memory_()  # type: ignore[no-untyped-call]  # torch does not type it
         self._here = (epoch, 0, 0)  # epoch, position and skip of the pass in this process
         self._resumed: tuple[int, int, int] | None = None  # in a worker: the same, of a loaded state
         self._later_epoch = 0  # that a state at the end of an earlier epoch was loaded in
