@@ -5,7 +5,7 @@ the pool in memory, only the labels of a pool of up to 262,144 rows (20 bytes ea
 """
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 
@@ -18,10 +18,11 @@ from lsmix.data.pool import Pool, open_pool
 __all__ = ["PoolLoader"]
 
 _BLOCK_ROWS = 256  # divides the rows of a chunk, unless a recipe sets others
+_Batch = TypeVar("_Batch", covariant=True)
 _ROWS_KEPT = 1 << 18  # rows of a pool whose labels are kept in memory: 5 MB, of up to 32 chunks
 
 
-class PoolLoader(EpochLoader[Batch | SoftBatch]):
+class PoolLoader(EpochLoader[_Batch]):
     """Goes over a pool in batches, one epoch at a time.
 
     Each sample comes once per epoch. Ranks get disjoint, equally many batches; with more than one rank, the up to
@@ -49,7 +50,25 @@ class PoolLoader(EpochLoader[Batch | SoftBatch]):
     Images are uint8 (B, C, H, W), channels-last in memory, and belong to the caller.
     """
 
+    @overload
     def __init__(
+        self: "PoolLoader[Batch]",
+        pool: Pool | Path | str,
+        batch_size: int,
+        *,
+        labels: Literal["pair"] = "pair",
+        **options: Any,
+    ) -> None: ...
+    @overload
+    def __init__(
+        self: "PoolLoader[SoftBatch]",
+        pool: Pool | Path | str,
+        batch_size: int,
+        *,
+        labels: Literal["soft"],
+        **options: Any,
+    ) -> None: ...
+    def __init__(  # type: ignore[misc]  # which names the options that the overloads leave open
         self,
         pool: Pool | Path | str,
         batch_size: int,
