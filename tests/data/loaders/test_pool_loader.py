@@ -59,19 +59,8 @@ def folder(tmp_path_factory):
 
 def write(folder):
     files = record_files(folder)
-    root = content_digest(files)
-    key = "0" * 12
-    manifest = Manifest(
-        stage="mix",
-        stage_version=1,
-        name="p",
-        cache_key=key,
-        content_digest=root,
-        config={},
-        inputs=[],
-        files=files,
-    )
-    write_manifest(folder, manifest)
+    known = {"stage": "mix", "stage_version": 1, "name": "p", "cache_key": "0" * 12, "config": {}, "inputs": []}
+    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **known))
 
 
 @pytest.fixture
@@ -95,6 +84,7 @@ def test_each_sample_comes_once_with_its_own_labels(pool, read_ahead_bytes):
     batches = list(PoolLoader(pool, 16, read_ahead_bytes=read_ahead_bytes))
     assert sorted(rows_of(batches)) == list(range(ROWS))
     assert rows_of(batches) != list(range(ROWS))
+    assert rows_of(PoolLoader(pool.location, 16)) == rows_of(batches)
     for batch in batches:
         assert isinstance(batch, Batch)
         rows = rows_of([batch])
