@@ -31,8 +31,8 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 # Numbers in a loader's shared memory.
 _EPOCH = 0  # of the next pass
-_START = 1  # position at which the next pass begins, or the present one began; 0 after it
-_PASS = 2  # who takes the pass that begins there: 0 for nobody yet, _MAIN, or a number that its workers have in common
+_START = 1  # position at which the next pass begins, or the one that began last
+_PASS = 2  # which processes take that pass: 0 before it begins, _MAIN, or a number that its workers have in common
 _TAKERS = 3  # whether the main process, worker 0, worker 1, … took its part of that pass
 _MAIN = 1
 _MOST_WORKERS = 1024
@@ -170,8 +170,8 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         if taker >= len(self._shared):
             raise RecipeError(f"a loader serves at most {_MOST_WORKERS} workers. Use fewer.")
         if int(self._shared[_PASS]) not in (0, this_pass) or self._shared[taker]:
-            self._shared[_START] = 0  # a state was gone on from before: this pass is a whole one
-            if self._later_epoch > self.epoch:
+            self._shared[_START] = 0  # an earlier pass went on from a loaded state: this one is whole
+            if self._later_epoch > self.epoch and not worker:
                 self._move(self._later_epoch, 0)
         self._shared[_PASS], self._shared[taker] = this_pass, 1
         resumed, self._resumed = self._resumed, None
