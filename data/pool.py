@@ -296,7 +296,7 @@ class Pool:
 
     def gather(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Return the given rows, in the given order, by column, as ``rows`` does."""
-        return self._checked({name: self.columns[name].gather(rows) for name in names}, rows)
+        return self._checked({name: self.columns[name][rows] for name in names}, rows)
 
     def _checked(self, found: dict[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
         if wrong := self.attributes.first_wrong(found, rows):
