@@ -8,7 +8,7 @@ writing and transfer. A table holds no state, so any process may write any shard
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, NoReturn, TypeVar
 
@@ -55,6 +55,7 @@ class Column:
     name: str  # a word of lower-case letters, digits and underscores
     dtype: Dtype
     row_shape: tuple[int, ...] = ()  # shape of one row; () for one number
+    row_axes: tuple[str, ...] = field(default=(), compare=False)  # names of a row's axes, for other readers of Zarr
 
     @property
     def row_bytes(self) -> int:
@@ -120,7 +121,10 @@ class Table:
                 compressors=Crc32cCodec(),
                 filters=None,
                 fill_value=0,
-                dimension_names=["row", *(f"axis_{axis}" for axis in range(1, len(column.row_shape) + 1))],
+                dimension_names=[
+                    "row",
+                    *(column.row_axes or (f"axis_{axis + 1}" for axis in range(len(column.row_shape)))),
+                ],
             )
         for path, buffer in files.items():
             content = buffer.to_bytes() + b"\n"

@@ -254,7 +254,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     pool = open_pool(make_pool(tmp_path / "p", rows=100))
     values = pool.columns[column][:]
     values[7] = np.nan
-    monkeypatch.setitem(pool.columns._columns, column, values)
+    monkeypatch.setitem(pool.columns, column, values)
     with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
         summarise_pool(pool)
 
