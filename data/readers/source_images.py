@@ -29,6 +29,7 @@ __all__ = [
     "SourceReport",
     "Split",
     "SplitCheck",
+    "check_complete",
     "check_file",
 ]
 
@@ -76,6 +77,18 @@ def check_file(path: Path) -> None:
         raise SourceError(
             f"{str(path)!r} has {found.st_size} bytes, of which {on_disk} are on the disk: the others are holes. Fetch it again."
         )
+
+
+def check_complete(
+    path: Path, data_set: str, missing: Sequence[str], advice: str = "Fetch the data set again."
+) -> None:
+    """Refuse a published data set of which files are missing.
+
+    Raises:
+        SourceError: ``missing`` names some.
+    """
+    if missing:
+        raise SourceError(f"{str(path)!r} is not a whole {data_set}: {', '.join(map(repr, missing))} missing. {advice}")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

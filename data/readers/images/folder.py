@@ -19,7 +19,6 @@ from lsmix.data.readers.images.labels_table import (
 )
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_tar, walk
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageError,
@@ -27,6 +26,7 @@ from lsmix.data.readers.source_images import (
     SourceFormat,
     SourceReport,
 )
+from lsmix.data.readers.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_names, walk
 
 __all__ = ["IMAGE_FOLDER"]
 
@@ -38,15 +38,7 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         return any(_is_image(name) and not _is_hidden(name) for name in walk(path))
-    if not path.name.endswith(TREE_ENDINGS):
-        return False
-    try:
-        if path.suffix != ".zip":
-            return any(map(_is_image, peek_tar(path)))
-        with open_tree(path) as tree:
-            return any(map(_is_image, tree.names()))
-    except SourceError:
-        return False
+    return path.name.endswith(TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
 
 
 def _files(path: Path) -> list[Path]:

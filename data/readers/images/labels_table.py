@@ -11,8 +11,8 @@ import msgspec
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled
-from lsmix.data.readers.images.trees import FileTree
 from lsmix.data.readers.source_images import ImageConfig, SourceReport
+from lsmix.data.readers.trees import FileTree
 
 __all__ = ["METADATA_NAMES", "TABLE_ENDINGS", "read_table", "suggested_columns"]
 

@@ -15,8 +15,8 @@ import msgspec
 
 from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.images.trees import part_order, walk
 from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.trees import part_order, walk
 
 __all__ = ["PARQUET"]
 

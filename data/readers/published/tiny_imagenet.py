@@ -5,7 +5,6 @@ The labelled ``val/`` is the test split; ``test/`` has no labels and is never re
 WNID behind it where two would be called the same. Grey images become RGB.
 """
 
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,9 +13,15 @@ from pathlib import Path
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.trees import FileTree, Subtree, open_tree
-from lsmix.data.readers.source_images import ImageConfig, ImageEntry, ImageListing, SourceFormat, SourceReport
-from lsmix.data.readers.zip_members import ZIP_ERRORS
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageEntry,
+    ImageListing,
+    SourceFormat,
+    SourceReport,
+    check_complete,
+)
+from lsmix.data.readers.trees import FileTree, open_published, peek_names, published_base
 
 __all__ = ["TINY_IMAGENET"]
 
@@ -36,41 +41,30 @@ class _Listed:
     test: list[tuple[str, int]]
 
 
-def _base(path: Path) -> Path:
-    return path / _FOLDER if (path / _FOLDER).is_dir() else path
-
-
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        base = _base(path)
+        base = published_base(path, _FOLDER)
         return (base / _WNIDS).is_file() and next(base.glob("train/*/images"), None) is not None
-    if path.suffix != ".zip":
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{_FOLDER}/{_WNIDS}" in archive.NameToInfo
-    except ZIP_ERRORS:
-        return path.name.startswith("tiny-imagenet")  # so that a damaged one is said to be damaged
+    # A damaged one is known by its name, and then said to be damaged.
+    return path.suffix == ".zip" and (
+        f"{_FOLDER}/{_WNIDS}" in peek_names(path) or path.name.startswith("tiny-imagenet")
+    )
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    with _open(path) as tree:
-        listed = _list(tree, repr(str(path)))
-    return [_base(path) / name for name in (*_TEXTS, *(name for name, _ in (*listed.train, *listed.test)))]
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[FileTree]:
-    with open_tree(_base(path)) as tree:
-        yield Subtree(tree, _FOLDER) if path.is_file() else tree
+    with open_published(path, _FOLDER) as tree:
+        listed = _list(tree, path)
+    return [
+        published_base(path, _FOLDER) / name for name in (*_TEXTS, *(name for name, _ in (*listed.train, *listed.test)))
+    ]
 
 
 @contextmanager
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
-    with _open(path) as tree:
-        listed = _list(tree, repr(str(path)))
+    with open_published(path, _FOLDER) as tree:
+        listed = _list(tree, path)
         used = {name for name, _ in (*listed.train, *listed.test)}
         files = [name for name in tree.names() if not name.endswith("/")]
         report = SourceReport(found=len(files))
@@ -93,20 +87,16 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 # Which images there are, and of which class.
 
 
-def _list(tree: FileTree, where: str) -> _Listed:
+def _list(tree: FileTree, path: Path) -> _Listed:
     names = tree.names()
     there = set(names)
-    missing = [name for name in _TEXTS if name not in there]
-    if missing:
-        raise SourceError(
-            f"{where} is not a whole {_FOLDER}: {', '.join(map(repr, missing))} missing. Fetch the data set again."
-        )
+    check_complete(path, _FOLDER, [name for name in _TEXTS if name not in there])
     by_class = _images_by_class(names)
     wnids = _lines(tree, _WNIDS)
     strange = sorted(set(by_class) - set(wnids))
     if strange or not by_class:
         raise SourceError(
-            f"{where}: train/ has {f'the classes {strange[:10]}, which' if strange else 'no images of any class that'} "
+            f"{str(path)!r}: train/ has {f'the classes {strange[:10]}, which' if strange else 'no images of any class that'} "
             f"{_WNIDS} names{' not' if strange else ''}. Fetch the data set again."
         )
     order = [wnid for wnid in dict.fromkeys(wnids) if wnid in by_class]
