@@ -461,7 +461,22 @@ def test_a_tar_of_images_with_odd_members_is_refused(tmp_path, kind, name):
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(SourceError, match="a link, a device or a file with holes"):
+    with pytest.raises(SourceError, match="a link or device|a name that leads out"):
+        read(path, format="image-folder")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_with_long_names_is_read_whole_and_a_damaged_header_is_no_end(tmp_path, form):
+    path, name = tmp_path / "set.tar", f"ä{'b' * 150}/{'c' * 90}.png"
+    content = put(tmp_path / "one.png").read_bytes()
+    with tarfile.open(path, "w", format=form) as archive:
+        for folder in (name, f"z/{name}", "a/1.png", "b/1.png"):
+            info = tarfile.TarInfo(folder)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert read(path).class_names == ("a", "b", "z", name.partition("/")[0])
+    path.write_bytes(path.read_bytes().replace(b"b/1.png", b"B/1.png"))
+    with pytest.raises(SourceError, match="is damaged, cut short or no tar"):
         read(path, format="image-folder")
 
 
