@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
 
@@ -34,7 +33,7 @@ def load_batch(content: bytes, *, name: str) -> dict[str | bytes, Any]:
     Its values may be anything that the opcodes can make, so the reader of a batch checks those that it uses.
 
     Args:
-        content: the pickle, of protocol 2 or later.
+        content: the pickle, of protocol 2 to 4.
         name: what to call it in messages.
 
     Raises:
@@ -93,7 +92,6 @@ class _Unpickler(pickle.Unpickler):  # restricted as the module says
         }
         for core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
             self._known[f"{core}.multiarray", "_reconstruct"] = _Function(_reconstruct)
-            self._known[f"{core}.numeric", "_frombuffer"] = _Function(_pixels)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return one of the few things that a batch names."""
@@ -147,7 +145,9 @@ class _Array:
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
         _, shape, dtype, fortran, data = state
-        self.pixels = _pixels(data, dtype, shape, "F" if fortran else "C")
+        if dtype is not _UINT8 or not isinstance(data, bytes):
+            raise TypeError("an array of what are no bytes")
+        self.pixels = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
 _NDARRAY = object()
@@ -158,9 +158,3 @@ def _reconstruct(kind: object, *_: object) -> _Array:
     if kind is not _NDARRAY:
         raise TypeError("an array of another type")
     return _Array()
-
-
-def _pixels(data: Any, dtype: object, shape: Any, order: Any) -> npt.NDArray[np.uint8]:
-    if dtype is not _UINT8 or not isinstance(data, bytes | bytearray):
-        raise TypeError("an array of what are no bytes")
-    return np.frombuffer(data, np.uint8).reshape(shape, order=order)

@@ -461,7 +461,7 @@ def test_a_tar_of_images_with_odd_members_is_refused(tmp_path, kind, name):
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(SourceError, match="a link or device|a name that leads out"):
+    with pytest.raises(SourceError, match=r"a link or device|a name that leads out"):
         read(path, format="image-folder")
 
 

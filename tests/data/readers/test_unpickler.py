@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.unpickler import load_batch
 
-PROTOCOLS = range(2, pickle.HIGHEST_PROTOCOL + 1)
+PROTOCOLS = (2, 3, 4)
 
 _texts = st.text(max_size=8) | st.binary(max_size=8)
 _plain = st.recursive(
@@ -103,6 +103,7 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
         b"cnumpy\ndtype\n}b.",  # a state for what is named
         b"cnumpy.core.multiarray\n_reconstruct\n(N}U\x05_callK\x01stb.",
         b"c__builtin__\nbytes\n(J\x00\x00\x00\x7ftR.",  # two gigabytes of zeros
+        b"\x96" + bytes(8) + b".",  # BYTEARRAY8, which could be changed below an array
         b"L1L\n.",  # numbers of any size, which can be made to collide in a dictionary
         b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.",  # another codec
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00\x85U\x01btR.",  # another type
@@ -158,17 +159,13 @@ def test_noise_is_read_or_is_a_source_error(content):
         assert isinstance(load(content), dict)
 
 
-def test_arrays_and_texts_cannot_outgrow_the_file():
-    """One megabyte, used a thousand times, must not become a gigabyte."""
-    # The buffer is memoized as 100 and handed to each array, or to be encoded, again and again.
-    buffer = b"\x96" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"qd"
-    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
-    array = b"cnumpy._core.numeric\n_frombuffer\n(hd" + dtype + b"J\x00\x00\x10\x00\x85X\x01\x00\x00\x00CtR"
+def test_texts_cannot_outgrow_the_file():
+    """One megabyte, encoded a thousand times, must not become a gigabyte."""
+    # The text is memoized as 100.
     text = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"qd"
     encoded = b"c_codecs\nencode\n(hdX\x06\x00\x00\x00latin1tR"
     tracemalloc.start()
     try:
-        assert len(load(b"}X\x01\x00\x00\x00a](" + buffer + array * 1000 + b"es.")["a"]) == 1001
         with pytest.raises(SourceError, match="again and again"):
             load(b"}X\x01\x00\x00\x00a](" + text + encoded * 1000 + b"es.")
         assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the file, its stream, and twice the file in texts
