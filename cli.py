@@ -125,12 +125,20 @@ _download_option = click.option(
 )
 
 
-@cli.command(epilog="Example: lsmix init cifar10-small > my.toml")
+@cli.command(epilog="Example: lsmix init --from photos > my.toml")
 @click.argument("name", required=False)
-def init(name: str | None) -> None:
+@click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
+def init(name: str | None, source: str) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
     from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
 
+    if source:
+        if name:
+            raise click.UsageError("Give either NAME or --from PATH.")
+        from lsmix.pipeline.starter import starter_recipe
+
+        click.echo(starter_recipe(source), nl=False)
+        return
     click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
 
 

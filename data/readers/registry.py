@@ -4,6 +4,8 @@ Formats are named by "module:object" and imported on use, so that recipes are ch
 add formats with the entry point group ``lsmix.data_formats``.
 """
 
+from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
 
@@ -13,9 +15,25 @@ from lsmix.data.errors import MissingError, RecipeError, SourceError
 from lsmix.data.mixing import Registry, import_object
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, SplitCheck, check_file
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageListing,
+    PublishedData,
+    SourceFormat,
+    SourceSummary,
+    SplitCheck,
+    check_file,
+)
 
-__all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
+__all__ = [
+    "DATA_FORMATS",
+    "SourceConfig",
+    "expand_home",
+    "read_source",
+    "source_files",
+    "source_version",
+    "summarise_source",
+]
 
 _IMAGE_LOADER = "lsmix.data.readers.images.load"  # which needs Pillow
 _DIGITS = "digits"  # the built-in data set, which has no path
@@ -96,14 +114,42 @@ def read_source(
             resize_arrays = import_object(f"{_IMAGE_LOADER}:resize_arrays", "data.size")
             return cast(PublishedData, resize_arrays(published, config))
         return published
-    if not kind.images:
-        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
     load_images = import_object(f"{_IMAGE_LOADER}:load_images", "image files")
-    with kind.images(path, config) as listing:
+    with _listing(kind, path, config) as listing:
         return cast(
             PublishedData,
             load_images(listing, config, progress or NullProgress(), label=label, folder=folder, check=check),
         )
+
+
+def summarise_source(config: SourceConfig) -> SourceSummary:
+    """Return what the data set that ``config`` names holds; image files are listed, and the headers of some are read.
+
+    Raises:
+        RecipeError, MissingError, SourceError: as ``read_source``.
+    """
+    kind, path = _resolve(config), _path(config)
+    if not kind.read:
+        summarise_images = import_object(f"{_IMAGE_LOADER}:summarise_images", "image files")
+        with _listing(kind, path, config) as listing:
+            return cast(SourceSummary, summarise_images(listing, kind.name))
+    published = kind.read(path)
+    height, width, channels = published.splits["train"].images.shape[1:]
+    return SourceSummary(
+        format=kind.name,
+        labels={name: split.labels for name, split in published.splits.items()},
+        class_names=published.class_names,
+        sizes=Counter({(height, width): sum(map(len, published.splits.values()))}),
+        channels=channels,
+        licence=published.licence,
+        citation=published.citation,
+    )
+
+
+def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractContextManager[ImageListing]:
+    if not kind.images:
+        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
+    return kind.images(path, config)
 
 
 def source_files(config: SourceConfig) -> list[Path]:

@@ -15,7 +15,7 @@ from lsmix.data.readers.images.labels_table import (
     METADATA_NAMES,
     TABLE_ENDINGS,
     read_table,
-    suggested_columns,
+    suggested_fields,
 )
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
@@ -23,6 +23,7 @@ from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageError,
     ImageListing,
+    LabelsTableError,
     SourceFormat,
     SourceReport,
 )
@@ -196,11 +197,12 @@ def _check_single_class(
     tables = [name for name in shown if _ending(name) in TABLE_ENDINGS]
     if len({item.label for item in labelled}) > 1 or not tables:
         return
-    table = tables[0]
-    columns = suggested_columns(tree, table, [item.name for item in labelled])
-    raise SourceError(
-        f"{where}: all images are in the one class folder {labelled[0].label!r}, and there is a table {table!r}. If it "
-        f"holds the labels, add to [data]: labels_file = {table!r}{columns}. If not, remove it."
+    fields = suggested_fields(tree, tables[0], [item.name for item in labelled])
+    lines = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+    raise LabelsTableError(
+        f"{where}: all images are in the one class folder {labelled[0].label!r}, and there is a table {tables[0]!r}. If it "
+        f"holds the labels, add to [data]: {lines}. If not, remove it.",
+        fields,
     )
 
 
