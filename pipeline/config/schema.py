@@ -105,6 +105,8 @@ class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
     test: _Images = 0  # images in the test split; 0 keeps all of a published one
     seed: Seed = 0  # of the choice of rows
+    title: Annotated[str, Meta(max_length=200)] = ""  # what the images are called in cards and exports
+    url: Annotated[str, Meta(max_length=2000)] = ""  # where they are published
     licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; "" takes the published one, if there is any
     citation: Annotated[str, Meta(max_length=8000)] = ""  # whom to cite for them; "" takes the published one
 

@@ -11,10 +11,7 @@ from lsmix.pipeline.views.dataset_card.markup import clean
 
 __all__ = ["NO_LICENCE", "Licence", "read_licence"]
 
-NO_LICENCE: Final = (
-    "The data set that these images are derived from names no licence, so nothing here says that you may use, change or "
-    "pass on the images. Ask its owners before you do."
-)
+NO_LICENCE: Final = "No licence is recorded for these images. Set data.licence in the recipe."
 
 # SPDX identifiers whose lower-case form is also what the Hugging Face hub calls the licence.
 _ON_THE_HUB: Final = (

@@ -394,7 +394,7 @@ def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
     assert data.class_names == ("fox", "unused", "cat", "dog")
     assert data.splits["test"].labels.tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
     shard.write_bytes(shard.read_bytes()[:-9])
-    with pytest.raises(SourceError, match="is damaged or no Parquet file"):
+    with pytest.raises(SourceError, match="is damaged or no parquet file"):
         read(path)
 
 
@@ -409,6 +409,32 @@ def test_the_export_of_a_huggingface_data_set_is_read(tmp_path):
     assert data.class_names == ("b", "a")
     assert data.splits["train"].labels.tolist() == [0, 1, 0] * 3
     np.testing.assert_array_equal(data.splits["train"].images[4], np.asarray(images[4]))
+
+
+def test_a_huggingface_data_set_that_was_saved_to_disk_is_read(tmp_path):
+    import datasets
+    import pyarrow as pa
+
+    images = [Image.open(io.BytesIO(content)) for content in tree().values()]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    made = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0] * 3}, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(tmp_path / "set")
+    data = read(tmp_path / "set")
+    assert used(data) == {"train": 9, "test": 2, "classes": 2}
+    assert data.class_names == ("b", "a")
+    assert data.splits["test"].labels.tolist() == [1, 1]
+    np.testing.assert_array_equal(data.splits["test"].images[0], np.asarray(images[4]))
+    (shard,) = tmp_path.glob("set/train/*.arrow")
+    content = shard.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:40] + b"\xff" * 8 + content[48:], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(SourceError, match="is damaged or no arrow file"):
+            read(tmp_path / "set")
+    table = pa.ipc.open_stream(content).read_all()
+    with pa.ipc.new_stream(str(shard), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(table)
+    with pytest.raises(SourceError, match="its batches are compressed"):
+        read(tmp_path / "set")
 
 
 def test_a_tsv_is_read_where_it_is_named(tmp_path):
