@@ -13,6 +13,7 @@ from msgspec.structs import replace as with_fields
 from lsmix.data.errors import RecipeError, format_duration
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.readers.dataset_writer import plan_splits
+from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import LabelsTableError, SourceSummary
 from lsmix.glow.config import FlowTraining
@@ -58,7 +59,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
     """Return a commented recipe for the data set at a path, with settings for a run of an hour or two on two CPU cores.
 
     Args:
-        path: file or folder of the data set; it is written to the recipe as it is.
+        path: file or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is fetched; it is written to the recipe as it is.
         workspace: whose finished artifacts tell how fast this machine is.
 
     Raises:
@@ -67,6 +68,8 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
         RecipeError: there are too few images to hold some out.
     """
     fields: dict[str, Any] = {"path": path}
+    if is_hub(path):
+        hub_folder(path, fetch=True)
     try:
         summary = summarise_source(SourceConfig(**fields))
     except LabelsTableError as error:

@@ -14,6 +14,7 @@ import msgspec
 from lsmix.data.errors import MissingError, RecipeError, SourceError
 from lsmix.data.mixing import Registry, import_object
 from lsmix.data.progress import NullProgress, Progress
+from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
 from lsmix.data.readers.source_images import (
     ImageConfig,
@@ -180,6 +181,8 @@ def _formats() -> list[SourceFormat]:
 
 def _path(config: SourceConfig) -> Path:
     """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
+    if is_hub(config.path):
+        return hub_folder(config.path)
     path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)

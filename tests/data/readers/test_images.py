@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.data.readers.source_images import PublishedData
 
@@ -435,6 +436,27 @@ def test_a_huggingface_data_set_that_was_saved_to_disk_is_read(tmp_path):
         stream.write_table(table)
     with pytest.raises(SourceError, match="its batches are compressed"):
         read(tmp_path / "set")
+
+
+def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache(tmp_path, command, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot_download(name, *, repo_type, revision, local_files_only):
+        assert (name, repo_type, revision) == ("owner/cats", "dataset", "v1")
+        if local_files_only and not (tmp_path / "cache").exists():
+            raise LocalEntryNotFoundError("no")
+        return str(tmp_path / "cache" if local_files_only else as_parquet(tree(), tmp_path / "cache"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    (tmp_path / "my.toml").write_text('name = "x"\n[data]\npath = "hf://datasets/owner/cats@v1"\ntest = 3\n')
+    options = (tmp_path / "my.toml", "--workspace", tmp_path / "runs")
+    assert "was not fetched yet. Run: lsmix ingest my.toml --download" in command("ingest", *options).err
+    assert command("ingest", *options, "--download").code == 0
+    assert command("ingest", *options).code == 0
+    assert "expected hf://datasets/OWNER/NAME" in command("ingest", *options, "--set", "data.path=hf://owner/x").err
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(RecipeError, match=r"pip install 'lsmix\[hf\]'"):
+        read("hf://datasets/owner/cats")
 
 
 def test_a_tsv_is_read_where_it_is_named(tmp_path):
