@@ -22,12 +22,6 @@ from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
 
-# (images, labels) of train, of test and of validation, by the names in use.
-_LAYOUTS = (
-    (("images", "labels"),),
-    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
-)
 _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
@@ -65,7 +59,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     splits = {}
-    for split, names in choose_names(repr(str(path)), keys, _LAYOUTS, _LOOKS_FOR).items():
+    for split, names in choose_names(repr(str(path)), keys, _LOOKS_FOR).items():
         images, labels = (_read_array(path, archive, name) for name in names)
         splits[split] = to_split(repr(str(path)), names, images, labels)
     named = _NAMES in keys

@@ -8,7 +8,6 @@ WNID behind it where two would be called the same. Grey images become RGB.
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from lsmix.data.errors import SourceError
@@ -32,15 +31,6 @@ _MAX_TEXT_BYTES = 16 << 20  # words.txt, the largest, has 2.6 MB
 _MAX_IMAGE_BYTES = 1 << 20  # of a file; a JPEG of 64×64 pixels has some 2 kB
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """What there is to read: (name, label) of every image, in published order."""
-
-    class_names: tuple[str, ...]
-    train: list[tuple[str, int]]
-    test: list[tuple[str, int]]
-
-
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         base = published_base(path, _FOLDER)
@@ -55,26 +45,23 @@ def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
     with open_published(path, _FOLDER) as tree:
-        listed = _list(tree, path)
-    return [
-        published_base(path, _FOLDER) / name for name in (*_TEXTS, *(name for name, _ in (*listed.train, *listed.test)))
-    ]
+        names = [entry.name for entry in _list(tree, path)[1]]
+    return [published_base(path, _FOLDER) / name for name in (*_TEXTS, *names)]
 
 
 @contextmanager
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     with open_published(path, _FOLDER) as tree:
-        listed = _list(tree, path)
-        used = {name for name, _ in (*listed.train, *listed.test)}
+        class_names, entries = _list(tree, path)
+        used = {entry.name for entry in entries}
         files = [name for name in tree.names() if not name.endswith("/")]
         report = SourceReport(found=len(files))
         for name in files:
             if name not in used:
                 report.leave_out("without a label" if _is_image(name) else "not an image", name)
-        splits = (("train", listed.train), ("test", listed.test))
         yield ImageListing(
-            entries=[ImageEntry(split, label, name) for split, rows in splits for name, label in rows],
-            class_names=listed.class_names,
+            entries=entries,
+            class_names=class_names,
             read=lambda name: tree.read(name, _MAX_IMAGE_BYTES),
             label=tree.label,
             report=report,
@@ -87,7 +74,8 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 # Which images there are, and of which class.
 
 
-def _list(tree: FileTree, path: Path) -> _Listed:
+def _list(tree: FileTree, path: Path) -> tuple[tuple[str, ...], list[ImageEntry]]:
+    """Return the class names, and the images in published order."""
     names = tree.names()
     there = set(names)
     check_complete(path, _FOLDER, [name for name in _TEXTS if name not in there])
@@ -100,8 +88,8 @@ def _list(tree: FileTree, path: Path) -> _Listed:
             f"{_WNIDS} names{' not' if strange else ''}. Fetch the data set again."
         )
     order = [wnid for wnid in dict.fromkeys(wnids) if wnid in by_class]
-    train = [(name, label) for label, wnid in enumerate(order) for name in sorted(by_class[wnid])]
-    return _Listed(_class_names(tree, order), train, _list_val(tree, order, there))
+    train = [ImageEntry("train", label, name) for label, wnid in enumerate(order) for name in sorted(by_class[wnid])]
+    return _class_names(tree, order), train + _list_val(tree, order, there)
 
 
 def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
@@ -113,7 +101,7 @@ def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
     return by_class
 
 
-def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[tuple[str, int]]:
+def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[ImageEntry]:
     """Return the images of val/ in the order in which its annotations name them."""
     labels = {wnid: label for label, wnid in enumerate(order)}
     listed: dict[str, int] = {}
@@ -131,7 +119,7 @@ def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[tup
     )
     if strange:
         raise SourceError(f"{tree.label(strange[0])} has no class in {_ANNOTATIONS}. Fetch the data set again.")
-    return list(listed.items())
+    return [ImageEntry("test", label, name) for name, label in listed.items()]
 
 
 def _class_names(tree: FileTree, order: Sequence[str]) -> tuple[str, ...]:
