@@ -228,7 +228,7 @@ class _ZipTree(_Archive):
             )
         for member in listed:
             kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive comes from a system without kinds
-            if not member.is_dir() or kind not in (0, stat.S_IFDIR):
+            if not member.filename.endswith("/") or kind not in (0, stat.S_IFDIR):
                 self._add(member.filename, member, plain=kind in (0, stat.S_IFREG))
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
