@@ -248,7 +248,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
+    """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
@@ -453,6 +453,8 @@ def _print_json(kind: str, content: Any) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    # Waiting threads that spin made a training step over ten times slower on a busy machine. OpenMP reads it as torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "_LSMIX_COMPLETE" in os.environ:
         cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
     if code := _exit_code():

@@ -229,7 +229,7 @@ def _detect(config: SourceConfig) -> SourceFormat:
     if config.format == _DIGITS:
         if config.path or config.download:
             raise RecipeError(
-                f"digits come with scikit-learn and have no path; got {config.path or config.download!r}. Remove the path."
+                f"digits come with lsmix and have no path; got {config.path or config.download!r}. Remove the path."
             )
         return _format(_DIGITS)
     if not config.path:

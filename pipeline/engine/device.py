@@ -15,7 +15,7 @@ from lsmix.data.errors import RecipeError
 
 __all__ = ["cpu_threads", "describe_environment", "device_name", "prepare_device", "resolve_device"]
 
-_PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow", "scikit-learn")
+_PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
