@@ -4,6 +4,7 @@ Nothing heavy is imported before a command's body needs it, so that ``lsmix --he
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -482,6 +483,10 @@ def _exit_code() -> int:
         if isinstance(error, BrokenPipeError) and output_is_gone():
             discard_output()
             return _OUTPUT_GONE
+        path = Path(os.fsdecode(error.filename or ""))
+        if error.errno in (errno.EROFS, errno.EACCES) and path.name.startswith(".") and path.suffix == ".part":
+            name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
+            return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
         where = f": {error.filename!r}" if error.filename else ""
         return _tell(f"{error.strerror or error}{where}. What is done is kept.")
     return 0

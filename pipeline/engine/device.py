@@ -50,7 +50,7 @@ def prepare_device(device: str) -> None:
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling new memory with NaN, which comes with the line above, finds reads of what nobody wrote; it costs 4%.
+    # Filling new memory with NaN, which comes with the line above, finds reads of unwritten memory; it costs 4%.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it a property
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = False

@@ -1,7 +1,6 @@
 """The licence of the images behind a pool, under the names by which licence lists and hubs know it.
 
-What is not known for certain is passed on word for word as ``other``, and what is not there is ``unknown``;
-nothing is guessed.
+Unrecognised licences are passed on as ``other``, missing ones as ``unknown``; nothing is guessed.
 """
 
 import re

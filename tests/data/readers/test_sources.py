@@ -143,7 +143,7 @@ def test_a_data_set_checks_itself():
     split = Split(pixels(2, 4, 4, 3), np.array([0, 1]))
     with pytest.raises(SourceError, match="has the split 'train'"):
         PublishedData(splits={"test": split}, class_names=("a", "b"))
-    with pytest.raises(SourceError, match=r"labels of 'train' lie in 0\.\.1, but there are 1 class names"):
+    with pytest.raises(SourceError, match=r"labels of 'train' are in 0\.\.1, but there are 1 class names"):
         PublishedData(splits={"train": split}, class_names=("a",))
     with pytest.raises(SourceError, match=r"images of 'test' have shape \(5, 4, 3\)"):
         PublishedData(splits={"train": split, "test": Split(pixels(1, 5, 4, 3), np.array([0]))}, class_names=("a", "b"))
@@ -214,7 +214,7 @@ GOOD = {"images": pixels(3, 4, 4, 3), "labels": np.arange(3)}
         ({"images": pixels(3, 16)}, r"must have the shape"),
         ({"labels": np.arange(4)}, r"must be integers of shape \(3,\)"),
         ({"labels": np.zeros(3)}, r"got float64"),
-        ({"labels": np.array([0, 1, -1])}, r"lie in -1\.\.1"),
+        ({"labels": np.array([0, 1, -1])}, r"are in -1\.\.1"),
         ({"labels": np.array([{}, 1, 2], object)}, r"Python objects or records"),
         ({"class_names": np.array(["a", "b", {}], object)}, r"Python objects or records"),
         ({"class_names": np.array([1, 2, 3])}, r"one-dimensional array of text"),
