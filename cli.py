@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
+from lsmix.data.mixing import import_object
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -133,14 +134,10 @@ def init(name: str | None, source: str) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
     from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
 
+    text = recipe_text(name) if name else "\n".join([*builtin_recipes(), ""])
     if source:
-        if name:
-            raise click.UsageError("Give either NAME or --from PATH.")
-        from lsmix.pipeline.starter import starter_recipe
-
-        click.echo(starter_recipe(source), nl=False)
-        return
-    click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
+        text = import_object("lsmix.pipeline.starter:starter_recipe", "--from")(source)
+    click.echo(text, nl=False)
 
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:

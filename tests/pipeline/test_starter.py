@@ -1,6 +1,5 @@
 """``lsmix init --from``: the recipe that it writes runs as it is."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -71,11 +70,10 @@ def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
     assert few.pools["lsmix"].copies > many.pools["lsmix"].copies
 
 
-def test_what_cannot_be_split_or_read_is_said(tmp_path, command):
+def test_what_cannot_be_split_or_read_is_said(tmp_path):
     with pytest.raises(MissingError, match="there is no such file or folder"):
         starter_recipe(str(tmp_path / "nothing"))
     for name in "abc":
         put(tmp_path / f"set/{name}/0.png")
     with pytest.raises(RecipeError, match="leaves 1 of 3 classes without training images"):
         starter_recipe(str(tmp_path / "set"))
-    assert command("init", "demo", "--from", os.fspath(tmp_path)).code == 2
