@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
+from lsmix.data.mixing import import_object
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -126,13 +127,17 @@ _download_option = click.option(
 )
 
 
-@cli.command(epilog="Example: lsmix init cifar10-small > my.toml")
+@cli.command(epilog="Example: lsmix init --from photos > my.toml")
 @click.argument("name", required=False)
-def init(name: str | None) -> None:
+@click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
+def init(name: str | None, source: str) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
     from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
 
-    click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
+    text = recipe_text(name) if name else "\n".join([*builtin_recipes(), ""])
+    if source:
+        text = import_object("lsmix.pipeline.starter:starter_recipe", "--from")(source)
+    click.echo(text, nl=False)
 
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:

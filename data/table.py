@@ -221,7 +221,6 @@ class TableFiles:
     """The listed files of a table, wherever they are stored; paths are relative to the Zarr group."""
 
     location: str  # the group's folder or URL, for messages
-    folder: Path | None  # the group's folder; None if it is stored at a URL
     sizes: Mapping[str, int]  # in bytes, of each listed file
     open: Callable[[str], IO[bytes]]  # returns a listed file, opened to read; raises LsmixError
     prefetch: Callable[[Sequence[str]], None] = lambda paths: None  # learns that these files are opened next
@@ -237,9 +236,7 @@ def table_in(folder: Path) -> tuple[Table, dict[str, Any]]:
     """
     found = [*folder.glob(METADATA_NAME), *folder.glob(f"*/{METADATA_NAME}")]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
-    return read_table(
-        TableFiles(location=str(folder), folder=folder, sizes=sizes, open=lambda path: (folder / path).open("rb"))
-    )
+    return read_table(TableFiles(location=str(folder), sizes=sizes, open=lambda path: (folder / path).open("rb")))
 
 
 def read_table(files: TableFiles) -> tuple[Table, dict[str, Any]]:

@@ -216,7 +216,6 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
     artifact.check_limits(prefix)
     files = TableFiles(
         location=artifact.where(name),
-        folder=artifact.folder / name if artifact.is_local else None,
         sizes={
             path.removeprefix(prefix): file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
         },

@@ -406,9 +406,11 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
         yield None
     else:
         from lsmix.pipeline.views.dataset_card.card import write_card
+        from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE
 
         with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
-            write_card(pool, Path(scratch, "card"))
+            if not write_card(pool, Path(scratch, "card"))["licence"]:
+                progress.warning(NO_LICENCE)
             yield Path(scratch, "card")
 
 

@@ -41,6 +41,7 @@ def export_pool(
     from lsmix.data.exports.format import EXPORT_FORMATS
     from lsmix.data.exports.writing import write_export
     from lsmix.pipeline.views.dataset_card.card import write_card_files
+    from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE
 
     target = local_target(dest, "an export")
     progress = progress or NullProgress()
@@ -53,8 +54,8 @@ def export_pool(
     def describe(folder: Path, files: list[FileRecord]) -> None:
         if opened.spec is None:
             progress.warning(f"pool {opened.location!r} has no {PLAN_NAME}, so its export has no card.")
-        else:
-            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format), encoding=image)
+        elif not write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format), encoding=image).text:
+            progress.warning(NO_LICENCE)
 
     progress.start(f"export {target.name}", len(opened), "image")
     with graceful_signals():

@@ -17,19 +17,12 @@ import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
 from lsmix.data.errors import LsmixError, SourceError
-from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
+from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
 from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
 
 __all__ = ["HDF5"]
 
-# (images, labels) of train, of test and of validation, by the names in use.
-_LAYOUTS = (
-    (("images", "labels"),),
-    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
-    (("train/images", "train/labels"), ("test/images", "test/labels"), ("val/images", "val/labels")),
-)
-_KEYS = sorted({name for layout in _LAYOUTS for names in layout for name in names})
+_KEYS = sorted({name for layout in LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
@@ -75,7 +68,7 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     splits = {}
     if not keys:  # what there is may have the right name, and be a group
         raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
-    for split, names in choose_names(where, keys, _LAYOUTS, _LOOKS_FOR).items():
+    for split, names in choose_names(where, keys, _LOOKS_FOR).items():
         images, labels = (_read_numbers(path, _find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = _find_array(where, file, _NAMES)

@@ -6,6 +6,7 @@ Readers of arrays return ``PublishedData``; readers of image files list them in 
 
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -23,12 +24,15 @@ __all__ = [
     "ImageEntry",
     "ImageError",
     "ImageListing",
+    "LabelsTableError",
     "LeftOut",
     "PublishedData",
     "SourceFormat",
     "SourceReport",
+    "SourceSummary",
     "Split",
     "SplitCheck",
+    "check_complete",
     "check_file",
 ]
 
@@ -76,6 +80,18 @@ def check_file(path: Path) -> None:
         raise SourceError(
             f"{str(path)!r} has {found.st_size} bytes, of which {on_disk} are on the disk: the others are holes. Fetch it again."
         )
+
+
+def check_complete(
+    path: Path, data_set: str, missing: Sequence[str], advice: str = "Fetch the data set again."
+) -> None:
+    """Refuse a published data set of which files are missing.
+
+    Raises:
+        SourceError: ``missing`` names some.
+    """
+    if missing:
+        raise SourceError(f"{str(path)!r} is not a whole {data_set}: {', '.join(map(repr, missing))} missing. {advice}")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -232,6 +248,14 @@ class ImageError(SourceError):
         self.advice = advice
 
 
+class LabelsTableError(SourceError):
+    """The labels may be in a table; ``fields`` of a recipe's section ``[data]`` would say so."""
+
+    def __init__(self, message: str, fields: dict[str, str]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
 class ImageEntry(NamedTuple):
     """One image of a listing."""
 
@@ -251,6 +275,20 @@ class ImageListing:
     report: SourceReport
     licence: str = ""
     citation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSummary:
+    """What a data set holds, as far as that is known before its images are decoded."""
+
+    format: str
+    labels: Mapping[str, npt.NDArray[np.int64]]  # by split
+    class_names: tuple[str, ...]
+    sizes: Counter[tuple[int, int]]  # (height, width) of some images; of all where they are arrays
+    channels: int  # 1 where all images are known to be grey
+    licence: str = ""
+    citation: str = ""
+    report: SourceReport | None = None  # of image files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

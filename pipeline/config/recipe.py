@@ -16,6 +16,7 @@ from msgspec import Meta
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
+from lsmix.data.readers.hub import is_hub
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
@@ -234,8 +235,8 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for part, key in parts:
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(value, str) and value and "\0" not in value:
-            if "://" in value and part is not table.get("data"):
-                continue  # the URL of a flow
+            if "://" in value and (part is not table.get("data") or is_hub(value)):
+                continue  # the URL of a flow or of a data set
             path = folder / expand_home(value)
             if (key == "path" and part is table.get("data")) or path.exists():
                 cast("dict[str, Any]", part)[key] = str(path)

@@ -70,13 +70,13 @@ def _work_size(node: Node, resolver: Resolver) -> DatasetSize | None:
     )
 
 
-def estimate_seconds(node: Node, cost: Cost | None, workspace: Workspace) -> float | None:
-    """Return the seconds that a node will take, by what the stage's earlier artifacts took, or by a round guess."""
+def estimate_seconds(stage: str, cost: Cost | None, workspace: Workspace) -> float | None:
+    """Return the seconds that an artifact will take, by what its stage's earlier artifacts took, or by a round guess."""
     if cost is None:
         return None
     rates = [
         gflop * 1e9 / manifest.seconds
-        for _, manifest in workspace.manifests(node.stage.name)
+        for _, manifest in workspace.manifests(stage)
         if manifest.seconds > _STARTING_SECONDS
         and isinstance(gflop := manifest.counts.get("gflop"), float)
         and gflop > 0

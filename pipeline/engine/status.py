@@ -50,7 +50,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
             stage=node.stage.name,
             name=node.name,
             bytes=cost.bytes if cost else None,
-            seconds=estimate_seconds(node, cost, workspace),
+            seconds=estimate_seconds(node.stage.name, cost, workspace),
         )
         records = resolver.records(node)
         if records is None:

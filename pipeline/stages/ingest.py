@@ -16,6 +16,7 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.errors import RecipeError
 from lsmix.data.pool_spec import LOCATION_FIELDS, Provenance
 from lsmix.data.progress import Progress
+from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
 from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
@@ -42,6 +43,10 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
     # Imported here since it takes a while, which a run without a download should not pay.
     from lsmix.data.readers.published.download import download
 
+    if is_hub(config.path):
+        progress.info(f"fetching {config.path}")
+        hub_folder(config.path, fetch=True)
+        return
     if not config.download or not config.path:
         raise RecipeError(
             f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "

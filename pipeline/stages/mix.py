@@ -114,13 +114,10 @@ def _run(task: StageTask) -> StageResult:
 
 
 def _write_readme(task: StageTask, base: "_Described") -> None:
-    from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, read_licence
+    from lsmix.pipeline.views.dataset_card.licence import read_licence
     from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
 
     config: PoolConfig = task.config
-    licence = read_licence(base.spec.origin.licence)
-    if not licence.text:
-        task.progress.warning(f"{task.label}: {NO_LICENCE}")
     attributes = PoolAttributes(
         format_version=POOL_FORMAT,
         class_names=list(base.class_names),
@@ -132,7 +129,7 @@ def _write_readme(task: StageTask, base: "_Described") -> None:
     )
     name = task.label.removeprefix(f"{task.stage} ")
     described = PoolDescription(name, base.spec, attributes, base.image_shape, metadata.version("lsmix"))
-    write_readme(task.folder, described, licence)
+    write_readme(task.folder, described, read_licence(base.spec.origin.licence))
 
 
 def _create(task: StageTask) -> Table:

@@ -43,7 +43,7 @@ def written(folder, rows, chunk_rows=8):
 def opened(folder, **options):
     """Open a table as if a manifest listed all that is in its folder."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    files = TableFiles(location=str(folder), folder=folder, sizes=sizes, open=lambda path: (folder / path).open("rb"))
+    files = TableFiles(location=str(folder), sizes=sizes, open=lambda path: (folder / path).open("rb"))
     return open_table(files, **options)
 
 

@@ -103,6 +103,7 @@ def write_readme(
         encoding: of the export's images.
     """
     attributes, spec = described.attributes, described.spec
+    base = _short(spec.origin.config.get("title") or "")
     readme = render(
         "card.md.j2",
         card=card,
@@ -125,9 +126,9 @@ def write_readme(
         settings=_settings(described),
         size_category=_SIZES[min(max(len(str(described.images)) - 3, 0), len(_SIZES) - 1)],
         sources=attributes.sources,
-        title=f"{described.name}: {attributes.method} mixes of {spec.origin.train_images:,} images",
+        title=f"{described.name}: {attributes.method} mixes of {spec.origin.train_images:,} images{base and f' of {base}'}",
     )
-    values: dict[str, Any] = {"name": described.name, "origin": spec.origin, "no_licence": NO_LICENCE}
+    values: dict[str, Any] = {"name": described.name, "origin": spec.origin}
     write_atomic(folder / README_FILE, readme)
     write_atomic(folder / "LICENSES" / "images.txt", render("images.txt.j2", licence=licence, **values))
     write_atomic(folder / "LICENSES" / "lsmix.txt", render("lsmix.txt.j2"))

@@ -293,7 +293,7 @@ def test_the_idx_files_of_mnist_are_read_and_damage_is_found(tmp_path, packed):
         with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte"):
             read(tmp_path)
     path.unlink()
-    with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte missing"):
+    with pytest.raises(SourceError, match="'t10k-labels-idx1-ubyte' missing"):
         read(tmp_path)
 
 

@@ -173,20 +173,24 @@ def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
     images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
     recipe = tmp_path / "own.toml"
-    recipe.write_text(
-        'name = "own"\n[data]\npath = "own.npz"\ntest = 10\n[pools.mixed]\nmethod = "mixup"\n', encoding="utf-8"
-    )
+    data = 'path = "own.npz"\ntest = 10\ntitle = "My shapes"\nurl = "https://example.org/shapes"\n'
+    recipe.write_text(f'name = "own"\n[data]\n{data}[pools.mixed]\nmethod = "mixup"\n', encoding="utf-8")
     result = command("mix", recipe, "--workspace", tmp_path / "runs")
     assert result.code == 0
-    assert "warning: mix mixed: No licence is recorded for these images" in result.err
+    assert "No licence" not in result.err
     (pool,) = (tmp_path / "runs" / "mix").glob("mixed-*")
+    warning = "warning: No licence is recorded for these images. Set data.licence in the recipe."
+    assert command("push", pool, tmp_path / "pushed").err.count(warning) == 1
+    assert command("export", pool, tmp_path / "exported", "--format", "hdf5").err.count(warning) == 1
     bare = card_of(pool)
     for folder in (pool, bare):
         assert front_matter(folder)["license"] == "unknown"
-        assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "> **No licence is recorded for these images." in (folder / "README.md").read_text(encoding="utf-8")
         assert "No licence is recorded" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
         assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "images of My shapes" in (folder / "README.md").read_text(encoding="utf-8")
     assert croissant_of(bare)["license"]["name"] == "unknown"
+    assert croissant_of(bare)["prov:wasDerivedFrom"][0]["sc:url"] == "https://example.org/shapes"
     assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(bare)["citeAs"]
 
     assert command("card", pool, tmp_path / "named", "--licence", "cc by-nc 4.0").code == 0
