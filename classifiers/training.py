@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -140,11 +141,12 @@ class ClassifierTrainer:
             raise RecipeError(
                 f"an error rate needs images and as many labels; got {len(images)} images, {len(labels)} labels."
             )
-        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
-        for rows, logits in passes(self.model, images, device=self.device, precision=self.config.precision):
-            truth = to_device(torch.from_numpy(np.array(labels[rows], dtype=np.int64)), self.device)
-            wrong += (logits.argmax(dim=1) != truth).sum()
-        return 100.0 * int(wrong) / len(images)
+        return 100.0 * int(np.count_nonzero(self.predict(images) != labels)) / len(images)
+
+    def predict(self, images: np.ndarray) -> NDArray[np.int64]:
+        """Return the most likely class, int64 (N,), of images, uint8 (N, H, W, C), of which there is at least one."""
+        batches = passes(self.model, images, device=self.device, precision=self.config.precision)
+        return torch.cat([logits.argmax(dim=1) for _, logits in batches]).cpu().numpy()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all that resuming needs as contiguous tensors that share no memory, as safetensors wants them."""

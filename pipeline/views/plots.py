@@ -28,6 +28,7 @@ __all__ = [
     "Series",
     "bits_histogram",
     "curves",
+    "difference_plot",
     "distance_plot",
     "error_rate_plot",
     "histogram",
@@ -124,6 +125,19 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
         if reference is not None:
             axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         axes.margins(x=0.08)
+        return _svg(figure)
+
+
+def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
+    """Draw a row for each difference with its interval; a dashed line marks 0, and grey rows contain it."""
+    with _figure(_row_height(rows)) as (figure, (axes,)):
+        _set_rows(axes, list(rows), x_label)
+        for place, one in enumerate(rows.values()):
+            colour = _SERIES[5] if one.low <= 0.0 <= one.high else _SERIES[2 if one.value < 0 else 1]
+            axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
+            axes.plot([one.value], [place], "o", color=colour, markersize=8, mew=0)
+            _annotate_right(axes, place, f"{one.value:+.2f}".replace("-", "−"))
+        axes.axvline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         return _svg(figure)
 
 
