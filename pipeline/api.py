@@ -331,8 +331,8 @@ def _verify(
         "folder": str(folder),
         "stage": manifest.stage,
         "name": manifest.name,
-        "key": manifest.key,
-        "root": manifest.root,
+        "cache_key": manifest.cache_key,
+        "content_digest": manifest.content_digest,
         "files": len(manifest.files),
         "bytes": verify_files(folder, manifest, artifact.location),
         "counts": manifest.counts,
@@ -395,7 +395,7 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
     manifest = pool.manifest
     if card is not None:
         given = read_manifest(card)
-        if given.stage != "card" or [record.root for record in given.inputs] != [manifest.root]:
+        if given.stage != "card" or [record.content_digest for record in given.inputs] != [manifest.content_digest]:
             raise RecipeError(f"{str(card)!r} is no card of {pool.location!r}. Write one: lsmix card {pool.location}")
         yield Path(card)
     elif manifest.stage != "mix":

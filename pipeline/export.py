@@ -32,7 +32,7 @@ def export_pool(
         progress: optional progress reporter.
 
     Returns:
-        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``root`` of the export, ``pool_root``,
+        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export, ``pool_content_digest``,
         ``pixel_digest``.
 
     Raises:
@@ -74,7 +74,7 @@ def export_pool(
         "images": len(opened),
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
-        "root": manifest.root,
-        "pool_root": opened.manifest.root,
+        "content_digest": manifest.content_digest,
+        "pool_content_digest": opened.manifest.content_digest,
         "pixel_digest": manifest.counts["pixel_digest"],
     }

@@ -24,7 +24,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     name: str
     state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"] = "damaged"
-    key: str = ""  # "" while an input isn't there yet
+    cache_key: str = ""  # "" while an input isn't there yet
     folder: str = ""  # where it is or will be; "" while the key is not known
     why: str = ""
     bytes: int | None = None  # on the disk, or estimated; None where unknown
@@ -63,14 +63,14 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
         return replace(
             status,
             state="cached",
-            key=key,
+            cache_key=key,
             folder=artifact.location,
             why="up to date",
             bytes=sum(file.bytes for file in artifact.manifest.files),
             seconds=artifact.manifest.seconds,
         )
     folder = workspace.folder(node.stage.name, node.name, key)
-    status = replace(status, key=key, folder=str(folder))
+    status = replace(status, cache_key=key, folder=str(folder))
     url = workspace.url_of(folder)
     remote = read_ledger(url) if url and node.stage.create else {}
     if not folder.is_dir() and not remote:
@@ -127,10 +127,10 @@ def _differences(
         found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
     before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
     found += _field_differences(before, dict(fields), "")
-    roots = {record.role: record.root for record in manifest.inputs}
+    roots = {record.role: record.content_digest for record in manifest.inputs}
     for record in records:
         old = roots.get(record.role)
-        if old != record.root:
+        if old != record.content_digest:
             found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
     found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
     return found

@@ -38,7 +38,7 @@ def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, 
 
 def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
     """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
-    roots = sorted([record.role, record.root] for record in inputs)
+    roots = sorted([record.role, record.content_digest] for record in inputs)
     return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
 
 
@@ -68,7 +68,7 @@ class SourceDigests:
                 self._known = {}
 
     def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
-        """Return one digest over the names (relative to ``root``) and contents of ``files``.
+        """Return one digest over the names (relative to ``content_digest``) and contents of ``files``.
 
         With ``remember`` unset nothing is written, for commands that only look.
 

@@ -28,7 +28,7 @@ class Entry(NamedTuple):
     """A folder of an artifact or of unfinished work."""
 
     name: str  # of the artifact, in the recipe
-    key: str
+    cache_key: str
     folder: Path  # on this machine
     location: str  # the folder, or its URL
     bytes: int
@@ -135,9 +135,9 @@ class Workspace:
 def check_identity(artifact: Artifact, stage: str, key: str) -> None:
     """Raise CorruptError if an artifact is not the one of a stage with this key."""
     manifest = artifact.manifest
-    if (manifest.stage, manifest.key) != (stage, key):
+    if (manifest.stage, manifest.cache_key) != (stage, key):
         raise CorruptError(
-            f"{artifact.location!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+            f"{artifact.location!r} holds {manifest.stage} {manifest.cache_key} by its manifest: it was moved there. "
             "Give it its own name again, or remove it."
         )
 
@@ -149,10 +149,10 @@ def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
     workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
     for record in pool.manifest.inputs:
         try:
-            there = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.key)
+            there = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.cache_key)
         except LsmixError:
             return None
-        if there is None or there.manifest.root != record.root:
+        if there is None or there.manifest.content_digest != record.content_digest:
             return None
         found[record.role] = there
     return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

@@ -81,7 +81,7 @@ class RemoteWorkspace(Workspace):
         if artifact.is_local:
             return artifact.folder
         manifest = artifact.manifest
-        folder = self.root / "copies" / f"{manifest.stage}-{manifest.name}-{manifest.root}"
+        folder = self.root / "copies" / f"{manifest.stage}-{manifest.name}-{manifest.content_digest}"
         while True:
             try:
                 pull_artifact(artifact.url, folder, NullProgress())
@@ -115,10 +115,10 @@ class RemoteWorkspace(Workspace):
             push_artifact(artifact, self.url_of(folder), progress, owned=True)
             self._clear(f"{stage}/{name}/{WORK_FOLDER}")
             there = open_artifact(self.url_of(folder))
-        elif there.manifest.root != artifact.manifest.root:
+        elif there.manifest.content_digest != artifact.manifest.content_digest:
             raise CorruptError(
-                f"{there.location!r} was made by another run meanwhile, with root digest {there.manifest.root[:12]} where this "
-                f"one has {artifact.manifest.root[:12]}: on another kind of device, perhaps. Remove {str(folder)!r} to take it."
+                f"{there.location!r} was made by another run meanwhile, with content digest {there.manifest.content_digest[:12]} where this "
+                f"one has {artifact.manifest.content_digest[:12]}: on another kind of device, perhaps. Remove {str(folder)!r} to take it."
             )
         elif set(there.manifest.files) != set(artifact.manifest.files):  # cards may differ
             shutil.rmtree(folder)
