@@ -31,6 +31,7 @@ __all__ = [
     "difference_plot",
     "distance_plot",
     "error_rate_plot",
+    "gain_plot",
     "histogram",
     "pair_matrix",
     "spread_plot",
@@ -97,6 +98,7 @@ class Series:
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray  # as long as x; what is not finite leaves a gap
     dashed: bool = False
+    spread: Sequence[float] | np.ndarray = ()  # of each point, drawn above and below it; empty draws none
 
 
 def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
@@ -141,10 +143,19 @@ def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
         return _svg(figure)
 
 
-def curves(title: str, series: Sequence[Series], x_label: str, y_label: str, *, y_log: bool = False) -> bytes:
+def curves(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    *,
+    x_ticks: Sequence[float] = (),
+    y_log: bool = False,
+) -> bytes:
     """Draw lines over a common axis; a series of a single point is drawn as one.
 
-    ``y_log`` is for values that fall by factors, such as an error rate from its first epoch on; zeros then leave a gap.
+    ``x_ticks`` makes the x axis logarithmic, with these marks. ``y_log`` is for values that fall by factors, such as an error
+    rate from its first epoch on; zeros then leave a gap.
     """
     names = [_shortened(one.label) for one in series]
     columns, height = _legend(names)
@@ -158,13 +169,20 @@ def curves(title: str, series: Sequence[Series], x_label: str, y_label: str, *, 
                 label=name,
                 linestyle=(0, (4, 2)) if one.dashed else "-",
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
-                marker="o" if len(one.x) == 1 else None,
+                marker="o" if len(one.x) == 1 or len(one.spread) else None,
             )
+            if len(one.spread):
+                axes.errorbar(one.x, one.y, one.spread, fmt="none", color=axes.lines[-1].get_color(), elinewidth=1.2)
         _draw_legend(figure, names, columns)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         axes.margins(x=0.01)
-        if all(float(value).is_integer() for one in series for value in one.x):
+        if x_ticks:
+            axes.set_xscale("log")
+            axes.set_xticks(list(x_ticks), [f"{tick:,g}" for tick in x_ticks])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.margins(x=0.05)
+        elif all(float(value).is_integer() for one in series for value in one.x):
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         if y_log and any(np.max(one.y, initial=0) > 0 for one in series):
             axes.set_yscale("log", nonpositive="mask")
@@ -293,6 +311,24 @@ def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str) -
             _annotate_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
         axes.axvline(0.0, color=_SOFT, linewidth=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
+        return _svg(figure)
+
+
+def gain_plot(points: Mapping[str, tuple[Interval, Interval]], x_label: str, y_label: str) -> bytes:
+    """Draw a point with its number for each name, at two values with their intervals; a legend below has the names."""
+    names = [f"{number} {_shortened(name)}" for number, name in enumerate(points, start=1)]
+    columns, height = _legend(names)
+    with _figure(3.4 + height) as (figure, (axes,)):
+        axes.axhline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
+        for place, ((x, y), name) in enumerate(zip(points.values(), names, strict=True)):
+            colour = _SERIES[place % len(_SERIES)]
+            axes.plot([x.low, x.high], [y.value, y.value], color=colour, linewidth=1, alpha=0.6)
+            axes.plot([x.value, x.value], [y.low, y.high], color=colour, linewidth=1, alpha=0.6)
+            axes.plot([x.value], [y.value], "o", color=colour, markersize=7, mew=0, label=name)
+            axes.annotate(str(place + 1), (x.value, y.value), (5, 5), textcoords="offset points", color=_INK)
+        _draw_legend(figure, names, columns)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         return _svg(figure)
 
 

@@ -14,8 +14,10 @@ from lsmix.pipeline.views.plots import (
     Series,
     bits_histogram,
     curves,
+    difference_plot,
     distance_plot,
     error_rate_plot,
+    gain_plot,
     histogram,
     pair_matrix,
     spread_plot,
@@ -38,6 +40,11 @@ def every_plot() -> dict[str, bytes]:
         "curves": curves("Loss", [Series(label="a", x=[0, 1, 2], y=[1.0, nan, 0.5], dashed=True)], "x", "y"),
         "many": curves("L", [Series(label=str(i), x=[0], y=[i]) for i in range(7)], "x", "y", y_log=True),
         "no curves": curves("Loss", [], "x", "y"),
+        "learning curve": curves(
+            "L", [Series(label="a", x=[500, 1000], y=[3, 2], spread=[1, 1])], "images", "y", x_ticks=[500, 1000]
+        ),
+        "differences": difference_plot({"$a": INTERVAL, "b": Interval(value=-1, low=-2, high=-0.5)}, "points"),
+        "gains": gain_plot({"$a": (INTERVAL, INTERVAL), "b": (INTERVAL, INTERVAL)}, "distance", "gain"),
         "histogram": histogram(np.arange(20), np.full(20, 3)),
         "no histogram": histogram(np.zeros(20), np.zeros(20)),
         "pairs": pair_matrix(np.arange(9).reshape(3, 3), ["cat", "$dog", "<owl>"]),
