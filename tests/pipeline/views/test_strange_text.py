@@ -31,7 +31,7 @@ from lsmix.pipeline.views.plots import (
     pair_matrix,
     spread_plot,
 )
-from lsmix.pipeline.views.pool_page import write_pool_page
+from lsmix.pipeline.views.pool_page import render_pool_page
 from lsmix.pipeline.views.report.results import error_table
 
 CONTROLS = "".join(map(chr, [*range(32), *range(127, 160)]))
@@ -95,8 +95,7 @@ def test_the_card_of_a_pool_and_of_its_exports_prints(pool: Path, tmp_path: Path
 
 
 def test_show_prints(pool: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
-    write_pool_page(pool, tmp_path / "page.html")
-    check((tmp_path / "page.html").read_text(encoding="utf-8"))
+    check(render_pool_page(pool)[0])
     for options in ((), ("--json",)):
         shown = command("show", pool, "--image", tmp_path / "sheet.png", *options)
         assert shown.code == 0
