@@ -24,7 +24,6 @@ from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import (
     Series,
-    bits_histogram,
     curves,
     distance_plot,
     error_rate_plot,
@@ -110,7 +109,6 @@ def test_plots_are_valid_xml_whatever_the_labels_hold() -> None:
         plots = [
             error_rate_plot(runs),
             curves(name, lines, "x", "y"),
-            bits_histogram(COUNTS, {name: COUNTS}),
             spread_plot({name: COUNTS, f"{name}2": COUNTS}, "bits"),
             distance_plot({name: (interval, interval)}, "bits"),
             pair_matrix(np.ones((2, 2)), [name, f"{name}2"]),
