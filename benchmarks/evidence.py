@@ -126,8 +126,9 @@ class Evidence:
         predicted = roofline.classifier_step_ms("cnn-13", precision)
         took = 1e3 * built.manifest.seconds / updates
         self.results.add("an update of 128 images, tests and checkpoints included", took, "ms", predicted)
-        curve = {f"epoch {line.epoch}": line.test_error for line in metrics[:: max(1, len(metrics) // 10)]}
-        self.results.add("least error on the way", min(line.test_error for line in metrics), "%", **curve)
+        errors = {line.epoch: line.test_error for line in metrics if line.test_error is not None}
+        curve = {f"epoch {epoch}": errors[epoch] for epoch in list(errors)[:: max(1, len(errors) // 10)]}
+        self.results.add("least error on the way", min(errors.values()), "%", **curve)
 
 
 def _pool_section(name: str) -> str:

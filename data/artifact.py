@@ -396,7 +396,7 @@ ARTIFACT_FILES: Final = {
     "train-glow": r"glow\.(json|safetensors)|log\.jsonl|samples\.png",
     "encode": _columns("latents.zarr"),
     "mix": rf"{_columns('pool.zarr')}|plan\.json|{_DESCRIPTIONS}",
-    "train": r"metrics\.json|classifier\.safetensors",
+    "train": r"metrics\.json|predictions\.json|classifier\.safetensors",
     "naturalness": r"naturalness\.json|sheet\.png",
     "report": r"report\.html|figures/[A-Za-z0-9][A-Za-z0-9._-]*\.(svg|png)",
     "export": rf"{_EXPORT}|plan\.json|SHA256SUMS|{_DESCRIPTIONS}",

@@ -37,7 +37,8 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     iterations: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 8200  # steps in all
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 256  # images in a step
-    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1e-4  # of Adam, constant after the warm-up
+    learning_rate: Annotated[float, msgspec.Meta(gt=0, le=1000)] = 1e-4  # of Adam, after the warm-up
+    schedule: Literal["constant", "cosine"] = "constant"  # how the rate changes after the warm-up; cosine: down to 0
     warmup: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0  # steps in which the learning rate grows from 0
     grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0  # largest norm, nats/dim; 1e9: no limit
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0  # factor of ½‖v‖² over all parameters

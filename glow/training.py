@@ -23,7 +23,7 @@ from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
-__all__ = ["FlowTrainer", "StepResult", "augment", "sample"]
+__all__ = ["FlowTrainer", "StepResult", "augment", "learning_rate", "sample"]
 
 _EVALUATED_TOGETHER = 64  # images
 _STEPS_AHEAD = 16  # that a GPU is given before the host waits for it
@@ -37,6 +37,14 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     iteration: int  # number of the step, from 0
     loss_bits_per_dim: float  # of its batch, before its update
     grad_norm: float  # nats/dim, before clipping
+
+
+def learning_rate(config: FlowTraining, iteration: int) -> float:
+    """Return the learning rate of a step: it grows over the warm-up, then stays or falls as half a cosine wave."""
+    rate = config.learning_rate * min(1.0, (iteration + 1) / max(config.warmup, 1))
+    if config.schedule == "cosine":
+        rate *= 0.5 + 0.5 * math.cos(math.pi * iteration / config.iterations)
+    return rate
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, flip: bool) -> np.ndarray:
@@ -124,7 +132,7 @@ class FlowTrainer:
                 if self.iteration == 0 and not bool(flow.initialised):
                     flow.initialise(y_BCHW)
                 flow.set_rebuild(config.memory_light)
-                self._set_rate(config.learning_rate * min(1.0, (self.iteration + 1) / max(config.warmup, 1)))
+                self._set_rate(learning_rate(config, self.iteration))
                 measured += self._update(y_BCHW)
                 self.iteration += 1
                 if can_record(flow.device) and self.iteration < config.iterations:  # while the device computes

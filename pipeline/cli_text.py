@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
@@ -35,7 +37,10 @@ def run_lines(result: "RunResult") -> list[str]:
     lines = [f"{made} of {wanted} artifacts made{rest}"]
     for row in result.error_rates:
         paper = f"; paper: {row.paper}" if row.paper else ""
-        lines.append(f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper})")
+        verdict = f"; {row.verdict}" if row.verdict else ""
+        lines.append(
+            f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper}{verdict})"
+        )
     if result.report_place:
         lines.append(f"report      {result.report_place}")
     elif result.built:
@@ -66,6 +71,8 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
                 "errors": row.errors,
                 "mean": row.mean,
                 "std": row.std,
+                "difference": msgspec.to_builtins(row.difference),
+                "verdict": row.verdict or None,
                 "paper": row.paper or None,
             }
             for row in result.error_rates

@@ -28,14 +28,13 @@ class RunResult:
     @property
     def error_rates(self) -> list[RunSummary]:
         """The error rates of all classifier runs, in the recipe's order."""
-        made = {item.name: item.manifest for item in self.built if item.stage == "train"}
+        made = {item.name: item.artifact for item in self.built if item.stage == "train"}
         runs = {
-            name: [made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made]
+            name: {seed: made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made}
             for name, run in self.recipe.runs.items()
         }
-        return summarise_runs(
-            {name: manifests for name, manifests in runs.items() if manifests}, self.recipe.report_config().rows
-        )
+        finished = {name: trainings for name, trainings in runs.items() if trainings}
+        return summarise_runs(finished, self.recipe.report_config().rows)
 
     @property
     def report(self) -> Path | None:

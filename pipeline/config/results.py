@@ -17,17 +17,20 @@ __all__ = [
     "LOG_FILE",
     "METRICS_FILE",
     "NATURALNESS_FILE",
+    "PREDICTIONS_FILE",
     "SHEET_FILE",
     "WEIGHTS_FILE",
     "EpochMetrics",
     "Interval",
     "LogLine",
     "Naturalness",
+    "Predictions",
     "SampleSummary",
     "Seen",
     "read_log",
     "read_metrics",
     "read_naturalness",
+    "read_predictions",
     "write_naturalness",
 ]
 
@@ -35,6 +38,7 @@ DATASET_FILE = "dataset.h5"
 LOG_FILE = "log.jsonl"
 METRICS_FILE = "metrics.json"
 NATURALNESS_FILE = "naturalness.json"
+PREDICTIONS_FILE = "predictions.json"
 SHEET_FILE = "sheet.png"
 WEIGHTS_FILE = "classifier.safetensors"
 _FORMAT = 2
@@ -151,7 +155,7 @@ class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
 
     epoch: int  # epochs done
     loss: float  # mean over the epoch's batches, nats
-    test_error: float  # error rate on the test split, %
+    test_error: float | None  # error rate on the test split, %; None after epochs without such a measure
     images: int  # seen so far
     updates: int  # done so far
 
@@ -169,6 +173,31 @@ def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
     with _damage_of(path, "train"):
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
     return metrics
+
+
+_Class = Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
+class Predictions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a classifier says of the test images after its last epoch."""
+
+    predicted: tuple[_Class, ...]  # class of each image
+    labels: tuple[_Class, ...]  # its true class
+
+    def __post_init__(self) -> None:
+        if not len(self.predicted) == len(self.labels) > 0:
+            raise ValueError(f"it has {len(self.predicted)} predictions for {len(self.labels)} labels")
+
+
+def read_predictions(folder: Path | Artifact) -> Predictions:
+    """Return the predictions of a training's artifact, or in its folder.
+
+    Raises:
+        CorruptError: they are damaged.
+    """
+    path = _file(folder, PREDICTIONS_FILE)
+    with _damage_of(path, "train"):
+        return msgspec.json.decode(read_small(path), type=Predictions)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

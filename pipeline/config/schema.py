@@ -68,10 +68,11 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One training of one classifier; its fields are those of ``ClassifierTraining``, the seed and the threads."""
+    """One training of one classifier; its fields are those of ``ClassifierTraining``, and some of the stage."""
 
     seed: Seed = 0  # of weights, order, augmentation and dropout; set runs.NAME.seeds instead
     threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads of the training; the number decides the last bits
+    evaluate_every: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # epochs between measures of the test error
 
 
 MixMode = Literal["mixture", "chain"]  # of several sources: one drawn for each batch, or one after another

@@ -1,4 +1,4 @@
-"""The train stage: a pool, or the data set itself → a classifier, its error rate after every epoch, its weights.
+"""The train stage: a pool, or the data set itself → a classifier: error rates by epoch, test predictions, weights.
 
 Every arm of a comparison sees as many images and updates, however it mixes: an epoch is one pass over as many images as
 the training split has. A run on a pool takes the pool's next copy in each epoch; where several ways of mixing come
@@ -15,7 +15,7 @@ from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
-from lsmix.pipeline.config.results import METRICS_FILE, WEIGHTS_FILE, EpochMetrics
+from lsmix.pipeline.config.results import METRICS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, EpochMetrics, Predictions
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
@@ -41,7 +41,7 @@ def run(task: StageTask) -> StageResult:
             trainer, metrics = _restore(task, dataset, source)
         with device_memory(task.label, task.device, "classifier.batch_size", task.config.batch_size):
             _train(task, trainer, dataset, source, metrics)
-            return _publish(task, trainer, metrics, source)
+            return _publish(task, trainer, dataset, metrics, source)
 
 
 def _train(
@@ -60,17 +60,19 @@ def _train(
             result = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
+        look = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
+        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if look else None
         metrics.append(
             EpochMetrics(
                 epoch=trainer.epoch,
                 loss=result.loss,
-                test_error=trainer.evaluate(dataset.test.images, dataset.test.labels),
+                test_error=test_error,
                 images=result.images + (metrics[-1].images if metrics else 0),
                 updates=result.updates + (metrics[-1].updates if metrics else 0),
             )
         )
         save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), metrics)
-        task.progress.advance(note=f"error {metrics[-1].test_error:.2f}%")
+        task.progress.advance(note=f"loss {result.loss:.3f}" if test_error is None else f"error {test_error:.2f}%")
     task.progress.finish()
 
 
@@ -110,12 +112,19 @@ def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
 
 
 def _publish(
-    task: StageTask, trainer: "ClassifierTrainer", metrics: list[EpochMetrics], source: TrainSource
+    task: StageTask,
+    trainer: "ClassifierTrainer",
+    dataset: DataSet,
+    metrics: list[EpochMetrics],
+    source: TrainSource,
 ) -> StageResult:
     from lsmix.classifiers.checkpoint import save_classifier
 
     save_classifier(task.folder / WEIGHTS_FILE, trainer.model)
     write_atomic(task.folder / METRICS_FILE, msgspec.json.format(msgspec.json.encode(metrics), indent=1) + b"\n")
+    predicted, labels = trainer.predict(dataset.test.images), dataset.test.labels
+    predictions = Predictions(predicted=tuple(predicted.tolist()), labels=tuple(labels.tolist()))
+    write_atomic(task.folder / PREDICTIONS_FILE, msgspec.json.encode(predictions) + b"\n")
     last = metrics[-1]
     counts = {
         "epochs": last.epoch,
@@ -125,14 +134,15 @@ def _publish(
         "test_error": last.test_error,
         "seen": msgspec.to_builtins(source.seen(task.config.epochs)),
     }
-    return StageResult(payload=frozenset({METRICS_FILE, WEIGHTS_FILE}), counts=counts)
+    return StageResult(payload=frozenset({METRICS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE}), counts=counts)
 
 
 def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
     """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
     parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
     moments = {"adam": 2, "sgd": 1}[config.optimiser]
-    images = config.epochs * (3 * size.images + size.test_images)
+    evaluations = -(-config.epochs // config.evaluate_every) + 1
+    images = 3 * config.epochs * size.images + evaluations * size.test_images
     flops = 2.0 * products * size.height * size.width * images
     return Cost(bytes=4 * (2 + moments) * parameters, flops=flops)
 
@@ -141,4 +151,4 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
 
 
-TRAIN = Stage(name="train", version=2, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(name="train", version=3, run=run, estimate=_estimate, check=_check)

@@ -1,19 +1,24 @@
-"""Error rates of a comparison: the last epoch's error of every seed, their mean and sample standard deviation."""
+"""Error rates of a comparison: the last epoch's error of every seed, and the paired difference to the baseline."""
 
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
-from lsmix.data.artifact import Manifest
-from lsmix.pipeline.config.results import Seen
+from lsmix.data.artifact import Artifact
+from lsmix.data.errors import CorruptError
+from lsmix.pipeline.config.results import Interval, Seen, read_predictions
 from lsmix.pipeline.config.schema import RowText
 
-__all__ = ["RunSummary", "summarise_runs"]
+__all__ = ["RunSummary", "paired_difference", "summarise_runs"]
 
 _BASELINE = "baseline"  # the run of this name is what the others are compared with
+# 97.5% quantiles of Student's t at 1 to 10 degrees of freedom.
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -22,6 +27,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""  # in the recipe, such as "lsmix"
     label: str  # as shown, such as "LS-Mix (α = 0.4)"
     errors: tuple[float, ...]  # % of test images, last epoch, one for each seed; empty where none is done
+    difference: Interval | None = None  # to the baseline's error, points, by ``paired_difference``; None without one
     baseline: bool = False  # whether the others are compared with it
     images: int = 0  # seen by each seed
     updates: int = 0  # done by each seed
@@ -39,6 +45,15 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         return statistics.stdev(self.errors) if len(self.errors) > 1 else None
 
     @property
+    def verdict(self) -> str:
+        """How the run compares with the baseline: by whether the interval of the difference contains 0; "" without one."""
+        if self.difference is None:
+            return ""
+        if self.difference.low <= 0.0 <= self.difference.high:
+            return "no difference can be seen"
+        return "better" if self.difference.value < 0.0 else "worse"
+
+    @property
     def paper_mean(self) -> float | None:
         """The paper's figure as a number, in %; None where there is none, or it does not begin with one."""
         number = re.match(r"\s*(\d+(\.\d+)?)", self.paper)
@@ -52,22 +67,67 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.mean:.2f}" if self.std is None else f"{self.mean:.2f} ± {self.std:.2f}"
 
 
-def summarise_runs(
-    runs: Mapping[str, Sequence[Manifest]], texts: Mapping[str, RowText] | None = None
-) -> list[RunSummary]:
-    """Return a summary for each run from the manifests of its seeds, by name, with what the recipe says of it."""
-    return [_summary(name, manifests, (texts or {}).get(name, RowText())) for name, manifests in runs.items()]
+def paired_difference(wrong: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> Interval | None:
+    """Return by how many points the error differs from the baseline's, with its 95% interval; None below two seeds.
+
+    Both are bool (S, N): whether a seed's classifier is wrong on a test image, the same seeds and images in both. The
+    interval covers other seeds and other test images: the variances over both add up, and Student's t has the degrees of
+    freedom of Welch and Satterthwaite. A bootstrap of as few seeds as is usual would be too narrow.
+
+    Example:
+        >>> import numpy as np
+        >>> paired_difference(np.eye(2, 8) > 0, np.zeros((2, 8)) > 0).value
+        12.5
+    """
+    seeds, images = wrong.shape
+    if seeds < 2 or images < 2:
+        return None
+    points = 100.0 * (wrong.astype(float) - baseline)
+    # Of the mean, by seeds and by images.
+    variances = [float(points.mean(axis=axis).var(ddof=1)) / count for axis, count in ((1, seeds), (0, images))]
+    total = sum(variances)
+    freedom = total**2 / (variances[0] ** 2 / (seeds - 1) + variances[1] ** 2 / (images - 1)) if total else 1.0
+    half = _student(freedom) * total**0.5
+    mean = float(points.mean())
+    return Interval(value=mean, low=mean - half, high=mean + half)
 
 
-def _summary(name: str, manifests: Sequence[Manifest], text: RowText) -> RunSummary:
-    first = manifests[0].counts
-    return RunSummary(
-        name=name,
-        label=text.label or name,
-        errors=tuple(float(manifest.counts["test_error"]) for manifest in manifests),
-        baseline=name == _BASELINE,
-        images=int(first["images"]),
-        updates=int(first["updates"]),
-        seen=tuple(msgspec.convert(first.get("seen", []), list[Seen])),
-        paper=text.paper,
-    )
+def _student(freedom: float) -> float:
+    """Return the 97.5% quantile of Student's t: the next one in the table, or beyond it Cornish and Fisher's expansion."""
+    whole = int(freedom + 1e-9)
+    return _STUDENT[whole - 1] if whole <= len(_STUDENT) else 1.960 + 2.372 / whole + 2.823 / whole**2
+
+
+def summarise_runs(runs: Mapping[str, Mapping[int, Artifact]], texts: Mapping[str, RowText]) -> list[RunSummary]:
+    """Return a summary for each run from its trainings by seed, with what the recipe says of it."""
+    wrong = {name: {seed: _wrong(item) for seed, item in trainings.items()} for name, trainings in runs.items()}
+    summaries = []
+    for name, trainings in runs.items():
+        first = next(iter(trainings.values())).manifest.counts
+        summaries.append(
+            RunSummary(
+                name=name,
+                label=texts[name].label or name,
+                errors=tuple(float(item.manifest.counts["test_error"]) for item in trainings.values()),
+                difference=_difference(wrong[name], wrong.get(_BASELINE, {})) if name != _BASELINE else None,
+                baseline=name == _BASELINE,
+                images=int(first["images"]),
+                updates=int(first["updates"]),
+                seen=tuple(msgspec.convert(first.get("seen", []), list[Seen])),
+                paper=texts[name].paper,
+            )
+        )
+    return summaries
+
+
+def _wrong(training: Artifact) -> NDArray[np.bool_]:
+    predictions = read_predictions(training)
+    return np.not_equal(predictions.predicted, predictions.labels)
+
+
+def _difference(wrong: Mapping[int, NDArray[np.bool_]], baseline: Mapping[int, NDArray[np.bool_]]) -> Interval | None:
+    seeds = [seed for seed in wrong if seed in baseline]
+    both = [[one[seed] for seed in seeds] for one in (wrong, baseline)]
+    if len({len(images) for one in both for images in one}) > 1:
+        raise CorruptError("the trainings have predictions for different numbers of test images. Train them again.")
+    return paired_difference(*map(np.stack, both)) if seeds else None

@@ -61,9 +61,8 @@ class ReportInputs:
     @cached_property
     def runs(self) -> list[RunSummary]:
         """The error rates of all runs."""
-        manifests = {name: [item.manifest for item in self.trainings(name)] for name in self.config.rows}
-        return summarise_runs(manifests, self.config.rows)
+        return summarise_runs({name: self.trainings(name) for name in self.config.rows}, self.config.rows)
 
-    def trainings(self, run: str) -> list[Artifact]:
-        """Return the trainings of a run, one for each of its seeds."""
-        return [self.artifacts[f"run:{training_name(run, seed)}"] for seed in self.config.rows[run].seeds]
+    def trainings(self, run: str) -> dict[int, Artifact]:
+        """Return the trainings of a run by seed."""
+        return {seed: self.artifacts[f"run:{training_name(run, seed)}"] for seed in self.config.rows[run].seeds}

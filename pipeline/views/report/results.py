@@ -7,12 +7,11 @@ import numpy as np
 from lsmix.pipeline.config.results import read_metrics
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.page import Figure, Section, Table
-from lsmix.pipeline.views.plots import Series, curves, error_rate_plot
+from lsmix.pipeline.views.plots import Series, curves, difference_plot, error_rate_plot
 from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["budget_table", "error_table", "results_sections"]
 
-_SOLID_LINES = 6  # of a plot, since it has so many colours; further lines are dashed
 _LONG_TABLE = 6  # runs, beyond which the best three are highlighted
 
 
@@ -22,23 +21,32 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
     if not runs:
         return
     errors, losses = _by_epoch(inputs, "test_error"), _by_epoch(inputs, "loss")
-    yield Section(
-        title="Error rates",
-        text="Error on the test split after the last epoch, for every run over its seeds.",
-        items=(
-            error_table(runs, title=inputs.config.table or "Error rates", note=inputs.config.note),
-            Figure(
-                name="error-rates",
-                data=error_rate_plot(runs),
-                alt="Error rates of all runs with their standard deviations.",
-            ),
-            Figure(
-                name="error-curves",
-                data=curves("Test error", errors, "epoch", "error rate, %", y_log=True),
-                alt="Test error by epoch.",
-            ),
+    items: list[Table | Figure] = [
+        error_table(runs, title=inputs.config.table or "Error rates", note=inputs.config.note),
+        Figure(
+            name="error-rates",
+            data=error_rate_plot(runs),
+            alt="Error rates of all runs with their standard deviations.",
         ),
+    ]
+    differences = {run.label: run.difference for run in runs if run.difference}
+    if differences:
+        items.append(
+            Figure(
+                name="differences",
+                data=difference_plot(differences, "error against the baseline, points"),
+                alt="Differences of all runs to the baseline with their 95% intervals.",
+            )
+        )
+    items.append(
+        Figure(
+            name="error-curves",
+            data=curves("Test error", errors, "epoch", "error rate, %", y_log=True),
+            alt="Test error by epoch.",
+        )
     )
+    text = f"Error on the test split after the last epoch, for every run over its seeds. {verdicts(runs)}".strip()
+    yield Section(title="Error rates", text=text, items=items)
     yield Section(
         title="Budgets and training loss",
         items=(
@@ -54,11 +62,23 @@ def results_sections(inputs: ReportInputs) -> Iterator[Section]:
     )
 
 
+def verdicts(runs: Sequence[RunSummary]) -> str:
+    """Return the sentence that says which runs are better or worse than the baseline; "" where none can be compared."""
+    found: dict[str, list[str]] = {}
+    for run in runs:
+        if run.verdict:
+            found.setdefault(run.verdict, []).append(run.label)
+    ends = {"better": "than the baseline", "worse": "than the baseline", "no difference can be seen": "for"}
+    parts = [f"{verdict} {end}: {', '.join(found[verdict])}" for verdict, end in ends.items() if verdict in found]
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
 def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
     """Return the table of error rates in the recipe's order, with the paper's figures beside ours if there are any.
 
     The lowest mean is highlighted, in long tables the best three, as in the paper's Table 1. With a baseline among the
-    runs, columns give the difference of each mean from it in points, ours and the paper's.
+    runs, columns give the difference of each mean from it in points, ours with its 95% interval, and the paper's.
     """
     baseline = next((run for run in runs if run.baseline and run.errors), None)
     papers = any(run.paper for run in runs)
@@ -69,22 +89,30 @@ def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note:
     for run in runs:
         cells = [run.label, run.text, *([run.paper or "–"] if papers else [])]
         if baseline:
-            cells.append("–" if run is baseline or not run.errors else _difference(run.mean - baseline.mean))
+            cells.append("–" if run is baseline or not run.errors else _difference(run, baseline))
         if both and baseline:
             known = run is not baseline and run.paper_mean is not None
-            cells.append(_difference((run.paper_mean or 0.0) - (baseline.paper_mean or 0.0)) if known else "–")
+            cells.append(_points((run.paper_mean or 0.0) - (baseline.paper_mean or 0.0)) if known else "–")
         rows.append((*cells, str(len(run.errors)), ", ".join(f"{error:.2f}" for error in run.errors) or "–"))
+    brackets = " In brackets: 95% confidence interval for other seeds and other test images."
+    brackets = brackets if any(run.difference for run in runs) else ""
     done = sorted((index for index, run in enumerate(runs) if run.errors), key=lambda index: runs[index].mean)
     return Table(
         title=title,
         columns=tuple(columns),
         rows=tuple(rows),
-        note=f"Last epoch, test images; mean ± sample standard deviation over seeds. {note}".strip(),
+        note=f"Last epoch, test images; mean ± sample standard deviation over seeds.{brackets} {note}".strip(),
         best=tuple(done[: 3 if len(runs) > _LONG_TABLE else 1]) if len(done) > 1 else (),
     )
 
 
-def _difference(points: float) -> str:
+def _difference(run: RunSummary, baseline: RunSummary) -> str:
+    if run.difference is None:
+        return _points(run.mean - baseline.mean)
+    return f"{_points(run.difference.value)} [{_points(run.difference.low)}, {_points(run.difference.high)}]"
+
+
+def _points(points: float) -> str:
     return f"{points:+.2f}".replace("-", "−")
 
 
@@ -108,8 +136,10 @@ def budget_table(runs: Sequence[RunSummary]) -> Table:
 def _by_epoch(inputs: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     lines = []
-    for place, run in enumerate(inputs.runs):
-        seeds = [[float(getattr(line, field)) for line in read_metrics(item)] for item in inputs.trainings(run.name)]
-        mean = np.mean(seeds, axis=0)
-        lines.append(Series(label=run.label, x=range(1, len(mean) + 1), y=mean, dashed=place >= _SOLID_LINES))
+    for run in inputs.runs:
+        seeds = [read_metrics(item) for item in inputs.trainings(run.name).values()]
+        measured = [[line for line in seed if getattr(line, field) is not None] for seed in seeds]
+        mean = np.mean([[getattr(line, field) for line in seed] for seed in measured], axis=0)
+        epochs = [line.epoch for line in measured[0]]
+        lines.append(Series(label=run.label, x=epochs, y=mean))
     return lines
