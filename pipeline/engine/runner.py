@@ -20,7 +20,6 @@ from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_a
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
-from lsmix.pipeline.engine.estimates import check_against_data, estimate
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import Executor
@@ -94,7 +93,7 @@ def bring_up_to_date(
     with InputLocks() as locks:
         for node in nodes:
             stop_point()
-            unchecked = [each for each in unchecked if not check_against_data(each, resolver)]
+            unchecked = [each for each in unchecked if not resolver.check(each)]
             if node.stage.name == force and resolver.key(node) not in {item.key for item in built if not item.cached}:
                 _remove(node, resolver)
             begun = time.monotonic()
@@ -168,7 +167,7 @@ def locked_task(
     if inputs is None or records is None or key is None:
         missing = " and ".join(resolver.missing(node)) or "one of its inputs"
         raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
-    check_against_data(node, resolver)
+    resolver.check(node)
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
     for artifact in inputs.values():
@@ -208,7 +207,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
     files = record_files(task.folder, set(result.payload), result.digests)
     if not files:
         raise CorruptError(f"{node.label} left nothing in {str(task.folder)!r}.")
-    cost = estimate(node, resolver)
+    cost = resolver.cost(node)
     manifest = Manifest(
         stage=node.stage.name,
         stage_version=node.stage.version,
@@ -253,7 +252,7 @@ def _leave_unfinished(task: StageTask, seconds: float) -> None:
 
 
 def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
-    cost = estimate(node, resolver)
+    cost = resolver.cost(node)
     expected = cost.bytes if cost else 0
     present = folder_bytes(folder)
     place = next(path for path in (folder, *folder.parents) if path.exists())

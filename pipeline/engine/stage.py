@@ -3,7 +3,7 @@
 Stages know neither the recipe nor each other; the runner gives them complete inputs and writes the manifest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,18 +169,17 @@ class Node:
         """How to call it to a user."""
         return f"{self.stage.name} {self.name}"
 
+    def ancestry(self) -> Iterator["Node | Artifact"]:
+        """Go through the node and all that it is made from, directly or not."""
+        yield self
+        for source in self.inputs.values():
+            if isinstance(source, Node):
+                yield from source.ancestry()
+            else:
+                yield source
+
 
 def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
     """Return the nodes of one stage and all that they need, in order."""
-    wanted: set[int] = set()
-
-    def want(node: Node) -> None:
-        wanted.add(id(node))
-        for source in node.inputs.values():
-            if isinstance(source, Node):
-                want(source)
-
-    for node in nodes:
-        if node.stage.name == stage:
-            want(node)
+    wanted = {id(source) for node in nodes if node.stage.name == stage for source in node.ancestry()}
     return [node for node in nodes if id(node) in wanted]

@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from lsmix.data.artifact import InputRecord, Manifest
 from lsmix.data.errors import CorruptError, format_duration
-from lsmix.pipeline.engine.estimates import estimate, estimate_seconds
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
@@ -44,31 +43,28 @@ def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatu
 
 def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     workspace = resolver.workspace
+    status = NodeStatus(stage=node.stage.name, name=node.name)
     try:
-        cost = estimate(node, resolver)
-        status = NodeStatus(
-            stage=node.stage.name,
-            name=node.name,
-            bytes=cost.bytes if cost else None,
-            seconds=estimate_seconds(node, cost, workspace),
-        )
         records = resolver.records(node)
-        if records is None:
-            return replace(status, state="waits", why=_waits_for(node, resolver))
-        key = resolver.key(node) or ""
-        artifact = workspace.find(node.stage.name, key)
+        artifact = resolver.artifact(node)
+        if artifact:
+            return replace(
+                status,
+                state="cached",
+                key=artifact.manifest.key,
+                folder=artifact.location,
+                why="up to date",
+                bytes=sum(file.bytes for file in artifact.manifest.files),
+                seconds=artifact.manifest.seconds,
+            )
+        cost = resolver.cost(node)
     except CorruptError as error:
-        return NodeStatus(stage=node.stage.name, name=node.name, state="damaged", why=str(error))
-    if artifact:
-        return replace(
-            status,
-            state="cached",
-            key=key,
-            folder=artifact.location,
-            why="up to date",
-            bytes=sum(file.bytes for file in artifact.manifest.files),
-            seconds=artifact.manifest.seconds,
-        )
+        return replace(status, why=str(error))
+    if cost:
+        status = replace(status, bytes=cost.bytes, seconds=resolver.seconds(node, cost))
+    key = resolver.key(node)
+    if records is None or key is None:
+        return replace(status, state="waits", why=_waits_for(node, resolver))
     folder = workspace.folder(node.stage.name, node.name, key)
     status = replace(status, key=key, folder=str(folder))
     url = workspace.url_of(folder)
