@@ -349,7 +349,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
-    from lsmix.pipeline.export import export_pool
+    from lsmix.pipeline.api import export_pool
 
     with TerminalProgress(quiet=quiet) as bars:
         facts = export_pool(pool, dest, progress=bars, **options)

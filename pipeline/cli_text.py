@@ -7,10 +7,10 @@ from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.sharing.transfer import Transfer
+    from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.array_task import ArrayTaskResult
     from lsmix.pipeline.engine.garbage import Garbage
     from lsmix.pipeline.engine.status import NodeStatus
-    from lsmix.pipeline.run_result import RunResult
     from lsmix.pipeline.verify.rebuild import RebuildResult
     from lsmix.pipeline.views.show import Drawn
 

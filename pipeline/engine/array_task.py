@@ -16,8 +16,8 @@ from lsmix.pipeline.engine.runner import Built, bring_up_to_date, locked_task, n
 from lsmix.pipeline.engine.sharding import complete_shards, make_missing_shards
 from lsmix.pipeline.engine.shards import Executor, finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["ArrayTaskResult", "check_array_task", "finalize_array", "run_array_task"]
 

@@ -15,7 +15,7 @@ from lsmix.data.readers.registry import source_files, source_version
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Resolver"]
 

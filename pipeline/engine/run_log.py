@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from lsmix.data.errors import format_duration
-from lsmix.data.progress import Progress
+from lsmix.data.progress import Progress, graceful_signals
 from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
@@ -132,7 +132,7 @@ class LoggedProgress:
 
 @contextmanager
 def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> Iterator[LoggedProgress]:
-    """Log what happens in the block, from its arguments to how it ended.
+    """Log what happens in the block, from its arguments to how it ended; an interrupt stops it at its next safe point.
 
     Args:
         progress: receives everything, too.
@@ -144,7 +144,8 @@ def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> I
     log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **asked)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        yield log
+        with graceful_signals(log.interrupted):
+            yield log
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         outcome = {"outcome": "interrupted"} if interrupted else {"outcome": type(error).__name__, "error": str(error)}

@@ -24,8 +24,8 @@ from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Built", "bring_up_to_date", "locked_task", "note_seconds"]
 

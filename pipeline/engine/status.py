@@ -11,8 +11,8 @@ from lsmix.data.errors import CorruptError, format_duration
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import Owner, working_owners
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["NodeStatus", "recipe_status"]
 

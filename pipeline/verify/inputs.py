@@ -30,7 +30,7 @@ from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
 

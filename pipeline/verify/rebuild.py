@@ -27,8 +27,7 @@ from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
-from lsmix.pipeline.workspace.local import Workspace
-from lsmix.pipeline.workspace.remote import open_workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["RebuildResult", "rebuild"]
 
@@ -123,7 +122,7 @@ def rebuild(
     _check_version(content, file.where, original)
     check_pool(content.pool)
     expected, opened = _expected(expect, original), _flow_of(content, flow)
-    place = open_workspace(_scratch(target) if target else workspace)
+    place = Workspace(_scratch(target) if target else workspace)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     with graceful_signals(), executor:
         dataset = provide_dataset(data, content.origin, place, progress)

@@ -309,9 +309,8 @@ def _pool_parts() -> list[bytes]:
 
 
 def _read_pool(content: bytes, folder: Path) -> None:
-    from lsmix.pipeline.api import verify
+    from lsmix.pipeline.api import export_pool, verify
     from lsmix.pipeline.cli_text import verify_lines
-    from lsmix.pipeline.export import export_pool
     from lsmix.pipeline.views.dataset_card.card import write_card
     from lsmix.pipeline.views.show import artifact_facts, write_image
 
@@ -478,7 +477,7 @@ def _recipes() -> list[bytes]:
 def _read_recipe(content: bytes, folder: Path) -> None:
     from lsmix.pipeline.config.recipe import read_recipe
     from lsmix.pipeline.stages.graph import build_graph
-    from lsmix.pipeline.workspace.local import Workspace
+    from lsmix.pipeline.workspace.workspace import Workspace
 
     recipe = read_recipe(_put(folder, "my.toml", content))
     msgspec.json.encode(recipe)

@@ -6,7 +6,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.pipeline.config.recipe import read_recipe
 from lsmix.pipeline.config.recipes import builtin_recipes, recipe_path, recipe_text
 from lsmix.pipeline.stages.graph import build_graph
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.mark.parametrize(

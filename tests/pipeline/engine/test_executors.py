@@ -14,7 +14,7 @@ from lsmix.pipeline.engine import shards
 from lsmix.pipeline.engine.dask import DaskExecutor
 from lsmix.pipeline.engine.executor import raise_failures
 from lsmix.pipeline.stages.encode import EncodeProcessor
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):

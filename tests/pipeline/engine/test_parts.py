@@ -9,8 +9,8 @@ import pytest
 import lsmix
 from lsmix.data.errors import MissingError, PartialError, RecipeError
 from lsmix.pipeline.engine.array_task import check_array_task
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import artifact_lock
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):

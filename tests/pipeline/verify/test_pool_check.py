@@ -17,8 +17,7 @@ from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_r
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
-from lsmix.pipeline.api import run, verify
-from lsmix.pipeline.run_result import RunResult
+from lsmix.pipeline.api import RunResult, run, verify
 from lsmix.pipeline.verify.shares import planned_shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
