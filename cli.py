@@ -326,7 +326,7 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--flow", type=_place, help="Folder or URL of the flow; not for pools mixed in pixels.")
 @click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
-@click.option("--expect", default="", metavar="ROOT", help="Root digest of the original, 12 digits or more.")
+@click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original, 12 digits or more.")
 @click.option("--compare", type=_place, help="The original pool, to compare pixel by pixel.")
 @_work_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")

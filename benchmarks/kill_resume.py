@@ -32,7 +32,7 @@ class StageResult:
     stage: str
     kills: int  # kills that hit a running process
     in_work: int  # of these, kills that left unfinished work on the disk
-    same: bool  # whether all root digests are those of the undisturbed run
+    same: bool  # whether all content digests are those of the undisturbed run
     seconds: float  # from the first start to the end
 
 
@@ -118,7 +118,7 @@ def _newest(folder: Path) -> int:
 
 
 def _roots(workspace: Path, stage: str) -> dict[str, str]:
-    return {manifest.key: manifest.root for _, manifest in Workspace(workspace).manifests(stage)}
+    return {manifest.cache_key: manifest.content_digest for _, manifest in Workspace(workspace).manifests(stage)}
 
 
 def _line(outcome: StageResult) -> str:

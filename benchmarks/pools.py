@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.pool import create_pool, write_pool_shard
 
 __all__ = ["SHAPE", "make_pool", "smooth_images"]
@@ -35,5 +35,5 @@ def make_pool(folder: Path, images: np.ndarray) -> None:
         more = {"lam": share, "share_b": share, "status": np.zeros(len(rows), np.uint8)}
         write_pool_shard(folder, shard, {"image": images[rows], **numbers, **more})
     files = record_files(folder)
-    facts = {"stage": "mix", "stage_version": 1, "name": "bench", "key": "0" * 12}
-    write_manifest(folder, Manifest(**facts, root=root_digest(files), config={}, inputs=[], files=files))
+    facts = {"stage": "mix", "stage_version": 1, "name": "bench", "cache_key": "0" * 12}
+    write_manifest(folder, Manifest(**facts, content_digest=content_digest(files), config={}, inputs=[], files=files))

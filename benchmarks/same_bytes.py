@@ -1,4 +1,4 @@
-"""Make latents and pools in every way that there is, and compare the root digests with those of one undisturbed process.
+"""Make latents and pools in every way that there is, and compare the content digests with those of one undisturbed process.
 
 ``python -m benchmarks.same_bytes RECIPE --set data.path=…`` makes data set and flow once, then ``encode`` and ``mix``: in
 process, on two Dask workers, on two of which one is killed in mid-run, as a job array of three side by side, and in one
@@ -163,7 +163,11 @@ def _command_line(process: int) -> bytes:
 
 def _roots(workspace: Path) -> dict[str, str]:
     place = Workspace(workspace)
-    return {f"{stage} {manifest.name}": manifest.root for stage in _STAGES for _, manifest in place.manifests(stage)}
+    return {
+        f"{stage} {manifest.name}": manifest.content_digest
+        for stage in _STAGES
+        for _, manifest in place.manifests(stage)
+    }
 
 
 if __name__ == "__main__":

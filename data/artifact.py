@@ -31,12 +31,12 @@ __all__ = [
     "Manifest",
     "check_listing",
     "check_sizes",
+    "content_digest",
     "is_description",
     "is_expected_path",
     "parse_manifest",
     "read_manifest",
     "record_files",
-    "root_digest",
     "verify_files",
     "write_manifest",
 ]
@@ -60,15 +60,15 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     path: str  # relative to the artifact's folder, with forward slashes
     bytes: int  # size
     sha256: str  # hex
-    payload: bool  # whether the next stage reads it, so that it counts in the root digest
+    payload: bool  # whether the next stage reads it, so that it counts in the content digest
 
 
 class InputRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One input of an artifact."""
 
     role: str  # what the stage calls it: "dataset", "flow", "latents", ...
-    key: _Key  # of the input artifact; "" for source files
-    root: _Digest  # root digest of its payload
+    cache_key: _Key  # of the input artifact; "" for source files
+    content_digest: _Digest  # content digest of its payload
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,8 +78,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     stage_version: int
     name: str
-    key: _Key  # 12 hex digits, see pipeline/workspace/cache_key.py
-    root: _Digest  # digest over the payload files
+    cache_key: _Key  # 12 hex digits, see pipeline/workspace/cache_key.py
+    content_digest: _Digest  # digest over the payload files
     config: dict[str, Any]  # full configuration of the stage
     inputs: list[InputRecord]
     files: list[FileRecord]
@@ -95,7 +95,7 @@ class _Environment(msgspec.Struct):
     device: str = ""
 
 
-def root_digest(files: list[FileRecord]) -> str:
+def content_digest(files: list[FileRecord]) -> str:
     """Return the SHA-256 over path and checksum of all payload files, in order of their paths."""
     lines = [f"{file.sha256} {file.path}\n" for file in files if file.payload]
     return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
@@ -318,13 +318,13 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
     the folder; "" for its path.
 
     Raises:
-        CorruptError: on the first file that is missing, altered or not listed, or if the root digest does not fit.
+        CorruptError: on the first file that is missing, altered or not listed, or if the content digest does not fit.
     """
     where = where or str(folder)
     check_sizes(folder, manifest, where)
-    if manifest.root != root_digest(manifest.files):
+    if manifest.content_digest != content_digest(manifest.files):
         raise CorruptError(
-            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its root digest does not fit its list of files."
+            f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its content digest does not fit its list of files."
         )
     for file in manifest.files:
         if is_description(file):

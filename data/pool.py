@@ -269,8 +269,8 @@ class Pool:
         return {
             "path": self.location,
             "name": self.manifest.name,
-            "key": self.manifest.key,
-            "root": self.manifest.root,
+            "cache_key": self.manifest.cache_key,
+            "content_digest": self.manifest.content_digest,
             "method": self.method,
             "images": len(self),
             "copies": self.copies,

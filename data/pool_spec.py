@@ -45,7 +45,7 @@ _Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """The data set that the images are from."""
 
-    root: str  # root digest of its artifact
+    content_digest: str  # content digest of its artifact
     config: dict[str, Any]  # how its splits were chosen from the published files
     licence: str  # "" where it is unknown
     citation: str  # "" where it is unknown
@@ -132,7 +132,7 @@ class PoolSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format_version: int  # see SPEC_FORMAT
     stage_version: int  # of the mix stage that drew and mixed
     pool: PoolConfig
-    inputs: dict[str, _Digest]  # root digests: of "latents" and "flow", or of "dataset" where pixels are mixed
+    inputs: dict[str, _Digest]  # content digests: of "latents" and "flow", or of "dataset" where pixels are mixed
     origin: Provenance  # the data set behind it
     latents: EncodeConfig | None = None  # how images became latents; None where pixels are mixed
     dim: Annotated[int, Meta(ge=1, le=1 << 24)] | None = None  # length of a latent vector
@@ -195,7 +195,7 @@ def _contradiction(spec: PoolSpec) -> str:
     roles = {"latents", "flow"} if spec.latent else {"dataset"}
     if set(spec.inputs) != roles or spec.latent != (spec.dim is not None):
         return f"its inputs are {sorted(spec.inputs)}, expected {sorted(roles)} and {'a' if spec.latent else 'no'} dim"
-    if not spec.latent and spec.inputs["dataset"] != spec.origin.root:
+    if not spec.latent and spec.inputs["dataset"] != spec.origin.content_digest:
         return "its data set and its origin are not the same"
     if spec.origin.train_images < spec.pool.sources:
         return f"it mixes {spec.pool.sources} of {spec.origin.train_images} training images"

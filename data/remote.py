@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, parse_manifest, root_digest
+from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, content_digest, parse_manifest
 from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Stopped, bounded, pause
@@ -117,9 +117,9 @@ def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
             "Check the URL, or run 'lsmix push' again."
         ) from error
     manifest = parse_manifest(content, place.url)
-    if manifest.root != root_digest(manifest.files):
+    if manifest.content_digest != content_digest(manifest.files):
         raise CorruptError(
-            f"the manifest at {place.url!r} was altered: its root digest does not fit its list of files."
+            f"the manifest at {place.url!r} was altered: its content digest does not fit its list of files."
         )
     return manifest, content
 

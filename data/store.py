@@ -9,8 +9,8 @@ from lsmix.data.artifact import (
     FileRecord,
     Manifest,
     check_sizes,
+    content_digest,
     read_manifest,
-    root_digest,
 )
 from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import MissingError, RecipeError
@@ -93,8 +93,8 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
         stage="train-glow",
         stage_version=0,  # unknown
         name=folder.name,
-        key="",
-        root=root_digest(files),
+        cache_key="",
+        content_digest=content_digest(files),
         config={},
         inputs=[],
         files=files,

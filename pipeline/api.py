@@ -289,8 +289,8 @@ def export_pool(
         progress: optional progress reporter.
 
     Returns:
-        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``root`` of the export, ``pool_root``,
-        ``pixel_digest``.
+        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export,
+        ``pool_content_digest``, ``pixel_digest``.
     """
     from lsmix.data.exports.format import EXPORT_FORMATS
     from lsmix.data.exports.writing import write_export
@@ -321,8 +321,8 @@ def export_pool(
         "images": len(opened),
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
-        "root": manifest.root,
-        "pool_root": opened.manifest.root,
+        "content_digest": manifest.content_digest,
+        "pool_content_digest": opened.manifest.content_digest,
         "pixel_digest": manifest.counts["pixel_digest"],
     }
 
@@ -362,7 +362,7 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
     manifest = pool.manifest
     if card is not None:
         given = read_manifest(card)
-        if given.stage != "card" or [record.root for record in given.inputs] != [manifest.root]:
+        if given.stage != "card" or [record.content_digest for record in given.inputs] != [manifest.content_digest]:
             raise RecipeError(f"{str(card)!r} is no card of {pool.location!r}. Write one: lsmix card {pool.location}")
         yield Path(card)
     elif manifest.stage != "mix":

@@ -50,9 +50,9 @@ def run_facts(result: "RunResult") -> dict[str, Any]:
             {
                 "stage": item.stage,
                 "name": item.name,
-                "key": item.key,
+                "cache_key": item.cache_key,
                 "folder": item.location,
-                "root": item.manifest.root,
+                "content_digest": item.manifest.content_digest,
                 "cached": item.cached,
                 "seconds": round(item.seconds, 3),
                 "counts": item.manifest.counts,
@@ -109,7 +109,7 @@ def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
     """Return the result of a push to a place, or of a pull to it."""
     return [
         f"{place}: {format_bytes(transfer.moved_bytes)} moved; {format_count(transfer.files, 'file')}, {format_bytes(transfer.bytes)}, "
-        f"all as recorded (root {transfer.root[:12]})"
+        f"all as recorded (content digest {transfer.content_digest[:12]})"
     ]
 
 
@@ -140,7 +140,7 @@ def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of ``verify``: what was checked, and what was not."""
-    whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (root {facts['root'][:12]})"
+    whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (content digest {facts['content_digest'][:12]})"
     lines = [f"{facts['folder']}: {whole}"]
     if facts.get("edited"):
         lines.append(
@@ -166,7 +166,7 @@ def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return the result of ``rebuild``."""
     verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
     lines = [f"{'pool':<12} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
-    lines.append(f"{'root':<12} {result.root} ({verdict[result.equal]})")
+    lines.append(f"content digest {result.content_digest} ({verdict[result.equal]})")
     if result.comparison:
         lines.append(f"{'compared':<12} {result.comparison.text()}")
     return lines

@@ -110,7 +110,7 @@ def invented_pool(tmp_path: Path) -> Callable[..., Path]:
 
     def make(name: str = "pool", *, rows: int = 46, **options: Any) -> Path:
         origin = {
-            "root": "f" * 64,
+            "content_digest": "f" * 64,
             "config": {"limit": rows},
             "licence": "CC-BY-4.0",
             "citation": "A. Author: *Images*",

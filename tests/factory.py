@@ -141,7 +141,7 @@ def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
     from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, Provenance
 
     latent = method in LATENT_METHODS
-    inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["root"]}
+    inputs = {"latents": "1" * 64, "flow": "2" * 64} if latent else {"dataset": origin["content_digest"]}
     spec = PoolSpec(
         format_version=SPEC_FORMAT,
         stage_version=2,
@@ -172,7 +172,7 @@ def write_pool(
     """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status."""
     import numpy as np
 
-    from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+    from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
     from lsmix.data.pool import create_pool, write_pool_shard
 
     draw, images = np.random.default_rng(seed), rows // copies
@@ -214,6 +214,13 @@ def write_pool(
         (folder / "samples.csv").touch()
         (folder / "README.md").write_text("hello")
     files = record_files(folder)
-    fields = {"stage": "mix", "stage_version": 1, "name": "mine", "key": "0123456789ab", "config": {}, "inputs": []}
-    write_manifest(folder, Manifest(root=root_digest(files), files=files, **{**fields, **manifest}))
+    fields = {
+        "stage": "mix",
+        "stage_version": 1,
+        "name": "mine",
+        "cache_key": "0123456789ab",
+        "config": {},
+        "inputs": [],
+    }
+    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**fields, **manifest}))
     return folder

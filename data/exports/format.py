@@ -52,7 +52,7 @@ class ExportJob:
         """What a file says of the pool that it is from, as JSON."""
         facts = {
             "pool": self.pool.manifest.name,
-            "pool_root": self.pool.manifest.root,
+            "pool_content_digest": self.pool.manifest.content_digest,
             "class_names": self.pool.class_names,
             "licence": self.origin.licence,
             "citation": self.origin.citation,

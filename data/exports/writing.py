@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from lsmix.data.artifact import FileRecord, InputRecord, Manifest, is_expected_path, root_digest, write_manifest
+from lsmix.data.artifact import FileRecord, InputRecord, Manifest, content_digest, is_expected_path, write_manifest
 from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import CorruptError, LsmixError, RecipeError
 from lsmix.data.exports.atomic_folder import check_space, folder_beside
@@ -98,10 +98,12 @@ def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -
         stage=EXPORT_STAGE,
         stage_version=_VERSION,
         name=pool.manifest.name,
-        key="",
-        root=root_digest(files),
+        cache_key="",
+        content_digest=content_digest(files),
         config={**config, "pool": pool.manifest.config},
-        inputs=[InputRecord(role="pool", key=pool.manifest.key, root=pool.manifest.root)],
+        inputs=[
+            InputRecord(role="pool", cache_key=pool.manifest.cache_key, content_digest=pool.manifest.content_digest)
+        ],
         files=sorted(files, key=lambda file: file.path),
         counts={
             "images": len(pool),

@@ -104,7 +104,7 @@ class PoolLoader(EpochLoader):
 
     def _order_facts(self) -> dict[str, Any]:
         return {
-            "pool": self.pool.manifest.root,
+            "pool": self.pool.manifest.content_digest,
             "copies": self.copies,
             "shuffle": self.shuffle,
             "shuffle_blocks": self.shuffle_blocks,

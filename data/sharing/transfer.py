@@ -27,9 +27,9 @@ from lsmix.data.artifact import (
     Artifact,
     FileRecord,
     Manifest,
+    content_digest,
     is_description,
     read_manifest,
-    root_digest,
     verify_files,
 )
 from lsmix.data.atomic import dump_checksummed, folder_bytes, fsync_folder, fsync_tree, locked_file, write_atomic
@@ -67,8 +67,8 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     folder: str  # the artifact here
     stage: str  # what made the artifact
     name: str
-    key: str
-    root: str  # digest of its payload
+    cache_key: str
+    content_digest: str  # digest of its payload
     files: int  # in the artifact, the manifest not counted
     bytes: int  # size of these
     moved_files: int  # how many of them had to be sent or fetched
@@ -122,8 +122,8 @@ def push_artifact(
     there = _manifest_there(place)
     if there is not None and set(_strict(there)) != set(strict):
         raise RecipeError(
-            f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with root {there.root[:12]}, not "
-            f"{manifest.root[:12]}. Choose another URL, or remove it there first."
+            f"{place.url!r} holds another artifact: {there.stage} {there.name!r} with content digest {there.content_digest[:12]}, not "
+            f"{manifest.content_digest[:12]}. Choose another URL, or remove it there first."
         )
 
     note = _note(manifest)
@@ -146,8 +146,8 @@ def push_artifact(
 
 def _note(manifest: Manifest) -> bytes:
     """Return a note that identifies an artifact, its descriptions excepted."""
-    everything = root_digest([msgspec.structs.replace(file, payload=True) for file in _strict(manifest)])
-    return msgspec.json.encode({"root": manifest.root, "files": everything}) + b"\n"
+    everything = content_digest([msgspec.structs.replace(file, payload=True) for file in _strict(manifest)])
+    return msgspec.json.encode({"content_digest": manifest.content_digest, "files": everything}) + b"\n"
 
 
 def _begin_push(place: RemoteFS, note: bytes) -> None:
@@ -467,8 +467,8 @@ def _result(manifest: Manifest, folder: str, url: str, moved: list[int]) -> Tran
         folder=folder,
         stage=manifest.stage,
         name=manifest.name,
-        key=manifest.key,
-        root=manifest.root,
+        cache_key=manifest.cache_key,
+        content_digest=manifest.content_digest,
         files=len(manifest.files),
         bytes=sum(record.bytes for record in manifest.files),
         moved_files=sum(count > 0 for count in moved),

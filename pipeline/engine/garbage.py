@@ -36,7 +36,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
             places = {str(entry.folder.resolve()), entry.location}
-            if entry.key in wanted or (stage, entry.name) in unknown or places & outside:
+            if entry.cache_key in wanted or (stage, entry.name) in unknown or places & outside:
                 continue
             removed = delete and _remove_unlocked(workspace, stage, entry)
             found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))
@@ -45,7 +45,7 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
 
 def _remove_unlocked(workspace: Workspace, stage: str, entry: Entry) -> bool:
     try:
-        workspace.remove(entry.folder, entry.key, f"{stage} {entry.name}")
+        workspace.remove(entry.folder, entry.cache_key, f"{stage} {entry.name}")
     except LockedError:
         return False
     return True

@@ -64,7 +64,9 @@ class Resolver:
         if inputs is None:
             return None
         return [
-            InputRecord(role=role, key=artifact.manifest.key, root=artifact.manifest.root)
+            InputRecord(
+                role=role, cache_key=artifact.manifest.cache_key, content_digest=artifact.manifest.content_digest
+            )
             for role, artifact in inputs.items()
         ]
 
@@ -174,5 +176,5 @@ class Resolver:
             base = root if root.is_dir() else root.parent
             sources = self.workspace.sources
             digest = sources.digest(files, base, remember=self._remember) if files else source_version(node.config)
-            self._sources[id(node)] = InputRecord(role="source", key="", root=digest)
+            self._sources[id(node)] = InputRecord(role="source", cache_key="", content_digest=digest)
         return self._sources[id(node)]

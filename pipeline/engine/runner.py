@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from lsmix.data.artifact import WORK_FOLDER, Artifact, Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import WORK_FOLDER, Artifact, Manifest, content_digest, record_files, write_manifest
 from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
 from lsmix.data.progress import Progress, stop_point
@@ -49,9 +49,9 @@ class Built:
         return self.artifact.manifest
 
     @property
-    def key(self) -> str:
-        """Its key, 12 hex digits."""
-        return self.manifest.key
+    def cache_key(self) -> str:
+        """Its cache key, 12 hex digits."""
+        return self.manifest.cache_key
 
     @property
     def folder(self) -> Path:
@@ -94,7 +94,9 @@ def bring_up_to_date(
         for node in nodes:
             stop_point()
             unchecked = [each for each in unchecked if not resolver.check(each)]
-            if node.stage.name == force and resolver.key(node) not in {item.key for item in built if not item.cached}:
+            if node.stage.name == force and resolver.key(node) not in {
+                item.cache_key for item in built if not item.cached
+            }:
                 _remove(node, resolver)
             begun = time.monotonic()
             artifact, cached = resolver.artifact(node), True
@@ -131,14 +133,20 @@ def _make(
 ) -> Artifact:
     workspace = resolver.workspace
     with locked_task(node, resolver, locks, executor, progress, device) as task:
-        finished = workspace.find(node.stage.name, task.key)
+        finished = workspace.find(node.stage.name, task.cache_key)
         if finished:  # another run made it just before this one took the lock
             return finished
         manifest = _run_stage(node, task, resolver)
         shutil.rmtree(task.folder / WORK_FOLDER, ignore_errors=True)
         made = workspace.upload(Artifact(folder=task.folder, manifest=manifest), progress)
     progress.info(f"{node.label}: done in {manifest.seconds:.1f} s ({made.location})")
-    progress.event("artifact", label=node.label, key=task.key, root=manifest.root, where=made.location)
+    progress.event(
+        "artifact",
+        label=node.label,
+        cache_key=task.cache_key,
+        content_digest=manifest.content_digest,
+        where=made.location,
+    )
     return made
 
 
@@ -175,7 +183,7 @@ def locked_task(
     with artifact_lock(workspace.root, key, node.label, shared=shared) as note:
         _check_disk(node, resolver, folder)
         device = resolve_device(device) if node.stage.uses_torch else ""
-        made_from = ", ".join(f"{record.role} {record.root[:12]}" for record in records)
+        made_from = ", ".join(f"{record.role} {record.content_digest[:12]}" for record in records)
         progress.debug(f"{node.label}: key {key} from {made_from}, on {device or 'no device'}, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         if device:
@@ -183,7 +191,7 @@ def locked_task(
         yield StageTask(
             stage=node.stage.name,
             name=node.name,
-            key=key,
+            cache_key=key,
             folder=folder,
             config=node.config,
             inputs=inputs,
@@ -212,8 +220,8 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
         stage=node.stage.name,
         stage_version=node.stage.version,
         name=node.name,
-        key=task.key,
-        root=root_digest(files),
+        cache_key=task.cache_key,
+        content_digest=content_digest(files),
         config=msgspec.to_builtins(node.config),
         inputs=task.records,
         files=files,

@@ -104,7 +104,7 @@ def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
         if artifact.is_local:
             folder = artifact.folder.resolve()
             location = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
-        inputs[role] = location, artifact.manifest.root
+        inputs[role] = location, artifact.manifest.content_digest
     return ShardJob(
         processor=processor,
         stage=task.stage,

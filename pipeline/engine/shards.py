@@ -66,7 +66,7 @@ class ShardJob:
     stage: str
     name: str  # of the artifact, in the recipe
     config: dict[str, Any]  # of the stage, ready for JSON
-    inputs: dict[str, tuple[str, str]]  # location and root digest of each, by role
+    inputs: dict[str, tuple[str, str]]  # location and content digest of each, by role
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
     folder: str  # of the artifact; "" for a process that shares none, and works in a copy of what is at ``url``
     url: str = ""  # of the artifact in a remote workspace, to which each shard is sent
@@ -184,12 +184,12 @@ def _working_copy(job: ShardJob) -> Path:
     return folder
 
 
-def _open_input(workspace: Path, label: str, role: str, location: str, root: str) -> Artifact:
+def _open_input(workspace: Path, label: str, role: str, location: str, digest: str) -> Artifact:
     artifact = open_flow_artifact(location if "://" in location else workspace / location)
-    if artifact.manifest.root != root:
+    if artifact.manifest.content_digest != digest:
         raise CorruptError(
-            f"{artifact.location!r} is not the {role} that {label} is made from: expected root digest {root[:12]}, got "
-            f"{artifact.manifest.root[:12]}. Run the recipe again."
+            f"{artifact.location!r} is not the {role} that {label} is made from: expected content digest {digest[:12]}, got "
+            f"{artifact.manifest.content_digest[:12]}. Run the recipe again."
         )
     return artifact
 

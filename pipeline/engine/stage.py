@@ -39,7 +39,7 @@ class StageTask:
 
     stage: str
     name: str  # of the artifact, in the recipe
-    key: str
+    cache_key: str
     folder: Path
     config: Any  # the stage's own configuration model
     inputs: Mapping[str, Artifact]

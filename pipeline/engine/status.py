@@ -51,7 +51,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
             return replace(
                 status,
                 state="cached",
-                key=artifact.manifest.key,
+                cache_key=artifact.manifest.cache_key,
                 folder=artifact.location,
                 why="up to date",
                 bytes=sum(file.bytes for file in artifact.manifest.files),
@@ -66,7 +66,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if records is None or key is None:
         return replace(status, state="waits", why=_waits_for(node, resolver))
     folder = workspace.folder(node.stage.name, node.name, key)
-    status = replace(status, key=key, folder=str(folder))
+    status = replace(status, cache_key=key, folder=str(folder))
     url = workspace.url_of(folder)
     remote = read_ledger(url) if url and node.stage.create else {}
     if not folder.is_dir() and not remote:
@@ -123,10 +123,10 @@ def _differences(
         found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
     before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
     found += _field_differences(before, dict(fields), "")
-    roots = {record.role: record.root for record in manifest.inputs}
+    roots = {record.role: record.content_digest for record in manifest.inputs}
     for record in records:
         old = roots.get(record.role)
-        if old != record.root:
+        if old != record.content_digest:
             found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
     found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
     return found

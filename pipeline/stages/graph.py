@@ -138,8 +138,8 @@ def _find_flow(name: str, workspace: Workspace) -> Artifact:
     known = []
     for folder, manifest in workspace.manifests(TRAIN_GLOW.name):
         known.append(folder.name)
-        if name in (manifest.name, manifest.key, folder.name):
-            fits.append(manifest.key)
+        if name in (manifest.name, manifest.cache_key, folder.name):
+            fits.append(manifest.cache_key)
     if len(fits) > 1:
         raise RecipeError(f"flow {name!r} could be {' or '.join(fits)}: name it by its key.")
     found = workspace.find(TRAIN_GLOW.name, fits[0]) if fits else None

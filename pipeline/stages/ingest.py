@@ -134,7 +134,7 @@ def provenance_of(artifact: Artifact, dataset: "DataSet") -> Provenance:
     """Return where the images of a data set are from, as latents and pools keep it."""
     config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
     return Provenance(
-        root=artifact.manifest.root,
+        content_digest=artifact.manifest.content_digest,
         config=config,
         licence=dataset.licence,
         citation=dataset.citation,

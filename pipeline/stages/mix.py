@@ -171,7 +171,7 @@ def _describe(task: StageTask) -> _Described:
         "format_version": SPEC_FORMAT,
         "stage_version": MIX.version,
         "pool": PoolConfig(**fields),
-        "inputs": {role: artifact.manifest.root for role, artifact in task.inputs.items()},
+        "inputs": {role: artifact.manifest.content_digest for role, artifact in task.inputs.items()},
     }
     if "dataset" in task.inputs:
         dataset = open_dataset(task.inputs["dataset"])

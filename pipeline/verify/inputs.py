@@ -13,8 +13,8 @@ from lsmix.data.artifact import (
     MANIFEST_NAME,
     Artifact,
     Manifest,
+    content_digest,
     record_files,
-    root_digest,
     verify_files,
     write_manifest,
 )
@@ -82,17 +82,17 @@ def find_base(
     home = Workspace(pool.resolve().parent.parent)
     dataset = provide_dataset(data, plan.origin, Workspace(scratch), progress) if data else None
     return PoolInputs(
-        dataset=dataset or _found(home, "ingest", plan.origin.root),
+        dataset=dataset or _found(home, "ingest", plan.origin.content_digest),
         latents=_found(home, "encode", plan.inputs.get("latents")),
         flow=given or _found(home, "train-glow", plan.inputs.get("flow")),
         given=str(data) if data and local_folder(data) else "",
     )
 
 
-def _found(home: Workspace, stage: str, root: str | None) -> Artifact | None:
-    """Return an artifact of a stage with this root digest, all of its bytes checked; None if there is none."""
+def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:
+    """Return an artifact of a stage with this content digest, all of its bytes checked; None if there is none."""
     for folder, manifest in home.manifests(stage):
-        if manifest.root == root:
+        if manifest.content_digest == content_digest:
             artifact = Artifact(folder=folder, manifest=manifest)
             try:
                 verify_files(folder, manifest)
@@ -113,11 +113,11 @@ def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
     if wanted is None:
         raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
     artifact = open_input(flow, "flow")
-    if artifact.is_local and artifact.manifest.key:  # files from a URL are checked as they come
+    if artifact.is_local and artifact.manifest.cache_key:  # files from a URL are checked as they come
         verify_files(artifact.folder, artifact.manifest)
-    if artifact.manifest.root != wanted:
+    if artifact.manifest.content_digest != wanted:
         raise RecipeError(
-            f"flow {artifact.location!r} is not the one that the plan names: its root digest is {artifact.manifest.root[:12]}…, "
+            f"flow {artifact.location!r} is not the one that the plan names: its content digest is {artifact.manifest.content_digest[:12]}…, "
             f"expected {wanted[:12]}…. Fetch the flow that made the latents; a newly trained one is another."
         )
     return artifact
@@ -150,7 +150,7 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
         if artifact.is_local:  # files from a URL are checked as they come
             verify_files(artifact.folder, artifact.manifest)
         settings = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
-        if artifact.manifest.root == origin.root and settings != origin.config:
+        if artifact.manifest.content_digest == origin.content_digest and settings != origin.config:
             raise CorruptError(
                 f"{artifact.location!r} has the plan's data set, but its manifest was altered. Fetch it again."
             )
@@ -162,14 +162,14 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
         artifact = open_artifact(
             made.location
         )  # its configuration in the order of the file, as latents and pools keep it
-    if artifact.manifest.root != origin.root:
+    if artifact.manifest.content_digest != origin.content_digest:
         raise RecipeError(_difference(data, artifact, artifact.manifest, origin))
     return artifact
 
 
 def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
     """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one; return its folder."""
-    folder = workspace.folder("ingest", "given", origin.root[:KEY_DIGITS])
+    folder = workspace.folder("ingest", "given", origin.content_digest[:KEY_DIGITS])
     if (folder / MANIFEST_NAME).is_file():
         return folder
     counts = dataset_counts(open_dataset(file))  # refuses an invalid file before it is copied
@@ -180,14 +180,14 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
         stage=INGEST.name,
         stage_version=INGEST.version,
         name="given",
-        key=origin.root[:KEY_DIGITS],  # its sources, and so its real key, are not known
-        root=root_digest(files),
+        cache_key=origin.content_digest[:KEY_DIGITS],  # its sources, and so its real key, are not known
+        content_digest=content_digest(files),
         config=dict(origin.config),
         inputs=[],
         files=files,
         counts=counts,
     )
-    if manifest.root != origin.root:
+    if manifest.content_digest != origin.content_digest:
         shutil.rmtree(folder)
         raise RecipeError(_difference(file, file, manifest, origin))
     write_manifest(folder, manifest)
@@ -209,8 +209,8 @@ def _difference(data: Path | str, made: Path | Artifact, manifest: Manifest, ori
             hints.append(f"{name} is {manifest.config.get(name)!r}, expected {wanted!r}")
     same_size = "as many images, but others or in another order: another version or subset of the published files?"
     return (
-        f"the data set made of {str(data)!r} is not the one behind the pool: root digest {manifest.root[:12]}…, expected "
-        f"{origin.root[:12]}…; {'; '.join(hints or [same_size])}. Name the published files that the pool was made from."
+        f"the data set made of {str(data)!r} is not the one behind the pool: content digest {manifest.content_digest[:12]}…, expected "
+        f"{origin.content_digest[:12]}…; {'; '.join(hints or [same_size])}. Name the published files that the pool was made from."
     )
 
 

@@ -1,6 +1,6 @@
 """Rebuilding a pool from its plan, the flow and the base set that the receiver already has.
 
-A rebuilt pool counts as the original only by its root digest, or by comparison with the original pixel by pixel.
+A rebuilt pool counts as the original only by its content digest, or by comparison with the original pixel by pixel.
 """
 
 import hashlib
@@ -40,26 +40,26 @@ class RebuildResult:
 
     folder: Path
     manifest: Manifest  # of the new pool
-    expected: str  # root digest of the original; "" if it is not known
+    expected: str  # content digest of the original; "" if it is not known
     comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
     cached: bool  # whether the workspace had it already, so that nothing was made
     seconds: float
 
     @property
-    def root(self) -> str:
-        """Root digest of the new pool."""
-        return self.manifest.root
+    def content_digest(self) -> str:
+        """Content digest of the new pool."""
+        return self.manifest.content_digest
 
     @property
     def equal(self) -> bool | None:
         """Whether it is the original, byte for byte; None if the original's digest is not known."""
-        return self.root == self.expected if self.expected else None
+        return self.content_digest == self.expected if self.expected else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results, ready for JSON."""
         return {
             "folder": str(self.folder),
-            "root": self.root,
+            "content_digest": self.content_digest,
             "expected": self.expected or None,
             "equal": self.equal,
             "cached": self.cached,
@@ -99,7 +99,7 @@ def rebuild(
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
         out: folder of the new pool, which must not exist; None leaves the pool in the workspace.
         workspace: where artifacts are found and made; with ``out``, a temporary hidden folder beside it is used instead.
-        expect: root digest of the original, or its first 12 digits or more; "" takes that of the manifest.
+        expect: content digest of the original, or its first 12 digits or more; "" takes that of the manifest.
         compare: folder of the original pool, to compare pixels; None compares, if needed, with the one that holds the plan.
         device: "auto", "cpu", "cuda" or "cuda:N".
         workers: make shards in this many Dask workers on this machine; 0 in this process.
@@ -109,7 +109,7 @@ def rebuild(
     Raises:
         RecipeError: data set or flow are not those of the plan, or there is something at ``out`` already.
         FormatError: the plan is of a version that this lsmix does not read or mix.
-        CorruptError: the result is another pool: its root digest is not the expected one, and either there is no original
+        CorruptError: the result is another pool: its content digest is not the expected one, and either there is no original
             to compare with, or pixels differ by more than another kind of device explains, or anything else differs.
         LsmixError: any error of a stage.
     """
@@ -138,10 +138,10 @@ def rebuild(
         folder = folder.replace(target)
         fsync_folder(target.absolute().parent)
         shutil.rmtree(place.root)
-    if expected and made.manifest.root.startswith(expected):
-        expected = made.manifest.root  # of which the beginning was given
+    if expected and made.manifest.content_digest.startswith(expected):
+        expected = made.manifest.content_digest  # of which the beginning was given
     comparison = None
-    if original.pool and (compare is not None or made.manifest.root != expected):
+    if original.pool and (compare is not None or made.manifest.content_digest != expected):
         comparison = compare_pools(open_pool(folder), open_pool(original.pool.location))
     result = RebuildResult(
         folder=folder,
@@ -225,12 +225,12 @@ def _original(plan: _PlanFile, compare: Path | str | None) -> _Original:
 
 
 def _expected(expect: str, original: _Original) -> str:
-    """Return the root digest that must come out, or ""."""
+    """Return the content digest that must come out, or ""."""
     expect = expect.strip().lower().removesuffix("…")
     if not expect:
-        return original.manifest.root if original.manifest else ""
+        return original.manifest.content_digest if original.manifest else ""
     if not 12 <= len(expect) <= 64 or set(expect) - set("0123456789abcdef"):
-        raise RecipeError(f"{expect!r} is no root digest: expected 64 hex digits, or 12 or more to begin with.")
+        raise RecipeError(f"{expect!r} is no content digest: expected 64 hex digits, or 12 or more to begin with.")
     return expect
 
 
@@ -263,9 +263,9 @@ def _run(
             "more memory."
         ) from error
     for item in built:
-        if item.stage == ENCODE.name and item.manifest.root != plan.inputs["latents"]:
+        if item.stage == ENCODE.name and item.manifest.content_digest != plan.inputs["latents"]:
             progress.warning(
-                f"the latents came out with root digest {item.manifest.root[:12]}…, not {plan.inputs['latents'][:12]}… as "
+                f"the latents came out with content digest {item.manifest.content_digest[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
     return built[-1]
@@ -302,6 +302,6 @@ def _check_result(result: RebuildResult, plan: PoolSpec, original: _Original) ->
     if result.expected:
         why = "" if exact or not before else " It was made on another kind of device, so pixels may differ by 1."
         raise CorruptError(
-            f"{str(result.folder)!r} is not the original: its root digest is {result.root[:12]}…, expected "
+            f"{str(result.folder)!r} is not the original: its content digest is {result.content_digest[:12]}…, expected "
             f"{result.expected[:12]}….{why} Name the original pool with '--compare' to see how they differ."
         )

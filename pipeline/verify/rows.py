@@ -84,7 +84,10 @@ def _check_metadata(pool: Pool, plan: PoolSpec) -> None:
         "origin": (attributes["origin"], msgspec.to_builtins(plan.origin)),
         "stage_version": (manifest.stage_version, plan.stage_version),
     }
-    said |= {f"root of its {item.role}": (item.root, plan.inputs.get(item.role)) for item in manifest.inputs}
+    said |= {
+        f"content digest of its {item.role}": (item.content_digest, plan.inputs.get(item.role))
+        for item in manifest.inputs
+    }
     if "method" in manifest.config:
         try:
             made_by = msgspec.convert({k: v for k, v in manifest.config.items() if k != "flow"}, PoolConfig)

@@ -142,11 +142,11 @@ def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None)
             return None
     else:
         found = open_artifact(data)
-        root = found.manifest.root
-        if origin is None or root != origin.root:
+        digest = found.manifest.content_digest
+        if origin is None or digest != origin.content_digest:
             raise RecipeError(
-                f"pool {pool.location!r} was made from the data set with root {origin.root[:12] if origin else 'unknown'}, "
-                f"got {found.location!r} with root {root[:12]}. Name the artifact of the pool's own data set."
+                f"pool {pool.location!r} was made from the data set with content digest {origin.content_digest[:12] if origin else 'unknown'}, "
+                f"got {found.location!r} with content digest {digest[:12]}. Name the artifact of the pool's own data set."
             )
     train = open_dataset(found).train
     if train.images.shape[1:] != pool.image_shape:
@@ -161,7 +161,14 @@ def _in_the_workspace(pool: Artifact, origin: Provenance) -> Artifact | None:
         return None
     workspace = Workspace(pool.folder.resolve().parent.parent)
     manifests = (manifest for _, manifest in workspace.manifests("ingest"))
-    return next((workspace.find("ingest", each.key) for each in manifests if each.root == origin.root), None)
+    return next(
+        (
+            workspace.find("ingest", each.cache_key)
+            for each in manifests
+            if each.content_digest == origin.content_digest
+        ),
+        None,
+    )
 
 
 def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:
@@ -298,10 +305,10 @@ def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
 
 def _provenance(pool: Pool, origin: Provenance | None) -> Iterator[Section]:
     manifest = pool.manifest
-    details = [("content digest", manifest.root), ("cache key", manifest.key)]
-    details += [(f"from {record.role}", record.root) for record in manifest.inputs]
+    details = [("content digest", manifest.content_digest), ("cache key", manifest.cache_key)]
+    details += [(f"from {record.role}", record.content_digest) for record in manifest.inputs]
     if origin:
-        details += [("data set", origin.root), ("training images", f"{origin.train_images:,}")]
+        details += [("data set", origin.content_digest), ("training images", f"{origin.train_images:,}")]
     details += [(name, str(value)) for name, value in manifest.config.items()]
     rows = tuple((_short(name, _NAME_LENGTH), _short(value, _TEXT_LENGTH)) for name, value in details[:_DETAILS])
     text = "Equal content digests mean equal bytes. lsmix verify checks them."

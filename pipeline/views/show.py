@@ -47,14 +47,16 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
     manifest = open_artifact(artifact).manifest
     facts: dict[str, Any] = {
         "artifact": f"{manifest.stage} {manifest.name}",
-        "key": manifest.key,
-        "root": manifest.root,
+        "cache_key": manifest.cache_key,
+        "content_digest": manifest.content_digest,
         "files": len(manifest.files),
         "bytes": sum(file.bytes for file in manifest.files),
         "seconds": manifest.seconds,
         "made with": ", ".join(f"{name} {value}" for name, value in manifest.environment.get("versions", {}).items()),
         "device": manifest.environment.get("device", "none"),
-        "inputs": ", ".join(f"{record.role} {record.key or record.root[:12]}" for record in manifest.inputs),
+        "inputs": ", ".join(
+            f"{record.role} {record.cache_key or record.content_digest[:12]}" for record in manifest.inputs
+        ),
     }
     facts |= {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
     facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}

@@ -38,7 +38,7 @@ def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, 
 
 def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
     """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
-    roots = sorted([record.role, record.root] for record in inputs)
+    roots = sorted([record.role, record.content_digest] for record in inputs)
     return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
 
 

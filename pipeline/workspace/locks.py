@@ -143,12 +143,12 @@ class InputLocks:
         """
         manifest = artifact.manifest
         home, stage, name = (str(artifact.folder.resolve()) if artifact.is_local else artifact.url).rsplit("/", 2)
-        if artifact.location in self._held or stage != manifest.stage or not name.endswith(f"-{manifest.key}"):
+        if artifact.location in self._held or stage != manifest.stage or not name.endswith(f"-{manifest.cache_key}"):
             return
         message = f"{artifact.location!r} is being removed by another process. Run this again."
         try:
             root = Path(home) if artifact.is_local else work_root(home)
-            lock = _lock(root, f"{manifest.key}.inuse.lock", shared=True, message=message)
+            lock = _lock(root, f"{manifest.cache_key}.inuse.lock", shared=True, message=message)
             self._stack.enter_context(lock)
         except LockedError:
             raise

@@ -35,7 +35,7 @@ class Entry(NamedTuple):
     """A folder of an artifact or of unfinished work."""
 
     name: str  # of the artifact, in the recipe
-    key: str
+    cache_key: str
     folder: Path  # on this machine
     location: str  # the folder, or its URL
     bytes: int
@@ -157,7 +157,7 @@ class Workspace:
         if artifact.is_local:
             return artifact.folder
         manifest = artifact.manifest
-        folder = self.root / "copies" / f"{manifest.stage}-{manifest.name}-{manifest.root}"
+        folder = self.root / "copies" / f"{manifest.stage}-{manifest.name}-{manifest.content_digest}"
         while True:
             try:
                 pull_artifact(artifact.url, folder, NullProgress())
@@ -185,10 +185,10 @@ class Workspace:
             push_artifact(artifact, self.url_of(folder), progress, owned=True)
             self._clear(_path(folder, WORK_FOLDER))
             sent = open_artifact(self.url_of(folder))
-        elif sent.manifest.root != artifact.manifest.root:
+        elif sent.manifest.content_digest != artifact.manifest.content_digest:
             raise CorruptError(
-                f"{sent.location!r} was made by another run meanwhile, with root digest {sent.manifest.root[:12]} where this "
-                f"one has {artifact.manifest.root[:12]}: on another kind of device, perhaps. Remove {str(folder)!r} to take it."
+                f"{sent.location!r} was made by another run meanwhile, with content digest {sent.manifest.content_digest[:12]} where this "
+                f"one has {artifact.manifest.content_digest[:12]}: on another kind of device, perhaps. Remove {str(folder)!r} to take it."
             )
         elif set(sent.manifest.files) != set(artifact.manifest.files):  # cards may differ
             shutil.rmtree(folder)
@@ -243,9 +243,9 @@ def _path(folder: Path, *names: str) -> str:
 def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
     """Raise CorruptError if an artifact is not the one of a stage with this key."""
     manifest = artifact.manifest
-    if (manifest.stage, manifest.key) != (stage, key):
+    if (manifest.stage, manifest.cache_key) != (stage, key):
         raise CorruptError(
-            f"{artifact.location!r} holds {manifest.stage} {manifest.key} by its manifest: it was moved there. "
+            f"{artifact.location!r} holds {manifest.stage} {manifest.cache_key} by its manifest: it was moved there. "
             "Give it its own name again, or remove it."
         )
 
@@ -257,10 +257,10 @@ def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
     workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
     for record in pool.manifest.inputs:
         try:
-            artifact = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.key)
+            artifact = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.cache_key)
         except LsmixError:
             return None
-        if artifact is None or artifact.manifest.root != record.root:
+        if artifact is None or artifact.manifest.content_digest != record.content_digest:
             return None
         found[record.role] = artifact
     return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

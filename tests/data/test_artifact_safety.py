@@ -20,11 +20,11 @@ from lsmix.data.artifact import (
     ARTIFACT_FILES,
     FileRecord,
     Manifest,
+    content_digest,
     is_expected_path,
     parse_manifest,
     read_manifest,
     record_files,
-    root_digest,
     write_manifest,
 )
 from lsmix.data.atomic import add_checksum, dump_checksummed
@@ -54,7 +54,7 @@ def pool(tmp_path: Path) -> Path:
 
 
 def add_listed(folder: Path, name: str) -> None:
-    """Add a file that the manifest lists and the root digest leaves out, as a forger would."""
+    """Add a file that the manifest lists and the content digest leaves out, as a forger would."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("print('gotcha')\n")
@@ -70,9 +70,9 @@ def add_listed(folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", CODE)
 def test_a_pool_that_lists_a_file_of_no_stage_is_refused_by_pull_open_verify_and_push(name, pool, tmp_path):
-    honest = read_manifest(pool).root
+    honest = read_manifest(pool).content_digest
     add_listed(pool, name)
-    assert json.loads((pool / "manifest.json").read_bytes())["root"] == honest
+    assert json.loads((pool / "manifest.json").read_bytes())["content_digest"] == honest
     for action in (
         open_pool,
         verify,
@@ -120,7 +120,7 @@ def test_a_file_that_a_stage_did_not_make_keeps_an_artifact_from_being_finished(
     (pool / "notes.txt").write_text("mine")
     files = record_files(pool)
     with pytest.raises(CorruptError, match=r"notes\.txt' was not made by the stage 'mix'. Move it elsewhere"):
-        write_manifest(pool, Manifest(stage="mix", stage_version=1, name="x", key="", root=root_digest(files), config={}, inputs=[], files=files))  # fmt: skip
+        write_manifest(pool, Manifest(stage="mix", stage_version=1, name="x", cache_key="", content_digest=content_digest(files), config={}, inputs=[], files=files))  # fmt: skip
     assert read_manifest(pool) == manifest
 
 
@@ -157,7 +157,7 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
     (pool / "LICENSES").mkdir()
     (pool / "LICENSES" / "images.txt").write_text("As made.")
     files = record_files(pool, {"pool.zarr"})
-    manifest = msgspec.structs.replace(read_manifest(pool), root=root_digest(files), files=files)
+    manifest = msgspec.structs.replace(read_manifest(pool), content_digest=content_digest(files), files=files)
     write_manifest(pool, manifest)
     assert verify(pool)["edited"] == []
     (pool / "README.md").write_text("My own words, and more of them.")
@@ -171,7 +171,7 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
     assert (tmp_path / "pulled" / "README.md").read_text() == "My own words, and more of them."
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
     facts = verify(str(tmp_path / "there"))
-    assert (facts["edited"], facts["root"]) == ([], manifest.root)
+    assert (facts["edited"], facts["content_digest"]) == ([], manifest.content_digest)
     (pool / "README.md").write_text("Better words.")
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
     assert (tmp_path / "there" / "README.md").read_text() == "Better words."
@@ -181,7 +181,9 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
 def test_a_link_or_a_folder_in_place_of_a_description_is_refused(pool, tmp_path):
     (pool / "README.md").write_text("As made.")
     files = record_files(pool, {"pool.zarr"})
-    write_manifest(pool, msgspec.structs.replace(read_manifest(pool), root=root_digest(files), files=files))
+    write_manifest(
+        pool, msgspec.structs.replace(read_manifest(pool), content_digest=content_digest(files), files=files)
+    )
     (pool / "README.md").unlink()
     for make in (lambda path: path.symlink_to(tmp_path / "secret"), Path.mkdir):
         (tmp_path / "secret").write_text("secret")
@@ -228,7 +230,7 @@ def peak_mebibytes(code: str, *words: object, room: int = 2 << 30) -> tuple[int,
 
 SIZE = 60 << 20
 HEAD = (
-    b'{\n"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "'
+    b'{\n"format_version": 1, "stage": "mix", "stage_version": 1, "name": "a", "cache_key": "", "content_digest": "'
     + b"0" * 64
     + b'", '
 )
@@ -277,7 +279,15 @@ def test_a_manifest_above_the_limit_names_the_limit(tmp_path):
 
 
 def test_a_pool_of_four_million_failed_decodes_and_one_of_100_000_shards_can_be_read():
-    facts = {"stage": "mix", "stage_version": 1, "name": "a", "key": "", "root": "0" * 64, "config": {}, "inputs": []}
+    facts = {
+        "stage": "mix",
+        "stage_version": 1,
+        "name": "a",
+        "cache_key": "",
+        "content_digest": "0" * 64,
+        "config": {},
+        "inputs": [],
+    }
     rows = list(range(4_000_000))
     made = Manifest(**facts, files=[], counts={"decode_failed_rows": rows})
     assert parse_manifest(dump_checksummed(made), "here").counts["decode_failed_rows"] == rows

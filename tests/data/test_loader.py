@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.loaders.batch import Batch
@@ -60,9 +60,18 @@ def folder(tmp_path_factory):
 
 def write(folder):
     files = record_files(folder)
-    root = root_digest(files)
+    root = content_digest(files)
     key = "0" * 12
-    manifest = Manifest(stage="mix", stage_version=1, name="p", key=key, root=root, config={}, inputs=[], files=files)
+    manifest = Manifest(
+        stage="mix",
+        stage_version=1,
+        name="p",
+        cache_key=key,
+        content_digest=root,
+        config={},
+        inputs=[],
+        files=files,
+    )
     write_manifest(folder, manifest)
 
 

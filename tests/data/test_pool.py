@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
-from lsmix.data.artifact import Manifest, record_files, root_digest, verify_files, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, record_files, verify_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError
 from lsmix.data.latents import create_latents, latent_store, open_latents, write_latent_shard
 from lsmix.data.pool import create_pool, open_pool, pool_store, write_pool_shard
@@ -38,8 +38,8 @@ def finish(folder, known=None, stage="mix"):
         stage=stage,
         stage_version=1,
         name="mine",
-        key="0123456789ab",
-        root=root_digest(files),
+        cache_key="0123456789ab",
+        content_digest=content_digest(files),
         config={"alpha": 0.4},
         inputs=[],
         files=files,
@@ -105,7 +105,12 @@ def test_a_sample_outside_is_an_index_error(folder, row):
 
 def test_info_is_ready_for_json_and_says_what_the_pool_is(folder):
     info = json.loads(json.dumps(open_pool(folder).info))
-    assert (info["method"], info["images"], info["key"], info["counts"]) == ("ls-mix", 22, "0123456789ab", {"ok": 5})
+    assert (info["method"], info["images"], info["cache_key"], info["counts"]) == (
+        "ls-mix",
+        22,
+        "0123456789ab",
+        {"ok": 5},
+    )
     assert info["attributes"]["alpha"] == 0.4
     assert "22 images 4×6×3" in repr(open_pool(folder))
 
@@ -123,7 +128,7 @@ def test_the_root_covers_chunks_and_not_the_metadata_of_zarr(folder):
 
 def test_a_pool_written_twice_has_the_same_bytes_and_checksums(folder, tmp_path):
     other = write_pool(tmp_path / "again", pool_rows(22))
-    assert open_pool(other).info["root"] == open_pool(folder).info["root"]
+    assert open_pool(other).info["content_digest"] == open_pool(folder).info["content_digest"]
     verify_files(folder, open_pool(folder).manifest)
 
 

@@ -9,7 +9,7 @@ from lsmix.data.errors import CorruptError, MissingError
 from lsmix.data.pool import POOL_COLUMNS, create_pool, open_pool
 from lsmix.data.pool_spec import PLAN_NAME, PoolConfig, read_spec
 
-ORIGIN = {"root": "ab" * 32, "config": {"limit": 5}, "licence": "MIT", "citation": "", "train_images": 5}
+ORIGIN = {"content_digest": "ab" * 32, "config": {"limit": 5}, "licence": "MIT", "citation": "", "train_images": 5}
 
 
 @pytest.mark.parametrize("method", ["ls-mix", "cutmix"])

@@ -10,7 +10,7 @@ import pytest
 from factory import write_pool
 from places import TESTS, Meter
 
-from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
 from lsmix.data.errors import RecipeError
 from lsmix.data.sharing import transfer
 from lsmix.data.sharing.transfer import push_artifact
@@ -55,12 +55,14 @@ def test_a_push_leaves_the_half_pushed_artifact_of_another_alone(artifact, place
         push(artifact, place)
     assert listing(place) == before
     push(other, place)
-    assert pull(place, tmp_path / "here").root == read_manifest(other).root
+    assert pull(place, tmp_path / "here").content_digest == read_manifest(other).content_digest
 
 
 def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
     files = record_files(artifact, {"pool.zarr"})
-    write_manifest(artifact, msgspec.structs.replace(read_manifest(artifact), root=root_digest(files), files=files))
+    write_manifest(
+        artifact, msgspec.structs.replace(read_manifest(artifact), content_digest=content_digest(files), files=files)
+    )
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, place, Meter(stop_at=5000))
     (artifact / "README.md").write_text("another one")
@@ -82,7 +84,7 @@ def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, 
     assert subprocess.run([sys.executable, "-c", code, artifact, target], cwd=TESTS, check=False).returncode == 9
     assert push(artifact, target).moved_files < len(read_manifest(artifact).files)
     assert not (tmp_path / "stick/work").exists()
-    assert verify(target)["root"] == read_manifest(artifact).root
+    assert verify(target)["content_digest"] == read_manifest(artifact).content_digest
     push(artifact, place)
     assert not [name for name in listing(place) if "work" in name]
 
@@ -98,7 +100,7 @@ def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by
         patch.setattr(kind, "remove", stop)
         with pytest.raises(KeyboardInterrupt):
             push(artifact, str(tmp_path / "stick"))
-    assert verify(tmp_path / "stick")["root"] == read_manifest(artifact).root
+    assert verify(tmp_path / "stick")["content_digest"] == read_manifest(artifact).content_digest
     assert push(artifact, str(tmp_path / "stick")).moved_files == 0
     assert not (tmp_path / "stick/work").exists()
 

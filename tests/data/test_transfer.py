@@ -17,7 +17,7 @@ from places import Meter, make_bucket, s3_server, web_server
 
 from lsmix.data import cache as cache_module
 from lsmix.data import remote as remote_module
-from lsmix.data.artifact import read_manifest, root_digest
+from lsmix.data.artifact import content_digest, read_manifest
 from lsmix.data.atomic import add_checksum, locked_file
 from lsmix.data.errors import (
     CorruptError,
@@ -94,7 +94,9 @@ def test_what_is_pushed_and_pulled_is_the_same_artifact(artifact, place, tmp_pat
     fetched = pull_artifact(place, tmp_path / "here", back)
     assert back.count == back.total == fetched.moved_bytes == sent.bytes
     assert contents(tmp_path / "here") == contents(artifact)
-    assert verify(tmp_path / "here")["root"] == read_manifest(artifact).root == fetched.root
+    assert (
+        verify(tmp_path / "here")["content_digest"] == read_manifest(artifact).content_digest == fetched.content_digest
+    )
     assert not (tmp_path / "here.part").exists()
 
 
@@ -120,7 +122,7 @@ def test_another_artifact_is_never_replaced(artifact, place, tmp_path):
     other = write_pool(tmp_path / "other", seed=1)
     with pytest.raises(RecipeError, match="holds another artifact"):
         push(other, place)
-    assert pull(place, tmp_path / "here").root == read_manifest(artifact).root
+    assert pull(place, tmp_path / "here").content_digest == read_manifest(artifact).content_digest
 
 
 def test_what_is_half_pushed_is_no_artifact_and_goes_on(artifact, place, tmp_path):
@@ -130,7 +132,7 @@ def test_what_is_half_pushed_is_no_artifact_and_goes_on(artifact, place, tmp_pat
         pull(place, tmp_path / "here")
     assert not (tmp_path / "here.part").exists()
     assert push(artifact, place).moved_files < len(read_manifest(artifact).files)
-    assert pull(place, tmp_path / "here").root == read_manifest(artifact).root
+    assert pull(place, tmp_path / "here").content_digest == read_manifest(artifact).content_digest
 
 
 def test_a_damaged_artifact_is_not_sent(artifact, place, tmp_path):
@@ -285,11 +287,11 @@ def test_a_server_that_refuses_or_is_gone_is_told(web, tmp_path):
 
 
 def rewrite(folder, change):
-    """Change the manifest of an artifact as somebody hostile might, with a fitting root digest."""
+    """Change the manifest of an artifact as somebody hostile might, with a fitting content digest."""
     manifest = msgspec.json.decode((folder / "manifest.json").read_bytes())
     change(manifest["files"])
     lines = [f"{file['sha256']} {file['path']}\n" for file in manifest["files"] if file["payload"]]
-    manifest["root"] = hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
+    manifest["content_digest"] = hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
     (folder / "manifest.json").write_bytes(sealed_again(manifest))
 
 
@@ -336,7 +338,7 @@ def test_files_listed_twice_or_as_folders_are_refused(web, tmp_path):
 def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path):
     path = Path(web.folder, "pool/manifest.json")
     content = path.read_text()
-    for bad in ("{", "[]", "\xff", "[" * 100_000, content.replace('"root":', '"rot":')):
+    for bad in ("{", "[]", "\xff", "[" * 100_000, content.replace('"content_digest":', '"rot":')):
         path.write_text(bad, encoding="latin-1")
         with pytest.raises(CorruptError, match="is damaged"):
             pull(f"{web.url}/pool", tmp_path / "here")
@@ -345,12 +347,12 @@ def test_a_manifest_that_is_none_or_of_another_version_is_refused(web, tmp_path)
     with pytest.raises(FormatError, match="has format 2"):
         pull(f"{web.url}/pool", tmp_path / "here")
     path.write_bytes(add_checksum(bare.replace(read_manifest_root(content), "0" * 64).encode()))
-    with pytest.raises(CorruptError, match="root digest does not fit"):
+    with pytest.raises(CorruptError, match="content digest does not fit"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
 def read_manifest_root(content):
-    return msgspec.json.decode(content)["root"]
+    return msgspec.json.decode(content)["content_digest"]
 
 
 def test_an_endless_manifest_is_not_read_to_its_end(web, tmp_path, monkeypatch):
@@ -451,7 +453,7 @@ def test_an_s3_server_that_dies_in_the_middle_is_gone_on_with(artifact, tmp_path
     with s3_server():  # moto keeps its buckets while the process lives
         rest = push(artifact, "s3://dying/pool")
         assert 0 < rest.moved_bytes < rest.bytes
-        assert pull("s3://dying/pool", tmp_path / "here").root == read_manifest(artifact).root
+        assert pull("s3://dying/pool", tmp_path / "here").content_digest == read_manifest(artifact).content_digest
 
 
 def test_a_bucket_that_is_not_there_or_not_ours_is_told(artifact, s3, tmp_path):
@@ -491,9 +493,9 @@ def test_commands_say_what_was_moved(artifact, command, tmp_path):
     second = command("pull", tmp_path / "stick", tmp_path / "here")
     assert second.code == 0
     assert f"{tmp_path / 'here'}: " in second.out
-    assert "all as recorded (root" in second.out
+    assert "all as recorded (content digest" in second.out
     assert "pull mine: " in second.err
-    assert root_digest(read_manifest(tmp_path / "here").files) == document["content"]["root"]
+    assert content_digest(read_manifest(tmp_path / "here").files) == document["content"]["content_digest"]
 
 
 def test_local_transfers_import_no_fsspec_and_no_torch(artifact, tmp_path):

@@ -181,7 +181,10 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
 
     sent = command("push", pool, f"memory://{tmp_path.name}-other/pool", "-q")
     assert sent.code == 0, sent.err
-    assert pull(f"memory://{tmp_path.name}-other/pool", "back").root == read_manifest(made["pool"]).root
+    assert (
+        pull(f"memory://{tmp_path.name}-other/pool", "back").content_digest
+        == read_manifest(made["pool"]).content_digest
+    )
 
     for index, named in enumerate((pool, f"{pool}/plan.json")):
         words = ("--data", data, "--flow", flow, "--compare", pool, "--out", f"rebuilt{index}", "--device", "cpu", "-q")
@@ -419,7 +422,7 @@ def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path
     there.put("pool", made["pool"])
     if there.kind != "file":
         open_artifact(there["pool"]).file(SHARD)
-    assert verify(there["pool"])["root"] == read_manifest(made["pool"]).root
+    assert verify(there["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
     there.change("pool", SHARD, flipped)
     with pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"):
         verify(there["pool"])
@@ -495,13 +498,17 @@ def test_a_card_is_written_of_a_pool_at_a_url_and_changes_nothing_there(far_pool
     before = open_remote(far_pool).read("manifest.json", 1 << 20)
     facts = write_card(far_pool, tmp_path / "card", licence="MIT")
     assert verify(tmp_path / "card")["edited"] == []
-    assert facts["root"] == read_manifest(tmp_path / "card").inputs[0].root == open_pool(far_pool).manifest.root
+    assert (
+        facts["content_digest"]
+        == read_manifest(tmp_path / "card").inputs[0].content_digest
+        == open_pool(far_pool).manifest.content_digest
+    )
     assert open_remote(far_pool).read("manifest.json", 1 << 20) == before
 
 
 def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_root(far_pool, made):
     sent, here = open_pool(far_pool).manifest, read_manifest(made["pool"])
-    assert sent.root == here.root
+    assert sent.content_digest == here.content_digest
     listed = {file.path for file in sent.files}
     assert listed == {file.path for file in here.files} | set(DESCRIPTION_FILES)
     assert b"## Statistics" in open_remote(far_pool).read("README.md", 1 << 20)
@@ -528,7 +535,7 @@ def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(far_pool
 def test_a_push_of_another_card_that_was_stopped_leaves_a_pool_that_verifies(far_pool, made, tmp_path, monkeypatch, at):
     write_card(made["pool"], tmp_path / "card", licence="MIT")
     kind, sent = type(open_remote(far_pool)), []
-    write, root = kind.write, open_pool(far_pool).manifest.root
+    write, root = kind.write, open_pool(far_pool).manifest.content_digest
 
     def stop(self, path, source):
         if len(sent) == at:
@@ -540,7 +547,7 @@ def test_a_push_of_another_card_that_was_stopped_leaves_a_pool_that_verifies(far
     with pytest.raises(KeyboardInterrupt):
         push(made["pool"], far_pool, card=tmp_path / "card")
     monkeypatch.setattr(kind, "write", write)
-    assert verify(far_pool)["root"] == root
+    assert verify(far_pool)["content_digest"] == root
     push(made["pool"], far_pool, card=tmp_path / "card")
     assert verify(far_pool)["edited"] == []
     assert b"MIT" in open_remote(far_pool).read("README.md", 1 << 20)

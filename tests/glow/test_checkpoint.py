@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError
 from lsmix.glow.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_flow, save_flow
 from lsmix.glow.config import FlowConfig, FlowTraining
@@ -59,8 +59,8 @@ def _write_manifest(folder: Path) -> None:
             stage="train-glow",
             stage_version=1,
             name="x",
-            key="0" * 12,
-            root=root_digest(files),
+            cache_key="0" * 12,
+            content_digest=content_digest(files),
             config={},
             inputs=[],
             files=files,

@@ -27,9 +27,9 @@ from PIL import Image
 from lsmix.data.artifact import (
     MANIFEST_NAME,
     Manifest,
+    content_digest,
     parse_manifest,
     record_files,
-    root_digest,
     write_manifest,
 )
 from lsmix.data.dataset import open_dataset
@@ -272,7 +272,7 @@ def remake_manifest(folder: Path) -> None:
     """Take sizes and checksums of all files anew, so that a change is no mere damage but a lie."""
     old = msgspec.json.decode((folder / MANIFEST_NAME).read_bytes(), type=Manifest)
     files = record_files(folder, {file.path for file in old.files if file.payload})
-    write_manifest(folder, msgspec.structs.replace(old, files=files, root=root_digest(files)))
+    write_manifest(folder, msgspec.structs.replace(old, files=files, content_digest=content_digest(files)))
 
 
 _POOL_RECIPE = """\
@@ -324,7 +324,7 @@ def _read_pool(content: bytes, folder: Path) -> None:
     if content[0]:
         remake_manifest(pool)
     facts = artifact_facts(pool)
-    assert "\x1b" not in facts["artifact"] + facts["key"] + facts["root"]
+    assert "\x1b" not in facts["artifact"] + facts["cache_key"] + facts["content_digest"]
     msgspec.json.encode(facts)
     opened = open_pool(pool)
     assert opened.image[:].shape == (len(opened), *opened.image_shape)

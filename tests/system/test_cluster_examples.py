@@ -124,7 +124,7 @@ def bare(workspace):
 
 def roots(workspace):
     return {
-        manifest.name: manifest.root
+        manifest.name: manifest.content_digest
         for stage in ("encode", "mix", "train")
         for _, manifest in Workspace(workspace).manifests(stage)
     }

@@ -194,8 +194,8 @@ def test_the_manifest_tells_how_often_each_image_was_seen(made: RunResult, arm: 
 
 
 def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, recipe: Path, tmp_path: Path) -> None:
-    roots = [(item.stage, item.name, item.manifest.root) for item in made.built]
-    assert [(item.stage, item.name, item.manifest.root) for item in make(recipe, tmp_path).built] == roots
+    roots = [(item.stage, item.name, item.manifest.content_digest) for item in made.built]
+    assert [(item.stage, item.name, item.manifest.content_digest) for item in make(recipe, tmp_path).built] == roots
 
 
 def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(

@@ -87,8 +87,8 @@ HOSTILE_MANIFESTS = {
     "escapes in the name": lambda m: m.update(name="\x1b]0;gone\x07"),
     "bidi in the name": lambda m: m.update(name="a\u202eb"),
     "a stage in two lines": lambda m: m.update(stage="mix\nerror: nothing"),
-    "no digest": lambda m: m.update(root="../x"),
-    "no key": lambda m: m.update(key="\x9b1m"),
+    "no digest": lambda m: m.update(content_digest="../x"),
+    "no key": lambda m: m.update(cache_key="\x9b1m"),
     "an endless time": lambda m: m.update(seconds=1e300),
     "a negative time": lambda m: m.update(seconds=-1),
     "versions that are a list": lambda m: m.update(environment={"versions": ["a"]}),
@@ -478,7 +478,7 @@ def test_status_lives_with_any_note_of_an_owner(note, tiny_recipe, tiny_workspac
     import socket
 
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
-    key = read_manifest(pool).key
+    key = read_manifest(pool).cache_key
     (pool / "manifest.json").unlink()
     (tiny_workspace / ".locks").mkdir(exist_ok=True)
     note = note.replace(b"HOST", socket.gethostname().encode())

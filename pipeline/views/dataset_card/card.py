@@ -11,9 +11,9 @@ from lsmix.data.artifact import (
     FileRecord,
     InputRecord,
     Manifest,
+    content_digest,
     is_description,
     record_files,
-    root_digest,
     write_manifest,
 )
 from lsmix.data.atomic import write_atomic
@@ -55,7 +55,7 @@ def write_card(
         creator: who made the pool.
 
     Returns:
-        ``folder``, ``root`` of the pool, ``licence`` ("" where none is known) and ``files`` of the card.
+        ``folder``, ``content_digest`` of the pool, ``licence`` ("" where none is known) and ``files`` of the card.
 
     Raises:
         MissingError: there is no finished artifact, or no folder to put the card in.
@@ -90,17 +90,17 @@ def write_card(
                 stage=CARD_STAGE,
                 stage_version=_VERSION,
                 name=manifest.name,
-                key="",
-                root=root_digest(files),
+                cache_key="",
+                content_digest=content_digest(files),
                 config=config,
-                inputs=[InputRecord(role="pool", key=manifest.key, root=manifest.root)],
+                inputs=[InputRecord(role="pool", cache_key=manifest.cache_key, content_digest=manifest.content_digest)],
                 files=files,
                 counts={"images": len(opened)},
             ),
         )
     return {
         "folder": str(target),
-        "root": manifest.root,
+        "content_digest": manifest.content_digest,
         "licence": named.text,
         "files": [file.path for file in files],
     }

@@ -78,10 +78,10 @@ def croissant(
         "name": clean(described.name),
         "description": clean(described.text),
         "license": _licence(licence),
-        "url": content_uri(pool.manifest.root),
+        "url": content_uri(pool.manifest.content_digest),
         "version": "1.0.0",
         "keywords": ["image classification", "data augmentation", "mixed images", clean(pool.method)],
-        "citeAs": clean(" ".join(described.citations(pool.manifest.root))),
+        "citeAs": clean(" ".join(described.citations(pool.manifest.content_digest))),
     }
     if creator:
         document["creator"] = {"@type": "sc:Person", "name": creator}
@@ -91,10 +91,10 @@ def croissant(
     return msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n"
 
 
-def content_uri(root: str) -> str:
+def content_uri(content_digest: str) -> str:
     """Return the URI (RFC 6920) that names a thing by its SHA-256, given in hex."""
     try:
-        digest = base64.urlsafe_b64encode(bytes.fromhex(root)).decode().rstrip("=")
+        digest = base64.urlsafe_b64encode(bytes.fromhex(content_digest)).decode().rstrip("=")
     except ValueError:  # a stranger's words where a digest should stand
         return "ni:///sha-256;"
     return f"ni:///sha-256;{digest}"
@@ -110,7 +110,7 @@ def _licence(licence: Licence) -> str | dict[str, str]:
 def _provenance(described: PoolDescription, licence: Licence) -> dict[str, Any]:
     spec, origin = described.spec, described.spec.origin
     base: dict[str, Any] = {
-        "@id": content_uri(origin.root),
+        "@id": content_uri(origin.content_digest),
         "@type": "prov:Entity",
         "prov:label": f"The base set, {origin.train_images} training images",
         "sc:license": licence.url or licence.text or "unknown",

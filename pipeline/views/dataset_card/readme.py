@@ -70,11 +70,13 @@ class PoolDescription(NamedTuple):
             f"set by {method}{space}, with the classes of its sources, the share of each, λ, and which images they were."
         )
 
-    def citations(self, root: str = "") -> list[str]:
-        """Return what to cite, one sentence each: the method's paper, lsmix with the pool's root digest, the base set."""
+    def citations(self, content_digest: str = "") -> list[str]:
+        """Return what to cite, one sentence each: the method's paper, lsmix with the pool's content digest, the base set."""
         method, registry = self.attributes.method, LATENT_METHODS if self.spec.latent else PIXEL_METHODS
         found = [registry.entry(method).citation if method in registry else ""]
-        found.append(f"The lsmix authors, lsmix, version {self.version}{root and f'; pool with root digest {root}'}.")
+        found.append(
+            f"The lsmix authors, lsmix, version {self.version}{content_digest and f'; pool with content digest {content_digest}'}."
+        )
         if self.spec.origin.citation:
             found.append(f"Of the base images: {self.spec.origin.citation.rstrip('.')}.")
         return [text for text in found if text]
@@ -101,7 +103,7 @@ def write_readme(
     readme = render(
         "card.md.j2",
         card=card,
-        cited=described.citations(card.root if card else ""),
+        cited=described.citations(card.content_digest if card else ""),
         classes=card.classes if card else [(name, None, None) for name in attributes.class_names],
         classes_shown=_CLASSES_SHOWN,
         columns=attributes.columns(),
@@ -134,7 +136,7 @@ def _settings(described: PoolDescription) -> list[tuple[str, Any]]:
     ]
     if spec.latents:
         rows += [(f"latents: {name}", _short(value)) for name, value in msgspec.to_builtins(spec.latents).items()]
-    rows += [(f"root digest of the {role}", root) for role, root in sorted(spec.inputs.items())]
+    rows += [(f"content digest of the {role}", digest) for role, digest in sorted(spec.inputs.items())]
     if spec.dim:
         rows.append(("components of a latent vector", spec.dim))
     return [*rows, ("made with", f"lsmix {described.version}, stage version {spec.stage_version}")]

@@ -34,7 +34,7 @@ class SourcePart(NamedTuple):
 class CardStatistics(NamedTuple):
     """All that a card says of a pool's rows."""
 
-    root: str  # root digest of the pool
+    content_digest: str  # content digest of the pool
     size: int  # bytes of the files that the card describes
     events: list[tuple[str, int, str]]  # rows by status, with the status's meaning
     bins: list[tuple[float, float, int, int]]  # from, to, rows by λ, rows by share of the second label
@@ -63,7 +63,7 @@ def card_statistics(pool: Pool, spec: PoolSpec, size: int) -> CardStatistics:
     words = POOL_COLUMNS["status"].words
     meanings = {**words, "decode failed": _DECODE_FAILED}
     return CardStatistics(
-        root=pool.manifest.root,
+        content_digest=pool.manifest.content_digest,
         size=size,
         events=[
             (name, count, meaning)
@@ -106,7 +106,7 @@ def _picture(pool: Pool, spec: PoolSpec, chosen: list[int]) -> tuple[bytes, bool
         return b"", False
     side = max(pool.image_shape[:2])
     step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
-    train = _train_images(pool, spec.origin.root)
+    train = _train_images(pool, spec.origin.content_digest)
     if train is None:
         shown = sorted(chosen, key=lambda row: float(pool.share_b[row]))
         images = [pool.image[row] for row in shown]
@@ -118,10 +118,10 @@ def _picture(pool: Pool, spec: PoolSpec, chosen: list[int]) -> tuple[bytes, bool
     return png_bytes(image_grid(small, scale=scale, column_titles=titles)), train is not None
 
 
-def _train_images(pool: Pool, root: str) -> NDArray[np.uint8] | None:
+def _train_images(pool: Pool, content_digest: str) -> NDArray[np.uint8] | None:
     if not pool.artifact.is_local:
         return None
     for place, manifest in Workspace(pool.path.resolve().parent.parent).manifests("ingest"):
-        if manifest.root == root:
+        if manifest.content_digest == content_digest:
             return open_dataset(place).train.images
     return None

@@ -103,9 +103,9 @@ def _provenance(inputs: ReportInputs) -> Section:
         rows.append(
             (
                 f"{manifest.stage} {manifest.name}",
-                manifest.key,
-                manifest.root,
-                ", ".join(f"{record.role} {record.root[:12]}" for record in manifest.inputs) or "–",
+                manifest.cache_key,
+                manifest.content_digest,
+                ", ".join(f"{record.role} {record.content_digest[:12]}" for record in manifest.inputs) or "–",
                 format_duration(manifest.seconds),
                 format_bytes(sum(file.bytes for file in manifest.files)),
                 ", ".join(filter(None, made_with)),

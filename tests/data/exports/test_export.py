@@ -23,8 +23,8 @@ from lsmix.data.artifact import (
     DESCRIPTION_FILES,
     FileRecord,
     Manifest,
+    content_digest,
     read_manifest,
-    root_digest,
     write_manifest,
 )
 from lsmix.data.errors import (
@@ -107,7 +107,7 @@ def test_hdf5_is_read_by_h5py(kind, invented_pool, tmp_path):
             about = json.loads(file["about"][()])
     equal({name: np.concatenate(parts) for name, parts in found.items()}, columns_of(pool))
     assert about["licence"] == "CC-BY-4.0"
-    assert about["pool_root"] == open_pool(pool).manifest.root
+    assert about["pool_content_digest"] == open_pool(pool).manifest.content_digest
 
 
 @every_pool
@@ -153,7 +153,7 @@ def test_tars_hold_nothing_of_who_wrote_them_and_say_whose_images_they_are(inven
     with tarfile.open(tmp_path / "out" / "pool-00000.tar") as archive:
         assert {(item.mtime, item.uid, item.gid, item.uname, item.mode) for item in archive} == {(0, 0, 0, "", 0o644)}
         about = json.loads(archive.pax_headers["comment"])
-    assert about["pool_root"] == open_pool(pool).manifest.root
+    assert about["pool_content_digest"] == open_pool(pool).manifest.content_digest
     assert (about["licence"], about["origin"]["train_images"]) == ("CC-BY-4.0", ROWS // 2)
 
 
@@ -212,7 +212,9 @@ def test_the_same_pool_gives_the_same_bytes_and_its_manifest_has_the_digest_of_i
     digest = hashlib.sha256(open_pool(pool).image[:].tobytes()).hexdigest()
     manifest = read_manifest(tmp_path / "a")
     assert facts[0]["pixel_digest"] == manifest.counts["pixel_digest"] == digest
-    assert facts[0]["pool_root"] == manifest.inputs[0].root == open_pool(pool).manifest.root
+    assert (
+        facts[0]["pool_content_digest"] == manifest.inputs[0].content_digest == open_pool(pool).manifest.content_digest
+    )
     assert manifest.config["format"] == form
     assert (tmp_path / "a" / "plan.json").read_bytes() == (pool / "plan.json").read_bytes()
     assert str(tmp_path).encode() not in b"".join(trees[0].values())
@@ -395,7 +397,7 @@ def test_the_commands_are_the_other_door(invented_pool, tmp_path, command: Calla
     assert document["schema"] == "lsmix/export/1"
     assert command("verify", tmp_path / "out").code == 0
     shown = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
-    assert f"pixel_digest  {document['content']['pixel_digest']}" in shown.out
+    assert f"pixel_digest         {document['content']['pixel_digest']}" in shown.out
     assert "export hdf5: 46 images" in shown.err
     refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
     assert (refused.code, "is there already" in refused.err) == (1, True)
@@ -461,7 +463,14 @@ def test_a_manifest_of_the_most_files_of_an_export_is_read(tmp_path):
         for row in range(250_010)
     ]
     manifest = Manifest(
-        stage="export", stage_version=1, name="x", key="", root=root_digest(files), config={}, inputs=[], files=files
+        stage="export",
+        stage_version=1,
+        name="x",
+        cache_key="",
+        content_digest=content_digest(files),
+        config={},
+        inputs=[],
+        files=files,
     )
     write_manifest(tmp_path, manifest)
     assert len(read_manifest(tmp_path).files) == 250_010

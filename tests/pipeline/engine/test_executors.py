@@ -18,7 +18,11 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):
-    return {manifest.name: manifest.root for stage in stages for _, manifest in Workspace(workspace).manifests(stage)}
+    return {
+        manifest.name: manifest.content_digest
+        for stage in stages
+        for _, manifest in Workspace(workspace).manifests(stage)
+    }
 
 
 def without(workspace, *stages):
@@ -78,7 +82,7 @@ def test_dask_makes_the_same_bytes_as_this_process(
     assert roots(tiny_workspace, "encode", "mix", "train") == roots(finished_workspace, "encode", "mix", "train")
     for stage in ("encode", "mix"):
         there, expected = (
-            {manifest.key: manifest.counts for _, manifest in Workspace(place).manifests(stage)}
+            {manifest.cache_key: manifest.counts for _, manifest in Workspace(place).manifests(stage)}
             for place in (tiny_workspace, finished_workspace)
         )
         assert there == expected

@@ -43,13 +43,16 @@ def test_canonical_json_is_what_it_always_was():
 
 def test_a_key_is_what_it_always_was():
     # Made by: sha256(b'["mix",1,{"alpha":0.4},[["flow","f"],["latents","l"]]]').hexdigest()[:12]
-    records = [InputRecord(role="latents", key="k", root="l"), InputRecord(role="flow", key="", root="f")]
+    records = [
+        InputRecord(role="latents", cache_key="k", content_digest="l"),
+        InputRecord(role="flow", cache_key="", content_digest="f"),
+    ]
     assert artifact_key("mix", 1, {"alpha": 0.4}, records) == "5b836de1b034"
 
 
 def test_a_key_counts_stage_version_fields_roles_and_roots_but_not_the_inputs_keys_or_order():
     def key(stage="mix", version=1, fields=None, inputs=(("a", "1"), ("b", "2")), input_key=""):
-        records = [InputRecord(role=role, key=input_key, root=root) for role, root in inputs]
+        records = [InputRecord(role=role, cache_key=input_key, content_digest=root) for role, root in inputs]
         return artifact_key(stage, version, fields or {"alpha": 0.4}, records)
 
     assert key() == key(inputs=(("b", "2"), ("a", "1"))) == key(input_key="elsewhere")

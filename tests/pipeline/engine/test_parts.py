@@ -14,7 +14,11 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):
-    return {manifest.name: manifest.root for stage in stages for _, manifest in Workspace(workspace).manifests(stage)}
+    return {
+        manifest.name: manifest.content_digest
+        for stage in stages
+        for _, manifest in Workspace(workspace).manifests(stage)
+    }
 
 
 @pytest.fixture

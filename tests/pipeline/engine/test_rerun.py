@@ -145,7 +145,14 @@ class PlannedResolver(Resolver):
         key = self.key(node)
         root = hashlib.sha256(key.encode()).hexdigest()
         manifest = Manifest(
-            stage=node.stage.name, stage_version=1, name=node.name, key=key, root=root, config={}, inputs=[], files=[]
+            stage=node.stage.name,
+            stage_version=1,
+            name=node.name,
+            cache_key=key,
+            content_digest=root,
+            config={},
+            inputs=[],
+            files=[],
         )
         return Artifact(folder=self.workspace.root, manifest=manifest)
 

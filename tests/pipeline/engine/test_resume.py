@@ -23,7 +23,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, stage):
-    return {manifest.key: manifest.root for _, manifest in Workspace(workspace).manifests(stage)}
+    return {manifest.cache_key: manifest.content_digest for _, manifest in Workspace(workspace).manifests(stage)}
 
 
 def remove_from(workspace, stage):

@@ -77,7 +77,7 @@ def _processor(workspace: Path, **fields: Any) -> MixProcessor:
     found = {}
     for record in open_pool(folder).manifest.inputs:
         stage = {"latents": "encode", "flow": "train-glow"}[record.role]
-        artifact = Workspace(workspace).find(stage, record.key)
+        artifact = Workspace(workspace).find(stage, record.cache_key)
         assert artifact is not None
         found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
     config = PoolConfig(alpha=0.4, copies=2, chunk_rows=128, **fields)

@@ -11,7 +11,7 @@ import pytest
 from factory import METHODS_RECIPE
 
 from lsmix.classifiers.pixel_mixing import mix_images
-from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, read_manifest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, LsmixError, MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_rngs
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
@@ -47,7 +47,7 @@ def seal(folder: Path, **changes: Any) -> None:
     """Write all checksums and the root anew, as a forger would."""
     manifest = read_manifest(folder)
     files = record_files(folder, {"pool.zarr", "plan.json"})
-    fields = {**msgspec.structs.asdict(manifest), "files": files, "root": root_digest(files), **changes}
+    fields = {**msgspec.structs.asdict(manifest), "files": files, "content_digest": content_digest(files), **changes}
     write_manifest(folder, Manifest(**fields))
 
 
@@ -264,7 +264,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
         ({"pool": {"alpha": 0.5}}, "its configured alpha is 0.7, but plan.json says 0.5"),
         ({"origin": {"train_images": 120}}, "its images_per_copy is 150, but plan.json says 120"),
         ({"origin": {"licence": "mine"}}, "its origin is"),
-        ({"inputs": {"flow": "0" * 64}}, "its root of its flow is"),
+        ({"inputs": {"flow": "0" * 64}}, "its content digest of its flow is"),
         ({"dim": None}, "contradicts itself"),
         ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],

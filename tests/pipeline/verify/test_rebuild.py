@@ -1,4 +1,4 @@
-"""Rebuilding a pool from its plan: the same root digest again, and clear words where that cannot be."""
+"""Rebuilding a pool from its plan: the same content digest again, and clear words where that cannot be."""
 
 import shutil
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lsmix.data.artifact import Manifest, read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, read_manifest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
@@ -33,7 +33,7 @@ class Given:
 
     def __init__(self, workspace: Path, folder: Path) -> None:
         self.original = _folder(workspace, "mix", "lsmix")
-        self.root = read_manifest(self.original).root
+        self.content_digest = read_manifest(self.original).content_digest
         self.flow = folder / "flow"
         self.flow.mkdir()
         for name in ("glow.json", "glow.safetensors"):
@@ -58,21 +58,23 @@ def altered(plan: Path, **changes: Any) -> Path:
 
 
 def test_a_plan_the_flow_and_the_published_images_make_the_very_pool_again(given: Given, tmp_path: Path) -> None:
-    result = rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", expect=given.root, device="cpu")
+    result = rebuild(
+        given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", expect=given.content_digest, device="cpu"
+    )
     assert (result.equal, result.cached, result.folder) == (True, False, tmp_path / "pool")
     assert given.plan.stat().st_size < 4096
     assert not list(tmp_path.glob(".*")), "what it was made in is gone"
     facts = verify(tmp_path / "pool", deep=True, sample=100, data="digits", flow=given.flow, device="cpu")
-    assert (facts["root"], facts["unchecked"]) == (given.root, [])
+    assert (facts["content_digest"], facts["unchecked"]) == (given.content_digest, [])
 
 
 @pytest.mark.parametrize("lone", [False, True])
 def test_a_data_set_that_ingest_made_does_as_well(given: Given, tmp_path: Path, lone: bool) -> None:
     data = Path(shutil.copy(given.dataset / "dataset.h5", tmp_path)) if lone else given.dataset
     result = rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w", device="cpu")
-    assert (result.root, result.expected, result.equal) == (given.root, "", None)
+    assert (result.content_digest, result.expected, result.equal) == (given.content_digest, "", None)
     again = rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w", device="cpu")
-    assert (again.root, again.cached) == (given.root, True)
+    assert (again.content_digest, again.cached) == (given.content_digest, True)
 
 
 def test_workers_make_the_same_pool(given: Given, tmp_path: Path) -> None:
@@ -86,7 +88,7 @@ def test_a_pool_of_pixels_needs_no_flow(tmp_path: Path, given: Given, command: C
     result = command("rebuild", original / "plan.json", "--data", "digits", "--out", tmp_path / "pool", "--json")
     assert result.code == 0, result.err
     content = msgspec.json.decode(result.out)["content"]
-    assert (content["equal"], content["root"]) == (True, read_manifest(original).root)
+    assert (content["equal"], content["content_digest"]) == (True, read_manifest(original).content_digest)
     with pytest.raises(RecipeError, match="mixes pixels and needs no flow"):
         rebuild(original, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
@@ -112,7 +114,7 @@ def test_an_interrupted_rebuild_goes_on(given: Given, tmp_path: Path, monkeypatc
     )
     done.clear()
     result = rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", device="cpu")
-    assert result.root == given.root
+    assert result.content_digest == given.content_digest
     assert before
     assert not before & set(done), "no shard is made twice"
 
@@ -135,8 +137,8 @@ def test_another_data_set_is_refused_with_what_differs(
 ) -> None:
     origin = msgspec.json.decode(given.plan.read_bytes())["origin"]
     config = {**origin["config"], **changes.pop("config", {})}
-    root = origin["root"] if "licence" not in changes else "1" * 64
-    plan = altered(given.plan, origin={**changes, "config": config, "root": root})
+    root = origin["content_digest"] if "licence" not in changes else "1" * 64
+    plan = altered(given.plan, origin={**changes, "config": config, "content_digest": root})
     with pytest.raises(RecipeError, match=f"is not the one behind the pool: .*{told}"):
         rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
@@ -227,7 +229,7 @@ def reforged(original: Path, folder: Path, levels: int, **environment: Any) -> P
     write_pool_shard(folder, 0, arrays)
     manifest = read_manifest(folder)
     files = record_files(folder, {"pool.zarr", "plan.json"})
-    fields = {**msgspec.structs.asdict(manifest), "files": files, "root": root_digest(files)}
+    fields = {**msgspec.structs.asdict(manifest), "files": files, "content_digest": content_digest(files)}
     write_manifest(folder, Manifest(**{**fields, "environment": {**manifest.environment, **environment}}))
     return folder
 
@@ -265,10 +267,10 @@ def test_another_root_without_a_pool_to_compare_with_is_refused(
     result = command(*words, "--expect", "0123456789ab", "--device", "cpu")
     assert result.code == 5
     assert "expected 0123456789ab…. Name the original pool with '--compare'" in result.err
-    assert command(*words, "--expect", given.root[:16], "--device", "cpu").code == 0
+    assert command(*words, "--expect", given.content_digest[:16], "--device", "cpu").code == 0
     assert command(*words, "--expect", "xyz").code == 1
     text = command(*words, "--device", "cpu").out
-    assert f"root         {given.root} (no expected digest given)" in text
+    assert f"root         {given.content_digest} (no expected digest given)" in text
     assert "(already in the workspace)" in text
 
 

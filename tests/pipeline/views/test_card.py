@@ -22,9 +22,9 @@ from lsmix.data.artifact import (
     DESCRIPTION_FILES,
     MANIFEST_NAME,
     Manifest,
+    content_digest,
     read_manifest,
     record_files,
-    root_digest,
     verify_files,
     write_manifest,
 )
@@ -78,7 +78,7 @@ def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tup
     """Make a pool of 200 rows that no run of ours made, without a card."""
     draws, rows = generator(0, "test", "card"), 200
     base = {
-        "root": "ab" * 32,
+        "content_digest": "ab" * 32,
         "config": {"seed": 3, "<i>": "|"},
         "licence": words.get("licence", ""),
         "citation": words.get("citation", ""),
@@ -111,7 +111,7 @@ def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tup
     files = record_files(folder)
     facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
     name = words.get("name", "a: <b>|pool</b>")
-    write_manifest(folder, Manifest(name=name, key="0123456789ab", root=root_digest(files), **facts))
+    write_manifest(folder, Manifest(name=name, cache_key="0123456789ab", content_digest=content_digest(files), **facts))
     return folder
 
 
@@ -136,7 +136,7 @@ def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root
     manifest = read_manifest(pool_folder)
     described = {file.path for file in manifest.files if not file.payload and not file.path.endswith("zarr.json")}
     assert described == {"README.md", "LICENSES/images.txt", "LICENSES/lsmix.txt"} <= set(DESCRIPTION_FILES)
-    assert manifest.root == root_digest(manifest.files)
+    assert manifest.content_digest == content_digest(manifest.files)
     assert verify(pool_folder)["edited"] == []
     text = (pool_folder / "README.md").read_text(encoding="utf-8")
     for heading in ("Columns", "Classes", "Licence", "Whom to cite", "How to load it"):
@@ -154,7 +154,7 @@ def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder: Pat
     assert times() == before
     manifest = read_manifest(tmp_path / "card")
     assert facts["files"] == sorted(DESCRIPTION_FILES) == [file.path for file in manifest.files]
-    assert manifest.inputs[0].root == facts["root"] == read_manifest(pool_folder).root
+    assert manifest.inputs[0].content_digest == facts["content_digest"] == read_manifest(pool_folder).content_digest
     assert manifest.config == {"licence": "CC BY 4.0", "creator": "Ann"}
     assert verify(tmp_path / "card")["stage"] == "card"
 
@@ -345,7 +345,7 @@ def test_the_picture_shows_the_sources_where_the_data_set_is_at_hand(
 
 def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path: Path) -> None:
     tmp_path = tmp_path / "pool"
-    base = {"root": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
+    base = {"content_digest": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
     create_pool(
         tmp_path, images_per_copy=8, copies=1, image_shape=(4, 4, 2), class_names=("a",), method="cutmix",
         attributes={"origin": base},
@@ -356,7 +356,7 @@ def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_
     (tmp_path / "plan.json").write_bytes(invented_plan(base, "cutmix"))
     files = record_files(tmp_path)
     facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
-    write_manifest(tmp_path, Manifest(name="two", key="", root=root_digest(files), **facts))
+    write_manifest(tmp_path, Manifest(name="two", cache_key="", content_digest=content_digest(files), **facts))
     folder = card_of(tmp_path)
     assert not (folder / "card.png").exists()
     assert "card.png" not in (folder / "README.md").read_text(encoding="utf-8")
@@ -367,12 +367,12 @@ def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) 
     notice = (made / "LICENSES" / "lsmix.txt").read_text(encoding="utf-8")
     assert notice.endswith((ROOT / "LICENSE").read_text(encoding="utf-8"))
     assert "does not cover any image" in notice
-    cited, root = croissant_of(made)["citeAs"], read_manifest(made).inputs[0].root
+    cited, root = croissant_of(made)["citeAs"], read_manifest(made).inputs[0].content_digest
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cff["references"][0]["title"] in cited
     assert all(author["family-names"] in cited for author in cff["references"][0]["authors"])
     version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert f"lsmix, version {version}; pool with root digest {root}" in cited
+    assert f"lsmix, version {version}; pool with content digest {root}" in cited
 
 
 # Croissant.
@@ -463,7 +463,7 @@ def test_numbers_out_of_their_range_are_refused_and_no_card_is_left(column: str,
     arrays[column][5] = value
     store.write_shard(0, arrays)
     files = record_files(alone, {"pool.zarr", "plan.json"})
-    write_manifest(alone, msgspec.structs.replace(pool.manifest, files=files, root=root_digest(files)))
+    write_manifest(alone, msgspec.structs.replace(pool.manifest, files=files, content_digest=content_digest(files)))
     with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
         card_of(alone, licence="MIT")
     assert list(alone.parent.iterdir()) == [alone]
@@ -474,7 +474,9 @@ def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
     folder = foreign_pool(tmp_path / "pool")
     (folder / "plan.json").write_bytes(content)
     files = record_files(folder)
-    write_manifest(folder, msgspec.structs.replace(read_manifest(folder), files=files, root=root_digest(files)))
+    write_manifest(
+        folder, msgspec.structs.replace(read_manifest(folder), files=files, content_digest=content_digest(files))
+    )
     with pytest.raises(FormatError, match=r"plan\.json"):
         card_of(folder)
 
@@ -522,7 +524,7 @@ def test_a_card_replaces_nothing(alone: Path) -> None:
 def test_shards_that_the_manifest_does_not_list_are_refused(alone: Path) -> None:
     manifest = read_manifest(alone)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
-    write_manifest(alone, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
+    write_manifest(alone, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
     with pytest.raises(CorruptError):
         card_of(alone)
 

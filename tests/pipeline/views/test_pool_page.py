@@ -10,7 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from lsmix.data.artifact import Manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, create_pool, open_pool, write_pool_shard
 from lsmix.pipeline.views.pool_page import render_pool_page, write_pool_page
@@ -61,8 +61,8 @@ def make_pool(
 
 def finish(folder: Path, **changes: Any) -> None:
     files = record_files(folder, {POOL_NAME})
-    facts = {"stage": "mix", "stage_version": 1, "name": "p", "key": "0" * 12, "config": {}, "inputs": []}
-    write_manifest(folder, Manifest(root=root_digest(files), files=files, **{**facts, **changes}))
+    facts = {"stage": "mix", "stage_version": 1, "name": "p", "cache_key": "0" * 12, "config": {}, "inputs": []}
+    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**facts, **changes}))
 
 
 def shown(page: str) -> list[dict[str, str]]:
@@ -146,7 +146,7 @@ def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace
         assert sample["status"] in (pool[row].status, "decode failed")
     assert all(0.2 < float(sample["share"]) < 0.8 for sample in samples[:5])
     assert page.index("data-status") < page.index("<details")
-    assert pool.manifest.root in page
+    assert pool.manifest.content_digest in page
 
 
 def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_a_part_of_their_own(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_only_pools_have_a_page_and_only_their_own_sources_fit(
     target = tmp_path / "page.html"
     with pytest.raises(FormatError, match="only pools have an HTML page"):
         write_pool_page(dataset, target)
-    with pytest.raises(RecipeError, match="made from the data set with root"):
+    with pytest.raises(RecipeError, match="made from the data set with content digest"):
         write_pool_page(pool, target, data=of(finished_workspace, "train-glow", "tiny"))
     with pytest.raises(MissingError):
         write_pool_page(pool, target, data=tmp_path / "nowhere")

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from factory import invented_plan
 
-from lsmix.data.artifact import read_manifest, record_files, root_digest, write_manifest
+from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.readers.registry import SourceConfig, read_source
@@ -75,7 +75,7 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     path.write_text(json.dumps(group))
     (folder / "plan.json").write_bytes(invented_plan(group["attributes"]["origin"]))
     manifest, files = read_manifest(folder), record_files(folder)
-    write_manifest(folder, msgspec.structs.replace(manifest, files=files, root=root_digest(files)))
+    write_manifest(folder, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
     return folder
 
 

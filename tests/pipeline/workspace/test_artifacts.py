@@ -93,7 +93,7 @@ def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
 @pytest.mark.parametrize("stage", PARTS)
 def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe, tiny_workspace, command, stage):
     folder = first_folder(tiny_workspace, stage)
-    root = read_manifest(folder).root
+    root = read_manifest(folder).content_digest
     os.truncate(folder / PARTS[stage][0], 1)
     before = snapshot(tiny_workspace)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
@@ -104,7 +104,7 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe,
     assert status.code == 0
     assert "damaged" in status.out
     assert command(stage, tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu", "--force").code == 0
-    assert verify(folder)["root"] == root, "the same recipe makes the same bytes"
+    assert verify(folder)["content_digest"] == root, "the same recipe makes the same bytes"
 
 
 @pytest.mark.parametrize("stage", PARTS)
@@ -140,12 +140,12 @@ def test_an_artifact_under_the_name_of_another_is_not_taken_for_it(tiny_recipe, 
 
 def test_without_its_manifest_an_artifact_is_unfinished_work(tiny_recipe, tiny_workspace, command):
     folder = first_folder(tiny_workspace, "encode")
-    root = read_manifest(folder).root
+    root = read_manifest(folder).content_digest
     (folder / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is unfinished work"):
         verify(folder)
     assert "unfinished" in command("status", tiny_recipe, "--workspace", tiny_workspace).out
-    assert run(tiny_recipe, workspace=tiny_workspace, device="cpu")["encode"].manifest.root == root
+    assert run(tiny_recipe, workspace=tiny_workspace, device="cpu")["encode"].manifest.content_digest == root
 
 
 def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 def roots(workspace, *stages):
     place = Workspace(workspace)
-    return {manifest.name: manifest.root for stage in stages for _, manifest in place.manifests(stage)}
+    return {manifest.name: manifest.content_digest for stage in stages for _, manifest in place.manifests(stage)}
 
 
 MADE = ("ingest", "train-glow", "encode", "mix", "train")
@@ -80,7 +80,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_e
     assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
     assert "cached" in command("status", tiny_recipe, "--workspace", url, "--check").out
     result = lsmix.run(tiny_recipe, workspace=url, device="cpu")
-    assert lsmix.verify(result["mix/lsmix"].folder)["root"] == roots(url, "mix")["lsmix"]
+    assert lsmix.verify(result["mix/lsmix"].folder)["content_digest"] == roots(url, "mix")["lsmix"]
     assert result.report.is_file()
     assert len(lsmix.open_pool(result["mix/lsmix"].location)) == 600
 

@@ -71,7 +71,7 @@ def test_what_is_removed_or_being_removed_cannot_be_held(tiny_workspace):
     artifact = Artifact(folder=folder, manifest=read_manifest(folder))
     with (
         InputLocks() as locks,
-        removal_lock(tiny_workspace, artifact.manifest.key, "ingest"),
+        removal_lock(tiny_workspace, artifact.manifest.cache_key, "ingest"),
         pytest.raises(LockedError, match="is being removed"),
     ):
         locks.hold(artifact)
@@ -124,7 +124,7 @@ def test_many_processes_of_gc_at_once_all_succeed(tiny_recipe, tiny_workspace):
 
 def test_an_artifact_that_is_removed_while_it_is_looked_for_is_not_there(tiny_workspace, monkeypatch):
     folder = next((tiny_workspace / "mix").iterdir())
-    key = read_manifest(folder).key
+    key = read_manifest(folder).cache_key
 
     def gone(*_):
         shutil.rmtree(folder)

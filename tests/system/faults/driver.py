@@ -102,7 +102,7 @@ def digests(folders: list[str]) -> dict[str, str]:
 
 
 def outcome(folders: list[str]) -> dict[str, str]:
-    """Return the root digest of each artifact in these folders, all of whose bytes were read; of other files their own."""
+    """Return the content digest of each artifact in these folders, all of whose bytes were read; of other files their own."""
     from lsmix.data.artifact import MANIFEST_NAME, read_manifest, verify_files
 
     found = {}
@@ -111,7 +111,7 @@ def outcome(folders: list[str]) -> dict[str, str]:
             if (folder / MANIFEST_NAME).is_file():
                 manifest = read_manifest(folder)
                 verify_files(folder, manifest)
-                found[str(folder)] = manifest.root
+                found[str(folder)] = manifest.content_digest
     return found
 
 

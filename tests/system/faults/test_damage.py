@@ -158,7 +158,7 @@ def test_opening_finds_every_file_of_another_size(every_kind, kind):
     manifest = read_manifest(folder)
     openers = [OPENERS[kind]] if kind in OPENERS else []
     if kind in STAGES:
-        openers.append(lambda folder: Workspace(folder.parent.parent).find(kind, manifest.key))
+        openers.append(lambda folder: Workspace(folder.parent.parent).find(kind, manifest.cache_key))
     for record in manifest.files:
         if record.path in DESCRIPTION_FILES:
             continue

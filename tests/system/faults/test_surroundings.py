@@ -33,7 +33,7 @@ def scene_of(workspace, recipe, words, made=STAGES, kept=()):
 
 
 def roots(workspace):
-    return {path.parent.name: read_manifest(path.parent).root for path in workspace.glob("*/*/manifest.json")}
+    return {path.parent.name: read_manifest(path.parent).content_digest for path in workspace.glob("*/*/manifest.json")}
 
 
 def age(folder, seconds):
@@ -116,7 +116,7 @@ def test_runs_at_the_same_moment_end_well_or_with_4_and_never_spoil_anything(
 @pytest.mark.parametrize("host", [socket.gethostname(), "another-host"])
 def test_a_lock_that_a_dead_process_left_is_nobodys(small_recipe, small_workspace, small_finished, command, host):
     folder = next((small_workspace / "encode").iterdir())
-    key = read_manifest(folder).key
+    key = read_manifest(folder).cache_key
     shutil.rmtree(folder)
     locks = small_workspace / ".locks"
     locks.mkdir(exist_ok=True)
@@ -135,7 +135,7 @@ def test_a_lock_that_a_dead_process_left_is_nobodys(small_recipe, small_workspac
 )
 def test_a_damaged_note_of_an_owner_harms_nothing(small_recipe, small_workspace, command, content):
     folder = next((small_workspace / "encode").iterdir())
-    key = read_manifest(folder).key
+    key = read_manifest(folder).cache_key
     (folder / "manifest.json").unlink()
     (small_workspace / ".locks").mkdir(exist_ok=True)
     (small_workspace / ".locks" / f"{key}.owner.json").write_bytes(content)
