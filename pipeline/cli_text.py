@@ -153,10 +153,9 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _deep(deep: Mapping[str, Any]) -> str:
-    pixels = deep["pixels"]
-    text = f"{format_count(deep['rows'], 'row')}, {pixels['pixels_differing']:,} of {pixels['pixels']:,} pixels differ"
-    if pixels["pixels_differing"]:
-        text += f", by at most {pixels['largest']}, which another kind of device can cause"
+    text = f"{format_count(deep['rows'], 'row')}, {deep['pixels_differing']:,} of {deep['pixels']:,} pixels differ"
+    if deep["pixels_differing"]:
+        text += f", by at most {deep['largest']}, which another kind of device can cause"
     if deep["redrawn_otherwise"]:
         text += f"; left out: {format_count(deep['redrawn_otherwise'], 'row')} at the limit of a failed decode, redrawn differently"
     return text

@@ -23,7 +23,7 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     name: str
     state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"] = "damaged"
-    key: str = ""  # "" while an input isn't there yet
+    cache_key: str = ""  # "" while an input isn't there yet
     folder: str = ""  # where it is or will be; "" while the key is not known
     why: str = ""
     bytes: int | None = None  # on the disk, or estimated; None where unknown

@@ -20,7 +20,7 @@ from lsmix.data.rng import generator
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.device_memory import device_memory
 from lsmix.pipeline.stages.pool_builder import PoolBuilder, StoredLatents
-from lsmix.pipeline.verify.compare import PixelTally, differing_rows, same_kind_of_device
+from lsmix.pipeline.verify.compare import PoolComparison, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, require
 
 __all__ = ["check_deep"]
@@ -44,7 +44,7 @@ def check_deep(
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn
-        again only here, or only there, since they are at the limit of what counts as a failed decode), and how pixels differ.
+        again only here, or only there, since they are at the limit of what counts as a failed decode), and how they differ.
 
     Raises:
         MissingError: the data set or the flow is not at hand.
@@ -58,7 +58,7 @@ def check_deep(
     exact = not plan.latent or same_kind_of_device(describe_environment(device), pool.manifest.environment)
     count = min(sample, len(pool))
     rows = np.sort(generator(seed, "verify", "deep").choice(len(pool), count, replace=False)).astype(np.int64)
-    tally, otherwise = PixelTally(), 0
+    comparison, otherwise = PoolComparison(), 0
     progress.start(label, count, "image")
     for start in range(0, count, _ROWS):
         some = rows[start : start + _ROWS]
@@ -67,24 +67,16 @@ def check_deep(
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
         same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
         otherwise += int((~same).sum())
-        for name in stored.keys() - {"image"}:
-            bad = differing_rows(stored[name][same], made[name][same])
-            if len(bad):
-                at = np.flatnonzero(same)[bad[0]]
-                raise CorruptError(
-                    f"pool {str(pool.path)!r} is not what its plan gives: in row {some[at]} {name} is {stored[name][at]}, "
-                    f"but made again it is {made[name][at]}. Do not use it; fetch or make it again."
-                )
-        tally.add(some[same], stored["image"][same], made["image"][same])
-        if tally.largest > (0 if exact else 1):
+        comparison.add(some[same], *({name: table[name][same] for name in stored} for table in (stored, made)))
+        if not comparison.within(0 if exact else 1):
             kind = "the same kind of device" if exact else "another kind of device, which moves pixels by 1 at most"
             raise CorruptError(
-                f"pool {pool.location!r} is not what its plan gives: made again on {kind}, {tally.text()}; the first is row "
-                f"{tally.first_row}. Do not use it; fetch or make it again."
+                f"pool {pool.location!r} is not what its plan gives: made again on {kind}, {comparison.text()}. Do not use it; "
+                "fetch or make it again."
             )
         progress.advance(len(some))
     progress.finish()
-    return {"rows": count, "same_device": exact, "redrawn_otherwise": otherwise, "pixels": tally.to_dict()}
+    return {"rows": count, "same_device": exact, "redrawn_otherwise": otherwise, **comparison.to_dict()}
 
 
 def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
