@@ -35,10 +35,15 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None = None
 
 
-def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
-    """Return the state of every node, in order. Reads manifests and records only."""
+def recipe_status(nodes: Sequence[Node], workspace: Workspace, *, force: str = "") -> list[NodeStatus]:
+    """Return the state of every node, in order, if a stage is to be made again by force. Reads manifests and records only."""
     resolver = Resolver(workspace)
-    return [_node_status(node, resolver) for node in nodes]
+    found = [_node_status(node, resolver) for node in nodes]
+    made = {"cached", "damaged"}
+    return [
+        replace(node, state="to-run", why="--force") if node.stage == force and node.state in made else node
+        for node in found
+    ]
 
 
 def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
