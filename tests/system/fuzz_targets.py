@@ -487,8 +487,7 @@ def _read_recipe(content: bytes, folder: Path) -> None:
 def _notes() -> list[bytes]:
     record = {
         "shard": 0,
-        "digests": {"a": "f" * 64},
-        "sizes": {"a": 0},
+        "files": [{"path": "a", "bytes": 0, "sha256": "f" * 64, "payload": True}],
         "seconds": 1.0,
         "counts": {"images": 3, "rows": [1]},
     }

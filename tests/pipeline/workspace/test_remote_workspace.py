@@ -177,7 +177,8 @@ def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
     "path", ["../outside", "/etc/outside", "manifest.json", "work/ledger/000001.json", "a/../../b"]
 )
 def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path, path):
-    record = {"shard": 0, "digests": {path: "0" * 64}, "sizes": {path: 3}, "seconds": 1, "counts": {}}
+    file = {"path": path, "bytes": 3, "sha256": "0" * 64, "payload": True}
+    record = {"shard": 0, "files": [file], "seconds": 1, "counts": {}}
 
     class Hostile:
         """A store whose keys are what its owner likes."""
