@@ -22,8 +22,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.remote import open_remote
 from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME
-from lsmix.pipeline.engine.device import device_name, resolve_device
-from lsmix.pipeline.engine.device_memory import free_device_memory
+from lsmix.pipeline.engine.device import device_name, free_device_memory, resolve_device
 from lsmix.pipeline.workspace.locks import work_root
 
 __all__ = [

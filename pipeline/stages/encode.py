@@ -18,8 +18,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
 from lsmix.data.table import Table
-from lsmix.pipeline.engine.device import prepare_device
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory, prepare_device
 from lsmix.pipeline.engine.sharding import make_shards
 from lsmix.pipeline.engine.shards import Advance, ShardJob
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows

@@ -38,8 +38,7 @@ from lsmix.data.pool_spec import (
 )
 from lsmix.data.table import Table
 from lsmix.pipeline.config.schema import PoolRecipe
-from lsmix.pipeline.engine.device import prepare_device
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory, prepare_device
 from lsmix.pipeline.engine.sharding import make_shards
 from lsmix.pipeline.engine.shards import Advance, ShardJob
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows

@@ -17,7 +17,7 @@ from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import METRICS_FILE, WEIGHTS_FILE, EpochMetrics
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource

@@ -17,7 +17,7 @@ from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 

@@ -17,8 +17,7 @@ from lsmix.data.pool import Pool
 from lsmix.data.pool_spec import EncodeConfig, PoolSpec, check_pool
 from lsmix.data.progress import Progress
 from lsmix.data.rng import generator
-from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import describe_environment, device_memory, prepare_device, resolve_device
 from lsmix.pipeline.stages.pool_builder import PoolBuilder, StoredLatents
 from lsmix.pipeline.verify.compare import PoolComparison, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, require

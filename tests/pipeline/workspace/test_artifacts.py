@@ -349,4 +349,3 @@ def test_workspace_lists_complete_artifacts_only(tiny_workspace):
     assert len(list(place.manifests("mix"))) == 2
     (first_folder(tiny_workspace, "mix") / "manifest.json").write_bytes(b"{")
     assert len(list(place.manifests("mix"))) == 1
-    assert len(list(place.folders("mix"))) == 2
