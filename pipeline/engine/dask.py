@@ -36,21 +36,16 @@ class DaskExecutor(Executor):
     Use it as a context: the cluster is started when the first shards are made, serves all stages, and ends with it.
 
     Args:
-        workers: processes of a cluster of its own, at least 1; ignored where ``scheduler`` is given.
+        workers: processes of a cluster of its own, at least 1; ignored if ``scheduler`` is given.
         scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786"; its workers must see the same
             workspace under the same path or URL, and have lsmix installed.
         device: as the user asked for it; workers of another cluster resolve "auto" themselves.
         say: called with the link of the dashboard, and with a message when the cluster has no workers.
-
-    Raises:
-        RecipeError: neither workers nor a scheduler.
     """
 
     def __init__(
         self, *, workers: int = 0, scheduler: str = "", device: str = "auto", say: Callable[[str], None]
     ) -> None:
-        if workers < 1 and not scheduler:
-            raise RecipeError(f"a Dask executor needs at least 1 worker or the address of a scheduler, got {workers}.")
         self._workers = workers
         self._scheduler = scheduler
         self._device = device
@@ -232,12 +227,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def start_cluster(workers: int, device: str) -> Any:
-    """Return a running cluster of ``workers`` processes with a thread each; close it when done.
-
-    Args:
-        workers: number of processes, at least 1.
-        device: where they compute, resolved: "cpu", "cuda" or "cuda:N".
-    """
+    """Return a running cluster of ``workers`` processes with a thread each, for a resolved device; close it when done."""
     from distributed import Nanny, Scheduler, SpecCluster
 
     # No limit: workers share the machine's memory with other programs, and a shard's memory is bounded anyway.
@@ -282,13 +272,7 @@ def _cards() -> list[str]:
 
 
 def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
-    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for.
-
-    Args:
-        workers: Dask workers to start on this machine; 0 for none.
-        scheduler: address of a running Dask scheduler; "" for none.
-        device: as the user asked for it: "auto", "cpu", "cuda" or "cuda:N".
-        say: as for ``DaskExecutor``.
+    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for; see ``DaskExecutor``.
 
     Raises:
         RecipeError: both are asked for.

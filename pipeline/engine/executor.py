@@ -19,12 +19,9 @@ _FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the nex
 
 
 def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
-    """Raise the error of the first failed shard if all are our own, else PartialError; do nothing without errors.
+    """Raise the error of the first failed shard, of those tried, if all are our own, else PartialError.
 
-    Args:
-        job: of the shards.
-        shards: number of shards that were tried.
-        errors: by shard.
+    Does nothing without errors.
     """
     if not errors:
         return

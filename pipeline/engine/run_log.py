@@ -132,13 +132,9 @@ class LoggedProgress:
 
 @contextmanager
 def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> Iterator[LoggedProgress]:
-    """Log what happens in the block, from its arguments to how it ended; an interrupt stops it at its next safe point.
+    """Log what happens in the block, from its command and arguments to how it ended.
 
-    Args:
-        progress: receives everything, too.
-        workspace: the folder of the artifacts on this machine.
-        command: "run", "array-task" or "finalize".
-        **asked: its arguments, ready for JSON.
+    An interrupt stops the block at its next safe point.
     """
     log, begun = LoggedProgress(progress, workspace), time.monotonic()
     log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **asked)

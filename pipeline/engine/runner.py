@@ -73,15 +73,9 @@ def bring_up_to_date(
     device: str = "auto",
     force: str = "",
 ) -> list[Built]:
-    """Make every node that isn't complete yet, in order.
+    """Make every node that isn't complete yet; inputs precede what is made from them.
 
-    Args:
-        nodes: inputs before what is made from them.
-        workspace: where artifacts are.
-        executor: makes the shards of sharded stages; None if all must be complete.
-        progress: progress reporter.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        force: name of a stage to make again although it is complete; "" for none.
+    Without an executor all shards must be complete. ``force`` names a stage to make again although it is complete.
 
     Raises:
         RecipeError: a number of the recipe does not fit the data set; raised as soon as that is read.

@@ -137,7 +137,7 @@ class Stage:
 
 
 def check_translate(field: str, translate: int, size: DatasetSize) -> None:
-    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    """Raise RecipeError if images would be moved by their whole side or more."""
     side = min(size.height, size.width)
     if translate and translate >= side:
         raise RecipeError(

@@ -30,16 +30,7 @@ _ROWS = 256  # made at a time
 def check_deep(
     pool: Pool, plan: PoolSpec, base: PoolInputs, *, sample: int, seed: int, device: str, progress: Progress
 ) -> dict[str, Any]:
-    """Make some rows of a pool again, and compare every column and every pixel.
-
-    Args:
-        pool: whose rows fit its plan.
-        plan: of the pool.
-        base: the data set, or the latents, and the flow behind it.
-        sample: number of rows, at least 1; all of them where the pool has no more.
-        seed: of the choice of rows.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: progress reporter.
+    """Make ``sample`` rows of a pool, whose choice ``seed`` decides, again, and compare every column and every pixel.
 
     Returns:
         ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn

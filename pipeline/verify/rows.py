@@ -59,13 +59,9 @@ def plan_of_pool(pool: Pool) -> PoolSpec | str:
 
 
 def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
-    """Check every row of a pool.
+    """Check every row of a pool against the result of ``plan_of_pool``, and its labels against the base set's if given.
 
-    Args:
-        pool: a pool whose files fit their checksums.
-        plan: the result of ``plan_of_pool``.
-        base_labels: the class of each training image, int64 (N,), if the base set is available.
-        base: what messages call the base set.
+    ``base_labels`` is the class of each training image, int64 (N,); ``base`` is what messages call the base set.
 
     Raises:
         CorruptError: a row cannot be what the plan says; the message names the row, the column and the value.
@@ -260,11 +256,7 @@ class _RowChecker:
 def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floats, row_rng: RowRng) -> _Shares | str:
     """Return the share of each source but the first, (n, sources − 1), or why it cannot be known without the images.
 
-    Args:
-        plan: of the pool.
-        image_shape: height, width and channels.
-        lam: as planned, (n, sources − 1).
-        row_rng: the generator of each row.
+    ``lam`` is as planned, (n, sources − 1), and ``row_rng`` the generator of each row.
     """
     method, registry = plan.pool.method, LATENT_METHODS if plan.latent else PIXEL_METHODS
     if method not in registry:

@@ -79,13 +79,9 @@ def work_root(url: str) -> Path:
 
 @contextmanager
 def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[LockInfo]:
-    """Hold the lock of the artifact with this key.
+    """Hold the lock of the artifact with this key, which messages call ``label``.
 
-    Args:
-        workspace: folder of the artifacts.
-        key: of the artifact.
-        label: how to call it in a message.
-        shared: whether others may hold it too if they ask for it shared: array jobs, which write the same bytes.
+    Others may hold a shared lock, too, if they ask for it shared: array jobs, which write the same bytes.
 
     Raises:
         LockedError: another run holds it; the message names owner, host, process and since when.

@@ -56,7 +56,7 @@ def test_an_unknown_key_names_the_nearest_at_every_level(tiny_recipe, override, 
         ("runs.baseline.seeds=[1, 1]", r"runs\.baseline\.seeds: each seed counts once, got \[1, 1\]"),
         ("name='a/b'", r"name: expected str matching regex"),
         ("name='a\\n'", r"name: expected"),
-        ("pools.a/b.alpha=1", r"pools: a name in it has letters, digits"),
+        ("pools.a/b={alpha = 1}", r"pools: a name in it has letters, digits"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_place_and_itself(tiny_recipe, override, message):

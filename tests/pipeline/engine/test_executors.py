@@ -189,11 +189,6 @@ def test_an_error_of_the_system_stops_at_once(tiny_recipe, tiny_workspace, comma
     assert result.err.splitlines()[-1].startswith("error: No space left on device: 'z/c/0'")
 
 
-def test_a_dask_executor_wants_workers_or_a_scheduler():
-    with pytest.raises(RecipeError, match=r"at least 1 worker or the address of a scheduler, got 0"):
-        DaskExecutor(say=print)
-
-
 def test_a_dask_executor_starts_nothing_until_there_are_shards(tmp_path):
     with DaskExecutor(workers=2, say=print) as executor:
         executor.run(stubborn_job(tmp_path), [], print)
