@@ -19,7 +19,6 @@ from lsmix.pipeline.cli_text import (
     garbage_lines,
     part_lines,
     rebuild_lines,
-    run_facts,
     run_lines,
     show_lines,
     status_lines,
@@ -30,6 +29,7 @@ from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
 if TYPE_CHECKING:
+    from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.status import NodeStatus
 
 __all__ = ["main"]
@@ -142,7 +142,7 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
         else:
             parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
     if index is None:
-        _print("run", run_facts(result), run_lines(result), as_json)
+        _print_run(result, as_json)
     else:
         _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
@@ -187,7 +187,7 @@ def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
     with TerminalProgress(quiet=quiet) as bars:
         result = finalize_recipe(recipe, progress=bars, **options)
-    _print("run", run_facts(result), run_lines(result), as_json)
+    _print_run(result, as_json)
 
 
 @cli.command(epilog="Example: lsmix status my.toml --check")
@@ -394,6 +394,10 @@ def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
     document = {"schema": f"lsmix/{kind}/1", "content": content}
     text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
     click.echo(escape_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
+
+
+def _print_run(result: "RunResult", as_json: bool) -> None:
+    _print("run", result.to_dict(), run_lines(result.built, result.error_rates, result.report_place), as_json)
 
 
 def main() -> None:

@@ -88,6 +88,36 @@ class RunResult:
         """Path or URL of the report's HTML page; "" unless the run made or found it."""
         return next((f"{item.location}/report.html" for item in self.built if item.stage == "report"), "")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return all results, ready for JSON."""
+        return {
+            "artifacts": [
+                {
+                    "stage": item.stage,
+                    "name": item.name,
+                    "cache_key": item.cache_key,
+                    "folder": item.location,
+                    "content_digest": item.manifest.content_digest,
+                    "cached": item.cached,
+                    "seconds": round(item.seconds, 3),
+                    "counts": item.manifest.counts,
+                }
+                for item in self.built
+            ],
+            "error_rates": [
+                {
+                    "run": row.name,
+                    "label": row.label,
+                    "errors": row.errors,
+                    "mean": row.mean,
+                    "std": row.std,
+                    "paper": row.paper or None,
+                }
+                for row in self.error_rates
+            ],
+            "report": self.report_place or None,
+        }
+
 
 def plan(
     recipe: Path | str,

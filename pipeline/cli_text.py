@@ -7,11 +7,12 @@ from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.sharing.transfer import Transfer
-    from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.array_task import ArrayTaskResult
     from lsmix.pipeline.engine.garbage import Garbage
+    from lsmix.pipeline.engine.runner import Built
     from lsmix.pipeline.engine.status import NodeStatus
     from lsmix.pipeline.verify.rebuild import RebuildResult
+    from lsmix.pipeline.views.error_rates import RunSummary
     from lsmix.pipeline.views.show import Drawn
 
 __all__ = [
@@ -19,7 +20,6 @@ __all__ = [
     "garbage_lines",
     "part_lines",
     "rebuild_lines",
-    "run_facts",
     "run_lines",
     "show_lines",
     "status_lines",
@@ -28,50 +28,19 @@ __all__ = [
 ]
 
 
-def run_lines(result: "RunResult") -> list[str]:
-    """Return the artifacts that a run made, and its results."""
-    made, wanted = sum(not item.cached for item in result.built), len(result.built)
+def run_lines(built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", report: str) -> list[str]:
+    """Return the artifacts that a run made, its error rates, and where its report is, if it made one."""
+    made, wanted = sum(not item.cached for item in built), len(built)
     rest = "" if made == wanted else f", {wanted - made} already up to date"
     lines = [f"{made} of {wanted} artifacts made{rest}"]
-    for row in result.error_rates:
+    for row in error_rates:
         paper = f"; paper: {row.paper}" if row.paper else ""
         lines.append(f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper})")
-    if result.report_place:
-        lines.append(f"report      {result.report_place}")
-    elif result.built:
-        lines.append(f"last        {result.built[-1].location}")
+    if report:
+        lines.append(f"report      {report}")
+    elif built:
+        lines.append(f"last        {built[-1].location}")
     return lines
-
-
-def run_facts(result: "RunResult") -> dict[str, Any]:
-    """Return the result of a run, ready for JSON."""
-    return {
-        "artifacts": [
-            {
-                "stage": item.stage,
-                "name": item.name,
-                "cache_key": item.cache_key,
-                "folder": item.location,
-                "content_digest": item.manifest.content_digest,
-                "cached": item.cached,
-                "seconds": round(item.seconds, 3),
-                "counts": item.manifest.counts,
-            }
-            for item in result.built
-        ],
-        "error_rates": [
-            {
-                "run": row.name,
-                "label": row.label,
-                "errors": row.errors,
-                "mean": row.mean,
-                "std": row.std,
-                "paper": row.paper or None,
-            }
-            for row in result.error_rates
-        ],
-        "report": result.report_place or None,
-    }
 
 
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
