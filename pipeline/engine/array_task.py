@@ -58,10 +58,8 @@ def run_array_task(
     """Make shards ``index``, ``index + size``, … of every artifact of a stage that isn't complete.
 
     Raises:
-        MissingError: an input has not been made yet.
         RecipeError: the stage's work cannot be divided.
-        LockedError: a run makes the whole artifact.
-        PartialError: some shards failed; all others of the task are complete.
+        LsmixError: as ``locked_task`` and ``make_missing_shards``.
     """
     resolver = Resolver(workspace, remember=True)
     results = []

@@ -26,14 +26,7 @@ _SECONDS_BETWEEN = 5.0  # of lines on how far the work is
 
 
 class LoggedProgress:
-    """Reports everything to another progress, and writes it down.
-
-    Lines are kept until something is counted; then the file is created.
-
-    Args:
-        progress: receives everything.
-        workspace: the folder of the artifacts on this machine.
-    """
+    """Reports everything to another progress, and writes it to a file, which is created when something is first counted."""
 
     def __init__(self, progress: Progress, workspace: Path) -> None:
         self._progress = progress

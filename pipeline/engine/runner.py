@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -36,12 +35,16 @@ _SECONDS = "seconds"  # begins the names of the files that hold how long session
 class Built:
     """An artifact that a run brought up to date, or found so."""
 
-    stage: str
-    name: str
+    name: str  # in the recipe
     artifact: Artifact
     workspace: Workspace
     cached: bool  # whether it was complete before
     seconds: float = 0.0  # of this run
+
+    @property
+    def stage(self) -> str:
+        """The stage that makes it."""
+        return self.manifest.stage
 
     @property
     def manifest(self) -> Manifest:
@@ -101,14 +104,11 @@ def bring_up_to_date(
                 artifact = workspace.upload(artifact, progress)  # if the run that made it could not
                 progress.info(f"{node.label}: up to date ({artifact.location})")
             else:
-                for (
-                    item
-                ) in built:  # now, since a run that makes nothing may be given a workspace that it cannot write to
+                for item in built:  # not earlier, since a run that makes nothing may have a read-only workspace
                     locks.hold(item.artifact)
                 artifact, cached = _make(node, resolver, locks, executor, progress, device), False
             seconds = 0.0 if cached else time.monotonic() - begun
-            common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
-            built.append(Built(**common, artifact=artifact, cached=cached, seconds=seconds))
+            built.append(Built(name=node.name, artifact=artifact, workspace=workspace, cached=cached, seconds=seconds))
     return built
 
 
