@@ -14,14 +14,13 @@ from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.mixing import LATENT_METHODS, nearest
 from lsmix.data.pool import open_pool
 from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
-from lsmix.pipeline.config.validation import did_you_mean
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
@@ -143,7 +142,7 @@ def plan(
 def _check_stage(name: str) -> None:
     """Raise RecipeError unless a stage has this name, or it is empty."""
     if name and name not in STAGES:
-        raise RecipeError(f"unknown stage {name!r}: expected one of {', '.join(STAGES)}.{did_you_mean(name, STAGES)}")
+        raise RecipeError(f"unknown stage {name!r}.{nearest(name, list(STAGES))}")
 
 
 def run(

@@ -369,6 +369,6 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
 
 @pytest.mark.parametrize("options", [{"stage": "train_glow"}, {"force": "train_glow"}])
 def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp_path, options):
-    with pytest.raises(RecipeError, match=r"unknown stage 'train_glow': .* Did you mean 'train-glow'\?"):
+    with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
         lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()

@@ -75,4 +75,4 @@ class TaskProgress:
 
     def _write_note(self) -> None:
         self._written_at = time.monotonic()
-        self._note.tell(**self._throughput.to_dict(), unit=self._unit)
+        self._note.write(**self._throughput.to_dict(), unit=self._unit)

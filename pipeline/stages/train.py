@@ -88,12 +88,7 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
         statistics=channel_statistics(dataset.train.images) if by_channel else None,
         mixes=source.mixes,
     )
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT, EpochMetrics)
-    if checkpoint is None:
-        return trainer, []
-    tensors, metrics = checkpoint
-    trainer.load_state_dict(tensors)
-    return trainer, metrics
+    return trainer, load_checkpoint(task.work / _CHECKPOINT, EpochMetrics, trainer.load_state_dict)
 
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:

@@ -61,12 +61,7 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT, LogLine)
-    if checkpoint is None:
-        return trainer, []
-    tensors, log = checkpoint
-    trainer.load_state_dict(tensors)
-    return trainer, log
+    return trainer, load_checkpoint(task.work / _CHECKPOINT, LogLine, trainer.load_state_dict)
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:

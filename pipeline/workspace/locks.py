@@ -56,7 +56,7 @@ class LockInfo:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._owner = Owner(user=user, host=socket.gethostname(), process=os.getpid(), since=since)
 
-    def tell(self, **facts: int | float | str | None) -> None:
+    def write(self, **facts: int | float | str | None) -> None:
         """Write the note, with how far the work is."""
         beside = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
@@ -101,7 +101,7 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
                     other.unlink(missing_ok=True)
         note = LockInfo(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{lock.fileno()}.owner.json")
         stack.callback(note.remove)
-        note.tell()
+        note.write()
         yield note
 
 
