@@ -214,7 +214,6 @@ def run_array_task(
     Returns:
         What the task made of each artifact of the stage that isn't complete.
     """
-    array_task.check_array_task(index, size)
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
