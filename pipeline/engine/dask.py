@@ -5,6 +5,7 @@ message loses no work, and a shard that is made twice has the same bytes.
 """
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -186,14 +187,13 @@ def _attempt(job: ShardJob, shard: int) -> ShardRecord | Exception:
 
 
 class _Workers:
-    """Counts the threads of a cluster now and then, and says so once where it has no workers for a while."""
+    """Counts the threads of a cluster now and then, and warns once if it has no workers for a while."""
 
     def __init__(self, client: Any, say: Callable[[str], None]) -> None:
         self._client = client
         self._say = say
-        self._counted_at = self._busy_at = -1.0
-        self._has_warned = False
-        self._threads = 0
+        self._counted_at, self._threads = -1.0, 0
+        self._warn_at = time.monotonic() + _PATIENCE_SECONDS
 
     def threads(self) -> int:
         """Return the threads of all workers, at least 1."""
@@ -201,13 +201,13 @@ class _Workers:
         if now - self._counted_at > _ROUND_SECONDS:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
             self._counted_at, self._threads = now, sum(worker["nthreads"] for worker in workers.values())
-            if self._threads or self._busy_at < 0:
-                self._busy_at, self._has_warned = now, False
-            elif not self._has_warned and now - self._busy_at > _PATIENCE_SECONDS:
+            if self._threads:
+                self._warn_at = now + _PATIENCE_SECONDS
+            elif now > self._warn_at:
                 self._say(
                     "the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done"
                 )
-                self._has_warned = True
+                self._warn_at = math.inf
         return max(self._threads, 1)
 
 

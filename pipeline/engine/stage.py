@@ -81,22 +81,23 @@ class DatasetSize:
     @property
     def flow_flops(self) -> int:
         """Operations of one pass of one image through the flow, in either direction."""
-        cells, channels, total = self.height * self.width, self.channels, 0
-        for _ in range(self.flow.levels):
-            cells, channels = cells // 4, channels * 4
-            total += cells * self.flow.steps * (_network_weights(channels, self.flow.hidden) + channels**2)
-            channels //= 2
-        return 2 * total
+        return 2 * sum(
+            cells * (_network_weights(channels, self.flow.hidden) + channels**2)
+            for cells, channels in self._flow_steps()
+        )
 
     @property
     def flow_parameters(self) -> int:
         """Number of weights of the flow."""
-        channels, total = self.channels, 0
+        return sum(_network_weights(channels, self.flow.hidden) + 2 * channels**2 for _, channels in self._flow_steps())
+
+    def _flow_steps(self) -> Iterator[tuple[int, int]]:
+        """Yield the cells and the channels of each step of the flow."""
+        cells, channels = self.height * self.width, self.channels
         for _ in range(self.flow.levels):
-            channels *= 4
-            total += self.flow.steps * (_network_weights(channels, self.flow.hidden) + 2 * channels**2)
+            cells, channels = cells // 4, channels * 4
+            yield from [(cells, channels)] * self.flow.steps
             channels //= 2
-        return total
 
 
 def _network_weights(channels: int, hidden: int) -> int:
