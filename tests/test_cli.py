@@ -1,6 +1,7 @@
 """A user's mistake ends in one sentence and the documented exit code, never in a traceback, and harms nothing."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -349,7 +350,7 @@ def test_every_command_has_help_with_an_example(command, name):
 def test_a_cached_run_imports_nothing_heavy(tiny_recipe, tiny_workspace):
     script = (
         "import sys; from lsmix.cli import main; main(); "
-        "print(sorted({'torch', 'sklearn', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
     )
     words = [sys.executable, "-c", script, "run", tiny_recipe, "--workspace", tiny_workspace]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -372,3 +373,12 @@ def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp
     with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
         lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, command):
+    for chosen in ("", "active"):
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+        if not chosen:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert command("--version").code == 0
+        assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
