@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
+from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -440,8 +440,7 @@ def _exit_code() -> int:
         if error.errno in (errno.EROFS, errno.EACCES) and path.name.startswith(".") and path.suffix == ".part":
             name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
             return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
-        where = f": {error.filename!r}" if error.filename else ""
-        return _tell(f"{error.strerror or error}{where}. What is done is kept.")
+        return _tell(f"{system_error(error)} What is done is kept.")
     return 0
 
 

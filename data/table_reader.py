@@ -6,15 +6,15 @@ files at a time, since a map holds a file descriptor.
 
 import functools
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError, FormatError, unreadable
 from lsmix.data.table import CRC_BYTES, Column, Table, TableFiles, crc32c, read_table
 
 if TYPE_CHECKING:
@@ -146,8 +146,10 @@ class ColumnReader:
         with self._files.open(path) as file:
             try:
                 content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
-            except (OSError, ValueError) as error:  # ValueError: it is shorter
+            except ValueError as error:  # it is shorter
                 raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
+            except OSError as error:
+                raise unreadable(where, error) from error
         if self._unchecked[chunk]:
             if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
                 raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
@@ -239,27 +241,6 @@ def open_table(files: TableFiles, *, check_crc: bool = True) -> TableReader:
     return TableReader(table, attributes, files, check_crc=check_crc)
 
 
-class _ArtifactFiles:
-    """The listed files of a table in an artifact."""
-
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        prefix = f"{name}/"
-        self._artifact, self._prefix = artifact, prefix
-        self.location = artifact.where(name)
-        self.folder = artifact.folder / name if artifact.is_local else None
-        self.sizes = {
-            path[len(prefix) :]: file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
-        }
-
-    def open(self, path: str) -> IO[bytes]:
-        """Return a file, opened to read."""
-        return self._artifact.open(self._prefix + path)
-
-    def prefetch(self, paths: Sequence[str]) -> None:
-        """Download files that are opened next."""
-        self._artifact.prefetch([self._prefix + path for path in paths])
-
-
 def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True) -> TableReader:
     """Return the table called ``name`` of an artifact.
 
@@ -275,8 +256,15 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
-    if artifact.files:
-        for path, record in artifact.records.items():
-            if path.startswith(f"{name}/"):
-                artifact.files.check_limit(record)
-    return open_table(_ArtifactFiles(artifact, name), check_crc=check_crc)
+    prefix = f"{name}/"
+    artifact.check_limits(prefix)
+    files = TableFiles(
+        location=artifact.where(name),
+        folder=artifact.folder / name if artifact.is_local else None,
+        sizes={
+            path.removeprefix(prefix): file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
+        },
+        open=lambda path: artifact.open(prefix + path),
+        prefetch=lambda paths: artifact.prefetch([prefix + path for path in paths]),
+    )
+    return open_table(files, check_crc=check_crc)

@@ -336,7 +336,7 @@ def export_pool(
         if opened.spec is None:
             progress.warning(f"pool {opened.location!r} has no {PLAN_NAME}, so its export has no card.")
         else:
-            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format))
+            write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format), encoding=image)
 
     progress.start(f"export {target.name}", len(opened), "image")
     options: dict[str, Any] = {"form": format, "shard_images": shard_images, "encoding": image}

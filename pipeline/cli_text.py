@@ -115,6 +115,8 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
         )
+    if facts.get("ignored"):
+        lines.append(f"{'ignored':<12} {', '.join(facts['ignored'])}: put there by a file manager or a hub")
     lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
     if facts.get("deep"):
         lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")

@@ -20,7 +20,7 @@ from lsmix.data.pool import Pool, open_pool
 from lsmix.data.pool_spec import EncodeConfig, PoolSpec, check_pool
 from lsmix.data.progress import NullProgress, Progress
 from lsmix.data.rng import generator
-from lsmix.data.sharing.descriptions import edited_descriptions
+from lsmix.data.sharing.descriptions import edited_descriptions, stray_files
 from lsmix.data.sharing.transfer import temporary_copy
 from lsmix.data.store import local_folder, trim_location
 from lsmix.pipeline.engine.device import describe_environment, device_memory, prepare_device, resolve_device
@@ -63,8 +63,9 @@ def verify(
         progress: optional progress reporter.
 
     Returns:
-        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them; of a
-        pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked`` also of an artifact at a URL.
+        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them;
+        ``ignored``, what file managers and hubs added; of a pool also ``checked`` and ``unchecked``, a sentence each, and
+        ``deep``; ``unchecked`` also of an artifact at a URL.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
@@ -96,6 +97,7 @@ def verify(
             "bytes": verify_files(folder, manifest, opened.location),
             "counts": manifest.counts,
             "edited": edited_descriptions(folder, manifest),
+            "ignored": stray_files(folder),
         }
         if manifest.stage == "export":
             from lsmix.data.exports.writing import check_sums

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest, read_manifest
 from lsmix.data.atomic import folder_bytes
-from lsmix.data.cache import FileCache
+from lsmix.data.cache import RemoteArtifact
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
@@ -193,9 +193,9 @@ class Workspace:
         elif set(sent.manifest.files) != set(artifact.manifest.files):  # cards may differ
             shutil.rmtree(folder)
             return sent
-        if isinstance(sent.files, FileCache):
+        if isinstance(sent, RemoteArtifact):
             for record in artifact.manifest.files:
-                sent.files.adopt(record, folder / record.path)
+                sent.adopt(record, folder / record.path)
         shutil.rmtree(folder)
         return sent
 

@@ -222,7 +222,6 @@ ENDLESS = {
         0.02,
         "less than|timed out",
     ),
-    "redirect page": (b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"x" * 100, 0, "without end"),
     "slow body": (OK + b"Content-Length: 1000000\r\n\r\n", b"x", 0.02, "less than|timed out"),
     "silence": (b"", b"", 0, "timed out|less than"),
 }
@@ -240,6 +239,13 @@ def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeyp
         with pytest.raises(DownloadError, match=said):
             place.read("manifest.json", 1 << 30)
         assert len(came) == 2
+
+
+def test_redirects_in_a_circle_are_given_up_and_their_pages_never_read():
+    with scripted_server(b"HTTP/1.1 302 Found\r\nLocation: /x y\r\n\r\n", b"x" * 100) as (url, came):
+        with pytest.raises(DownloadError, match=r"it leads on and on, last to 'http://127.0.0.1:\d+/x%20y'"):
+            open_remote(url).read("manifest.json", 1 << 30)
+        assert len(came) == 6
 
 
 def test_a_byte_an_attempt_is_not_taken_for_progress(monkeypatch, tmp_path):

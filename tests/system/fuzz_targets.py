@@ -46,7 +46,7 @@ from lsmix.data.readers.published.tiny_imagenet import TINY_IMAGENET
 from lsmix.data.readers.published.unpickler import load_batch
 from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, Split
-from lsmix.data.table import LocalFiles
+from lsmix.data.table import TableFiles
 from lsmix.data.table_reader import TableReader, open_table
 
 __all__ = ["TARGETS", "Target", "is_plain", "remake_manifest"]
@@ -345,7 +345,9 @@ def _read_manifest(content: bytes, folder: Path) -> None:
 def _open_folder(folder: Path) -> TableReader:
     """Open a table as if a manifest listed all that is in its folder."""
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return open_table(LocalFiles(str(folder), sizes))
+    return open_table(
+        TableFiles(location=str(folder), folder=folder, sizes=sizes, open=lambda path: (folder / path).open("rb"))
+    )
 
 
 def _read_columns(content: bytes, folder: Path) -> None:

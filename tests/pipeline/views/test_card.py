@@ -204,7 +204,7 @@ def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
     assert head["license"] == "cc-by-4.0"
     assert head["task_categories"] == ["image-classification"]
     assert head["size_categories"] == ["n<1K"]
-    assert head["configs"] == [{"config_name": "samples", "data_files": "samples.csv"}]
+    assert head["configs"] == [{"config_name": "samples", "data_files": ["samples.csv"]}]
     assert "ls-mix" in head["tags"]
 
 

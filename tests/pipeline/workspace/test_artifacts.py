@@ -59,9 +59,9 @@ HARMS = {
     "emptiness": (lambda path: os.truncate(path, 0), r"is damaged: expected \d+ bytes, got 0"),
     "a missing file": (lambda path: path.unlink(), "is missing; manifest.json lists it with"),
     "an extra file": (lambda path: path.with_name("extra").write_bytes(b"x"), "is not listed in manifest.json"),
-    "a link in its place": (
-        lambda path: (path.rename(path.parent.parent / "moved"), path.symlink_to("../moved")),
-        "is missing",
+    "a link to nothing in its place": (
+        lambda path: (path.unlink(), path.symlink_to("nothing")),
+        "is missing; manifest.json lists it with",
     ),
 }
 

@@ -75,7 +75,7 @@ def swap(path: Path, other: Path) -> None:
 
 SIZES: dict[str, Callable[[Path], None]] = {"shortened": shorten, "emptied": empty, "missing": Path.unlink}
 HARMS: dict[str, Callable[[Path], None]] = {"flipped": flip, **SIZES, "lengthened": lengthen}
-LINK = "a link to what it was"
+LINK = "a link to other bytes"
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -114,10 +114,12 @@ def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, ki
     for number, path in enumerate(files):
         for harm in names if all_of_them else [names[number % len(names)]]:
             content = path.read_bytes()
-            if not content and harm in ("flipped", "shortened", "emptied"):
+            if not content and harm in ("flipped", "shortened", "emptied", LINK):
                 continue
             if harm == LINK:
-                path.symlink_to(path.replace(tmp_path / path.name))
+                moved = path.replace(tmp_path / path.name)
+                flip(moved)
+                path.symlink_to(moved)
             else:
                 HARMS[harm](path)
             check_found(command, folder, path, harm)
