@@ -271,7 +271,7 @@ def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
     ("url", "code", "said"),
     [
         ("nonsense://x/runs", 1, "lsmix does not read"),
-        ("http://127.0.0.1:9/runs", 1, "is a web server, which lists nothing"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
     ],
 )
 def test_what_is_no_place_for_a_workspace_is_told(tiny_recipe, command, url, code, said):
