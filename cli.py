@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,6 @@ from lsmix.pipeline.cli_text import (
     garbage_lines,
     part_lines,
     rebuild_lines,
-    run_facts,
     run_lines,
     show_lines,
     status_lines,
@@ -31,6 +31,7 @@ from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
 if TYPE_CHECKING:
+    from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.status import NodeStatus
 
 __all__ = ["main"]
@@ -57,6 +58,7 @@ def cli() -> None:
     """Hold the commands."""
 
 
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 # Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
 _place = click.Path()
 
@@ -81,47 +83,33 @@ class _ExportFormat(click.ParamType[str]):
         return value
 
 
-def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(
-        [
-            click.argument("recipe", type=click.Path(path_type=Path)),
-            click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts."),
-            click.option(
-                "--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."
-            ),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field."),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
-        ]
-    ):
-        command = option(command)
-    return command
+def _options(*options: _Decorator) -> _Decorator:
+    """Return a decorator that gives a command some arguments and options, in this order."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-def _work_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(
-        [
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-            click.option(
-                "--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."
-            ),
-            click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
-            click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
-            click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _transfer_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
-
-
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--dry-run", is_flag=True, help="Only show what would run, and why.")(_work_options(command))
-
-
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+_workspace = click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+_overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
+_recipe_options = _options(
+    click.argument("recipe", type=click.Path(path_type=Path)),
+    _workspace,
+    click.option("--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."),
+    _overrides,
+    _json,
+)
+_work_options = _options(
+    _device,
+    click.option("--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."),
+    click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
+    _quiet,
+    click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
+)
+_run_options = _options(
+    click.option("--dry-run", is_flag=True, help="Only show what would run, and why."), _work_options
+)
 _download_option = click.option(
     "--download", is_flag=True, help="Fetch what data.download names first, if it is not there."
 )
@@ -146,30 +134,23 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     if (index is None) != (size is None):
         raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
-        nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
+        names = ("workspace", "overrides", "scale")
+        nodes = _statuses(recipe, stage=stage, force=force, **{name: options[name] for name in names})
         _print("status", nodes, status_lines(nodes), as_json)
         return
-    if index is not None:
-        if force or options.pop("download"):
-            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
-        bars = TerminalProgress(quiet=quiet, verbose=verbose)
-        _run_array_task(stage, recipe, (index, size), as_json, bars, **options)
-        return
-    from lsmix.pipeline.api import run as run_recipe
+    from lsmix.pipeline import api
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
-        result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
-    _print("run", run_facts(result), run_lines(result), as_json)
-
-
-def _run_array_task(
-    stage: str, recipe: Path, task: tuple[int, int], as_json: bool, progress: TerminalProgress, **options: Any
-) -> None:
-    from lsmix.pipeline.api import run_array_task
-
-    with progress as bars:
-        parts = run_array_task(recipe, stage, *task, progress=bars, **options)
-    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+        if index is None:
+            result = api.run(recipe, stage=stage, force=force, progress=bars, **options)
+        elif force or options.pop("download"):
+            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
+        else:
+            parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
+    if index is None:
+        _print_run(result, as_json)
+    else:
+        _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -179,18 +160,6 @@ def _run_array_task(
 def run(recipe: Path, **options: Any) -> None:
     """Bring everything in RECIPE up to date, from ingest to report."""
     _run("", recipe, **options)
-
-
-def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
-    import msgspec
-
-    made = {"cached", "damaged"}
-    return [
-        msgspec.structs.replace(node, state="to-run", why="--force")
-        if node.stage == stage and node.state in made
-        else node
-        for node in nodes
-    ]
 
 
 def _stage_command(stage: str, about: StageCommand) -> None:
@@ -203,14 +172,11 @@ def _stage_command(stage: str, about: StageCommand) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
-        size = click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array.")
-        index = click.option(
-            "--array-index",
-            type=click.IntRange(min=0),
-            metavar="I",
-            help="Make task I of N, from 0; then 'lsmix finalize'.",
-        )
-        index(size(command))
+        text = "Make task I of N, from 0; then 'lsmix finalize'."
+        _options(
+            click.option("--array-index", type=click.IntRange(min=0), metavar="I", help=text),
+            click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array."),
+        )(command)
 
 
 for _stage, _about in STAGE_COMMANDS.items():
@@ -219,23 +185,23 @@ for _stage, _about in STAGE_COMMANDS.items():
 
 @cli.command(epilog="Example: lsmix finalize my.toml")
 @_recipe_options
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+@_device
+@_quiet
 def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Complete what the tasks of a job array have made; computes no shard."""
     from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
         result = finalize_recipe(recipe, progress=bars, **options)
-    _print("run", run_facts(result), run_lines(result), as_json)
+    _print_run(result, as_json)
 
 
 @cli.command(epilog="Example: lsmix status my.toml --check")
 @_recipe_options
 @click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
-def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
+def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
     """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
-    nodes = _statuses(recipe, workspace, "", overrides, scale)
+    nodes = _statuses(recipe, **options)
     _print("status", nodes, status_lines(nodes), as_json)
     stale = [node for node in nodes if node.state != "cached"]
     if check and stale:
@@ -243,7 +209,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 
 
 @cli.command(epilog="Example: lsmix demo")
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+@_workspace
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
@@ -258,7 +224,7 @@ def demo(workspace: str, **options: Any) -> None:
 @click.option("--html", type=_place, help="Write the page of a pool to this HTML file.")
 @click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
 @click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def show(artifact: str, as_json: bool, **options: Any) -> None:
     """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
@@ -276,36 +242,26 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
 @_download_option
 @click.option("--out", type=_place, help="Write the PNG here, not to NAME.png.")
 @click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
-def figure(
-    name: str,
-    recipe: Path,
-    out: str | None,
-    rows: int,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **options: Any,
-) -> None:
+def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
     if dry_run:
-        _run("encode", recipe, dry_run, as_json, quiet, verbose, **options)
+        _run("encode", recipe, dry_run, as_json, **options)
         return
     from lsmix.pipeline.api import figure as draw
 
     target = out or f"{name}.png"
-    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+    with TerminalProgress(quiet=options.pop("quiet"), verbose=options.pop("verbose")) as bars:
         drawn = draw(name, recipe, target, pairs=rows, progress=bars, **options)
-    if as_json:
-        facts = {"name": name, "path": target, "caption": drawn.caption}
-        _print_json("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed})
-        return
-    click.echo(f"figure      {target}")
-    click.echo(f"shows       {drawn.caption}")
-    click.echo(f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode")
+    facts = {"name": name, "path": target, "caption": drawn.caption}
+    lines = [
+        f"figure      {target}",
+        f"shows       {drawn.caption}",
+        f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode",
+    ]
+    _print("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed}, lines, as_json)
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
@@ -315,8 +271,8 @@ def figure(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
 @click.option("--data", type=_place, help="Base set: published files, digits, or dataset.h5.")
 @click.option("--flow", type=_place, help="Folder or URL of the flow.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_device
+@_json
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
     """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
@@ -331,11 +287,11 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--data", type=_place, required=True, help="Published files, digits, or dataset.h5.")
 @click.option("--flow", type=_place, help="Folder or URL of the flow; not for pools mixed in pixels.")
 @click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+@_workspace
 @click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original, 12 digits or more.")
 @click.option("--compare", type=_place, help="The original pool, to compare pixel by pixel.")
 @_work_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
     from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
@@ -351,11 +307,11 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+@_json
+@_quiet
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
-    from lsmix.pipeline.export import export_pool
+    from lsmix.pipeline.api import export_pool
 
     with TerminalProgress(quiet=quiet) as bars:
         facts = export_pool(pool, dest, progress=bars, **options)
@@ -366,7 +322,8 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @click.argument("artifact", type=_place)
 @click.argument("url")
 @click.option("--card", type=_place, help="Of a pool: send the card in this folder; without it, a new one.")
-@_transfer_options
+@_json
+@_quiet
 def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
     """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
@@ -379,7 +336,8 @@ def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) 
 @cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
 @click.argument("url")
 @click.argument("dest", required=False, type=_place)
-@_transfer_options
+@_json
+@_quiet
 def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
     """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
@@ -394,7 +352,7 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @click.argument("dest", required=False, type=_place)
 @click.option("--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words.")
 @click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
     """Describe POOL in the new folder DEST: README.md, croissant.json, samples.csv, a picture, LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
@@ -405,10 +363,10 @@ def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
+@_workspace
+@_overrides
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
     from lsmix.pipeline.api import plan
@@ -424,28 +382,28 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
 
 
-def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
+def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.engine.status import recipe_status
 
-    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
-    return recipe_status(nodes, place)
+    _, nodes, place = plan(recipe, **options)
+    return recipe_status(nodes, place, force=force)
 
 
-def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
-    """Print what a command has to say: facts for programs, or lines for people."""
-    if as_json:
-        _print_json(kind, facts)
-    else:
+def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
+    """Print the results of a command: one document for programs, or lines for people."""
+    if not as_json:
         click.echo("\n".join(map(escape_terminal, lines)))
-
-
-def _print_json(kind: str, content: Any) -> None:
+        return
     import msgspec
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
     text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
     click.echo(escape_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
+
+
+def _print_run(result: "RunResult", as_json: bool) -> None:
+    _print("run", result.to_dict(), run_lines(result.built, result.error_rates, result.report_place), as_json)
 
 
 def main() -> None:
@@ -472,7 +430,10 @@ def _exit_code() -> int:
     except LsmixError as error:
         return _tell(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {_command_line()}"), err=True)
+        import shlex
+
+        again = shlex.join(["lsmix", *sys.argv[1:]])
+        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {again}"), err=True)
         return _INTERRUPTED
     except MemoryError as error:
         return _tell(f"this needs more memory than there is{': ' if str(error) else ''}{error}.")
@@ -491,9 +452,3 @@ def _exit_code() -> int:
 def _tell(what: str, code: int = LsmixError.exit_code) -> int:
     click.echo(f"error: {escape_terminal(what)}", err=True)
     return code
-
-
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["lsmix", *sys.argv[1:]])

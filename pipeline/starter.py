@@ -18,14 +18,14 @@ from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import LabelsTableError, SourceSummary
 from lsmix.glow.config import FlowTraining
 from lsmix.pipeline.config.schema import FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
-from lsmix.pipeline.engine.estimates import estimate_seconds
+from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import DatasetSize, Stage
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["starter_recipe"]
 
@@ -88,7 +88,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
         width=width,
         channels=summary.channels,
     )
-    return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Workspace(workspace))))
+    return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Resolver(Workspace(workspace)))))
 
 
 def _split_sizes(summary: SourceSummary) -> dict[str, int]:
@@ -110,9 +110,9 @@ def _split_sizes(summary: SourceSummary) -> dict[str, int]:
     raise AssertionError("the loop returns or raises")
 
 
-def _choose(size: DatasetSize, workspace: Workspace) -> _Plan:
+def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
     def seconds(stage: Stage, config: Any) -> float:
-        return estimate_seconds(stage.name, stage.estimate(config, size), workspace) or 0.0
+        return resolver.seconds(stage.name, stage.estimate(config, size))
 
     levels = max(2, min(4, (min(size.height, size.width) // 4).bit_length() - 1))  # 32×32 → 4×4
     least, most = _ITERATIONS

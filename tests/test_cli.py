@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lsmix
 from lsmix.cli import cli
+from lsmix.data.errors import RecipeError
 
 STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
 
@@ -364,6 +366,13 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
     assert code("--version") == code("--help") == 0
     assert code("run", str(tmp_path / "no.toml")) == 1
     assert code("run") == 2
+
+
+@pytest.mark.parametrize("options", [{"stage": "train_glow"}, {"force": "train_glow"}])
+def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp_path, options):
+    with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
+        lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, command):

@@ -42,6 +42,7 @@ _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB 
 _MAX_DEPTH = 32  # ours have six levels at most
 _MAX_SCALES = 64  # each is checked as a recipe of its own
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
+_NAMED = ("pools", "runs", "scale")  # sections of sections whose names the recipe chooses
 _FLOW_FIELDS = FlowRecipe.__struct_fields__
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
@@ -254,6 +255,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         value = text  # a bare word: strings may go without quotes on the command line
     changed: dict[str, Any] = {}
     part, beside = table, changed
+    named = table.get(keys[0], {})
+    if keys[0] in _NAMED and len(keys) > 2 and isinstance(named, dict):  # or a typo would add a pool or a run
+        _check_known(f"'--set {override}'", keys[0].removesuffix("s"), keys[1], named)
     for key in keys[:-1]:
         part, beside = part.setdefault(key, {}), beside.setdefault(key, {})
         if not isinstance(part, dict):

@@ -27,7 +27,7 @@ from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact
 from lsmix.data.store import open_artifact
 from lsmix.data.web import checked_url
-from lsmix.pipeline.workspace.remote import open_workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
@@ -116,7 +116,7 @@ def test_a_url_of_another_kind_or_form_is_refused_everywhere_in_one_sentence(url
         checked_url,
         open_remote,
         lsmix.open_pool,
-        open_workspace,
+        Workspace,
         lambda url: lsmix.pull(url, tmp_path / "x"),
     ):
         with pytest.raises(RecipeError, match=said):
@@ -427,7 +427,7 @@ def test_an_input_from_a_workspace_at_a_url_whose_bytes_were_swapped_is_fetched_
     with s3_server():
         make_bucket("bucket")
         lsmix.push(there, f"s3://bucket/runs/ingest/{there.name}")
-        workspace = open_workspace("s3://bucket/runs")
+        workspace = Workspace("s3://bucket/runs")
         key = there.name.rpartition("-")[2]
         swap(workspace.find("ingest", key).file("dataset.h5"))
         found = workspace.find("ingest", key)
@@ -444,7 +444,7 @@ def test_a_cache_that_others_may_write_to_is_refused(within, tmp_path, monkeypat
         uses = {
             "copies": lambda: lsmix.verify(f"{web.url}/pool"),
             "files": lambda: lsmix.open_pool(f"{web.url}/pool"),
-            "workspaces": lambda: open_workspace("memory://x"),
+            "workspaces": lambda: Workspace("memory://x"),
         }
         for use in uses.values():
             use()

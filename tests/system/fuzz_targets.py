@@ -289,9 +289,8 @@ def _pool_parts() -> list[bytes]:
 
 
 def _read_pool(content: bytes, folder: Path) -> None:
-    from lsmix.pipeline.api import verify
+    from lsmix.pipeline.api import export_pool, verify
     from lsmix.pipeline.cli_text import verify_lines
-    from lsmix.pipeline.export import export_pool
     from lsmix.pipeline.views.dataset_card.card import write_card
     from lsmix.pipeline.views.show import artifact_facts, write_image
 
@@ -422,9 +421,8 @@ def _read_checkpoint(content: bytes, folder: Path) -> None:
     from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import load_checkpoint
 
-    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content), LogLine)
-    assert found is not None
-    assert all(isinstance(line, LogLine) for line in found[1])
+    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content), LogLine, lambda tensors: None)
+    assert all(isinstance(line, LogLine) for line in found)
 
 
 # Recipes and notes.
@@ -458,7 +456,7 @@ def _recipes() -> list[bytes]:
 def _read_recipe(content: bytes, folder: Path) -> None:
     from lsmix.pipeline.config.recipe import read_recipe
     from lsmix.pipeline.stages.graph import build_graph
-    from lsmix.pipeline.workspace.local import Workspace
+    from lsmix.pipeline.workspace.workspace import Workspace
 
     recipe = read_recipe(_put(folder, "my.toml", content))
     msgspec.json.encode(recipe)
@@ -468,8 +466,7 @@ def _read_recipe(content: bytes, folder: Path) -> None:
 def _notes() -> list[bytes]:
     record = {
         "shard": 0,
-        "digests": {"a": "f" * 64},
-        "sizes": {"a": 0},
+        "files": [{"path": "a", "bytes": 0, "sha256": "f" * 64, "payload": True}],
         "seconds": 1.0,
         "counts": {"images": 3, "rows": [1]},
     }

@@ -475,7 +475,7 @@ def test_status_lives_with_any_note_of_an_owner(note, tiny_recipe, tiny_workspac
 
 @pytest.mark.parametrize(
     "content",
-    [b"[" * 100_000, b"\xff", b'{"/a": ["../x", 1, 2, 3]}', b'{"shard": 5, "digests": {}, "sizes": {}, "seconds": 1, "counts": {}}', b'{"shard": 0, "digests": {}, "sizes": {"' + b"a" * 5000 + b'": 1}, "seconds": 1, "counts": {}}', b'{"shard": 0, "digests": {}, "sizes": {"../../../outside/canary": 25}, "seconds": 1e400, "counts": {}}'],
+    [b"[" * 100_000, b"\xff", b'{"/a": ["../x", 1, 2, 3]}', b'{"shard": 5, "files": [], "seconds": 1, "counts": {}}', b'{"shard": 0, "files": [{"path": "' + b"a" * 5000 + b'", "bytes": 1, "sha256": "", "payload": true}], "seconds": 1, "counts": {}}', b'{"shard": 0, "files": [{"path": "../../../outside/canary", "bytes": 25, "sha256": "", "payload": true}], "seconds": 1e400, "counts": {}}'],
     ids=["deep", "no UTF-8", "other JSON", "another shard", "a long name", "1e400"],
 )  # fmt: skip
 def test_status_lives_with_any_ledger_and_any_memory_of_sources(content, tiny_recipe, tiny_workspace, guarded):

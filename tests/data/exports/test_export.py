@@ -38,8 +38,7 @@ from lsmix.data.errors import (
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.exports.writing import write_export
 from lsmix.data.pool import open_pool
-from lsmix.pipeline.api import pull, push, verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, pull, push, verify
 
 ROWS = 46
 NAMES = ("cat", "dög", "../frog")

@@ -12,7 +12,7 @@ from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.stages.graph import build_graph
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 INGEST, GLOW, ENCODE = "ingest tiny", "train-glow tiny", "encode tiny"
 POOL, ZERO = "mix lsmix", "mix zero"

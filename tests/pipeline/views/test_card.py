@@ -32,8 +32,7 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import STATUSES, create_pool, open_pool, write_pool_shard
 from lsmix.data.rng import generator
-from lsmix.pipeline.api import verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, verify
 from lsmix.pipeline.views.dataset_card import card, samples
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.dataset_card.statistics import card_statistics

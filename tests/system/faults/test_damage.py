@@ -17,10 +17,9 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.api import pull, verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, pull, verify
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.faults
 
