@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
-from lsmix.data.mixing import import_object
 from lsmix.pipeline.cli_text import (
     fact_lines,
     garbage_lines,
@@ -120,11 +119,14 @@ _download_option = click.option(
 @click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
 def init(name: str | None, source: str) -> None:
     """Print a commented recipe to start from; without NAME, list them."""
-    from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
-
-    text = recipe_text(name) if name else "\n".join([*builtin_recipes(), ""])
     if source:
-        text = import_object("lsmix.pipeline.starter:starter_recipe", "--from")(source)
+        from lsmix.pipeline.starter import starter_recipe
+
+        text = starter_recipe(source)
+    else:
+        from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
+
+        text = recipe_text(name) if name else "\n".join([*builtin_recipes(), ""])
     click.echo(text, nl=False)
 
 

@@ -208,8 +208,9 @@ def test_pools_of_many_classes_and_of_three_sources_have_their_page(
     from lsmix.pipeline.api import run
 
     workspace = Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
-    three = ["pools.three.sources=3", 'pools.three.corner="random"']
-    made = run(tiny_recipe, workspace=workspace, stage="mix", overrides=three, device="cpu")
+    three = tmp_path / "three.toml"
+    three.write_text(f'{tiny_recipe.read_text()}\n[pools.three]\nsources = 3\ncorner = "random"\n', encoding="utf-8")
+    made = run(three, workspace=workspace, stage="mix", device="cpu")
     page, _ = render_pool_page(made["mix/three"].folder, samples=12)
     assert {sample["pictures"] for sample in shown(page)} == {"4"}
     assert re.search(r"<span>from (top-right|bottom-left|bottom-right)</span>", page)

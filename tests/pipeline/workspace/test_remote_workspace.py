@@ -251,7 +251,7 @@ def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
     copy_to(url, finished_workspace, "ingest", "train-glow")
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("LSMIX_CACHE", str(tmp_path / "cache-of-workers"))
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
     with cluster:
         words = ("encode", tiny_recipe, "--workspace", url, "--device", "cpu")
         result = command(*words, "--scheduler", cluster.scheduler_address)
