@@ -125,5 +125,7 @@ def test_the_base_packages_make_a_pool_verify_it_and_train_on_it(ask, tmp_path):
     (pool,) = (tmp_path / "runs" / "mix").glob("lsmix-*")
     assert "all as recorded" in ask("lsmix", "verify", str(pool))
     assert "pip install 'lsmix[report]'" in ask("lsmix", "report", "tiny.toml", code=1)
+    ask("lsmix", "run", "tiny.toml", "--workspace", "other", code=1)
+    assert [path.name for path in (tmp_path / "other").iterdir() if path.name[0] != "."] == ["ingest"]
     (script,) = (ROOT / "examples").glob("plain_pytorch.py")
     ask("python", str(script), str(pool))
