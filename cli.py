@@ -7,7 +7,7 @@ Results go to stdout, progress to stderr; LsmixError becomes an exit code here a
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,8 @@ _INTERRUPTED = 130
 _OUTPUT_GONE = 141  # as shells say of programs that SIGPIPE ends
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
-5 corrupt, 6 partly done, 130 interrupted (run again to go on), 141 output closed.
+5 corrupt, 6 partly done, 130 interrupted (run again to go on),
+141 output closed.
 """
 
 # Not a docstring, since click wants real backspaces in front of what it must not wrap.
@@ -51,8 +52,26 @@ or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
 """
 
 
-@click.group(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lsmix")
+_GROUPS: Mapping[str, Sequence[str]] = {
+    "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
+    "Look": ("status", "show"),
+    "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
+    "Keep tidy": ("gc",),
+}
+_TEXT_WIDTH = 65  # of a command's text in the overview, so that its line has 80 characters
+
+
+class _Overview(click.Group):
+    """A group whose help lists the commands under headings, each with the whole first sentence of its text."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(_TEXT_WIDTH)) for name in names])
+
+
+@click.group(cls=_Overview, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "-V", "--version", package_name="lsmix")
 def cli() -> None:
     """Hold the commands."""
 
@@ -118,15 +137,15 @@ _download_option = click.option(
 @click.argument("name", required=False)
 @click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
 def init(name: str | None, source: str) -> None:
-    """Print a commented recipe to start from; without NAME, list them."""
+    """Print a commented recipe to start from. Without NAME, list them."""
     if source:
         from lsmix.pipeline.starter import starter_recipe
 
         text = starter_recipe(source)
     else:
-        from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
+        from lsmix.pipeline.config.recipes import recipe_list, recipe_text
 
-        text = recipe_text(name) if name else "\n".join([*builtin_recipes(), ""])
+        text = recipe_text(name) if name else recipe_list()
     click.echo(text, nl=False)
 
 
@@ -190,7 +209,7 @@ for _stage, _about in STAGE_COMMANDS.items():
 @_device
 @_quiet
 def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Complete what the tasks of a job array have made; computes no shard."""
+    """Complete what the tasks of a job array have made. Computes no shard."""
     from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -214,7 +233,7 @@ def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
 @_workspace
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
+    """Run the whole pipeline on handwritten digits, in a few minutes. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
@@ -228,7 +247,7 @@ def demo(workspace: str, **options: Any) -> None:
 @click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
 @_json
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
+    """Show the facts of ARTIFACT and draw its images. Of a pool: x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     facts = artifact_facts(artifact)
@@ -245,7 +264,7 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--out", type=_place, help="Write the PNG here, not to NAME.png.")
 @click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
 def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7, appendix-e. Makes missing flows and latents first."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
@@ -276,7 +295,7 @@ def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, a
 @_device
 @_json
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
-    """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
+    """Check every byte of ARTIFACT, and every row of a pool. Exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
 
     with TerminalProgress(quiet=not options["deep"] and "://" not in artifact) as bars:
@@ -295,7 +314,7 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @_work_options
 @_json
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
+    """Make a pool again from PLAN, its base set and its flow. PLAN is its plan.json. Exit code 5 if the result differs."""
     from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
@@ -312,7 +331,7 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @_json
 @_quiet
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
+    """Write POOL to the new folder DEST in another format. Images are stored without loss."""
     from lsmix.pipeline.api import export_pool
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -327,7 +346,7 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @_json
 @_quiet
 def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
-    """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
+    """Send ARTIFACT to URL, a folder or an object store. Run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -341,7 +360,7 @@ def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) 
 @_json
 @_quiet
 def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
-    """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
+    """Fetch the artifact at URL to DEST and check every file. Run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -356,7 +375,7 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
 @_json
 def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
-    """Describe POOL in the new folder DEST: README.md, croissant.json, samples.csv, a picture, LICENSES/."""
+    """Write a card of POOL to the new folder DEST. It has README.md, croissant.json, samples.csv, a picture and LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
     facts = write_card(pool, dest, licence=licence, creator=creator)
@@ -370,7 +389,7 @@ def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
 @_json
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
-    """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
+    """List what none of RECIPES needs at any scale. With --delete, remove it: artifacts and unfinished work."""
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.engine.garbage import collect_garbage
 

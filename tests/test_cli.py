@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from PIL import Image
 import lsmix
 from lsmix.cli import cli
 from lsmix.data.errors import RecipeError
+from lsmix.pipeline.config.recipes import builtin_recipes
 
 STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
 
@@ -334,10 +336,18 @@ def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, com
 
 
 def test_init_prints_a_recipe_and_lists_them(command):
-    names = command("init").out.split()
-    assert "demo" in names
+    lines = command("init").out.splitlines()
+    assert lines == [line[:80] for line in lines]
+    assert [line.split()[0] for line in lines] == builtin_recipes()
     assert command("init", "demo").out.startswith("#")
     assert is_one_sentence(command("init", "dmeo"))
+
+
+def test_the_overview_has_each_command_once_with_a_whole_text(command):
+    lines = command("--help").out.splitlines()
+    named = [line.split()[0] for line in lines if re.match(r"  [a-z-]+  +[A-Z]", line)]
+    assert sorted(named) == sorted(cli.commands)
+    assert not [line for line in lines if len(line) > 80 or re.match(r"  [a-z].*\.\.\.$", line)]
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
