@@ -16,6 +16,7 @@ import click
 
 from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
 from lsmix.pipeline.cli_text import (
+    artifact_lines,
     fact_lines,
     garbage_lines,
     part_lines,
@@ -48,26 +49,26 @@ _HELP = """Make, check and use mixed-image data sets (LS-Mix).
 
 \b
 Begin with:  lsmix demo
-or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
+or:          lsmix init --from photos > lsmix.toml && lsmix run
+Without RECIPE a command reads lsmix.toml in this folder.
 """
 
 
 _GROUPS: Mapping[str, Sequence[str]] = {
     "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
-    "Look": ("status", "show"),
+    "Look": ("status", "ls", "show"),
     "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
     "Keep tidy": ("gc",),
 }
-_TEXT_WIDTH = 65  # of a command's text in the overview, so that its line has 80 characters
 
 
 class _Overview(click.Group):
-    """A group whose help lists the commands under headings, each with the whole first sentence of its text."""
+    """A group whose help lists the commands under headings, each in a line of 80 characters."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in _GROUPS.items():
             with formatter.section(title):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(_TEXT_WIDTH)) for name in names])
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(65)) for name in names])
 
 
 @click.group(cls=_Overview, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
@@ -108,11 +109,25 @@ def _options(*options: _Decorator) -> _Decorator:
 
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 _quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-_device = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-_workspace = click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+_device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="LSMIX_DEVICE",
+    show_envvar=True,
+    help="auto, cpu, cuda or cuda:N.",
+)
+_workspace = click.option(
+    "--workspace",
+    default="runs",
+    show_default=True,
+    envvar="LSMIX_WORKSPACE",
+    show_envvar=True,
+    help="Folder or URL of the artifacts.",
+)
 _overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
 _recipe_options = _options(
-    click.argument("recipe", type=click.Path(path_type=Path)),
+    click.argument("recipe", type=click.Path(path_type=Path), default="lsmix.toml"),
     _workspace,
     click.option("--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."),
     _overrides,
@@ -237,6 +252,16 @@ def demo(workspace: str, **options: Any) -> None:
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
+
+
+@cli.command(epilog="Example: lsmix ls")
+@_options(_workspace, _json)
+def ls(workspace: str, as_json: bool) -> None:
+    """List the artifacts of the workspace, with size, age and inputs. Inputs are named by the first digits of their cache keys."""
+    from lsmix.pipeline.api import list_artifacts
+
+    found = list_artifacts(workspace)
+    _print("ls", found, artifact_lines(found), as_json)
 
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")

@@ -1,6 +1,7 @@
 """What the command line and the root package both call: run a recipe; export, push and pull an artifact."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from lsmix.data.artifact import Artifact, FileRecord, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, FileRecord, read_manifest
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
@@ -42,6 +43,7 @@ __all__ = [
     "export_pool",
     "figure",
     "finalize",
+    "list_artifacts",
     "plan",
     "pull",
     "push",
@@ -356,6 +358,36 @@ def export_pool(
         "pool_content_digest": opened.manifest.content_digest,
         "pixel_digest": manifest.counts["pixel_digest"],
     }
+
+
+def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
+    """Return what a workspace holds, ready for JSON, in the order of the stages: what ``lsmix ls`` prints.
+
+    Args:
+        workspace: its folder or URL.
+
+    Returns:
+        For each folder ``stage``, ``name``, ``cache_key``, ``folder``, ``bytes``, ``complete`` (false for unfinished work), ``age_seconds``
+        (None at a URL and for unfinished work) and ``inputs``, the cache keys by role.
+    """
+    place, found = Workspace(workspace), []
+    for stage in STAGES:
+        manifests = dict(place.manifests(stage))
+        for entry in place.entries(stage):
+            manifest, written = manifests.get(entry.folder), entry.folder / MANIFEST_NAME
+            found.append(
+                {
+                    "stage": stage,
+                    "name": entry.name,
+                    "cache_key": entry.cache_key,
+                    "folder": entry.location,
+                    "bytes": entry.bytes,
+                    "complete": manifest is not None,
+                    "age_seconds": time.time() - written.stat().st_mtime if written.is_file() else None,
+                    "inputs": {each.role: each.cache_key for each in manifest.inputs} if manifest else {},
+                }
+            )
+    return found
 
 
 def push(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lsmix.pipeline.views.show import Drawn
 
 __all__ = [
+    "artifact_lines",
     "fact_lines",
     "garbage_lines",
     "part_lines",
@@ -65,6 +66,31 @@ def _status_line(node: "NodeStatus") -> str:
     size = "" if node.bytes is None else about + format_bytes(node.bytes)
     seconds = "" if node.seconds is None else about + format_duration(node.seconds)
     return f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}"
+
+
+def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of the artifacts of a workspace, as ``list_artifacts`` gives them."""
+    lines = [f"{'stage':<11} {'name':<20} {'cache key':<12} {'size':>8} {'age':>4}  made from"]
+    for item in found:
+        age = "" if item["age_seconds"] is None else _age(item["age_seconds"])
+        origin = (
+            " ".join(key[:6] for key in item["inputs"].values() if key)
+            if item["complete"]
+            else "unreadable"
+            if age
+            else "unfinished"
+        )
+        lines.append(
+            f"{item['stage']:<11} {item['name']:<20} {item['cache_key']:<12} {format_bytes(item['bytes']):>8} {age:>4}  {origin}"
+        )
+    return lines
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
