@@ -112,7 +112,7 @@ def test_the_public_names_come_from_the_wheel(ask, environment):
 
 
 def test_a_recipe_is_planned_from_the_wheel(ask):
-    (name,) = (name for name in ask("lsmix", "init").split() if name == "demo")
+    (name,) = (line.split()[0] for line in ask("lsmix", "init").splitlines() if line.startswith("demo "))
     recipe = ask(
         "python", "-c", f"from lsmix.pipeline.config.recipes import recipe_path; print(recipe_path({name!r}))"
     ).strip()
