@@ -73,13 +73,10 @@ def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [f"{'stage':<11} {'name':<20} {'cache key':<12} {'size':>8} {'age':>4}  made from"]
     for item in found:
         age = "" if item["age_seconds"] is None else _age(item["age_seconds"])
-        origin = (
-            " ".join(key[:6] for key in item["inputs"].values() if key)
-            if item["complete"]
-            else "unreadable"
-            if age
-            else "unfinished"
-        )
+        keys = [key[:6] for key in item["inputs"].values() if key]
+        origin = " ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+        if not item["complete"]:
+            origin = "unreadable" if age else "unfinished"
         lines.append(
             f"{item['stage']:<11} {item['name']:<20} {item['cache_key']:<12} {format_bytes(item['bytes']):>8} {age:>4}  {origin}"
         )
