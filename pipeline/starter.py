@@ -21,6 +21,7 @@ from lsmix.pipeline.config.schema import FlowRecipe, PoolRecipe, RecipeReport, T
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import DatasetSize, Stage
 from lsmix.pipeline.stages.encode import ENCODE
+from lsmix.pipeline.stages.ingest import SPLIT_WORDS
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
@@ -43,7 +44,6 @@ _SHARES = (0.1, 0.03, 0.01)  # of the images for the test split, and half of it 
 _MOST_SIDE = 64  # of images that keep their size
 _SIDE = 32
 _CLASSES_SHOWN = 30
-_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
 
 
 class _Plan(NamedTuple):
@@ -205,7 +205,7 @@ def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Itera
 
 def _found(summary: SourceSummary) -> Iterator[str]:
     """Say what the data set holds, and what of it is not used."""
-    splits = ", ".join(f"{len(labels):,} {_WORDS[name]}" for name, labels in summary.labels.items())
+    splits = ", ".join(f"{len(labels):,} {SPLIT_WORDS[name]}" for name, labels in summary.labels.items())
     yield f"Format {summary.format}: {splits} images in {len(summary.class_names):,} classes."
     counts = {name: int((summary.labels["train"] == label).sum()) for label, name in enumerate(summary.class_names)}
     shown = [f"{name} {count:,}" for name, count in list(counts.items())[:_CLASSES_SHOWN]]

@@ -128,12 +128,12 @@ def _differences(
         found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
     before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
     found += _field_differences(before, dict(fields), "")
-    roots = {record.role: record.content_digest for record in manifest.inputs}
+    digests = {record.role: record.content_digest for record in manifest.inputs}
     for record in records:
-        old = roots.get(record.role)
+        old = digests.get(record.role)
         if old != record.content_digest:
             found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
-    found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
+    found += [f"input {role} is gone" for role in digests.keys() - {record.role for record in records}]
     return found
 
 

@@ -26,10 +26,10 @@ from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, S
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
 
-__all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
+__all__ = ["INGEST", "SPLIT_WORDS", "dataset_counts", "fetch_source", "provenance_of"]
 
 
-_SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
+SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
 
@@ -81,7 +81,7 @@ def run(task: StageTask) -> StageResult:
     images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
     counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
     if report := published.report:
-        words = ", ".join(f"{split[name]:,} {word}" for name, word in _SPLIT_WORDS.items())
+        words = ", ".join(f"{split[name]:,} {word}" for name, word in SPLIT_WORDS.items())
         task.progress.info(f"{task.label}: {words} images in {counts['classes']:,} classes")
         for line in report.lines(chosen=sum(split.values())):
             task.progress.info(f"  {line}")

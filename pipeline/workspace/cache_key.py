@@ -38,8 +38,8 @@ def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, 
 
 def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
     """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
-    roots = sorted([record.role, record.content_digest] for record in inputs)
-    return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
+    digests = sorted([record.role, record.content_digest] for record in inputs)
+    return hashlib.sha256(canonical_json([stage, version, fields, digests])).hexdigest()[:KEY_DIGITS]
 
 
 def is_key(text: str) -> bool:

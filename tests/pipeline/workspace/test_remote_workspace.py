@@ -12,6 +12,7 @@ import pytest
 from places import make_bucket, s3_server
 
 import lsmix
+from lsmix.data.artifact import WORK_FOLDER
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.pipeline.engine.shards import read_ledger
 from lsmix.pipeline.stages.registry import STAGES
@@ -147,7 +148,7 @@ def test_parts_on_machines_that_share_nothing_but_the_url_are_finished_by_anothe
     result = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
     assert result.code == 0, result.err
     assert roots(url, "mix") == roots(finished_workspace, "mix")
-    assert not [path for path in Workspace(url).remote.sizes("mix") if "/work/" in path]
+    assert not [path for path in Workspace(url).remote.sizes("mix") if f"/{WORK_FOLDER}/" in path]
 
 
 def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
