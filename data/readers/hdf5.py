@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
 from lsmix.data.errors import LsmixError, SourceError
 from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, most_unpacked
 
 __all__ = ["HDF5"]
 
@@ -28,8 +28,7 @@ _LOOKS_FOR = (
     "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
     "or train/images + train/labels (+ test/…)"
 )
-_RATIO = 100  # an array of more than this many times the file's size …
-_RATIO_BYTES = 256 << 20  # … and of more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_SPARE_BYTES = 256 << 20  # that any array may take: labels alone can shrink a thousandfold, images don't
 _MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
 _PIECE_BYTES = 1 << 16
 _SLACK_BYTES = 64  # by which deflate may lengthen a chunk, beside a fiftieth of it
@@ -134,9 +133,9 @@ def _check_storage(path: Path, item: Any) -> None:
         raise SourceError(f"{where} is stored in other files, which are never opened. Copy the data into it.")
     file_bytes = path.stat().st_size
     size = math.prod(map(int, item.shape)) * item.id.get_type().get_size()
-    if size > max(_RATIO_BYTES, _RATIO * file_bytes):
+    if size > most_unpacked(file_bytes, _SPARE_BYTES):
         raise SourceError(
-            f"{where} would take {size} bytes, more than {_RATIO} times those of its file ({file_bytes}). "
+            f"{where} would take {size} bytes, more than {UNPACK_RATIO} times those of its file ({file_bytes}). "
             "Do not use it, or write it again without filters."
         )
     if plist.get_layout() == h5py.h5d.CHUNKED:

@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import PublishedData, SourceFormat
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, most_unpacked
 from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
@@ -32,8 +32,7 @@ _MAX_LENGTH = 1 << 48  # of a dimension
 _LAST_CHARACTER = 0x10FFFF  # of Unicode
 # What NumPy raises on a header that is none; it reads it with Python's own parser.
 _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
-_RATIO = 100  # an archive that unpacks to more than this many times its size …
-_RATIO_BYTES = 256 << 20  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_SPARE_BYTES = 256 << 20  # that any archive may unpack to: labels alone can shrink a thousandfold, images don't
 
 
 def _recognise(path: Path) -> bool:
@@ -52,9 +51,9 @@ def _read(path: Path) -> PublishedData:
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
     unpacked = sum(info.file_size for info in archive.infolist())
-    if unpacked > max(_RATIO_BYTES, _RATIO * path.stat().st_size):
+    if unpacked > most_unpacked(path.stat().st_size, _SPARE_BYTES):
         raise SourceError(
-            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {_RATIO} times as "
+            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {UNPACK_RATIO} times as "
             "many. If that is right, write it again uncompressed with numpy.savez."
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from lsmix.data.errors import SourceError
 
 __all__ = [
+    "UNPACK_RATIO",
     "ImageConfig",
     "ImageEntry",
     "ImageError",
@@ -34,6 +35,7 @@ __all__ = [
     "SplitCheck",
     "check_complete",
     "check_file",
+    "most_unpacked",
 ]
 
 _SPLIT_NAMES = ("train", "heldout", "test")
@@ -47,8 +49,14 @@ _Size = (
 SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], object]  # of labels by split, class names
 _EXAMPLES = 3  # names given for each reason why files were left out
 _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
+UNPACK_RATIO = 100  # more than this many times a file's bytes is a bomb
 _HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
 _HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
+
+
+def most_unpacked(packed: int, spare: int) -> int:
+    """Return to how many bytes ``packed`` bytes may unpack, more being a bomb: to 100 times as many, or to ``spare`` bytes."""
+    return max(spare, UNPACK_RATIO * packed)
 
 
 def check_file(path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import ImageError, check_file
+from lsmix.data.readers.source_images import ImageError, check_file, most_unpacked
 
 __all__ = [
     "ARCHIVE_ERRORS",
@@ -40,8 +40,7 @@ _MOST_FILES = 10_000_000  # ImageNet-21k has 14 million; in a tar as in a folder
 _MOST_MEMBERS = 1_000_000  # of an archive; TinyImageNet has 120,609
 _MOST_TAR_BYTES = 64 << 30  # unpacked, to a temporary file
 _MOST_ZIP_BYTES = 8 << 30  # of all members, unpacked
-_RATIO = 100  # an archive that unpacks to more than this many times its size …
-_RATIO_BYTES = 64 << 20  # … and to more than this is a bomb; photographs don't shrink, texts by ten times or so
+_SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shrink, texts by ten times or so
 _PIECE_BYTES = 1 << 20
 _PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
 _PEEK_MEMBERS = 64
@@ -221,7 +220,7 @@ class _ZipTree(_Archive):
             raise SourceError(f"{str(path)!r} is damaged or no zip archive ({error}). Fetch it again.") from error
         listed, packed = self._archive.infolist(), path.stat().st_size
         unpacked = sum(member.file_size for member in listed)
-        if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, max(_RATIO_BYTES, _RATIO * packed)):
+        if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
             raise SourceError(
                 f"{str(path)!r} would unpack from {packed} to {unpacked} bytes in {len(listed)} files, as no published "
                 "data set does. Do not use it, fetch the original."
@@ -359,7 +358,7 @@ def _is_gzip(file: IO[bytes]) -> bool:
 
 
 def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
-    most = min(_MOST_TAR_BYTES, max(_RATIO_BYTES, _RATIO * path.stat().st_size))
+    most = min(_MOST_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
     with gzip.GzipFile(fileobj=packed) as stream:
         while piece := stream.read(_PIECE_BYTES):

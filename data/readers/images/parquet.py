@@ -18,14 +18,13 @@ import msgspec
 
 from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport, most_unpacked
 from lsmix.data.readers.trees import part_order, walk
 
 __all__ = ["PARQUET"]
 
 _ENDINGS = (".parquet", ".arrow")
-_RATIO = 100  # a file whose columns unpack to more than this many times its size …
-_RATIO_BYTES = 256 << 20  # … and to more than this is a bomb
+_SPARE_BYTES = 256 << 20  # that the columns of any file may unpack to
 _MOST_GROUP_BYTES = 4 << 30  # of a row group, which is read as a whole
 _GROUPS = 2  # row groups in memory: the one in use, and the next
 
@@ -92,7 +91,7 @@ class _Table:
     def _check_groups(self, file_bytes: int) -> None:
         metadata = self._file.metadata
         sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-        most = max(_RATIO_BYTES, _RATIO * file_bytes)
+        most = most_unpacked(file_bytes, _SPARE_BYTES)
         if sum(size.total_byte_size for size in sizes) > most or any(
             size.total_byte_size > _MOST_GROUP_BYTES for size in sizes
         ):

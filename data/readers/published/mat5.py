@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import most_unpacked
 
 __all__ = ["read_arrays"]
 
@@ -28,8 +29,7 @@ _CLASSES = {6: "f8", 7: "f4", 8: "i1", 9: "u1", 10: "i2", 11: "u2", 12: "i4", 13
 _COMPLEX = 0x0800  # in a matrix's flags
 _PADDING_BYTES = 64  # more than can follow the numbers of a matrix
 _MAX_BYTES = 2 << 30  # of an array; extra_32x32.mat of SVHN, the largest published one, has 1.6 GB
-_RATIO = 100  # an array that unpacks to more than this many times its bytes in the file …
-_RATIO_BYTES = 64 << 20  # … and to more than this is a bomb
+_SPARE_BYTES = 64 << 20  # that any array may unpack to
 
 
 def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -69,7 +69,7 @@ def _matrices(path: Path) -> Iterator[bytes]:
 
 
 def _unpacked(path: Path, content: bytes) -> bytes:
-    most = min(_MAX_BYTES, max(_RATIO_BYTES, _RATIO * len(content)))
+    most = min(_MAX_BYTES, most_unpacked(len(content), _SPARE_BYTES))
     unpacker = zlib.decompressobj()
     matrix = unpacker.decompress(content, most)
     if unpacker.unconsumed_tail:

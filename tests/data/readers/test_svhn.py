@@ -163,7 +163,7 @@ def test_an_array_that_claims_more_than_it_holds_is_refused(tmp_path):
 def test_an_array_that_unpacks_to_far_more_is_refused_unread(tmp_path, monkeypatch):
     (tmp_path / "x.mat").write_bytes(hand_made(1 << 20, bytes(1 << 20)))
     assert read_arrays(tmp_path / "x.mat")["X"].sum() == 0
-    monkeypatch.setattr("lsmix.data.readers.published.mat5._RATIO_BYTES", 1 << 19)
+    monkeypatch.setattr("lsmix.data.readers.published.mat5._SPARE_BYTES", 1 << 19)
     with pytest.raises(SourceError, match=r"would unpack from 1... to more than 524288 bytes"):
         read_arrays(tmp_path / "x.mat")
 

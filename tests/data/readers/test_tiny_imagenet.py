@@ -215,7 +215,7 @@ def test_a_member_that_no_published_archive_has_is_refused(tmp_path, odd, messag
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
     path = zipped(tmp_path / "any.zip", {**files(), "test/zeros": bytes(8 << 20)})
     assert len(read(path).splits["train"]) == 6
-    monkeypatch.setattr("lsmix.data.readers.trees._RATIO_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.trees._SPARE_BYTES", 1 << 20)
     with pytest.raises(SourceError, match=r"would unpack from \d+ to 8\d+ bytes"):
         read(path)
     monkeypatch.setattr("lsmix.data.readers.trees._MOST_MEMBERS", 3)
