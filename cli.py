@@ -27,6 +27,7 @@ from lsmix.pipeline.cli_text import (
     transfer_lines,
     verify_lines,
 )
+from lsmix.pipeline.engine.torchrun import run_on_first_rank
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
@@ -467,7 +468,7 @@ def _exit_code() -> int:
     try:
         # Not cli.main, which exits with 1 and without a word where any pipe or socket broke.
         with cli.make_context("lsmix", sys.argv[1:]) as context:
-            cli.invoke(context)
+            return run_on_first_rank(lambda: cli.invoke(context))
     except click.exceptions.Exit as stop:
         return stop.exit_code
     except click.ClickException as error:
@@ -492,7 +493,6 @@ def _exit_code() -> int:
             name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
             return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
         return _tell(f"{system_error(error)} What is done is kept.")
-    return 0
 
 
 def _tell(what: str, code: int = LsmixError.exit_code) -> int:

@@ -26,6 +26,7 @@ from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_device
 from lsmix.data.loaders.epoch_loader import EpochLoader
+from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.rng import generator
 
 __all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "learning_rate"]
@@ -52,6 +53,9 @@ class ClassifierTrainer:
     restored state brings its own. ``mixes`` says how each batch is mixed in pixel space, after augmentation; none by
     default.
 
+    All of several ``ranks`` prepare the same batch, and each trains on its part of it: batch norm takes the statistics of
+    the part, dropout draws for it, and the running statistics are the ranks' means at the end of an epoch.
+
     Raises:
         RecipeError: the architecture cannot take images of this shape, or statistics are wanted and not given.
 
@@ -73,6 +77,7 @@ class ClassifierTrainer:
         *,
         statistics: ChannelStatistics | None = None,
         mixes: Mixes | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.config = config
         self.classes = classes
@@ -81,6 +86,7 @@ class ClassifierTrainer:
         self.device = torch.device(device)
         self.epoch = 0  # epochs done, which is also the next one's number
         self.update = 0  # updates done
+        self._ranks = ranks
         self._mixes: Mixes = mixes or (lambda _epoch, _index: ())
         with seeded(self.device, seed, "initialise"):
             model = build_classifier(config, classes, image_shape)
@@ -105,7 +111,8 @@ class ClassifierTrainer:
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         images = updates = 0
         self.model.train()
-        with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
+        rank = () if self._ranks.first else (self._ranks.rank,)
+        with seeded(self.device, self.seed, "dropout", self.epoch, *rank), arithmetic(self.config.precision):
             for updates, batch in enumerate(source, start=1):
                 self._set_rate(learning_rate(self.config, self.update, len(source)))
                 loss_sum += self._train_batch(batch, updates - 1) * len(batch[0])
@@ -116,6 +123,7 @@ class ClassifierTrainer:
         if images == 0:
             raise RecipeError(f"epoch {self.epoch} has no batch to train on. Use more images or a smaller batch_size.")
         self._check_finite(loss_sum)
+        self._ranks.average([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
         self.epoch += 1
         return EpochResult(loss=float(loss_sum) / images, updates=updates, images=images)
 
@@ -152,14 +160,20 @@ class ClassifierTrainer:
     def _train_batch(self, batch: Batch | SoftBatch, index: int) -> Tensor:
         """Do one update on the epoch's batch ``index``; return its mean loss."""
         images, target = self._prepare(batch, index)
+        part = self._ranks.part(len(images))
+        share = len(images[part]) * self._ranks.size / len(images)  # 1, but where a last batch is divided unequally
+        images, target = images[part], target[part]
         if len(images) == 1 and self.config.final_batch_norm:
             raise RecipeError(
                 f"batch {index} of epoch {self.epoch} has a single image, which final_batch_norm cannot take. "
                 "Choose a batch_size that does not leave 1 image over."
             )
         loss = functional.cross_entropy(logits_of(self.model, images, self.config.precision), target)
+        if share != 1:
+            loss = loss * share
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        self._ranks.average([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
@@ -190,6 +204,7 @@ class ClassifierTrainer:
             group["lr"] = learning_rate
 
     def _check_finite(self, loss_sum: Tensor) -> None:
+        self._ranks.average([loss_sum])  # so that all ranks see the same
         if not math.isfinite(float(loss_sum)):
             raise DivergedError(
                 f"the classifier's loss is no longer finite in epoch {self.epoch}, by update {self.update}. "

@@ -17,6 +17,7 @@ import torch
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import to_device
+from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining
 from lsmix.glow.cuda_graph import Replayed, can_record
@@ -74,6 +75,8 @@ def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
 class FlowTrainer:
     """Train ``flow``, in place and where it lives, on uint8 images (N, H, W, C).
 
+    Several ``ranks`` compute the same steps as one process, up to the order in which gradients are added.
+
     Example:
         >>> import numpy as np
         >>> from lsmix.glow.config import FlowConfig, FlowTraining
@@ -86,7 +89,7 @@ class FlowTrainer:
         (0, 1)
     """
 
-    def __init__(self, flow: Flow, config: FlowTraining, images: np.ndarray) -> None:
+    def __init__(self, flow: Flow, config: FlowTraining, images: np.ndarray, ranks: Ranks = ALONE) -> None:
         flow.check_images(images)
         if not len(images):
             raise RecipeError("cannot train a flow on no images at all: the train split is empty.")
@@ -94,6 +97,7 @@ class FlowTrainer:
         self.config = config
         self.iteration = 0  # number of steps done
         self._images = images
+        self._ranks = ranks
         self._epoch_order: tuple[int, np.ndarray] | None = None
         self._ahead: tuple[int, torch.Tensor] | None = None  # an iteration, and its batch
         # "fused" is one kernel for all parameters, on the CPU as on a GPU.
@@ -102,6 +106,8 @@ class FlowTrainer:
         )
         self._broken = torch.zeros(())  # 1 once a loss or gradient was not finite: no update is applied from then on
         self._update = Replayed(self._apply, self._state)
+        self._gradients = Replayed(self._gradient_vector, self._state)  # among ranks, instead of the update
+        self._descent = Replayed(self._apply_vector, self._state)
 
     @property
     def steps_together(self) -> int:
@@ -130,10 +136,10 @@ class FlowTrainer:
             for _ in range(count):
                 y_BCHW = self._prepared(self.iteration)
                 if self.iteration == 0 and not bool(flow.initialised):
-                    flow.initialise(y_BCHW)
+                    flow.initialise(y_BCHW if self._ranks.size == 1 else self._batch(0, slice(None)))
                 flow.set_rebuild(config.memory_light)
                 self._set_rate(learning_rate(config, self.iteration))
-                measured += self._update(y_BCHW)
+                measured += self._update(y_BCHW) if self._ranks.size == 1 else self._update_together(y_BCHW)
                 self.iteration += 1
                 if can_record(flow.device) and self.iteration < config.iterations:  # while the device computes
                     self._ahead = self.iteration, self._prepared(self.iteration)
@@ -161,7 +167,30 @@ class FlowTrainer:
 
         Nothing in here waits for the device, so that all of it can be recorded.
         """
+        return self._descend(self._loss(y_BCHW))
+
+    def _update_together(self, y_BCHW: torch.Tensor) -> list[torch.Tensor]:
+        """Do as ``_apply`` with the batches of all ranks; nothing is sent while work is recorded."""
+        gradients = self._gradients(y_BCHW)
+        self._ranks.average(gradients)
+        return self._descent(*gradients)
+
+    def _gradient_vector(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
+        """Return the gradients of all parameters from a batch, and its loss at the end, as one vector."""
         loss = self._loss(y_BCHW)
+        gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
+        return (torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)]),)
+
+    def _apply_vector(self, vector: torch.Tensor) -> tuple[torch.Tensor]:
+        """Do the update of a gradient vector; return its loss and gradient norm, as ``_apply`` does."""
+        parameters = self._parameters()
+        *gradients, loss = torch.split(vector, [*(parameter.numel() for parameter in parameters), 1])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            # With the parameter's own strides: fused kernels read both in one order.
+            parameter.grad = torch.zeros_like(parameter, requires_grad=False).copy_(gradient.view_as(parameter))
+        return self._descend(loss[0].double())
+
+    def _descend(self, loss: torch.Tensor) -> tuple[torch.Tensor]:
         norm = torch.nn.utils.clip_grad_norm_(self._parameters(), self.config.grad_clip or math.inf)
         measured = torch.stack((loss, norm.double()))
         broken = (~torch.isfinite(measured).all()).to(self._broken.dtype)
@@ -215,17 +244,17 @@ class FlowTrainer:
         """Return the batch of a step, which may have been prepared ahead."""
         if self._ahead is not None and self._ahead[0] == iteration and self._ahead[1].device == self.flow.device:
             return self._ahead[1]
-        return self._batch(iteration)
+        return self._batch(iteration, self._ranks.part(self.config.batch_size))
 
-    def _batch(self, iteration: int) -> torch.Tensor:
-        """Return the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""
+    def _batch(self, iteration: int, part: slice) -> torch.Tensor:
+        """Return part of the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""
         config, device = self.config, self.flow.device
         rng = generator(config.seed, "train-glow", "batch", iteration)
         images = self._images[np.sort(self._rows(iteration))]  # sorted: a mapped file is read in one direction
         images = augment(images, rng, translate=config.translate, flip=config.flip)
         images = np.ascontiguousarray(pad_images(images, self.flow.pads))
-        noise = to_device(torch.from_numpy(draw_noise(rng, images.shape)), device)
-        images_BHWC = to_device(torch.from_numpy(images), device)
+        noise = to_device(torch.from_numpy(draw_noise(rng, images.shape)[part]), device)
+        images_BHWC = to_device(torch.from_numpy(images[part]), device)
         y_BCHW = dequantise(images_BHWC, "uniform", bits=self.flow.config.bits, noise_BHWC=noise)
         return y_BCHW.to(self.flow.dtype)
 

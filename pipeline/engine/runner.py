@@ -17,12 +17,14 @@ import msgspec
 from lsmix.data.artifact import WORK_FOLDER, Artifact, Manifest, content_digest, record_files, write_manifest
 from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_atomic
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
+from lsmix.data.loaders.ranks import ALONE
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
+from lsmix.pipeline.engine.torchrun import joined_ranks, run_on_ranks
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
 from lsmix.pipeline.workspace.workspace import Workspace
 
@@ -196,6 +198,7 @@ def locked_task(
             executor=executor,
             progress=TaskProgress(progress, note),
             url=workspace.url_of(folder),
+            ranks=joined_ranks() if node.stage.on_ranks else ALONE,
         )
 
 
@@ -203,7 +206,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
     before = _seconds_before(task)
     begun = time.monotonic()
     try:
-        result = node.stage.run(task)
+        result = run_on_ranks(node.stage.run, task)
     except BaseException:
         _leave_unfinished(task, before + time.monotonic() - begun)
         raise
@@ -223,7 +226,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
         files=files,
         counts={**result.counts, "gflop": round(cost.flops / 1e9, 3) if cost else 0.0},
         seconds=round(before + time.monotonic() - begun, 3),
-        environment=describe_environment(task.device),
+        environment={**describe_environment(task.device), "world_size": task.ranks.size},
     )
     write_manifest(task.folder, manifest)
     return manifest

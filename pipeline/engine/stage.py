@@ -10,6 +10,7 @@ from typing import Any
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, InputRecord
 from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.progress import Progress
 from lsmix.data.table import Table
 from lsmix.glow.config import FlowShape
@@ -48,6 +49,7 @@ class StageTask:
     executor: Executor | None  # None: no shard may be made, so all must be complete
     progress: Progress
     url: str = ""  # of the artifact in a remote workspace
+    ranks: Ranks = ALONE  # that share the work
 
     @property
     def label(self) -> str:
@@ -114,9 +116,9 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage returns."""
+    """What a stage returns; of ranks that share it, the first one's counts."""
 
-    payload: frozenset[str]  # files, or first parts of paths, that the next stages read
+    payload: frozenset[str] = frozenset()  # files, or first parts of paths, that the next stages read
     counts: dict[str, Any] = field(default_factory=dict)
     digests: dict[str, str] = field(default_factory=dict)  # SHA-256 by path, where known from writing
 
@@ -131,6 +133,7 @@ class Stage:
     estimate: Callable[[Any, DatasetSize], Cost]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
+    on_ranks: bool = False  # whether the ranks of torchrun share it
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
     check: Callable[[Any, DatasetSize], None] = lambda config, size: None  # what depends on the size of the data
     create: Callable[[StageTask], Table] | None = None  # of a stage with shards: writes the store's metadata

@@ -14,11 +14,11 @@ from lsmix.classifiers.registry import cost_per_pixel
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
-from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import METRICS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, EpochMetrics, Predictions
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
 from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
+from lsmix.pipeline.engine.torchrun import check_ranks
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TRAIN"]
 
-_CHECKPOINT = "checkpoint.safetensors"
-
 
 def run(task: StageTask) -> StageResult:
     """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
@@ -36,12 +34,12 @@ def run(task: StageTask) -> StageResult:
 
     dataset = open_dataset(task.inputs["dataset"])
     source = _open_source(task, dataset)
-    with cpu_threads(task.config.threads):
+    with cpu_threads(task.ranks.threads(task.config.threads)):
         with device_memory(task.label, task.device):
             trainer, metrics = _restore(task, dataset, source)
         with device_memory(task.label, task.device, "classifier.batch_size", task.config.batch_size):
             _train(task, trainer, dataset, source, metrics)
-            return _publish(task, trainer, dataset, metrics, source)
+            return _publish(task, trainer, dataset, metrics, source) if task.ranks.first else StageResult()
 
 
 def _train(
@@ -55,13 +53,13 @@ def _train(
     batches = source.open()
     task.progress.start(task.label, config.epochs, "epoch", done=trainer.epoch)
     while trainer.epoch < config.epochs:
-        stop_point()
+        task.ranks.stop_point()
         try:
             result = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
         look = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
-        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if look else None
+        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if look and task.ranks.first else None
         metrics.append(
             EpochMetrics(
                 epoch=trainer.epoch,
@@ -71,7 +69,7 @@ def _train(
                 updates=result.updates + (metrics[-1].updates if metrics else 0),
             )
         )
-        save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), metrics)
+        save_checkpoint(task, trainer, metrics)
         task.progress.advance(note=f"loss {result.loss:.3f}" if test_error is None else f"error {test_error:.2f}%")
     task.progress.finish()
 
@@ -89,8 +87,9 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
         device=task.device,
         statistics=channel_statistics(dataset.train.images) if by_channel else None,
         mixes=source.mixes,
+        ranks=task.ranks,
     )
-    return trainer, load_checkpoint(task.work / _CHECKPOINT, EpochMetrics, trainer.load_state_dict)
+    return trainer, load_checkpoint(task, trainer, EpochMetrics)
 
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:
@@ -144,6 +143,7 @@ def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
 
 def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
+    check_ranks("classifier.batch_size", config.batch_size, size.images % config.batch_size)
 
 
-TRAIN = Stage(name="train", version=3, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(name="train", version=3, run=run, estimate=_estimate, check=_check, on_ranks=True)

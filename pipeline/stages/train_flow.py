@@ -13,12 +13,12 @@ import numpy.typing as npt
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
 from lsmix.data.errors import DivergedError
-from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
 from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
+from lsmix.pipeline.engine.torchrun import check_ranks
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TRAIN_GLOW"]
 
-_CHECKPOINT = "checkpoint.safetensors"
 _SAMPLE_COUNT = 64
 _ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
 
@@ -36,14 +35,14 @@ def run(task: StageTask) -> StageResult:
     from lsmix.pipeline.engine.device import cpu_threads
 
     dataset = open_dataset(task.inputs["dataset"])
-    with cpu_threads(task.config.threads):
+    with cpu_threads(task.ranks.threads(task.config.threads)):
         with device_memory(task.label, task.device):
             trainer, log = _restore(task, dataset)
         training: FlowTraining = task.config.training
         others = () if training.memory_light else ("flow.training.memory_light = true",)
         with device_memory(task.label, task.device, "flow.training.batch_size", training.batch_size, others):
             _train(task, trainer, dataset, log)
-            return _publish(task, trainer, dataset, log)
+            return _publish(task, trainer, dataset, log) if task.ranks.first else StageResult()
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
@@ -60,8 +59,8 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
             f"{task.label}: images of {height}×{width} are filled up by reflection to "
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
-    trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
-    return trainer, load_checkpoint(task.work / _CHECKPOINT, LogLine, trainer.load_state_dict)
+    trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config), task.ranks)
+    return trainer, load_checkpoint(task, trainer, LogLine)
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:
@@ -75,9 +74,9 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
     begun = time.monotonic()
     while trainer.iteration < iterations:
         try:
-            stop_point()
+            task.ranks.stop_point()
         except KeyboardInterrupt:
-            _save(task, trainer, log)
+            save_checkpoint(task, trainer, log)
             raise
         try:
             steps = trainer.steps(_steps_until_a_break(trainer, config))
@@ -88,7 +87,7 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
                 f"{task.label}: {error} {checkpoint}Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
             ) from error
         last = trainer.iteration == iterations
-        look = last or trainer.iteration % config.evaluate_every == 0
+        look = task.ranks.first and (last or trainer.iteration % config.evaluate_every == 0)
         measures = _evaluate(trainer, dataset, config) if look else {}
         seconds = round(time.monotonic() - begun, 3)
         log += [
@@ -102,7 +101,7 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             for step in steps
         ]
         if last or trainer.iteration % config.checkpoint_every == 0:
-            _save(task, trainer, log)
+            save_checkpoint(task, trainer, log)
         task.progress.advance(len(steps), note=f"{steps[-1].loss_bits_per_dim:.3f} bits/dim")
     task.progress.finish()
 
@@ -112,10 +111,6 @@ def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
     done = trainer.iteration
     breaks = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
     return min(trainer.steps_together, config.training.iterations - done, *breaks)
-
-
-def _save(task: StageTask, trainer: "FlowTrainer", log: list[LogLine]) -> None:
-    save_checkpoint(task.work / _CHECKPOINT, trainer.state_dict(), log)
 
 
 def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> dict[str, Any]:
@@ -156,6 +151,7 @@ def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
 
 def _check(config: FlowRecipe, size: DatasetSize) -> None:
     check_translate("flow.training.translate", config.training.translate, size)
+    check_ranks("flow.training.batch_size", config.training.batch_size)
 
 
 TRAIN_GLOW = Stage(
@@ -164,5 +160,6 @@ TRAIN_GLOW = Stage(
     run=run,
     estimate=_estimate,
     check=_check,
+    on_ranks=True,
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

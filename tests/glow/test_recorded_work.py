@@ -200,7 +200,9 @@ def test_steps_at_once_are_steps_one_by_one(recorder: Recorder) -> None:
 @pytest.mark.parametrize("emulated", [False, True])
 def test_no_update_is_applied_from_the_step_on_that_diverged(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = FlowTrainer._batch
-    monkeypatch.setattr(FlowTrainer, "_batch", lambda self, i: batch(self, i) * (torch.nan if i == 2 else 1.0))
+    monkeypatch.setattr(
+        FlowTrainer, "_batch", lambda self, i, part: batch(self, i, part) * (torch.nan if i == 2 else 1.0)
+    )
     with emulate_cuda_graphs() if emulated else contextlib.nullcontext():
         many, few = FlowTrainer(_flow(), TRAINING, IMAGES), FlowTrainer(_flow(), TRAINING, IMAGES)
         facts = few.steps(2)
@@ -289,7 +291,7 @@ def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(
     trainer = FlowTrainer(_flow(), training, IMAGES)
     prepared: list[int] = []
     batch = FlowTrainer._batch
-    monkeypatch.setattr(FlowTrainer, "_batch", lambda self, i: (prepared.append(i), batch(self, i))[1])
+    monkeypatch.setattr(FlowTrainer, "_batch", lambda self, i, part: (prepared.append(i), batch(self, i, part))[1])
     trainer.steps(2)
     assert prepared == [0, 1, 2]
     trainer.steps(3)

@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import h5py
@@ -35,6 +36,7 @@ from lsmix.data.artifact import (
 from lsmix.data.dataset import open_dataset
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import PLAN_NAME
+from lsmix.data.progress import NullProgress
 from lsmix.data.readers.dataset_writer import write_dataset
 from lsmix.data.readers.hdf5 import HDF5
 from lsmix.data.readers.images.folder import IMAGE_FOLDER
@@ -48,6 +50,7 @@ from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, Split
 from lsmix.data.table import TableFiles
 from lsmix.data.table_reader import TableReader, open_table
+from lsmix.pipeline.engine.stage import StageTask
 
 __all__ = ["TARGETS", "Target", "remake_manifest"]
 
@@ -62,6 +65,9 @@ class Target(NamedTuple):
 
 def _small(shape: tuple[int, ...], most: int = 255) -> np.ndarray:
     return np.random.default_rng(7).integers(0, most + 1, shape, dtype=np.uint8)
+
+
+_CHECKPOINT = "work/checkpoint.safetensors"
 
 
 def _bytes_of(write: Callable[[Path], object], name: str = "file") -> bytes:
@@ -407,6 +413,13 @@ def _read_classifier(content: bytes, folder: Path) -> None:
     load_classifier(_put(folder, "w.safetensors", content), _classifier_config(), 3, (8, 8, 1))
 
 
+def _training(folder: Path) -> StageTask:
+    return StageTask(
+        stage="train", name="", cache_key="", folder=folder, config=None, inputs={}, records=[], device="cpu",
+        executor=None, progress=NullProgress(),
+    )  # fmt: skip
+
+
 def _checkpoints() -> list[bytes]:
     import torch
 
@@ -414,14 +427,16 @@ def _checkpoints() -> list[bytes]:
     from lsmix.pipeline.stages.checkpoints import save_checkpoint
 
     tensors = {"a": torch.arange(6.0).reshape(2, 3), "counter.epoch": torch.tensor(3)}
-    return [_bytes_of(lambda path: save_checkpoint(path, tensors, [LogLine(iteration=1, loss_bits_per_dim=0.5)]))]
+    trainer, log = SimpleNamespace(state_dict=lambda: tensors), [LogLine(iteration=1, loss_bits_per_dim=0.5)]
+    return [_bytes_of(lambda path: save_checkpoint(_training(path.parent.parent), trainer, log), _CHECKPOINT)]
 
 
 def _read_checkpoint(content: bytes, folder: Path) -> None:
     from lsmix.pipeline.config.results import LogLine
     from lsmix.pipeline.stages.checkpoints import load_checkpoint
 
-    found = load_checkpoint(_put(folder, "checkpoint.safetensors", content), LogLine, lambda tensors: None)
+    _put(folder, _CHECKPOINT, content)
+    found = load_checkpoint(_training(folder), SimpleNamespace(load_state_dict=lambda tensors: None), LogLine)
     assert all(isinstance(line, LogLine) for line in found)
 
 

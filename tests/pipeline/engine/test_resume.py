@@ -157,10 +157,10 @@ def interrupt_after(calls):
 @pytest.mark.parametrize(
     ("stage", "module", "calls"),
     [
-        ("train-glow", "stages.train_flow", 7),
-        ("encode", "engine.executor", 8),
-        ("mix", "engine.executor", 8),
-        ("train", "stages.train", 2),
+        ("train-glow", "data.loaders.ranks", 7),
+        ("encode", "pipeline.engine.executor", 8),
+        ("mix", "pipeline.engine.executor", 8),
+        ("train", "data.loaders.ranks", 2),
     ],
 )
 def test_an_interrupted_stage_keeps_what_is_done_and_goes_on(
@@ -169,7 +169,7 @@ def test_an_interrupted_stage_keeps_what_is_done_and_goes_on(
     remove_from(tiny_workspace, stage)
     words = (stage, tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu")
     with monkeypatch.context() as interrupted:
-        interrupted.setattr(f"lsmix.pipeline.{module}.stop_point", interrupt_after(calls))
+        interrupted.setattr(f"lsmix.{module}.stop_point", interrupt_after(calls))
         result = command(*words)
     assert result.code == 130
     assert result.err.splitlines()[-1].startswith(f"interrupted; what is done is kept. Go on with: lsmix {stage} ")
@@ -201,7 +201,7 @@ def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not():
 def test_the_seconds_of_all_sessions_count(tiny_recipe, tiny_workspace, command, monkeypatch):
     remove_from(tiny_workspace, "train-glow")
     with monkeypatch.context() as interrupted:
-        interrupted.setattr("lsmix.pipeline.stages.train_flow.stop_point", interrupt_after(15))
+        interrupted.setattr("lsmix.data.loaders.ranks.stop_point", interrupt_after(15))
         command("train-glow", tiny_recipe, "--workspace", tiny_workspace)
     (folder,) = (tiny_workspace / "train-glow").iterdir()
     (folder / "work" / "seconds.json").write_text("1000.0")

@@ -1,0 +1,102 @@
+"""A command under torchrun: rank 0 runs it, and the other ranks do their parts of the stages that ranks share.
+
+So one process holds the locks, writes and reports. The others get a task as locations and numbers, and end with rank 0.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from lsmix.data.errors import DivergedError, LsmixError, RecipeError
+from lsmix.data.loaders.ranks import ALONE, LostRankError, Ranks, join_ranks
+from lsmix.data.progress import NullProgress, graceful_signals
+from lsmix.pipeline.engine.device import prepare_device, resolve_device
+
+if TYPE_CHECKING:
+    from lsmix.pipeline.engine.stage import StageResult, StageTask
+
+__all__ = ["check_ranks", "joined_ranks", "run_on_first_rank", "run_on_ranks"]
+
+_joined: Final = [ALONE]  # the last is this process's
+
+
+def joined_ranks() -> Ranks:
+    """Return the ranks that this command has for its trainings."""
+    return _joined[-1]
+
+
+def check_ranks(field: str, batch_size: int, last_batch: int = 0) -> None:
+    """Raise RecipeError unless the ranks can divide each batch equally, and have an image each of a smaller last one."""
+    size = joined_ranks().size
+    if batch_size % size or 0 < last_batch < size:
+        left = "" if batch_size % size else f", which leaves a last batch of {last_batch},"
+        raise RecipeError(
+            f"{field}: batches of {batch_size} images{left} cannot be divided among {size} ranks. Change it, or start "
+            "another number of processes."
+        )
+
+
+def run_on_first_rank(command: Callable[[], None]) -> int:
+    """Run a command; under torchrun on rank 0, while the others take part in its trainings. Return the exit code."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets
+        command()
+        return 0
+    ranks = join_ranks()
+    if not ranks.first:
+        return _follow(ranks)
+    _joined.append(ranks)
+    code = 1
+    try:
+        command()
+        code = 0
+    finally:
+        with suppress(LostRankError):
+            joined_ranks().broadcast(code)
+    return code
+
+
+def run_on_ranks(run: Callable[["StageTask"], "StageResult"], task: "StageTask") -> "StageResult":
+    """Run a stage on all ranks of the task; return the result of the first, which is this one."""
+    if task.ranks.size == 1:
+        return run(task)
+    if task.device not in ("cpu", "cuda"):
+        raise RecipeError(
+            f"under torchrun each rank takes its own GPU, not {task.device!r}. Leave '--device' out, or use 'cpu'."
+        )
+    task.progress.info(f"{task.label}: on {task.ranks.size} ranks")
+    inputs = {role: artifact.location for role, artifact in task.inputs.items()}
+    try:
+        task.ranks.broadcast((run, replace(task, inputs={}, progress=NullProgress(), executor=None), inputs))
+        return run(task)
+    except BaseException:
+        _joined.append(ALONE)  # the others may be waiting anywhere, and see that this process ends
+        raise
+
+
+def _follow(ranks: Ranks) -> int:
+    """Do this rank's part of each task of the first rank until that one ends; return the exit code."""
+    try:
+        with graceful_signals():
+            while not isinstance(order := ranks.broadcast(), int):
+                _take_part(ranks, *order)
+    except (LostRankError, DivergedError, KeyboardInterrupt):
+        return 1  # another rank reports it
+    except LsmixError as error:
+        error.args = (f"rank {ranks.rank}: {error}",)
+        raise
+    return order
+
+
+def _take_part(
+    ranks: Ranks, run: Callable[["StageTask"], "StageResult"], task: "StageTask", inputs: Mapping[str, str]
+) -> None:
+    from lsmix.data.store import open_artifact
+
+    device = task.device
+    if device != "cpu":
+        device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
+    prepare_device(device)
+    opened = {role: open_artifact(location) for role, location in inputs.items()}
+    run(replace(task, inputs=opened, device=device, ranks=ranks))
