@@ -1,7 +1,6 @@
 """The documentation against the code: commands, fields, exit codes and names are told, and what is shown runs."""
 
 import inspect
-import os
 import re
 import shlex
 import shutil
@@ -240,20 +239,13 @@ def test_shell_blocks_are_real_commands(page):
     targets = re.findall(r"^([a-z-]+):", text_of("Makefile"), re.MULTILINE)
     for line in "".join(blocks(page, "sh")).splitlines():
         words = shlex.split(line, comments=True)
-        if not words or "_LSMIX_COMPLETE" in line:  # completion has a test of its own
+        if not words:
             continue
         assert words[0] in ("make", "lsmix"), line
         if words[0] == "make":
             assert words[1] in targets, line
         else:
             cli.commands[words[1]].make_context(words[1], parsed(words[2:]))
-
-
-def test_completion_is_there():
-    clean = {**os.environ, "_LSMIX_COMPLETE": "zsh_source"}
-    code = "import sys; sys.argv[0] = 'lsmix'; from lsmix.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
-    assert "_lsmix_completion" in done.stdout
 
 
 def keys_told(schema: str) -> set[str]:
@@ -274,14 +266,20 @@ def test_json_is_as_the_reference_says(inside):
         "status": answer("status", "my.toml"),
         "verify": answer("verify", str(pool)),
         "gc": answer("gc", "my.toml", "--set", "pools.lsmix.alpha=0.2"),
-        "show": answer("show", str(pool), "--rows", "1"),
+        "show": answer("show", "mix/lsmix", "--image", "pool.png", "--rows", "1"),
+        "ls": answer("ls"),
+        "diff": answer("diff", "mix/lsmix", "encode/tiny"),
+        "logs": answer("logs"),
+        "log": answer("logs", "last"),
     }
     for name, document in asked.items():
         assert document["schema"] == f"lsmix/{name}/1"
-    for name in ("status", "gc"):
+    for name in ("status", "gc", "ls", "logs"):
         for entry in asked[name]["content"]:
             assert set(entry) <= keys_told(name)
     assert set(asked["verify"]["content"]) <= keys_told("verify")
+    assert {*asked["diff"]["content"], *asked["diff"]["content"]["differences"][0]} <= keys_told("diff")
+    assert {"at", "event"} <= asked["log"]["content"][0].keys()
     run = asked["run"]["content"]
     for entry in (run, *run["artifacts"], *run["error_rates"]):
         assert set(entry) <= keys_told("run")
