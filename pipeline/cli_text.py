@@ -4,6 +4,7 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from lsmix.data.errors import format_bytes, format_count, format_duration
@@ -159,12 +160,12 @@ def _cut(text: str, room: int) -> str:
 
 def log_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a table of the logs of a workspace, as ``list_logs`` gives them."""
-    rows = [("run", "began", "time", "command", "outcome")]
+    rows = [("run", "began", "time", "outcome", "command")]
     for item in found:
         began = _local_time(item["began"], "%Y-%m-%d %H:%M")
         took = "" if item["seconds"] is None else format_duration(item["seconds"])
-        command = f"{item['command'] or ''} {item['recipe'] or ''}".strip()
-        rows.append((item["run"].partition("-")[0], began, took, command, item["outcome"]))
+        command = f"{item['command'] or ''} {PurePath(item['recipe'] or '').name}"
+        rows.append((item["run"].partition("-")[0], began, took, item["outcome"], command))
     return _table(rows, right=(2,)) if found else ["no logs: runs that make something write them"]
 
 

@@ -475,7 +475,7 @@ def test_logs_lists_runs_and_prints_one(beside, command):
     assert command("mix", "--force", "-q").code == 0
     (beside / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
     newest, *_, oldest = (line.split() for line in command("logs").out.splitlines()[1:])
-    assert newest[-3:] == ["mix", "lsmix.toml", "done"]
+    assert newest[-3:] == ["done", "mix", "lsmix.toml"]
     assert oldest[-1] == "unfinished"
     lines = command("logs", "last").out.splitlines()
     assert ("begin" in lines[0], "outcome done" in lines[-1]) == (True, True)
