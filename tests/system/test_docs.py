@@ -177,11 +177,8 @@ def test_every_public_name_is_there_and_told():
         _ = lsmix.nothing
 
 
-def test_versions_agree():
-    version = tomllib.loads(text_of("pyproject.toml"))["project"]["version"]
-    assert lsmix.__version__ == version
-    assert f"\nversion: {version}\n" in text_of("CITATION.cff")
-    assert f"\n## {version}" in text_of("CHANGELOG.md")
+def test_the_changes_have_the_version():
+    assert f"\n## {lsmix.__version__}" in text_of("CHANGELOG.md")
 
 
 @pytest.mark.parametrize(("lock", "extras"), [("requirements", ["test", "dev"]), ("requirements-bench", ["bench"])])
