@@ -58,7 +58,7 @@ Without RECIPE a command reads lsmix.toml in this folder.
 """
 
 
-_GROUPS: Mapping[str, Sequence[str]] = {
+GROUPS: Mapping[str, Sequence[str]] = {
     "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
     "Look": ("status", "ls", "show", "diff", "logs"),
     "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
@@ -70,7 +70,7 @@ class _Overview(click.Group):
     """A group whose help lists the commands under headings, each in a line of 80 characters."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, names in _GROUPS.items():
+        for title, names in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(65)) for name in names])
 
