@@ -17,8 +17,7 @@ from lsmix.data.errors import RecipeError
 __all__ = ["ChannelStatistics", "Normalised", "channel_statistics"]
 
 ChannelStatistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation, (C,) each, in [0, 1]
-_CHUNK_BYTES = 1 << 22  # of images that are counted at once; np.bincount takes eight times as much
-_LEVELS = 256
+_CHUNK_BYTES = 1 << 22  # of images that are counted at once; their sums take eight times as much
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
@@ -38,18 +37,17 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
     if not images.size:
         raise RecipeError(f"mean and standard deviation need images; got shape {images.shape}. Use more images.")
     channels = images.shape[3]
-    counts = np.zeros((channels, _LEVELS), np.int64)
+    sums = np.zeros((2, channels), np.int64)
     rows = max(1, _CHUNK_BYTES // images[0].size)
     for start in range(0, len(images), rows):
-        for channel in range(channels):
-            values = images[start : start + rows, :, :, channel].reshape(-1)
-            counts[channel] += np.bincount(values, minlength=_LEVELS)
+        values = images[start : start + rows].reshape(-1, channels).astype(np.int64)
+        sums += values.sum(axis=0), (values**2).sum(axis=0)
     total = images.size // channels
-    sums = [
-        (sum(v * int(n) for v, n in enumerate(row)), sum(v * v * int(n) for v, n in enumerate(row))) for row in counts
+    mean = np.array([float(Fraction(first, 255 * total)) for first in sums[0].tolist()])
+    variance = [
+        float(Fraction(total * second - first**2, (255 * total) ** 2))
+        for first, second in zip(*sums.tolist(), strict=True)
     ]
-    mean = np.array([float(Fraction(first, 255 * total)) for first, _ in sums])
-    variance = [float(Fraction(total * second - first**2, (255 * total) ** 2)) for first, second in sums]
     return mean, np.array([value**0.5 or 1.0 for value in variance])
 
 

@@ -38,11 +38,9 @@ _UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait
 class EpochResult:
     """The results of one epoch of training."""
 
-    epoch: int  # counted from 0
     loss: float  # nats an image, mean over the epoch, with dropout and augmentation
     updates: int  # in this epoch
     images: int  # in this epoch
-    learning_rate: float  # of the last update
 
 
 Schedule: TypeAlias = Callable[[int], float]  # number of updates done so far -> learning rate of the next one
@@ -121,15 +119,8 @@ class ClassifierTrainer:
         if images == 0:
             raise RecipeError(f"epoch {self.epoch} has no batch to train on. Use more images or a smaller batch_size.")
         self._check_finite(loss_sum)
-        facts = EpochResult(
-            epoch=self.epoch,
-            loss=float(loss_sum) / images,
-            updates=updates,
-            images=images,
-            learning_rate=rate(self.update - 1),
-        )
         self.epoch += 1
-        return facts
+        return EpochResult(loss=float(loss_sum) / images, updates=updates, images=images)
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> float:
         """Return the error rate in % on images, uint8 (N, H, W, C), with labels, integer (N,).

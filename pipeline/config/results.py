@@ -175,11 +175,14 @@ def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
     return metrics
 
 
+_Class = Annotated[int, Meta(ge=0, le=1_000_000)]
+
+
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
     """What a classifier says of the test images after its last epoch."""
 
-    predicted: tuple[int, ...]  # class of each image
-    labels: tuple[int, ...]  # its true class
+    predicted: tuple[_Class, ...]  # class of each image
+    labels: tuple[_Class, ...]  # its true class
 
     def __post_init__(self) -> None:
         if not len(self.predicted) == len(self.labels) > 0:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.artifact import Artifact
+from lsmix.data.errors import CorruptError
 from lsmix.pipeline.config.results import Interval, Seen, read_predictions
 from lsmix.pipeline.config.schema import RowText
 
@@ -97,26 +98,23 @@ def _student(freedom: float) -> float:
     return _STUDENT[whole - 1] if whole <= len(_STUDENT) else 1.960 + 2.372 / whole + 2.823 / whole**2
 
 
-def summarise_runs(
-    runs: Mapping[str, Mapping[int, Artifact]], texts: Mapping[str, RowText] | None = None
-) -> list[RunSummary]:
+def summarise_runs(runs: Mapping[str, Mapping[int, Artifact]], texts: Mapping[str, RowText]) -> list[RunSummary]:
     """Return a summary for each run from its trainings by seed, with what the recipe says of it."""
     wrong = {name: {seed: _wrong(item) for seed, item in trainings.items()} for name, trainings in runs.items()}
     summaries = []
     for name, trainings in runs.items():
         first = next(iter(trainings.values())).manifest.counts
-        text = (texts or {}).get(name, RowText())
         summaries.append(
             RunSummary(
                 name=name,
-                label=text.label or name,
+                label=texts[name].label or name,
                 errors=tuple(float(item.manifest.counts["test_error"]) for item in trainings.values()),
                 difference=_difference(wrong[name], wrong.get(_BASELINE, {})) if name != _BASELINE else None,
                 baseline=name == _BASELINE,
                 images=int(first["images"]),
                 updates=int(first["updates"]),
                 seen=tuple(msgspec.convert(first.get("seen", []), list[Seen])),
-                paper=text.paper,
+                paper=texts[name].paper,
             )
         )
     return summaries
@@ -129,6 +127,7 @@ def _wrong(training: Artifact) -> NDArray[np.bool_]:
 
 def _difference(wrong: Mapping[int, NDArray[np.bool_]], baseline: Mapping[int, NDArray[np.bool_]]) -> Interval | None:
     seeds = [seed for seed in wrong if seed in baseline]
-    if len(seeds) < 2:
-        return None
-    return paired_difference(np.stack([wrong[seed] for seed in seeds]), np.stack([baseline[seed] for seed in seeds]))
+    both = [[one[seed] for seed in seeds] for one in (wrong, baseline)]
+    if len({len(images) for one in both for images in one}) > 1:
+        raise CorruptError("the trainings have predictions for different numbers of test images. Train them again.")
+    return paired_difference(*map(np.stack, both)) if seeds else None

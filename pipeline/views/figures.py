@@ -46,7 +46,6 @@ INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES), 
 class PaperFigure:
     """A figure before it is a picture."""
 
-    name: str  # a name in FIGURES
     rows: list[list[Image | None]]  # images uint8 (H, W, C), row by row
     column_titles: list[str]
     row_titles: list[str]  # "" where a row has none; may be empty
@@ -188,7 +187,6 @@ def _side_by_side(sources: _Sources) -> PaperFigure:
     images, failed = _decode(sources.flow, z[:, None])
     titles = [*(PIXEL_METHODS.entry(method).title for method in in_pixels), LATENT_METHODS.entry("ls-mix").title]
     return PaperFigure(
-        name="fig1",
         rows=[list(row) for row in zip(first, second, *pixels, images[:, 0], strict=True)],
         column_titles=["x₁", "x₂", *titles],
         row_titles=[],
@@ -209,7 +207,6 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
     zeroed = [zero_fill(z, int(rate * sources.latents.dim)) for rate in _FIG3_RATES.values()]
     images, failed = _decode(sources.flow, np.stack(zeroed, axis=1))
     return PaperFigure(
-        name="fig3",
         rows=[[sources.images[row], *line] for row, line in zip(rows, images, strict=True)],
         column_titles=["x", *_FIG3_RATES],
         row_titles=[],
@@ -222,7 +219,7 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
 
 
 def _interpolations(
-    name: str, caption: str, methods: tuple[str, ...], sources: _Sources, *, share_of_pairs: int = 1
+    caption: str, methods: tuple[str, ...], sources: _Sources, *, share_of_pairs: int = 1
 ) -> PaperFigure:
     """Draw a block of rows for each method, by default all: a row for each pair of x₁, the mixes at growing λ, x₂."""
     methods = methods or sources.methods
@@ -235,7 +232,6 @@ def _interpolations(
         for (first, second), line in zip(pairs * len(methods), images, strict=True)
     ]
     return PaperFigure(
-        name=name,
         rows=rows,
         column_titles=list(INTERPOLATION_TITLES),
         # One method needs no title; several have theirs at the first row of their block.
@@ -253,21 +249,18 @@ FIGURES: Final[dict[str, Callable[[_Sources], PaperFigure]]] = {
     "fig3": _zero_fill,
     "fig4": partial(
         _interpolations,
-        "fig4",
         "Pairs mixed by LS-Mix at growing λ between their sources, as in Fig. 4 of the paper: the part of x₂ grows from the "
         "upper left.",
         ("ls-mix",),
     ),
     "fig7": partial(
         _interpolations,
-        "fig7",
         "The pairs of Fig. 4 mixed by Swap-Mix and by Reverse-Mix, as in Fig. 7 of the paper: components that leave their "
         "place in the latent order deform the image.",
         ("swap-mix", "reverse-mix"),
     ),
     "appendix-e": partial(
         _interpolations,
-        "appendix-e",
         "The same pairs mixed at growing λ by every method in latent space, as in Appendix E of the paper.",
         (),
         share_of_pairs=2,

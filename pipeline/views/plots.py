@@ -15,7 +15,6 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
@@ -26,7 +25,6 @@ from lsmix.pipeline.views.error_rates import RunSummary
 
 __all__ = [
     "Series",
-    "bits_histogram",
     "curves",
     "difference_plot",
     "distance_plot",
@@ -97,7 +95,6 @@ class Series:
     label: str
     x: Sequence[float] | np.ndarray
     y: Sequence[float] | np.ndarray  # as long as x; what is not finite leaves a gap
-    dashed: bool = False
     spread: Sequence[float] | np.ndarray = ()  # of each point, drawn above and below it; empty draws none
 
 
@@ -107,13 +104,8 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
     Runs without a result keep their row. The first run marked as baseline gives a dashed line to compare with. The
     paper's figures are open diamonds.
     """
-    papers = any(run.paper_mean is not None for run in rows)
-    with _figure(_row_height(rows)) as (figure, (axes,)):
-        _set_rows(
-            axes,
-            [run.label for run in rows],
-            "error rate in %, last epoch" + (" (open: the paper's)" if papers else ""),
-        )
+    papers = " (open: the paper's)" if any(run.paper_mean is not None for run in rows) else ""
+    with _rows([run.label for run in rows], f"error rate in %, last epoch{papers}") as (figure, axes):
         for place, run in enumerate(rows):
             colour = _SERIES[5] if run.baseline else _SERIES[0]
             axes.plot(run.errors, [place] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
@@ -132,8 +124,7 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
 
 def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
     """Draw a row for each difference with its interval; a dashed line marks 0, and grey rows contain it."""
-    with _figure(_row_height(rows)) as (figure, (axes,)):
-        _set_rows(axes, list(rows), x_label)
+    with _rows(rows, x_label) as (figure, axes):
         for place, one in enumerate(rows.values()):
             colour = _SERIES[5] if one.low <= 0.0 <= one.high else _SERIES[2 if one.value < 0 else 1]
             axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
@@ -162,12 +153,12 @@ def curves(
     with _figure(3.0 + height) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         axes.set_title(_label(title))
-        for one, name in zip(series, names, strict=True):
+        for place, (one, name) in enumerate(zip(series, names, strict=True)):
             axes.plot(
                 np.asarray(one.x, dtype=float),
                 np.asarray(one.y, dtype=float),
                 label=name,
-                linestyle=(0, (4, 2)) if one.dashed else "-",
+                linestyle="-" if place < len(_SERIES) else (0, (4, 2)),  # the colours begin again
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
                 marker="o" if len(one.x) == 1 or len(one.spread) else None,
             )
@@ -239,51 +230,13 @@ def pair_matrix(counts: np.ndarray, names: Sequence[str]) -> bytes:
         return _svg(figure)
 
 
-def bits_histogram(originals: np.ndarray, mixes: Mapping[str, np.ndarray]) -> bytes:
-    """Draw how bits per dimension spread over the original images and over each pool's, with a line at each median.
-
-    Values that are not finite are left out. All share one range, cut at the 0.5th and 99.5th percentile of all values.
-    """
-    samples = {"original images": originals, **mixes}
-    finite = {name: values[np.isfinite(values)] for name, values in samples.items()}
-    everything = np.concatenate(list(finite.values()))
-    low, high = np.percentile(everything, (0.5, 99.5)) if everything.size else (0.0, 1.0)
-    edges = np.linspace(low, high if high > low else low + 1.0, 60).tolist()
-    columns, height = _legend(list(map(_shortened, finite)))
-    with _figure(3.0 + height) as (figure, (axes,)):
-        axes.grid(visible=False, axis="x")
-        axes.spines["left"].set_visible(False)
-        colours = [_SERIES[5], *_SERIES[:5]]
-        for index, (name, values) in enumerate(finite.items()):
-            if values.size:
-                colour = colours[index % len(colours)]
-                weights = np.full(values.size, 100.0 / values.size)
-                axes.hist(
-                    values,
-                    edges,
-                    weights=weights,
-                    histtype="stepfilled",
-                    facecolor=to_rgba(colour, 0.18),
-                    edgecolor=colour,
-                    linewidth=1.6,
-                    label=_shortened(name),
-                )
-                axes.axvline(float(np.median(values)), color=colour, linewidth=1, linestyle=(0, (3, 3)))
-        _draw_legend(figure, list(finite), columns)
-        axes.set_xlabel("bits per dimension (dashed: median)")
-        axes.set_ylabel("% of images")
-        axes.margins(x=0.0)
-        return _svg(figure)
-
-
 def spread_plot(samples: Mapping[str, np.ndarray], x_label: str) -> bytes:
     """Draw how each sample of numbers spreads, a row each: 5% to 95% thin, the middle half thick, the median in figures.
 
     The first sample is the reference: its middle half is shaded and its median dashed through all rows. Values that are
     not finite are left out; a sample without any keeps its row.
     """
-    with _figure(_row_height(samples)) as (figure, (axes,)):
-        _set_rows(axes, list(samples), x_label)
+    with _rows(samples, x_label) as (figure, axes):
         for place, values in enumerate(samples.values()):
             finite = values[np.isfinite(values)]
             if not finite.size:
@@ -302,8 +255,7 @@ def spread_plot(samples: Mapping[str, np.ndarray], x_label: str) -> bytes:
 
 def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str) -> bytes:
     """Draw for each row a bar to the left, its first distance, and one to the right, its second, with their intervals."""
-    with _figure(_row_height(rows)) as (figure, (axes,)):
-        _set_rows(axes, list(rows), x_label)
+    with _rows(rows, x_label) as (figure, axes):
         for place, both in enumerate(rows.values()):
             for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
                 axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
@@ -342,18 +294,18 @@ def _shortened(text: str) -> str:
     return shown if len(shown) <= 2 * _LINE_LENGTH else f"{shown[: 2 * _LINE_LENGTH - 1]}…"
 
 
-def _row_height(rows: Collection[Any]) -> float:
-    return 0.8 + 0.42 * max(1, len(rows))
-
-
-def _set_rows(axes: Axes, labels: Sequence[str], x_label: str) -> None:
-    """Make the places 0, 1, … of the y axis rows with a label each, from the top."""
-    axes.grid(visible=False, axis="y")
-    axes.spines["left"].set_visible(False)
-    axes.set_yticks(range(len(labels)), [_label(label) for label in labels])
-    axes.tick_params(axis="y", length=0, labelcolor=_INK)
-    axes.set_ylim(max(1, len(labels)) - 0.4, -0.6)
-    axes.set_xlabel(x_label)
+@contextmanager
+def _rows(labels: Collection[str], x_label: str) -> Iterator[tuple[Figure, Axes]]:
+    """Return a figure with its axes, of which the places 0, 1, … of the y axis are rows with a label each, from the top."""
+    count = max(1, len(labels))
+    with _figure(0.8 + 0.42 * count) as (figure, (axes,)):
+        axes.grid(visible=False, axis="y")
+        axes.spines["left"].set_visible(False)
+        axes.set_yticks(range(len(labels)), [_label(label) for label in labels])
+        axes.tick_params(axis="y", length=0, labelcolor=_INK)
+        axes.set_ylim(count - 0.4, -0.6)
+        axes.set_xlabel(x_label)
+        yield figure, axes
 
 
 def _annotate_right(axes: Axes, place: int, text: str) -> None:

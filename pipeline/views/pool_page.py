@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import SplitArrays, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
@@ -27,7 +26,7 @@ from lsmix.pipeline.views.plots import histogram, pair_matrix
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
 from lsmix.pipeline.workspace.local import Workspace
 
-__all__ = ["PAGE_SAMPLES", "render_pool_page", "write_pool_page"]
+__all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
 PAGE_SAMPLES: Final = 120  # rows of a pool on its page by default
 _OPEN_SAMPLES = 9  # that stand before the folded ones
@@ -70,14 +69,13 @@ class _Card:
         return _TEXT_BYTES + sum(len(picture.uri) for picture in self.pictures)
 
 
-def write_pool_page(
-    place: Path | str | Artifact, target: Path | str, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
-) -> str:
-    """Write the page of a pool: what ``lsmix show --html`` does; return what it shows.
+def render_pool_page(
+    place: Path | str | Artifact, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
+) -> tuple[str, str]:
+    """Return the page of a pool as HTML, and what it shows.
 
     Args:
         place: the pool, its folder or its URL.
-        target: the HTML file to write.
         samples: rows of the pool to show, 1 or more; fewer if the page would be larger than 3 MB.
         data: artifact of the data set that the pool was made from, for the sources; by default the pool's own workspace
             is searched. Without sources the mixes are shown alone.
@@ -88,15 +86,6 @@ def write_pool_page(
         CorruptError: it is damaged, or its labels are not those of its sources.
         RecipeError: ``data`` is not the pool's data set.
     """
-    page, what = render_pool_page(place, samples=samples, data=data)
-    write_atomic(Path(target), page.encode())
-    return what
-
-
-def render_pool_page(
-    place: Path | str | Artifact, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
-) -> tuple[str, str]:
-    """Return the page of a pool as HTML, and what it shows; see ``write_pool_page``."""
     artifact = open_artifact(place)
     manifest, where = artifact.manifest, artifact.location
     if manifest.stage != "mix":
@@ -118,7 +107,7 @@ def render_pool_page(
     others = [row for row in summary.decode_failed if row not in summary.chosen][:_FAILED_SAMPLES]
     failures = _fitting(left, (_card(pool, train, row) for row in others))
     present = sorted({label for card in cards for label in card.classes})
-    text = render_page(
+    page = render_page(
         _page(pool, origin, summary),
         "pool_page.html.j2",
         open_cards=cards[:_OPEN_SAMPLES],
@@ -131,7 +120,7 @@ def render_pool_page(
         classes=[(label, _short(pool.class_names[label], _NAME_LENGTH)) for label in present],
     )
     sources = "between their sources" if train else "without their sources; name their data set with --data"
-    return text, f"{len(cards):,} of {len(pool):,} images {sources}"
+    return page, f"{len(cards):,} of {len(pool):,} images {sources}"
 
 
 def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None) -> SplitArrays | None:

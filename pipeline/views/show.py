@@ -102,7 +102,7 @@ def draw_artifact(
         artifact: its folder or its URL.
         image: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
         html: the page to write.
-        data: the data set's artifact or its URL, for the page; see ``pool_page.write_pool_page``.
+        data: the data set's artifact or its URL, for the page; see ``render_pool_page``.
         rows: rows of the grid, 1 to 64, or samples on the page; None for 8, or 120.
 
     Raises:
@@ -125,9 +125,11 @@ def draw_artifact(
         target = picture or Path(f"{name}.png")
         drawn.append(Drawn("image", target, write_image(opened, target, rows=rows or _ROWS)))
     if page:
-        from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, write_pool_page
+        from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, render_pool_page
 
-        drawn.append(Drawn("html", page, write_pool_page(opened, page, samples=rows or PAGE_SAMPLES, data=data)))
+        content, what = render_pool_page(opened, samples=rows or PAGE_SAMPLES, data=data)
+        write_atomic(page, content.encode())
+        drawn.append(Drawn("html", page, what))
     return drawn
 
 

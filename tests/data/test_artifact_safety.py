@@ -327,14 +327,14 @@ def test_attributes_that_could_not_be_read_again_are_not_written(tmp_path):
     store.create({"class_names": [f"a class with a name {number}" for number in range(21_841)]})
 
 
-@pytest.mark.parametrize(("stage", "name"), [("train", "metrics.json"), ("train-glow", "log.jsonl")])
-def test_results_of_more_than_16_megabytes_are_refused(stage, name, tmp_path):
-    from lsmix.pipeline.config.results import read_log, read_metrics
+@pytest.mark.parametrize("name", ["metrics.json", "predictions.json", "log.jsonl"])
+def test_results_of_more_than_16_megabytes_are_refused(name, tmp_path):
+    from lsmix.pipeline.config.results import read_log, read_metrics, read_predictions
 
     with (tmp_path / name).open("wb") as file:
         file.truncate(1 << 40)
     with pytest.raises(CorruptError, match=f"it has {1 << 40} bytes, and lsmix reads at most {16 << 20}"):
-        {"train": read_metrics, "train-glow": read_log}[stage](tmp_path)
+        {"metrics.json": read_metrics, "predictions.json": read_predictions, "log.jsonl": read_log}[name](tmp_path)
 
 
 def test_weights_with_a_header_of_70_megabytes_are_refused_in_little_memory(finished_workspace, tmp_path):

@@ -518,7 +518,7 @@ def _read_notes(content: bytes, folder: Path) -> None:
 
 
 def _results() -> list[bytes]:
-    from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, SampleSummary
+    from lsmix.pipeline.config.results import EpochMetrics, Interval, LogLine, Naturalness, Predictions, SampleSummary
 
     of = SampleSummary(name="held-out", kind="original", images=1, share=None, decode_failed=None, not_finite=0, mean_bits=1.0, mean_bits_error=0.1, less_likely=None, more_likely=None, distance=Interval(value=1.0, low=0.0, high=2.0), frechet=None, seam=None, seam_of="own", bits_per_dim=(1.0, None))  # fmt: skip
     measured = Naturalness(
@@ -529,14 +529,20 @@ def _results() -> list[bytes]:
         msgspec.json.encode(measured),
         msgspec.json.encode(metrics),
         msgspec.json.encode(LogLine(iteration=1)) + b"\n",
+        msgspec.json.encode(Predictions(predicted=(0, 1), labels=(1, 1))),
     )
     return [bytes([number]) + content for number, content in enumerate(contents)]
 
 
 def _read_results(content: bytes, folder: Path) -> None:
-    from lsmix.pipeline.config.results import METRICS_FILE, NATURALNESS_FILE, read_log, read_metrics, read_naturalness
+    from lsmix.pipeline.config import results
 
-    readers = ((NATURALNESS_FILE, read_naturalness), (METRICS_FILE, read_metrics), ("log.jsonl", read_log))
+    readers = (
+        (results.NATURALNESS_FILE, results.read_naturalness),
+        (results.METRICS_FILE, results.read_metrics),
+        (results.LOG_FILE, results.read_log),
+        (results.PREDICTIONS_FILE, results.read_predictions),
+    )
     if content and content[0] < len(readers):
         name, read = readers[content[0]]
         _put(folder, name, content[1:])

@@ -505,14 +505,16 @@ def test_status_lives_with_any_ledger_and_any_memory_of_sources(content, tiny_re
     assert "was interrupted: 0 shards done" in result.out
 
 
-@pytest.mark.parametrize("stage", ["train", "train-glow"])
+@pytest.mark.parametrize(
+    ("stage", "name"), [("train", "metrics.json"), ("train", "predictions.json"), ("train-glow", "log.jsonl")]
+)
 @pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{}", b"[]", b'[{"epoch":1e400}]'])
-def test_results_that_are_none_are_told_by_the_report(content, stage, tiny_recipe, tiny_workspace, guarded):
+def test_results_that_are_none_are_told_by_the_report(content, stage, name, tiny_recipe, tiny_workspace, guarded):
     import shutil
 
     for folder in (tiny_workspace / stage).iterdir():
-        (folder / ("metrics.json" if stage == "train" else "log.jsonl")).write_bytes(content)
+        (folder / name).write_bytes(content)
         remake_manifest(folder)
     shutil.rmtree(tiny_workspace / "report")
     result = guarded("report", tiny_recipe, "--workspace", tiny_workspace, "-q")
-    assert_refused(result, 5, "metrics.json" if stage == "train" else "log.jsonl")
+    assert_refused(result, 5, name)

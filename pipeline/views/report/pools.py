@@ -6,7 +6,7 @@ from lsmix.data.pool import Pool
 from lsmix.pipeline.views.figures import FIGURES, draw_figure, figure_png
 from lsmix.pipeline.views.images import GRID_TITLES, page_grid, sample_grid
 from lsmix.pipeline.views.page import Figure, Section, Table
-from lsmix.pipeline.views.plots import bits_histogram, histogram
+from lsmix.pipeline.views.plots import histogram, spread_plot
 from lsmix.pipeline.views.pool_summary import summarise_pool
 from lsmix.pipeline.views.report.inputs import ReportInputs
 
@@ -103,12 +103,14 @@ def _histogram(name: str, pool: Pool) -> Figure:
 
 def _bits(inputs: ReportInputs, shown: dict[str, Pool]) -> Figure:
     count = inputs.config.bits_images
-    bits = {name: inputs.flow.bits_per_dim(inputs.flow.log_prob(pool.image[:count])) for name, pool in shown.items()}
+    bits = {"training images": inputs.latents.bits_per_dim[:]}
+    bits |= {name: inputs.flow.bits_per_dim(inputs.flow.log_prob(pool.image[:count])) for name, pool in shown.items()}
     return Figure(
         name="bits",
-        data=bits_histogram(inputs.latents.bits_per_dim[:], bits),
+        data=spread_plot(bits, "bits per dimension"),
         alt="Bits per dimension of training images and of mixed images.",
-        caption="Likelihood of training images and of mixes under the recipe's own flow. Both keep their own low bits "
+        caption="Likelihood of training images and of mixes under the recipe's own flow: 5% to 95% thin, the middle half "
+        "thick, the median as a number; shaded: the middle half of the training images. Both keep their own low bits "
         "instead of noise, so values are below those of the training. Fewer bits are more likely, which is not the same "
         "as more natural: grey and blurred images take fewer bits than photographs.",
     )

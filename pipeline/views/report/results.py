@@ -12,7 +12,6 @@ from lsmix.pipeline.views.report.inputs import ReportInputs
 
 __all__ = ["budget_table", "error_table", "results_sections"]
 
-_SOLID_LINES = 6  # of a plot, since it has so many colours; further lines are dashed
 _LONG_TABLE = 6  # runs, beyond which the best three are highlighted
 
 
@@ -137,10 +136,10 @@ def budget_table(runs: Sequence[RunSummary]) -> Table:
 def _by_epoch(inputs: ReportInputs, field: str) -> list[Series]:
     """Return a line for each run: a metric's mean over its seeds, by epoch."""
     lines = []
-    for place, run in enumerate(inputs.runs):
+    for run in inputs.runs:
         seeds = [read_metrics(item) for item in inputs.trainings(run.name).values()]
         measured = [[line for line in seed if getattr(line, field) is not None] for seed in seeds]
         mean = np.mean([[getattr(line, field) for line in seed] for seed in measured], axis=0)
         epochs = [line.epoch for line in measured[0]]
-        lines.append(Series(label=run.label, x=epochs, y=mean, dashed=place >= _SOLID_LINES))
+        lines.append(Series(label=run.label, x=epochs, y=mean))
     return lines

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from lsmix.data.pool import open_pool
-from lsmix.pipeline.views.pool_page import write_pool_page
+from lsmix.pipeline.views.pool_page import render_pool_page
 
 pytestmark = pytest.mark.slow
 
@@ -156,7 +156,7 @@ def pool_folder(finished_workspace: Path) -> Path:
 @pytest.fixture(scope="module")
 def page(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("page") / "pool.html"
-    write_pool_page(pool_folder, target)
+    target.write_text(render_pool_page(pool_folder)[0], encoding="utf-8")
     return target
 
 

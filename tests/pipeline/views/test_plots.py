@@ -12,7 +12,6 @@ from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.plots import (
     Series,
-    bits_histogram,
     curves,
     difference_plot,
     distance_plot,
@@ -37,7 +36,7 @@ def every_plot() -> dict[str, bytes]:
     return {
         "error rates": error_rate_plot(RUNS),
         "no runs": error_rate_plot([]),
-        "curves": curves("Loss", [Series(label="a", x=[0, 1, 2], y=[1.0, nan, 0.5], dashed=True)], "x", "y"),
+        "curves": curves("Loss", [Series(label="a", x=[0, 1, 2], y=[1.0, nan, 0.5])], "x", "y"),
         "many": curves("L", [Series(label=str(i), x=[0], y=[i]) for i in range(7)], "x", "y", y_log=True),
         "no curves": curves("Loss", [], "x", "y"),
         "learning curve": curves(
@@ -49,12 +48,10 @@ def every_plot() -> dict[str, bytes]:
         "no histogram": histogram(np.zeros(20), np.zeros(20)),
         "pairs": pair_matrix(np.arange(9).reshape(3, 3), ["cat", "$dog", "<owl>"]),
         "many pairs": pair_matrix(np.zeros((20, 20)), [f"a long class name {i}" for i in range(20)]),
-        "bits": bits_histogram(LAM, {"pool": LAM + 1, "empty": np.array([]), "bad": np.array([np.inf])}),
         "spreads": spread_plot({"originals": LAM, "$mix": LAM + 1, "bad": np.array([np.nan])}, "bits"),
         "distances": distance_plot({"$mix": (INTERVAL, INTERVAL)}, "bits"),
         "no spreads": spread_plot({}, "bits"),
         "no distances": distance_plot({}, "bits"),
-        "no bits": bits_histogram(np.array([]), {}),
     }
 
 

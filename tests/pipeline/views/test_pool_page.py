@@ -13,7 +13,7 @@ import pytest
 from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, create_pool, open_pool, write_pool_shard
-from lsmix.pipeline.views.pool_page import render_pool_page, write_pool_page
+from lsmix.pipeline.views.pool_page import render_pool_page
 from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
 
 EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
@@ -131,10 +131,10 @@ def test_a_manifest_that_names_rows_which_are_not_there_is_refused(rows: Any, tm
 # What the page shows.
 
 
-def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace: Path, tmp_path: Path) -> None:
+def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace: Path) -> None:
     folder = of(finished_workspace, "mix", "lsmix")
-    assert "between their sources" in write_pool_page(folder, tmp_path / "page.html", samples=30)
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page, what = render_pool_page(folder, samples=30)
+    assert "between their sources" in what
     pool = open_pool(folder)
     samples = shown(page.partition("further rows that failed")[0])
     assert len(samples) == 30
@@ -222,14 +222,12 @@ def test_only_pools_have_a_page_and_only_their_own_sources_fit(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     dataset, pool = of(finished_workspace, "ingest", "tiny"), of(finished_workspace, "mix", "lsmix")
-    target = tmp_path / "page.html"
     with pytest.raises(FormatError, match="only pools have an HTML page"):
-        write_pool_page(dataset, target)
+        render_pool_page(dataset)
     with pytest.raises(RecipeError, match="made from the data set with content digest"):
-        write_pool_page(pool, target, data=of(finished_workspace, "train-glow", "tiny"))
+        render_pool_page(pool, data=of(finished_workspace, "train-glow", "tiny"))
     with pytest.raises(MissingError):
-        write_pool_page(pool, target, data=tmp_path / "nowhere")
-    assert not target.exists()
+        render_pool_page(pool, data=tmp_path / "nowhere")
     assert command("show", pool, "--data", dataset).code == 1
     assert command("show", pool, "--rows", "65").code == 1
 
