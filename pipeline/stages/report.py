@@ -33,4 +33,4 @@ def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
 
 
-REPORT = Stage(name="report", version=2, run=run, estimate=_estimate)
+REPORT = Stage(name="report", version=3, run=run, estimate=_estimate)
