@@ -27,7 +27,7 @@ from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
 from lsmix.data.rng import generator
 
-__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "Schedule", "learning_rates"]
+__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "learning_rate"]
 
 # (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
@@ -41,9 +41,6 @@ class EpochResult:
     loss: float  # nats an image, mean over the epoch, with dropout and augmentation
     updates: int  # in this epoch
     images: int  # in this epoch
-
-
-Schedule: TypeAlias = Callable[[int], float]  # number of updates done so far -> learning rate of the next one
 
 
 class ClassifierTrainer:
@@ -104,13 +101,12 @@ class ClassifierTrainer:
             RecipeError: a batch cannot be trained on, or the source is empty.
         """
         source.set_epoch(self.epoch)
-        rate = learning_rates(self.config, len(source))
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         images = updates = 0
         self.model.train()
         with seeded(self.device, self.seed, "dropout", self.epoch), arithmetic(self.config.precision):
             for updates, batch in enumerate(source, start=1):
-                self._set_rate(rate(self.update))
+                self._set_rate(learning_rate(self.config, self.update, len(source)))
                 loss_sum += self._train_batch(batch, updates - 1) * len(batch[0])
                 images += len(batch[0])
                 self.update += 1
@@ -209,8 +205,8 @@ def _optimiser(config: ClassifierTraining, model: nn.Module) -> torch.optim.Opti
     )
 
 
-def learning_rates(config: ClassifierTraining, updates_per_epoch: int) -> Schedule:
-    """Return the learning rate of each update, by the number of updates before it.
+def learning_rate(config: ClassifierTraining, update: int, updates_per_epoch: int) -> float:
+    """Return the learning rate of an update, counted from 0.
 
     "exponential" multiplies by ``decay`` at every ``decay_every_epochs`` epochs after ``decay_after_updates`` updates, as
     [P B.3] reads literally. Its 184,000 updates for CIFAR-10 are never reached in 300 epochs of 391 updates (117,300): the
@@ -218,15 +214,13 @@ def learning_rates(config: ClassifierTraining, updates_per_epoch: int) -> Schedu
 
     Example:
         >>> config = ClassifierTraining(learning_rate=1.0, decay=0.5, decay_every_epochs=2, decay_after_updates=100)
-        >>> rate = learning_rates(config, updates_per_epoch=10)
-        >>> [rate(update) for update in (0, 100, 119, 120, 140)]
+        >>> [learning_rate(config, update, updates_per_epoch=10) for update in (0, 100, 119, 120, 140)]
         [1.0, 1.0, 1.0, 0.5, 0.25]
     """
     start, epoch = config.learning_rate, max(1, updates_per_epoch)
-    if config.schedule == "constant":
-        return lambda _: start
     if config.schedule == "cosine":
         total = config.epochs * epoch
-        return lambda update: 0.5 * start * (1.0 + math.cos(math.pi * min(update, total) / total))
-    after, period = config.decay_after_updates, config.decay_every_epochs * epoch
-    return lambda update: start * config.decay ** (max(0, update - after) // period)
+        return 0.5 * start * (1.0 + math.cos(math.pi * min(update, total) / total))
+    if config.schedule == "exponential":
+        start *= config.decay ** (max(0, update - config.decay_after_updates) // (config.decay_every_epochs * epoch))
+    return start
