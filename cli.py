@@ -4,6 +4,7 @@ Nothing heavy is imported before a command's body needs it, so that ``lsmix --he
 Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
 """
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -240,7 +241,7 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 @click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on scikit-learn's digits; a few minutes, nothing to download."""
+    """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
@@ -445,6 +446,8 @@ def _print_json(kind: str, content: Any) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    # Waiting threads that spin made a training step over ten times slower on a busy machine. OpenMP reads it as torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "_LSMIX_COMPLETE" in os.environ:
         cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
     if code := _exit_code():
@@ -472,6 +475,10 @@ def _exit_code() -> int:
         if isinstance(error, BrokenPipeError) and output_is_gone():
             discard_output()
             return _OUTPUT_GONE
+        path = Path(os.fsdecode(error.filename or ""))
+        if error.errno in (errno.EROFS, errno.EACCES) and path.name.startswith(".") and path.suffix == ".part":
+            name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
+            return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
         where = f": {error.filename!r}" if error.filename else ""
         return _tell(f"{error.strerror or error}{where}. What is done is kept.")
     return 0

@@ -34,27 +34,26 @@ CNN13: Final = "cnn-13"  # the one of the paper, Table 5
 class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a classifier is made and trained; the defaults are those of CNN-13 on CIFAR-10 [P B.2, B.3]."""
 
-    architecture: str = CNN13  # "cnn-13", "wrn-D-K", "timm:NAME" or "package.module:callable"
+    architecture: str = CNN13  # cnn-13, wrn-D-K, timm:NAME or package.module:callable, see below
     width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = _CNN13_WIDTH  # of CNN-13: channels of the first block
     final_batch_norm: bool = False  # of CNN-13: batch norm on the logits; the paper has it for SVHN only
-    epochs: _Epochs = 300  # passes over the source, at least 1
-    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 128  # images an update; the source is made with it
-    optimiser: Literal["adam", "sgd"] = "adam"  # Adam has β 0.9 and 0.999
-    momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9  # of SGD, in [0, 1)
-    nesterov: bool = True  # of SGD: look ahead along the momentum, which must then be above 0
+    epochs: _Epochs = 300  # passes over as many images as the train split has
+    batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 128  # images in an update
+    optimiser: Literal["adam", "sgd"] = "adam"  # adam has β 0.9 and 0.999
+    momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9  # of sgd
+    nesterov: bool = True  # of sgd: Nesterov's form, which needs a momentum
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0  # factor of ½‖v‖² over all parameters
-    # Largest norm of the gradient of all parameters; 0 for none.
-    grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0
+    grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0  # largest norm of the gradient; 0: no limit
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3  # of the first update
     schedule: Literal["constant", "exponential", "cosine"] = "exponential"  # how the learning rate falls
-    decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.97  # factor of one exponential decay, in (0, 1]
-    decay_every_epochs: _Epochs = 2  # epochs from one decay to the next, at least 1
-    # Updates before decay sets in; 60,000 for SVHN.
+    decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.97  # factor of one exponential decay
+    decay_every_epochs: _Epochs = 2  # epochs from one decay to the next
+    # updates before decay begins; the paper's 184,000 are more than 300 epochs of CIFAR-10 at batch 128
     decay_after_updates: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 184_000
-    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # pixels that an image is moved by at most on either axis
-    flip: bool = True  # mirror half of the images; False for SVHN
-    normalise: Literal["none", "channel"] = "none"  # inputs in [0, 1], or brought to mean 0 and variance 1 by channel
-    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of convolutions and matrix products
+    translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # largest shift in pixels; zeros move in
+    flip: bool = True  # mirror half of the images left to right; wrong for digits
+    normalise: Literal["none", "channel"] = "none"  # none: pixels in [0, 1]; channel: mean 0, variance 1
+    precision: Literal["float32", "tf32", "bf16"] = "float32"  # of convolutions and products
 
     def __post_init__(self) -> None:
         check_architecture(self.architecture)

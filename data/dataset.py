@@ -55,7 +55,7 @@ COLUMNS = {"images": ("|u1", 4), "labels": ("<i8", 1), "source_index": ("<i8", 1
 
 @dataclass(frozen=True, eq=False, slots=True)
 class SplitArrays:
-    """One split of an open data set; all arrays are read-only, the images lie on the disk until they are touched."""
+    """One split of an open data set; all arrays are read-only, images stay on disk until they are read."""
 
     images: npt.NDArray[np.uint8]  # (N, H, W, C), memory-mapped
     labels: npt.NDArray[np.int64]  # (N,)
@@ -284,7 +284,7 @@ def _check_whole(data_set: DataSet) -> None:
             raise FormatError(f"{where!r} holds images of several shapes: {name!r} has {split.images.shape[1:]}.")
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes:
             raise CorruptError(
-                f"{where!r} is damaged: labels of {name!r} lie in {split.labels.min()}..{split.labels.max()}, "
+                f"{where!r} is damaged: labels of {name!r} are in {split.labels.min()}..{split.labels.max()}, "
                 f"expected 0..{classes - 1}. Make it again with 'lsmix ingest'."
             )
     for published in {split.published_split for split in data_set.splits.values()}:

@@ -74,7 +74,7 @@ _COLUMNS = (
     PoolColumn("label_a", "int64", "label", "class of x₁"),
     PoolColumn("label_b", "int64", "label", "class of x₂"),
     PoolColumn("lam", "float32", "share", "λ as drawn, the share of x₂ that was asked for"),
-    PoolColumn("share_b", "float32", "share", "share of x₂ that was taken, the weight of label_b; x₁ has what is left"),
+    PoolColumn("share_b", "float32", "share", "true share of x₂, the weight of label_b; x₁ has the rest"),
     PoolColumn("status", "uint8", "word", _STATUS, words=_STATUS_MEANINGS),
     PoolColumn("source_more", "int64", "source", "rows of x₃ and the sources after it in the train split", "more"),
     PoolColumn("label_more", "int64", "label", "classes of x₃ and the sources after it", "more"),

@@ -71,20 +71,20 @@ def read_provenance(attributes: dict[str, Any], what: str) -> Provenance:
 class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the images of a pool are mixed."""
 
-    method: str = "ls-mix"  # how images are mixed: a name in LATENT_METHODS or PIXEL_METHODS
-    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4  # λ ~ Beta(α, α), the share of the second image
-    lambdas: tuple[_Rate, ...] = ()  # instead of drawn λ: copy c takes lambdas[c % len(lambdas)]
-    # Times the training set is gone through; 0: one, or one for each of lambdas.
-    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    method: str = "ls-mix"  # how images are mixed
+    # λ ~ Beta(α, α), the share of the second image; Dirichlet(α, …, α) for more than two sources
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.4
+    lambdas: tuple[_Rate, ...] = ()  # fixed λ instead of drawn ones: copy c takes lambdas[c % len(lambdas)]
+    copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # passes over the train split; 0: one, or one a λ
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
-    # Where the second image begins; "random" draws one of the four for each image.
+    # where the second image begins; random draws one for each image; latent space only
     corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
-    seed: Seed = 0  # of pairs and λ
-    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    chunk_rows: _ChunkRows = 0  # images a chunk; 0: about 25 MB, at most an eighth of the pool
-    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # what becomes of images that the flow cannot decode
-    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ takes its place
+    seed: Seed = 0  # of pairs, λ, corners and the method's own draws
+    output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels; 5bit is the paper's
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
+    chunk_rows: _ChunkRows = 0  # images in a chunk, at most 1 GiB; 0 is about 25 MB, at most an eighth of the pool
+    on_decode_failure: Literal["redraw", "keep"] = "redraw"  # keep: only count failed decodes
+    attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws for such an image before x₁ takes its place
     tolerance: Annotated[float, Meta(ge=0, le=1e6)] = 0.25  # how far outside [−½, ½] a pixel counts as bad
     bad_pixel_fraction: _Rate = 0.02  # share of bad pixels above which a decode has failed
 
@@ -119,10 +119,10 @@ def check_pool(config: PoolConfig) -> None:
 class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How images become latents."""
 
-    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # what stands below the flow's bits
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
-    seed: Seed = 0  # of the noise, where dequantise is "uniform"
-    chunk_rows: _ChunkRows = 0  # latents a chunk; 0: about 25 MB, at most an eighth of them
+    dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # low-bits: the image's own; uniform: noise
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
+    seed: Seed = 0  # of the noise of uniform
+    chunk_rows: _ChunkRows = 0  # latents in a chunk, at most 1 GiB; 0 is about 25 MB, at most an eighth of them
     check_round_trip: bool = True  # decode every latent again and count the images that come back exactly
 
 

@@ -1,6 +1,6 @@
 """Draw the pictures of docs/explanation: python docs/make_pictures.py [WORKSPACE].
 
-Every picture is made by lsmix itself from the digits that scikit-learn brings, so anybody can make it again.
+Every picture is made by lsmix itself from the digits that come with it, so the pictures can be made again.
 It trains the demo's flow, one to three minutes on a core, unless the workspace (``runs``) has it.
 """
 

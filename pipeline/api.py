@@ -89,7 +89,7 @@ def run(
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
         download: fetch what ``data.download`` names first, where it is not there yet.
-        progress: is told what happens; None tells nobody.
+        progress: optional progress reporter.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
@@ -139,7 +139,7 @@ def run_array_task(
         workers: make the shards in this many Dask workers on this machine; 0 in this process.
         scheduler: make the shards on the Dask cluster at this address.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: is told what happens; None tells nobody.
+        progress: optional progress reporter.
 
     Returns:
         What the task made of each artifact of the stage that isn't complete.
@@ -186,7 +186,7 @@ def finalize(
         overrides: "section.key=value" each, as for the tasks.
         scale: name of the recipe's sizes, as for the tasks; "" for none.
         device: where a pool's card decodes its few pictures.
-        progress: is told what happens; None tells nobody.
+        progress: optional progress reporter.
 
     Raises:
         PartialError: shards are missing; the message names them.
@@ -275,7 +275,7 @@ def verify(
     Of latents and pools it also opens the store, and compares it with what zarr-python reads.
 
     Args:
-        artifact: its folder or its URL, of which every byte is fetched anew; all that follows is for pools.
+        artifact: its folder or its URL, of which every byte is downloaded again; the other arguments are for pools.
         deep: make a sample of rows again, and compare every pixel.
         sample: rows of that sample, at least 1.
         seed: of their choice.
@@ -283,7 +283,7 @@ def verify(
             the pool's workspace.
         flow: folder or URL of the flow; None looks in the pool's workspace.
         device: where the sample is made: "auto", "cpu", "cuda" or "cuda:N".
-        progress: is told what happens; None tells nobody.
+        progress: optional progress reporter.
 
     Returns:
         What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them; of a
@@ -374,11 +374,11 @@ def push(
         url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
             empty, not there yet, or holds what an earlier push of the same artifact sent.
         card: of a pool: folder that ``lsmix card`` wrote; None writes a card for the occasion.
-        progress: is told how many bytes are there; None tells nobody.
+        progress: optional progress reporter.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished.
-        RecipeError: something else lies there, or nothing can be written there.
+        RecipeError: the place is not empty, or not writable.
         CorruptError: a file here is damaged, or arrives damaged, twice.
         DownloadError: the place cannot be reached.
     """
@@ -414,13 +414,13 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
 def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:
     """Fetch an artifact from a URL or a folder: what ``lsmix pull`` does.
 
-    Each file is checked against the manifest when it arrives. Until all are there they lie in "TARGET.part"; stop it
-    whenever you like, the same call goes on.
+    Each file is checked against the manifest when it arrives. Until all have arrived they are in "TARGET.part"; the same call
+    resumes a stopped one.
 
     Args:
         url: the artifact's folder: a path, or a URL of a web server or an object store.
         target: the folder to make; None for one in the current folder, named as the last part of the URL.
-        progress: is told how many bytes are there; None tells nobody.
+        progress: optional progress reporter.
 
     Raises:
         MissingError: there is no complete artifact at the URL.

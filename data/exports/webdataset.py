@@ -1,7 +1,6 @@
 """Pools as WebDataset: tar files in which ``00000012.png`` and ``00000012.json`` make a sample.
 
-Nothing but samples lies in a tar, since readers take the first for the pattern of all; what is known of the
-pool as a whole stands in the tar's own header, as a comment.
+A tar holds only samples, since readers take the first as the pattern of all; metadata of the pool is a comment in the tar's header.
 """
 
 import io

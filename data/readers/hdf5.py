@@ -1,8 +1,7 @@
 """Data sets in an HDF5 file: images and labels by name, and the ``dataset.h5`` that lsmix writes.
 
-What HDF5 is told to read has been looked at before: plain numbers that lie in this very file, of a size the
-file can hold, through filters that are known, and chunks that unpack to exactly a chunk. Of a data set of ours the
-held-out images count as training images again, since that is what they were taken from.
+Before HDF5 reads anything, this module checks that the numbers are in this file, fit its size, use known filters, and that each chunk
+unpacks to exactly its size. Held-out images of a ``dataset.h5`` count as training images again.
 """
 
 import math
@@ -139,7 +138,7 @@ def _check_storage(path: Path, item: Any) -> None:
     where = f"{item.name!r} of {str(path)!r}"
     plist = item.id.get_create_plist()
     if plist.get_layout() == h5py.h5d.VIRTUAL or plist.get_external_count():
-        raise SourceError(f"{where} lies in other files, which are never opened. Copy the data into it.")
+        raise SourceError(f"{where} is stored in other files, which are never opened. Copy the data into it.")
     file_bytes = path.stat().st_size
     size = math.prod(map(int, item.shape)) * item.id.get_type().get_size()
     if size > max(_RATIO_BYTES, _RATIO * file_bytes):
@@ -154,7 +153,7 @@ def _check_storage(path: Path, item: Any) -> None:
 
 
 def _unwritten(where: str) -> SourceError:
-    # HDF5 reads as zeros what is not there.
+    # HDF5 reads missing chunks as zeros.
     return SourceError(f"{where} was never written whole, or is damaged. Write it again.")
 
 
@@ -206,7 +205,7 @@ def _check_chunk(where: str, item: Any, info: Any, codes: list[int], chunk: int)
 
 
 def _deflated_size(packed: bytes, most: int) -> int:
-    """Return what a zlib stream unpacks to, or something above ``most``; it never lies in memory as a whole."""
+    """Return what a zlib stream unpacks to, or something above ``most``; it is never whole in memory."""
     unpacker, size = zlib.decompressobj(), 0
     for start in range(0, len(packed), _PIECE_BYTES):
         piece = packed[start : start + _PIECE_BYTES]

@@ -1,7 +1,6 @@
-"""HDF5 files laid out in memory and written by Python, all but their rows, which never lie in memory together.
+"""Write HDF5 files: HDF5 lays them out in memory without their rows, and Python writes them.
 
-HDF5 itself never writes to a disk. Where one of its writes failed, HDF5 2.0.0 was seen to crash, and to end as if
-all were well with other bytes in the file.
+HDF5 itself never writes to a disk: when a write failed, HDF5 2.0.0 crashed, or ended without an error and with wrong bytes.
 """
 
 import os
@@ -18,11 +17,11 @@ from numpy.typing import NDArray
 __all__ = ["Extent", "new_hdf5", "reserve", "write_rows"]
 
 _BLOCK_BYTES = 1 << 20
-_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the file has a name that nobody can foresee, and only its owner may open it
+_SHARED_MEMORY = "/dev/shm"  # noqa: S108 - the file's name is random and only its owner may open it
 
 
 class Extent(NamedTuple):
-    """Where the rows of an array lie in the file."""
+    """The position of an array's rows in the file."""
 
     offset: int  # of the first row
     row_bytes: int

@@ -1,6 +1,6 @@
 """Images and labels that a file holds by name: the names in use, and what such arrays must be.
 
-A file fits exactly one set of names, so nobody's data are chosen by guessing.
+A file must fit exactly one set of names; none is guessed.
 """
 
 from collections.abc import Collection, Mapping
@@ -47,7 +47,7 @@ def choose_names(
 
 
 def number_classes(where: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
-    """Return "0", "1", … for the classes that labels speak of, where nobody has named them.
+    """Return "0", "1", … for classes without names.
 
     Raises:
         SourceError: a label is so high that there cannot be as many classes.
@@ -56,7 +56,7 @@ def number_classes(where: str, splits: Mapping[str, Split]) -> tuple[str, ...]:
     if classes > _MAX_CLASSES:
         raise SourceError(
             f"{where} has the label {classes - 1}; classes are counted from 0, and no data set has more than "
-            f"{_MAX_CLASSES}. Number them anew, or do not use it."
+            f"{_MAX_CLASSES}. Renumber them, or do not use it."
         )
     return tuple(map(str, range(classes)))
 
@@ -69,7 +69,7 @@ def to_split(where: str, names: Names, images: npt.NDArray[Any], labels: npt.NDA
     """
     if images.dtype != np.uint8:
         raise SourceError(
-            f"{names[0]!r} of {where} must be uint8, 0 to 255; got {images.dtype}. If it lies in [0, 1], save "
+            f"{names[0]!r} of {where} must be uint8, 0 to 255; got {images.dtype}. If its values are in [0, 1], save "
             "(255 * x).round().astype('uint8')."
         )
     if images.ndim == 3:

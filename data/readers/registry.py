@@ -47,13 +47,12 @@ class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields
         RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
     """
 
-    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder; "" for digits
-    format: str = "auto"  # a name in DATA_FORMATS; "auto" looks at what is there
-    labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: 100 classes, or 20 superclasses
-    extra: bool = False  # of SVHN: whether the 531,131 images of extra_32x32.mat join the training split
-    download: Annotated[str, msgspec.Meta(max_length=4096)] = (
-        ""  # what to fetch where nothing is at path; "" for nothing
-    )
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder, from the recipe's folder
+    format: str = "auto"  # auto recognises the data set; see below
+    labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: its 100 classes, or its 20 superclasses
+    extra: bool = False  # of SVHN: whether extra_32x32.mat joins the training split
+    # what --download fetches if nothing is at path: a name from the table below, or a URL with its checksum
+    download: Annotated[str, msgspec.Meta(max_length=4096)] = ""
 
     def __post_init__(self) -> None:
         """Refuse a format or a download that is not known."""
@@ -83,7 +82,7 @@ def read_source(
     Raises:
         RecipeError: the configuration names a path where there is none to name, or none where there must be one.
         MissingError: there is nothing at the path.
-        SourceError: what is there cannot be read as a data set of the format.
+        SourceError: the path is not a data set of the format.
 
     Example:
         >>> len(read_source(SourceConfig(format="digits")).splits["test"])
@@ -180,7 +179,7 @@ def _detect(config: SourceConfig) -> SourceFormat:
     if config.format == _DIGITS:
         if config.path or config.download:
             raise RecipeError(
-                f"digits come with scikit-learn and have no path; got {config.path or config.download!r}. Remove the path."
+                f"digits come with lsmix and have no path; got {config.path or config.download!r}. Remove the path."
             )
         return _format(_DIGITS)
     if not config.path:

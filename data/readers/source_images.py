@@ -141,7 +141,7 @@ class PublishedData:
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= len(self.class_names):
                 raise SourceError(
-                    f"labels of {name!r} lie in {low}..{high}, but there are {len(self.class_names)} class names, "
+                    f"labels of {name!r} are in {low}..{high}, but there are {len(self.class_names)} class names, "
                     f"for 0..{len(self.class_names) - 1}."
                 )
 
@@ -149,13 +149,13 @@ class PublishedData:
 class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How image files become rows of one size, and which labels they get."""
 
-    size: _Size = 0  # pixels of a side, or (height, width), up to 4096; 0 keeps the size of the images
-    fit: Literal["crop", "pad", "stretch"] = "crop"  # to the size: cut the centre, add margins, or change proportions
-    background: str = "white"  # behind transparent pixels and in margins: white, black or #rrggbb
-    on_error: Literal["stop", "skip"] = "stop"  # what unreadable images do
-    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # a table of the labels, relative to the path
-    file_column: str = "file_name"  # of that table
-    label_column: str = "label"  # of that table
+    size: _Size = 0  # side in pixels, or [height, width]; 0 keeps the size of the images, if they all have it
+    fit: Literal["crop", "pad", "stretch"] = "crop"  # crop: cut the centre; pad: add margins; stretch: distort
+    background: str = "white"  # colour of transparent pixels and margins: white, black or #rrggbb
+    on_error: Literal["stop", "skip"] = "stop"  # stop: name unreadable images and end; skip: count them
+    labels_file: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # table of labels: .csv, .tsv or .jsonl
+    file_column: str = "file_name"  # its column of file names
+    label_column: str = "label"  # its column of labels; classes are sorted by name
 
     def __post_init__(self) -> None:
         """Refuse a size out of range, and a background that is no colour."""

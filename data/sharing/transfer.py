@@ -92,7 +92,7 @@ class Listing(NamedTuple):
 def push_artifact(
     artifact: Artifact | Path, url: str, progress: Progress, *, owned: bool = False, card: Path | None = None
 ) -> Transfer:
-    """Send an artifact to ``url``; what is there already, whole and right, is not sent again.
+    """Send an artifact to ``url``; complete, correct files are not sent again.
 
     Descriptions are sent as they are now, and the manifest that is sent lists them so; those at ``url`` are replaced.
 

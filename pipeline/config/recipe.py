@@ -48,37 +48,39 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    # A finished flow to use instead of training one: its folder or URL, or its name or key in the workspace.
+    # finished flow to use instead: folder (relative to the recipe's), URL, name or cache key in the workspace, or natural-32
     path: str = ""
 
 
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One arm of a comparison: a classifier trained once for each seed."""
 
-    pool: str = ""  # name of the pool to train on; empty trains on the data set itself
-    mix: tuple[MixSource, ...] = ()  # instead of one pool: how batches are made
-    mode: MixMode = "mixture"  # of several in mix: one drawn for each batch, or one after another
-    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)  # one training each
+    pool: str = ""  # pool to train on; empty trains on the data set itself
+    mix: tuple[MixSource, ...] = ()  # instead of pool: a list of ways to make batches, see below
+    mode: MixMode = "mixture"  # mixture draws one way of mix for each batch, chain applies all in turn
+    # one training for each; at most 1,000
+    seeds: Annotated[tuple[Seed, ...], Meta(min_length=1, max_length=1000)] = (0,)
     classifier: dict[str, Any] = {}  # fields of [classifier] that differ in this run
-    label: Annotated[str, Meta(max_length=100)] = ""  # as tables call the run; empty takes its name
-    paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure for it, as printed, such as "2.45 ± 0.061"
+    label: Annotated[str, Meta(max_length=100)] = ""  # name of the run in tables and plots; empty takes its name
+    paper: Annotated[str, Meta(max_length=40)] = ""  # the paper's figure, for the report: 2.45 ± 0.061
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that ``lsmix run`` brings up to date: the content of a recipe file."""
 
-    format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # of the recipe file
-    name: Name  # of the artifacts
-    data: DataConfig
-    flow: FlowSection | None = None  # None takes the defaults if a pool needs a flow
-    latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)
-    mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # what all pools share
-    pools: dict[Name, PoolRecipe] = {}
-    classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # what all runs share
+    format: Annotated[int, Meta(ge=1, le=_FORMAT)] = _FORMAT  # version of the recipe format
+    name: Name  # name of the artifacts: letters, digits, '.', '_' and '-', at most 64
+    data: DataConfig  # the data set
+    flow: FlowSection | None = None  # the flow to train, or a finished one; not needed for pixel pools
+    latents: EncodeConfig = msgspec.field(default_factory=EncodeConfig)  # how images are encoded
+    mix: PoolRecipe = msgspec.field(default_factory=PoolRecipe)  # fields that all pools share
+    pools: dict[Name, PoolRecipe] = {}  # one section for each pool
+    classifier: RunConfig = msgspec.field(default_factory=RunConfig)  # fields that all runs share
+    # one section for each arm of the comparison; the others are compared with the one named baseline
     runs: dict[Name, RunSection] = {}
-    naturalness: NaturalnessConfig | None = None  # None compares nothing
-    report: ReportConfig = msgspec.field(default_factory=ReportConfig)
-    scale: dict[Name, dict[str, Any]] = {}  # other sizes of the recipe: by name, the fields that differ
+    naturalness: NaturalnessConfig | None = None  # how natural mixes are; without it nothing is measured
+    report: ReportConfig = msgspec.field(default_factory=ReportConfig)  # what the report shows
+    scale: dict[Name, dict[str, Any]] = {}  # other sizes of the recipe, see below
 
     @property
     def own_flow(self) -> FlowSection:

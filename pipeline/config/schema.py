@@ -31,19 +31,18 @@ __all__ = [
 class PoolRecipe(PoolConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A pool of a recipe: how its images are mixed, and with which flow."""
 
-    flow: str = ""  # another finished flow than the recipe's: its folder or URL, or its name or key in the workspace
+    flow: str = ""  # another finished flow than the recipe's, as flow.path
 
 
 class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow of a recipe: its shape (fields of ``FlowShape``), its training, and when to look at it."""
 
-    training: FlowTraining = msgspec.field(default_factory=FlowTraining)
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
-    # Iterations between measures of held-out bits per dimension.
-    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500
-    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # images of each split in such a measure, at most
+    training: FlowTraining = msgspec.field(default_factory=FlowTraining)  # how it is trained
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads of the training; the number decides the last bits
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500  # iterations between measurements of bits/dim
+    evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # most images of each split in such a measurement
     checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
-    temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample sheet
+    temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents of the sample grid
 
 
 HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix takes from z₂
@@ -52,15 +51,15 @@ HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods are compared, on how many pairs, and by which evaluator."""
 
-    evaluator: dict[str, Any] = {}  # fields of [flow] that differ for the evaluator, whose seed is the flow's + 1
-    methods: tuple[str, ...] = ()  # in latent or in pixel space, and "hard-cut"; empty: all that come with lsmix
-    pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, at most
+    evaluator: dict[str, Any] = {}  # fields of [flow] that differ for the evaluator (rows odd, the flow's seed + 1)
+    methods: tuple[str, ...] = ()  # mixing methods, and hard-cut, the control for ls-mix; empty takes all of lsmix
+    pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images of each sample, or fewer if there are not as many
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of all mixes
     seed: Seed = 0  # of pairs, methods, noise and resamples
-    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # what the evaluator sees below its bits
-    bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples behind each confidence interval
-    classifier: str = ""  # run whose first seed gives features to compare; empty takes "baseline", where there is one
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images a pass; part of the key, since it changes last bits
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"  # low-bits: the images' own; uniform: noise
+    bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # resamples for each confidence interval
+    classifier: str = ""  # run that gives the features of the Fréchet distance; empty takes baseline, if any
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images in a pass; other sizes change the last bits
 
     def __post_init__(self) -> None:
         if not self.methods:  # filled in here, so that the names are part of the key
@@ -71,8 +70,8 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One training of one classifier; its fields are those of ``ClassifierTraining``, and some of the stage."""
 
-    seed: Seed = 0  # of weights, order, augmentation and dropout
-    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # of the training on a CPU, where they decide the last bits
+    seed: Seed = 0  # of weights, order, augmentation and dropout; set runs.NAME.seeds instead
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads of the training; the number decides the last bits
     evaluate_every: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # epochs between measures of the test error
 
 
@@ -82,11 +81,12 @@ MixMode = Literal["mixture", "chain"]  # of several sources: one drawn for each 
 class MixSource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One source of a training's batches: a pool, or the training images, mixed with others of their batch or not."""
 
-    pool: str = ""  # name of the pool, in a stage the role of that input; empty takes the training images
-    method: str = ""  # a name in PIXEL_METHODS, or "none" to leave images as they are
-    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α), the share of the second image
-    rate: Literal["per-sample", "per-batch"] = "per-sample"  # whether λ is drawn for each image or once a batch
-    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # against the others, in a mixture
+    pool: str = ""  # pool whose batches are taken, its next copy in each epoch; empty takes the training images
+    method: str = ""  # how the augmented images of a batch are mixed; none leaves them as they are
+    alpha: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # λ ~ Beta(α, α) of the method
+    # λ for each image, or one for each batch as in the published codes
+    rate: Literal["per-sample", "per-batch"] = "per-sample"
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0  # how often a mixture draws this way, against the others
 
 
 class TrainConfig(RunConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -102,12 +102,12 @@ _Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set of a recipe and how it is split; fields of the source itself are in ``SourceConfig``."""
 
-    limit: _Images = 0  # images kept of the published training split, class by class; 0 keeps all
-    heldout: _Images = 0  # images taken off the training split to watch the flow's likelihood
-    test: _Images = 0  # images in the test split; 0 keeps all of a published one
+    limit: _Images = 0  # published training images to use, each class in proportion; 0 uses all
+    heldout: _Images = 0  # images held out to measure the flow's likelihood; 0 takes a published held-out split
+    test: _Images = 0  # images of the test split; 0 takes the published one; needed if there is none
     seed: Seed = 0  # of the choice of rows
-    licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; "" takes the published one, if there is any
-    citation: Annotated[str, Meta(max_length=8000)] = ""  # whom to cite for them; "" takes the published one
+    licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
+    citation: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
 
 
 class RowText(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,11 +121,11 @@ class RowText(msgspec.Struct, frozen=True, kw_only=True):
 class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the report shows."""
 
-    title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty names the recipe
+    title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty takes the recipe's name
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
-    pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the sheets
-    # Images of each pool whose bits per dimension are measured.
+    pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the image grids
+    # images of each pool whose bits per dimension are measured
     bits_images: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 

@@ -4,13 +4,16 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 
 from lsmix.data.errors import RecipeError
 
 __all__ = ["convert", "did_you_mean"]
+
+
+_NAMES = "a name may contain letters, digits, '.', '_' and '-', no spaces, at most 64 characters."
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
@@ -32,7 +35,7 @@ def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
     """Turn a validation message into one that names the dotted key, and the nearest known one for an unknown."""
     text, _, path = message.partition(" - at `$")
     if key_of := re.search(r" - at `?key`? in `\$\.?([^`]*)`", message):
-        return f"{key_of.group(1)}: a name in it has letters, digits, '.', '_' and '-' only, 64 at most."
+        return f"{key_of.group(1)}: {_NAMES}"
     dotted = path.rstrip("`").lstrip(".")
     known = _known_fields(kind, dotted)
     dotted = _with_name(dotted, table, kind)
@@ -44,6 +47,10 @@ def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
         full = f"{dotted}.{missing.group(1)}" if dotted else missing.group(1)
         return f"the key {full!r} is missing."
     value = _value_at(table, dotted)
+    if "matching regex" in text:
+        return f"{dotted}: {_NAMES} Got {value!r}."
+    if "Invalid enum value" in text:
+        return f"{dotted}: unknown value {value!r}.{did_you_mean(str(value), known)} Known: {', '.join(known)}."
     got = "" if value is None else f", got {value!r}"
     text = text.replace("`", "").replace("object", "a section")
     return f"{dotted or 'the recipe'}: {text[0].lower()}{text[1:]}{'' if ', got ' in text else got}."
@@ -64,7 +71,7 @@ def _with_name(dotted: str, table: Mapping[str, Any], kind: type[Any]) -> str:
 
 
 def _known_fields(kind: type[Any], dotted: str) -> list[str]:
-    """Return the fields of the model that a dotted path of a validation message points to."""
+    """Return the fields of the model, or the values of the literal, that a dotted path of a validation message points to."""
     current: Any = kind
     for part in [part for part in re.split(r"\.|(\[[^\]]*\])", dotted) if part]:
         if part.startswith("["):
@@ -73,6 +80,8 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
             fields = {field.name: field.type for field in msgspec.structs.fields(current)}
             current = fields.get(part, current)
         current = _model(current)
+    if get_origin(current) is Literal:
+        return [str(value) for value in get_args(current)]
     return list(current.__struct_fields__) if hasattr(current, "__struct_fields__") else []
 
 

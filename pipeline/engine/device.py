@@ -15,7 +15,7 @@ from lsmix.data.errors import RecipeError
 
 __all__ = ["cpu_threads", "describe_environment", "device_name", "prepare_device", "resolve_device"]
 
-_PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow", "scikit-learn")
+_PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -50,7 +50,7 @@ def prepare_device(device: str) -> None:
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Filling new memory with NaN, which comes with the line above, finds reads of what nobody wrote; it costs 4%.
+    # Filling new memory with NaN, which comes with the line above, finds reads of unwritten memory; it costs 4%.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it a property
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = False

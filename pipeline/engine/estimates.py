@@ -1,7 +1,7 @@
-"""What an artifact will cost before it is made: bytes on the disk, floating-point operations, and so the time.
+"""Estimate the bytes, floating-point operations and time that an artifact will take.
 
 Operations are counted for convolutions and matrix products, a multiply-add as two. Time follows from what earlier
-artifacts of the stage took per operation; where there is none, from a round guess that the user is told to be one.
+artifacts of the stage took per operation; without any, from a rough guess that is marked as one.
 """
 
 from collections.abc import Mapping
@@ -133,5 +133,5 @@ def _shape(fields: Mapping[str, Any]) -> FlowShape:
         return msgspec.convert(
             {name: fields[name] for name in FlowShape.__struct_fields__ if name in fields}, FlowShape
         )
-    except msgspec.ValidationError:  # of a stranger's flow; whoever loads it will say what is wrong with it
+    except msgspec.ValidationError:  # loading the flow will report what is wrong with it
         return FlowShape()

@@ -1,4 +1,4 @@
-"""From the nodes of a graph to artifacts: inputs, keys, and what is there already, as far as it can be known yet."""
+"""Find the inputs, cache keys and existing artifacts of a graph's nodes, as far as they are known."""
 
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Resolver:
         return [source.label for source in sources if self.artifact(source) is None]
 
     def forget(self, node: Node) -> None:
-        """Look for a node's artifact anew next time, since it was removed."""
+        """Forget a node's artifact, which was removed."""
         self._found.pop(id(node), None)
 
     @staticmethod

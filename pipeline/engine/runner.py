@@ -56,7 +56,7 @@ class Built:
 
     @property
     def folder(self) -> Path:
-        """Its folder on this machine; what lies in a remote workspace is fetched when this is first asked for."""
+        """Its folder on this machine; from a remote workspace it is downloaded on first use."""
         return self.workspace.local_copy(self.artifact)
 
     @property
@@ -174,8 +174,10 @@ def locked_task(
     """
     inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
     if inputs is None or records is None or key is None:
-        missing = " and ".join(resolver.missing(node)) or "one of its inputs"
-        raise MissingError(f"{node.label} cannot be made: {missing} is not there. Run its recipe from the start.")
+        missing = resolver.missing(node)
+        commands = " and ".join(f"'lsmix {label.split()[0]} RECIPE'" for label in missing) or "'lsmix run RECIPE'"
+        been = "have" if len(missing) > 1 else "has"
+        raise MissingError(f"{' and '.join(missing) or 'an input'} {been} not been made yet. Run {commands} first.")
     check_against_data(node, resolver)
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)

@@ -1,4 +1,4 @@
-"""What is cached, what would run, and why: the very field or input that differs from what is there."""
+"""Report what is cached, what would run, and which field or input differs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal

@@ -3,10 +3,10 @@
 import io
 from collections.abc import Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
-import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -145,8 +145,11 @@ def _fitted(title: str, font: ImageFont.FreeTypeFont, width: int) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    # Pillow's own font has no λ; matplotlib, which we need anyway, always brings this one.
-    return ImageFont.truetype(Path(mpl.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)
+    """Return matplotlib's DejaVu Sans where it is installed, else Pillow's own font, which has Latin letters alone."""
+    spec = find_spec("matplotlib")
+    if spec is None or spec.origin is None:
+        return cast("ImageFont.FreeTypeFont", ImageFont.load_default(size))
+    return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
 class SourceImages(Protocol):

@@ -11,17 +11,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from lsmix.data.errors import printable_words
+from lsmix.data.errors import LsmixError, printable_words
 from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.error_rates import RunSummary
+
+try:
+    import matplotlib as mpl
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+except ImportError as error:
+    raise LsmixError(f"Plots need matplotlib ({error}). Run: pip install 'lsmix[report]'") from error
 
 __all__ = [
     "Series",

@@ -344,7 +344,7 @@ def test_images_that_lie_elsewhere_or_otherwise_are_refused(stored, tmp_path, ma
 def test_a_label_without_a_class_is_found(stored):
     with h5py.File(stored, "r+") as file:
         file["train/labels"][3] = 4
-    with pytest.raises(CorruptError, match=r"labels of 'train' lie in 0\.\.4, expected 0\.\.3"):
+    with pytest.raises(CorruptError, match=r"labels of 'train' are in 0\.\.4, expected 0\.\.3"):
         open_dataset(stored)
 
 

@@ -191,7 +191,7 @@ def test_a_part_of_another_file_is_noticed_and_the_file_is_fetched_anew(server, 
     meter = Meter()
     download(wanted(server), target, meter)
     assert target.read_bytes() == CONTENT
-    assert any("fetching it anew" in line for line in meter.said)
+    assert any("downloading it again" in line for line in meter.said)
 
 
 def test_a_wrong_checksum_is_one_sentence_and_leaves_nothing(server, target):

@@ -12,7 +12,7 @@ from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow
 from lsmix.glow.layers import space_to_depth
-from lsmix.glow.training import FlowTrainer, augment
+from lsmix.glow.training import FlowTrainer, augment, learning_rate
 
 CONFIG = FlowConfig(height=6, width=4, channels=1, levels=2, steps=2, hidden=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 4, 1), dtype=np.uint8)
@@ -168,3 +168,13 @@ def test_a_state_of_another_architecture_is_refused() -> None:
 def test_training_on_nothing_is_refused() -> None:
     with pytest.raises(RecipeError, match="the train split is empty"):
         FlowTrainer(Flow(CONFIG), TRAINING, IMAGES[:0])
+
+
+def test_the_rate_grows_over_the_warm_up_and_then_stays_or_falls_to_zero() -> None:
+    constant = FlowTraining(iterations=100, learning_rate=0.5, warmup=4)
+    assert [learning_rate(constant, iteration) for iteration in (0, 1, 3, 99)] == [0.125, 0.25, 0.5, 0.5]
+    cosine = msgspec.structs.replace(constant, schedule="cosine")
+    rates = [learning_rate(cosine, iteration) for iteration in range(4, 101)]
+    assert rates == sorted(rates, reverse=True)
+    assert learning_rate(cosine, 50) == pytest.approx(0.25)
+    assert rates[-1] == pytest.approx(0.0)

@@ -112,14 +112,12 @@ def test_the_lightning_example_trains(pool: Path, tmp_path: Path) -> None:
     assert re.search(LINE.format(epoch=2), printed)
 
 
-BLOCKED = ("dask", "distributed", "sklearn", "scipy", "zarr", "h5py", "matplotlib", "PIL", "click", "jinja2")
+BLOCKED = ("dask", "distributed", "zarr", "h5py", "matplotlib", "PIL", "click", "jinja2")
 ROOMS = ("glow", "classifiers", "pipeline")
 
 
 @pytest.mark.parametrize("with_torch", [True, False])
-def test_a_receiver_needs_neither_dask_nor_scikit_learn_nor_zarr_nor_the_flow(
-    with_torch: bool, pool: Path, tmp_path: Path
-) -> None:
+def test_a_receiver_needs_neither_dask_nor_zarr_nor_the_flow(with_torch: bool, pool: Path, tmp_path: Path) -> None:
     given = shutil.copytree(pool, tmp_path / "given")
     blocked = [*BLOCKED, *(f"lsmix.{room}" for room in ROOMS), *([] if with_torch else ["torch"])]
     code = f"""

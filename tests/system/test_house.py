@@ -39,7 +39,7 @@ LAYERS = (
 )
 STRANGERS = {("classifiers", "glow")}  # which know nothing of each other
 AT_HOME = {"click": "cli.py", "dask": "pipeline/engine/dask.py", "distributed": "pipeline/engine/dask.py"}
-HEAVY = {"torch", "sklearn", "scipy", "matplotlib", "dask", "distributed", "zarr", "pandas", "pyarrow"}
+HEAVY = {"torch", "matplotlib", "dask", "distributed", "zarr", "pandas", "pyarrow"}
 
 
 def sources() -> list[Path]:

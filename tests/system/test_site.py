@@ -198,7 +198,7 @@ def _public_names(path: Path) -> list[str]:
 
 def test_pages_of_the_api_show_signatures_and_docstrings(site):
     text = re.sub("<[^>]+>", "", (site / "api" / "index.html").read_text(encoding="utf-8"))
-    signature = r"open_pool\(\s*path: Path \| str,\s*\*,\s*check_crc: bool = True,.*?\)\s*-&gt; Pool"
+    signature = r"open_pool\(\s*path: Path \| str \| Artifact,\s*\*,\s*check_crc: bool = True,.*?\)\s*-&gt; Pool"
     assert re.search(signature, text, re.DOTALL)
     assert "Open the pool in an artifact" in text
     assert "Its row in the train split." in (site / "api" / "data" / "pool.html").read_text(encoding="utf-8")

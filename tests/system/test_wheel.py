@@ -1,15 +1,18 @@
 """The wheel, in an environment of its own: what works from the checkout must work from what users install."""
 
+import importlib.metadata
 import os
 import shutil
-import site
 import subprocess
 import sys
 import venv
 import zipfile
 from pathlib import Path
 
+import factory
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("classifiers", "data", "glow", "pipeline")
@@ -33,18 +36,32 @@ def wheel(tmp_path_factory):
     return built
 
 
+def base_distributions(packages):
+    """Return the installed distributions that the wheel in a folder of packages requires, without extras."""
+    (wheel,) = importlib.metadata.distributions(name="lsmix", path=[str(packages)])
+    found, names = {}, [Requirement(one).name for one in wheel.requires if "extra ==" not in one]
+    while names:
+        name = canonicalize_name(names.pop())
+        if name not in found:
+            found[name] = importlib.metadata.distribution(name)
+            requirements = map(Requirement, found[name].requires or ())
+            names += [one.name for one in requirements if not one.marker or one.marker.evaluate({"extra": ""})]
+    return found
+
+
 @pytest.fixture(scope="module")
 def environment(wheel, tmp_path_factory):
-    """Make an environment with the wheel alone, which borrows the dependencies of the one that runs the tests."""
+    """Make an environment with the wheel and links to the packages that it requires, and no others."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False)
     python = folder / "bin" / "python"
     pip = [sys.executable, "-m", "pip", "--python", str(python), "--disable-pip-version-check", "install", "--quiet"]
     subprocess.run([*pip, "--no-deps", "--no-index", str(wheel)], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
-    # A path in a .pth file is searched, but .pth files in it are not read: so the editable lsmix there is not found.
-    lenders = [path for path in sys.path if path.endswith("-packages")] or site.getsitepackages()
-    (packages / "borrowed.pth").write_text("\n".join(lenders), encoding="utf-8")
+    for distribution in base_distributions(packages).values():
+        for name in {file.parts[0] for file in distribution.files} - {"..", "__pycache__"}:
+            if not (packages / name).exists():  # such as the folder of a namespace package that two share
+                (packages / name).symlink_to(distribution.locate_file(name))
     return folder
 
 
@@ -53,11 +70,11 @@ def ask(environment, tmp_path):
     """Return a function that runs a program of the environment in an empty folder and returns its output."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
 
-    def run(program: str, *arguments: str) -> str:
+    def run(program: str, *arguments: str, code: int = 0) -> str:
         command = [str(environment / "bin" / program), *arguments]
         done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
 
     return run
 
@@ -67,7 +84,11 @@ def test_the_wheel_holds_every_module_recipe_and_template_and_nothing_else(wheel
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = [ROOT / "__init__.py", ROOT / "__main__.py", ROOT / "cli.py", ROOT / "py.typed"]
     wanted += [path for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
-    wanted += [*(ROOT / "recipes").glob("*.toml"), *(ROOT / "pipeline").rglob("*.j2")]
+    wanted += [
+        *(ROOT / "recipes").glob("*.toml"),
+        *(ROOT / "pipeline").rglob("*.j2"),
+        ROOT / "data" / "readers" / "digits.npz",
+    ]
     assert names == {f"lsmix/{path.relative_to(ROOT).as_posix()}" for path in wanted}
     assert "lsmix/pipeline/views/templates/page.html.j2" in names
 
@@ -96,3 +117,13 @@ def test_a_recipe_is_planned_from_the_wheel(ask):
         "python", "-c", f"from lsmix.pipeline.config.recipes import recipe_path; print(recipe_path({name!r}))"
     ).strip()
     assert "was never made" in ask("lsmix", "status", recipe)
+
+
+def test_the_base_packages_make_a_pool_verify_it_and_train_on_it(ask, tmp_path):
+    (tmp_path / "tiny.toml").write_text(factory.TINY_RECIPE, encoding="utf-8")
+    ask("lsmix", "train", "tiny.toml", "--quiet")
+    (pool,) = (tmp_path / "runs" / "mix").glob("lsmix-*")
+    assert "all as recorded" in ask("lsmix", "verify", str(pool))
+    assert "pip install 'lsmix[report]'" in ask("lsmix", "report", "tiny.toml", code=1)
+    (script,) = (ROOT / "examples").glob("plain_pytorch.py")
+    ask("python", str(script), str(pool))

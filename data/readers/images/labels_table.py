@@ -36,7 +36,7 @@ def read_table(
         images: names of all images.
         config: names of the columns.
         required: whether missing columns are an error; otherwise None is returned.
-        report: is told of lines without a label.
+        report: gets lines without a label.
 
     Raises:
         SourceError: it is no table, or a column is missing.

@@ -56,7 +56,7 @@ def load_images(
     Args:
         listing: the images.
         config: size and background, and whether unreadable images are left out.
-        progress: is told of each image.
+        progress: counts images.
         label: what the work is called there.
         folder: where to put the temporary file; None for the system's folder.
         check: called with the labels of each split and the class names before the first image is decoded.

@@ -45,7 +45,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_REDUCING_GAP = 3.0  # Pillow: from here on reducing by whole factors first can't be told from Lanczos alone
+_REDUCING_GAP = 3.0  # Pillow: from here on reducing by whole factors first looks the same as Lanczos alone
 
 
 class Picture(NamedTuple):

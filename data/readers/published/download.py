@@ -1,7 +1,7 @@
-"""Fetching one published file over http or https, whatever happens on the way.
+"""Download a published file over http or https.
 
-A file gets its final name only when its checksum is the known one. Until then it lies beside it as
-``NAME.part``, and the next call goes on from there; if what was put together so is wrong, it is fetched once more whole.
+A file gets its final name only when its checksum is right. Until then it is ``NAME.part``, which the next call resumes; if the
+checksum of a resumed file is wrong, it is downloaded once more from the beginning.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block, o
 __all__ = ["download"]
 
 _BLOCK_BYTES = 1 << 18
-_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; one that gets on begins the row anew
+_PAUSES_SECONDS = (1.0, 2.0, 4.0, 8.0)  # before each new attempt; progress starts the row again
 
 
 def download(file: PublishedFile, target: Path, progress: Progress) -> None:
@@ -41,7 +41,7 @@ def download(file: PublishedFile, target: Path, progress: Progress) -> None:
         pieced |= _fetch_all(file, stream, part, progress)
         got = _checksum(stream, file.algorithm)
         if got != file.checksum and pieced:
-            progress.info(f"{file.name}: what was put together from several attempts is wrong; fetching it anew")
+            progress.info(f"{file.name}: the resumed download is wrong; downloading it again")
             stream.truncate(0)
             _fetch_all(file, stream, part, progress)
             got = _checksum(stream, file.algorithm)

@@ -106,7 +106,7 @@ def load_batch(source: bytes | Path, *, name: str = "") -> dict[str | bytes, Any
 
 
 def _check_plain(result: dict[str | bytes, Any], name: str) -> None:
-    """Refuse what a pickle named and then used for nothing: it would be no number, text or array to whoever reads on."""
+    """Refuse values that are not numbers, text, arrays or plain containers."""
     waiting: list[Any] = [result]
     seen = {id(result)}
     while waiting:

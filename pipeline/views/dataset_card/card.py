@@ -144,6 +144,6 @@ def card_text(facts: dict[str, Any]) -> str:
     """Return what ``write_card`` did, for people."""
     return (
         f"card        {facts['folder']}\n"
-        f"licence     {facts['licence'] or 'NONE NAMED: ' + NO_LICENCE}\n"
+        f"licence     {facts['licence'] or NO_LICENCE}\n"
         f"written     {', '.join(facts['files'])}"
     )

@@ -1,7 +1,6 @@
 """The licence of the images behind a pool, under the names by which licence lists and hubs know it.
 
-What is not known for certain is passed on word for word as ``other``, and what is not there is ``unknown``;
-nothing is guessed.
+Unrecognised licences are passed on as ``other``, missing ones as ``unknown``; nothing is guessed.
 """
 
 import re
@@ -11,10 +10,7 @@ from lsmix.pipeline.views.dataset_card.markup import clean
 
 __all__ = ["NO_LICENCE", "Licence", "read_licence"]
 
-NO_LICENCE: Final = (
-    "The data set that these images are derived from names no licence, so nothing here says that you may use, change or "
-    "pass on the images. Ask its owners before you do."
-)
+NO_LICENCE: Final = "No licence is recorded for these images. Set data.licence in the recipe."
 
 # SPDX identifiers whose lower-case form is also what the Hugging Face hub calls the licence.
 _ON_THE_HUB: Final = (

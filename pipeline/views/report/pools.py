@@ -97,7 +97,7 @@ def _histogram(name: str, pool: Pool) -> Figure:
         name=f"rates-{name}",
         data=histogram(summary.lam, summary.share),
         alt=f"Histograms of λ and of the share of x₂ in pool {name}.",
-        caption=f"Pool {name}: λ as drawn, and the share of x₂ that was taken.",
+        caption=f"Pool {name}: λ as drawn, and the true share of x₂.",
     )
 
 

@@ -307,8 +307,8 @@ def huge_chunk(file, outside):
 @pytest.mark.parametrize(
     ("write", "words"),
     [
-        (external, "lies in other files"),
-        (virtual, "lies in other files"),
+        (external, "is stored in other files"),
+        (virtual, "is stored in other files"),
         (external_link, "links 'images' to another place"),
         (soft_link, "links 'images' to another place"),
         (huge, "would take 27487790694400 bytes"),

@@ -95,7 +95,7 @@ def test_a_run_and_a_part_keep_out_of_each_others_way_and_parts_do_not(tiny_reci
 def test_what_a_part_needs_must_be_there_since_all_parts_would_make_it_at_once(tiny_recipe, bare_workspace, command):
     result = command("mix", tiny_recipe, "--workspace", bare_workspace, "--array-index", "0", "--array-size", "2")
     assert result.code == 1
-    assert "error: mix lsmix cannot be made: encode tiny is not there" in result.err
+    assert result.err == "error: encode tiny has not been made yet. Run 'lsmix encode RECIPE' first.\n"
 
 
 def test_finish_without_parts_says_so(tiny_recipe, bare_workspace):

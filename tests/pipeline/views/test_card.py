@@ -178,13 +178,13 @@ def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
     )
     result = command("mix", recipe, "--workspace", tmp_path / "runs")
     assert result.code == 0
-    assert "warning: mix mixed: The data set that these images are derived from names no licence" in result.err
+    assert "warning: mix mixed: No licence is recorded for these images" in result.err
     (pool,) = (tmp_path / "runs" / "mix").glob("mixed-*")
     bare = card_of(pool)
     for folder in (pool, bare):
         assert front_matter(folder)["license"] == "unknown"
         assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
-        assert "names no licence" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
+        assert "No licence is recorded" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
         assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
     assert croissant_of(bare)["license"]["name"] == "unknown"
     assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(bare)["citeAs"]

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from lsmix.pipeline.config.results import Interval
+import lsmix
+from lsmix.pipeline.config.results import Interval, read_metrics, read_predictions
 from lsmix.pipeline.views.error_rates import RunSummary, paired_difference
 from lsmix.pipeline.views.report.results import error_table, verdicts
 
@@ -64,3 +65,14 @@ def test_a_report_says_better_or_worse_only_where_the_interval_leaves_out_0():
         "+1.12 [+0.25, +2.00]",
     ]
     assert "95% confidence interval" in table.note
+
+
+def test_predictions_are_those_of_the_last_epoch_which_is_always_measured(tiny_recipe, tiny_workspace):
+    overrides = ["classifier.evaluate_every=2", "classifier.epochs=3"]
+    result = lsmix.run(tiny_recipe, workspace=tiny_workspace, stage="train", overrides=overrides, device="cpu")
+    for item in (item for item in result.built if item.stage == "train"):
+        metrics, predictions = read_metrics(item.folder), read_predictions(item.folder)
+        assert [line.test_error is None for line in metrics] == [True, False, False]
+        wrong = np.not_equal(predictions.predicted, predictions.labels)
+        assert 100.0 * wrong.mean() == pytest.approx(metrics[-1].test_error)
+        assert item.manifest.counts["test_error"] == metrics[-1].test_error

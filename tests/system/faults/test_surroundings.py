@@ -1,6 +1,5 @@
 """What else a run can meet: signals, another run at the same moment, dead owners' locks, a clock that is wrong, a workspace moved."""
 
-import errno
 import json
 import os
 import re
@@ -246,5 +245,5 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
             assert told["hits"] > 0
             assert told["err"].count("\n") == 1, (words, told)
             assert told["err"].startswith("error: ")
-            assert os.strerror(errno.EROFS) in told["err"] or "cannot be written" in told["err"], (words, told)
+            assert re.search("[Rr]ead-only|cannot be written", told["err"]), (words, told)
     assert {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()} == before
