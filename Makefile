@@ -6,6 +6,8 @@ BIN := .venv/bin
 STAMP := .venv/.installed-from-lock
 BENCH := .venv-bench
 GPU_PACKAGES := build/gpu-packages
+# A process for each core, each with whole files of tests; one takes up to 1.5 GB.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: demo test test-all test-faults check bench gpu gpu-evidence gpu-packages docs lock lock-of clean setup
 
@@ -13,10 +15,10 @@ demo: $(STAMP)
 	$(BIN)/lsmix demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -m "slow or not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "slow or not slow"
 
 # Each call that writes failed, cut short and killed in turn, damage to each file, signals, races: about ten minutes.
 test-faults: $(STAMP)
@@ -26,7 +28,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
 # In an environment of its own: the peers want older versions of some libraries than we do.
 bench: $(BENCH)/.installed-from-lock

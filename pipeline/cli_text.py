@@ -172,8 +172,8 @@ def _deep(deep: Mapping[str, Any]) -> str:
 def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return the result of ``rebuild``."""
     verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
-    lines = [f"{'pool':<12} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
-    lines.append(f"content digest {result.content_digest} ({verdict[result.equal]})")
+    lines = [f"{'pool':<15} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
+    lines.append(f"content digest  {result.content_digest} ({verdict[result.equal]})")
     if result.comparison:
-        lines.append(f"{'compared':<12} {result.comparison.text()}")
+        lines.append(f"{'compared':<15} {result.comparison.text()}")
     return lines

@@ -149,6 +149,7 @@ def test_every_file_is_told_of(path):
 # SLURM
 
 
+@pytest.mark.slow
 def test_a_recipe_sent_to_slurm_comes_to_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
     bare(tiny_workspace)
     script = EXAMPLES / "slurm-submit.sh"
@@ -215,6 +216,7 @@ def test_what_another_try_may_mend_is_tried_again_three_times(place, code, resta
 
 
 # distributed keeps sockets of its own that are collected late.
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_dask_workers_as_slurm_jobs_come_to_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
     bare(tiny_workspace)

@@ -34,6 +34,7 @@ def read(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_a_tiny_run_measures_every_section_and_writes_its_files(tmp_path, monkeypatch):
     (tmp_path / "returned").mkdir()
     monkeypatch.setenv("OUT", str(tmp_path / "returned"))
@@ -100,6 +101,7 @@ def evidence(folder: Path, *words: str) -> dict[str, Any]:
     return read(folder / "out")["sections"]
 
 
+@pytest.mark.slow
 def test_later_calls_go_on_from_what_was_carried_and_train_no_flow_again(tmp_path):
     assert list(evidence(tmp_path, "--steps", "1")) == ["flow"]
     pieces = list((tmp_path / "carry").iterdir())

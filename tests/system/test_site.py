@@ -239,6 +239,7 @@ def kinds(cells: list[Any]) -> list[list[tuple[str, list[str]]]]:
     return [[(out["output_type"], sorted(out.get("data", ()))) for out in cell.get("outputs", ())] for cell in cells]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, none of which we can mend
 def test_the_notebook_runs_and_gives_the_outputs_that_are_shown(tmp_path, monkeypatch):
     for name in ("nbclient", "ipykernel"):

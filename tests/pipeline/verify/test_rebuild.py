@@ -270,7 +270,7 @@ def test_another_root_without_a_pool_to_compare_with_is_refused(
     assert command(*words, "--expect", given.content_digest[:16], "--device", "cpu").code == 0
     assert command(*words, "--expect", "xyz").code == 1
     text = command(*words, "--device", "cpu").out
-    assert f"root         {given.content_digest} (no expected digest given)" in text
+    assert f"content digest  {given.content_digest} (no expected digest given)" in text
     assert "(already in the workspace)" in text
 
 
