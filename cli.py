@@ -7,19 +7,20 @@ Results go to stdout, progress to stderr; LsmixError becomes an exit code here a
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal
+from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
 from lsmix.pipeline.cli_text import (
+    artifact_lines,
     fact_lines,
     garbage_lines,
     part_lines,
     rebuild_lines,
-    run_facts,
     run_lines,
     show_lines,
     status_lines,
@@ -30,6 +31,7 @@ from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
 from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
 
 if TYPE_CHECKING:
+    from lsmix.pipeline.api import RunResult
     from lsmix.pipeline.engine.status import NodeStatus
 
 __all__ = ["main"]
@@ -38,7 +40,8 @@ _INTERRUPTED = 130
 _OUTPUT_GONE = 141  # as shells say of programs that SIGPIPE ends
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
-5 corrupt, 6 partly done, 130 interrupted (run again to go on), 141 output closed.
+5 corrupt, 6 partly done, 130 interrupted (run again to go on),
+141 output closed.
 """
 
 # Not a docstring, since click wants real backspaces in front of what it must not wrap.
@@ -46,16 +49,35 @@ _HELP = """Make, check and use mixed-image data sets (LS-Mix).
 
 \b
 Begin with:  lsmix demo
-or:          lsmix init cifar10-small > my.toml && lsmix run my.toml
+or:          lsmix init --from photos > lsmix.toml && lsmix run
+Without RECIPE a command reads lsmix.toml in this folder.
 """
 
 
-@click.group(help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="lsmix")
+_GROUPS: Mapping[str, Sequence[str]] = {
+    "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
+    "Look": ("status", "ls", "show"),
+    "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
+    "Keep tidy": ("gc",),
+}
+
+
+class _Overview(click.Group):
+    """A group whose help lists the commands under headings, each in a line of 80 characters."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, names in _GROUPS.items():
+            with formatter.section(title):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str(65)) for name in names])
+
+
+@click.group(cls=_Overview, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(None, "-V", "--version", package_name="lsmix")
 def cli() -> None:
     """Hold the commands."""
 
 
+_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 # Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
 _place = click.Path()
 
@@ -80,59 +102,66 @@ class _ExportFormat(click.ParamType[str]):
         return value
 
 
-def _recipe_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(
-        [
-            click.argument("recipe", type=click.Path(path_type=Path)),
-            click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts."),
-            click.option(
-                "--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."
-            ),
-            click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field."),
-            click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text."),
-        ]
-    ):
-        command = option(command)
-    return command
+def _options(*options: _Decorator) -> _Decorator:
+    """Return a decorator that gives a command some arguments and options, in this order."""
+    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
 
 
-def _work_options(command: Callable[..., None]) -> Callable[..., None]:
-    for option in reversed(
-        [
-            click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
-            click.option(
-                "--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."
-            ),
-            click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
-            click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings."),
-            click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
-        ]
-    ):
-        command = option(command)
-    return command
-
-
-def _transfer_options(command: Callable[..., None]) -> Callable[..., None]:
-    command = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")(command)
-    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")(command)
-
-
-def _run_options(command: Callable[..., None]) -> Callable[..., None]:
-    return click.option("--dry-run", is_flag=True, help="Only show what would run, and why.")(_work_options(command))
-
-
+_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+_device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    envvar="LSMIX_DEVICE",
+    show_envvar=True,
+    help="auto, cpu, cuda or cuda:N.",
+)
+_workspace = click.option(
+    "--workspace",
+    default="runs",
+    show_default=True,
+    envvar="LSMIX_WORKSPACE",
+    show_envvar=True,
+    help="Folder or URL of the artifacts.",
+)
+_overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
+_recipe_options = _options(
+    click.argument("recipe", type=click.Path(path_type=Path), default="lsmix.toml"),
+    _workspace,
+    click.option("--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."),
+    _overrides,
+    _json,
+)
+_work_options = _options(
+    _device,
+    click.option("--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."),
+    click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
+    _quiet,
+    click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
+)
+_run_options = _options(
+    click.option("--dry-run", is_flag=True, help="Only show what would run, and why."), _work_options
+)
 _download_option = click.option(
     "--download", is_flag=True, help="Fetch what data.download names first, if it is not there."
 )
 
 
-@cli.command(epilog="Example: lsmix init cifar10-small > my.toml")
+@cli.command(epilog="Example: lsmix init --from photos > my.toml")
 @click.argument("name", required=False)
-def init(name: str | None) -> None:
-    """Print a commented recipe to start from; without NAME, list them."""
-    from lsmix.pipeline.config.recipes import builtin_recipes, recipe_text
+@click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
+def init(name: str | None, source: str) -> None:
+    """Print a commented recipe to start from. Without NAME, list them."""
+    if source:
+        from lsmix.pipeline.starter import starter_recipe
 
-    click.echo(recipe_text(name) if name else "\n".join(builtin_recipes()), nl=name is None)
+        text = starter_recipe(source)
+    else:
+        from lsmix.pipeline.config.recipes import recipe_list, recipe_text
+
+        text = recipe_text(name) if name else recipe_list()
+    click.echo(text, nl=False)
 
 
 def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
@@ -141,30 +170,23 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
     if (index is None) != (size is None):
         raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
-        nodes = _forced(_statuses(recipe, options["workspace"], stage, options["overrides"], options["scale"]), force)
+        names = ("workspace", "overrides", "scale")
+        nodes = _statuses(recipe, stage=stage, force=force, **{name: options[name] for name in names})
         _print("status", nodes, status_lines(nodes), as_json)
         return
-    if index is not None:
-        if force or options.pop("download"):
-            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
-        bars = TerminalProgress(quiet=quiet, verbose=verbose)
-        _run_array_task(stage, recipe, (index, size), as_json, bars, **options)
-        return
-    from lsmix.pipeline.api import run as run_recipe
+    from lsmix.pipeline import api
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
-        result = run_recipe(recipe, stage=stage, force=force, progress=bars, **options)
-    _print("run", run_facts(result), run_lines(result), as_json)
-
-
-def _run_array_task(
-    stage: str, recipe: Path, task: tuple[int, int], as_json: bool, progress: TerminalProgress, **options: Any
-) -> None:
-    from lsmix.pipeline.api import run_array_task
-
-    with progress as bars:
-        parts = run_array_task(recipe, stage, *task, progress=bars, **options)
-    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+        if index is None:
+            result = api.run(recipe, stage=stage, force=force, progress=bars, **options)
+        elif force or options.pop("download"):
+            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
+        else:
+            parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
+    if index is None:
+        _print_run(result, as_json)
+    else:
+        _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -174,18 +196,6 @@ def _run_array_task(
 def run(recipe: Path, **options: Any) -> None:
     """Bring everything in RECIPE up to date, from ingest to report."""
     _run("", recipe, **options)
-
-
-def _forced(nodes: "list[NodeStatus]", stage: str) -> "list[NodeStatus]":
-    import msgspec
-
-    made = {"cached", "damaged"}
-    return [
-        msgspec.structs.replace(node, state="to-run", why="--force")
-        if node.stage == stage and node.state in made
-        else node
-        for node in nodes
-    ]
 
 
 def _stage_command(stage: str, about: StageCommand) -> None:
@@ -198,14 +208,11 @@ def _stage_command(stage: str, about: StageCommand) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
-        size = click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array.")
-        index = click.option(
-            "--array-index",
-            type=click.IntRange(min=0),
-            metavar="I",
-            help="Make task I of N, from 0; then 'lsmix finalize'.",
-        )
-        index(size(command))
+        text = "Make task I of N, from 0; then 'lsmix finalize'."
+        _options(
+            click.option("--array-index", type=click.IntRange(min=0), metavar="I", help=text),
+            click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array."),
+        )(command)
 
 
 for _stage, _about in STAGE_COMMANDS.items():
@@ -214,23 +221,23 @@ for _stage, _about in STAGE_COMMANDS.items():
 
 @cli.command(epilog="Example: lsmix finalize my.toml")
 @_recipe_options
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+@_device
+@_quiet
 def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Complete what the tasks of a job array have made; computes no shard."""
+    """Complete what the tasks of a job array have made. Computes no shard."""
     from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
         result = finalize_recipe(recipe, progress=bars, **options)
-    _print("run", run_facts(result), run_lines(result), as_json)
+    _print_run(result, as_json)
 
 
 @cli.command(epilog="Example: lsmix status my.toml --check")
 @_recipe_options
 @click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
-def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], as_json: bool, check: bool) -> None:
+def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
     """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
-    nodes = _statuses(recipe, workspace, "", overrides, scale)
+    nodes = _statuses(recipe, **options)
     _print("status", nodes, status_lines(nodes), as_json)
     stale = [node for node in nodes if node.state != "cached"]
     if check and stale:
@@ -238,13 +245,23 @@ def status(recipe: Path, workspace: str, scale: str, overrides: Sequence[str], a
 
 
 @cli.command(epilog="Example: lsmix demo")
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+@_workspace
 @_run_options
 def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on handwritten digits; a few minutes, nothing to download."""
+    """Run the whole pipeline on handwritten digits, in a few minutes. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
 
     _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
+
+
+@cli.command(epilog="Example: lsmix ls")
+@_options(_workspace, _json)
+def ls(workspace: str, as_json: bool) -> None:
+    """List the artifacts of the workspace, with size, age and inputs. Inputs are named by the first digits of their cache keys."""
+    from lsmix.pipeline.api import list_artifacts
+
+    found = list_artifacts(workspace)
+    _print("ls", found, artifact_lines(found), as_json)
 
 
 @cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
@@ -253,9 +270,9 @@ def demo(workspace: str, **options: Any) -> None:
 @click.option("--html", type=_place, help="Write the page of a pool to this HTML file.")
 @click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
 @click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT and draw its images; for a pool x1 | mixes at growing λ | x2, or an HTML page."""
+    """Show the facts of ARTIFACT and draw its images. Of a pool: x1 | mixes at growing λ | x2, or an HTML page."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     facts = artifact_facts(artifact)
@@ -271,36 +288,26 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
 @_download_option
 @click.option("--out", type=_place, help="Write the PNG here, not to NAME.png.")
 @click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
-def figure(
-    name: str,
-    recipe: Path,
-    out: str | None,
-    rows: int,
-    dry_run: bool,
-    as_json: bool,
-    quiet: bool,
-    verbose: bool,
-    **options: Any,
-) -> None:
-    """Draw a figure of the paper: fig1, fig3, fig4, fig7 or appendix-e; makes the flow and the latents if need be."""
+def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, as_json: bool, **options: Any) -> None:
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7, appendix-e. Makes missing flows and latents first."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
     if dry_run:
-        _run("encode", recipe, dry_run, as_json, quiet, verbose, **options)
+        _run("encode", recipe, dry_run, as_json, **options)
         return
     from lsmix.pipeline.api import figure as draw
 
     target = out or f"{name}.png"
-    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+    with TerminalProgress(quiet=options.pop("quiet"), verbose=options.pop("verbose")) as bars:
         drawn = draw(name, recipe, target, pairs=rows, progress=bars, **options)
-    if as_json:
-        facts = {"name": name, "path": target, "caption": drawn.caption}
-        _print_json("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed})
-        return
-    click.echo(f"figure      {target}")
-    click.echo(f"shows       {drawn.caption}")
-    click.echo(f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode")
+    facts = {"name": name, "path": target, "caption": drawn.caption}
+    lines = [
+        f"figure      {target}",
+        f"shows       {drawn.caption}",
+        f"failed      {drawn.decode_failed:,} of {drawn.decoded:,} images failed to decode",
+    ]
+    _print("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed}, lines, as_json)
 
 
 @cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
@@ -310,10 +317,10 @@ def figure(
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
 @click.option("--data", type=_place, help="Base set: published files, digits, or dataset.h5.")
 @click.option("--flow", type=_place, help="Folder or URL of the flow.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_device
+@_json
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
-    """Check every byte of ARTIFACT, and every row of a pool against its plan; exit code 5 on the first damage."""
+    """Check every byte of ARTIFACT, and every row of a pool. Exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
 
     with TerminalProgress(quiet=not options["deep"] and "://" not in artifact) as bars:
@@ -326,13 +333,13 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 @click.option("--data", type=_place, required=True, help="Published files, digits, or dataset.h5.")
 @click.option("--flow", type=_place, help="Folder or URL of the flow; not for pools mixed in pixels.")
 @click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
+@_workspace
 @click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original, 12 digits or more.")
 @click.option("--compare", type=_place, help="The original pool, to compare pixel by pixel.")
 @_work_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Make a pool again from PLAN, its plan.json, with the base set and the flow; exit code 5 if another comes out."""
+    """Make a pool again from PLAN, its base set and its flow. PLAN is its plan.json. Exit code 5 if the result differs."""
     from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
@@ -346,11 +353,11 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+@_json
+@_quiet
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Write POOL to the new folder DEST for libraries that know nothing of lsmix; images stay without loss."""
-    from lsmix.pipeline.export import export_pool
+    """Write POOL to the new folder DEST in another format. Images are stored without loss."""
+    from lsmix.pipeline.api import export_pool
 
     with TerminalProgress(quiet=quiet) as bars:
         facts = export_pool(pool, dest, progress=bars, **options)
@@ -361,9 +368,10 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @click.argument("artifact", type=_place)
 @click.argument("url")
 @click.option("--card", type=_place, help="Of a pool: send the card in this folder; without it, a new one.")
-@_transfer_options
+@_json
+@_quiet
 def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
-    """Send ARTIFACT to URL, a folder or a URL of an object store; run it again to go on."""
+    """Send ARTIFACT to URL, a folder or an object store. Run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -374,9 +382,10 @@ def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) 
 @cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
 @click.argument("url")
 @click.argument("dest", required=False, type=_place)
-@_transfer_options
+@_json
+@_quiet
 def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
-    """Fetch the artifact at URL to DEST, every file checked; run it again to go on."""
+    """Fetch the artifact at URL to DEST and check every file. Run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -389,9 +398,9 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @click.argument("dest", required=False, type=_place)
 @click.option("--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words.")
 @click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
-    """Describe POOL in the new folder DEST: README.md, croissant.json, samples.csv, a picture, LICENSES/."""
+    """Write a card of POOL to the new folder DEST. It has README.md, croissant.json, samples.csv, a picture and LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
     facts = write_card(pool, dest, licence=licence, creator=creator)
@@ -400,12 +409,12 @@ def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--workspace", default="runs", show_default=True, help="Folder or URL of the artifacts.")
-@click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
+@_workspace
+@_overrides
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@_json
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
-    """List artifacts and unfinished work that none of RECIPES wants at any scale; remove them with --delete."""
+    """List what none of RECIPES needs at any scale. With --delete, remove it: artifacts and unfinished work."""
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.engine.garbage import collect_garbage
 
@@ -419,28 +428,28 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
 
 
-def _statuses(recipe: Path, workspace: str, stage: str, overrides: Sequence[str], scale: str) -> "list[NodeStatus]":
+def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.engine.status import recipe_status
 
-    _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
-    return recipe_status(nodes, place)
+    _, nodes, place = plan(recipe, **options)
+    return recipe_status(nodes, place, force=force)
 
 
-def _print(kind: str, facts: Any, lines: "list[str]", as_json: bool) -> None:
-    """Print what a command has to say: facts for programs, or lines for people."""
-    if as_json:
-        _print_json(kind, facts)
-    else:
+def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
+    """Print the results of a command: one document for programs, or lines for people."""
+    if not as_json:
         click.echo("\n".join(map(escape_terminal, lines)))
-
-
-def _print_json(kind: str, content: Any) -> None:
+        return
     import msgspec
 
     document = {"schema": f"lsmix/{kind}/1", "content": content}
     text = msgspec.json.format(msgspec.json.encode(document), indent=1).decode()
     click.echo(escape_json(text, ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
+
+
+def _print_run(result: "RunResult", as_json: bool) -> None:
+    _print("run", result.to_dict(), run_lines(result.built, result.error_rates, result.report_place), as_json)
 
 
 def main() -> None:
@@ -467,7 +476,10 @@ def _exit_code() -> int:
     except LsmixError as error:
         return _tell(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {_command_line()}"), err=True)
+        import shlex
+
+        again = shlex.join(["lsmix", *sys.argv[1:]])
+        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {again}"), err=True)
         return _INTERRUPTED
     except MemoryError as error:
         return _tell(f"this needs more memory than there is{': ' if str(error) else ''}{error}.")
@@ -479,17 +491,10 @@ def _exit_code() -> int:
         if error.errno in (errno.EROFS, errno.EACCES) and path.name.startswith(".") and path.suffix == ".part":
             name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
             return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
-        where = f": {error.filename!r}" if error.filename else ""
-        return _tell(f"{error.strerror or error}{where}. What is done is kept.")
+        return _tell(f"{system_error(error)} What is done is kept.")
     return 0
 
 
 def _tell(what: str, code: int = LsmixError.exit_code) -> int:
     click.echo(f"error: {escape_terminal(what)}", err=True)
     return code
-
-
-def _command_line() -> str:
-    import shlex
-
-    return shlex.join(["lsmix", *sys.argv[1:]])

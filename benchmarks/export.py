@@ -26,7 +26,7 @@ from pathlib import Path
 def peak():  # not ru_maxrss, which a new process takes over from the one that started it
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
 begun_with = peak()
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool
 source, target, options = sys.argv[1:]
 begun = time.perf_counter()
 facts = export_pool(source, target, **json.loads(options))

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["main"]
 

@@ -137,7 +137,7 @@ def _ours(folder: Path, **options: Any) -> _Batches:
     from lsmix.data.pool import open_pool
 
     anew = options.pop("anew", False)
-    kept = open_pool(folder)
+    kept = open_pool(folder, check_crc=options.pop("check_crc", True))
 
     def batches(epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         pool = kept.reopen() if anew else kept

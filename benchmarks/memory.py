@@ -51,7 +51,7 @@ _CODE = """
 import json, sys, threading, time
 from pathlib import Path
 import torch, h5py, zarr
-import lsmix.pipeline.api, lsmix.pipeline.stages.mix, lsmix.pipeline.views.dataset_card.card, lsmix.pipeline.export, lsmix.data.loaders.pool_loader
+import lsmix.pipeline.api, lsmix.pipeline.stages.mix, lsmix.pipeline.views.dataset_card.card, lsmix.data.loaders.pool_loader
 from benchmarks.memory import JOBS
 
 def status(field):
@@ -106,7 +106,7 @@ def _verify(_recipe: str, _workspace: str, pool: str) -> None:
 
 
 def _export(_recipe: str, workspace: str, pool: str) -> None:
-    from lsmix.pipeline.export import export_pool
+    from lsmix.pipeline.api import export_pool
 
     export_pool(pool, Path(workspace, "exported"), format="hdf5")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from benchmarks.contender import call_fresh, peak_mb
 from benchmarks.turns import expect, save
+from lsmix.data.artifact import FileRecord
 from lsmix.pipeline.engine.shards import ShardJob, ShardRecord
 
 _LOADS = (1000, 10_000, 100_000)  # shards
@@ -28,8 +29,8 @@ def run() -> None:
 def next_to_nothing(work: Any, shard: int) -> Any:
     """Return a record such as a shard of a pool has, and write nothing."""
     names = [f"column{i}/c/{shard}" for i in range(_FILES_A_SHARD)]
-    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
-    return ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1}, made_on="cpu")
+    files = [FileRecord(path=name, bytes=1, sha256="0" * 64, payload=True) for name in names]
+    return ShardRecord(shard=shard, files=files, seconds=0.0, counts={"images": 1}, made_on="cpu")
 
 
 def hand_out(how: str, shards: int) -> dict[str, float]:
@@ -83,11 +84,11 @@ def _ledger(folder: Path) -> dict[str, Any]:
     names = [f"column{i}" for i in range(_FILES_A_SHARD)]
     for name in names:
         (artifact / name).write_bytes(b"1")
-    digests, sizes = dict.fromkeys(names, "0" * 64), dict.fromkeys(names, 1)
+    files = [FileRecord(path=name, bytes=1, sha256="0" * 64, payload=True) for name in names]
     written = 0
     for shards in _LOADS:
         for shard in range(written, shards):
-            record = ShardRecord(shard=shard, digests=digests, sizes=sizes, seconds=0.0, counts={"images": 1})
+            record = ShardRecord(shard=shard, files=files, seconds=0.0, counts={"images": 1})
             (ledger / f"{shard:06d}.json").write_bytes(msgspec.json.encode(record))
         written = shards
         taken = []

@@ -24,7 +24,8 @@ from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.registry import build_classifier
 from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
-from lsmix.data.loaders.batch import Batch, BatchSource, soft_target, to_device
+from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_device
+from lsmix.data.loaders.epoch_loader import EpochLoader
 from lsmix.data.rng import generator
 
 __all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "learning_rate"]
@@ -93,7 +94,7 @@ class ClassifierTrainer:
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
         self.optimiser = _optimiser(config, self.model)
 
-    def run_epoch(self, source: BatchSource) -> EpochResult:
+    def run_epoch(self, source: EpochLoader[Batch | SoftBatch]) -> EpochResult:
         """Train on every batch of the source's epoch ``self.epoch``, and return the results.
 
         Raises:
@@ -148,7 +149,7 @@ class ClassifierTrainer:
         counters = restore_state(self.model, self.optimiser, ("epoch", "update"), state)
         self.epoch, self.update = counters["epoch"], counters["update"]
 
-    def _train_batch(self, batch: Batch | tuple[Tensor, Tensor], index: int) -> Tensor:
+    def _train_batch(self, batch: Batch | SoftBatch, index: int) -> Tensor:
         """Do one update on the epoch's batch ``index``; return its mean loss."""
         images, target = self._prepare(batch, index)
         if len(images) == 1 and self.config.final_batch_norm:
@@ -164,7 +165,7 @@ class ClassifierTrainer:
         self.optimiser.step()
         return loss.detach()
 
-    def _prepare(self, batch: Batch | tuple[Tensor, Tensor], index: int) -> tuple[Tensor, Tensor]:
+    def _prepare(self, batch: Batch | SoftBatch, index: int) -> tuple[Tensor, Tensor]:
         """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
         images, *rest = (to_device(part, self.device) for part in batch)
         target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]

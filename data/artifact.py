@@ -11,12 +11,12 @@ import stat
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Annotated, Any, Final, Protocol
+from typing import IO, Annotated, Any, Final
 
 import msgspec
 
 from lsmix.data.atomic import DECODE_ERRORS, dump_checksummed, fsync_tree, load_checksummed, sha256_file, write_atomic
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, unreadable
 
 __all__ = [
     "ARTIFACT_FILES",
@@ -24,6 +24,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_NAME",
     "MOST_MANIFEST_BYTES",
+    "STRAY_NAMES",
     "WORK_FOLDER",
     "Artifact",
     "FileRecord",
@@ -34,8 +35,10 @@ __all__ = [
     "content_digest",
     "is_description",
     "is_expected_path",
+    "is_stray",
     "parse_manifest",
     "read_manifest",
+    "record_file",
     "record_files",
     "verify_files",
     "write_manifest",
@@ -45,6 +48,9 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 WORK_FOLDER = "work"  # checkpoints and the ledger of an artifact in the making; never part of it
 MOST_MANIFEST_BYTES = 64 << 20  # some 300,000 files
+STRAY_NAMES: Final = frozenset(
+    {".DS_Store", ".cache", ".gitattributes", "Thumbs.db"}
+)  # ignored in an artifact's folder
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
 _MOST_SECONDS = 1e10  # three hundred years
 _MOST_BYTES = 2**48  # of a file
@@ -101,6 +107,12 @@ def content_digest(files: list[FileRecord]) -> str:
     return hashlib.sha256("".join(sorted(lines, key=lambda line: line[65:])).encode()).hexdigest()
 
 
+def record_file(folder: Path, path: str, *, payload: bool, sha256: str = "") -> FileRecord:
+    """Return the record of a file in a folder; ``sha256`` is its checksum, if it is known."""
+    size = (folder / path).stat().st_size
+    return FileRecord(path=path, bytes=size, sha256=sha256 or sha256_file(folder / path), payload=payload)
+
+
 def record_files(
     folder: Path, payload: set[str] | None = None, known: dict[str, str] | None = None
 ) -> list[FileRecord]:
@@ -114,16 +126,10 @@ def record_files(
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
         first = relative.split("/", 1)[0]
-        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER:
+        if path.is_dir() or relative == MANIFEST_NAME or first == WORK_FOLDER or is_stray(relative):
             continue
-        records.append(
-            FileRecord(
-                path=relative,
-                bytes=path.stat().st_size,
-                sha256=(known or {}).get(relative) or sha256_file(path),
-                payload=path.name != "zarr.json" and (payload is None or first in payload or relative in payload),
-            )
-        )
+        read = path.name != "zarr.json" and (payload is None or first in payload or relative in payload)
+        records.append(record_file(folder, relative, payload=read, sha256=(known or {}).get(relative, "")))
     return records
 
 
@@ -138,8 +144,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         raise CorruptError(
             f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
         )
-    if len(content) > MOST_MANIFEST_BYTES:
-        raise CorruptError(_too_large(str(path), len(content)))
+    _check_size(path, len(content))
     fsync_tree(folder)
     write_atomic(path, content)
 
@@ -161,14 +166,13 @@ def read_manifest(folder: Path | str) -> Manifest:
             f"{str(folder)!r} has no {MANIFEST_NAME}: it is unfinished work or no artifact at all. "
             "Run its recipe again to finish it."
         )
-    if path.is_symlink():
-        raise CorruptError(f"{str(path)!r} is a link. Do not use this artifact.")
     try:
-        if (size := path.stat().st_size) > MOST_MANIFEST_BYTES:
-            raise CorruptError(_too_large(str(path), size))
+        _check_size(path, path.stat().st_size)
         content = path.read_bytes()
     except FileNotFoundError as error:
         raise MissingError(f"{str(folder)!r} was removed by another process.") from error
+    except OSError as error:
+        raise unreadable(str(path), error) from error
     return parse_manifest(content, str(folder))
 
 
@@ -206,11 +210,12 @@ def _unexpected(manifest: Manifest) -> str:
     return next((file.path for file in manifest.files if not is_expected_path(manifest.stage, file.path)), "")
 
 
-def _too_large(manifest_path: str, size: int) -> str:
-    return (
-        f"{manifest_path!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
-        "Do not use this artifact; make its shards larger if it is yours."
-    )
+def _check_size(manifest_path: Path, size: int) -> None:
+    if size > MOST_MANIFEST_BYTES:
+        raise CorruptError(
+            f"{str(manifest_path)!r} has {size} bytes; lsmix reads manifests of at most {MOST_MANIFEST_BYTES} bytes. "
+            "Do not use this artifact; make its shards larger if it is yours."
+        )
 
 
 def _wrong_facts(manifest: Manifest) -> str:
@@ -271,30 +276,34 @@ def _check_relative(manifest_path: str, relative: str) -> None:
 
 
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
-    """Raise CorruptError on the first file that is missing, no plain file, or of another size than recorded.
+    """Raise CorruptError on the first file that is missing, no regular file, or of another size than recorded.
 
-    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. ``where`` is how messages call the folder;
-    "" for its path.
+    Descriptions may be missing or of another size, see ``DESCRIPTION_FILES``. Links to regular files count as these.
+    ``where`` is how messages call the folder; "" for its path.
     """
     where = where or str(folder)
     _check_folders(folder, manifest, where)
     for file in manifest.files:
         path = f"{folder}/{file.path}"  # a Path for each of some hundred thousand files would take most of the time
-        try:
-            facts = os.lstat(path)
-        except OSError:
-            facts = None
         editable = is_description(file)
-        if facts is None and editable:
-            continue
-        if facts is None or not stat.S_ISREG(facts.st_mode):
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes. Fetch or make the artifact again."
-            )
-        if facts.st_size != file.bytes and not editable:
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is damaged: expected {file.bytes} bytes, got {facts.st_size}. Fetch or make the artifact again."
-            )
+        try:
+            found = os.lstat(path)
+            if stat.S_ISLNK(found.st_mode):
+                found, editable = os.stat(path), False  # noqa: PTH116 - as above, no Path for each
+        except (FileNotFoundError, NotADirectoryError):
+            if editable:
+                continue
+            listed = f"is missing; {MANIFEST_NAME} lists it with {file.bytes} bytes"
+            raise CorruptError(f"{f'{where}/{file.path}'!r} {listed}. Fetch or make the artifact again.") from None
+        except OSError as error:
+            raise unreadable(f"{where}/{file.path}", error) from error
+        got = str(found.st_size) if stat.S_ISREG(found.st_mode) else "no regular file"
+        if got != str(file.bytes) and not (editable and stat.S_ISREG(found.st_mode)):
+            raise _damage(f"{where}/{file.path}", f"{file.bytes} bytes", got)
+
+
+def _damage(where: str, expected: str, got: str) -> CorruptError:
+    return CorruptError(f"{where!r} is damaged: expected {expected}, got {got}. Fetch or make the artifact again.")
 
 
 def _check_folders(folder: Path | str, manifest: Manifest, where: str) -> None:
@@ -327,26 +336,31 @@ def verify_files(folder: Path, manifest: Manifest, where: str = "") -> int:
             f"{f'{where}/{MANIFEST_NAME}'!r} was altered: its content digest does not fit its list of files."
         )
     for file in manifest.files:
-        if is_description(file):
+        path = folder / file.path
+        if is_description(file) and not path.is_symlink():
             continue
-        digest = sha256_file(folder / file.path)
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise unreadable(f"{where}/{file.path}", error) from error
         if digest != file.sha256:
-            raise CorruptError(
-                f"{f'{where}/{file.path}'!r} is damaged: expected sha256 {file.sha256[:12]}…, got {digest[:12]}…. "
-                "Fetch or make the artifact again."
-            )
+            raise _damage(f"{where}/{file.path}", f"sha256 {file.sha256[:12]}…", f"{digest[:12]}…")
     listed = {file.path for file in manifest.files} | {MANIFEST_NAME}
     editable = {path for path in DESCRIPTION_FILES if is_expected_path(manifest.stage, path)}
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder).as_posix()
-        odd = path.is_symlink() or not path.is_dir()
-        if relative in editable and path.is_file() and not path.is_symlink():
+        if relative in listed or relative.split("/", 1)[0] == WORK_FOLDER or is_stray(relative):
             continue
-        if odd and relative not in listed and relative.split("/", 1)[0] != WORK_FOLDER:
+        if path.is_symlink() or not (path.is_dir() or relative in editable):
             raise CorruptError(
                 f"{f'{where}/{relative}'!r} is not listed in {MANIFEST_NAME}: it was put there later. Remove it."
             )
     return sum(file.bytes for file in manifest.files)
+
+
+def is_stray(path: str) -> bool:
+    """Tell whether file managers or hubs put a file beside those of an artifact."""
+    return not STRAY_NAMES.isdisjoint(path.split("/"))
 
 
 def is_description(file: FileRecord) -> bool:
@@ -372,7 +386,7 @@ DESCRIPTION_FILES: Final = (
 _DESCRIPTIONS = "|".join(map(re.escape, DESCRIPTION_FILES))
 # The naming of export formats, those of other packages too: data, never what Python or a shell would run.
 _EXPORT = (
-    r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.jsonl|"
+    r"pool-[0-9]+(\.[a-z0-9_]{1,32})?\.(?!py|so|sh|pkl|pickle)[a-z0-9]{1,16}|metadata\.(jsonl|parquet)|"
     r"images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)"
 )
 
@@ -401,39 +415,19 @@ def is_expected_path(stage: str, path: str) -> bool:
     return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
 
 
-class ListedFiles(Protocol):
-    """Where the files of an artifact at a URL come from; each is checked against its record."""
-
-    def path(self, record: FileRecord) -> Path:
-        """Return a path at which the file can be opened at once."""
-
-    def open(self, record: FileRecord) -> IO[bytes]:
-        """Return the file, opened to read."""
-
-    def prefetch(self, records: Sequence[FileRecord]) -> None:
-        """Learn that all of these files will be opened next."""
-
-    def check_limit(self, record: FileRecord) -> None:
-        """Raise RecipeError if there is never room for a file."""
-
-
 class Artifact:
-    """A complete artifact: its manifest, and its files, which are downloaded one by one where it is stored at a URL.
+    """A complete artifact in a folder on this machine: its manifest, and its files.
 
     Args:
         manifest: what it holds.
-        folder: the folder on this machine that holds all of its files, if there is one.
-        url: where it is stored, if that is a URL; errors name it.
-        files: where files come from if there is no such folder.
+        folder: the folder that holds all of its files.
+        url: where it is stored, if this is a copy; errors name it.
     """
 
-    def __init__(
-        self, *, manifest: Manifest, folder: Path | None = None, url: str = "", files: ListedFiles | None = None
-    ) -> None:
+    def __init__(self, *, manifest: Manifest, folder: Path, url: str = "") -> None:
         self.manifest = manifest
         self.url = url
-        self._folder = folder
-        self.files = files
+        self._folder: Path | None = folder
 
     @property
     def location(self) -> str:
@@ -461,6 +455,16 @@ class Artifact:
         """The listed files by their path."""
         return {record.path: record for record in self.manifest.files}
 
+    def record(self, path: str) -> FileRecord:
+        """Return the record of a listed file.
+
+        Raises:
+            MissingError: it is not listed.
+        """
+        if path not in self.records:
+            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
+        return self.records[path]
+
     def where(self, path: str) -> str:
         """Return how to call a file in messages."""
         return f"{self.location}/{path}"
@@ -470,29 +474,26 @@ class Artifact:
 
         Raises:
             MissingError: it is not listed.
-            CorruptError, DownloadError, DiskSpaceError: as ``FileCache.open``.
+            CorruptError, DownloadError, DiskSpaceError: as ``RemoteArtifact.open``.
         """
-        record = self._record(path)
-        return self.files.path(record) if self.files else self.folder / path
+        return self.folder / self.record(path).path
 
     def open(self, path: str) -> IO[bytes]:
-        """Return a listed file, opened to read; errors as ``file``, and CorruptError if it is a link or cannot be read."""
-        record = self._record(path)
-        if self.files:
-            return self.files.open(record)
+        """Return a listed file, opened to read.
+
+        Raises:
+            SystemLimitError: the system does not let it be opened.
+            LsmixError: as ``file``.
+        """
         try:
-            return os.fdopen(os.open(self.folder / path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+            return self.file(path).open("rb")
         except OSError as error:
-            raise CorruptError(
-                f"{self.where(path)!r} cannot be read: {error.strerror}. Fetch or make the artifact again."
-            ) from error
+            if isinstance(error, LsmixError):
+                raise
+            raise unreadable(self.where(path), error) from error
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download listed files that will be opened next, several at a time."""
-        if self.files:
-            self.files.prefetch([self._record(path) for path in paths])
 
-    def _record(self, path: str) -> FileRecord:
-        if path not in self.records:
-            raise MissingError(f"{self.where(path)!r} is not listed in {MANIFEST_NAME}. Is this the right artifact?")
-        return self.records[path]
+    def check_limits(self, prefix: str) -> None:
+        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import stat
 import warnings
 from collections.abc import Iterator
@@ -15,14 +16,16 @@ from typing import IO, Final, TypeVar
 
 import msgspec
 
-from lsmix.data.errors import FormatError, LockedError, RecipeError
+from lsmix.data.errors import DiskSpaceError, FormatError, LockedError, MissingError, RecipeError
 from lsmix.data.progress import ROUND_SECONDS, pause
 
 __all__ = [
     "DECODE_ERRORS",
     "add_checksum",
+    "atomic_folder",
     "atomic_path",
     "check_replaceable",
+    "check_room",
     "check_tensor_header",
     "decode_versioned",
     "dump_checksummed",
@@ -38,16 +41,9 @@ __all__ = [
     "write_atomic",
 ]
 
-_BLOCK_BYTES = 1 << 20
-_PART = ".part"  # ends the name of a file being written
-_KINDS = (
-    (stat.S_ISDIR, "a folder"),
-    (stat.S_ISLNK, "a link"),
-    (stat.S_ISCHR, "a device"),
-    (stat.S_ISBLK, "a device"),
-    (stat.S_ISFIFO, "a pipe"),
-    (stat.S_ISSOCK, "a socket"),
-)
+_PART = ".part"  # ends the name of a file or folder being written
+_MARK = ".lsmix-unfinished"  # in such a folder: says that it is ours, and is locked
+_CONTENT = "content"
 
 
 def check_replaceable(path: Path) -> None:
@@ -61,7 +57,7 @@ def check_replaceable(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISREG(mode):
-        kind = next((name for is_kind, name in _KINDS if is_kind(mode)), "no regular file")
+        kind = "a folder" if stat.S_ISDIR(mode) else "a link" if stat.S_ISLNK(mode) else "a device, a pipe or a socket"
         raise RecipeError(
             f"cannot write {str(path)!r}: it is {kind}, and only regular files are replaced. Choose another path."
         )
@@ -132,11 +128,8 @@ def folder_bytes(folder: Path) -> int:
 
 def sha256_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
@@ -208,6 +201,74 @@ def _is_at(path: Path, stream: IO[bytes]) -> bool:
         return os.path.samestat(path.stat(), os.fstat(stream.fileno()))
     except FileNotFoundError:
         return False
+
+
+@contextmanager
+def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
+    """Yield a folder to write to, which becomes ``target`` at the end, or is removed if something is raised.
+
+    The work is in ``NAME.part`` beside it, marked as ours to the end and locked by the kernel, so that only what a killed
+    process left there is replaced.
+
+    Args:
+        target: where nothing is yet; with ``resume`` also an empty folder.
+        resume: whether to begin with what an earlier call left, and to leave it if something is raised.
+
+    Raises:
+        RecipeError: there is something at ``target``, or something that is not ours in the way.
+        MissingError: there is no folder to put it in.
+        LockedError: another process is making it.
+    """
+    if os.path.lexists(target) and not (resume and target.is_dir() and not any(target.iterdir())):
+        raise RecipeError(
+            f"{str(target)!r} is there already, and nothing is overwritten. Remove it, or choose another."
+        )
+    if not target.parent.is_dir():
+        raise MissingError(f"there is no folder {str(target.parent)!r} to write {target.name!r} to. Make it first.")
+    part = target.with_name(target.name + _PART)
+    if os.path.lexists(part) and not _is_ours(part):
+        raise RecipeError(f"{str(part)!r} is in the way, and was not made by lsmix. Rename or remove it.")
+    part.mkdir(exist_ok=True)
+    content, done = part / _CONTENT, False
+    try:
+        with locked_file(part / _MARK):
+            if not resume or content.is_symlink():
+                _clear(part)
+            try:
+                content.mkdir(exist_ok=resume)
+                yield content
+                fsync_tree(content)
+                content.replace(target)
+                fsync_folder(target.absolute().parent)
+                done = True
+            finally:
+                if done or not resume:
+                    _clear(part)
+                    (part / _MARK).unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # another process is making it
+            part.rmdir()
+
+
+def _is_ours(part: Path) -> bool:
+    """Tell whether it was made here: marked, or as empty as it is before it is marked and after the mark is gone."""
+    return not part.is_symlink() and part.is_dir() and ((part / _MARK).is_file() or not any(part.iterdir()))
+
+
+def _clear(part: Path) -> None:
+    """Remove everything but the mark, which goes last, so that a folder that is cleared in part is still known as ours."""
+    for entry in part.iterdir():
+        if entry.name != _MARK:
+            shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+
+
+def check_room(folder: Path, needed: int, what: str, advice: str = "choose another folder") -> None:
+    """Raise DiskSpaceError unless ``needed`` more bytes fit on the disk of a folder; ``what`` begins the message."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DiskSpaceError(
+            f"{what} needs {needed} more bytes in {str(folder)!r}, where {free} are free. Free some space, or {advice}."
+        )
 
 
 _Record = TypeVar("_Record")

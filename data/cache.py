@@ -7,19 +7,16 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 import contextlib
 import hashlib
 import os
-import shutil
 import stat
-import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from lsmix.data.artifact import FileRecord
-from lsmix.data.atomic import locked_file
+from lsmix.data.artifact import Artifact, FileRecord, Manifest
+from lsmix.data.atomic import check_room, locked_file
 from lsmix.data.errors import (
     CorruptError,
-    DiskSpaceError,
     DownloadError,
     LockedError,
     LsmixError,
@@ -31,7 +28,7 @@ from lsmix.data.remote import PAUSES_SECONDS, RemoteFS
 from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
 
 __all__ = [
-    "FileCache",
+    "RemoteArtifact",
     "cache_folder",
     "fetch_file",
     "private_folder",
@@ -40,7 +37,6 @@ __all__ = [
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 _JOBS = 4  # files on their way at a time
-_BLOCK_BYTES = 1 << 20
 
 
 def cache_folder() -> Path:
@@ -83,47 +79,55 @@ def private_folder(cache: Path, name: str) -> Path:
     return cache / name
 
 
-class FileCache:
-    """Files of the artifact at a URL, kept by checksum in a folder; safe to share among threads and processes.
+class RemoteArtifact(Artifact):
+    """An artifact at a URL, whose files are kept by checksum in a cache; safe to share among threads and processes.
 
     Args:
+        manifest: what it holds.
         place: where files are downloaded from.
         folder: the cache, shared with all other artifacts.
         limit_bytes: how much it may hold.
     """
 
-    def __init__(self, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+    def __init__(self, manifest: Manifest, place: RemoteFS, folder: Path, limit_bytes: int) -> None:
+        self.manifest = manifest
+        self.url = place.url
+        self._folder = None
         self._place = place
-        self._folder = folder
+        self._cache = folder
         self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
-        self._checked: dict[str, tuple[int, int]] = {}  # device and inode of each file that this process has checked
-        self._checking = threading.Lock()
+        self._checked: set[tuple[str, int, int]] = set()  # files that this process has checked
 
-    def check_limit(self, record: FileRecord) -> None:
-        """Raise RecipeError if a file is larger than the whole cache may be."""
+    def check_limits(self, prefix: str) -> None:
+        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""
+        for record in self.manifest.files:
+            if record.path.startswith(prefix):
+                self._check_limit(record)
+
+    def _check_limit(self, record: FileRecord) -> None:
         if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{self._place.url + '/' + record.path!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
                 "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
             )
 
-    def prefetch(self, records: Sequence[FileRecord]) -> None:
+    def prefetch(self, paths: Sequence[str]) -> None:
         """Download the files that are missing, several at a time, as far as half of the cache holds them."""
         missing = []
         room = self._limit_bytes // 2
-        for record in records:
+        for record in map(self.record, paths):
             if record.bytes <= room and not (self._files / record.sha256).exists():
                 room -= record.bytes
-                missing.append(record)
+                missing.append(record.path)
         if len(missing) > 1:
             with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-fetch") as pool:
-                list(pool.map(self.path, missing))
+                list(pool.map(self.file, missing))
 
-    def path(self, record: FileRecord) -> Path:
+    def file(self, path: str) -> Path:
         """Return the path of a listed file, to be opened at once: the cache keeps only what was used last."""
-        self.open(record).close()
-        return self._files / record.sha256
+        self.open(path).close()
+        return self._files / self.record(path).sha256
 
     def adopt(self, record: FileRecord, source: Path) -> None:
         """Move a whole file that was made here into the cache, so that it need not be downloaded."""
@@ -134,19 +138,21 @@ class FileCache:
                 source.replace(self._files / record.sha256)
                 part.unlink()
 
-    def open(self, record: FileRecord) -> IO[bytes]:
+    def open(self, path: str) -> IO[bytes]:
         """Return a listed file, opened to read; it is downloaded if need be.
 
         Raises:
+            MissingError: it is not listed.
             RecipeError: it is larger than the whole cache may be.
             CorruptError: what is at the place is not the listed file.
             DownloadError: the place cannot be reached.
             DiskSpaceError: it does not fit on the disk.
         """
-        path = self._files / record.sha256
+        record = self.record(path)
+        cached = self._files / record.sha256
         while True:
             try:
-                stream = path.open("rb")
+                stream = cached.open("rb")
             except FileNotFoundError:
                 fetched = self._fetch(record)
                 if fetched is not None:
@@ -154,31 +160,24 @@ class FileCache:
                 continue
             if self._is_right(stream, record):
                 with contextlib.suppress(OSError):  # removed meanwhile
-                    os.utime(path)
+                    os.utime(cached)
                 stream.seek(0)
                 return stream
             stream.close()
-            path.unlink(missing_ok=True)
+            cached.unlink(missing_ok=True)
 
     def _is_right(self, stream: IO[bytes], record: FileRecord) -> bool:
-        facts = os.fstat(stream.fileno())
-        known = (facts.st_dev, facts.st_ino)
-        with self._checking:
-            if self._checked.get(record.sha256) == known:
-                return facts.st_size == record.bytes
-        if facts.st_size != record.bytes or _digest_of(stream) != record.sha256:
+        known = _identity(stream, record)
+        if os.fstat(stream.fileno()).st_size != record.bytes:
             return False
-        self._remember(record, stream)
+        if known not in self._checked and _digest_of(stream) != record.sha256:
+            return False
+        self._checked.add(known)
         return True
-
-    def _remember(self, record: FileRecord, stream: IO[bytes]) -> None:
-        facts = os.fstat(stream.fileno())
-        with self._checking:
-            self._checked[record.sha256] = (facts.st_dev, facts.st_ino)
 
     def _fetch(self, record: FileRecord) -> IO[bytes] | None:
         """Download a file and return it opened; None if another process did so in between."""
-        self.check_limit(record)
+        self._check_limit(record)
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:
@@ -186,21 +185,17 @@ class FileCache:
                 part.unlink()
                 return None
             self._make_room(part)
-            needed, free = record.bytes - part.stat().st_size, shutil.disk_usage(self._folder).free
-            if needed > free:
-                raise DiskSpaceError(
-                    f"{record.path!r} needs {needed} bytes in the cache {str(self._folder)!r}, where {free} are free. Free some, "
-                    "or name another folder with cache= or LSMIX_CACHE."
-                )
+            needed = record.bytes - part.stat().st_size
+            check_room(self._files, needed, repr(record.path), "name another folder with cache= or LSMIX_CACHE")
             fetch_file(self._place, record, stream, lambda _: None)
-            self._remember(record, stream)
+            self._checked.add(_identity(stream, record))
             opened = part.open("rb")
             part.replace(path)
         return opened
 
     def _make_room(self, part: Path) -> None:
         """Remove what was used longest ago, until the cache is within its limit when ``part`` is whole."""
-        with locked_file(self._folder / "lock", wait=True):
+        with locked_file(self._cache / "lock", wait=True):
             found = []
             for path in self._files.iterdir():
                 with contextlib.suppress(FileNotFoundError):
@@ -212,6 +207,11 @@ class FileCache:
                     break
                 if path != part and _remove(path):
                     excess -= size
+
+
+def _identity(stream: IO[bytes], record: FileRecord) -> tuple[str, int, int]:
+    facts = os.fstat(stream.fileno())
+    return record.sha256, facts.st_dev, facts.st_ino
 
 
 def _room(path: Path, size: int) -> int:
@@ -294,8 +294,5 @@ def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: C
 
 def _digest_of(stream: IO[bytes]) -> str:
     """Return the SHA-256 of all bytes of an open file, in hex; the file is left at its end."""
-    digest = hashlib.sha256()
     stream.seek(0)
-    while block := stream.read(_BLOCK_BYTES):
-        digest.update(block)
-    return digest.hexdigest()
+    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # files have readinto, unlike IO

@@ -1,7 +1,8 @@
 """The errors of lsmix with their exit codes, and text for messages: sizes, durations, escapes."""
 
+import errno
 import re
-from typing import ClassVar
+from typing import ClassVar, Final
 
 __all__ = [
     "CorruptError",
@@ -17,6 +18,7 @@ __all__ = [
     "RecipeError",
     "SourceError",
     "StaleError",
+    "SystemLimitError",
     "escape_json",
     "escape_terminal",
     "format_bytes",
@@ -24,6 +26,8 @@ __all__ = [
     "format_duration",
     "printable_lines",
     "printable_words",
+    "system_error",
+    "unreadable",
 ]
 
 
@@ -57,6 +61,10 @@ class DiskSpaceError(LsmixError, OSError):
     """The result would not fit on the disk."""
 
 
+class SystemLimitError(LsmixError, OSError):
+    """The system refuses to read a file: too many are open, memory is short, or permission is missing."""
+
+
 class DeviceMemoryError(MemoryError, LsmixError):  # in this order, or it does not come back from a Dask worker
     """The work does not fit into the memory of the device that it is done on."""
 
@@ -87,6 +95,34 @@ class PartialError(LsmixError):
     """Some shards failed; the rest is done and kept."""
 
     exit_code = 6
+
+
+_ADVICE: Final = {
+    errno.EMFILE: "Raise the limit of open files ('ulimit -n 4096'), or use fewer worker processes.",
+    errno.ENFILE: "Close other programs, or raise the system's limit of open files (fs.file-max).",
+    errno.ENOMEM: "Use fewer worker processes, or raise the limits of memory ('ulimit -v') and of maps (vm.max_map_count).",
+    errno.EACCES: "Ask its owner to let you read it, or change its permissions ('chmod -R u+rX').",
+    errno.EPERM: "Ask its owner to let you use it.",
+    errno.ENOSPC: "Free some space on this disk.",
+    errno.EDQUOT: "Free some space within your quota.",
+    errno.EROFS: "Choose a folder on another disk.",
+    errno.EIO: "The disk failed: check it, or copy the files from elsewhere.",
+    errno.ESTALE: "The network file system lost the file: try again, or mount it again.",
+}
+
+
+def system_error(error: OSError, where: str = "") -> str:
+    """Return what the system refused, and what to do about it; ``where`` names the file if the error does not."""
+    place = where or error.filename
+    said = f"{error.strerror or error}{f': {place!r}' if place else ''}."
+    return f"{said} {_ADVICE[error.errno]}" if error.errno in _ADVICE else said
+
+
+def unreadable(where: str, error: OSError) -> LsmixError:
+    """Return the error to raise because a listed file cannot be opened or mapped: damage only if it is not there."""
+    if error.errno in _ADVICE:
+        return SystemLimitError(system_error(error, where))
+    return CorruptError(f"{where!r} cannot be read: {error.strerror or error}. Fetch or make the artifact again.")
 
 
 def escape_terminal(text: str) -> str:

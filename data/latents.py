@@ -3,7 +3,6 @@
 Rows are in the order of the data set's train split, so row i belongs to image i.
 """
 
-import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.errors import FormatError
 from lsmix.data.store import open_artifact
 from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
-from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
+from lsmix.data.table_reader import TableReader, open_artifact_table
 
 __all__ = [
     "LATENTS_FORMAT",
@@ -39,46 +38,18 @@ class Latents:
         self.location = artifact.location  # its folder, or its URL
         self.manifest = artifact.manifest
         self.columns = columns
-
-    @property
-    def z(self) -> ColumnReader:
-        """Latent vectors, float32 (N, D), in latent order."""
-        return self.columns["z"]
-
-    @property
-    def label(self) -> ColumnReader:
-        """Class of each image, int64 (N,)."""
-        return self.columns["label"]
-
-    @property
-    def log_prob(self) -> ColumnReader:
-        """Log-likelihood of each n-bit image in nats, float64 (N,)."""
-        return self.columns["log_prob"]
-
-    @property
-    def bits_per_dim(self) -> ColumnReader:
-        """The same in bits per dimension, float32 (N,)."""
-        return self.columns["bits_per_dim"]
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        """What was said of the latents when they were made: order, image shape, dequantisation and so on."""
-        return self.columns.attributes
-
-    @property
-    def dim(self) -> int:
-        """Length D of a latent vector."""
-        return self.z.shape[1]
+        self.attributes = columns.attributes  # how they were made: image shape, dequantisation and so on
+        self.z = columns["z"]  # latent vectors, float32 (N, D), in latent order
+        self.label = columns["label"]  # class of each image, int64 (N,)
+        self.log_prob = columns["log_prob"]  # log-likelihood of each n-bit image in nats, float64 (N,)
+        self.bits_per_dim = columns["bits_per_dim"]  # the same in bits per dimension, float32 (N,)
+        self.dim = self.z.shape[1]  # length D of a latent vector
 
     def __len__(self) -> int:
         return len(self.z)
 
     def __repr__(self) -> str:
         return f"Latents({self.location!r}, {len(self)} vectors of length {self.dim})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A map of a file belongs to one process; another opens its own.
-        return functools.partial(open_latents, check_crc=self.columns.check_crc), (self.location,)
 
 
 def create_latents(
@@ -98,11 +69,10 @@ def create_latents(
         chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
         attributes: facts to keep with the latents, ready for JSON.
     """
-    columns = tuple(
-        Column(name=name, dtype=dtype, row_shape=(dim,) if name == "z" else ()) for name, dtype in _DTYPES.items()
-    )
+    columns = [Column(name=name, dtype=dtype) for name, dtype in _DTYPES.items()]
+    columns[0] = Column(name="z", dtype=_DTYPES["z"], row_shape=(dim,), row_axes=("component",))
     chunk_rows = min(chunk_rows, rows) or default_chunk_rows(dim * 4, rows)
-    table = Table(folder=folder / LATENTS_NAME, columns=columns, rows=rows, chunk_rows=chunk_rows)
+    table = Table(folder=folder / LATENTS_NAME, columns=tuple(columns), rows=rows, chunk_rows=chunk_rows)
     table.create({**(attributes or {}), "format_version": LATENTS_FORMAT})
     return table
 
@@ -133,12 +103,11 @@ def write_latent_shard(folder: Path, shard: int, arrays: Mapping[str, NDArray[An
     return {f"{LATENTS_NAME}/{path}": digest for path, digest in written.items()}
 
 
-def open_latents(path: Path | str | Artifact, *, check_crc: bool = True) -> Latents:
+def open_latents(path: Path | str | Artifact) -> Latents:
     """Open the latent store of an artifact.
 
     Args:
         path: the artifact, its folder or URL, or "latents.zarr" in it.
-        check_crc: False skips the checksums of chunks.
 
     Raises:
         MissingError: there are no latents, or they are not finished.
@@ -147,7 +116,7 @@ def open_latents(path: Path | str | Artifact, *, check_crc: bool = True) -> Late
         DownloadError: the URL cannot be reached.
     """
     artifact = open_artifact(path)
-    columns = open_artifact_table(artifact, LATENTS_NAME, check_crc=check_crc)
+    columns = open_artifact_table(artifact, LATENTS_NAME)
     version = columns.attributes.get("format_version")
     if version != LATENTS_FORMAT:
         raise FormatError(

@@ -253,10 +253,7 @@ class MethodRegistry(Registry):
         Raises:
             RecipeError: as ``entry``.
         """
-        found = super().load(name)
-        if isinstance(found, MixingMethod):
-            found = import_object(found.function, f"{self.kind} {name!r}")
-        return cast(Method, found)
+        return cast(Method, import_object(self.entry(name).function, f"{self.kind} {name!r}"))
 
     def _others(self) -> dict[str, str]:
         taken = {name for methods in _METHODS.values() for name in methods}  # in either space

@@ -5,10 +5,22 @@ mix more than two sources, or begin at drawn corners; then it has extra columns,
 """
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, NamedTuple, SupportsIndex
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    TypedDict,
+    cast,
+    overload,
+)
 
 import msgspec
 import numpy as np
@@ -19,7 +31,10 @@ from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolSpec, read_spec
 from lsmix.data.store import CACHE_BYTES, open_artifact
 from lsmix.data.table import Column, Dtype, Table, default_chunk_rows, table_in
-from lsmix.data.table_reader import ColumnReader, TableReader, open_artifact_table
+from lsmix.data.table_reader import TableReader, open_artifact_table
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "POOL_COLUMNS",
@@ -29,6 +44,8 @@ __all__ = [
     "Pool",
     "PoolAttributes",
     "PoolColumn",
+    "PoolDataset",
+    "PoolItem",
     "Sample",
     "Source",
     "create_pool",
@@ -45,6 +62,7 @@ _STATUS_MEANINGS: Final = {
     "replaced": "no draw could be decoded; the image is its first source, and share_b is 0",
 }
 STATUSES: Final = tuple(_STATUS_MEANINGS)
+_ITER_ROWS = 256  # read together by a loop over a pool
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,7 @@ class PoolColumn:
         return list((shown.astype("U") if shown.dtype.kind == "f" else shown).tolist())
 
 
+_ROW_AXES = {"number": (), "image": ("height", "width", "channel"), "more": ("source",)}
 _STATUS = "whether the image is as first drawn, from a later draw, or replaced by x₁"
 _CORNER_WORDS = {corner: f"x₂ begins at the {corner.replace('-', ' ')}" for corner in CORNERS}
 _COLUMNS = (
@@ -160,43 +179,61 @@ class Sample(NamedTuple):
     corner: str = CORNERS[0]  # where x₂ begins
 
 
-class _ColumnOf:
-    """Makes a column of a pool an attribute of the same name."""
+class PoolItem(TypedDict):
+    """A row of a ``PoolDataset``; those of pools that mix more than two sources have the last two as well."""
 
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
+    image: "torch.Tensor"  # uint8 (C, H, W)
+    label_a: "torch.Tensor"  # int64 ()
+    label_b: "torch.Tensor"  # int64 ()
+    share_b: "torch.Tensor"  # float32 (), weight of label_b, 0 to 1
+    label_more: NotRequired["torch.Tensor"]  # int64 (sources − 2,)
+    share_more: NotRequired["torch.Tensor"]  # float32 (sources − 2,)
 
-    def __get__(self, pool: "Pool", owner: type) -> ColumnReader:
-        return pool.columns[self._name]
+
+class PoolDataset:
+    """A pool as a map-style data set of torch, for its ``DataLoader`` and the trainers that bring their own sampler."""
+
+    def __init__(self, pool: "Pool") -> None:
+        self._pool = pool
+
+    def __len__(self) -> int:
+        return len(self._pool)
+
+    def __getitem__(self, row: int) -> PoolItem:
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[PoolItem]:
+        """Return the rows of a batch, which torch's ``DataLoader`` asks for at once."""
+        import torch
+
+        self._pool = pool = self._pool.of_this_process()
+        names = [name for name in PoolItem.__annotations__ if name in pool.columns]
+        tensors = {name: torch.from_numpy(values) for name, values in pool.gather(np.asarray(rows), names).items()}
+        tensors["image"] = tensors["image"].permute(0, 3, 1, 2)
+        return [cast(PoolItem, dict(zip(names, parts, strict=True))) for parts in zip(*tensors.values(), strict=True)]
 
 
 class Pool:
     """A complete pool, opened for reading; use ``open_pool``.
 
-    Its columns read like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C). ``POOL_COLUMNS`` describes each of them.
+    It is a sequence: ``pool[5]`` is a ``Sample``, ``pool[3:7]`` and ``pool[[1, 5]]`` are lists of them. Its columns read
+    like arrays: ``pool.image[a:b]`` is uint8 (b−a, H, W, C). ``POOL_COLUMNS`` describes each of them.
     """
 
-    image = _ColumnOf()
-    source_a = _ColumnOf()
-    source_b = _ColumnOf()
-    label_a = _ColumnOf()
-    label_b = _ColumnOf()
-    lam = _ColumnOf()
-    share_b = _ColumnOf()
-    status = _ColumnOf()
-
     def __init__(
-        self,
-        artifact: Artifact,
-        columns: TableReader,
-        attributes: PoolAttributes,
-        **options: Any,
+        self, artifact: Artifact, columns: TableReader, attributes: PoolAttributes, reopen: "Callable[[], Pool]"
     ) -> None:
         self.artifact = artifact
         self.location = artifact.location  # its folder, or its URL
-        self._options = options  # of open_pool
         self.manifest = artifact.manifest
+        self.reopen = reopen  # opens the same pool once more
+        self._process = os.getpid()
         self.columns = columns
+        self.image = columns["image"]
+        self.source_a, self.source_b = columns["source_a"], columns["source_b"]
+        self.label_a, self.label_b = columns["label_a"], columns["label_b"]
+        self.lam, self.share_b = columns["lam"], columns["share_b"]
+        self.status = columns["status"]
         self.attributes = attributes
         self.class_names = tuple(attributes.class_names)
         self.copies = attributes.copies
@@ -229,10 +266,19 @@ class Pool:
             self.artifact.file(PLAN_NAME), expected=listed[PLAN_NAME], where=self.artifact.where(PLAN_NAME)
         )
 
-    def reopen(self, *, check_crc: bool | None = None) -> "Pool":
-        """Open the same pool once more, as another process must; ``check_crc`` as before, unless it is given."""
-        crc = self.columns.check_crc if check_crc is None else check_crc
-        return open_pool(self.location, check_crc=crc, **self._options)
+    def of_this_process(self) -> "Pool":
+        """Return the pool, opened once more in a process that was forked since.
+
+        Locks that another thread held while the process was forked would stay shut.
+        """
+        return self if self._process == os.getpid() else self.reopen()
+
+    def as_dataset(self) -> PoolDataset:
+        """Return the pool as a map-style data set of torch, with a dictionary of tensors for each row.
+
+        Trainers that share out rows themselves, such as Accelerate and Hugging Face's Trainer, need it.
+        """
+        return PoolDataset(self)
 
     def rows(self, start: int, stop: int, names: Sequence[str] = ()) -> dict[str, NDArray[Any]]:
         """Return rows ``start`` to ``stop`` (exclusive) by column, each value within its range.
@@ -250,7 +296,7 @@ class Pool:
 
     def gather(self, rows: NDArray[np.int64], names: Sequence[str]) -> dict[str, NDArray[Any]]:
         """Return the given rows, in the given order, by column, as ``rows`` does."""
-        return self._checked({name: self.columns[name].gather(rows) for name in names}, rows)
+        return self._checked({name: self.columns[name][rows] for name in names}, rows)
 
     def _checked(self, found: dict[str, NDArray[Any]], rows: Sequence[int] | NDArray[np.int64]) -> dict[str, Any]:
         if wrong := self.attributes.first_wrong(found, rows):
@@ -285,84 +331,78 @@ class Pool:
     def __len__(self) -> int:
         return len(self.image)
 
-    def __getitem__(self, index: SupportsIndex) -> Sample:
-        row = index.__index__()
-        if not -len(self) <= row < len(self):
-            raise IndexError(f"sample {row} is outside of pool {self.location!r}, which has {len(self)} images.")
-        row %= len(self)
-        found = {name: values[0] for name, values in self.rows(row, row + 1).items()}
-        further = (
-            zip(*(found[f"{name}_more"].tolist() for name in Source._fields), strict=True) if self.sources > 2 else ()
-        )
+    @overload
+    def __getitem__(self, index: int | np.integer[Any]) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice | Sequence[int] | NDArray[np.integer[Any]]) -> list[Sample]: ...
+    def __getitem__(self, index: Any) -> Sample | list[Sample]:
+        rows = np.arange(len(self))[index] if isinstance(index, slice) else np.asarray(index)
+        if rows.dtype.kind not in "iu" and rows.size:
+            raise TypeError(f"samples are picked by integers, got {rows.dtype}.")
+        if wrong := [row for row in rows.ravel().tolist() if not -len(self) <= row < len(self)]:
+            raise IndexError(f"sample {wrong[0]} is outside of pool {self.location!r}, which has {len(self)} images.")
+        found = self.gather(np.atleast_1d(rows) % len(self), list(self.columns))
+        samples = [self._sample({name: values[place] for name, values in found.items()}) for place in range(rows.size)]
+        return samples if rows.ndim else samples[0]
+
+    def _sample(self, row: dict[str, Any]) -> Sample:
+        more = [row[f"{name}_more"].tolist() for name in Source._fields] if self.sources > 2 else []
         return Sample(
-            image=self.image[row],
-            status=STATUSES[found["status"]],
-            more=tuple(Source(*values) for values in further),
-            corner=CORNERS[found.get("corner", 0)],
-            **{name: found[name].item() for name in Sample._fields if name in found and not POOL_COLUMNS[name].words},
+            image=row["image"],
+            status=STATUSES[row["status"]],
+            more=tuple(map(Source._make, zip(*more, strict=True))),
+            corner=CORNERS[row.get("corner", 0)],
+            **{name: row[name].item() for name in ("label_a", "label_b", "share_b", "lam", "source_a", "source_b")},
         )
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[row] for row in range(len(self)))
+        for start in range(0, len(self), _ITER_ROWS):
+            yield from self[start : start + _ITER_ROWS]
 
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
         return f"Pool({self.location!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A map of a file belongs to one process; another opens its own.
-        return functools.partial(open_pool, check_crc=self.columns.check_crc, **self._options), (self.location,)
+        return self.reopen, ()  # a map of a file belongs to one process; another opens its own
 
 
 def create_pool(
     folder: Path,
     *,
-    images_per_copy: int,
-    copies: int,
     image_shape: tuple[int, int, int],
-    class_names: tuple[str, ...],
-    method: str,
     chunk_rows: int = 0,
-    sources: int = 2,
-    corners: bool = False,
     attributes: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> Table:
     """Write the metadata of a pool in an artifact's folder, and return its layout.
 
     Args:
         folder: the artifact; the pool becomes "pool.zarr" in it.
-        images_per_copy: number of pairs in each copy, at least 1.
-        copies: at least 1.
         image_shape: height, width, channels.
-        class_names: by label.
-        method: what mixed the images.
         chunk_rows: images in a chunk; 0 takes ``default_chunk_rows``, about 25 MB.
-        sources: images in each mix, at least 2.
-        corners: whether each row begins at a corner of its own.
         attributes: more facts to keep with the pool, ready for JSON.
+        fields: those of ``PoolAttributes``, without the version.
 
     Raises:
         ValueError: the pool would have no images or no classes.
     """
-    if images_per_copy < 1 or copies < 1 or not class_names:
+    known = PoolAttributes(format_version=POOL_FORMAT, **fields)
+    if known.images_per_copy < 1 or known.copies < 1 or not known.class_names:
         raise ValueError(
-            f"a pool needs images, copies and classes; got {copies} copies of {images_per_copy} images "
-            f"in {len(class_names)} classes."
+            f"a pool needs images, copies and classes; got {known.copies} copies of {known.images_per_copy} images "
+            f"in {len(known.class_names)} classes."
         )
-    rows = images_per_copy * copies
-    known = PoolAttributes(
-        format_version=POOL_FORMAT,
-        class_names=list(class_names),
-        images_per_copy=images_per_copy,
-        copies=copies,
-        method=method,
-        sources=sources,
-        corners=corners,
-    )
     columns = tuple(
-        Column(name=column.name, dtype=column.dtype, row_shape=known.row_shape(column, image_shape))
+        Column(
+            name=column.name,
+            dtype=column.dtype,
+            row_shape=known.row_shape(column, image_shape),
+            row_axes=_ROW_AXES[column.row],
+        )
         for column in known.columns()
     )
+    rows = known.images_per_copy * known.copies
     chunk_rows = min(chunk_rows, rows) or default_chunk_rows(max(column.row_bytes for column in columns), rows)
     table = Table(folder=folder / POOL_NAME, columns=columns, rows=rows, chunk_rows=chunk_rows)
     table.create({**(attributes or {}), **msgspec.to_builtins(known)})
@@ -423,13 +463,9 @@ def open_pool(
         CorruptError: a file is missing, altered in size, or damaged.
         DownloadError: the URL cannot be reached.
     """
-    options: dict[str, Any] = {"cache": cache, "cache_bytes": cache_bytes}
-    artifact = open_artifact(path, **options)
-    return _pool(artifact, open_artifact_table(artifact, POOL_NAME, check_crc=check_crc), **options)
-
-
-def _pool(artifact: Artifact, columns: TableReader, **options: Any) -> Pool:
+    artifact = open_artifact(path, cache=cache, cache_bytes=cache_bytes)
     where = artifact.location
+    columns = open_artifact_table(artifact, POOL_NAME, check_crc=check_crc)
     attributes = _read_attributes(where, columns.attributes)
     image_shape = columns["image"].shape[1:] if "image" in columns else ()
     expected = {item.name: (item.dtype, attributes.row_shape(item, image_shape)) for item in attributes.columns()}
@@ -441,7 +477,8 @@ def _pool(artifact: Artifact, columns: TableReader, **options: Any) -> Pool:
             f"pool {where!r} is damaged: {attributes.copies} copies of {attributes.images_per_copy} images "
             f"do not make {columns.table.rows} rows. Fetch or make it again."
         )
-    return Pool(artifact, columns, attributes, **options)
+    reopen = functools.partial(open_pool, where, check_crc=check_crc, cache=cache, cache_bytes=cache_bytes)
+    return Pool(artifact, columns, attributes, reopen)
 
 
 def _read_attributes(where: str, attributes: dict[str, Any]) -> PoolAttributes:

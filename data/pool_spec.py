@@ -158,7 +158,7 @@ def read_spec(path: Path | str, *, expected: str = "", where: str = "") -> PoolS
     Raises:
         MissingError: there is no such file.
         FormatError: it is no plan, or of a version that this lsmix does not read.
-        CorruptError: it contradicts itself, is a link, or is not the expected file.
+        CorruptError: it contradicts itself, or is not the expected file.
     """
     path = Path(path)
     path = path / PLAN_NAME if path.is_dir() else path
@@ -167,7 +167,7 @@ def read_spec(path: Path | str, *, expected: str = "", where: str = "") -> PoolS
         raise MissingError(f"no plan at {where!r}: there is no such file. Name a pool's {PLAN_NAME}.")
     with path.open("rb") as file:
         content = file.read(MOST_SPEC_BYTES + 1)
-    if expected and len(content) <= MOST_SPEC_BYTES and (path.is_symlink() or sha256(content).hexdigest() != expected):
+    if expected and len(content) <= MOST_SPEC_BYTES and sha256(content).hexdigest() != expected:
         raise CorruptError(f"{where!r} is not the file that the manifest lists. Fetch or make the pool again.")
     return parse_spec(content, where)
 

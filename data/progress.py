@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 __all__ = [
     "ROUND_SECONDS",
+    "NoAnswerError",
     "NullProgress",
     "Progress",
     "Stopped",
@@ -28,6 +29,10 @@ _Answer = TypeVar("_Answer")
 
 class Stopped(Exception):  # noqa: N818  # no error: the caller that asked for it knows why
     """The work of this thread was asked to stop."""
+
+
+class NoAnswerError(TimeoutError):
+    """A call did not end in the time that it was given."""
 
 
 class _Own(threading.local):
@@ -71,7 +76,7 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
     waits for a server cannot be ended otherwise.
 
     Raises:
-        TimeoutError: it did not end in time.
+        NoAnswerError: it did not end in time.
     """
     from concurrent.futures import Future  # which readers of local files need not load
 
@@ -90,12 +95,12 @@ def bounded(action: Callable[[], _Answer], seconds: float) -> _Answer:
     while not ended.wait(max(0.0, min(ROUND_SECONDS, end - time.monotonic()))):
         stop_point()
         if time.monotonic() >= end and not ended.is_set():
-            raise TimeoutError("timed out")
+            raise NoAnswerError("timed out")
     return answer.result()
 
 
 class Progress(Protocol):
-    """What a run tells while it works. Calls come from one thread."""
+    """What a run reports while it works; calls come from one thread."""
 
     def info(self, message: str) -> None:
         """Tell one line, such as that a stage is up to date."""
@@ -120,28 +125,11 @@ class Progress(Protocol):
 
 
 class NullProgress:
-    """Tells nothing."""
+    """Reports nothing."""
 
-    def info(self, message: str) -> None:
-        """Tell nothing."""
+    def _ignore(self, *_: Any, **__: Any) -> None: ...
 
-    def debug(self, message: str) -> None:
-        """Tell nothing."""
-
-    def warning(self, message: str) -> None:
-        """Tell nothing."""
-
-    def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Tell nothing."""
-
-    def advance(self, units: int = 1, note: str = "") -> None:
-        """Tell nothing."""
-
-    def finish(self) -> None:
-        """Tell nothing."""
-
-    def event(self, kind: str, **facts: Any) -> None:
-        """Tell nothing."""
+    info = debug = warning = start = advance = finish = event = _ignore
 
 
 @contextmanager

@@ -9,41 +9,54 @@ import glob
 import hashlib
 import http.client
 import shutil
-import urllib.error
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, content_digest, parse_manifest
-from lsmix.data.atomic import atomic_path, lock_open_file, sha256_file
+from lsmix.data.atomic import atomic_path, lock_open_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
-from lsmix.data.progress import Stopped, bounded, pause
-from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
+from lsmix.data.progress import NoAnswerError, Stopped, bounded, pause
+from lsmix.data.web import AbsentError, TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["PAUSES_SECONDS", "RemoteFS", "check_writable", "fetch_manifest", "open_remote"]
+__all__ = ["PAUSES_SECONDS", "RemoteFS", "fetch_manifest", "open_remote"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
 _PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
-_GONE = (http.client.NOT_FOUND, http.client.GONE)
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
 
 
-class RemoteFS(Protocol):
-    """A place for the files of an artifact. Paths are relative, with forward slashes. Safe to share among threads.
+class RemoteFS(ABC):
+    """A place for the files of an artifact; this base can neither write nor list. Paths are relative, with forward slashes.
 
-    Every method may raise DownloadError: the place refuses, or cannot be reached after some attempts. ``stream`` raises
-    ``TransientError`` at the first failure that may pass, since its caller knows what came.
+    Safe to share among threads. Every method may raise DownloadError: the place refuses, or cannot be reached after some
+    attempts. ``stream`` raises ``TransientError`` at the first failure that may pass, since its caller knows what came.
     """
 
-    url: str
+    def __init__(self, url: str) -> None:
+        self.url = url
 
+    @abstractmethod
     def size(self, path: str) -> int | None:
         """Return a file's size in bytes; None if it is not there."""
+
+    @abstractmethod
+    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        """Yield what a file of ``size`` bytes holds from byte ``start`` on, in blocks of at most some MB.
+
+        Raises:
+            CorruptError: it is missing, or of another size.
+        """
+
+    @abstractmethod
+    def first(self, path: str, count: int) -> bytes | None:
+        """Return at most the first ``count`` bytes of a file; None if it is not there."""
 
     def read(self, path: str, most_bytes: int) -> bytes:
         """Return a small file whole.
@@ -52,28 +65,52 @@ class RemoteFS(Protocol):
             MissingError: it is not there.
             CorruptError: it is larger than ``most_bytes``.
         """
+        content = self.first(path, most_bytes + 1)
+        if content is None:
+            raise MissingError(f"{f'{self.url}/{path}'!r} is not there.")
+        if len(content) > most_bytes:
+            raise CorruptError(
+                f"{f'{self.url}/{path}'!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+            )
+        return content
 
-    def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        """Yield what a file of ``size`` bytes holds from byte ``start`` on, in blocks of at most some MB.
-
-        Raises:
-            CorruptError: it is missing, or of another size.
-        """
+    def has(self, path: str, source: Path, sha256: str) -> bool:
+        """Tell whether a file with the size and the checksum of a local one is there."""
+        size = source.stat().st_size
+        if self.size(path) != size:
+            return False
+        digest = hashlib.sha256()
+        for block in self.stream(path, 0, size):
+            digest.update(block)
+        return digest.hexdigest() == sha256
 
     def write(self, path: str, source: Path) -> None:
         """Put a copy of a local file there, in place of what may be there already."""
-
-    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
-        """Tell whether a file of this size and with these checksums, both in hex, is there."""
-
-    def entries(self, folder: str) -> dict[str, bool]:
-        """Return the names of what is directly in a folder, and whether each is a folder itself; none if it is not there."""
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
+        raise self._refusal()
 
     def remove(self, path: str) -> None:
         """Remove a file, if it is there, and the folder in this place that it leaves empty."""
+        raise self._refusal()
+
+    def entries(self, folder: str) -> dict[str, bool]:
+        """Return the names of what is directly in a folder, and whether each is a folder itself; none if it is not there."""
+        raise self._refusal()
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the size in bytes of every file below a folder, by its path relative to that; none where it is not there."""
+        raise self._refusal()
+
+    def _refusal(self) -> RecipeError:
+        return RecipeError(
+            f"{self.url!r} is a web server: it can be pulled from, but neither pushed to nor listed. Push to its folder."
+        )
+
+    def check_end(self, path: str, got: int | None, size: int) -> None:
+        """Raise CorruptError unless a file has ``size`` bytes."""
+        if got is None:
+            raise CorruptError(f"{f'{self.url}/{path}'!r} is missing; the manifest lists it with {size} bytes.")
+        if got != size:
+            raise CorruptError(f"{f'{self.url}/{path}'!r} is not the listed file: expected {size} bytes, got {got}.")
 
 
 def open_remote(url: Path | str) -> RemoteFS:
@@ -93,12 +130,6 @@ def open_remote(url: Path | str) -> RemoteFS:
     if is_web(text):
         return _Web(text)
     return _FileSystem(text)
-
-
-def check_writable(url: str) -> None:
-    """Raise RecipeError if nothing can be sent to a URL, whatever it is."""
-    if "://" in url and is_web(checked_url(url)):
-        raise RecipeError(f"{url!r} is a web server: it can be pulled from, not pushed to. Push to its folder.")
 
 
 def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
@@ -124,13 +155,6 @@ def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
     return manifest, content
 
 
-def _check_end(place: RemoteFS, path: str, got: int | None, size: int) -> None:
-    if got is None:
-        raise CorruptError(f"{place.url + '/' + path!r} is missing; the manifest lists it with {size} bytes.")
-    if got != size:
-        raise CorruptError(f"{place.url + '/' + path!r} is not the listed file: expected {size} bytes, got {got}.")
-
-
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt
 _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
@@ -153,29 +177,25 @@ def _retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Co
     return call
 
 
-class _Folder:
+class _Folder(RemoteFS):
     """A folder on this machine, such as one on a USB stick or a mounted share."""
 
     def __init__(self, folder: Path) -> None:
-        self.url = str(folder)
+        super().__init__(str(folder))
         self._folder = folder
 
     def size(self, path: str) -> int | None:
         file = self._folder / path
         return file.stat().st_size if file.is_file() else None
 
-    def read(self, path: str, most_bytes: int) -> bytes:
-        file = self._folder / path
-        if not file.is_file():
-            raise MissingError(f"{str(file)!r} is not there.")
-        if file.stat().st_size > most_bytes:
-            raise CorruptError(
-                f"{str(file)!r} has {file.stat().st_size} bytes, and lsmix reads at most {most_bytes} of it."
-            )
-        return file.read_bytes()
+    def first(self, path: str, count: int) -> bytes | None:
+        if not (self._folder / path).is_file():
+            return None
+        with (self._folder / path).open("rb") as file:
+            return file.read(count)
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        _check_end(self, path, self.size(path), size)
+        self.check_end(path, self.size(path), size)
         with (self._folder / path).open("rb") as file:
             file.seek(start)
             while start < size and (block := file.read(min(_BLOCK_BYTES, size - start))):
@@ -201,10 +221,9 @@ class _Folder:
                 lock_open_file(file, part)
                 part.unlink(missing_ok=True)
 
-    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+    def has(self, path: str, source: Path, sha256: str) -> bool:
         self._refuse_links(path)
-        file = self._folder / path
-        return not file.is_symlink() and self.size(path) == size and sha256_file(file) == sha256
+        return not (self._folder / path).is_symlink() and super().has(path, source, sha256)
 
     def _refuse_links(self, path: str) -> None:
         """Raise RecipeError if a folder in the path is a link, by which a file would be written elsewhere."""
@@ -234,11 +253,8 @@ class _Folder:
                 (self._folder / path).parent.rmdir()
 
 
-class _Web:
+class _Web(RemoteFS):
     """A folder on a web server. Ranges are asked for, but a server that knows none is read from the beginning."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
 
     def _file(self, path: str) -> str:
         parts = urlsplit(self.url)
@@ -250,59 +266,36 @@ class _Web:
             return None if answer is None else answer.length
 
     @_retried
-    def read(self, path: str, most_bytes: int) -> bytes:
+    def first(self, path: str, count: int) -> bytes | None:
         with self._opened(path, 0) as answer:
             if answer is None:
-                raise MissingError(f"{self._file(path)!r} is not there.")
-            content = b"".join(_blocks(answer, most_bytes + 1))
-            if len(content) > most_bytes:
-                raise CorruptError(
-                    f"{self._file(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
-                )
-            if answer.length:  # what was announced and did not come
+                return None
+            content = b"".join(_blocks(answer, count))
+            if answer.length and len(content) < count:  # what was announced and did not come
                 raise TransientError(f"the connection ended {answer.length} bytes early")
             return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
         with self._opened(path, start) as answer:
             if answer is None:  # it is not there, or has no such byte
-                _check_end(self, path, self.size(path), size)
+                self.check_end(path, self.size(path), size)
                 raise TransientError("the server says that there is nothing from this byte on")
             partial = answer.status == http.client.PARTIAL_CONTENT
             if partial and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
                 raise DownloadError(f"{self._file(path)!r} answers with another part than the one asked for.")
             first = start if partial else 0
             if answer.length is not None:
-                _check_end(self, path, first + answer.length, size)
+                self.check_end(path, first + answer.length, size)
             for block in _blocks(answer, size - first):
                 yield block[max(start - first, 0) :]
                 first += len(block)
-
-    def write(self, path: str, source: Path) -> None:
-        check_writable(self.url)
-
-    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
-        check_writable(self.url)
-        return False
-
-    def remove(self, path: str) -> None:
-        check_writable(self.url)
-
-    def entries(self, folder: str) -> dict[str, bool]:
-        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
-
-    def sizes(self, folder: str) -> dict[str, int]:
-        raise RecipeError(f"{self.url!r} is a web server, which lists nothing. Name a single artifact below it.")
 
     @contextmanager
     def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
         with ExitStack() as stack:
             try:
                 answer = stack.enter_context(open_web(self._file(path), start))
-            except DownloadError as error:
-                cause = error.__cause__
-                if not isinstance(cause, urllib.error.HTTPError) or cause.code not in _GONE:
-                    raise
+            except AbsentError:
                 answer = None
             yield answer
 
@@ -319,14 +312,14 @@ def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes
         yield block
 
 
-class _FileSystem:
+class _FileSystem(RemoteFS):
     """A folder on what fsspec has a file system for: s3, gs, az, hf and memory.
 
     Addresses and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = url
+        super().__init__(url)
         import fsspec
 
         kind = url.partition("://")[0]
@@ -356,15 +349,10 @@ class _FileSystem:
         return None if facts is None else int(facts["size"])
 
     @_retried
-    def read(self, path: str, most_bytes: int) -> bytes:
-        content: bytes = self._asked(
-            path, lambda: self._fs.cat_file(self._file(path), start=0, end=most_bytes + 1), most_bytes
-        )
-        if len(content) > most_bytes:
-            raise CorruptError(
-                f"{self.url + '/' + path!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
-            )
-        return content
+    def first(self, path: str, count: int) -> bytes | None:
+        with suppress(MissingError):
+            return self._block(path, 0, count)
+        return None
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
         while start < size:
@@ -372,10 +360,10 @@ class _FileSystem:
             try:
                 block = self._block(path, start, stop)
             except (MissingError, TransientError):  # a range beyond the end of a file is an error of any kind
-                _check_end(self, path, self.size(path), size)
+                self.check_end(path, self.size(path), size)
                 raise
             if len(block) != stop - start:
-                _check_end(self, path, self.size(path), size)
+                self.check_end(path, self.size(path), size)
                 raise TransientError(f"{len(block)} bytes came where {stop - start} were asked for")
             start = stop
             yield block
@@ -391,17 +379,16 @@ class _FileSystem:
         return block
 
     @_retried
-    def has(self, path: str, size: int, sha256: str, md5: str) -> bool:
+    def has(self, path: str, source: Path, sha256: str) -> bool:
         facts = self._facts(path)
-        if facts is None or int(facts["size"]) != size:
+        if facts is None or int(facts["size"]) != source.stat().st_size:
             return False
         # Of an object that was put in one piece, S3 says the MD5; then it need not be read again.
-        if str(facts.get("ETag", "")).strip('"') == md5:
-            return True
-        digest = hashlib.sha256()
-        for block in self.stream(path, 0, size):
-            digest.update(block)
-        return digest.hexdigest() == sha256
+        if tag := str(facts.get("ETag", "")).strip('"'):
+            with source.open("rb") as file:
+                if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == tag:
+                    return True
+        return super().has(path, source, sha256)
 
     @_retried
     def entries(self, folder: str) -> dict[str, bool]:
@@ -442,26 +429,17 @@ class _FileSystem:
     def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
         """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
         where, seconds = f"{self.url}/{path}", _PATIENCE_SECONDS + size / _LEAST_BYTES_PER_SECOND
-        ended = False
-
-        def call() -> Any:
-            nonlocal ended
-            try:
-                return action()
-            finally:
-                ended = True
-
         try:
-            return bounded(call, seconds)
+            return bounded(action, seconds)
         except Stopped:
             raise
+        except NoAnswerError as error:  # our own limit; the file system has tried again meanwhile
+            raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
         except (FileNotFoundError, IsADirectoryError) as error:
             raise MissingError(f"{where!r} is not there: {error}.") from error
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass
-            if not ended:  # our own limit; the file system has tried again meanwhile
-                raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
                 raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error

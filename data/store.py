@@ -6,13 +6,12 @@ from typing import Final
 from lsmix.data.artifact import (
     MANIFEST_NAME,
     Artifact,
-    FileRecord,
     Manifest,
     check_sizes,
     content_digest,
     read_manifest,
+    record_file,
 )
-from lsmix.data.atomic import sha256_file
 from lsmix.data.errors import MissingError, RecipeError
 
 __all__ = [
@@ -58,13 +57,12 @@ def open_artifact(
         return place
     folder = local_folder(place)
     if folder is None:
-        from lsmix.data.cache import FileCache, cache_folder
+        from lsmix.data.cache import RemoteArtifact, cache_folder
         from lsmix.data.remote import fetch_manifest, open_remote
 
         remote = open_remote(trim_location(str(place)))
         manifest, _ = fetch_manifest(remote)
-        files = FileCache(remote, Path(cache) if cache else cache_folder(), cache_bytes)
-        return Artifact(manifest=manifest, url=remote.url, files=files)
+        return RemoteArtifact(manifest, remote, Path(cache) if cache else cache_folder(), cache_bytes)
     folder = folder.parent if folder.name in _PARTS else folder
     manifest = read_manifest(folder)
     check_sizes(folder, manifest)
@@ -90,10 +88,7 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
         )
     if not (folder / weights).is_file():
         raise MissingError(f"{str(folder / weights)!r} is missing beside {config}. Fetch both.")
-    files = [
-        FileRecord(path=name, bytes=(folder / name).stat().st_size, sha256=sha256_file(folder / name), payload=True)
-        for name in _FLOW_FILES
-    ]
+    files = [record_file(folder, name, payload=True) for name in _FLOW_FILES]
     manifest = Manifest(
         stage="train-glow",
         stage_version=0,  # unknown

@@ -7,12 +7,10 @@ writing and transfer. A table holds no state, so any process may write any shard
 
 import hashlib
 import math
-import os
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, NoReturn, Protocol, TypeVar
+from typing import IO, Annotated, Any, Literal, NoReturn, TypeVar
 
 import google_crc32c
 import msgspec
@@ -27,7 +25,6 @@ __all__ = [
     "METADATA_NAME",
     "Column",
     "Dtype",
-    "LocalFiles",
     "Table",
     "TableFiles",
     "crc32c",
@@ -58,6 +55,7 @@ class Column:
     name: str  # a word of lower-case letters, digits and underscores
     dtype: Dtype
     row_shape: tuple[int, ...] = ()  # shape of one row; () for one number
+    row_axes: tuple[str, ...] = field(default=(), compare=False)  # names of a row's axes, for other readers of Zarr
 
     @property
     def row_bytes(self) -> int:
@@ -105,7 +103,6 @@ class Table:
         """Write the metadata, which makes the group readable by any Zarr v3 library once its chunks are written.
 
         Raises:
-            ValueError: a column's name is not a plain word.
             FormatError: the attributes take more than 1 MiB.
         """
         import zarr  # which readers need not load
@@ -115,10 +112,6 @@ class Table:
         files: dict[str, Any] = {}  # zarr-python writes here; what is on the disk is written atomically
         group = zarr.create_group(MemoryStore(files), zarr_format=3, attributes=dict(attributes))
         for column in self.columns:
-            if not re.fullmatch("[a-z][a-z0-9_]*", column.name):
-                raise ValueError(
-                    f"{column.name!r} is no name for a column: use lower-case letters, digits and underscores."
-                )
             group.create_array(
                 column.name,
                 shape=(self.rows, *column.row_shape),
@@ -128,7 +121,10 @@ class Table:
                 compressors=Crc32cCodec(),
                 filters=None,
                 fill_value=0,
-                dimension_names=["row", *(f"axis_{axis}" for axis in range(1, len(column.row_shape) + 1))],
+                dimension_names=[
+                    "row",
+                    *(column.row_axes or (f"axis_{axis + 1}" for axis in range(len(column.row_shape)))),
+                ],
             )
         for path, buffer in files.items():
             content = buffer.to_bytes() + b"\n"
@@ -220,58 +216,14 @@ def _sha256(pieces: Sequence[memoryview | bytes]) -> str:
     return digest.hexdigest()
 
 
-class TableFiles(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class TableFiles:
     """The listed files of a table, wherever they are stored; paths are relative to the Zarr group."""
 
-    @property
-    def location(self) -> str:
-        """The group's folder or URL, for messages."""
-
-    @property
-    def folder(self) -> Path | None:
-        """The group's folder; None if it is stored at a URL."""
-
-    @property
-    def sizes(self) -> Mapping[str, int]:
-        """Size in bytes of each listed file, by its path."""
-
-    def open(self, path: str) -> IO[bytes]:
-        """Return a listed file, opened to read; the caller closes it.
-
-        Raises:
-            LsmixError: it cannot be read.
-        """
-
-    def prefetch(self, paths: Sequence[str]) -> None:
-        """Learn that these files are opened next."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """The files of a table in a folder."""
-
-    location: str
-    sizes: Mapping[str, int]
-
-    @property
-    def folder(self) -> Path:
-        """The group's folder."""
-        return Path(self.location)
-
-    def open(self, path: str) -> IO[bytes]:
-        """Return a file, opened to read.
-
-        Raises:
-            CorruptError: it is missing, a link, or cannot be read.
-        """
-        where = f"{self.location}/{path}"
-        try:
-            return os.fdopen(os.open(where, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-        except OSError as error:
-            raise CorruptError(f"{where!r} cannot be read: {error.strerror}. Fetch or make it again.") from error
-
-    def prefetch(self, paths: Sequence[str]) -> None:
-        """Do nothing."""
+    location: str  # the group's folder or URL, for messages
+    sizes: Mapping[str, int]  # in bytes, of each listed file
+    open: Callable[[str], IO[bytes]]  # returns a listed file, opened to read; raises LsmixError
+    prefetch: Callable[[Sequence[str]], None] = lambda paths: None  # learns that these files are opened next
 
 
 def table_in(folder: Path) -> tuple[Table, dict[str, Any]]:
@@ -283,8 +235,8 @@ def table_in(folder: Path) -> tuple[Table, dict[str, Any]]:
         CorruptError: its metadata is damaged.
     """
     found = [*folder.glob(METADATA_NAME), *folder.glob(f"*/{METADATA_NAME}")]
-    sizes = {path.relative_to(folder).as_posix(): path.lstat().st_size for path in found}
-    return read_table(LocalFiles(str(folder), sizes))
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in found}
+    return read_table(TableFiles(location=str(folder), sizes=sizes, open=lambda path: (folder / path).open("rb")))
 
 
 def read_table(files: TableFiles) -> tuple[Table, dict[str, Any]]:
@@ -305,40 +257,31 @@ def read_table(files: TableFiles) -> tuple[Table, dict[str, Any]]:
             _refuse(f"{files.location}/{path}", f"it has {size} bytes, and lsmix reads at most {most_bytes}")
     files.prefetch([METADATA_NAME, *paths])
     group = _read_json(files, METADATA_NAME, _Group)
-    found = {path: _read_json(files, path, _Array) for path in paths}
-    columns = tuple(_column(f"{files.location}/{path}", path.split("/")[0], array) for path, array in found.items())
-    lengths = {(array.shape[0], array.chunk_grid.configuration.chunk_shape[0]) for array in found.values()}
+    arrays = [_read_json(files, path, _Array) for path in paths]
+    found = [
+        _column(f"{files.location}/{path}", path.split("/")[0], array)
+        for path, array in zip(paths, arrays, strict=True)
+    ]
+    lengths = {(array.shape[0], chunk_rows) for array, (_, chunk_rows) in zip(arrays, found, strict=True)}
     if len(lengths) > 1:
         _refuse(files.location, f"its columns have different (rows, rows per chunk): {sorted(lengths)}")
     rows, chunk_rows = lengths.pop()
+    columns = tuple(column for column, _ in found)
     return Table(folder=Path(files.location), columns=columns, rows=rows, chunk_rows=chunk_rows), group.attributes
 
 
-class _Json(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of the parts of the metadata."""
-
-
-class _Chunks(_Json, frozen=True):
-    chunk_shape: Annotated[list[_Size], msgspec.Meta(min_length=1)]
-
-
-class _Grid(_Json, frozen=True):
-    name: Literal["regular"]
-    configuration: _Chunks
-
-
-class _Group(_Json, frozen=True):
+class _Group(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     zarr_format: Literal[3]
     node_type: Literal["group"]
     attributes: dict[str, Any] = {}
 
 
-class _Array(_Json, frozen=True):
+class _Array(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     zarr_format: Literal[3]
     node_type: Literal["array"]
     shape: Annotated[list[_Size], msgspec.Meta(min_length=1)]
     data_type: Dtype
-    chunk_grid: _Grid
+    chunk_grid: dict[str, Any]
     chunk_key_encoding: dict[str, Any]
     fill_value: float
     codecs: list[dict[str, Any]]
@@ -349,25 +292,32 @@ class _Array(_Json, frozen=True):
 
 _KEYS = {"name": "default", "configuration": {"separator": "/"}}
 _LITTLE_ENDIAN = {"name": "bytes", "configuration": {"endian": "little"}}
+_CODECS = [_LITTLE_ENDIAN, {"name": "crc32c"}]
 
 
-def _column(where: str, name: str, array: _Array) -> Column:
+def _column(where: str, name: str, array: _Array) -> tuple[Column, int]:
+    """Return a column and the rows of its chunks."""
     column = Column(name=name, dtype=array.data_type, row_shape=tuple(array.shape[1:]))
     codecs = [{key: value for key, value in codec.items() if value != {}} for codec in array.codecs]
     if column.dtype == "uint8" and codecs[:1] == [{"name": "bytes"}]:
         codecs[0] = _LITTLE_ENDIAN  # which single bytes need not say
-    if array.chunk_grid.configuration.chunk_shape[1:] != array.shape[1:]:
+    try:
+        chunk_rows = msgspec.convert(array.chunk_grid["configuration"]["chunk_shape"][0], _Size)
+    except (LookupError, TypeError, msgspec.ValidationError):
+        chunk_rows = 1  # then the comparison fails
+    grid = {"name": "regular", "configuration": {"chunk_shape": [chunk_rows, *column.row_shape]}}
+    if array.chunk_grid != grid:
         _refuse(where, "its chunk_grid does not have chunks of whole rows")
     if array.chunk_key_encoding != _KEYS:
         _refuse(where, f"its chunk_key_encoding is not {_KEYS}")
-    if codecs != [_LITTLE_ENDIAN, {"name": "crc32c"}]:
+    if codecs != _CODECS:
         names = [str(codec.get("name"))[:40] for codec in codecs[:4]]
         _refuse(where, f"its codecs are not little-endian bytes and crc32c, without settings; got {names}")
     if array.dimension_names is not None and len(array.dimension_names) != len(array.shape):
         _refuse(where, f"its dimension_names are not {len(array.shape)}")
     if column.row_bytes > _MOST_BYTES:
         _refuse(where, f"its shape has rows of more than {_MOST_BYTES} bytes")
-    return column
+    return column, chunk_rows
 
 
 def _refuse(where: str, reason: str) -> NoReturn:

@@ -6,26 +6,18 @@ files at a time, since a map holds a file descriptor.
 
 import functools
 import mmap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from itertools import pairwise
-from typing import IO, TYPE_CHECKING, Any, SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError, unreadable
 from lsmix.data.table import CRC_BYTES, Column, Table, TableFiles, crc32c, read_table
 
-if TYPE_CHECKING:
-    import zarr
-
 __all__ = ["ColumnReader", "TableReader", "open_artifact_table", "open_table"]
-
-
-@functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
-def _map_chunk(column: "ColumnReader", chunk: int) -> NDArray[np.void]:
-    return column.map_chunk(chunk)
 
 
 class ColumnReader:
@@ -39,21 +31,12 @@ class ColumnReader:
         self._column = column
         self._files = files
         self._unchecked = bytearray([check_crc]) * table.shards  # by chunk
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the whole column: (rows, …)."""
-        return (self._table.rows, *self._column.row_shape)
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Dtype of the column."""
-        return np.dtype(self._column.dtype)
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row."""
-        return self._column.row_bytes
+        self.shape = (table.rows, *column.row_shape)  # of the whole column
+        self.dtype: np.dtype[Any] = np.dtype(column.dtype)
+        self.row_bytes = column.row_bytes
+        self._row_dtype = np.dtype(
+            (np.void, column.row_bytes)
+        )  # copied as bytes: a tenth faster than along several axes
 
     def __len__(self) -> int:
         return self._table.rows
@@ -123,10 +106,6 @@ class ColumnReader:
             raise IndexError(f"row {bad} is outside of column {self._column.name!r}, which has {len(self)} rows.")
         return rows if low >= 0 else np.where(rows < 0, rows + len(self), rows)
 
-    @property
-    def _row_dtype(self) -> np.dtype[np.void]:
-        return np.dtype((np.void, self.row_bytes))  # copied as bytes: a tenth faster than along several axes
-
     def _as_rows(self, taken: NDArray[np.void]) -> NDArray[Any]:
         stored = taken.view(self.dtype.newbyteorder("<")).reshape(-1, *self._column.row_shape)
         return stored.astype(self.dtype, copy=False)
@@ -135,60 +114,38 @@ class ColumnReader:
         if len(chunks) > 1:
             self._files.prefetch([self._column.chunk_path(chunk) for chunk in chunks])
 
-    def map_chunk(self, chunk: int) -> NDArray[np.void]:
-        """Map a chunk file and return its rows, (chunk_rows,), read only.
 
-        Raises:
-            CorruptError: it cannot be read, is shorter than its rows need, or its checksum does not fit.
-        """
-        path = self._column.chunk_path(chunk)
-        where, file_bytes = f"{self._files.location}/{path}", self._table.chunk_file_bytes(self._column)
-        with self._files.open(path) as file:
-            try:
-                content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
-            except (OSError, ValueError) as error:  # ValueError: it is shorter
-                raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
-        if self._unchecked[chunk]:
-            if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
-                raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
-            self._unchecked[chunk] = False
-        return content[:-CRC_BYTES].view(self._row_dtype)
+@functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
+def _map_chunk(column: ColumnReader, chunk: int) -> NDArray[np.void]:
+    """Map a chunk file and return its rows, (chunk_rows,), read only.
+
+    Raises:
+        CorruptError: it cannot be read, is shorter than its rows need, or its checksum does not fit.
+    """
+    files, path = column._files, column._column.chunk_path(chunk)
+    where, file_bytes = f"{files.location}/{path}", column._table.chunk_file_bytes(column._column)
+    with files.open(path) as file:
+        try:
+            content = np.frombuffer(mmap.mmap(file.fileno(), file_bytes, access=mmap.ACCESS_READ), np.uint8)
+        except ValueError as error:  # it is shorter
+            raise CorruptError(f"{where!r} cannot be read: {error}. Fetch or make it again.") from error
+        except OSError as error:
+            raise unreadable(where, error) from error
+    if column._unchecked[chunk]:
+        if crc32c(content[:-CRC_BYTES]) != content[-CRC_BYTES:].tobytes():
+            raise CorruptError(f"{where!r} is damaged: its checksum does not fit. Fetch or make it again.")
+        column._unchecked[chunk] = False
+    return content[:-CRC_BYTES].view(column._row_dtype)
 
 
-class TableReader(Mapping[str, ColumnReader]):
+class TableReader(dict[str, ColumnReader]):
     """All columns of a table, by name, and the table's attributes; use ``open_table``."""
 
     def __init__(self, table: Table, attributes: dict[str, Any], files: TableFiles, *, check_crc: bool) -> None:
+        super().__init__({item.name: ColumnReader(table, item, files, check_crc=check_crc) for item in table.columns})
         self.table = table
         self.attributes = attributes
-        self.check_crc = check_crc
         self._files = files
-        self._columns = {
-            column.name: ColumnReader(table, column, files, check_crc=check_crc) for column in table.columns
-        }
-
-    def __getitem__(self, name: str) -> ColumnReader:
-        return self._columns[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._columns)
-
-    def __len__(self) -> int:
-        return len(self._columns)
-
-    def open_zarr(self) -> "zarr.Group":
-        """Return the same columns through zarr-python, for whatever reads Zarr, such as ``dask.array.from_zarr``.
-
-        Raises:
-            FormatError: the table is stored at a URL.
-        """
-        if self._files.folder is None:
-            raise FormatError(
-                f"{self._files.location!r} is stored at a URL, and open_zarr reads local pools only. Fetch it with 'lsmix pull'."
-            )
-        import zarr
-
-        return zarr.open_group(self._files.folder, mode="r", zarr_format=3, use_consolidated=False)
 
     def check_against_zarr(self) -> None:
         """Compare the first and the last row of every column with what zarr-python, the reference, reads there.
@@ -196,20 +153,21 @@ class TableReader(Mapping[str, ColumnReader]):
         Raises:
             CorruptError: the two differ, or zarr-python cannot read it.
         """
-        rows = [0, self.table.rows - 1]
+        import zarr
+
+        rows, where = [0, self.table.rows - 1], self._files.location
+        advice = "Do not use it; make the artifact again."
         for name, column in self.items():
             try:
-                array: Any = self.open_zarr()[name]
+                array: Any = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)[name]
                 reference = np.stack([array[row] for row in rows])
             except Exception as error:  # whatever zarr-python raises on an array that it cannot read
                 raise CorruptError(
-                    f"{self._files.location!r} cannot be read by zarr-python: {type(error).__name__}: {error}. Do not use "
-                    "it; make the artifact again."
+                    f"{where!r} cannot be read by zarr-python: {type(error).__name__}: {error}. {advice}"
                 ) from error
             if not np.array_equal(column[rows], reference, equal_nan=column.dtype.kind == "f"):
                 raise CorruptError(
-                    f"{self._files.location!r}: lsmix and zarr-python read rows {rows} of {name!r} differently. Do not use "
-                    "it; make the artifact again."
+                    f"{where!r}: lsmix and zarr-python read rows {rows} of {name!r} differently. {advice}"
                 )
 
 
@@ -239,27 +197,6 @@ def open_table(files: TableFiles, *, check_crc: bool = True) -> TableReader:
     return TableReader(table, attributes, files, check_crc=check_crc)
 
 
-class _ArtifactFiles:
-    """The listed files of a table in an artifact."""
-
-    def __init__(self, artifact: Artifact, name: str) -> None:
-        prefix = f"{name}/"
-        self._artifact, self._prefix = artifact, prefix
-        self.location = artifact.where(name)
-        self.folder = artifact.folder / name if artifact.is_local else None
-        self.sizes = {
-            path[len(prefix) :]: file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
-        }
-
-    def open(self, path: str) -> IO[bytes]:
-        """Return a file, opened to read."""
-        return self._artifact.open(self._prefix + path)
-
-    def prefetch(self, paths: Sequence[str]) -> None:
-        """Download files that are opened next."""
-        self._artifact.prefetch([self._prefix + path for path in paths])
-
-
 def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True) -> TableReader:
     """Return the table called ``name`` of an artifact.
 
@@ -275,8 +212,14 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
-    if artifact.files:
-        for path, record in artifact.records.items():
-            if path.startswith(f"{name}/"):
-                artifact.files.check_limit(record)
-    return open_table(_ArtifactFiles(artifact, name), check_crc=check_crc)
+    prefix = f"{name}/"
+    artifact.check_limits(prefix)
+    files = TableFiles(
+        location=artifact.where(name),
+        sizes={
+            path.removeprefix(prefix): file.bytes for path, file in artifact.records.items() if path.startswith(prefix)
+        },
+        open=lambda path: artifact.open(prefix + path),
+        prefetch=lambda paths: artifact.prefetch([prefix + path for path in paths]),
+    )
+    return open_table(files, check_crc=check_crc)

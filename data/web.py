@@ -1,21 +1,20 @@
 """URLs that are accepted, and HTTP requests with limits of time and size."""
 
 import errno
-import functools
 import http.client
 import io
 import ipaddress
 import re
 import socket
 import ssl
+import string
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import IO, TYPE_CHECKING, Any, Final
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from lsmix.data.errors import DiskSpaceError, DownloadError, RecipeError
 from lsmix.data.progress import ROUND_SECONDS, bounded, stop_point
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LEAST_PROGRESS_BYTES",
+    "AbsentError",
     "TransientError",
     "append_block",
     "checked_url",
@@ -120,75 +120,53 @@ def _check_web(parts: SplitResult, shown: str, url: str) -> None:
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the file a second
 _LEAST_BYTES_PER_SECOND = 4096
-_MOST_OTHER_BYTES = 1 << 20  # headers, trailers, pages that redirect
+_MOST_OTHER_BYTES = 1 << 20  # headers, trailers
+_MOST_REDIRECTS = 5
 LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
-_Answer = TypeVar("_Answer")
-_Kind = TypeVar("_Kind", bound=http.client.HTTPConnection)
+_REDIRECTS = frozenset([301, 302, 303, 307, 308])
 
 
 class TransientError(Exception):  # no error yet: another attempt may get the rest
     """The connection failed in a way that may pass."""
 
 
-class _Limits:
-    """What a server may still take of time and bytes until it must have sent more of the file.
-
-    The seconds fill up again as the file comes: so a server that sends too slowly, or other things than the file, is given up.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = _PATIENCE_SECONDS
-        self.bytes = _MOST_OTHER_BYTES
-
-    def wait(self, action: Callable[[], _Answer]) -> _Answer:
-        """Return what ``action`` returns, and take the time that it needs."""
-        if self.seconds <= 0:
-            raise TimeoutError(f"the server sends less than {_LEAST_BYTES_PER_SECOND} bytes a second")
-        begun = time.monotonic()
-        try:
-            return action()
-        finally:
-            self.seconds -= time.monotonic() - begun
-
-    def take(self, count: int) -> None:
-        """Count bytes that came, of whatever kind."""
-        self.bytes -= count
-        if self.bytes < 0:
-            raise TimeoutError("the server sends headers or trailers without end")
-
-    def came(self, count: int, next_bytes: int) -> None:
-        """Count bytes of the file; before the next ``next_bytes`` of it, no more than some others may come."""
-        self.seconds = min(_PATIENCE_SECONDS, self.seconds + count / _LEAST_BYTES_PER_SECOND)
-        self.bytes = next_bytes + _MOST_OTHER_BYTES
+class AbsentError(DownloadError):
+    """The server has no such file."""
 
 
 class _Stream(io.RawIOBase):
-    """What a socket receives, within limits; a stop counts at once."""
+    """What a socket receives; a stop counts at once.
 
-    def __init__(self, held: io.RawIOBase, sock: socket.socket, limits: _Limits) -> None:
+    The server has some seconds and some bytes until it must have sent more of the file; both fill up again as the file comes.
+    So a server that sends too slowly, or other things than the file, is given up.
+    """
+
+    def __init__(self, held: io.RawIOBase, sock: socket.socket) -> None:
         self._held = held  # keeps the socket open
         self._sock = sock
-        self._limits = limits
+        self.seconds = _PATIENCE_SECONDS
+        self.bytes = _MOST_OTHER_BYTES
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: "Buffer") -> int:
-        count = self._limits.wait(lambda: self._receive(buffer))
-        self._limits.take(count)
-        return count
-
-    def _receive(self, buffer: "Buffer") -> int:
-        end = time.monotonic() + min(_TIMEOUT_SECONDS, self._limits.seconds)
-        while True:
+        begun = time.monotonic()
+        end = begun + min(_TIMEOUT_SECONDS, self.seconds)
+        while (left := end - time.monotonic()) > 0:
             stop_point()
-            left = end - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("timed out")
             self._sock.settimeout(min(left, ROUND_SECONDS))
             with suppress(TimeoutError):
-                return self._sock.recv_into(buffer)
+                count = self._sock.recv_into(buffer)
+                self.seconds -= time.monotonic() - begun
+                self.bytes -= count
+                if self.bytes < 0:
+                    raise ConnectionError("the server sends headers or trailers without end")
+                return count
+        raise TimeoutError(
+            f"timed out: the server sends nothing, or less than {_LEAST_BYTES_PER_SECOND} bytes a second"
+        )
 
     def close(self) -> None:
         super().close()
@@ -196,74 +174,41 @@ class _Stream(io.RawIOBase):
 
 
 class _Response(http.client.HTTPResponse):
-    def __init__(self, limits: _Limits, sock: socket.socket, *args: Any, **options: Any) -> None:
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
-        self._limits = limits
-        self.fp = io.BufferedReader(_Stream(self.fp.detach(), sock, limits))
+        self._raw = _Stream(self.fp.detach(), sock)
+        self.fp = io.BufferedReader(self._raw)
 
     def read1(self, n: int = -1) -> bytes:
         """Return some bytes of the body."""
-        self._limits.came(0, max(n, 0))
+        self._raw.bytes = max(n, 0) + _MOST_OTHER_BYTES
         block = super().read1(n)
-        self._limits.came(len(block), 0)
+        self._raw.seconds = min(_PATIENCE_SECONDS, self._raw.seconds + len(block) / _LEAST_BYTES_PER_SECOND)
         return block
 
 
-def _limited(kind: type[_Kind], limits: _Limits) -> Callable[..., _Kind]:
-    """Return what makes connections of a kind, http or https, that keep to limits."""
+class _Connection(http.client.HTTPConnection):
+    response_class = _Response
 
-    def connection(host: str, **options: Any) -> _Kind:
-        made = kind(host, **options)
-        connect = made.connect
-        made.response_class = functools.partial(_Response, limits)  # type: ignore[assignment]  # called, never asked for its type
-        made.connect = lambda: limits.wait(lambda: bounded(connect, min(_TIMEOUT_SECONDS, limits.seconds)))  # type: ignore[method-assign]
-        return made
+    def connect(self) -> None:
+        bounded(super().connect, _TIMEOUT_SECONDS)
 
-    return connection
+
+class _SecureConnection(http.client.HTTPSConnection):
+    response_class = _Response
+
+    def connect(self) -> None:
+        bounded(super().connect, _TIMEOUT_SECONDS)
 
 
 class _Web(urllib.request.AbstractHTTPHandler):
-    """Opens http and https, all redirects of a request within the same limits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._limits = _Limits()
-
     def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_limited(http.client.HTTPConnection, self._limits), req)
+        return self.do_open(_Connection, req)
 
     def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
-        return self.do_open(_limited(http.client.HTTPSConnection, self._limits), req)
+        return self.do_open(_SecureConnection, req)
 
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, but to the web only."""
-
-    def redirect_request(  # the signature of urllib
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        try:
-            reason = "" if is_web(checked_url(newurl)) else "that is no place on the web."
-        except RecipeError as error:
-            reason = str(error)
-        if reason:
-            raise DownloadError(
-                f"{req.full_url!r} leads to {newurl[:200]!r}, which was not followed: {reason} Fetch the file by hand."
-            )
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-    def http_error_302(self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any) -> Any:
-        try:
-            return super().http_error_302(req, fp, code, msg, headers)
-        except urllib.error.HTTPError:  # which holds the answer, and is closed by who catches it
-            raise
-        except BaseException:
-            fp.close()
-            raise
-
-    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def append_block(stream: IO[bytes], block: bytes, name: str) -> None:
@@ -286,51 +231,67 @@ def append_block(stream: IO[bytes], block: bytes, name: str) -> None:
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
     """Ask for a file from byte ``have`` on; yield None where the server says that there is no such byte.
 
-    A server that knows nothing of ranges answers with status 200 and the whole file.
+    Redirects are followed, but to the web only. A server that knows nothing of ranges answers with status 200 and the whole file.
 
     Raises:
         TransientError: it failed in a way that may pass.
-        DownloadError: it cannot be fetched; caused by ``urllib.error.HTTPError`` where the server says so.
+        AbsentError: the server has no such file.
+        DownloadError: it cannot be fetched.
     """
+    asked = url
+    for _ in range(_MOST_REDIRECTS + 1):
+        with _asked(url, have) as answer:
+            if answer.status not in _REDIRECTS:
+                yield answer if _is_there(answer, url, have) else None
+                return
+            url = _target(url, answer.headers.get("Location", ""))
+    raise DownloadError(
+        f"{asked!r} cannot be fetched: it leads on and on, last to {url[:_MOST_SHOWN]!r}. Check the URL."
+    )
+
+
+def _asked(url: str, have: int) -> http.client.HTTPResponse:
     opener = urllib.request.OpenerDirector()  # the usual one would also open local files and ftp
-    for handler in (
-        urllib.request.ProxyHandler(),
-        _Web(),
-        urllib.request.HTTPDefaultErrorHandler(),
-        _Redirects(),
-        urllib.request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
+    opener.add_handler(urllib.request.ProxyHandler())
+    opener.add_handler(_Web())
     # Without "identity" a server may compress on the way, and then its byte counts are others.
     headers = {"User-Agent": "lsmix", "Accept-Encoding": "identity", **({"Range": f"bytes={have}-"} if have else {})}
+    request = urllib.request.Request(url, headers=headers)  # noqa: S310  # only http and https get here
     try:
-        answer = opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_SECONDS)  # noqa: S310  # only http and https get here
-    except DownloadError:  # of a redirect; it is an OSError too
-        raise
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
-                answer = None
-            elif error.code in _TRANSIENT:
-                raise TransientError(f"the server answers {error.code} {error.reason}") from error
-            else:
-                raise DownloadError(
-                    f"{url!r} cannot be fetched: the server answers {error.code} {error.reason}. Check the URL, or "
-                    "fetch the file by hand."
-                ) from error
-    except (
-        ValueError
-    ) as error:  # of a redirect: urllib takes apart what the server sends before it asks whether to go there
-        raise DownloadError(f"{url!r} leads to what is no URL: {error}. Fetch the file by hand.") from error
+        answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
             raise DownloadError(f"{url!r} cannot be trusted: {reason_of(error)}. Fetch the file by hand.") from error
         raise TransientError(reason_of(error)) from error
-    if answer is None:
-        yield None
-        return
-    with answer:
-        yield answer
+    return answer
+
+
+def _is_there(answer: http.client.HTTPResponse, url: str, have: int) -> bool:
+    """Tell whether an answer brings bytes of the file, or says that it ends before byte ``have``."""
+    if answer.status in (http.client.OK, http.client.PARTIAL_CONTENT):
+        return True
+    if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+        return False
+    said = f"the server answers {answer.status} {answer.reason}"
+    if answer.status in _TRANSIENT:
+        raise TransientError(said)
+    kind = AbsentError if answer.status in (http.client.NOT_FOUND, http.client.GONE) else DownloadError
+    raise kind(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
+
+
+def _target(url: str, location: str) -> str:
+    """Return the URL that a redirect leads to."""
+    try:
+        target = checked_url(quote(urljoin(url, location), safe=string.punctuation))
+    except ValueError as error:  # a RecipeError, or what urljoin raises
+        raise DownloadError(
+            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {error} Fetch the file by hand."
+        ) from error
+    if not is_web(target):
+        raise DownloadError(
+            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which is not on the web. Fetch the file by hand."
+        )
+    return target
 
 
 def reason_of(error: Exception) -> str:

@@ -29,12 +29,12 @@ class Classifier(lightning.LightningModule):
             *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, classes)),
         )
 
-    def train_dataloader(self):  # made anew for each epoch, see the trainer
-        epoch, rank, world_size = self.current_epoch, self.global_rank, self.trainer.world_size
-        parts = {"epoch": epoch, "rank": rank, "world_size": world_size, "copies": "cycle"}
-        return lsmix.PoolLoader(lsmix.open_pool(args.pool), args.batch_size, **parts)
+    def train_dataloader(self):  # called in each rank, whose part the loader takes
+        self.loader = lsmix.PoolLoader(args.pool, args.batch_size, copies="cycle", epoch=self.current_epoch)
+        return self.loader
 
     def on_train_epoch_start(self):
+        self.loader.set_epoch(self.current_epoch)
         self.started, self.losses = time.perf_counter(), []
 
     def training_step(self, batch):
@@ -56,5 +56,5 @@ class Classifier(lightning.LightningModule):
 
 
 pool = lsmix.open_pool(args.pool)
-trainer = lightning.Trainer(max_epochs=args.epochs, reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False)
+trainer = lightning.Trainer(max_epochs=args.epochs, use_distributed_sampler=False)
 trainer.fit(Classifier(pool.image_shape[2], len(pool.class_names)))

@@ -1,45 +1,125 @@
-"""What the command line and the root package both call: run a recipe; verify, push and pull an artifact."""
+"""What the command line and the root package both call: run a recipe; export, push and pull an artifact."""
 
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
-from lsmix.data.artifact import Artifact, read_manifest, verify_files
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, FileRecord, read_manifest
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.latents import open_latents
-from lsmix.data.mixing import LATENT_METHODS
+from lsmix.data.mixing import LATENT_METHODS, nearest
+from lsmix.data.pool import open_pool
 from lsmix.data.pool_spec import PLAN_NAME
-from lsmix.data.progress import NullProgress, Progress, graceful_signals
-from lsmix.data.sharing.descriptions import edited_descriptions
-from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact, temporary_copy
-from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
-from lsmix.pipeline.config.recipe import Recipe, read_recipe
+from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
+from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
+from lsmix.data.store import local_target, open_artifact
+from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
 from lsmix.pipeline.engine import array_task
-from lsmix.pipeline.engine.array_task import ArrayTaskResult, check_array_task, finalize_array
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
 from lsmix.pipeline.engine.run_log import logged
-from lsmix.pipeline.engine.runner import bring_up_to_date
+from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.stage import Node, upto
-from lsmix.pipeline.run_result import RunResult
 from lsmix.pipeline.stages.graph import build_graph
 from lsmix.pipeline.stages.ingest import fetch_source
-from lsmix.pipeline.stages.registry import STAGE_COMMANDS
-from lsmix.pipeline.workspace.local import Workspace
-from lsmix.pipeline.workspace.remote import open_workspace
+from lsmix.pipeline.stages.registry import STAGE_COMMANDS, STAGES
+from lsmix.pipeline.verify.verify import verify
+from lsmix.pipeline.views.error_rates import RunSummary, summarise_runs
+from lsmix.pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
     from lsmix.pipeline.views.figures import PaperFigure
 
-__all__ = ["figure", "finalize", "plan", "pull", "push", "run", "run_array_task", "verify"]
+__all__ = [
+    "RunResult",
+    "export_pool",
+    "figure",
+    "finalize",
+    "list_artifacts",
+    "plan",
+    "pull",
+    "push",
+    "run",
+    "run_array_task",
+    "verify",
+]
 
-_STRAYS = "files that were added: a URL is not searched for what is not listed, and nothing of it is read"
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run brought up to date."""
+
+    recipe: Recipe
+    built: list[Built]
+
+    def __getitem__(self, name: str) -> Built:
+        """Return an artifact by "stage" (if the stage has one only) or "stage/name", such as "mix/lsmix"."""
+        fits = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
+        if len(fits) != 1:
+            known = ", ".join(f"{item.stage}/{item.name}" for item in self.built)
+            raise KeyError(f"{name!r} names {len(fits)} artifacts of this run; it has {known}")
+        return fits[0]
+
+    @property
+    def error_rates(self) -> list[RunSummary]:
+        """The error rates of all classifier runs, in the recipe's order."""
+        made = {item.name: item.artifact for item in self.built if item.stage == "train"}
+        runs = {
+            name: {seed: made[training_name(name, seed)] for seed in run.seeds if training_name(name, seed) in made}
+            for name, run in self.recipe.runs.items()
+        }
+        finished = {name: trainings for name, trainings in runs.items() if trainings}
+        return summarise_runs(finished, self.recipe.report_config().rows)
+
+    @property
+    def report(self) -> Path | None:
+        """The report's HTML page on this machine; None unless the run made or found it."""
+        return next((item.folder / "report.html" for item in self.built if item.stage == "report"), None)
+
+    @property
+    def report_place(self) -> str:
+        """Path or URL of the report's HTML page; "" unless the run made or found it."""
+        return next((f"{item.location}/report.html" for item in self.built if item.stage == "report"), "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all results, ready for JSON."""
+        return {
+            "artifacts": [
+                {
+                    "stage": item.stage,
+                    "name": item.name,
+                    "cache_key": item.cache_key,
+                    "folder": item.location,
+                    "content_digest": item.manifest.content_digest,
+                    "cached": item.cached,
+                    "seconds": round(item.seconds, 3),
+                    "counts": item.manifest.counts,
+                }
+                for item in self.built
+            ],
+            "error_rates": [
+                {
+                    "run": row.name,
+                    "label": row.label,
+                    "errors": row.errors,
+                    "mean": row.mean,
+                    "std": row.std,
+                    "difference": msgspec.to_builtins(row.difference),
+                    "verdict": row.verdict or None,
+                    "paper": row.paper or None,
+                }
+                for row in self.error_rates
+            ],
+            "report": self.report_place or None,
+        }
 
 
 def plan(
@@ -51,15 +131,22 @@ def plan(
     scale: str = "",
 ) -> tuple[Recipe, list[Node], Workspace]:
     """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
+    _check_stage(stage)
     content = read_recipe(recipe, overrides, scale)
-    place = open_workspace(workspace)
+    place = Workspace(workspace)
     nodes = build_graph(content, place)
     wanted = upto(nodes, stage) if stage else nodes
-    if not wanted and stage in STAGE_COMMANDS:
+    if not wanted:
         raise RecipeError(
             f"recipe {str(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
+
+
+def _check_stage(name: str) -> None:
+    """Raise RecipeError unless a stage has this name, or it is empty."""
+    if name and name not in STAGES:
+        raise RecipeError(f"unknown stage {name!r}.{nearest(name, list(STAGES))}")
 
 
 def run(
@@ -80,32 +167,29 @@ def run(
 
     Args:
         recipe: the TOML file.
-        workspace: folder of the artifacts; made if need be.
-        stage: go no further than this stage; "" for all.
-        overrides: "section.key=value" each, over what the recipe says.
-        scale: name of one of the recipe's sections ``[scale.NAME]``, whose fields go over the others; "" for none.
+        workspace: folder or URL of the artifacts; made if need be.
+        stage: the last stage to run; "" for all.
+        overrides: "section.key=value" each, which replace fields of the recipe.
+        scale: name of one of the recipe's sections ``[scale.NAME]``, whose fields replace others; "" for none.
         workers: make shards in this many Dask workers on this machine; 0 in this process.
         scheduler: make shards on the Dask cluster at this address.
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
-        download: fetch what ``data.download`` names first, where it is not there yet.
+        download: fetch what ``data.download`` names first, unless it is there.
         progress: optional progress reporter.
 
     Raises:
         LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
+    _check_stage(force)
     content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
     where = {"workers": workers, "scheduler": scheduler}
-    with (
-        logged(progress, place.root, "run", **asked, **where, force=force) as log,
-        graceful_signals(log.interrupted),
-        executor,
-    ):
+    with logged(progress, place.root, "run", **asked, **where, force=force) as log, executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
     return RunResult(recipe=content, built=built)
 
@@ -123,49 +207,25 @@ def run_array_task(
     scheduler: str = "",
     device: str = "auto",
     progress: Progress | None = None,
-) -> list[ArrayTaskResult]:
+) -> list[array_task.ArrayTaskResult]:
     """Make the shards of one task of a job array: ``lsmix encode`` and ``lsmix mix`` with ``--array-index``.
 
     Tasks run in any number of processes, on any machines that share the workspace; then ``finalize`` completes the artifact.
 
-    Args:
-        recipe: the TOML file.
-        stage: "encode" or "mix"; what it needs must be there.
-        index: of this task, from 0.
-        size: tasks in the array.
-        workspace: folder of the artifacts, shared by all tasks.
-        overrides: "section.key=value" each, over what the recipe says.
-        scale: name of the recipe's sizes to take; "" for none.
-        workers: make the shards in this many Dask workers on this machine; 0 in this process.
-        scheduler: make the shards on the Dask cluster at this address.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        progress: optional progress reporter.
+    ``stage`` is "encode" or "mix", whose inputs have been made, ``index`` the task's number, from 0, ``size`` the number of
+    tasks; further arguments are as for ``run``.
 
     Returns:
         What the task made of each artifact of the stage that isn't complete.
-
-    Raises:
-        LsmixError: with one sentence on what is wrong, where, and what to do.
     """
-    check_array_task(index, size)
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {
-        "recipe": str(recipe),
-        "stage": stage,
-        "index": index,
-        "size": size,
-        "overrides": list(overrides),
-        "scale": scale,
-    }
-    with (
-        logged(progress, place.root, "array-task", **asked, device=device) as log,
-        graceful_signals(log.interrupted),
-        executor,
-    ):
+    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    task: dict[str, Any] = {"index": index, "size": size}
+    with logged(progress, place.root, "array-task", **asked, **task) as log, executor:
         return array_task.run_array_task(
-            nodes, place, stage=stage, index=index, size=size, executor=executor, progress=log, device=device
+            nodes, place, stage=stage, **task, executor=executor, progress=log, device=device
         )
 
 
@@ -180,23 +240,15 @@ def finalize(
 ) -> RunResult:
     """Complete the artifacts whose shards array tasks made: what ``lsmix finalize`` does. Computes no shard.
 
-    Args:
-        recipe: the TOML file.
-        workspace: folder of the artifacts.
-        overrides: "section.key=value" each, as for the tasks.
-        scale: name of the recipe's sizes, as for the tasks; "" for none.
-        device: where a pool's card decodes its few pictures.
-        progress: optional progress reporter.
+    Arguments are as for ``run``.
 
     Raises:
         PartialError: shards are missing; the message names them.
-        LsmixError: with one sentence on what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
-    asked = {"recipe": str(recipe), "overrides": list(overrides), "scale": scale}
-    with logged(progress, place.root, "finalize", **asked) as log, graceful_signals(log.interrupted):
-        built = finalize_array(nodes, place, progress=log, device=device)
+    with logged(progress, place.root, "finalize", recipe=str(recipe), overrides=list(overrides), scale=scale) as log:
+        built = array_task.finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 
@@ -214,21 +266,11 @@ def figure(
 ) -> "PaperFigure":
     """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
 
-    Brings the latents up to date first, and what they need; nothing further.
+    Brings the latents, and what they need, up to date first.
 
-    Args:
-        name: a name in ``lsmix.pipeline.views.figures.FIGURES``.
-        recipe: the TOML file; where it has no flow of its own, the first flow that a pool of it names.
-        target: the PNG to write, in a folder that exists.
-        pairs: pairs of images that the figure shows, at least 1.
-        workspace: folder of the artifacts.
-        overrides: "section.key=value" each, over what the recipe says.
-        scale: name of the recipe's sizes to take; "" for none.
-        device: where the flow is trained, and where it decodes.
-        **options: further ones of ``run``, but stage and force.
-
-    Raises:
-        LsmixError: with one sentence on what is wrong, where, and what to do.
+    ``name`` is one in ``lsmix.pipeline.views.figures.FIGURES``, ``target`` the PNG to write, in a folder that exists, and
+    ``pairs`` the number of pairs of images to show; further arguments are as for ``run``. If the recipe has no flow of its
+    own, the first flow that one of its pools names is used.
     """
     from lsmix.pipeline.views.figures import check_figure, draw_figure, figure_png
 
@@ -259,105 +301,93 @@ def figure(
     return sheet
 
 
-def verify(
-    artifact: Path | str,
+def export_pool(
+    pool: Path | str,
+    dest: Path | str,
     *,
-    deep: bool = False,
-    sample: int = 256,
-    seed: int = 0,
-    data: Path | str | None = None,
-    flow: Path | str | None = None,
-    device: str = "auto",
+    format: str,  # noqa: A002  # what the option is called
+    shard_images: int = 0,
+    image: Literal["png", "webp"] = "png",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Check every byte of an artifact against its manifest, and every row of a pool against its plan; return the facts.
-
-    Of latents and pools it also opens the store, and compares it with what zarr-python reads.
+    """Write a pool to the new folder ``dest`` in another format, with its card: what ``lsmix export`` does.
 
     Args:
-        artifact: its folder or its URL, of which every byte is downloaded again; the other arguments are for pools.
-        deep: make a sample of rows again, and compare every pixel.
-        sample: rows of that sample, at least 1.
-        seed: of their choice.
-        data: the base set: published files, "digits", or a data set that ingest made, or the URL of such; None looks in
-            the pool's workspace.
-        flow: folder or URL of the flow; None looks in the pool's workspace.
-        device: where the sample is made: "auto", "cpu", "cuda" or "cuda:N".
+        pool: the artifact's folder or its URL.
+        dest: the folder to make.
+        format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
+        shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
+        image: how images are packed in formats that hold image files, without loss.
         progress: optional progress reporter.
 
     Returns:
-        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them; of a
-        pool also ``checked`` and ``unchecked``, a sentence each, and ``deep``; ``unchecked`` also of an artifact at a URL.
-
-    Raises:
-        MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
-        RecipeError: what was given is not what the pool was made from.
-        FormatError: it is of a version that this lsmix does not read.
-        CorruptError: on the first damage, with the file's name, or the row and its value.
+        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export,
+        ``pool_content_digest``, ``pixel_digest``.
     """
+    from lsmix.data.exports.format import EXPORT_FORMATS
+    from lsmix.data.exports.writing import write_export
+    from lsmix.pipeline.views.dataset_card.card import write_card_files
+    from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE
+
+    target = local_target(dest, "an export")
     progress = progress or NullProgress()
-    asked: dict[str, Any] = {"deep": deep, "sample": sample, "seed": seed, "data": data, "flow": flow, "device": device}
-    folder = local_folder(artifact)
-    if folder is not None:
-        return _verify(folder, progress=progress, **asked)
-    url = trim_location(str(artifact))
-    with temporary_copy(url, progress) as folder:
-        facts = _verify(folder, url, progress=progress, **asked)
-    return {**facts, "folder": url, "unchecked": [*facts.get("unchecked", ()), _STRAYS]}
+    opened = open_pool(pool)
 
+    def advance(rows: int) -> None:
+        progress.advance(rows)
+        stop_point()
 
-def _verify(
-    folder: Path,
-    url: str = "",
-    *,
-    deep: bool,
-    sample: int,
-    seed: int,
-    data: Path | str | None,
-    flow: Path | str | None,
-    device: str,
-    progress: Progress,
-) -> dict[str, Any]:
-    manifest = read_manifest(folder)
-    artifact = Artifact(manifest=manifest, folder=folder, url=url)
-    asked = deep or data is not None or flow is not None
-    if asked and manifest.stage != "mix":
-        raise RecipeError(
-            f"{artifact.location!r} is no pool but the result of stage {manifest.stage!r}: only pools are checked so."
-        )
-    if sample < 1:
-        raise RecipeError(f"a sample has at least 1 row, got {sample}.")
-    facts = {
-        "folder": str(folder),
-        "stage": manifest.stage,
-        "name": manifest.name,
-        "cache_key": manifest.cache_key,
-        "content_digest": manifest.content_digest,
+    def describe(folder: Path, files: list[FileRecord]) -> None:
+        if opened.spec is None:
+            progress.warning(f"pool {opened.location!r} has no {PLAN_NAME}, so its export has no card.")
+        elif not write_card_files(folder, opened, files, form=EXPORT_FORMATS.load(format), encoding=image).text:
+            progress.warning(NO_LICENCE)
+
+    progress.start(f"export {target.name}", len(opened), "image")
+    options: dict[str, Any] = {"form": format, "shard_images": shard_images, "encoding": image}
+    with graceful_signals():
+        manifest = write_export(opened, target, **options, describe=describe, on_rows=advance)
+    progress.finish()
+    return {
+        "folder": str(target),
+        "format": format,
+        "images": len(opened),
         "files": len(manifest.files),
-        "bytes": verify_files(folder, manifest, artifact.location),
-        "counts": manifest.counts,
-        "edited": edited_descriptions(folder, manifest),
+        "bytes": sum(file.bytes for file in manifest.files),
+        "content_digest": manifest.content_digest,
+        "pool_content_digest": opened.manifest.content_digest,
+        "pixel_digest": manifest.counts["pixel_digest"],
     }
-    if manifest.stage == "export":
-        from lsmix.data.exports.writing import check_sums
 
-        check_sums(folder, manifest)
-    elif manifest.stage == "encode":
-        open_latents(artifact).columns.check_against_zarr()
-    elif manifest.stage == "mix":
-        from lsmix.pipeline.verify.verify import verify_pool
 
-        facts |= verify_pool(
-            artifact,
-            deep=deep,
-            sample=sample,
-            seed=seed,
-            data=data,
-            flow=flow,
-            device=device,
-            progress=progress,
-        )
-    return facts
+def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
+    """Return what a workspace holds, ready for JSON, in the order of the stages: what ``lsmix ls`` prints.
+
+    Args:
+        workspace: its folder or URL.
+
+    Returns:
+        For each folder ``stage``, ``name``, ``cache_key``, ``folder``, ``bytes``, ``complete`` (false for unfinished work), ``age_seconds``
+        (None at a URL and for unfinished work) and ``inputs``, the cache keys by role.
+    """
+    place, found = Workspace(workspace), []
+    for stage in STAGES:
+        manifests = dict(place.manifests(stage))
+        for entry in place.entries(stage):
+            manifest, written = manifests.get(entry.folder), entry.folder / MANIFEST_NAME
+            found.append(
+                {
+                    "stage": stage,
+                    "name": entry.name,
+                    "cache_key": entry.cache_key,
+                    "folder": entry.location,
+                    "bytes": entry.bytes,
+                    "complete": manifest is not None,
+                    "age_seconds": time.time() - written.stat().st_mtime if written.is_file() else None,
+                    "inputs": {each.role: each.cache_key for each in manifest.inputs} if manifest else {},
+                }
+            )
+    return found
 
 
 def push(
@@ -365,22 +395,22 @@ def push(
 ) -> Transfer:
     """Send an artifact to a URL or a folder: what ``lsmix push`` does.
 
-    Files that are there already, whole and right, are not sent again; each file is checked after it was sent; the
-    manifest goes last. Stop it whenever you like; the same call goes on. A pool is sent with a card: its files take the
-    place of the pool's README.md and LICENSES/, and the manifest at the URL lists them.
+    Complete files at the URL are not sent again; each file is checked after it was sent; the manifest goes last. After an
+    interrupt, the same call continues. A pool is sent with a card: its files take the place of the pool's README.md and
+    LICENSES/, and the manifest at the URL lists them.
 
     Args:
         artifact: its folder or its URL.
-        url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It is
-            empty, not there yet, or holds what an earlier push of the same artifact sent.
-        card: of a pool: folder that ``lsmix card`` wrote; None writes a card for the occasion.
+        url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It
+            does not exist, is empty, or holds what an earlier push of the same artifact sent.
+        card: of a pool: folder that ``lsmix card`` wrote; None writes a temporary one.
         progress: optional progress reporter.
 
     Raises:
         MissingError: there is no artifact, or it is unfinished.
-        RecipeError: the place is not empty, or not writable.
+        RecipeError: something else is at the URL, or it cannot be written to.
         CorruptError: a file here is damaged, or arrives damaged, twice.
-        DownloadError: the place cannot be reached.
+        DownloadError: the URL cannot be reached.
     """
     progress = progress or NullProgress()
     opened = open_artifact(artifact)
@@ -391,7 +421,7 @@ def push(
 
 @contextmanager
 def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Iterator[Path | None]:
-    """Yield the folder of a pool's card, written for the occasion unless it is given; None if the artifact is no pool."""
+    """Yield the folder of a pool's card, a temporary one unless it is given; None if the artifact is no pool."""
     manifest = pool.manifest
     if card is not None:
         given = read_manifest(card)
@@ -405,17 +435,19 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
         yield None
     else:
         from lsmix.pipeline.views.dataset_card.card import write_card
+        from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE
 
         with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
-            write_card(pool, Path(scratch, "card"))
+            if not write_card(pool, Path(scratch, "card"))["licence"]:
+                progress.warning(NO_LICENCE)
             yield Path(scratch, "card")
 
 
 def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:
     """Fetch an artifact from a URL or a folder: what ``lsmix pull`` does.
 
-    Each file is checked against the manifest when it arrives. Until all have arrived they are in "TARGET.part"; the same call
-    resumes a stopped one.
+    Each file is checked against the manifest when it arrives. Until all are complete they are in "TARGET.part"; after an
+    interrupt, the same call continues.
 
     Args:
         url: the artifact's folder: a path, or a URL of a web server or an object store.
@@ -428,7 +460,7 @@ def pull(url: str, target: Path | str | None = None, *, progress: Progress | Non
         CorruptError: it is damaged, or its manifest names files outside of it.
         RecipeError: something else is in ``target``.
         DiskSpaceError: it does not fit on the disk.
-        DownloadError: the place cannot be reached; what came is kept.
+        DownloadError: the URL cannot be reached; what came is kept.
         LockedError: another pull writes there.
     """
     folder = local_target(target, "a pulled artifact") if target else None

@@ -3,25 +3,24 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.sharing.transfer import Transfer
     from lsmix.pipeline.engine.array_task import ArrayTaskResult
     from lsmix.pipeline.engine.garbage import Garbage
+    from lsmix.pipeline.engine.runner import Built
     from lsmix.pipeline.engine.status import NodeStatus
-    from lsmix.pipeline.run_result import RunResult
     from lsmix.pipeline.verify.rebuild import RebuildResult
+    from lsmix.pipeline.views.error_rates import RunSummary
     from lsmix.pipeline.views.show import Drawn
 
 __all__ = [
+    "artifact_lines",
     "fact_lines",
     "garbage_lines",
     "part_lines",
     "rebuild_lines",
-    "run_facts",
     "run_lines",
     "show_lines",
     "status_lines",
@@ -30,55 +29,22 @@ __all__ = [
 ]
 
 
-def run_lines(result: "RunResult") -> list[str]:
-    """Return the artifacts that a run made, and its results."""
-    made, wanted = sum(not item.cached for item in result.built), len(result.built)
+def run_lines(built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", report: str) -> list[str]:
+    """Return the artifacts that a run made, its error rates, and where its report is, if it made one."""
+    made, wanted = sum(not item.cached for item in built), len(built)
     rest = "" if made == wanted else f", {wanted - made} already up to date"
     lines = [f"{made} of {wanted} artifacts made{rest}"]
-    for row in result.error_rates:
+    for row in error_rates:
         paper = f"; paper: {row.paper}" if row.paper else ""
         verdict = f"; {row.verdict}" if row.verdict else ""
         lines.append(
             f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper}{verdict})"
         )
-    if result.report_place:
-        lines.append(f"report      {result.report_place}")
-    elif result.built:
-        lines.append(f"last        {result.built[-1].location}")
+    if report:
+        lines.append(f"report      {report}")
+    elif built:
+        lines.append(f"last        {built[-1].location}")
     return lines
-
-
-def run_facts(result: "RunResult") -> dict[str, Any]:
-    """Return the result of a run, ready for JSON."""
-    return {
-        "artifacts": [
-            {
-                "stage": item.stage,
-                "name": item.name,
-                "cache_key": item.cache_key,
-                "folder": item.location,
-                "content_digest": item.manifest.content_digest,
-                "cached": item.cached,
-                "seconds": round(item.seconds, 3),
-                "counts": item.manifest.counts,
-            }
-            for item in result.built
-        ],
-        "error_rates": [
-            {
-                "run": row.name,
-                "label": row.label,
-                "errors": row.errors,
-                "mean": row.mean,
-                "std": row.std,
-                "difference": msgspec.to_builtins(row.difference),
-                "verdict": row.verdict or None,
-                "paper": row.paper or None,
-            }
-            for row in result.error_rates
-        ],
-        "report": result.report_place or None,
-    }
 
 
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
@@ -100,6 +66,28 @@ def _status_line(node: "NodeStatus") -> str:
     size = "" if node.bytes is None else about + format_bytes(node.bytes)
     seconds = "" if node.seconds is None else about + format_duration(node.seconds)
     return f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}"
+
+
+def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of the artifacts of a workspace, as ``list_artifacts`` gives them."""
+    lines = [f"{'stage':<11} {'name':<20} {'cache key':<12} {'size':>8} {'age':>4}  made from"]
+    for item in found:
+        age = "" if item["age_seconds"] is None else _age(item["age_seconds"])
+        keys = [key[:6] for key in item["inputs"].values() if key]
+        origin = " ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
+        if not item["complete"]:
+            origin = "unreadable" if age else "unfinished"
+        lines.append(
+            f"{item['stage']:<11} {item['name']:<20} {item['cache_key']:<12} {format_bytes(item['bytes']):>8} {age:>4}  {origin}"
+        )
+    return lines
+
+
+def _age(seconds: float) -> str:
+    for unit, size in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
 
 
 def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
@@ -153,6 +141,8 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
         )
+    if facts.get("ignored"):
+        lines.append(f"{'ignored':<12} {', '.join(facts['ignored'])}: put there by a file manager or a hub")
     lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
     if facts.get("deep"):
         lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")
@@ -160,10 +150,9 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def _deep(deep: Mapping[str, Any]) -> str:
-    pixels = deep["pixels"]
-    text = f"{format_count(deep['rows'], 'row')}, {pixels['pixels_differing']:,} of {pixels['pixels']:,} pixels differ"
-    if pixels["pixels_differing"]:
-        text += f", by at most {pixels['largest']}, which another kind of device can cause"
+    text = f"{format_count(deep['rows'], 'row')}, {deep['pixels_differing']:,} of {deep['pixels']:,} pixels differ"
+    if deep["pixels_differing"]:
+        text += f", by at most {deep['largest']}, which another kind of device can cause"
     if deep["redrawn_otherwise"]:
         text += f"; left out: {format_count(deep['redrawn_otherwise'], 'row')} at the limit of a failed decode, redrawn differently"
     return text

@@ -6,14 +6,16 @@ import select
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsmix.data.errors import escape_terminal, format_bytes, format_count, format_duration
+
+if TYPE_CHECKING:
+    from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_streams"]
 
 _SECONDS_BETWEEN_LINES = 30.0
-_LINE = "{prefix}: {n} of {total}, {pace}, {left}{note}"
 
 
 def prepare_streams() -> None:
@@ -63,8 +65,10 @@ class TerminalProgress:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self._bar: Any = None
-        self._line_at = 0.0  # when the last line was printed, without a terminal
+        self._bar: Any = None  # on a terminal
+        self._count: Throughput | None = None  # elsewhere
+        self._label = self._unit = ""
+        self._line_at = 0.0  # when the last line was printed
 
     def __enter__(self) -> "TerminalProgress":
         return self
@@ -87,41 +91,50 @@ class TerminalProgress:
         _print(f"warning: {message}")
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin a bar."""
+        """Begin to count, with a bar or a line."""
+        self._label, self._unit, self._line_at = label, unit, time.monotonic()
         if self._quiet:
             return
-        from tqdm import tqdm
+        if sys.stderr.isatty():
+            from tqdm import tqdm
 
-        terminal = sys.stderr.isatty()
-        bytewise = unit == "byte"
-        if not terminal:
-            size = format_bytes(total) if bytewise else format_count(total, unit)
-            rest = f", {format_bytes(done) if bytewise else f'{done:,}'} of them done" if done else ""
-            _print(f"{label}: {size}{rest}")
-        target = None if terminal else io.StringIO()  # without a terminal, tqdm only counts
-        self._line_at = time.monotonic()
-        self._bar = tqdm(
-            total=total,
-            initial=done,
-            desc=escape_terminal(label),
-            unit="B" if bytewise else f" {unit}",
-            unit_scale=bytewise,
-            dynamic_ncols=terminal,
-            leave=False,
-            file=target,
-        )
+            of_bytes = {"unit": "B", "unit_scale": True} if unit == "byte" else {"unit": f" {unit}"}
+            text = escape_terminal(label)
+            self._bar = tqdm(total=total, initial=done, desc=text, **of_bytes, dynamic_ncols=True, leave=False)
+            return
+        from lsmix.pipeline.engine.progress import Throughput
+
+        self._count = Throughput(total, done)
+        size = format_bytes(total) if unit == "byte" else format_count(total, unit)
+        _print(f"{label}: {size}{f', {self._amount(done)} of them done' if done else ''}")
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Move the bar."""
-        if self._bar is None:
-            return
-        if note:
-            self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(units)
-        now = time.monotonic()
-        if not sys.stderr.isatty() and now - self._line_at > _SECONDS_BETWEEN_LINES and self._bar.n < self._bar.total:
-            self._line_at = now
-            _print(_LINE.format(**{**self._bar.format_dict, **_pace(self._bar.format_dict)}))
+        """Move the bar, or print a line now and then."""
+        if self._bar is not None:
+            if note:
+                self._bar.set_postfix_str(note, refresh=False)
+            self._bar.update(units)
+        count, now = self._count, time.monotonic()
+        if count:
+            count.advance(units)
+            if now - self._line_at > _SECONDS_BETWEEN_LINES and count.done < count.total:
+                self._line_at = now
+                left = (
+                    "time left unknown" if count.seconds_left is None else f"{format_duration(count.seconds_left)} left"
+                )
+                rest = f", {note}" if note else ""
+                amounts = f"{self._amount(count.done)} of {self._amount(count.total)}"
+                _print(f"{self._label}: {amounts}, {self._rate(count.per_second)}, {left}{rest}")
+
+    def _amount(self, units: int) -> str:
+        return format_bytes(units) if self._unit == "byte" else f"{units:,}"
+
+    def _rate(self, per_second: float) -> str:
+        if self._unit == "byte":
+            return f"{format_bytes(round(per_second))}/s"
+        if 0 < per_second < 1:
+            return f"{1 / per_second:.1f} s/{self._unit}"
+        return f"{per_second:.1f} {self._unit}s/s"
 
     def event(self, kind: str, **facts: Any) -> None:
         """Print nothing: events are for the log."""
@@ -130,15 +143,4 @@ class TerminalProgress:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
-
-
-def _pace(facts: dict[str, Any]) -> dict[str, Any]:
-    rate = (facts["n"] - facts["initial"]) / max(facts["elapsed"], 1e-9)
-    left = f"{format_duration((facts['total'] - facts['n']) / rate)} left" if rate else "time left unknown"
-    note = f", {facts['postfix']}" if facts["postfix"] else ""
-    if facts["unit_scale"]:
-        amounts = {"n": format_bytes(facts["n"]), "total": format_bytes(facts["total"])}
-        return {**amounts, "pace": f"{format_bytes(round(rate))}/s", "left": left, "note": note}
-    pace = f"{1 / rate:.1f} s/{facts['unit'].strip()}" if 0 < rate < 1 else f"{rate:.1f}{facts['unit']}s/s"
-    return {"n": f"{facts['n']:,}", "total": f"{facts['total']:,}", "pace": pace, "left": left, "note": note}
+        self._bar = self._count = None

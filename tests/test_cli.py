@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lsmix
 from lsmix.cli import cli
+from lsmix.data.errors import RecipeError
+from lsmix.pipeline.config.recipes import builtin_recipes
 
 STAGES = ("ingest", "train-glow", "encode", "mix", "train", "report")
 
@@ -180,7 +184,6 @@ def test_a_wrong_field_harms_no_earlier_artifact(tiny_recipe, tiny_workspace, co
 @pytest.mark.parametrize(
     "words",
     [
-        ("run",),
         ("nonsense",),
         ("run", "a.toml", "--nonsense"),
         ("run", "a.toml", "--workers", "-1"),
@@ -257,6 +260,7 @@ def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, 
         (("run", "RECIPE", "--dry-run"), "status"),
         (("mix", "RECIPE"), "run"),
         (("gc", "RECIPE"), "gc"),
+        (("ls",), "ls"),
         (("verify", "ARTIFACT"), "verify"),
         (("show", "ARTIFACT", "--image", "IMAGE"), "show"),
     ],
@@ -332,10 +336,48 @@ def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, com
 
 
 def test_init_prints_a_recipe_and_lists_them(command):
-    names = command("init").out.split()
-    assert "demo" in names
+    lines = command("init").out.splitlines()
+    assert lines == [line[:80] for line in lines]
+    assert [line.split()[0] for line in lines] == builtin_recipes()
     assert command("init", "demo").out.startswith("#")
     assert is_one_sentence(command("init", "dmeo"))
+
+
+def test_the_recipe_is_lsmix_toml_and_the_workspace_from_the_environment_unless_named(
+    tiny_recipe, finished_workspace, tmp_path, command, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    missing = command("status")
+    assert (missing.code, "no recipe at 'lsmix.toml'" in missing.err) == (1, True)
+    shutil.copy(tiny_recipe, "lsmix.toml")
+    monkeypatch.setenv("LSMIX_WORKSPACE", str(finished_workspace))
+    assert command("status", "--check").code == 0
+    assert command("status", "--check", "--workspace", "runs").code == 3
+
+
+def test_ls_lists_every_artifact_with_its_inputs_and_tells_unfinished_work(tiny_workspace, command):
+    (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
+    (pool / "manifest.json").unlink()
+    where = ("--workspace", tiny_workspace)
+    table = [line.split() for line in command("ls", *where).out.splitlines()]
+    found = json.loads(command("ls", *where, "--json").out)["content"]
+    assert [row[:3] for row in table[1:]] == [[item["stage"], item["name"], item["cache_key"]] for item in found]
+    assert {f"{item['name']}-{item['cache_key']}" for item in found} == {
+        path.name for path in tiny_workspace.glob("*/*-*") if path.is_dir()
+    }
+    assert [item["name"] for item in found if not item["complete"]] == ["lsmix"]
+    keys = {item["stage"]: item["cache_key"] for item in found}
+    assert next(item for item in found if item["stage"] == "encode")["inputs"] == {
+        "dataset": keys["ingest"],
+        "flow": keys["train-glow"],
+    }
+
+
+def test_the_overview_has_each_command_once_with_a_whole_text(command):
+    lines = command("--help").out.splitlines()
+    named = [line.split()[0] for line in lines if re.match(r"  [a-z-]+  +[A-Z]", line)]
+    assert sorted(named) == sorted(cli.commands)
+    assert not [line for line in lines if len(line) > 80 or re.match(r"  [a-z].*\.\.\.$", line)]
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -363,7 +405,14 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
 
     assert code("--version") == code("--help") == 0
     assert code("run", str(tmp_path / "no.toml")) == 1
-    assert code("run") == 2
+    assert code("nonsense") == 2
+
+
+@pytest.mark.parametrize("options", [{"stage": "train_glow"}, {"force": "train_glow"}])
+def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp_path, options):
+    with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
+        lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, command):

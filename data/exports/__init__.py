@@ -1,1 +1,1 @@
-"""Pools in other formats: writing them for libraries that know nothing of lsmix, and reading two of them back."""
+"""Writing pools in other formats, for libraries that know nothing of lsmix."""

@@ -1,49 +1,59 @@
 """Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
 
 An image lies under the class of its *first* label; the second label and its share stand in
-``metadata.jsonl``, which has every column of every row. Names of folders begin with the label's number, so that sorted
+``metadata.jsonl`` and ``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
 names give the labels, and never hold what a stranger's class name could smuggle in.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.rows import row_metadata
+from lsmix.data.exports.parquet import parquet_file
 
 __all__ = ["FOLDER_FORMAT"]
 
-_METADATA = "metadata.jsonl"
+_LINES = "metadata.jsonl"  # for people
+_TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
+_GROUP_ROWS = 10_000  # of the table, written at once
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    coder, names = job.coder, job.pool.class_names
-    folders, counts, first = _class_folders(names), [0] * len(names), 0
+    names = job.pool.class_names
+    folders, counts = _class_folders(names), [0] * len(names)
     if max(len(folders), -(-len(job.pool) // job.shard_images)) > _MOST_ENTRIES:
         raise RecipeError(
             f"{len(folders)} classes in sub-folders of {job.shard_images} images make folders of more than {_MOST_ENTRIES} "
             "entries, which the big hubs refuse. Choose larger sub-folders, or webdataset."
         )
-    with (job.folder / _METADATA).open("wb") as lines:
-        for block in job.blocks(range(len(job.pool))):
-            for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
-                label, row = facts["label_a"], facts["row"]
-                inside = f"{counts[label] // job.shard_images:04d}"
-                name = f"images/{folders[label]}/{inside}/{row:08d}.{coder.ending}"
-                path = job.folder / name
-                if not counts[label] % job.shard_images:
-                    path.parent.mkdir(parents=True)
-                path.write_bytes(coder.encode(image))
-                counts[label] += 1
-                lines.write(msgspec.json.encode({"file_name": name, **facts}) + b"\n")
-                yield path
-            first += len(block["status"])
-    yield job.folder / _METADATA
+    with (
+        (job.folder / _LINES).open("wb") as lines,
+        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as table,
+    ):
+        rows: list[dict[str, Any]] = []  # that are not in the table yet
+        for image, facts in job.samples(range(len(job.pool))):
+            label, row = facts["label_a"], facts["row"]
+            inside = f"{counts[label] // job.shard_images:04d}"
+            name = f"images/{folders[label]}/{inside}/{row:08d}.{job.encoding}"
+            path = job.folder / name
+            if not counts[label] % job.shard_images:
+                path.parent.mkdir(parents=True)
+            path.write_bytes(image)
+            counts[label] += 1
+            rows.append({"file_name": name, **facts})
+            lines.write(msgspec.json.encode(rows[-1]) + b"\n")
+            if len(rows) == _GROUP_ROWS or row == len(job.pool) - 1:
+                table.write({key: [facts[key] for facts in rows] for key in rows[0]})
+                rows.clear()
+            yield path
+    yield job.folder / _LINES
+    yield job.folder / _TABLE
 
 
 def _class_folders(names: tuple[str, ...]) -> list[str]:
@@ -56,8 +66,9 @@ def _class_folders(names: tuple[str, ...]) -> list[str]:
 FOLDER_FORMAT = ExportFormat(
     write=_write,
     encodes=True,
+    hub_files=("images/**", "metadata.parquet"),
     row_overhead_bytes=1024,
     loads_with='torchvision.datasets.ImageFolder(f"{folder}/images")',
-    note="An image is in the folder of its first label. `metadata.jsonl` has the rest, a line an image.",
+    note="An image is in the folder of its first label. `metadata.jsonl` and `metadata.parquet` have the rest, a row an image.",
     folder_images=5000,
 )

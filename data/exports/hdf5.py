@@ -47,6 +47,8 @@ def _little(dtype: str) -> np.dtype[Any]:
 HDF5_FORMAT = ExportFormat(
     write=_write,
     encodes=False,
+    hub_files=("pool-*.h5",),
+    hub_row="array",
     row_overhead_bytes=0,
     loads_with='h5py.File(f"{folder}/pool-00000.h5")["image"][:8]',
 )

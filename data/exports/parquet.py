@@ -3,89 +3,95 @@
 Columns are plain and uncompressed, since the images are compressed already.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from lsmix.data.errors import LsmixError
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.pool import Pool
 
-__all__ = ["PARQUET_FORMAT"]
+__all__ = ["PARQUET_FORMAT", "ParquetFile", "parquet_file"]
 
 _FACTS_KEY = b"lsmix"
 _HUB_KEY = b"huggingface"
 
 
-def _arrow() -> Any:
-    """Return pyarrow.
+class ParquetFile:
+    """A Parquet file that is being written; use ``parquet_file``."""
+
+    def __init__(self, writer: Any, schema: Any) -> None:
+        self._writer = writer
+        self._schema = schema
+
+    def write(self, columns: Mapping[str, Any]) -> None:
+        """Append rows, as one group: by column, an array (n,) or a list."""
+        import pyarrow as pa
+
+        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
+        table = pa.Table.from_arrays(arrays, schema=self._schema)
+        self._writer.write_table(table, row_group_size=len(table))
+
+
+@contextmanager
+def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iterator[ParquetFile]:
+    """Make a Parquet file for the columns of a pool but the image.
+
+    Args:
+        path: of the file.
+        job: what is exported.
+        leading: columns that come first, with what they hold: "image", "string" or "int64".
 
     Raises:
-        LsmixError: it is not installed.
+        LsmixError: pyarrow is not installed.
     """
     try:
         import pyarrow as pa
         import pyarrow.parquet
     except ImportError as error:
-        raise LsmixError(f"Parquet needs pyarrow ({error}). Install it: pip install 'lsmix[parquet]'") from error
-    return pa
-
-
-def _write(job: ExportJob) -> Iterator[Path]:
-    pa, coder = _arrow(), job.coder
-    schema = _schema(pa, job.pool).with_metadata(_metadata(job))
-    for path, rows in job.shards("parquet"):
-        options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
-        with pa.parquet.ParquetWriter(path, schema, **options) as writer:
-            for block in job.blocks(rows):
-                count = len(block["status"])
-                files = pa.array([coder.encode(image) for image in block.pop("image")], pa.binary())
-                image = pa.StructArray.from_arrays([files, pa.nulls(count, pa.string())], names=["bytes", "path"])
-                columns = {"image": image, **{name: _to_arrow(pa, values) for name, values in block.items()}}
-                table = pa.Table.from_arrays([columns[field.name] for field in schema], schema=schema)
-                writer.write_table(table, row_group_size=count)
-        yield path
-
-
-def _schema(pa: Any, pool: Pool) -> Any:
-    fields = [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())]))]
-    for column in pool.attributes.columns():
-        if column.row != "image":
-            kind = pa.from_numpy_dtype(np.dtype(column.dtype))
-            fields.append((column.name, pa.list_(kind) if column.row == "more" else kind))
-    return pa.schema(fields)
-
-
-def _metadata(job: ExportJob) -> dict[bytes, bytes]:
-    """Return what makes ``datasets`` decode images and name classes, and our own facts."""
-    features: dict[str, Any] = {"image": {"_type": "Image"}}
+        raise LsmixError(f"this format needs pyarrow ({error}). Install it: pip install 'lsmix[parquet]'") from error
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    fields = [(name, image if kind == "image" else pa.type_for_alias(kind)) for name, kind in leading.items()]
+    # The features make ``datasets`` decode images and name classes.
+    features: dict[str, Any] = {
+        name: {"_type": "Image"} if kind == "image" else {"dtype": kind, "_type": "Value"}
+        for name, kind in leading.items()
+    }
     class_names = job.pool.class_names
     for column in job.pool.attributes.columns():
         if column.row == "image":
             continue
+        kind = pa.from_numpy_dtype(np.dtype(column.dtype))
+        fields.append((column.name, pa.list_(kind) if column.row == "more" else kind))
         feature: dict[str, Any] = {"dtype": column.dtype, "_type": "Value"}
         # datasets refuses names that stand for two classes.
         if column.kind == "label" and len(set(class_names)) == len(class_names):
             feature = {"names": class_names, "_type": "ClassLabel"}
         features[column.name] = {"feature": feature, "_type": "Sequence"} if column.row == "more" else feature
-    return {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: job.about}
+    about = {_HUB_KEY: msgspec.json.encode({"info": {"features": features}}), _FACTS_KEY: job.about}
+    schema = pa.schema(fields).with_metadata(about)
+    options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
+    with pa.parquet.ParquetWriter(path, schema, **options) as writer:
+        yield ParquetFile(writer, schema)
 
 
-def _to_arrow(pa: Any, values: NDArray[Any]) -> Any:
-    if values.ndim == 1:
-        return pa.array(values)
-    offsets = np.arange(0, values.size + 1, values.shape[1], dtype=np.int32)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(values.reshape(-1)))
+def _write(job: ExportJob) -> Iterator[Path]:
+    for path, rows in job.shards("parquet"):
+        with parquet_file(path, job, {"image": "image"}) as file:
+            for block in job.blocks(rows):
+                images = [{"bytes": job.encode(image)} for image in block.pop("image")]
+                numbers = {name: values if values.ndim == 1 else list(values) for name, values in block.items()}
+                file.write({"image": images, **numbers})
+        yield path
 
 
 PARQUET_FORMAT = ExportFormat(
     write=_write,
     encodes=True,
-    hub_files="pool-*.parquet",
+    hub_files=("pool-*.parquet",),
     row_overhead_bytes=256,
-    loads_with='datasets.load_dataset("parquet", data_files=f"{folder}/pool-*.parquet")',
+    loads_with="datasets.load_dataset(folder)",
 )

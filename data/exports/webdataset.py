@@ -11,21 +11,17 @@ from pathlib import Path
 import msgspec
 
 from lsmix.data.exports.format import ExportFormat, ExportJob
-from lsmix.data.exports.rows import row_metadata
 
 __all__ = ["WEBDATASET_FORMAT"]
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
-    comment, coder, names = job.about.decode(), job.coder, job.pool.class_names
     for path, rows in job.shards("tar"):
-        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers={"comment": comment}) as archive:
-            first = rows.start
-            for block in job.blocks(rows):
-                for image, facts in zip(block["image"], row_metadata(block, first, names), strict=True):
-                    _add(archive, f"{facts['row']:08d}.{coder.ending}", coder.encode(image))
-                    _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
-                first += len(block["status"])
+        headers = {"comment": job.about.decode()}
+        with tarfile.open(path, "w", format=tarfile.PAX_FORMAT, pax_headers=headers) as archive:
+            for image, facts in job.samples(rows):
+                _add(archive, f"{facts['row']:08d}.{job.encoding}", image)
+                _add(archive, f"{facts['row']:08d}.json", msgspec.json.encode(facts))
                 archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header written
         yield path
 
@@ -39,7 +35,8 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 WEBDATASET_FORMAT = ExportFormat(
     write=_write,
     encodes=True,
-    hub_files="pool-*.tar",
+    hub_files=("pool-*.tar",),
+    hub_row="sample",
     row_overhead_bytes=2560,  # two headers, two paddings, and the JSON
     loads_with=(
         'webdataset.WebDataset(f"{folder}/pool-00000.tar", shardshuffle=False).decode("pil").to_tuple("png", "json")'

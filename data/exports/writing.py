@@ -6,12 +6,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final, get_args
 
-from lsmix.data.artifact import FileRecord, InputRecord, Manifest, content_digest, is_expected_path, write_manifest
-from lsmix.data.atomic import sha256_file
+from lsmix.data.artifact import (
+    FileRecord,
+    InputRecord,
+    Manifest,
+    content_digest,
+    is_expected_path,
+    record_file,
+    write_manifest,
+)
+from lsmix.data.atomic import atomic_folder, check_room
 from lsmix.data.errors import CorruptError, LsmixError, RecipeError
-from lsmix.data.exports.atomic_folder import check_space, folder_beside
-from lsmix.data.exports.format import EXPORT_FORMATS, ExportFormat, ExportJob
-from lsmix.data.exports.image_coder import Encoding, ImageCoder
+from lsmix.data.exports.format import EXPORT_FORMATS, Encoding, ExportFormat, ExportJob
 from lsmix.data.mixing import nearest
 from lsmix.data.pool import Pool
 from lsmix.data.pool_spec import PLAN_NAME, read_provenance
@@ -66,24 +72,28 @@ def write_export(
     if encoding not in get_args(Encoding):
         raise RecipeError(f"unknown image encoding {encoding!r}.{nearest(encoding, list(get_args(Encoding)))}")
     if kind.encodes:
-        ImageCoder(encoding, pool.image_shape)  # raises if the encoding cannot hold the images
+        _check_encoding(encoding, pool.image_shape[2])
     row_bytes = sum(column.row_bytes for column in pool.columns.values()) + kind.row_overhead_bytes
     shard_images = _shard_images(kind, shard_images, len(pool), row_bytes)
     origin = read_provenance(pool.columns.attributes, f"pool {pool.location!r}")
-    with folder_beside(target) as folder:
-        check_space(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
+    with atomic_folder(target) as folder:
+        check_room(folder, row_bytes * len(pool), f"the export of {pool.location!r}")
+        read = 0
+
+        def count(rows: int) -> None:
+            nonlocal read
+            read += rows
+            on_rows(rows)
+
         job = ExportJob(
-            pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=on_rows
+            pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=count
         )
         files = sorted(_written(kind, job), key=lambda file: file.path)
-        if job.digests.rows != len(pool):
-            raise LsmixError(
-                f"the export format {form!r} read {job.digests.rows} rows of {len(pool)}. Report this bug."
-            )
+        if read != len(pool):
+            raise LsmixError(f"the export format {form!r} read {read} rows of {len(pool)}. Report this bug.")
         describe(folder, files)
-        sums = folder / SUMS_NAME
-        sums.write_text(_sums(files), encoding="utf-8", newline="\n")
-        files += [_record(folder, sums, payload=False), *description_records(folder, EXPORT_STAGE)]
+        (folder / SUMS_NAME).write_text(_sums(files), encoding="utf-8", newline="\n")
+        files += [record_file(folder, SUMS_NAME, payload=False), *description_records(folder, EXPORT_STAGE)]
         config = {"format": form, "encoding": encoding if kind.encodes else "raw", "shard_images": shard_images}
         manifest = _manifest(job, config, files)
         if len(files) >= _MANY_FILES:
@@ -92,8 +102,16 @@ def write_export(
     return manifest
 
 
+def _check_encoding(encoding: Encoding, channels: int) -> None:
+    """Raise RecipeError if image files cannot keep images of so many channels exactly."""
+    if channels not in (1, 3):
+        raise RecipeError(f"PNG and WebP keep images of 1 or 3 channels, and this pool's have {channels}. Choose hdf5.")
+    if encoding == "webp" and channels == 1:
+        raise RecipeError("WebP has no grey images, and this pool's have one channel. Choose png.")
+
+
 def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -> Manifest:
-    pool, digests = job.pool, job.digests.hex()
+    pool, digests = job.pool, {name: digest.hexdigest() for name, digest in job.digests.items()}
     return Manifest(
         stage=EXPORT_STAGE,
         stage_version=_VERSION,
@@ -130,20 +148,15 @@ def _sums(files: list[FileRecord]) -> str:
     return "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
 
 
-def _record(folder: Path, path: Path, *, payload: bool = True) -> FileRecord:
-    name = path.relative_to(folder).as_posix()
-    return FileRecord(path=name, bytes=path.stat().st_size, sha256=sha256_file(path), payload=payload)
-
-
 def _written(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
     for path in kind.write(job):
-        record = _record(job.folder, path)
+        record = record_file(job.folder, path.relative_to(job.folder).as_posix(), payload=True)
         if not is_expected_path(EXPORT_STAGE, record.path):
             raise LsmixError(f"the export format wrote {record.path!r}, a name that exports do not have.")
         yield record
     if job.pool.spec:
         shutil.copyfile(job.pool.artifact.file(PLAN_NAME), job.folder / PLAN_NAME)
-        yield _record(job.folder, job.folder / PLAN_NAME)
+        yield record_file(job.folder, PLAN_NAME, payload=True)
 
 
 def _shard_images(kind: ExportFormat, asked: int, images: int, row_bytes: int) -> int:

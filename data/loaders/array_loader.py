@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.loaders.batch import Batch
-from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader, to_batch
+from lsmix.data.loaders.batch import Batch, to_batch
+from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader
+from lsmix.data.loaders.sampler import EpochOrder, plan_batches
 
 __all__ = ["ArrayLoader"]
 
 
-class ArrayLoader(EpochLoader):
+class ArrayLoader(EpochLoader[Batch]):
     """Goes over images in batches, one epoch at a time, in a full permutation that depends on (seed, epoch) alone.
 
     Args:
@@ -25,11 +26,7 @@ class ArrayLoader(EpochLoader):
         batch_size: images in a batch of one rank.
         seed: names the order, together with the epoch.
         epoch: which pass comes first.
-        rank: which of ``world_size`` equal parts of each step to take.
-        world_size: number of parts; the up to ``world_size`` − 1 images that would be left over are dropped.
-        drop_last: leave out a last batch that is not full.
-        shuffle: False keeps the images' order.
-        read_ahead_bytes: size of the batches that a background thread may have ready; 0 for no thread.
+        parts: ``rank``, ``world_size`` and ``drop_last``, as for ``plan_batches``.
 
     Example:
         >>> import numpy as np
@@ -47,11 +44,7 @@ class ArrayLoader(EpochLoader):
         *,
         seed: int = 0,
         epoch: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        drop_last: bool = False,
-        shuffle: bool = True,
-        read_ahead_bytes: int = 0,
+        **parts: Any,
     ) -> None:
         if (
             images.ndim != 4
@@ -65,30 +58,16 @@ class ArrayLoader(EpochLoader):
             )
         self._images = np.asarray(images)  # batches of a np.memmap would be np.memmaps, at some cost
         self._labels = np.asarray(labels, np.int64)
-        self._digest = hashlib.sha256(self._labels.tobytes()).hexdigest()
-        super().__init__(
-            batch_size,
-            seed=seed,
-            epoch=epoch,
-            rank=rank,
-            world_size=world_size,
-            drop_last=drop_last,
-            shuffle=shuffle,
-            read_ahead_bytes=read_ahead_bytes,
-            row_bytes=max(images[:1].nbytes, 1),
-            block_rows=max(len(images), 1),
-            window_blocks=1,
-        )
+        order = {"labels": hashlib.sha256(self._labels.tobytes()).hexdigest()}
+        super().__init__(plan_batches(len(images), batch_size, **parts), order=order, seed=seed, epoch=epoch)
 
-    def _rows(self) -> range:
-        return range(len(self._images))
+    def _open(self, epoch: int) -> BatchReader:
+        rows = range(self.plan.total)
+        order = EpochOrder(rows, block_rows=self.plan.total, window_blocks=1, seed=self.seed, epoch=epoch)
 
-    def _order_facts(self) -> dict[str, Any]:
-        return {"labels": self._digest, "shuffle": self.shuffle}
-
-    def _reader(self) -> BatchReader:
-        def read(rows: NDArray[np.int64]) -> Batch:
-            label = self._labels[rows]
-            return to_batch(self._images[rows], label, label.copy(), np.zeros(len(rows), np.float32))
+        def read(start: int, stop: int) -> Batch:
+            index = order.slice(start, stop)
+            label = self._labels[index]
+            return to_batch(self._images[index], label, label.copy(), np.zeros(len(index), np.float32))
 
         return read

@@ -3,27 +3,32 @@
 Every source of batches gives two labels and a share, plain images included, so that one loop trains on all.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import torch
+from numpy.typing import NDArray
 
-__all__ = ["Batch", "BatchSource", "soft_target", "to_device"]
+__all__ = ["Batch", "SoftBatch", "soft_target", "to_batch", "to_device"]
 
 
 class Batch(NamedTuple):
     """Some images with their labels."""
 
-    images: "torch.Tensor"  # uint8 (B, C, H, W), channels-last in memory
-    label_a: "torch.Tensor"  # int64 (B,)
-    label_b: "torch.Tensor"  # int64 (B,); equal to label_a where nothing was mixed
-    share_b: "torch.Tensor"  # float32 (B,), weight of label_b, 0 to 1; label_a has the rest
+    images: torch.Tensor  # uint8 (B, C, H, W), channels-last in memory
+    label_a: torch.Tensor  # int64 (B,)
+    label_b: torch.Tensor  # int64 (B,); equal to label_a where nothing was mixed
+    share_b: torch.Tensor  # float32 (B,), weight of label_b, 0 to 1; label_a has the rest
 
 
-def soft_target(
-    label_a: "torch.Tensor", label_b: "torch.Tensor", share_b: "torch.Tensor", classes: int
-) -> "torch.Tensor":
+class SoftBatch(NamedTuple):
+    """Some images with the weights of all classes."""
+
+    images: torch.Tensor  # uint8 (B, C, H, W), channels-last in memory
+    target: torch.Tensor  # float32 (B, classes); each row adds up to 1
+
+
+def soft_target(label_a: torch.Tensor, label_b: torch.Tensor, share_b: torch.Tensor, classes: int) -> torch.Tensor:
     """Return the target float32 (B, classes) that puts 1 − share_b on label_a and share_b on label_b.
 
     Example:
@@ -37,27 +42,16 @@ def soft_target(
     return target.scatter_add_(1, label_b[:, None], share_b[:, None])
 
 
-def to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+def to_batch(
+    images: NDArray[np.uint8], label_a: NDArray[np.int64], label_b: NDArray[np.int64], share_b: NDArray[np.float32]
+) -> Batch:
+    """Wrap arrays as tensors without a copy; images (B, H, W, C) become (B, C, H, W), channels-last in memory."""
+    parts = (torch.from_numpy(values) for values in (label_a, label_b, share_b))
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), *parts)
+
+
+def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return the tensor on ``device``; a copy from the CPU to CUDA is queued there, and the CPU goes on at once."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()  # a copy from other memory makes the CPU wait
     return tensor.to(device, non_blocking=True)
-
-
-class BatchSource(Protocol):
-    """Anything that gives the batches of one epoch after the other."""
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass goes over."""
-
-    def __iter__(self) -> Iterator[Any]:
-        """Go over one epoch, in ``Batch``es unless the source was asked for another form of labels."""
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the source stands, as plain numbers and strings."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where ``state`` was taken, with the very next batch."""

@@ -4,14 +4,14 @@ The choice is a pure function of (seed, epoch), and batch i is batch i of the ch
 all sources together give as many images in as many batches as each alone.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import RecipeError
-from lsmix.data.loaders.epoch_loader import EpochLoader
+from lsmix.data.loaders.epoch_loader import BatchReader, EpochLoader
 from lsmix.data.rng import generator
 
 __all__ = ["CombinedLoader", "choose_parts"]
@@ -32,83 +32,41 @@ def choose_parts(seed: int, epoch: int, batches: int, weights: Sequence[float]) 
     return np.minimum(drawn, len(weights) - 1).astype(np.int64)  # the last edge may round to below 1
 
 
-class CombinedLoader:
+class CombinedLoader(EpochLoader[Any]):
     """Goes over an epoch in batches that each come from one of several loaders.
 
     Args:
-        loaders: at least one; all give equally many batches an epoch.
-        choose: returns the loader of each batch, int (batches,), of (epoch, batches), as ``choose_parts`` does.
+        loaders: at least one; all have equally many images, in batches of one size, for the same rank.
+        weights: how often batches come from each, as for ``choose_parts``.
+        seed: names the choice, together with the epoch.
 
     Raises:
-        RecipeError: the loaders differ in their number of batches.
+        RecipeError: the loaders differ in their images, batches or ranks.
     """
 
-    def __init__(self, loaders: Sequence[EpochLoader], choose: Callable[[int, int], NDArray[np.int64]]) -> None:
-        lengths = [len(loader) for loader in loaders]
-        if len(set(lengths)) != 1:
+    def __init__(self, loaders: Sequence[EpochLoader[Any]], weights: Sequence[float], *, seed: int = 0) -> None:
+        plans = {loader.plan for loader in loaders}
+        if len(plans) != 1:
             raise RecipeError(
-                f"sources of one epoch must give equally many batches, got {lengths}. Make the pools from all of the "
-                "training images, and take one batch size."
+                "sources of one epoch must have equally many images, in batches of one size for one rank; got "
+                f"{', '.join(map(str, plans))}. Make the pools from all of the training images."
             )
         self._loaders = list(loaders)
-        self._choose = choose
-        self._epoch = 0
-        self._start = 0
-        self._position = 0
-
-    def __len__(self) -> int:
-        """Return the number of batches in an epoch."""
-        return len(self._loaders[0])
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass; the epoch that a loaded state is in goes on from there."""
-        for loader in self._loaders:
-            loader.set_epoch(epoch)
-        if epoch != self._epoch:
-            self._epoch, self._start, self._position = epoch, 0, 0
-
-    def __iter__(self) -> Iterator[Any]:
-        """Go over the present epoch, or over what a loaded state has left of it."""
-        start, self._start = self._start, 0
-        chosen = self._choose(self._epoch, len(self)).tolist()
-        # Read only what is taken: each loader is asked for its own batches alone.
-        passes = [
-            loader.pick([batch for batch in range(start, len(self)) if chosen[batch] == part])
-            for part, loader in enumerate(self._loaders)
-        ]
-        self._position = start
-        return self._run(start, chosen, passes)
-
-    def _run(self, start: int, chosen: Sequence[int], passes: Sequence[Iterator[Any]]) -> Iterator[Any]:
-        for batch in range(start, len(self)):
-            content = next(passes[chosen[batch]])
-            self._position = batch + 1
-            yield content
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return where the loader stands: after the batch that it gave last."""
-        return {
-            "format_version": 1,
-            "epoch": self._epoch,
-            "batch": self._position,
-            "sources": [loader.state_after(0) for loader in self._loaders],
+        self._weights = [float(weight) for weight in weights]
+        (plan,) = plans
+        order = {
+            "batch": plan.batch_size * plan.world_size,
+            "weights": self._weights,
+            "sources": [{"seed": loader.seed, **loader.order} for loader in loaders],
         }
+        super().__init__(plan, order=order, seed=seed, batches_ahead=max(loader.batches_ahead for loader in loaders))
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from ``state`` with the very next batch.
+    def _open(self, epoch: int) -> BatchReader:
+        chosen = choose_parts(self.seed, epoch, len(self), self._weights).tolist()
+        step = self.plan.batch_size * self.plan.world_size
+        readers = [loader._open(epoch) for loader in self._loaders]
 
-        Raises:
-            RecipeError: it is no state of a loader of the same sources.
-        """
-        epoch, batch = state.get("epoch"), state.get("batch")
-        if not isinstance(epoch, int) or not isinstance(batch, int) or not 0 <= batch <= len(self) or epoch < 0:
-            raise RecipeError(f"this is no state of {len(self._loaders)} combined loaders: {state}.")
-        before = self._epoch
-        self.set_epoch(epoch)
-        if self.state_dict()["sources"] != state.get("sources"):
-            self.set_epoch(before)
-            raise RecipeError(
-                f"the state of these {len(self._loaders)} combined loaders belongs to other sources or another order. "
-                "Make them with the settings that the state was taken with."
-            )
-        self._start = self._position = batch
+        def read(start: int, stop: int) -> Any:
+            return readers[chosen[start // step]](start, stop)
+
+        return read

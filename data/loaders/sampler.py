@@ -1,17 +1,19 @@
 """The order in which an epoch goes through rows, and how batches and ranks cut it.
 
-All of this is a pure function of (seed, epoch) and sizes; nothing depends on workers, ranks or timing, so
-any pass can be repeated, resumed in its middle, or split among another number of ranks.
+Both are pure functions of (seed, epoch) and sizes; nothing depends on workers or timing, so any pass can be repeated, resumed in its middle, or split among another number of ranks.
 """
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import distributed
 
+from lsmix.data.errors import RecipeError
 from lsmix.data.rng import generator
 
-__all__ = ["BatchPlan", "EpochOrder"]
+__all__ = ["BatchPlan", "EpochOrder", "plan_batches"]
 
 
 class EpochOrder:
@@ -121,3 +123,37 @@ class BatchPlan:
         if batches >= len(self):
             return self.total
         return self.position + batches * self.batch_size * self.world_size
+
+
+def plan_batches(
+    total: int, batch_size: int, *, rank: int | None = None, world_size: int | None = None, drop_last: bool = False
+) -> BatchPlan:
+    """Return how an epoch is cut for one rank; by default for that of torch.distributed, or of torchrun.
+
+    Raises:
+        RecipeError: a number is out of its range, or no batch would come.
+    """
+    own_rank, ranks = _this_rank()
+    rank = own_rank if rank is None else rank
+    world_size = ranks if world_size is None else world_size
+    if batch_size < 1 or not 0 <= rank < world_size:
+        raise RecipeError(
+            "a loader needs batch_size ≥ 1 and 0 ≤ rank < world_size; got "
+            f"batch_size={batch_size}, rank={rank}, world_size={world_size}."
+        )
+    plan = BatchPlan(total=total, batch_size=batch_size, rank=rank, world_size=world_size, drop_last=drop_last)
+    if not len(plan):
+        raise RecipeError(
+            f"no batch would ever come: {total} images over {world_size} ranks in batches of {batch_size} "
+            f"with drop_last={drop_last}. Take smaller batches."
+        )
+    return plan
+
+
+def _this_rank() -> tuple[int, int]:
+    """Return rank and world size of this process."""
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:  # set by torchrun
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    return 0, 1

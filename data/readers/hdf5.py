@@ -17,26 +17,18 @@ import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
 from lsmix.data.errors import LsmixError, SourceError
-from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, most_unpacked
 
 __all__ = ["HDF5"]
 
-# (images, labels) of train, of test and of validation, by the names in use.
-_LAYOUTS = (
-    (("images", "labels"),),
-    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
-    (("train/images", "train/labels"), ("test/images", "test/labels"), ("val/images", "val/labels")),
-)
-_KEYS = sorted({name for layout in _LAYOUTS for names in layout for name in names})
+_KEYS = sorted({name for layout in LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
     "or train/images + train/labels (+ test/…)"
 )
-_RATIO = 100  # an array of more than this many times the file's size …
-_RATIO_BYTES = 256 << 20  # … and of more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_SPARE_BYTES = 256 << 20  # that any array may take: labels alone can shrink a thousandfold, images don't
 _MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
 _PIECE_BYTES = 1 << 16
 _SLACK_BYTES = 64  # by which deflate may lengthen a chunk, beside a fiftieth of it
@@ -75,7 +67,7 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     splits = {}
     if not keys:  # what there is may have the right name, and be a group
         raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
-    for split, names in choose_names(where, keys, _LAYOUTS, _LOOKS_FOR).items():
+    for split, names in choose_names(where, keys, _LOOKS_FOR).items():
         images, labels = (_read_numbers(path, _find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = _find_array(where, file, _NAMES)
@@ -141,9 +133,9 @@ def _check_storage(path: Path, item: Any) -> None:
         raise SourceError(f"{where} is stored in other files, which are never opened. Copy the data into it.")
     file_bytes = path.stat().st_size
     size = math.prod(map(int, item.shape)) * item.id.get_type().get_size()
-    if size > max(_RATIO_BYTES, _RATIO * file_bytes):
+    if size > most_unpacked(file_bytes, _SPARE_BYTES):
         raise SourceError(
-            f"{where} would take {size} bytes, more than {_RATIO} times those of its file ({file_bytes}). "
+            f"{where} would take {size} bytes, more than {UNPACK_RATIO} times those of its file ({file_bytes}). "
             "Do not use it, or write it again without filters."
         )
     if plist.get_layout() == h5py.h5d.CHUNKED:

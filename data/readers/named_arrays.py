@@ -12,15 +12,20 @@ import numpy.typing as npt
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import Split
 
-__all__ = ["Names", "choose_names", "number_classes", "to_split"]
+__all__ = ["LAYOUTS", "Names", "choose_names", "number_classes", "to_split"]
 
 _MAX_CLASSES = 1 << 16  # ImageNet-21k has 21,841
 Names = tuple[str, str]  # of the images and of their labels
+# Names of train, of test and of validation, as they are in use.
+LAYOUTS: tuple[tuple[Names, ...], ...] = (
+    (("images", "labels"),),
+    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
+    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
+    (("train/images", "train/labels"), ("test/images", "test/labels"), ("val/images", "val/labels")),  # in HDF5
+)
 
 
-def choose_names(
-    where: str, keys: Collection[str], layouts: Collection[tuple[Names, ...]], looks_for: str
-) -> dict[str, Names]:
+def choose_names(where: str, keys: Collection[str], looks_for: str) -> dict[str, Names]:
     """Return the names of each split's images and labels: "train", and "heldout" and "test" where they are there.
 
     Validation arrays are the held-out split beside test arrays, and the test split without them.
@@ -28,13 +33,12 @@ def choose_names(
     Args:
         where: what to call the file in messages.
         keys: the names of its arrays.
-        layouts: names of train, of test and of validation, as they are in use.
-        looks_for: the same, for messages.
+        looks_for: the names in use, for messages.
 
     Raises:
         SourceError: not exactly one layout fits, or half of another split is there.
     """
-    found = [layout for layout in layouts if set(layout[0]) <= set(keys)]
+    found = [layout for layout in LAYOUTS if set(layout[0]) <= set(keys)]
     if len(found) != 1:
         raise SourceError(f"{where} must be exactly one of: {looks_for}. It holds {sorted(keys)[:20]}.")
     train, *others = found[0]

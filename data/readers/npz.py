@@ -17,30 +17,22 @@ from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import PublishedData, SourceFormat
-from lsmix.data.readers.zip_members import ZIP_ERRORS, check_packing
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, most_unpacked
+from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
 
-# (images, labels) of train, of test and of validation, by the names in use.
-_LAYOUTS = (
-    (("images", "labels"),),
-    (("train_images", "train_labels"), ("test_images", "test_labels"), ("val_images", "val_labels")),
-    (("x_train", "y_train"), ("x_test", "y_test"), ("x_val", "y_val")),
-)
 _NAMES = "class_names"
 _LOOKS_FOR = (
     "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
 )
-_PIECE_BYTES = 1 << 20
 _HEAD_BYTES = 1 << 14  # more than any header has that NumPy reads
 _MAX_DIMENSIONS = 4
 _MAX_LENGTH = 1 << 48  # of a dimension
 _LAST_CHARACTER = 0x10FFFF  # of Unicode
 # What NumPy raises on a header that is none; it reads it with Python's own parser.
 _HEADER_ERRORS = (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError)
-_RATIO = 100  # an archive that unpacks to more than this many times its size …
-_RATIO_BYTES = 256 << 20  # … and to more than this is a bomb: labels alone can shrink a thousandfold, images don't
+_SPARE_BYTES = 256 << 20  # that any archive may unpack to: labels alone can shrink a thousandfold, images don't
 
 
 def _recognise(path: Path) -> bool:
@@ -53,20 +45,20 @@ def _read(path: Path) -> PublishedData:
             return _read_archive(path, archive)
     except SourceError:
         raise
-    except (*ZIP_ERRORS, MemoryError) as error:  # MemoryError: of a header nested too deeply for Python's parser
+    except (*ARCHIVE_ERRORS, MemoryError) as error:  # MemoryError: of a header nested too deeply for Python's parser
         raise SourceError(f"{str(path)!r} is damaged or no .npz archive ({error}). Write it again.") from error
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
     unpacked = sum(info.file_size for info in archive.infolist())
-    if unpacked > max(_RATIO_BYTES, _RATIO * path.stat().st_size):
+    if unpacked > most_unpacked(path.stat().st_size, _SPARE_BYTES):
         raise SourceError(
-            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {_RATIO} times as "
+            f"{str(path)!r} would unpack from {path.stat().st_size} to {unpacked} bytes, more than {UNPACK_RATIO} times as "
             "many. If that is right, write it again uncompressed with numpy.savez."
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     splits = {}
-    for split, names in choose_names(repr(str(path)), keys, _LAYOUTS, _LOOKS_FOR).items():
+    for split, names in choose_names(repr(str(path)), keys, _LOOKS_FOR).items():
         images, labels = (_read_array(path, archive, name) for name in names)
         splits[split] = to_split(repr(str(path)), names, images, labels)
     named = _NAMES in keys
@@ -95,7 +87,7 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
         head = io.BytesIO(file.read(_HEAD_BYTES))  # alone: a header may claim four gigabytes
         try:
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
-            shape, fortran, dtype = read_header(head)
+            shape, _, dtype = read_header(head)
         except _HEADER_ERRORS as error:
             raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
         if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
@@ -114,16 +106,9 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
                 f"{where} is damaged: {dtype} of shape {shape} needs {size} bytes, got {info.file_size - head.tell()}. "
                 "Write it again."
             )
-        # Piece by piece into its place: read in one go, it would be there twice.
-        content = bytearray(size)
-        piece, start = head.read(), 0
-        while piece:
-            content[start : start + len(piece)] = piece
-            start += len(piece)
-            piece = file.read(min(_PIECE_BYTES, size - start))
-        if start != size:
-            raise SourceError(f"{where} is damaged: it unpacks to other than its {size} bytes. Write it again.")
-    return np.frombuffer(content, dtype).reshape(shape, order="F" if fortran else "C")
+    with archive.open(info) as file:
+        array: npt.NDArray[Any] = npy.read_array(file, allow_pickle=False)
+    return array
 
 
 NPZ = SourceFormat(name="npz", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)

@@ -4,6 +4,8 @@ Formats are named by "module:object" and imported on use, so that recipes are ch
 add formats with the entry point group ``lsmix.data_formats``.
 """
 
+from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
 
@@ -12,10 +14,27 @@ import msgspec
 from lsmix.data.errors import MissingError, RecipeError, SourceError
 from lsmix.data.mixing import Registry, import_object
 from lsmix.data.progress import NullProgress, Progress
+from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, check_download
-from lsmix.data.readers.source_images import ImageConfig, PublishedData, SourceFormat, SplitCheck, check_file
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageListing,
+    PublishedData,
+    SourceFormat,
+    SourceSummary,
+    SplitCheck,
+    check_file,
+)
 
-__all__ = ["DATA_FORMATS", "SourceConfig", "expand_home", "read_source", "source_files", "source_version"]
+__all__ = [
+    "DATA_FORMATS",
+    "SourceConfig",
+    "expand_home",
+    "read_source",
+    "source_files",
+    "source_version",
+    "summarise_source",
+]
 
 _IMAGE_LOADER = "lsmix.data.readers.images.load"  # which needs Pillow
 _DIGITS = "digits"  # the built-in data set, which has no path
@@ -47,7 +66,9 @@ class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields
         RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
     """
 
-    path: Annotated[str, msgspec.Meta(max_length=4096)] = ""  # file or folder, from the recipe's folder
+    path: Annotated[str, msgspec.Meta(max_length=4096)] = (
+        ""  # file or folder, from the recipe's folder; or hf://datasets/OWNER/NAME
+    )
     format: str = "auto"  # auto recognises the data set; see below
     labels: Literal["fine", "coarse"] = "fine"  # of CIFAR-100: its 100 classes, or its 20 superclasses
     extra: bool = False  # of SVHN: whether extra_32x32.mat joins the training split
@@ -95,14 +116,42 @@ def read_source(
             resize_arrays = import_object(f"{_IMAGE_LOADER}:resize_arrays", "data.size")
             return cast(PublishedData, resize_arrays(published, config))
         return published
-    if not kind.images:
-        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
     load_images = import_object(f"{_IMAGE_LOADER}:load_images", "image files")
-    with kind.images(path, config) as listing:
+    with _listing(kind, path, config) as listing:
         return cast(
             PublishedData,
             load_images(listing, config, progress or NullProgress(), label=label, folder=folder, check=check),
         )
+
+
+def summarise_source(config: SourceConfig) -> SourceSummary:
+    """Return what the data set that ``config`` names holds; image files are listed, and the headers of some are read.
+
+    Raises:
+        RecipeError, MissingError, SourceError: as ``read_source``.
+    """
+    kind, path = _resolve(config), _path(config)
+    if not kind.read:
+        summarise_images = import_object(f"{_IMAGE_LOADER}:summarise_images", "image files")
+        with _listing(kind, path, config) as listing:
+            return cast(SourceSummary, summarise_images(listing, kind.name))
+    published = kind.read(path)
+    height, width, channels = published.splits["train"].images.shape[1:]
+    return SourceSummary(
+        format=kind.name,
+        labels={name: split.labels for name, split in published.splits.items()},
+        class_names=published.class_names,
+        sizes=Counter({(height, width): sum(map(len, published.splits.values()))}),
+        channels=channels,
+        licence=published.licence,
+        citation=published.citation,
+    )
+
+
+def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractContextManager[ImageListing]:
+    if not kind.images:
+        raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
+    return kind.images(path, config)
 
 
 def source_files(config: SourceConfig) -> list[Path]:
@@ -133,6 +182,8 @@ def _formats() -> list[SourceFormat]:
 
 def _path(config: SourceConfig) -> Path:
     """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
+    if is_hub(config.path):
+        return hub_folder(config.path)
     path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)

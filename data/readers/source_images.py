@@ -6,6 +6,7 @@ Readers of arrays return ``PublishedData``; readers of image files list them in 
 
 import re
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -19,17 +20,22 @@ import numpy.typing as npt
 from lsmix.data.errors import SourceError
 
 __all__ = [
+    "UNPACK_RATIO",
     "ImageConfig",
     "ImageEntry",
     "ImageError",
     "ImageListing",
+    "LabelsTableError",
     "LeftOut",
     "PublishedData",
     "SourceFormat",
     "SourceReport",
+    "SourceSummary",
     "Split",
     "SplitCheck",
+    "check_complete",
     "check_file",
+    "most_unpacked",
 ]
 
 _SPLIT_NAMES = ("train", "heldout", "test")
@@ -43,8 +49,14 @@ _Size = (
 SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], object]  # of labels by split, class names
 _EXAMPLES = 3  # names given for each reason why files were left out
 _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
+UNPACK_RATIO = 100  # more than this many times a file's bytes is a bomb
 _HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
 _HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
+
+
+def most_unpacked(packed: int, spare: int) -> int:
+    """Return to how many bytes ``packed`` bytes may unpack, more being a bomb: to 100 times as many, or to ``spare`` bytes."""
+    return max(spare, UNPACK_RATIO * packed)
 
 
 def check_file(path: Path) -> None:
@@ -76,6 +88,18 @@ def check_file(path: Path) -> None:
         raise SourceError(
             f"{str(path)!r} has {found.st_size} bytes, of which {on_disk} are on the disk: the others are holes. Fetch it again."
         )
+
+
+def check_complete(
+    path: Path, data_set: str, missing: Sequence[str], advice: str = "Fetch the data set again."
+) -> None:
+    """Refuse a published data set of which files are missing.
+
+    Raises:
+        SourceError: ``missing`` names some.
+    """
+    if missing:
+        raise SourceError(f"{str(path)!r} is not a whole {data_set}: {', '.join(map(repr, missing))} missing. {advice}")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -232,6 +256,14 @@ class ImageError(SourceError):
         self.advice = advice
 
 
+class LabelsTableError(SourceError):
+    """The labels may be in a table; ``fields`` of a recipe's section ``[data]`` would say so."""
+
+    def __init__(self, message: str, fields: dict[str, str]) -> None:
+        super().__init__(message)
+        self.fields = fields
+
+
 class ImageEntry(NamedTuple):
     """One image of a listing."""
 
@@ -251,6 +283,20 @@ class ImageListing:
     report: SourceReport
     licence: str = ""
     citation: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SourceSummary:
+    """What a data set holds, as far as that is known before its images are decoded."""
+
+    format: str
+    labels: Mapping[str, npt.NDArray[np.int64]]  # by split
+    class_names: tuple[str, ...]
+    sizes: Counter[tuple[int, int]]  # (height, width) of some images; of all where they are arrays
+    channels: int  # 1 where all images are known to be grey
+    licence: str = ""
+    citation: str = ""
+    report: SourceReport | None = None  # of image files
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,6 @@ artifact; and a fetched folder gets its name only when every byte in it is the l
 """
 
 import contextlib
-import hashlib
 import os
 import queue
 import secrets
@@ -16,13 +15,13 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import msgspec
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,
+    STRAY_NAMES,
     WORK_FOLDER,
     Artifact,
     FileRecord,
@@ -32,32 +31,34 @@ from lsmix.data.artifact import (
     read_manifest,
     verify_files,
 )
-from lsmix.data.atomic import dump_checksummed, folder_bytes, fsync_folder, fsync_tree, locked_file, write_atomic
+from lsmix.data.atomic import (
+    atomic_folder,
+    check_room,
+    dump_checksummed,
+    folder_bytes,
+    locked_file,
+    sha256_file,
+    write_atomic,
+)
 from lsmix.data.cache import cache_folder, fetch_file, private_folder
-from lsmix.data.errors import CorruptError, DiskSpaceError, LockedError, LsmixError, MissingError, RecipeError
+from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
-from lsmix.data.remote import RemoteFS, check_writable, fetch_manifest, open_remote
+from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
 from lsmix.data.sharing.descriptions import description_records
 from lsmix.data.store import open_artifact
 
 __all__ = [
-    "Listing",
     "Transfer",
     "folder_name",
     "pull_artifact",
-    "pull_listed",
     "push_artifact",
     "temporary_copy",
 ]
 
 _JOBS = 4  # files on their way at a time
-_BLOCK_BYTES = 1 << 20
 _MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
-_PART = ".part"  # ends the name of a folder that is being fetched
-_LOCK = "lock"
 _COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
-_OF_HUB = ".gitattributes"  # which the Hugging Face Hub puts into every new repository
 
 
 class Transfer(msgspec.Struct, frozen=True, kw_only=True):
@@ -73,20 +74,6 @@ class Transfer(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int  # size of these
     moved_files: int  # how many of them had to be sent or fetched
     moved_bytes: int  # what was sent or fetched
-
-
-class Listing(NamedTuple):
-    """What a place holds: files, and the one that makes them complete, which is written last."""
-
-    name: str  # for people
-    files: list[FileRecord]  # all but the last
-    last: str  # name of the last
-    content: bytes  # of the last
-
-    @property
-    def bytes(self) -> int:
-        """Size of all but the last."""
-        return sum(record.bytes for record in self.files)
 
 
 def push_artifact(
@@ -114,11 +101,12 @@ def push_artifact(
     strict = _strict(manifest)
     home = card or (artifact.folder if artifact.is_local else None)  # of the descriptions
     if home:
-        descriptions = description_records(home, manifest.stage, {file.path for file in strict})
+        listed = {(file.path, file.sha256) for file in manifest.files}
+        descriptions = description_records(home, manifest.stage, {file.path for file in strict}, listed)
         files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
         manifest = msgspec.structs.replace(manifest, files=files)
-    check_writable(url)
     place = open_remote(url)
+    found = place.entries("")  # which web servers refuse
     there = _manifest_there(place)
     if there is not None and set(_strict(there)) != set(strict):
         raise RecipeError(
@@ -128,7 +116,7 @@ def push_artifact(
 
     note = _note(manifest)
     if there is None and not owned:
-        _begin_push(place, note)
+        _begin_push(place, note, found)
 
     def send(record: FileRecord, advance: Callable[[int], None]) -> int:
         source = home / record.path if home and is_description(record) else artifact.file(record.path)
@@ -150,16 +138,15 @@ def _note(manifest: Manifest) -> bytes:
     return msgspec.json.encode({"content_digest": manifest.content_digest, "files": everything}) + b"\n"
 
 
-def _begin_push(place: RemoteFS, note: bytes) -> None:
+def _begin_push(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
     """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
 
     Raises:
         RecipeError: the place holds something else.
     """
-    found = place.entries("")
     if WORK_FOLDER in found and place.size(_BEGUN) is not None:
         return _check_begun(place, note)
-    if others := set(found) - {WORK_FOLDER, _OF_HUB}:
+    if others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
         raise RecipeError(
             f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
             "folder."
@@ -218,7 +205,8 @@ def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer
     manifest, content = fetch_manifest(place)
     if folder.is_symlink() or (folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))):
         return _already_there(folder, manifest, place.url)
-    moved = pull_listed(place, Listing(manifest.name, manifest.files, MANIFEST_NAME, content), folder, progress)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    moved = _pull(place, manifest, content, folder, progress)
     return _result(manifest, str(folder), place.url, moved)
 
 
@@ -235,7 +223,6 @@ def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
     """
     place = open_remote(url)
     manifest, content = fetch_manifest(place)
-    listing = Listing(manifest.name, manifest.files, MANIFEST_NAME, content)
     home = private_folder(cache_folder().absolute(), _COPIES)
     for left in home.glob("*.lock"):  # by killed processes
         with contextlib.suppress(LockedError), locked_file(left):
@@ -244,39 +231,30 @@ def temporary_copy(url: str, progress: Progress) -> Iterator[Path]:
     with locked_file(lock):
         try:
             folder = lock.with_suffix("")
-            pull_listed(place, listing, folder, progress)
+            _pull(place, manifest, content, folder, progress)
             yield folder
         finally:
             _remove_copy(lock)
 
 
 def _remove_copy(lock: Path) -> None:
-    for folder in (lock.with_suffix(""), lock.with_suffix(_PART)):
+    for folder in (lock.with_suffix(""), lock.with_suffix(".part")):
         shutil.rmtree(folder, ignore_errors=True)
     lock.unlink(missing_ok=True)
 
 
-def pull_listed(place: RemoteFS, listing: Listing, folder: Path, progress: Progress) -> list[int]:
-    """Fetch listed files to a folder that is not there yet, or is empty; return how many bytes of each were fetched.
-
-    Raises:
-        RecipeError, DiskSpaceError, DownloadError, CorruptError, LockedError: as ``pull_artifact``.
-    """
-    part = folder.with_name(folder.name + _PART)
-    _prepare(part)
-    with locked_file(part / WORK_FOLDER / _LOCK):
-        _sweep(part, listing)
-        _check_room(part, listing)
+def _pull(place: RemoteFS, manifest: Manifest, content: bytes, folder: Path, progress: Progress) -> list[int]:
+    """Fetch an artifact to a new folder; return how many bytes of each file were fetched."""
+    with atomic_folder(folder, resume=True) as part:
+        _sweep(part, manifest)
+        needed = sum(record.bytes for record in manifest.files) - folder_bytes(part)
+        check_room(part, needed, f"the artifact at {place.url!r}")
 
         def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
             return _fetch(place, part / record.path, record, advance)
 
-        moved = _in_parallel(listing.files, fetch, progress, f"pull {listing.name}")
-        fsync_tree(part)
-        write_atomic(part / listing.last, listing.content)
-        part.replace(folder)  # over an empty folder, or nothing
-        shutil.rmtree(folder / WORK_FOLDER)  # only now: by its lock a killed pull is known as ours
-    fsync_folder(folder.absolute().parent)
+        moved = _in_parallel(manifest.files, fetch, progress, f"pull {manifest.name}")
+        write_atomic(part / MANIFEST_NAME, content)
     return moved
 
 
@@ -289,18 +267,15 @@ def _in_parallel(
     """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
     moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
     stop = threading.Event()
-    moved, errors = [0] * len(records), []
 
-    def one(index: int) -> None:
+    def one(record: FileRecord) -> int:
         try:
             with stopping(stop.is_set):
                 stop_point()
-                moved[index] = work(records[index], moves.put)
-        except Stopped:
-            pass
-        except BaseException as error:  # noqa: BLE001  # raised again below, whatever it is
-            errors.append(error)
+                return work(record, moves.put)
+        except BaseException:
             stop.set()
+            raise
         finally:
             moves.put(None)
 
@@ -308,8 +283,7 @@ def _in_parallel(
     try:
         with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
             try:
-                for index in range(len(records)):
-                    pool.submit(one, index)
+                files = [pool.submit(one, record) for record in records]
                 left = len(records)
                 while left:
                     count = moves.get()
@@ -322,38 +296,28 @@ def _in_parallel(
                 raise
     finally:
         progress.finish()
-    if errors:
-        raise errors[0]
-    return moved
+    for error in (file.exception() for file in files):
+        if error and not isinstance(error, Stopped):
+            raise error
+    return [file.result() for file in files]
 
 
 def _send(place: RemoteFS, source: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
-    sha256, md5 = _digests(source)
-    if sha256 != record.sha256:
+    stop_point()
+    if (sha256 := sha256_file(source)) != record.sha256:
         raise CorruptError(
             f"{str(source)!r} is damaged: expected sha256 {record.sha256[:12]}…, got {sha256[:12]}…. It was not sent; "
             "fetch or make the artifact again."
         )
-    where = f"{place.url}/{record.path}"
-
     sent = 0
-    while not place.has(record.path, record.bytes, sha256, md5):
+    while not place.has(record.path, source, sha256):
         if sent == 2:
+            where = f"{place.url}/{record.path}"
             raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
         place.write(record.path, source)
         sent += 1
     advance(record.bytes)
     return sent * record.bytes
-
-
-def _digests(path: Path) -> tuple[str, str]:
-    sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            stop_point()
-            sha256.update(block)
-            md5.update(block)
-    return sha256.hexdigest(), md5.hexdigest()
 
 
 def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
@@ -381,43 +345,15 @@ def _fetch_edited(place: RemoteFS, target: Path, record: FileRecord) -> int:
     return len(content)
 
 
-def _prepare(part: Path) -> None:
-    links = part.is_symlink() or (part / WORK_FOLDER).is_symlink()
-    if links or (part.exists() and not _is_begun(part)):
-        raise RecipeError(
-            f"{str(part)!r} is in the way: it was not begun by 'lsmix pull'. Move it, or choose another folder."
-        )
-    (part / WORK_FOLDER).mkdir(parents=True, exist_ok=True)
-
-
-def _is_begun(part: Path) -> bool:
-    """Tell whether a pull made the folder; one that was killed as it began left no lock, but nothing else either."""
-    work = part / WORK_FOLDER
-    return (work / _LOCK).is_file() or (part.is_dir() and {*part.iterdir(), *work.glob("*")} <= {work})
-
-
-def _sweep(part: Path, listing: Listing) -> None:
+def _sweep(part: Path, manifest: Manifest) -> None:
     """Remove what an earlier pull left there that is not listed, and all links."""
-    wanted = {record.path for record in listing.files}
-    folders = {parent.as_posix() for path in wanted for parent in Path(path).parents}
+    wanted = {record.path for record in manifest.files}
     for path in sorted(part.rglob("*"), reverse=True):  # what is in a folder before the folder
-        relative = path.relative_to(part).as_posix()
-        if relative.split("/", 1)[0] == WORK_FOLDER and not path.is_symlink():
-            continue
-        if path.is_symlink() or not path.is_dir():
-            if path.is_symlink() or relative not in wanted:
-                path.unlink()
-        elif relative not in folders:
-            path.rmdir()
-
-
-def _check_room(part: Path, listing: Listing) -> None:
-    needed, free = listing.bytes - folder_bytes(part), shutil.disk_usage(part).free
-    if needed > free:
-        raise DiskSpaceError(
-            f"the artifact needs {needed} more bytes in {str(part.parent)!r}, where {free} are free. Free some space, or "
-            "pull to another folder."
-        )
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):  # it holds something
+                path.rmdir()
+        elif path.is_symlink() or path.relative_to(part).as_posix() not in wanted:
+            path.unlink()
 
 
 def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
@@ -433,7 +369,6 @@ def _already_there(folder: Path, manifest: Manifest, url: str) -> Transfer:
         raise CorruptError(
             f"{str(folder)!r} is there already, and damaged: {error} Remove it and pull again."
         ) from error
-    shutil.rmtree(folder / WORK_FOLDER, ignore_errors=True)  # left by a kill between the last two steps
     return _result(manifest, str(folder), url, [0] * len(manifest.files))
 
 

@@ -16,6 +16,7 @@ from msgspec import Meta
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
+from lsmix.data.readers.hub import is_hub
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
 from lsmix.pipeline.config.schema import (
@@ -41,6 +42,7 @@ _MAX_DOTS = 4096  # tomllib takes memory by the square of a key's parts: 200 kB 
 _MAX_DEPTH = 32  # ours have six levels at most
 _MAX_SCALES = 64  # each is checked as a recipe of its own
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML promises, and that keys and manifests can hold
+_NAMED = ("pools", "runs", "scale")  # sections of sections whose names the recipe chooses
 _FLOW_FIELDS = FlowRecipe.__struct_fields__
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ would let a newline through
 
@@ -234,8 +236,8 @@ def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     for part, key in parts:
         value = part.get(key) if isinstance(part, dict) else None
         if isinstance(value, str) and value and "\0" not in value:
-            if "://" in value and part is not table.get("data"):
-                continue  # the URL of a flow
+            if "://" in value and (part is not table.get("data") or is_hub(value)):
+                continue  # the URL of a flow or of a data set
             path = folder / expand_home(value)
             if (key == "path" and part is table.get("data")) or path.exists():
                 cast("dict[str, Any]", part)[key] = str(path)
@@ -253,6 +255,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
         value = text  # a bare word: strings may go without quotes on the command line
     changed: dict[str, Any] = {}
     part, beside = table, changed
+    named = table.get(keys[0], {})
+    if keys[0] in _NAMED and len(keys) > 2 and isinstance(named, dict):  # or a typo would add a pool or a run
+        _check_known(f"'--set {override}'", keys[0].removesuffix("s"), keys[1], named)
     for key in keys[:-1]:
         part, beside = part.setdefault(key, {}), beside.setdefault(key, {})
         if not isinstance(part, dict):

@@ -1,11 +1,12 @@
 """The recipes that come with lsmix; imports no model of a recipe, so that ``lsmix init`` starts quickly."""
 
 import difflib
+import re
 from pathlib import Path
 
 from lsmix.data.errors import RecipeError
 
-__all__ = ["builtin_recipes", "recipe_path", "recipe_text"]
+__all__ = ["builtin_recipes", "recipe_list", "recipe_path", "recipe_text"]
 
 _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 
@@ -13,6 +14,13 @@ _RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 def builtin_recipes() -> list[str]:
     """Return the names of the built-in recipes."""
     return sorted(path.stem for path in _RECIPES.glob("*.toml"))
+
+
+def recipe_list() -> str:
+    """Return a line for each built-in recipe: its name and the first sentence of its first comment."""
+    texts = {name: recipe_text(name).removeprefix("# ").partition("\n")[0] for name in builtin_recipes()}
+    width = max(map(len, texts))
+    return "".join(f"{name:<{width}}  {re.split(r'[.:] ', text)[0].rstrip('.')}\n" for name, text in texts.items())
 
 
 def recipe_path(name: str) -> Path:

@@ -94,13 +94,19 @@ class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
         raise KeyError(f"{name!r} is none of the samples {', '.join(sample.name for sample in self.samples)}")
 
 
-def _file(place: Path | Artifact, name: str) -> Path:
-    return place / name if isinstance(place, Path) else place.file(name)
-
-
 def write_naturalness(folder: Path, result: Naturalness) -> None:
     """Write the result into an artifact's folder."""
     write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
+
+
+@contextmanager
+def _opened(place: Path | Artifact, name: str, command: str) -> Iterator[Path]:
+    """Yield a file of an artifact; if decoding it fails, raise a CorruptError that names the command that makes it."""
+    path = place / name if isinstance(place, Path) else place.file(name)
+    try:
+        yield path
+    except DECODE_ERRORS as error:
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
 
 
 def read_naturalness(folder: Path | Artifact) -> Naturalness:
@@ -111,21 +117,11 @@ def read_naturalness(folder: Path | Artifact) -> Naturalness:
         FormatError: it is of a format that this version does not read.
         CorruptError: it is damaged.
     """
-    path = _file(folder, NATURALNESS_FILE)
-    if not path.is_file():
-        raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
-    remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
-    with _damage_of(path, "naturalness"):
+    with _opened(folder, NATURALNESS_FILE, "naturalness") as path:
+        if not path.is_file():
+            raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
+        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
         return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
-
-
-@contextmanager
-def _damage_of(path: Path, command: str) -> Iterator[None]:
-    """Turn any error of decoding into a CorruptError that names the file and the command that makes it."""
-    try:
-        yield
-    except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -145,8 +141,7 @@ def read_log(folder: Path | Artifact) -> list[LogLine]:
     Raises:
         CorruptError: it is damaged.
     """
-    path = _file(folder, LOG_FILE)
-    with _damage_of(path, "train-glow"):
+    with _opened(folder, LOG_FILE, "train-glow") as path:
         return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
 
 
@@ -169,8 +164,7 @@ def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
     Raises:
         CorruptError: they are damaged.
     """
-    path = _file(folder, METRICS_FILE)
-    with _damage_of(path, "train"):
+    with _opened(folder, METRICS_FILE, "train") as path:
         metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
     return metrics
 
@@ -195,8 +189,7 @@ def read_predictions(folder: Path | Artifact) -> Predictions:
     Raises:
         CorruptError: they are damaged.
     """
-    path = _file(folder, PREDICTIONS_FILE)
-    with _damage_of(path, "train"):
+    with _opened(folder, PREDICTIONS_FILE, "train") as path:
         return msgspec.json.decode(read_small(path), type=Predictions)
 
 

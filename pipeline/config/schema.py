@@ -106,6 +106,8 @@ class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=
     heldout: _Images = 0  # images held out to measure the flow's likelihood; 0 takes a published held-out split
     test: _Images = 0  # images of the test split; 0 takes the published one; needed if there is none
     seed: Seed = 0  # of the choice of rows
+    title: Annotated[str, Meta(max_length=200)] = ""  # what the images are called in cards and exports
+    url: Annotated[str, Meta(max_length=2000)] = ""  # where they are published
     licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
     citation: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
 

@@ -16,10 +16,10 @@ from lsmix.pipeline.engine.runner import Built, bring_up_to_date, locked_task, n
 from lsmix.pipeline.engine.sharding import complete_shards, make_missing_shards
 from lsmix.pipeline.engine.shards import Executor, finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks
+from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["ArrayTaskResult", "check_array_task", "finalize_array", "run_array_task"]
+__all__ = ["ArrayTaskResult", "finalize_array", "run_array_task"]
 
 _MOST_TASKS = 1_000_000
 
@@ -36,14 +36,6 @@ class ArrayTaskResult:
     of: int  # shards of the whole artifact
 
 
-def check_array_task(index: int, size: int) -> None:
-    """Raise RecipeError if the index is outside of the array, or the array too large."""
-    if not 0 <= index < size <= _MOST_TASKS:
-        raise RecipeError(
-            f"array index {index} of size {size}: expected a size of 1 to {_MOST_TASKS:,}, and an index from 0 to size - 1."
-        )
-
-
 def run_array_task(
     nodes: Sequence[Node],
     workspace: Workspace,
@@ -58,11 +50,13 @@ def run_array_task(
     """Make shards ``index``, ``index + size``, … of every artifact of a stage that isn't complete.
 
     Raises:
-        MissingError: an input has not been made yet.
-        RecipeError: the stage's work cannot be divided.
-        LockedError: a run makes the whole artifact.
-        PartialError: some shards failed; all others of the task are complete.
+        RecipeError: the stage's work cannot be divided, or the index is outside of the array.
+        LsmixError: as ``locked_task`` and ``make_missing_shards``.
     """
+    if not 0 <= index < size <= _MOST_TASKS:
+        raise RecipeError(
+            f"array index {index} of size {size}: expected a size of 1 to {_MOST_TASKS:,}, and an index from 0 to size - 1."
+        )
     resolver = Resolver(workspace, remember=True)
     results = []
     for node in nodes:

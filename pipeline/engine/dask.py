@@ -5,6 +5,7 @@ message loses no work, and a shard that is made twice has the same bytes.
 """
 
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -36,21 +37,16 @@ class DaskExecutor(Executor):
     Use it as a context: the cluster is started when the first shards are made, serves all stages, and ends with it.
 
     Args:
-        workers: processes of a cluster of its own, at least 1; ignored where ``scheduler`` is given.
+        workers: processes of a cluster of its own, at least 1; ignored if ``scheduler`` is given.
         scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786"; its workers must see the same
             workspace under the same path or URL, and have lsmix installed.
         device: as the user asked for it; workers of another cluster resolve "auto" themselves.
         say: called with the link of the dashboard, and with a message when the cluster has no workers.
-
-    Raises:
-        RecipeError: neither workers nor a scheduler.
     """
 
     def __init__(
         self, *, workers: int = 0, scheduler: str = "", device: str = "auto", say: Callable[[str], None]
     ) -> None:
-        if workers < 1 and not scheduler:
-            raise RecipeError(f"a Dask executor needs at least 1 worker or the address of a scheduler, got {workers}.")
         self._workers = workers
         self._scheduler = scheduler
         self._device = device
@@ -191,14 +187,13 @@ def _attempt(job: ShardJob, shard: int) -> ShardRecord | Exception:
 
 
 class _Workers:
-    """Counts the threads of a cluster now and then, and says so once where it has no workers for a while."""
+    """Counts the threads of a cluster now and then, and warns once if it has no workers for a while."""
 
     def __init__(self, client: Any, say: Callable[[str], None]) -> None:
         self._client = client
         self._say = say
-        self._counted_at = self._busy_at = -1.0
-        self._has_warned = False
-        self._threads = 0
+        self._counted_at, self._threads = -1.0, 0
+        self._warn_at = time.monotonic() + _PATIENCE_SECONDS
 
     def threads(self) -> int:
         """Return the threads of all workers, at least 1."""
@@ -206,13 +201,13 @@ class _Workers:
         if now - self._counted_at > _ROUND_SECONDS:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
             self._counted_at, self._threads = now, sum(worker["nthreads"] for worker in workers.values())
-            if self._threads or self._busy_at < 0:
-                self._busy_at, self._has_warned = now, False
-            elif not self._has_warned and now - self._busy_at > _PATIENCE_SECONDS:
+            if self._threads:
+                self._warn_at = now + _PATIENCE_SECONDS
+            elif now > self._warn_at:
                 self._say(
                     "the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done"
                 )
-                self._has_warned = True
+                self._warn_at = math.inf
         return max(self._threads, 1)
 
 
@@ -232,12 +227,7 @@ _LOOPBACK = "127.0.0.1"
 
 
 def start_cluster(workers: int, device: str) -> Any:
-    """Return a running cluster of ``workers`` processes with a thread each; close it when done.
-
-    Args:
-        workers: number of processes, at least 1.
-        device: where they compute, resolved: "cpu", "cuda" or "cuda:N".
-    """
+    """Return a running cluster of ``workers`` processes with a thread each, for a resolved device; close it when done."""
     from distributed import Nanny, Scheduler, SpecCluster
 
     # No limit: workers share the machine's memory with other programs, and a shard's memory is bounded anyway.
@@ -282,13 +272,7 @@ def _cards() -> list[str]:
 
 
 def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
-    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for.
-
-    Args:
-        workers: Dask workers to start on this machine; 0 for none.
-        scheduler: address of a running Dask scheduler; "" for none.
-        device: as the user asked for it: "auto", "cpu", "cuda" or "cuda:N".
-        say: as for ``DaskExecutor``.
+    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for; see ``DaskExecutor``.
 
     Raises:
         RecipeError: both are asked for.

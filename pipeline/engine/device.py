@@ -1,22 +1,37 @@
-"""What a stage ran on: versions, processor, device and determinism flags, for the manifest; and how to ask for a device.
+"""The device that a stage computes on: its name, determinism and memory, and what the manifest says of it.
 
-None of it is part of a key: the same recipe is the same artifact wherever it was made.
+None of it is part of a key: the same recipe is the same artifact on every device.
 """
 
 import ctypes
 import os
 import platform
-from collections.abc import Iterator
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
 
-from lsmix.data.errors import RecipeError
+from lsmix.data.errors import DeviceMemoryError, RecipeError
 
-__all__ = ["cpu_threads", "describe_environment", "device_name", "prepare_device", "resolve_device"]
+__all__ = [
+    "cpu_threads",
+    "describe_environment",
+    "device_memory",
+    "device_name",
+    "free_device_memory",
+    "prepare_device",
+    "resolve_device",
+]
 
 _PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# How torch and the libraries below it say that there is no memory, where they don't raise torch.OutOfMemoryError.
+_WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
+_FREE = (
+    "Free it of other programs ('nvidia-smi' lists them), or take a device with more memory, such as '--device cpu'."
+)
 
 
 def resolve_device(device: str) -> str:
@@ -122,3 +137,69 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+@contextmanager
+def device_memory(
+    label: str, device: str, setting: str = "", value: int = 0, others: Sequence[str] = ()
+) -> Iterator[None]:
+    """Turn running out of a device's memory inside the block into an error that says what to change.
+
+    What the failed pass held is freed, so the caller may try again with another setting.
+
+    Args:
+        label: of the work, for people: "encode cifar10".
+        device: "cpu", "cuda" or "cuda:N".
+        setting: of the recipe, which decides how much memory is used, such as "latents.batch_size"; "" where there is no
+            choice, as when a model is loaded.
+        value: of the setting, in images.
+        others: other ways out, as lines of a recipe.
+
+    Raises:
+        DeviceMemoryError: it ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch
+
+        if not (isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _WORDS)):
+            raise
+        why = _why(error)
+        traceback.clear_frames(error.__traceback__)  # whose variables hold what the failed pass had made so far
+    else:
+        return
+    # Outside of the handler, or the error raised here would keep the failed pass alive as its context.
+    used = f" with '{setting} = {value}'" if setting else ""
+    raise DeviceMemoryError(
+        f"{label}: device {device!r} ran out of memory{used} ({why}). {_advice(setting, value, others)}"
+    )
+
+
+def free_device_memory() -> None:
+    """Release memory that nothing uses any more to other processes; does nothing without CUDA."""
+    torch = sys.modules.get("torch")  # a process that never imported it holds nothing
+    if torch is None or not torch.cuda.is_initialized():
+        return
+    import gc
+
+    gc.collect()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+def _why(error: RuntimeError) -> str:
+    """Return what torch says as far as it helps: how much was wanted and how much is free, or its first sentence."""
+    text = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
+    head, free, _ = text.partition(" is free")
+    return head + free if free else text.partition(". ")[0].rstrip(".")
+
+
+def _advice(setting: str, value: int, others: Sequence[str]) -> str:
+    if not setting:
+        return _FREE
+    ways = [f"halve it to '{setting} = {value // 2}'"] if value > 1 else []
+    sentence = " or ".join([*ways, *(f"set '{way}'" for way in others)])
+    if not sentence:
+        return f"A smaller batch is impossible. {_FREE}"
+    return f"{sentence[0].upper()}{sentence[1:]}, and run again; this makes an artifact of another key, since it changes last bits."

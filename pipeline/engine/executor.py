@@ -4,9 +4,10 @@ A shard that fails is skipped until the others are done; an error that the next 
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import Any
 
 from lsmix.data.errors import LsmixError, PartialError
 from lsmix.data.progress import stop_point
@@ -18,12 +19,9 @@ _FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the nex
 
 
 def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
-    """Raise the error of the first failed shard if all are our own, else PartialError; do nothing without errors.
+    """Raise the error of the first failed shard, of those tried, if all are our own, else PartialError.
 
-    Args:
-        job: of the shards.
-        shards: number of shards that were tried.
-        errors: by shard.
+    Does nothing without errors.
     """
     if not errors:
         return
@@ -52,22 +50,28 @@ class InProcessExecutor(Executor):
 
     def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, count: Counter) -> None:
         errors: dict[int, Exception] = {}
+
+        @contextmanager
+        def skipping(shard: int) -> Iterator[None]:
+            try:
+                yield
+            except _FATAL:
+                raise
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+                errors[shard] = error
+                count(shard, 0)
+
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
             ahead: Future[Any] = loading.submit(opened.processor.load, shards[0])
-            behind: _Stored | None = None
+            behind: tuple[int, Future[ShardRecord]] | None = None
 
             def settle() -> None:
                 """Wait for the shard that is being stored: at most one waits on each side, so memory is bounded."""
                 nonlocal behind
                 stored, behind = behind, None
                 if stored:
-                    try:
-                        report(stored.record.result())
-                    except _FATAL:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
-                        errors[stored.shard] = error
-                        count(stored.shard, 0)
+                    with skipping(stored[0]):
+                        report(stored[1].result())
 
             try:
                 for position, shard in enumerate(shards):
@@ -75,28 +79,18 @@ class InProcessExecutor(Executor):
                     begun, loaded = time.monotonic(), ahead
                     if position + 1 < len(shards):
                         ahead = loading.submit(opened.processor.load, shards[position + 1])
-                    try:
+                    computed = None
+                    with skipping(shard):
                         computed = opened.processor.compute(loaded.result(), _advance(shard, count))
-                    except _FATAL:
-                        raise
-                    except Exception as error:  # noqa: BLE001 - likewise
-                        errors[shard] = error
-                        count(shard, 0)
-                        continue
-                    finally:
-                        del loaded
-                    settle()
-                    behind = _Stored(shard, storing.submit(opened.store, shard, computed, begun))
+                    del loaded
+                    if shard not in errors:
+                        settle()
+                        behind = shard, storing.submit(opened.store, shard, computed, begun)
                     del computed
             finally:
                 ahead.cancel()
                 settle()
         raise_failures(opened.job, len(shards), errors)
-
-
-class _Stored(NamedTuple):
-    shard: int
-    record: Future[ShardRecord]
 
 
 def _advance(shard: int, count: Counter) -> Callable[[int], None]:

@@ -8,7 +8,7 @@ from lsmix.data.artifact import ARTIFACT_FILES, Artifact
 from lsmix.data.errors import LockedError
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.local import Entry, Workspace
+from lsmix.pipeline.workspace.workspace import Entry, Workspace
 
 __all__ = ["Garbage", "collect_garbage"]
 

@@ -12,12 +12,7 @@ _SECONDS_BETWEEN = 1.0
 
 
 class Throughput:
-    """Counts units of work from when it is created.
-
-    Args:
-        total: units in all.
-        done: units that were done before, which say nothing of the speed.
-    """
+    """Counts units of work from when it is created; ``done`` of the ``total`` were done before, at an unknown speed."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total = total
@@ -54,12 +49,7 @@ class Throughput:
 
 
 class TaskProgress:
-    """Reports everything to another progress, and keeps the note beside an artifact's lock up to date.
-
-    Args:
-        progress: receives everything.
-        note: beside the lock of the artifact.
-    """
+    """Reports everything to another progress, and keeps the note beside an artifact's lock up to date."""
 
     def __init__(self, progress: Progress, note: LockInfo) -> None:
         self._progress = progress
@@ -85,4 +75,4 @@ class TaskProgress:
 
     def _write_note(self) -> None:
         self._written_at = time.monotonic()
-        self._note.tell(**self._throughput.to_dict(), unit=self._unit)
+        self._note.write(**self._throughput.to_dict(), unit=self._unit)

@@ -1,23 +1,43 @@
-"""Find the inputs, cache keys and existing artifacts of a graph's nodes, as far as they are known."""
+"""From the nodes of a graph to artifacts: their inputs, keys and costs, as far as these can be known yet.
+
+Costs count the operations of convolutions and matrix products, a multiply-add as two. Time follows from the rate of the
+stage's earlier artifacts; without any, from a rough guess.
+"""
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from lsmix.data.artifact import Artifact, InputRecord
+from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.readers.registry import source_files, source_version
-from lsmix.pipeline.engine.stage import Node
+from lsmix.glow.config import FlowShape
+from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Resolver"]
 
+_GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+_STARTING_SECONDS = 1.0  # of importing and opening, most of the time of small artifacts
+_Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
+
+
+class _Counts(msgspec.Struct):
+    """What the manifest of a data set counts."""
+
+    image_shape: tuple[_Size, _Size, _Size]  # height, width, channels
+    train: _Size
+    test: Annotated[int, msgspec.Meta(ge=0, le=2**48)]
+
 
 class Resolver:
-    """Knows the inputs, the key and the artifact of every node of a graph, as far as they can be known yet.
+    """Knows the inputs, key, cost and artifact of every node of a graph, as far as they can be known yet.
 
     Args:
         workspace: where artifacts are.
-        remember: whether checksums of source files may be written there, to be had at once the next time.
+        remember: whether checksums of source files may be written there, to save time on the next call.
     """
 
     def __init__(self, workspace: Workspace, *, remember: bool = False) -> None:
@@ -27,7 +47,7 @@ class Resolver:
         self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
 
     def inputs(self, node: Node) -> dict[str, Artifact] | None:
-        """Return the finished inputs of a node by role; None while one isn't there yet."""
+        """Return the finished inputs of a node by role; None while one is missing."""
         found = {}
         for role, source in node.inputs.items():
             artifact = self.artifact(source) if isinstance(source, Node) else source
@@ -37,7 +57,7 @@ class Resolver:
         return found
 
     def records(self, node: Node) -> list[InputRecord] | None:
-        """Return what goes into a node's key for its inputs; None while one isn't there yet."""
+        """Return what goes into a node's key for its inputs; None while one is missing."""
         if node.stage.reads_source:
             return [self._source_record(node)]
         inputs = self.inputs(node)
@@ -51,7 +71,7 @@ class Resolver:
         ]
 
     def key(self, node: Node) -> str | None:
-        """Return the key of a node; None while an input isn't there yet."""
+        """Return the key of a node; None while an input is missing."""
         records = self.records(node)
         if records is None:
             return None
@@ -61,25 +81,93 @@ class Resolver:
         """Return the finished artifact of a node, or None."""
         if id(node) not in self._found:
             key = self.key(node)
-            there = self.workspace.find(node.stage.name, key) if key else None
-            if there is None:
+            found = self.workspace.find(node.stage.name, key) if key else None
+            if found is None:
                 return None
-            self._found[id(node)] = there
+            self._found[id(node)] = found
         return self._found[id(node)]
 
     def missing(self, node: Node) -> list[str]:
-        """Return what those inputs of a node are called that its graph makes and that aren't there yet."""
+        """Return the labels of those inputs of a node that the graph makes and that are not made yet."""
         sources = [source for source in node.inputs.values() if isinstance(source, Node)]
         return [source.label for source in sources if self.artifact(source) is None]
 
     def forget(self, node: Node) -> None:
-        """Forget a node's artifact, which was removed."""
+        """Look for a node's artifact again next time, since it was removed."""
         self._found.pop(id(node), None)
 
     @staticmethod
     def fields(node: Node) -> dict[str, Any]:
         """Return the configuration fields that are part of a node's key."""
         return key_fields(node.config, node.stage.not_in_key)
+
+    def cost(self, node: Node) -> Cost | None:
+        """Return what a node will cost; None while its data set was not read yet."""
+        size = DatasetSize() if node.stage.reads_source else self._size(node)
+        return None if size is None else node.stage.estimate(node.config, size)
+
+    def seconds(self, stage: str, cost: Cost) -> float:
+        """Return how long an artifact of this cost will take, by the rate of its stage's earlier artifacts or a guess."""
+        rates = [
+            gflop * 1e9 / manifest.seconds
+            for _, manifest in self.workspace.manifests(stage)
+            if manifest.seconds > _STARTING_SECONDS
+            and isinstance(gflop := manifest.counts.get("gflop"), float)
+            and gflop > 0
+        ]
+        return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
+
+    def check(self, node: Node) -> bool:
+        """Check what of a node's configuration depends on the data set; return whether that was read yet.
+
+        Raises:
+            RecipeError: the images are too small, or the rows too long, for the configuration.
+        """
+        if node.stage.reads_source:
+            return True
+        size = self._size(node)
+        if size is None:
+            return False
+        try:
+            node.stage.check(node.config, size)
+        except RecipeError as error:
+            raise RecipeError(f"{node.label}: {error}") from error
+        return True
+
+    def _size(self, node: Node) -> DatasetSize | None:
+        dataset = self._ancestor(node, "ingest")
+        dataset = self.artifact(dataset) if isinstance(dataset, Node) else dataset
+        if dataset is None:
+            return None
+        try:
+            counts = msgspec.convert(dataset.manifest.counts, _Counts)
+        except msgspec.ValidationError as error:
+            raise CorruptError(
+                f"{dataset.location!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
+            ) from error
+        height, width, channels = counts.image_shape
+        shape = {"height": height, "width": width, "channels": channels}
+        return DatasetSize(images=counts.train, test_images=counts.test, **shape, flow=self._flow_shape(node))
+
+    def _flow_shape(self, node: Node) -> FlowShape:
+        """Return the shape of the flow that a node needs; the default one if that is unknown."""
+        flow = self._ancestor(node, "train-glow")
+        if flow is None:
+            return FlowShape()
+        fields = msgspec.to_builtins(flow.config) if isinstance(flow, Node) else flow.manifest.config
+        try:
+            return msgspec.convert(
+                {name: fields[name] for name in FlowShape.__struct_fields__ if name in fields}, FlowShape
+            )
+        except msgspec.ValidationError:  # of a flow from elsewhere; loading it raises the error
+            return FlowShape()
+
+    @staticmethod
+    def _ancestor(node: Node, stage: str) -> Node | Artifact | None:
+        for source in node.ancestry():
+            if stage == (source.stage.name if isinstance(source, Node) else source.manifest.stage):
+                return source
+        return None
 
     def _source_record(self, node: Node) -> InputRecord:
         if id(node) not in self._sources:

@@ -15,7 +15,7 @@ from typing import IO, Any
 import msgspec
 
 from lsmix.data.errors import format_duration
-from lsmix.data.progress import Progress
+from lsmix.data.progress import Progress, graceful_signals
 from lsmix.pipeline.engine.progress import Throughput
 
 __all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
@@ -26,14 +26,7 @@ _SECONDS_BETWEEN = 5.0  # of lines on how far the work is
 
 
 class LoggedProgress:
-    """Reports everything to another progress, and writes it down.
-
-    Lines are kept until something is counted; then the file is created.
-
-    Args:
-        progress: receives everything.
-        workspace: the folder of the artifacts on this machine.
-    """
+    """Reports everything to another progress, and writes it to a file, which is created when something is first counted."""
 
     def __init__(self, progress: Progress, workspace: Path) -> None:
         self._progress = progress
@@ -132,19 +125,16 @@ class LoggedProgress:
 
 @contextmanager
 def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> Iterator[LoggedProgress]:
-    """Log what happens in the block, from its arguments to how it ended.
+    """Log what happens in the block, from its command and arguments to how it ended.
 
-    Args:
-        progress: receives everything, too.
-        workspace: the folder of the artifacts on this machine.
-        command: "run", "array-task" or "finalize".
-        **asked: its arguments, ready for JSON.
+    An interrupt stops the block at its next safe point.
     """
     log, begun = LoggedProgress(progress, workspace), time.monotonic()
     log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **asked)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
-        yield log
+        with graceful_signals(log.interrupted):
+            yield log
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         outcome = {"outcome": "interrupted"} if interrupted else {"outcome": type(error).__name__, "error": str(error)}

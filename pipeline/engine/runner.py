@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,13 +19,12 @@ from lsmix.data.atomic import DECODE_ERRORS, folder_bytes, remove_stale, write_a
 from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format_bytes
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
-from lsmix.pipeline.engine.estimates import check_against_data, estimate
 from lsmix.pipeline.engine.progress import TaskProgress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Built", "bring_up_to_date", "locked_task", "note_seconds"]
 
@@ -37,12 +35,16 @@ _SECONDS = "seconds"  # begins the names of the files that hold how long session
 class Built:
     """An artifact that a run brought up to date, or found so."""
 
-    stage: str
-    name: str
+    name: str  # in the recipe
     artifact: Artifact
     workspace: Workspace
     cached: bool  # whether it was complete before
     seconds: float = 0.0  # of this run
+
+    @property
+    def stage(self) -> str:
+        """The stage that makes it."""
+        return self.manifest.stage
 
     @property
     def manifest(self) -> Manifest:
@@ -74,15 +76,9 @@ def bring_up_to_date(
     device: str = "auto",
     force: str = "",
 ) -> list[Built]:
-    """Make every node that isn't complete yet, in order.
+    """Make every node that isn't complete yet; inputs precede what is made from them.
 
-    Args:
-        nodes: inputs before what is made from them.
-        workspace: where artifacts are.
-        executor: makes the shards of sharded stages; None if all must be complete.
-        progress: progress reporter.
-        device: "auto", "cpu", "cuda" or "cuda:N".
-        force: name of a stage to make again although it is complete; "" for none.
+    Without an executor all shards must be complete. ``force`` names a stage to make again although it is complete.
 
     Raises:
         RecipeError: a number of the recipe does not fit the data set; raised as soon as that is read.
@@ -94,7 +90,7 @@ def bring_up_to_date(
     with InputLocks() as locks:
         for node in nodes:
             stop_point()
-            unchecked = [each for each in unchecked if not check_against_data(each, resolver)]
+            unchecked = [each for each in unchecked if not resolver.check(each)]
             if node.stage.name == force and resolver.key(node) not in {
                 item.cache_key for item in built if not item.cached
             }:
@@ -108,14 +104,11 @@ def bring_up_to_date(
                 artifact = workspace.upload(artifact, progress)  # if the run that made it could not
                 progress.info(f"{node.label}: up to date ({artifact.location})")
             else:
-                for (
-                    item
-                ) in built:  # now, since a run that makes nothing may be given a workspace that it cannot write to
+                for item in built:  # not earlier, since a run that makes nothing may have a read-only workspace
                     locks.hold(item.artifact)
                 artifact, cached = _make(node, resolver, locks, executor, progress, device), False
             seconds = 0.0 if cached else time.monotonic() - begun
-            common: dict[str, Any] = {"stage": node.stage.name, "name": node.name, "workspace": workspace}
-            built.append(Built(**common, artifact=artifact, cached=cached, seconds=seconds))
+            built.append(Built(name=node.name, artifact=artifact, workspace=workspace, cached=cached, seconds=seconds))
     return built
 
 
@@ -178,7 +171,7 @@ def locked_task(
         commands = " and ".join(f"'lsmix {label.split()[0]} RECIPE'" for label in missing) or "'lsmix run RECIPE'"
         been = "have" if len(missing) > 1 else "has"
         raise MissingError(f"{' and '.join(missing) or 'an input'} {been} not been made yet. Run {commands} first.")
-    check_against_data(node, resolver)
+    resolver.check(node)
     workspace = resolver.workspace
     folder = workspace.folder(node.stage.name, node.name, key)
     for artifact in inputs.values():
@@ -218,7 +211,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
     files = record_files(task.folder, set(result.payload), result.digests)
     if not files:
         raise CorruptError(f"{node.label} left nothing in {str(task.folder)!r}.")
-    cost = estimate(node, resolver)
+    cost = resolver.cost(node)
     manifest = Manifest(
         stage=node.stage.name,
         stage_version=node.stage.version,
@@ -263,7 +256,7 @@ def _leave_unfinished(task: StageTask, seconds: float) -> None:
 
 
 def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
-    cost = estimate(node, resolver)
+    cost = resolver.cost(node)
     expected = cost.bytes if cost else 0
     present = folder_bytes(folder)
     place = next(path for path in (folder, *folder.parents) if path.exists())

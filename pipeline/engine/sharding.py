@@ -41,14 +41,21 @@ def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str
         PartialError: some shards failed.
     """
     records = make_missing_shards(task, store, processor, range(store.shards), complete_shards(task, store))
-    _fetch_remote_shards(task, store, records)
+    absent = sorted(records.keys() - _local_shards(task, store).keys()) if task.url else []
+    if absent:
+        task.progress.start(f"{task.label}: fetch", len(absent), "shard")
+        for shard in absent:
+            stop_point()
+            fetch_shard(task.folder, task.url, records[shard])
+            task.progress.advance()
+        task.progress.finish()
     kinds = sorted({record.made_on for record in records.values() if record.made_on})
     if len(kinds) > 1:
         task.progress.warning(
             f"{task.label}: its shards were made on {' and on '.join(kinds)}; each kind of device rounds in its own way, so "
             "another run's digest will differ unless it divides the work alike."
         )
-    digests = {path: digest for record in records.values() for path, digest in record.digests.items()}
+    digests = {file.path: file.sha256 for record in records.values() for file in record.files}
     return {**merge_counts(records, store.shards), "shards": store.shards}, digests
 
 
@@ -62,14 +69,15 @@ def make_missing_shards(
     """
     if task.url:
         send_work(task.folder, task.url)
-    records, computed = dict(records), dict[int, int]()  # images by shard, as far as they are counted
+    records, computed = dict(records), dict.fromkeys(wanted, 0)  # images by shard, as far as they are counted
     rows = {shard: len(store.shard_range(shard)) for shard in wanted}
-    done = sum(rows[shard] for shard in wanted if shard in records)
+    missing = [shard for shard in wanted if shard not in records]
+    done = sum(rows.values()) - sum(rows[shard] for shard in missing)
     task.progress.start(task.label, sum(rows.values()), "image", done=done)
 
     def count(shard: int, images: int) -> None:
-        change = min(images, rows[shard]) - computed.get(shard, 0)
-        computed[shard] = computed.get(shard, 0) + change
+        change = min(images, rows[shard]) - computed[shard]
+        computed[shard] += change
         if change:
             task.progress.advance(change)
 
@@ -79,42 +87,16 @@ def make_missing_shards(
         task.progress.event("shard", **facts)
         count(record.shard, rows[record.shard])
 
-    missing = [shard for shard in wanted if shard not in records]
-    if task.executor is None:
-        _raise_missing(task, missing)
-    else:
+    if task.executor:
         task.executor.run(_job(task, task.executor, processor), missing, report, count)
-    task.progress.finish()
-    return records
-
-
-def _raise_missing(task: StageTask, missing: Sequence[int]) -> None:
-    if missing:
+    elif missing:
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
         raise PartialError(
             f"{len(missing)} shards of {task.url or str(task.folder)!r} are missing ({named}): a task of the job array has "
             "not run, or failed. Run that task again, or make them here with the stage's command; then finalize."
         )
-
-
-def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
-    workspace, inputs = task.folder.resolve().parent.parent, {}
-    for role, artifact in task.inputs.items():
-        location = artifact.url
-        if artifact.is_local:
-            folder = artifact.folder.resolve()
-            location = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
-        inputs[role] = location, artifact.manifest.content_digest
-    return ShardJob(
-        processor=processor,
-        stage=task.stage,
-        name=task.name,
-        config=msgspec.to_builtins(task.config),
-        inputs=inputs,
-        device=executor.worker_device(task.device),
-        folder=str(task.folder.resolve()),
-        url=task.url,
-    )
+    task.progress.finish()
+    return records
 
 
 def complete_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
@@ -139,13 +121,21 @@ def _local_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     }
 
 
-def _fetch_remote_shards(task: StageTask, store: Table, records: dict[int, ShardRecord]) -> None:
-    missing = sorted(records.keys() - _local_shards(task, store).keys()) if task.url else []
-    if not missing:
-        return
-    task.progress.start(f"{task.label}: fetch", len(missing), "shard")
-    for shard in missing:
-        stop_point()
-        fetch_shard(task.folder, task.url, records[shard])
-        task.progress.advance()
-    task.progress.finish()
+def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
+    workspace, inputs = task.folder.resolve().parent.parent, {}
+    for role, artifact in task.inputs.items():
+        location = artifact.url
+        if artifact.is_local:
+            folder = artifact.folder.resolve()
+            location = str(folder.relative_to(workspace) if folder.is_relative_to(workspace) else folder)
+        inputs[role] = location, artifact.manifest.content_digest
+    return ShardJob(
+        processor=processor,
+        stage=task.stage,
+        name=task.name,
+        config=msgspec.to_builtins(task.config),
+        inputs=inputs,
+        device=executor.worker_device(task.device),
+        folder=str(task.folder.resolve()),
+        url=task.url,
+    )

@@ -22,8 +22,7 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.remote import open_remote
 from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME
-from lsmix.pipeline.engine.device import device_name, resolve_device
-from lsmix.pipeline.engine.device_memory import free_device_memory
+from lsmix.pipeline.engine.device import device_name, free_device_memory, resolve_device
 from lsmix.pipeline.workspace.locks import work_root
 
 __all__ = [
@@ -106,8 +105,7 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of a complete shard."""
 
     shard: int
-    digests: dict[str, str]  # SHA-256 by path relative to the artifact
-    sizes: dict[str, int]  # bytes by path
+    files: list[FileRecord]
     seconds: float
     counts: dict[str, Any]
     made_on: str = ""  # processor or graphics card
@@ -162,8 +160,10 @@ class OpenJob:
         digests, counts = self.processor.store(shard, computed)
         record = ShardRecord(
             shard=shard,
-            digests=digests,
-            sizes={path: (self.folder / path).stat().st_size for path in digests},
+            files=[
+                FileRecord(path=path, bytes=(self.folder / path).stat().st_size, sha256=digest, payload=True)
+                for path, digest in digests.items()
+            ],
             seconds=round(time.monotonic() - begun, 4),
             counts=counts,
             made_on=self._made_on,
@@ -231,7 +231,7 @@ def finished_shards(folder: Path) -> dict[int, ShardRecord]:
         except DECODE_ERRORS:
             continue
         if path.name == Path(record_name(record.shard)).name and all(
-            _is_whole(folder / name, size) for name, size in record.sizes.items()
+            _is_whole(folder / file.path, file.bytes) for file in record.files
         ):
             finished[record.shard] = record
     return finished
@@ -250,12 +250,10 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
     """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards.
 
     Raises:
-        CorruptError: a shard has no record.
+        CorruptError: a record was altered.
     """
     total: dict[str, Any] = {}
     for shard in range(shards):
-        if shard not in records:
-            raise CorruptError(f"shard {shard} of {shards} has no record in the ledger. Run the stage again.")
         for name, value in records[shard].counts.items():
             try:
                 total[name] = value if name not in total else total[name] + value
@@ -302,10 +300,8 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)
-    for path in record.digests:
+    for path in [*(file.path for file in record.files), f"{WORK_FOLDER}/{record_name(record.shard)}"]:
         place.write(path, folder / path)
-    path = f"{WORK_FOLDER}/{record_name(record.shard)}"
-    place.write(path, folder / path)
 
 
 def read_ledger(url: str) -> dict[int, ShardRecord]:
@@ -326,19 +322,10 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
                 record = msgspec.json.decode(content, type=ShardRecord)
             except DECODE_ERRORS:
                 continue
-            if record.sizes.keys() == record.digests.keys() and all(
-                sizes.get(path) == size for path, size in record.sizes.items()
-            ):
-                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", _files(record))
+            if all(sizes.get(file.path) == file.bytes for file in record.files):
+                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
                 records[record.shard] = record
     return records
-
-
-def _files(record: ShardRecord) -> list[FileRecord]:
-    return [
-        FileRecord(path=path, bytes=record.sizes[path], sha256=digest, payload=True)
-        for path, digest in record.digests.items()
-    ]
 
 
 def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
@@ -349,7 +336,7 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)
-    for wanted in _files(record):
+    for wanted in record.files:
         part = folder / WORK_FOLDER / "fetched" / wanted.sha256
         part.parent.mkdir(parents=True, exist_ok=True)
         with locked_file(part, wait=True) as stream:

@@ -3,7 +3,7 @@
 Stages know neither the recipe nor each other; the runner gives them complete inputs and writes the manifest.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,22 +81,23 @@ class DatasetSize:
     @property
     def flow_flops(self) -> int:
         """Operations of one pass of one image through the flow, in either direction."""
-        cells, channels, total = self.height * self.width, self.channels, 0
-        for _ in range(self.flow.levels):
-            cells, channels = cells // 4, channels * 4
-            total += cells * self.flow.steps * (_network_weights(channels, self.flow.hidden) + channels**2)
-            channels //= 2
-        return 2 * total
+        return 2 * sum(
+            cells * (_network_weights(channels, self.flow.hidden) + channels**2)
+            for cells, channels in self._flow_steps()
+        )
 
     @property
     def flow_parameters(self) -> int:
         """Number of weights of the flow."""
-        channels, total = self.channels, 0
+        return sum(_network_weights(channels, self.flow.hidden) + 2 * channels**2 for _, channels in self._flow_steps())
+
+    def _flow_steps(self) -> Iterator[tuple[int, int]]:
+        """Yield the cells and the channels of each step of the flow."""
+        cells, channels = self.height * self.width, self.channels
         for _ in range(self.flow.levels):
-            channels *= 4
-            total += self.flow.steps * (_network_weights(channels, self.flow.hidden) + 2 * channels**2)
+            cells, channels = cells // 4, channels * 4
+            yield from [(cells, channels)] * self.flow.steps
             channels //= 2
-        return total
 
 
 def _network_weights(channels: int, hidden: int) -> int:
@@ -137,7 +138,7 @@ class Stage:
 
 
 def check_translate(field: str, translate: int, size: DatasetSize) -> None:
-    """Raise RecipeError where images would be moved by their whole side or more, so that nothing of them is left."""
+    """Raise RecipeError if images would be moved by their whole side or more."""
     side = min(size.height, size.width)
     if translate and translate >= side:
         raise RecipeError(
@@ -169,18 +170,17 @@ class Node:
         """How to call it to a user."""
         return f"{self.stage.name} {self.name}"
 
+    def ancestry(self) -> Iterator["Node | Artifact"]:
+        """Go through the node and all that it is made from, directly or not."""
+        yield self
+        for source in self.inputs.values():
+            if isinstance(source, Node):
+                yield from source.ancestry()
+            else:
+                yield source
+
 
 def upto(nodes: Sequence[Node], stage: str) -> list[Node]:
     """Return the nodes of one stage and all that they need, in order."""
-    wanted: set[int] = set()
-
-    def want(node: Node) -> None:
-        wanted.add(id(node))
-        for source in node.inputs.values():
-            if isinstance(source, Node):
-                want(source)
-
-    for node in nodes:
-        if node.stage.name == stage:
-            want(node)
+    wanted = {id(source) for node in nodes if node.stage.name == stage for source in node.ancestry()}
     return [node for node in nodes if id(node) in wanted]

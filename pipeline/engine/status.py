@@ -8,12 +8,11 @@ from msgspec.structs import replace
 
 from lsmix.data.artifact import InputRecord, Manifest
 from lsmix.data.errors import CorruptError, format_duration
-from lsmix.pipeline.engine.estimates import estimate, estimate_seconds
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
-from lsmix.pipeline.workspace.local import Workspace
 from lsmix.pipeline.workspace.locks import Owner, working_owners
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["NodeStatus", "recipe_status"]
 
@@ -36,39 +35,41 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     seconds_left: float | None = None
 
 
-def recipe_status(nodes: Sequence[Node], workspace: Workspace) -> list[NodeStatus]:
-    """Return the state of every node, in order. Reads manifests and records only."""
+def recipe_status(nodes: Sequence[Node], workspace: Workspace, *, force: str = "") -> list[NodeStatus]:
+    """Return the state of every node, in order, if a stage is to be made again by force. Reads manifests and records only."""
     resolver = Resolver(workspace)
-    return [_node_status(node, resolver) for node in nodes]
+    found = [_node_status(node, resolver) for node in nodes]
+    made = {"cached", "damaged"}
+    return [
+        replace(node, state="to-run", why="--force") if node.stage == force and node.state in made else node
+        for node in found
+    ]
 
 
 def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     workspace = resolver.workspace
+    status = NodeStatus(stage=node.stage.name, name=node.name)
     try:
-        cost = estimate(node, resolver)
-        status = NodeStatus(
-            stage=node.stage.name,
-            name=node.name,
-            bytes=cost.bytes if cost else None,
-            seconds=estimate_seconds(node, cost, workspace),
-        )
         records = resolver.records(node)
-        if records is None:
-            return replace(status, state="waits", why=_waits_for(node, resolver))
-        key = resolver.key(node) or ""
-        artifact = workspace.find(node.stage.name, key)
+        artifact = resolver.artifact(node)
+        if artifact:
+            return replace(
+                status,
+                state="cached",
+                cache_key=artifact.manifest.cache_key,
+                folder=artifact.location,
+                why="up to date",
+                bytes=sum(file.bytes for file in artifact.manifest.files),
+                seconds=artifact.manifest.seconds,
+            )
+        cost = resolver.cost(node)
     except CorruptError as error:
-        return NodeStatus(stage=node.stage.name, name=node.name, state="damaged", why=str(error))
-    if artifact:
-        return replace(
-            status,
-            state="cached",
-            cache_key=key,
-            folder=artifact.location,
-            why="up to date",
-            bytes=sum(file.bytes for file in artifact.manifest.files),
-            seconds=artifact.manifest.seconds,
-        )
+        return replace(status, why=str(error))
+    if cost:
+        status = replace(status, bytes=cost.bytes, seconds=resolver.seconds(node.stage.name, cost))
+    key = resolver.key(node)
+    if records is None or key is None:
+        return replace(status, state="waits", why=_waits_for(node, resolver))
     folder = workspace.folder(node.stage.name, node.name, key)
     status = replace(status, cache_key=key, folder=str(folder))
     url = workspace.url_of(folder)
@@ -127,12 +128,12 @@ def _differences(
         found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
     before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
     found += _field_differences(before, dict(fields), "")
-    roots = {record.role: record.content_digest for record in manifest.inputs}
+    digests = {record.role: record.content_digest for record in manifest.inputs}
     for record in records:
-        old = roots.get(record.role)
+        old = digests.get(record.role)
         if old != record.content_digest:
             found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
-    found += [f"input {role} is gone" for role in roots.keys() - {record.role for record in records}]
+    found += [f"input {role} is gone" for role in digests.keys() - {record.role for record in records}]
     return found
 
 

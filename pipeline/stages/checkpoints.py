@@ -1,6 +1,6 @@
 """Checkpoints of a training: its tensors and its log, in one safetensors file that is replaced atomically."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,8 +26,8 @@ def save_checkpoint(path: Path, tensors: dict[str, "torch.Tensor"], log: Sequenc
     write_atomic(path, save(whole, metadata={_LOG: msgspec.json.encode(log).decode()}))
 
 
-def load_checkpoint(path: Path, line: type[_Line]) -> tuple[dict[str, "torch.Tensor"], list[_Line]] | None:
-    """Return the tensors, on the CPU, and the log, a list of ``line``; None if there is no checkpoint.
+def load_checkpoint(path: Path, line: type[_Line], load: Callable[[dict[str, "torch.Tensor"]], None]) -> list[_Line]:
+    """Give the tensors, on the CPU, to ``load``, and return the log, a list of ``line``; [] if there is no checkpoint.
 
     Raises:
         CorruptError: the file is damaged.
@@ -35,10 +35,12 @@ def load_checkpoint(path: Path, line: type[_Line]) -> tuple[dict[str, "torch.Ten
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
-        return None
+        return []
     try:
         with safe_open(path, framework="pt") as file:
             log = msgspec.json.decode(file.metadata()[_LOG], type=list[line])  # type: ignore[valid-type]  # known at runtime
-            return {name: file.get_tensor(name) for name in file.keys()}, log  # noqa: SIM118 - no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
     except (SafetensorError, OSError, *DECODE_ERRORS, KeyError, TypeError) as error:
         raise CorruptError(f"checkpoint {str(path)!r} is damaged: {error}. Remove it to start again.") from error
+    load(tensors)
+    return log

@@ -17,9 +17,8 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError
 from lsmix.data.latents import create_latents, latent_store, write_latent_shard
 from lsmix.data.pool_spec import EncodeConfig
-from lsmix.data.table import Table
-from lsmix.pipeline.engine.device import prepare_device
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.data.table import Table, table_in
+from lsmix.pipeline.engine.device import device_memory, prepare_device
 from lsmix.pipeline.engine.sharding import make_shards
 from lsmix.pipeline.engine.shards import Advance, ShardJob
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows
@@ -95,7 +94,7 @@ class EncodeProcessor:
     def store(self, shard: int, computed: dict[str, npt.NDArray[Any]]) -> tuple[dict[str, str], dict[str, Any]]:
         """Write a shard of latents."""
         exact = computed.pop("exact", None)
-        counts: dict[str, Any] = {"images": len(computed["z"]), "log_prob_sum": float(computed["log_prob"].sum())}
+        counts = {"images": len(computed["z"]), "bits_sum": float(computed["bits_per_dim"].sum(dtype=np.float64))}
         if exact is not None:
             counts["exact_round_trips"] = int(exact.sum())
         return write_latent_shard(self._folder, shard, computed), counts
@@ -107,15 +106,11 @@ class EncodeProcessor:
 
 def _run(task: StageTask) -> StageResult:
     """Encode all shards, add up their counts, and warn of images that do not decode to the same bytes."""
-    from lsmix.glow.checkpoint import load_flow
-
     store = _create(task)
     counts, digests = make_shards(task, store, _PROCESSOR)
     rows = store.rows
-    flow = load_flow(task.inputs["flow"])
-    log_prob = counts.pop("log_prob_sum") / rows
-    counts["bits_per_dim"] = float(flow.bits_per_dim(np.array([log_prob]))[0])
-    counts["image_shape"] = list(open_dataset(task.inputs["dataset"]).image_shape)
+    counts["bits_per_dim"] = counts.pop("bits_sum") / rows
+    counts["image_shape"] = table_in(store.folder)[1]["image_shape"]
     if counts.get("exact_round_trips", rows) < rows:
         task.progress.warning(
             f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "

@@ -26,7 +26,7 @@ from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["build_graph"]
 
@@ -34,13 +34,9 @@ __all__ = ["build_graph"]
 def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
     """Return all nodes of a recipe, inputs before what is made from them.
 
-    Args:
-        recipe: checked.
-        workspace: where a flow that is named by name or key is stored.
-
     Raises:
-        MissingError: the recipe names a flow that is not there.
-        LsmixError: it names one by a URL, and it cannot be fetched.
+        MissingError: there is no such flow as the recipe names, be it in the workspace.
+        LsmixError: the recipe names a flow by a URL, and it cannot be fetched.
     """
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
     nodes = [dataset]

@@ -16,6 +16,7 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.errors import RecipeError
 from lsmix.data.pool_spec import LOCATION_FIELDS, Provenance
 from lsmix.data.progress import Progress
+from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
 from lsmix.data.readers.registry import expand_home, read_source
 from lsmix.pipeline.config.results import DATASET_FILE
@@ -25,10 +26,10 @@ from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, S
 if TYPE_CHECKING:
     from lsmix.data.dataset import DataSet
 
-__all__ = ["INGEST", "dataset_counts", "fetch_source", "provenance_of"]
+__all__ = ["INGEST", "SPLIT_WORDS", "dataset_counts", "fetch_source", "provenance_of"]
 
 
-_SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
+SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
 _JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
 
 
@@ -42,6 +43,10 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
     # Imported here since it takes a while, which a run without a download should not pay.
     from lsmix.data.readers.published.download import download
 
+    if is_hub(config.path):
+        progress.info(f"fetching {config.path}")
+        hub_folder(config.path, fetch=True)
+        return
     if not config.download or not config.path:
         raise RecipeError(
             f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
@@ -76,7 +81,7 @@ def run(task: StageTask) -> StageResult:
     images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
     counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
     if report := published.report:
-        words = ", ".join(f"{split[name]:,} {word}" for name, word in _SPLIT_WORDS.items())
+        words = ", ".join(f"{split[name]:,} {word}" for name, word in SPLIT_WORDS.items())
         task.progress.info(f"{task.label}: {words} images in {counts['classes']:,} classes")
         for line in report.lines(chosen=sum(split.values())):
             task.progress.info(f"  {line}")

@@ -18,7 +18,6 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import (
-    POOL_FORMAT,
     POOL_NAME,
     STATUSES,
     PoolAttributes,
@@ -36,10 +35,9 @@ from lsmix.data.pool_spec import (
     in_latent_space,
     read_provenance,
 )
-from lsmix.data.table import Table
+from lsmix.data.table import Table, table_in
 from lsmix.pipeline.config.schema import PoolRecipe
-from lsmix.pipeline.engine.device import prepare_device
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory, prepare_device
 from lsmix.pipeline.engine.sharding import make_shards
 from lsmix.pipeline.engine.shards import Advance, ShardJob
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows
@@ -98,47 +96,32 @@ class MixProcessor:
 
 def _run(task: StageTask) -> StageResult:
     """Make all shards, write the plan of the pool, and the README and the notices that describe it."""
-    store = _create(task)
-    counts, digests = make_shards(task, store, _PROCESSOR)
-    copies = task.config.copies_made
+    from lsmix.pipeline.views.dataset_card.licence import read_licence
+    from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
+
     base = _describe(task)
+    store = _create_store(task, base)
+    counts, digests = make_shards(task, store, _PROCESSOR)
     write_atomic(task.folder / PLAN_NAME, base.spec.to_json())
-    counts |= {"copies": copies, "images_per_copy": store.rows // copies}
+    counts |= {"copies": task.config.copies_made, "images_per_copy": store.rows // task.config.copies_made}
     if counts["decode_failed"]:
         task.progress.warning(
             f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
             f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
         )
-    _write_readme(task, base)
+    attributes = msgspec.convert(table_in(store.folder)[1], PoolAttributes)
+    described = PoolDescription(task.name, base.spec, attributes, base.image_shape, metadata.version("lsmix"))
+    write_readme(task.folder, described, read_licence(base.spec.origin.licence))
     return StageResult(payload=frozenset({POOL_NAME, PLAN_NAME}), counts=counts, digests=digests)
-
-
-def _write_readme(task: StageTask, base: "_Described") -> None:
-    from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, read_licence
-    from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
-
-    config: PoolConfig = task.config
-    licence = read_licence(base.spec.origin.licence)
-    if not licence.text:
-        task.progress.warning(f"{task.label}: {NO_LICENCE}")
-    attributes = PoolAttributes(
-        format_version=POOL_FORMAT,
-        class_names=list(base.class_names),
-        images_per_copy=base.spec.origin.train_images,
-        copies=config.copies_made,
-        method=config.method,
-        sources=config.sources,
-        corners=config.corner != CORNERS[0],
-    )
-    name = task.label.removeprefix(f"{task.stage} ")
-    described = PoolDescription(name, base.spec, attributes, base.image_shape, metadata.version("lsmix"))
-    write_readme(task.folder, described, licence)
 
 
 def _create(task: StageTask) -> Table:
     """Write the metadata of the pool."""
+    return _create_store(task, _describe(task))
+
+
+def _create_store(task: StageTask, base: "_Described") -> Table:
     config: PoolConfig = task.config
-    base = _describe(task)
     images = base.spec.origin.train_images
     if images < config.sources:
         raise RecipeError(

@@ -19,7 +19,7 @@ from lsmix.pipeline.config.results import (
     write_naturalness,
 )
 from lsmix.pipeline.config.schema import NaturalnessConfig, TrainConfig
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
 if TYPE_CHECKING:

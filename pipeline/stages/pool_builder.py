@@ -26,9 +26,7 @@ __all__ = ["LoadedRows", "PoolBuilder", "RowSource", "StoredLatents"]
 
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _Shapes = tuple[tuple[int, int, int], ...]  # (height, width, channels) of each part of a latent
-_PIXEL_BATCH_BYTES = (
-    1 << 20
-)  # of x₁ that are mixed at a time: MixUp takes some 25 times as much for intermediate results
+_PIXEL_BATCH_BYTES = 1 << 20  # of x₁ that are mixed at a time: MixUp takes some 25 times as much meanwhile
 
 
 class RowSource(Protocol):
@@ -70,13 +68,7 @@ class _Mixed(NamedTuple):
 
 
 class PoolBuilder:
-    """Builds rows of a pool; shards consist of these.
-
-    Args:
-        config: of the pool.
-        source: latents for a method in latent space, else images.
-        flow: decodes mixed latents, on its own device; None for a method in pixel space.
-    """
+    """Builds rows of a pool, from latents and the flow that decodes them, or, for a method in pixel space, from images."""
 
     def __init__(self, config: PoolConfig, source: RowSource, flow: "Flow | None" = None) -> None:
         self._config = config

@@ -21,11 +21,9 @@ class StageCommand:
 
 
 STAGE_COMMANDS: Final[Mapping[str, StageCommand]] = {
-    "ingest": StageCommand(
-        summary="Read the published data set of RECIPE into dataset.h5.", example=" --set data.heldout=500"
-    ),
+    "ingest": StageCommand(summary="Read the data set of RECIPE into dataset.h5.", example=" --set data.heldout=500"),
     "train-glow": StageCommand(
-        summary="Train the flow of RECIPE, and whatever it needs.", example=" --device cuda", section="[flow]"
+        summary="Train the flow of RECIPE, and make what it needs.", example=" --device cuda", section="[flow]"
     ),
     "encode": StageCommand(
         summary="Encode the training images of RECIPE to latents.",

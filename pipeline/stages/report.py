@@ -3,6 +3,9 @@
 Numbers come from manifests and logs; only the pictures and the likelihood of the mixes are computed here.
 """
 
+from importlib.util import find_spec
+
+from lsmix.data.errors import RecipeError
 from lsmix.pipeline.config.schema import ReportConfig
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
 
@@ -33,4 +36,12 @@ def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=_ESTIMATED_BYTES, flops=float(config.bits_images) * size.flow_flops)
 
 
-REPORT = Stage(name="report", version=3, run=run, estimate=_estimate)
+def _check(config: ReportConfig, size: DatasetSize) -> None:
+    """Raise RecipeError before hours of work whose report could not be written."""
+    if find_spec("matplotlib") is None:
+        raise RecipeError(
+            "plots need matplotlib. Run: pip install 'lsmix[report]'; or make all but the report with 'lsmix train'."
+        )
+
+
+REPORT = Stage(name="report", version=3, run=run, estimate=_estimate, check=_check)

@@ -17,7 +17,7 @@ from lsmix.data.errors import DivergedError
 from lsmix.data.progress import stop_point
 from lsmix.pipeline.config.results import METRICS_FILE, PREDICTIONS_FILE, WEIGHTS_FILE, EpochMetrics, Predictions
 from lsmix.pipeline.config.schema import RunConfig, TrainConfig
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 from lsmix.pipeline.stages.train_source import TrainSource
@@ -90,12 +90,7 @@ def _restore(task: StageTask, dataset: DataSet, source: TrainSource) -> tuple["C
         statistics=channel_statistics(dataset.train.images) if by_channel else None,
         mixes=source.mixes,
     )
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT, EpochMetrics)
-    if checkpoint is None:
-        return trainer, []
-    tensors, metrics = checkpoint
-    trainer.load_state_dict(tensors)
-    return trainer, metrics
+    return trainer, load_checkpoint(task.work / _CHECKPOINT, EpochMetrics, trainer.load_state_dict)
 
 
 def _open_source(task: StageTask, dataset: DataSet) -> TrainSource:

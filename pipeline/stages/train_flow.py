@@ -17,7 +17,7 @@ from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_translate
 from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 
@@ -61,12 +61,7 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
             f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
-    checkpoint = load_checkpoint(task.work / _CHECKPOINT, LogLine)
-    if checkpoint is None:
-        return trainer, []
-    tensors, log = checkpoint
-    trainer.load_state_dict(tensors)
-    return trainer, log
+    return trainer, load_checkpoint(task.work / _CHECKPOINT, LogLine, trainer.load_state_dict)
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:

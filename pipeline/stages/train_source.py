@@ -6,7 +6,7 @@ Whatever is combined, an epoch has as many images in as many batches as the trai
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ from lsmix.pipeline.config.results import Seen
 from lsmix.pipeline.config.schema import MixMode, MixSource
 
 if TYPE_CHECKING:
-    from lsmix.data.loaders.batch import BatchSource
+    from lsmix.data.loaders.batch import Batch, SoftBatch
     from lsmix.data.loaders.epoch_loader import EpochLoader
 
 __all__ = ["TrainSource"]
@@ -41,12 +41,12 @@ class TrainSource:
         """The parts that batches are drawn from; in a chain all begin with the first."""
         return self.parts[:1] if self.mode == "chain" else self.parts
 
-    def open(self) -> "BatchSource":
+    def open(self) -> "EpochLoader[Batch | SoftBatch]":
         """Return the batches, one epoch after the other."""
         from lsmix.data.loaders.combined_loader import CombinedLoader
 
         loaders = [self._open_loader(part) for part in self._drawn]
-        return loaders[0] if len(loaders) == 1 else CombinedLoader(loaders, self._choose)
+        return loaders[0] if len(loaders) == 1 else CombinedLoader(loaders, self._weights, seed=self.seed)
 
     def mixes(self, epoch: int, batch: int) -> Sequence[PixelMix]:
         """Return what is mixed on the fly in a batch of an epoch, in this order."""
@@ -75,17 +75,22 @@ class TrainSource:
 
     def _choose(self, epoch: int, batches: int) -> npt.NDArray[np.int64]:
         """Return which of the parts each batch of an epoch comes from."""
-        return _chosen(self.seed, epoch, batches, tuple(part.weight for part in self._drawn))
+        return _chosen(self.seed, epoch, batches, self._weights)
 
-    def _open_loader(self, part: MixSource) -> "EpochLoader":
+    @property
+    def _weights(self) -> tuple[float, ...]:
+        return tuple(part.weight for part in self._drawn)
+
+    def _open_loader(self, part: MixSource) -> "EpochLoader[Batch | SoftBatch]":
         from lsmix.data.loaders.array_loader import ArrayLoader
         from lsmix.data.loaders.pool_loader import PoolLoader
 
+        options: dict[str, Any] = {"seed": self.seed, "rank": 0, "world_size": 1}
         if not part.pool:
-            return ArrayLoader(self.train.images, self.train.labels, self.batch_size, seed=self.seed)
+            return ArrayLoader(self.train.images, self.train.labels, self.batch_size, **options)
         pool = open_pool(self.pools[part.pool])
         labels: Literal["pair", "soft"] = "pair" if pool.sources == 2 else "soft"
-        return PoolLoader(pool, self.batch_size, seed=self.seed, copies="cycle", labels=labels)
+        return PoolLoader(pool, self.batch_size, copies="cycle", labels=labels, **options)
 
 
 @lru_cache(maxsize=4)  # asked for every batch of an epoch

@@ -30,7 +30,7 @@ from lsmix.pipeline.engine.runner import bring_up_to_date
 from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
 
@@ -64,15 +64,9 @@ def find_base(
     scratch: Path,
     progress: Progress,
 ) -> PoolInputs:
-    """Return what a pool was made from, as given or found beside the pool in its workspace.
+    """Return what a pool was made from, as the user named it, else as found beside the pool in its workspace.
 
-    Args:
-        pool: the pool's folder.
-        plan: of the pool.
-        data: published files, "digits", or a data set that ingest made, or its URL; None looks in the workspace.
-        flow: folder or URL of a flow; None looks in the workspace.
-        scratch: folder for a workspace in which published files are ingested.
-        progress: progress reporter of that.
+    Published files are ingested into a workspace at ``scratch``.
 
     Raises:
         RecipeError: what was given is not what the pool was made from.

@@ -9,7 +9,7 @@ import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
 from lsmix.data.atomic import fsync_folder
@@ -27,8 +27,7 @@ from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
 from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
-from lsmix.pipeline.workspace.local import Workspace
-from lsmix.pipeline.workspace.remote import open_workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["RebuildResult", "rebuild"]
 
@@ -68,13 +67,6 @@ class RebuildResult:
             "images": self.manifest.counts.get("images"),
             "comparison": self.comparison.to_dict() if self.comparison else None,
         }
-
-
-class _Original(NamedTuple):
-    """What is at hand of the pool that the plan belongs to."""
-
-    manifest: Manifest | None
-    pool: Artifact | None  # if its images are available too
 
 
 def rebuild(
@@ -117,19 +109,21 @@ def rebuild(
     begun = time.monotonic()
     progress = progress or NullProgress()
     target = local_target(out, "a rebuilt pool") if out is not None else None
-    file = _open_plan(plan)
-    content = parse_spec(file.content, file.where)
-    original = _original(file, compare)
-    _check_version(content, file.where, original)
+    text, where, beside = _open_plan(plan)
+    content = parse_spec(text, where)
+    original = beside if compare is None else open_artifact(compare)
+    if original:
+        _check_original(original, text, where if compare is None else "")
+    _check_version(content, where, original)
     check_pool(content.pool)
     expected, opened = _expected(expect, original), _flow_of(content, flow)
-    place = open_workspace(_scratch(target) if target else workspace)
+    place = Workspace(_scratch(target) if target else workspace)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     with graceful_signals(), executor:
         dataset = provide_dataset(data, content.origin, place, progress)
-        nodes = _nodes(content, dataset, opened, original.manifest.name if original.manifest else _NAME)
+        nodes = _nodes(content, dataset, opened, original.manifest.name if original else _NAME)
         made = _run(nodes, content, place, executor, progress, device)
-    if original.pool and _is_same(made.artifact, original.pool):
+    if original and _resolved(made.artifact) == _resolved(original):
         raise RecipeError(
             f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
             "Give '--out', or another '--workspace'."
@@ -142,8 +136,8 @@ def rebuild(
     if expected and made.manifest.content_digest.startswith(expected):
         expected = made.manifest.content_digest  # of which the beginning was given
     comparison = None
-    if original.pool and (compare is not None or made.manifest.content_digest != expected):
-        comparison = compare_pools(open_pool(folder), open_pool(original.pool.location))
+    if original and _has_images(original) and (compare is not None or made.manifest.content_digest != expected):
+        comparison = compare_pools(open_pool(folder), open_pool(original.location))
     result = RebuildResult(
         folder=folder,
         manifest=made.manifest,
@@ -156,16 +150,11 @@ def rebuild(
     return result
 
 
-class _PlanFile(NamedTuple):
-    """A plan.json, and the artifact that it is in."""
+def _open_plan(place: Path | str) -> tuple[bytes, str, Artifact | None]:
+    """Return the content and the location of a plan, and the artifact that it is in, if there is a manifest beside it.
 
-    content: bytes
-    where: str
-    artifact: Artifact | None  # None if there is no manifest beside it
-
-
-def _open_plan(place: Path | str) -> _PlanFile:
-    """Return the plan of the pool in a folder or at a URL, or the plan.json at a path or a URL."""
+    ``place`` is the folder or the URL of a pool, or a plan.json.
+    """
     path = local_folder(place)
     if path is not None:
         home = path if path.is_dir() else path.parent
@@ -174,7 +163,7 @@ def _open_plan(place: Path | str) -> _PlanFile:
             raise MissingError(f"no plan at {str(file)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
         beside = Artifact(folder=home, manifest=read_manifest(home)) if (home / MANIFEST_NAME).is_file() else None
         with file.open("rb") as stream:
-            return _PlanFile(stream.read(MOST_SPEC_BYTES + 1), str(file), beside)
+            return stream.read(MOST_SPEC_BYTES + 1), str(file), beside
     url, name = trim_location(str(place)), PLAN_NAME
     if url.endswith(".json"):
         url, _, name = url.rpartition("/")
@@ -182,22 +171,33 @@ def _open_plan(place: Path | str) -> _PlanFile:
         artifact = open_artifact(url)
     except MissingError:
         remote = open_remote(url)
-        content = remote.read(name, MOST_SPEC_BYTES)
-        return _PlanFile(content, f"{remote.url}/{name}", None)
+        return remote.read(name, MOST_SPEC_BYTES), f"{remote.url}/{name}", None
     with artifact.open(name) as stream:
-        return _PlanFile(stream.read(MOST_SPEC_BYTES + 1), artifact.where(name), artifact)
+        return stream.read(MOST_SPEC_BYTES + 1), artifact.where(name), artifact
 
 
-def _is_same(made: Artifact, original: Artifact) -> bool:
-    if made.is_local and original.is_local:
-        return made.folder.resolve() == original.folder.resolve()
-    return made.location == original.location
+def _resolved(artifact: Artifact) -> str:
+    return str(artifact.folder.resolve()) if artifact.is_local else artifact.location
 
 
-def _check_version(spec: PoolSpec, plan: str, original: _Original) -> None:
+def _has_images(original: Artifact) -> bool:
+    """Return whether a pool has more than its plan and its manifest."""
+    return not original.is_local or (original.folder / POOL_NAME).is_dir()
+
+
+def _check_original(pool: Artifact, plan: bytes, where: str) -> None:
+    """Check that the original is a pool, and, if ``where`` names a plan that is in it, that the plan is listed."""
+    if pool.manifest.stage != MIX.name:
+        raise RecipeError(f"{pool.location!r} is no pool but the result of stage {pool.manifest.stage!r}. Name a pool.")
+    listed = pool.records.get(PLAN_NAME)
+    if where and not (listed and listed.sha256 == hashlib.sha256(plan).hexdigest()):
+        raise CorruptError(f"{where!r} is not the plan of its pool: its sha256 is not the one in {MANIFEST_NAME}.")
+
+
+def _check_version(spec: PoolSpec, plan: str, original: Artifact | None) -> None:
     """Raise FormatError unless this lsmix mixes as the one that made the pool."""
     if spec.stage_version != MIX.version:
-        versions = original.manifest.environment.get("versions") if original.manifest else None
+        versions = original.manifest.environment.get("versions") if original else None
         made_with = f" (lsmix {versions.get('lsmix')})" if isinstance(versions, dict) else ""
         age = "a newer" if spec.stage_version > MIX.version else "the older"
         raise FormatError(
@@ -206,30 +206,11 @@ def _check_version(spec: PoolSpec, plan: str, original: _Original) -> None:
         )
 
 
-def _original(plan: _PlanFile, compare: Path | str | None) -> _Original:
-    """Return what is available of the original: what was named, else the artifact that holds the plan."""
-    pool = plan.artifact if compare is None else open_artifact(compare)
-    if pool is None:
-        return _Original(None, None)
-    manifest = pool.manifest
-    if manifest.stage != MIX.name:
-        raise RecipeError(f"{pool.location!r} is no pool but the result of stage {manifest.stage!r}. Name a pool.")
-    has_images = (pool.folder / POOL_NAME).is_dir() if pool.is_local else True
-    planned = pool.records.get(PLAN_NAME)
-    if not planned or planned.sha256 != hashlib.sha256(plan.content).hexdigest():
-        if compare is None:
-            raise CorruptError(
-                f"{plan.where!r} is not the plan of its pool: its sha256 is not the one in {MANIFEST_NAME}."
-            )
-        return _Original(manifest if planned else None, pool if has_images else None)
-    return _Original(manifest, pool if has_images else None)
-
-
-def _expected(expect: str, original: _Original) -> str:
+def _expected(expect: str, original: Artifact | None) -> str:
     """Return the content digest that must come out, or ""."""
     expect = expect.strip().lower().removesuffix("…")
     if not expect:
-        return original.manifest.content_digest if original.manifest else ""
+        return original.manifest.content_digest if original and PLAN_NAME in original.records else ""
     if not 12 <= len(expect) <= 64 or set(expect) - set("0123456789abcdef"):
         raise RecipeError(f"{expect!r} is no content digest: expected 64 hex digits, or 12 or more to begin with.")
     return expect
@@ -286,21 +267,19 @@ def _scratch(out: Path) -> Path:
     return scratch
 
 
-def _check_result(result: RebuildResult, plan: PoolSpec, original: _Original) -> None:
+def _check_result(result: RebuildResult, plan: PoolSpec, original: Artifact | None) -> None:
     """Raise CorruptError if the new pool is known to differ from the original."""
     if result.equal and result.comparison is None:
         return
-    source = original.manifest or (open_pool(original.pool).manifest if original.pool else None)
-    before = source.environment if source else {}
+    before = original.manifest.environment if original else {}
     exact = not plan.latent or same_kind_of_device(result.manifest.environment, before)
-    if result.comparison and original.pool:
+    if original and result.comparison:
         if not result.comparison.within(0 if exact else 1):
             raise CorruptError(
-                f"{str(result.folder)!r} is not the original {original.pool.location!r}, although made on "
+                f"{str(result.folder)!r} is not the original {original.location!r}, although made on "
                 f"{'the same' if exact else 'another'} kind of device: {result.comparison.text()}."
             )
-        return
-    if result.expected:
+    elif result.expected:
         why = "" if exact or not before else " It was made on another kind of device, so pixels may differ by 1."
         raise CorruptError(
             f"{str(result.folder)!r} is not the original: its content digest is {result.content_digest[:12]}…, expected "

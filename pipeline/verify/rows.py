@@ -4,6 +4,7 @@ Checksums find what changed in transfer; this finds what was wrong or forged bef
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, NoReturn
 
 import msgspec
@@ -11,18 +12,22 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import CorruptError
+from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, RowRng
 from lsmix.data.pool import STATUSES, Pool
 from lsmix.data.pool_spec import CORNERS, PLAN_NAME, PoolConfig, PoolSpec
+from lsmix.data.rng import generator
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
-from lsmix.pipeline.verify.shares import planned_shares
 
-__all__ = ["PoolChecks", "check_rows", "plan_of_pool"]
+__all__ = ["PoolChecks", "check_rows", "plan_of_pool", "planned_shares"]
 
 _ROWS = 1 << 16  # at a time, so that memory does not grow with the pool
+_BYTES = 1 << 20  # of stand-ins for images or latents that are mixed at a time
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _Array = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
+_Floats = npt.NDArray[np.float64]
+_Shares = npt.NDArray[np.float32]
 _Rows = dict[str, _Array]  # (n,) each, by name; "source_more[0]" is the first column of source_more
 
 
@@ -54,13 +59,9 @@ def plan_of_pool(pool: Pool) -> PoolSpec | str:
 
 
 def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
-    """Check every row of a pool.
+    """Check every row of a pool against the result of ``plan_of_pool``, and its labels against the base set's if given.
 
-    Args:
-        pool: a pool whose files fit their checksums.
-        plan: the result of ``plan_of_pool``.
-        base_labels: the class of each training image, int64 (N,), if the base set is available.
-        base: what messages call the base set.
+    ``base_labels`` is the class of each training image, int64 (N,); ``base`` is what messages call the base set.
 
     Raises:
         CorruptError: a row cannot be what the plan says; the message names the row, the column and the value.
@@ -250,3 +251,63 @@ class _RowChecker:
         if bad.any():
             at = int(bad.argmax())
             _refuse(self._pool, f"in row {rows[at]} {name} is {values[at]}, but {why(at)}")
+
+
+def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floats, row_rng: RowRng) -> _Shares | str:
+    """Return the share of each source but the first, (n, sources − 1), or why it cannot be known without the images.
+
+    ``lam`` is as planned, (n, sources − 1), and ``row_rng`` the generator of each row.
+    """
+    method, registry = plan.pool.method, LATENT_METHODS if plan.latent else PIXEL_METHODS
+    if method not in registry:
+        return f"the method {method!r} is not installed; install its package"
+    shape = image_shape if plan.dim is None else (plan.dim,)
+    formula = registry.entry(method).share
+    if formula:  # thousands of times faster than running the method
+        sizes = shape[:2]
+        return _of_all_sources(lam, lambda rates: formula(rates, sizes).astype(np.float32))
+
+    def of_zeros(rates: _Floats) -> _Shares:
+        return _run_method(method, rates, row_rng, lambda size: np.zeros((size, *shape)))
+
+    if method in registry.builtin():
+        return _of_all_sources(lam, of_zeros)
+    noise = generator(1, "verify", "dummies")
+
+    def of_noise(rates: _Floats) -> _Shares:
+        return _run_method(method, rates, row_rng, lambda size: noise.integers(0, 256, (size, *shape)))
+
+    try:
+        shares, others = _of_all_sources(lam, of_zeros), _of_all_sources(lam, of_noise)
+    except Exception as error:  # noqa: BLE001 - another package's code may raise anything at stand-ins for images
+        return f"the method {method!r} fails at stand-ins for images ({error})"
+    if (shares == others).all():
+        return shares
+    return f"the method {method!r} of another package looks at the images; --deep mixes some"
+
+
+def _of_all_sources(lam: _Floats, of_rates: Callable[[_Floats], _Shares]) -> _Shares:
+    taken = np.zeros((len(lam), lam.shape[1] + 1), np.float32)  # of the first sources together, as methods count
+    for place in range(lam.shape[1]):
+        taken[:, place + 1] = of_rates(np.minimum(lam[:, : place + 1].sum(axis=1), 1.0))
+    return np.diff(taken, axis=1)
+
+
+def _run_method(method: str, rates: _Floats, row_rng: RowRng, make: Callable[[int], _Array]) -> _Shares:
+    """Return the shares that a method gives when it mixes stand-ins, (n, D) or (n, H, W, C), made by ``make``."""
+    from lsmix.classifiers.pixel_mixing import mix_images
+    from lsmix.glow.latent_mixing import mix_latents
+
+    step = max(1, _BYTES // (4 * make(1).size))
+    shares = [np.empty(0, np.float32)]
+    for start in range(0, len(rates), step):
+        part = rates[start : start + step]
+        first, second = make(len(part)), make(len(part))
+        rng = partial(lambda start, row: row_rng(start + row), start)
+        if first.ndim == 2:
+            z1, z2 = first.astype(np.float32), second.astype(np.float32)
+            shares.append(mix_latents(method, z1, z2, part, draws=rng)[1])
+        else:
+            x1, x2 = first.astype(np.uint8), second.astype(np.uint8)
+            shares.append(mix_images(method, x1, x2, part, draws=rng)[1])
+    return np.concatenate(shares)

@@ -24,7 +24,7 @@ from lsmix.data.store import open_artifact
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 

@@ -14,7 +14,7 @@ from lsmix.data.readers.source_images import SourceReport
 from lsmix.data.sharing.transfer import folder_name
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.results import SHEET_FILE
-from lsmix.pipeline.workspace.local import pool_inputs
+from lsmix.pipeline.workspace.workspace import pool_inputs
 
 if TYPE_CHECKING:
     from PIL import Image

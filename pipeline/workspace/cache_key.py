@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -38,8 +38,8 @@ def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, 
 
 def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
     """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
-    roots = sorted([record.role, record.content_digest] for record in inputs)
-    return hashlib.sha256(canonical_json([stage, version, fields, roots])).hexdigest()[:KEY_DIGITS]
+    digests = sorted([record.role, record.content_digest] for record in inputs)
+    return hashlib.sha256(canonical_json([stage, version, fields, digests])).hexdigest()[:KEY_DIGITS]
 
 
 def is_key(text: str) -> bool:
@@ -47,73 +47,65 @@ def is_key(text: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", text) is not None
 
 
-_is_sha256 = re.compile("[0-9a-f]{64}").fullmatch
+_Known = dict[str, tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], int, int, int]]
 
 
 class SourceDigests:
     """Checksums of source files, taken once and remembered by path, size, time of change and inode.
 
     Args:
-        memory: the JSON file to remember them in; a damaged one is forgotten, since it only saves time.
+        memory: the JSON file to remember them in; a damaged one is ignored, since it only saves time.
     """
 
     def __init__(self, memory: Path) -> None:
         self._memory = memory
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
-        if memory.is_file():
-            try:
-                self._known = msgspec.json.decode(memory.read_bytes(), type=dict[str, list[Any]])
-            except DECODE_ERRORS:
-                self._known = {}
+        self._known: _Known = {}
+        with contextlib.suppress(OSError, *DECODE_ERRORS):
+            self._known = msgspec.json.decode(memory.read_bytes(), type=_Known)
 
     def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
-        """Return one digest over the names (relative to ``content_digest``) and contents of ``files``.
+        """Return one digest over the names (relative to ``root``) and contents of ``files``.
 
         With ``remember`` unset nothing is written, for commands that only look.
 
         Raises:
-            MissingError: a file is not there.
+            MissingError: there is no such file.
             SourceError: a file is a folder, or its name is no text.
         """
-        self._changed = False
         folders: dict[str, tuple[str, str]] = {}  # relative and real path of each, taken once, since that is slow
-        lines = []
+        lines, changed = [], {}
         for file in files:
             folder, slash, name = os.fspath(file).rpartition("/")
             if folder not in folders:
                 relative = os.path.relpath(folder + slash or ".", root)
                 folders[folder] = ("" if relative == "." else f"{relative}/", f"{os.path.realpath(folder + slash)}/")
-            relative, real = (before + name for before in folders[folder])
+            before, real = folders[folder]
+            real += name
             try:
-                real.encode()
-            except UnicodeEncodeError as error:
-                raise SourceError(
-                    f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it."
-                ) from error
-            lines.append([relative, self._file_digest(file, real)])
-        if remember and self._changed:
-            # It only saves time, and nothing is lost on a disk that cannot be written.
+                facts = os.stat(real)  # noqa: PTH116  # of tens of thousands of files, Path would take most of the time
+            except FileNotFoundError as error:
+                raise MissingError(f"no file {str(file)!r}: it is part of the source. Check 'data.path'.") from error
+            stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            known = self._known.get(real)
+            if known is None or known[1:] != stamp:
+                known = changed[real] = self._known[real] = (_file_digest(file, real), *stamp)
+            lines.append([before + name, known[0]])
+        if remember and changed:
+            # It only saves time, so that it cannot be written is no error.
             with contextlib.suppress(OSError):
                 write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
-    def _file_digest(self, file: Path, name: str) -> str:
-        try:
-            facts = os.stat(name)  # noqa: PTH116  # of tens of thousands of files, Path would take most of the time
-        except FileNotFoundError as error:
-            raise MissingError(f"no file {str(file)!r}: it is part of the source. Check 'data.path'.") from error
-        stamp = [facts.st_size, facts.st_mtime_ns, facts.st_ino]
-        remembered = self._known.get(name)
-        if remembered and remembered[1:] == stamp and _is_sha256(str(remembered[0])):
-            return str(remembered[0])
-        check_file(file)
-        try:
-            digest = sha256_file(file)
-        except IsADirectoryError as error:
-            raise SourceError(
-                f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
-            ) from error
-        self._known[name] = [digest, *stamp]
-        self._changed = True
-        return digest
+
+def _file_digest(file: Path, real: str) -> str:
+    try:
+        real.encode()
+    except UnicodeEncodeError as error:
+        raise SourceError(f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it.") from error
+    check_file(file)
+    try:
+        return sha256_file(file)
+    except IsADirectoryError as error:
+        raise SourceError(
+            f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
+        ) from error

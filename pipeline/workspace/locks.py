@@ -56,7 +56,7 @@ class LockInfo:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._owner = Owner(user=user, host=socket.gethostname(), process=os.getpid(), since=since)
 
-    def tell(self, **facts: int | float | str | None) -> None:
+    def write(self, **facts: int | float | str | None) -> None:
         """Write the note, with how far the work is."""
         beside = self._path.with_suffix(".new")
         with contextlib.suppress(OSError):
@@ -79,13 +79,9 @@ def work_root(url: str) -> Path:
 
 @contextmanager
 def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False) -> Iterator[LockInfo]:
-    """Hold the lock of the artifact with this key.
+    """Hold the lock of the artifact with this key, which messages call ``label``.
 
-    Args:
-        workspace: folder of the artifacts.
-        key: of the artifact.
-        label: how to call it in a message.
-        shared: whether others may hold it too if they ask for it shared: array jobs, which write the same bytes.
+    Others may hold a shared lock, too, if they ask for it shared: array jobs, which write the same bytes.
 
     Raises:
         LockedError: another run holds it; the message names owner, host, process and since when.
@@ -105,7 +101,7 @@ def artifact_lock(workspace: Path, key: str, label: str, *, shared: bool = False
                     other.unlink(missing_ok=True)
         note = LockInfo(folder / f"{key}.{socket.gethostname()}.{os.getpid()}-{lock.fileno()}.owner.json")
         stack.callback(note.remove)
-        note.tell()
+        note.write()
         yield note
 
 

@@ -27,7 +27,7 @@ from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact
 from lsmix.data.store import open_artifact
 from lsmix.data.web import checked_url
-from lsmix.pipeline.workspace.remote import open_workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
@@ -116,7 +116,7 @@ def test_a_url_of_another_kind_or_form_is_refused_everywhere_in_one_sentence(url
         checked_url,
         open_remote,
         lsmix.open_pool,
-        open_workspace,
+        Workspace,
         lambda url: lsmix.pull(url, tmp_path / "x"),
     ):
         with pytest.raises(RecipeError, match=said):
@@ -222,7 +222,6 @@ ENDLESS = {
         0.02,
         "less than|timed out",
     ),
-    "redirect page": (b"HTTP/1.1 302 Found\r\nLocation: /x\r\n\r\n", b"x" * 100, 0, "without end"),
     "slow body": (OK + b"Content-Length: 1000000\r\n\r\n", b"x", 0.02, "less than|timed out"),
     "silence": (b"", b"", 0, "timed out|less than"),
 }
@@ -240,6 +239,13 @@ def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeyp
         with pytest.raises(DownloadError, match=said):
             place.read("manifest.json", 1 << 30)
         assert len(came) == 2
+
+
+def test_redirects_in_a_circle_are_given_up_and_their_pages_never_read():
+    with scripted_server(b"HTTP/1.1 302 Found\r\nLocation: /x y\r\n\r\n", b"x" * 100) as (url, came):
+        with pytest.raises(DownloadError, match=r"it leads on and on, last to 'http://127.0.0.1:\d+/x%20y'"):
+            open_remote(url).read("manifest.json", 1 << 30)
+        assert len(came) == 6
 
 
 def test_a_byte_an_attempt_is_not_taken_for_progress(monkeypatch, tmp_path):
@@ -421,7 +427,7 @@ def test_an_input_from_a_workspace_at_a_url_whose_bytes_were_swapped_is_fetched_
     with s3_server():
         make_bucket("bucket")
         lsmix.push(there, f"s3://bucket/runs/ingest/{there.name}")
-        workspace = open_workspace("s3://bucket/runs")
+        workspace = Workspace("s3://bucket/runs")
         key = there.name.rpartition("-")[2]
         swap(workspace.find("ingest", key).file("dataset.h5"))
         found = workspace.find("ingest", key)
@@ -438,7 +444,7 @@ def test_a_cache_that_others_may_write_to_is_refused(within, tmp_path, monkeypat
         uses = {
             "copies": lambda: lsmix.verify(f"{web.url}/pool"),
             "files": lambda: lsmix.open_pool(f"{web.url}/pool"),
-            "workspaces": lambda: open_workspace("memory://x"),
+            "workspaces": lambda: Workspace("memory://x"),
         }
         for use in uses.values():
             use()

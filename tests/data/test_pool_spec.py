@@ -64,7 +64,7 @@ def test_rows_are_read_only_if_every_value_is_in_its_range(invented_pool, monkey
         largest = pool.attributes.largest(column)
         values.reshape(len(pool), -1)[7, -1] = largest + 1
         with monkeypatch.context() as patched:
-            patched.setitem(pool.columns._columns, name, values)
+            patched.setitem(pool.columns, name, values)
             with pytest.raises(CorruptError, match=rf"in row 7 {name}(\[1\])? is {largest + 1}"):
                 pool.rows(0, len(pool))
             with pytest.raises(CorruptError, match="in row 7"):

@@ -23,7 +23,6 @@ from lsmix.data.errors import (
     CorruptError,
     DiskSpaceError,
     DownloadError,
-    FormatError,
     LsmixError,
     MissingError,
     RecipeError,
@@ -179,8 +178,6 @@ def test_what_is_missing_wrong_or_unreachable_is_told(web, artifact, tmp_path):
         open_pool(f"{web.url}/pool", cache_bytes=10)
     with pytest.raises(MissingError, match="lsmix pull"):
         _ = open_pool(f"{web.url}/pool").path
-    with pytest.raises(FormatError, match="lsmix pull"):
-        open_pool(f"{web.url}/pool").columns.open_zarr()
 
 
 def test_a_cache_that_cannot_be_is_told(web, tmp_path, monkeypatch):

@@ -200,7 +200,7 @@ def test_a_pull_goes_on_where_it_was_stopped(web, artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=total // 2))
     assert not (tmp_path / "here").exists()
-    assert not (tmp_path / "here.part/manifest.json").exists()
+    assert not (tmp_path / "here.part/content/manifest.json").exists()
     web.sent, web.asked = 0, []
     fetched = pull(f"{web.url}/pool", tmp_path / "here")
     assert 0 < fetched.moved_bytes <= total - total // 2
@@ -249,7 +249,7 @@ def test_a_wrong_beginning_of_a_file_is_thrown_away(web, artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=6000))
     for path in (tmp_path / "here.part").rglob("*"):
-        if path.is_file() and path.stat().st_size and path.name != "lock":
+        if path.is_file():
             path.write_bytes(bytes(path.stat().st_size))
     pull(f"{web.url}/pool", tmp_path / "here")
     assert contents(tmp_path / "here") == contents(artifact)
@@ -366,14 +366,14 @@ def test_links_in_an_unfinished_pull_are_not_followed(web, tmp_path):
     outside.mkdir()
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=1))
-    part = tmp_path / "here.part"
+    part = tmp_path / "here.part/content"
     shutil.rmtree(part / "pool.zarr", ignore_errors=True)
     (part / "pool.zarr").symlink_to(outside)
     pull(f"{web.url}/pool", tmp_path / "here")
     assert not any(outside.iterdir())
     verify(tmp_path / "here")
     shutil.rmtree(tmp_path / "here")
-    part.symlink_to(outside)
+    (tmp_path / "here.part").symlink_to(outside)
     with pytest.raises(RecipeError, match="in the way"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
@@ -381,7 +381,7 @@ def test_links_in_an_unfinished_pull_are_not_followed(web, tmp_path):
 def test_what_an_earlier_pull_of_something_else_left_is_swept_away(web, artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=6000))
-    stray = tmp_path / "here.part/pool.zarr/old/c/0"
+    stray = tmp_path / "here.part/content/pool.zarr/old/c/0"
     stray.parent.mkdir(parents=True)
     stray.write_text("of another artifact")
     pull(f"{web.url}/pool", tmp_path / "here")
@@ -410,8 +410,11 @@ def test_a_damaged_copy_that_is_there_is_named(web, tmp_path):
 
 
 def test_two_pulls_to_one_folder_do_not_meet(web, tmp_path):
-    (tmp_path / "here.part/work").mkdir(parents=True)
-    with locked_file(tmp_path / "here.part/work/lock", wait=False), pytest.raises(LockedError, match="another run"):
+    (tmp_path / "here.part").mkdir()
+    with (
+        locked_file(tmp_path / "here.part/.lsmix-unfinished", wait=False),
+        pytest.raises(LockedError, match="another run"),
+    ):
         pull(f"{web.url}/pool", tmp_path / "here")
     pull(f"{web.url}/pool", tmp_path / "here")
 

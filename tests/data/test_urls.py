@@ -32,8 +32,7 @@ from lsmix.data.progress import NullProgress
 from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import temporary_copy
 from lsmix.data.store import open_artifact
-from lsmix.pipeline.api import plan, pull, push, run, verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, plan, pull, push, run, verify
 from lsmix.pipeline.verify.rebuild import rebuild
 from lsmix.pipeline.views.dataset_card.card import write_card
 

@@ -20,8 +20,7 @@ from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
-from lsmix.pipeline.engine.device import prepare_device
-from lsmix.pipeline.engine.device_memory import free_device_memory
+from lsmix.pipeline.engine.device import free_device_memory, prepare_device
 
 pytestmark = pytest.mark.gpu
 

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from lsmix.pipeline.config.recipe import read_recipe
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "clusters"

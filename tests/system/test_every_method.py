@@ -18,9 +18,8 @@ from lsmix.data.pool import Pool, open_pool
 from lsmix.data.pool_spec import CORNERS
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.latent_order import cell_order
-from lsmix.pipeline.api import run
+from lsmix.pipeline.api import RunResult, run
 from lsmix.pipeline.config.results import read_metrics
-from lsmix.pipeline.run_result import RunResult
 
 RECIPE = (
     METHODS_RECIPE

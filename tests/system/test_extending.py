@@ -156,7 +156,7 @@ USE = """
 import json
 import numpy as np
 import lsmix
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool
 
 assert lsmix.__file__.startswith({tree!r}), lsmix.__file__
 rng = np.random.default_rng(0)

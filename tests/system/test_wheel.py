@@ -112,7 +112,7 @@ def test_the_public_names_come_from_the_wheel(ask, environment):
 
 
 def test_a_recipe_is_planned_from_the_wheel(ask):
-    (name,) = (name for name in ask("lsmix", "init").split() if name == "demo")
+    (name,) = (line.split()[0] for line in ask("lsmix", "init").splitlines() if line.startswith("demo "))
     recipe = ask(
         "python", "-c", f"from lsmix.pipeline.config.recipes import recipe_path; print(recipe_path({name!r}))"
     ).strip()
@@ -125,5 +125,7 @@ def test_the_base_packages_make_a_pool_verify_it_and_train_on_it(ask, tmp_path):
     (pool,) = (tmp_path / "runs" / "mix").glob("lsmix-*")
     assert "all as recorded" in ask("lsmix", "verify", str(pool))
     assert "pip install 'lsmix[report]'" in ask("lsmix", "report", "tiny.toml", code=1)
+    ask("lsmix", "run", "tiny.toml", "--workspace", "other", code=1)
+    assert [path.name for path in (tmp_path / "other").iterdir() if path.name[0] != "."] == ["ingest"]
     (script,) = (ROOT / "examples").glob("plain_pytorch.py")
     ask("python", str(script), str(pool))

@@ -15,18 +15,19 @@ from lsmix.data.readers.images.labels_table import (
     METADATA_NAMES,
     TABLE_ENDINGS,
     read_table,
-    suggested_columns,
+    suggested_fields,
 )
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.images.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_tar, walk
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageError,
     ImageListing,
+    LabelsTableError,
     SourceFormat,
     SourceReport,
 )
+from lsmix.data.readers.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_names, walk
 
 __all__ = ["IMAGE_FOLDER"]
 
@@ -38,15 +39,7 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         return any(_is_image(name) and not _is_hidden(name) for name in walk(path))
-    if not path.name.endswith(TREE_ENDINGS):
-        return False
-    try:
-        if path.suffix != ".zip":
-            return any(map(_is_image, peek_tar(path)))
-        with open_tree(path) as tree:
-            return any(map(_is_image, tree.names()))
-    except SourceError:
-        return False
+    return path.name.endswith(TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
 
 
 def _files(path: Path) -> list[Path]:
@@ -204,11 +197,12 @@ def _check_single_class(
     tables = [name for name in shown if _ending(name) in TABLE_ENDINGS]
     if len({item.label for item in labelled}) > 1 or not tables:
         return
-    table = tables[0]
-    columns = suggested_columns(tree, table, [item.name for item in labelled])
-    raise SourceError(
-        f"{where}: all images are in the one class folder {labelled[0].label!r}, and there is a table {table!r}. If it "
-        f"holds the labels, add to [data]: labels_file = {table!r}{columns}. If not, remove it."
+    fields = suggested_fields(tree, tables[0], [item.name for item in labelled])
+    lines = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+    raise LabelsTableError(
+        f"{where}: all images are in the one class folder {labelled[0].label!r}, and there is a table {tables[0]!r}. If it "
+        f"holds the labels, add to [data]: {lines}. If not, remove it.",
+        fields,
     )
 
 

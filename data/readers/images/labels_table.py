@@ -11,10 +11,10 @@ import msgspec
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled
-from lsmix.data.readers.images.trees import FileTree
 from lsmix.data.readers.source_images import ImageConfig, SourceReport
+from lsmix.data.readers.trees import FileTree
 
-__all__ = ["METADATA_NAMES", "TABLE_ENDINGS", "read_table", "suggested_columns"]
+__all__ = ["METADATA_NAMES", "TABLE_ENDINGS", "read_table", "suggested_fields"]
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's imagefolder
 TABLE_ENDINGS = (".csv", ".tsv", ".jsonl")
@@ -62,16 +62,16 @@ def read_table(
     return labelled
 
 
-def suggested_columns(tree: FileTree, table: str, images: Sequence[str]) -> str:
-    """Return the lines for a recipe that name a table's columns, as far as the columns' contents show them."""
+def suggested_fields(tree: FileTree, table: str, images: Sequence[str]) -> dict[str, str]:
+    """Return the fields of a recipe that name a table and its columns, as far as the columns' contents show them."""
     columns, rows = _parse(tree, table)
     find, known = _Finder(PurePosixPath(table).parent.as_posix(), images), set(images)
     files = [name for name in columns if rows and find(_text(rows[0].get(name))) in known]
     others = [name for name in columns if name not in files[:1]]
     if not files or not others:
-        return ""
+        return {"labels_file": table}
     label = next((name for name in others if name.lower() in ("label", "class", "category", "target")), others[0])
-    return f", file_column = {files[0]!r}, label_column = {label!r}"
+    return {"labels_file": table, "file_column": files[0], "label_column": label}
 
 
 class _Finder:

@@ -11,11 +11,13 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from lsmix.data.errors import SourceError
@@ -27,15 +29,17 @@ from lsmix.data.readers.source_images import (
     ImageError,
     ImageListing,
     PublishedData,
+    SourceSummary,
     Split,
     SplitCheck,
 )
 
-__all__ = ["load_images", "resize_arrays"]
+__all__ = ["load_images", "resize_arrays", "summarise_images"]
 
 _CHUNK_IMAGES = 32  # decoded by one task of a thread
 _CHUNK_BYTES = 1 << 20  # of pixels in it, about
 _MOST_THREADS = 32
+_SAMPLED = 300  # images whose sizes are looked at for a summary
 _NAMED = 20  # unreadable images named in an error
 _SIZES = 5  # sizes named in an error
 _COMMON_SIDES = (64, 32, 16, 8)  # suggested sizes
@@ -65,14 +69,8 @@ def load_images(
         SourceError: images are unreadable and ``config.on_error`` is "stop", or have several sizes.
     """
     if check:
-        splits = dict.fromkeys(entry.split for entry in listing.entries)
-        labels = {
-            name: np.array([row.label for row in listing.entries if row.split == name], np.int64) for name in splits
-        }
-        check(labels, listing.class_names)
-    with tempfile.TemporaryFile(dir=folder) as file, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        check(_labels(listing), listing.class_names)
+    with tempfile.TemporaryFile(dir=folder) as file, _strict_pillow():
         rows = _Rows(file, listing, config)
         progress.start(label, len(listing.entries), "image")
         for entry, decoded in _decode_all(listing, config, rows):
@@ -80,6 +78,36 @@ def load_images(
             progress.advance()
         progress.finish()
         return rows.published()
+
+
+def summarise_images(listing: ImageListing, name: str) -> SourceSummary:
+    """Return what a listing of a format holds, with the sizes of some of its images."""
+    step = -(-len(listing.entries) // _SAMPLED)
+    with _strict_pillow():
+        some = [_decode_entry(listing, entry, ImageConfig(), size_only=True) for entry in listing.entries[::step]]
+    return SourceSummary(
+        format=name,
+        labels=_labels(listing),
+        class_names=listing.class_names,
+        sizes=Counter(found.pixels.shape[:2] for found in some if isinstance(found, Picture)),
+        channels=3,
+        licence=listing.licence,
+        citation=listing.citation,
+        report=listing.report,
+    )
+
+
+def _labels(listing: ImageListing) -> dict[str, npt.NDArray[np.int64]]:
+    splits = dict.fromkeys(entry.split for entry in listing.entries)
+    return {name: np.array([row.label for row in listing.entries if row.split == name], np.int64) for name in splits}
+
+
+@contextmanager
+def _strict_pillow() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        yield
 
 
 def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedData:

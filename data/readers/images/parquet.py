@@ -1,12 +1,15 @@
-"""Hugging Face data sets as Parquet files: a column of image structs, and one of labels with its ``ClassLabel`` names.
+"""Hugging Face data sets as Parquet files, or as the Arrow files of ``save_to_disk``.
 
-Splits follow the files' names, such as ``train-00000-of-00002.parquet``, or their folders; rows keep their order. Needs
-pyarrow (the extra ``parquet``). Row groups are read one after the other, so one file of a thread's is in memory.
+They have a column of image structs, and one of labels with its ``ClassLabel`` names. Splits follow the files' names, such
+as ``train-00000-of-00002.parquet``, or their folders; rows keep their order. Needs pyarrow (the extra ``parquet``). Row groups
+are read one after the other, so one file of a thread's is in memory; Arrow files are memory-mapped.
 """
 
+import itertools
 import re
+import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,14 +18,13 @@ import msgspec
 
 from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.images.trees import part_order, walk
-from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport, most_unpacked
+from lsmix.data.readers.trees import part_order, walk
 
 __all__ = ["PARQUET"]
 
-_ENDING = ".parquet"
-_RATIO = 100  # a file whose columns unpack to more than this many times its size …
-_RATIO_BYTES = 256 << 20  # … and to more than this is a bomb
+_ENDINGS = (".parquet", ".arrow")
+_SPARE_BYTES = 256 << 20  # that the columns of any file may unpack to
 _MOST_GROUP_BYTES = 4 << 30  # of a row group, which is read as a whole
 _GROUPS = 2  # row groups in memory: the one in use, and the next
 
@@ -30,19 +32,19 @@ _GROUPS = 2  # row groups in memory: the one in use, and the next
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    names = (name for name in walk(path) if name.endswith(_ENDING) and not name.startswith(".") and "/." not in name)
+    names = (name for name in walk(path) if name.endswith(_ENDINGS) and not name.startswith(".") and "/." not in name)
     return [path / name for name in sorted(names, key=part_order)]
 
 
 def _recognise(path: Path) -> bool:
-    return path.suffix == _ENDING if path.is_file() else bool(_files(path))
+    return path.suffix in _ENDINGS if path.is_file() else bool(_files(path))
 
 
 @contextmanager
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     files = _files(path)
     if not files:
-        raise SourceError(f"{str(path)!r} holds no Parquet files. Check the path.")
+        raise SourceError(f"{str(path)!r} holds no Parquet or Arrow files. Check the path.")
     base = path if path.is_dir() else path.parent
     tables = {file.relative_to(base).as_posix(): _Table(file, config) for file in files}
     labelled = [item for name, table in tables.items() for item in table.rows(name)]
@@ -65,30 +67,40 @@ class _Table:
 
     def __init__(self, path: Path, config: ImageConfig) -> None:
         try:
+            import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError as error:
-            raise RecipeError("Parquet files need pyarrow. Run: pip install 'lsmix[parquet]'") from error
+            raise RecipeError("Parquet and Arrow files need pyarrow. Run: pip install 'lsmix[parquet]'") from error
         self._path = path
         self._lock = threading.Lock()
         self._groups: dict[int, list[Any]] = {}
+        self._arrow = None
         with self._readable():
-            self._file = pq.ParquetFile(path)
-            metadata = self._file.metadata
-            sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
-            most = max(_RATIO_BYTES, _RATIO * path.stat().st_size)
-            if sum(size.total_byte_size for size in sizes) > most or any(
-                size.total_byte_size > _MOST_GROUP_BYTES for size in sizes
-            ):
-                raise SourceError(f"{str(path)!r} would unpack to far more than its size. Do not use it.")
-            self._starts = [0]
-            for size in sizes:
-                self._starts.append(self._starts[-1] + size.num_rows)
-            self._find_columns(config)
+            if path.suffix == ".arrow":
+                with pa.memory_map(str(path)) as file:
+                    _check_messages(pa.ipc.MessageReader.open_stream(file))
+                self._arrow = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+                self._arrow.validate(full=True)
+                schema = self._arrow.schema
+            else:
+                self._file = pq.ParquetFile(path)
+                self._check_groups(path.stat().st_size)
+                schema = self._file.schema_arrow
+            self._find_columns(schema, config)
 
-    def _find_columns(self, config: ImageConfig) -> None:
+    def _check_groups(self, file_bytes: int) -> None:
+        metadata = self._file.metadata
+        sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        most = most_unpacked(file_bytes, _SPARE_BYTES)
+        if sum(size.total_byte_size for size in sizes) > most or any(
+            size.total_byte_size > _MOST_GROUP_BYTES for size in sizes
+        ):
+            raise SourceError(f"{str(self._path)!r} would unpack to far more than its size. Do not use it.")
+        self._starts = [0, *itertools.accumulate(size.num_rows for size in sizes)]
+
+    def _find_columns(self, schema: Any, config: ImageConfig) -> None:
         import pyarrow as pa
 
-        schema = self._file.schema_arrow
         structs = [
             field.name
             for field in schema
@@ -106,10 +118,11 @@ class _Table:
 
     def rows(self, name: str) -> Iterator[Labelled]:
         """Yield every row with its label."""
-        words = re.split(r"[^a-z]+", name.lower().removesuffix(_ENDING))
+        words = re.split(r"[^a-z]+", name.lower())
         role = next((SPLIT_ROLES[word] for word in words if word in SPLIT_ROLES), "")
         with self._readable():
-            labels = self._file.read(columns=[self._label_column]).column(0).to_pylist()
+            stored = self._file.read(columns=[self._label_column]) if self._arrow is None else self._arrow
+            labels = stored.column(self._label_column).to_pylist()
         for row, label in enumerate(labels):
             if not isinstance(label, str | int):
                 raise SourceError(f"row {row} of {str(self._path)!r} has the label {label!r}. Correct it.")
@@ -117,21 +130,27 @@ class _Table:
 
     def image(self, row: int) -> bytes:
         """Return the content of the image of a row."""
-        group = next(number for number, end in enumerate(self._starts[1:]) if row < end)
         with self._lock, self._readable():
-            if group not in self._groups:
-                while len(self._groups) >= _GROUPS:
-                    del self._groups[min(self._groups)]
-                column = self._file.read_row_group(group, columns=[f"{self._image_column}.bytes"]).column(0)
-                self._groups[group] = (
-                    column.combine_chunks().field("bytes") if column.num_chunks != 1 else column.chunk(0).field("bytes")
-                )
-            content = self._groups[group][row - self._starts[group]].as_py()
+            if self._arrow is not None:
+                content = (self._arrow.column(self._image_column)[row].as_py() or {}).get("bytes")
+            else:
+                content = self._in_group(row)
         if not isinstance(content, bytes):
             raise SourceError(
                 f"row {row} of {str(self._path)!r} holds no image, perhaps only a path. Embed the images."
             )
         return content
+
+    def _in_group(self, row: int) -> Any:
+        group = next(number for number, end in enumerate(self._starts[1:]) if row < end)
+        if group not in self._groups:
+            while len(self._groups) >= _GROUPS:
+                del self._groups[min(self._groups)]
+            column = self._file.read_row_group(group, columns=[f"{self._image_column}.bytes"]).column(0)
+            self._groups[group] = (
+                column.combine_chunks().field("bytes") if column.num_chunks != 1 else column.chunk(0).field("bytes")
+            )
+        return self._groups[group][row - self._starts[group]].as_py()
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -139,12 +158,35 @@ class _Table:
 
         try:
             yield
-        except (pa.ArrowException, OSError, ValueError, KeyError, IndexError) as error:
+        except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as error:
             if isinstance(error, SourceError):
                 raise
             raise SourceError(
-                f"{str(self._path)!r} is damaged or no Parquet file ({error}). Fetch it again."
+                f"{str(self._path)!r} is damaged or no {self._path.suffix[1:]} file ({error}). Fetch it again."
             ) from error
+
+
+def _check_messages(messages: Iterable[Any]) -> None:
+    """Refuse what ``save_to_disk`` does not write: compressed batches, which could unpack to any size, and dictionaries.
+
+    A message's metadata are a FlatBuffer, in which a batch's field 3 says how it is compressed.
+    """
+    for message in messages:
+        data = message.metadata.to_pybytes()
+
+        def at(table: int, field: int, data: bytes = data) -> int:
+            (back,) = struct.unpack_from("<i", data, table)
+            (size,) = struct.unpack_from("<H", data, table - back)
+            (offset,) = struct.unpack_from("<H", data, table - back + 4 + 2 * field) if 4 + 2 * field < size else (0,)
+            return table + offset if offset else 0
+
+        def target(place: int, data: bytes = data) -> int:
+            return place + int(struct.unpack_from("<I", data, place)[0])
+
+        if message.type not in ("schema", "record batch") or (
+            message.type == "record batch" and at(target(at(target(0), 2)), 3)
+        ):
+            raise ValueError("its batches are compressed, or hold dictionaries")
 
 
 def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] | None:
@@ -158,7 +200,7 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] |
 
 PARQUET = SourceFormat(
     name="parquet",
-    looks_for="Parquet files with a column of images and one of labels, as Hugging Face has them",
+    looks_for="Parquet or Arrow files with a column of images and one of labels, as Hugging Face has them",
     recognise=_recognise,
     files=_files,
     images=_images,

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image, ImageColor
 from PIL.TiffImagePlugin import TiffImageFile
 
-from lsmix.data.readers.source_images import ImageConfig, ImageError
+from lsmix.data.readers.source_images import ImageConfig, ImageError, most_unpacked
 
 __all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "resize_pixels"]
 
@@ -31,8 +31,7 @@ _PILLOW_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
 _ANIMATED = frozenset(["AVIF", "GIF", "PNG", "TIFF", "WEBP"])  # an MPO's other frames are no animation
 _COLOUR_MODES = frozenset(["CMYK", "P", "RGB", "YCbCr"])
-_RATIO = 100  # an image of more than this many times its file's size …
-_RATIO_BYTES = 16 << 20  # … and of more than this is a bomb: no photograph shrinks so far
+_SPARE_BYTES = 16 << 20  # that any image may unpack to: no photograph shrinks to a hundredth
 _TILE_TAGS = (322, 323)  # of TIFF: width and height of a tile
 _ORIENTATION_TAG = 0x0112  # of EXIF
 _FIRST_TRANSPOSED = 5  # from this orientation on width and height change places
@@ -103,7 +102,7 @@ def _formats() -> tuple[str, ...]:
 
 def _decode(image: Image.Image, file_bytes: int, config: ImageConfig) -> Picture:
     unpacked = 3 * max(math.prod(image.size), _tile_pixels(image))
-    if unpacked > max(_RATIO_BYTES, _RATIO * file_bytes):
+    if unpacked > most_unpacked(file_bytes, _SPARE_BYTES):
         raise ImageError(
             f"would unpack from {file_bytes} to {unpacked} bytes, as no image of a data set does", "Remove it."
         )

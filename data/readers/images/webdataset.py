@@ -15,8 +15,8 @@ import msgspec
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.images.trees import TarTree, peek_tar
 from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.trees import TarTree, peek_names
 
 __all__ = ["WEBDATASET"]
 
@@ -35,7 +35,7 @@ def _recognise(path: Path) -> bool:
     tars = _tars(path)
     if not tars:
         return False
-    names = peek_tar(tars[0])
+    names = peek_names(tars[0])
     return any(name.endswith(_LABELS) for name in names) and any(
         Path(name).suffix.lower() in IMAGE_ENDINGS for name in names
     )

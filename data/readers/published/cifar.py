@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published: Python or binary batches.
+"""CIFAR-10 and CIFAR-100 as published: Python or binary batches, in their folder, the folder above it, or their tar.gz.
 
 Every batch must be whole; how many images a batch has is free, so that subsets in the same layout are
 read too.
@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.published.cifar_files import CifarFiles
 from lsmix.data.readers.published.unpickler import load_batch
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete
+from lsmix.data.readers.trees import TREE_ENDINGS, open_published, peek_names, published_base
 
 __all__ = ["CIFAR10_BINARY", "CIFAR10_PYTHON", "CIFAR100_BINARY", "CIFAR100_PYTHON"]
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE  # bytes of an image: three planes, row by row
+_MAX_FILE_BYTES = 256 << 20  # the largest published one, train of CIFAR-100, has 156 MB
 _CITATION = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009"
 
 
@@ -27,12 +28,13 @@ _CITATION = "A. Krizhevsky, Learning Multiple Layers of Features from Tiny Image
 class _Layout:
     """One published form, and where labels and class names stand in it."""
 
-    files: CifarFiles
-    data_set: str  # for messages
-    train: tuple[str, ...]  # in published order
-    test: str
+    folder: str  # what the archive unpacks to
+    archive: str  # its published name without ending, so that a damaged one is still known, and said to be damaged
+    files: tuple[str, ...]  # in published order: of training batches, of the test batch, and with class names
     meta: str  # the file with the class names
     classes: int
+    data_set: str = "CIFAR-10"  # for messages
+    telling: int = 1  # so many of the files tell that a folder is of this form: "train" and "test" alone tell little
     # Of Python batches:
     labels_key: str = ""  # of the labels in a batch
     names_key: str = ""  # of the class names in meta
@@ -41,28 +43,51 @@ class _Layout:
     label_at: int = 0  # which of them counts
 
 
+def _recognise(layout: _Layout, path: Path) -> bool:
+    """Tell whether a path looks like this form, whole or not."""
+    if path.is_dir():
+        bases = (path, path / layout.folder)
+        return any(sum((base / name).is_file() for name in layout.files) >= layout.telling for base in bases)
+    if not path.name.endswith(TREE_ENDINGS[1:]):
+        return False
+    names = peek_names(path)
+    if names:
+        return any(name.split("/")[0] == layout.folder for name in names)
+    return layout.folder in path.name or path.name.startswith(layout.archive)
+
+
+def _files(layout: _Layout, path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    base = published_base(path, layout.folder)
+    missing = [name for name in layout.files if not (base / name).is_file()]
+    check_complete(base, layout.folder, missing)
+    return [base / name for name in layout.files]
+
+
 def _read(layout: _Layout, path: Path) -> PublishedData:
-    binary = layout.label_bytes > 0
-    parse_batch = _parse_binary_batch if binary else _parse_python_batch
-    batches: dict[str, Split] = {}
-    class_names: tuple[str, ...] = ()
-    for name, label, content in layout.files.contents(path):
-        if name == layout.meta:
-            texts = content.decode("utf-8", "replace").split() if binary else _python_names(layout, label, content)
-            class_names = _check_names(layout, label, texts)
-        elif name in (*layout.train, layout.test):
-            batches[name] = parse_batch(layout, label, content)
-    train = [batches[name] for name in layout.train]
-    return PublishedData(
-        splits={
-            "train": Split(
-                np.concatenate([batch.images for batch in train]), np.concatenate([batch.labels for batch in train])
-            ),
-            "test": batches[layout.test],
-        },
-        class_names=class_names,
-        citation=_CITATION,  # of a licence the authors say nothing
-    )
+    _files(layout, path)
+    with open_published(path, layout.folder) as tree:
+        names = set(tree.names())
+        check_complete(path, layout.folder, [name for name in layout.files if name not in names])
+
+        def parsed(name: str) -> Split:
+            parse_batch = _parse_binary_batch if layout.label_bytes else _parse_python_batch
+            return parse_batch(layout, tree.label(name), tree.read(name, _MAX_FILE_BYTES))
+
+        *train, test = [name for name in layout.files if "meta" not in name and "names" not in name]
+        batches = [parsed(name) for name in train]
+        return PublishedData(
+            splits={
+                "train": Split(
+                    np.concatenate([batch.images for batch in batches]),
+                    np.concatenate([batch.labels for batch in batches]),
+                ),
+                "test": parsed(test),
+            },
+            class_names=_class_names(layout, tree.label(layout.meta), tree.read(layout.meta, _MAX_FILE_BYTES)),
+            citation=_CITATION,  # of a licence the authors say nothing
+        )
 
 
 def _to_split(layout: _Layout, label: str, planes: np.ndarray[Any, np.dtype[np.uint8]], labels: Any) -> Split:
@@ -79,13 +104,16 @@ def _to_split(layout: _Layout, label: str, planes: np.ndarray[Any, np.dtype[np.u
     return Split(np.ascontiguousarray(images), numbers)
 
 
-def _check_names(layout: _Layout, label: str, names: list[str]) -> tuple[str, ...]:
+def _class_names(layout: _Layout, label: str, content: bytes) -> tuple[str, ...]:
+    if layout.label_bytes:
+        names: Any = content.split()
+    else:
+        names = _entry(layout, label, load_batch(content, name=label), layout.names_key)
+        if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
+            raise SourceError(f"{label}: {layout.names_key!r} must be a list of names. Fetch it again.")
     if len(names) != layout.classes:
         raise SourceError(f"{label} names {len(names)} classes, expected {layout.classes}. Fetch it again.")
-    return tuple(names)
-
-
-# Python batches.
+    return tuple(name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names)
 
 
 def _entry(layout: _Layout, label: str, batch: Mapping[str | bytes, Any], key: str) -> Any:
@@ -100,10 +128,10 @@ def _entry(layout: _Layout, label: str, batch: Mapping[str | bytes, Any], key: s
 def _parse_python_batch(layout: _Layout, label: str, content: bytes) -> Split:
     batch = load_batch(content, name=label)
     planes, labels = _entry(layout, label, batch, "data"), _entry(layout, label, batch, layout.labels_key)
-    if not isinstance(planes, np.ndarray) or planes.dtype != np.uint8 or planes.shape[1:] != (_PIXELS,):
-        got = f"{planes.dtype} of shape {planes.shape}" if isinstance(planes, np.ndarray) else type(planes).__name__
+    if not isinstance(planes, np.ndarray) or planes.shape[1:] != (_PIXELS,):
+        got = f"shape {planes.shape}" if isinstance(planes, np.ndarray) else type(planes).__name__
         raise SourceError(
-            f"{label}: 'data' must be uint8 of shape (n, {_PIXELS}); got {got}. Is it a batch of {layout.data_set}?"
+            f"{label}: 'data' must be an array of shape (n, {_PIXELS}); got {got}. Is it a batch of {layout.data_set}?"
         )
     if not isinstance(labels, list) or not all(type(one) is int and 0 <= one < 256 for one in labels):
         raise SourceError(
@@ -112,16 +140,6 @@ def _parse_python_batch(layout: _Layout, label: str, content: bytes) -> Split:
     if len(labels) != len(planes):
         raise SourceError(f"{label} is not whole: {len(planes)} images, {len(labels)} labels. Fetch it again.")
     return _to_split(layout, label, planes, labels)
-
-
-def _python_names(layout: _Layout, label: str, content: bytes) -> list[str]:
-    names = _entry(layout, label, load_batch(content, name=label), layout.names_key)
-    if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise SourceError(f"{label}: {layout.names_key!r} must be a list of names. Fetch it again.")
-    return [name if isinstance(name, str) else name.decode("utf-8", "replace") for name in names]
-
-
-# Binary batches.
 
 
 def _parse_binary_batch(layout: _Layout, label: str, content: bytes) -> Split:
@@ -137,31 +155,24 @@ def _parse_binary_batch(layout: _Layout, label: str, content: bytes) -> Split:
     return _to_split(layout, label, records[:, layout.label_bytes :], records[:, layout.label_at])
 
 
-# The published forms.
-
-
-def _format(name: str, layout: _Layout, variants: Mapping[str, _Layout] | None = None) -> SourceFormat:
-    folder = layout.files.folder
-
+def _format(name: str, layout: _Layout, coarse: _Layout | None = None) -> SourceFormat:
     return SourceFormat(
         name=name,
-        looks_for=f"{layout.train[0]!r} … {layout.meta!r} in the folder or in its {folder!r}, or their tar.gz",
-        recognise=layout.files.recognise,
-        files=layout.files.files,
+        looks_for=f"{layout.files[0]!r} … {layout.meta!r} in the folder or in its {layout.folder!r}, or their tar.gz",
+        recognise=lambda path: _recognise(layout, path),
+        files=lambda path: _files(layout, path),
         read=lambda path: _read(layout, path),
-        variants={word: _format(name, other) for word, other in (variants or {}).items()},
+        variants={"coarse": _format(name, coarse)} if coarse else {},
     )
 
 
-_BATCHES = tuple(f"data_batch_{k}" for k in range(1, 6))
-_BINARY_BATCHES = tuple(f"{batch}.bin" for batch in _BATCHES)
+_BATCHES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
 CIFAR10_PYTHON = _format(
     "cifar10-python",
     _Layout(
-        files=CifarFiles("cifar-10-batches-py", "cifar-10-python", (*_BATCHES, "test_batch", "batches.meta")),
-        data_set="CIFAR-10",
-        train=_BATCHES,
-        test="test_batch",
+        folder="cifar-10-batches-py",
+        archive="cifar-10-python",
+        files=(*_BATCHES, "batches.meta"),
         meta="batches.meta",
         classes=10,
         labels_key="labels",
@@ -171,43 +182,41 @@ CIFAR10_PYTHON = _format(
 CIFAR10_BINARY = _format(
     "cifar10-binary",
     _Layout(
-        files=CifarFiles(
-            "cifar-10-batches-bin", "cifar-10-binary", (*_BINARY_BATCHES, "test_batch.bin", "batches.meta.txt")
-        ),
-        data_set="CIFAR-10",
-        train=_BINARY_BATCHES,
-        test="test_batch.bin",
+        folder="cifar-10-batches-bin",
+        archive="cifar-10-binary",
+        files=(*(f"{batch}.bin" for batch in _BATCHES), "batches.meta.txt"),
         meta="batches.meta.txt",
         classes=10,
         label_bytes=1,
     ),
 )
 _FINE_PYTHON = _Layout(
-    files=CifarFiles("cifar-100-python", "cifar-100-python", ("train", "test", "meta"), telling=2),
-    data_set="CIFAR-100",
-    train=("train",),
-    test="test",
+    folder="cifar-100-python",
+    archive="cifar-100-python",
+    files=("train", "test", "meta"),
     meta="meta",
     classes=100,
+    data_set="CIFAR-100",
+    telling=2,
     labels_key="fine_labels",
     names_key="fine_label_names",
 )
-_COARSE_PYTHON = replace(_FINE_PYTHON, classes=20, labels_key="coarse_labels", names_key="coarse_label_names")
-CIFAR100_PYTHON = _format("cifar100-python", _FINE_PYTHON, {"coarse": _COARSE_PYTHON})
+CIFAR100_PYTHON = _format(
+    "cifar100-python",
+    _FINE_PYTHON,
+    replace(_FINE_PYTHON, classes=20, labels_key="coarse_labels", names_key="coarse_label_names"),
+)
 _FINE_BINARY = _Layout(
-    files=CifarFiles(
-        "cifar-100-binary",
-        "cifar-100-binary",
-        ("train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"),
-        telling=2,
-    ),
-    data_set="CIFAR-100",
-    train=("train.bin",),
-    test="test.bin",
+    folder="cifar-100-binary",
+    archive="cifar-100-binary",
+    files=("train.bin", "test.bin", "fine_label_names.txt", "coarse_label_names.txt"),
     meta="fine_label_names.txt",
     classes=100,
+    data_set="CIFAR-100",
+    telling=2,
     label_bytes=2,
     label_at=1,  # the coarse label stands first
 )
-_COARSE_BINARY = replace(_FINE_BINARY, meta="coarse_label_names.txt", classes=20, label_at=0)
-CIFAR100_BINARY = _format("cifar100-binary", _FINE_BINARY, {"coarse": _COARSE_BINARY})
+CIFAR100_BINARY = _format(
+    "cifar100-binary", _FINE_BINARY, replace(_FINE_BINARY, meta="coarse_label_names.txt", classes=20, label_at=0)
+)

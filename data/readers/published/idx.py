@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_file
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, check_file
 
 __all__ = ["IDX"]
 
@@ -30,10 +30,7 @@ def _find(path: Path, split: str, kind: str) -> Path | None:
 def _files(path: Path) -> list[Path]:
     found = {(split, kind): _find(path, split, kind) for split in _PREFIXES for kind in _KINDS}
     missing = [f"{_PREFIXES[split]}-{_KINDS[kind][0]}" for (split, kind), file in found.items() if file is None]
-    if missing:
-        raise SourceError(
-            f"{str(path)!r} is not a whole MNIST: {', '.join(missing)} missing. Fetch the data set again."
-        )
+    check_complete(path, "MNIST", missing)
     return [file for file in found.values() if file]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.published.mat5 import list_arrays
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split
+from lsmix.data.readers.published.mat5 import read_arrays
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete
 
 __all__ = ["SVHN"]
 
@@ -27,9 +27,8 @@ def _files(path: Path, names: tuple[str, ...]) -> list[Path]:
     if not path.is_dir():
         raise SourceError(f"{str(path)!r} is no folder; SVHN is a folder with {_TRAIN!r} and {_TEST!r}. Give that.")
     missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        less = "Fetch it, or say extra = false." if missing == [_EXTRA] else "Fetch the data set again."
-        raise SourceError(f"{str(path)!r} is not a whole SVHN: {', '.join(map(repr, missing))} missing. {less}")
+    less = "Fetch it, or say extra = false." if missing == [_EXTRA] else "Fetch the data set again."
+    check_complete(path, "SVHN", missing, less)
     return [path / name for name in names]
 
 
@@ -49,13 +48,9 @@ def _read(path: Path, names: tuple[str, ...]) -> PublishedData:
 
 
 def _read_file(file: Path) -> Split:
-    name = repr(str(file))
-    listed = list_arrays(file)
-    found = {array.name: array for array in listed}
-    if len(found) < len(listed) or not {"X", "y"} <= set(found):
-        raise SourceError(
-            f"{name} must hold numbers 'X' and 'y' once each; it holds {[array.name for array in listed][:20]}. Is it SVHN?"
-        )
+    name, found = repr(str(file)), read_arrays(file)
+    if not {"X", "y"} <= set(found):
+        raise SourceError(f"{name} must hold numbers 'X' and 'y'; it holds {list(found)[:20]}. Is it SVHN?")
     pixels, digits = found["X"], found["y"]
     if pixels.dtype != np.uint8 or len(pixels.shape) != 4 or pixels.shape[:3] != _SHAPE or not pixels.shape[3]:
         raise SourceError(
@@ -66,8 +61,8 @@ def _read_file(file: Path) -> Split:
         raise SourceError(
             f"{name}: 'y' must have the shape ({count}, 1), one an image; got {digits.shape}. Is it SVHN?"
         )
-    labels = _to_labels(name, digits.read().ravel())
-    return Split(np.ascontiguousarray(pixels.read().transpose(3, 0, 1, 2)), labels)
+    labels = _to_labels(name, digits.ravel())
+    return Split(np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)), labels)
 
 
 def _to_labels(name: str, digits: npt.NDArray[Any]) -> npt.NDArray[np.int64]:

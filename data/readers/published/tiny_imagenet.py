@@ -5,18 +5,22 @@ The labelled ``val/`` is the test split; ``test/`` has no labels and is never re
 WNID behind it where two would be called the same. Grey images become RGB.
 """
 
-import zipfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.trees import FileTree, Subtree, open_tree
-from lsmix.data.readers.source_images import ImageConfig, ImageEntry, ImageListing, SourceFormat, SourceReport
-from lsmix.data.readers.zip_members import ZIP_ERRORS
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageEntry,
+    ImageListing,
+    SourceFormat,
+    SourceReport,
+    check_complete,
+)
+from lsmix.data.readers.trees import FileTree, open_published, peek_names, published_base
 
 __all__ = ["TINY_IMAGENET"]
 
@@ -27,60 +31,37 @@ _MAX_TEXT_BYTES = 16 << 20  # words.txt, the largest, has 2.6 MB
 _MAX_IMAGE_BYTES = 1 << 20  # of a file; a JPEG of 64×64 pixels has some 2 kB
 
 
-@dataclass(frozen=True, slots=True)
-class _Listed:
-    """What there is to read: (name, label) of every image, in published order."""
-
-    class_names: tuple[str, ...]
-    train: list[tuple[str, int]]
-    test: list[tuple[str, int]]
-
-
-def _base(path: Path) -> Path:
-    return path / _FOLDER if (path / _FOLDER).is_dir() else path
-
-
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        base = _base(path)
+        base = published_base(path, _FOLDER)
         return (base / _WNIDS).is_file() and next(base.glob("train/*/images"), None) is not None
-    if path.suffix != ".zip":
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return f"{_FOLDER}/{_WNIDS}" in archive.NameToInfo
-    except ZIP_ERRORS:
-        return path.name.startswith("tiny-imagenet")  # so that a damaged one is said to be damaged
+    # A damaged one is known by its name, and then said to be damaged.
+    return path.suffix == ".zip" and (
+        f"{_FOLDER}/{_WNIDS}" in peek_names(path) or path.name.startswith("tiny-imagenet")
+    )
 
 
 def _files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    with _open(path) as tree:
-        listed = _list(tree, repr(str(path)))
-    return [_base(path) / name for name in (*_TEXTS, *(name for name, _ in (*listed.train, *listed.test)))]
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[FileTree]:
-    with open_tree(_base(path)) as tree:
-        yield Subtree(tree, _FOLDER) if path.is_file() else tree
+    with open_published(path, _FOLDER) as tree:
+        names = [entry.name for entry in _list(tree, path)[1]]
+    return [published_base(path, _FOLDER) / name for name in (*_TEXTS, *names)]
 
 
 @contextmanager
 def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
-    with _open(path) as tree:
-        listed = _list(tree, repr(str(path)))
-        used = {name for name, _ in (*listed.train, *listed.test)}
+    with open_published(path, _FOLDER) as tree:
+        class_names, entries = _list(tree, path)
+        used = {entry.name for entry in entries}
         files = [name for name in tree.names() if not name.endswith("/")]
         report = SourceReport(found=len(files))
         for name in files:
             if name not in used:
                 report.leave_out("without a label" if _is_image(name) else "not an image", name)
-        splits = (("train", listed.train), ("test", listed.test))
         yield ImageListing(
-            entries=[ImageEntry(split, label, name) for split, rows in splits for name, label in rows],
-            class_names=listed.class_names,
+            entries=entries,
+            class_names=class_names,
             read=lambda name: tree.read(name, _MAX_IMAGE_BYTES),
             label=tree.label,
             report=report,
@@ -93,25 +74,22 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 # Which images there are, and of which class.
 
 
-def _list(tree: FileTree, where: str) -> _Listed:
+def _list(tree: FileTree, path: Path) -> tuple[tuple[str, ...], list[ImageEntry]]:
+    """Return the class names, and the images in published order."""
     names = tree.names()
     there = set(names)
-    missing = [name for name in _TEXTS if name not in there]
-    if missing:
-        raise SourceError(
-            f"{where} is not a whole {_FOLDER}: {', '.join(map(repr, missing))} missing. Fetch the data set again."
-        )
+    check_complete(path, _FOLDER, [name for name in _TEXTS if name not in there])
     by_class = _images_by_class(names)
     wnids = _lines(tree, _WNIDS)
     strange = sorted(set(by_class) - set(wnids))
     if strange or not by_class:
         raise SourceError(
-            f"{where}: train/ has {f'the classes {strange[:10]}, which' if strange else 'no images of any class that'} "
+            f"{str(path)!r}: train/ has {f'the classes {strange[:10]}, which' if strange else 'no images of any class that'} "
             f"{_WNIDS} names{' not' if strange else ''}. Fetch the data set again."
         )
     order = [wnid for wnid in dict.fromkeys(wnids) if wnid in by_class]
-    train = [(name, label) for label, wnid in enumerate(order) for name in sorted(by_class[wnid])]
-    return _Listed(_class_names(tree, order), train, _list_val(tree, order, there))
+    train = [ImageEntry("train", label, name) for label, wnid in enumerate(order) for name in sorted(by_class[wnid])]
+    return _class_names(tree, order), train + _list_val(tree, order, there)
 
 
 def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
@@ -123,7 +101,7 @@ def _images_by_class(names: Sequence[str]) -> dict[str, list[str]]:
     return by_class
 
 
-def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[tuple[str, int]]:
+def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[ImageEntry]:
     """Return the images of val/ in the order in which its annotations name them."""
     labels = {wnid: label for label, wnid in enumerate(order)}
     listed: dict[str, int] = {}
@@ -141,7 +119,7 @@ def _list_val(tree: FileTree, order: Sequence[str], there: set[str]) -> list[tup
     )
     if strange:
         raise SourceError(f"{tree.label(strange[0])} has no class in {_ANNOTATIONS}. Fetch the data set again.")
-    return list(listed.items())
+    return [ImageEntry("test", label, name) for name, label in listed.items()]
 
 
 def _class_names(tree: FileTree, order: Sequence[str]) -> tuple[str, ...]:

@@ -16,9 +16,8 @@ from lsmix.data.artifact import (
     record_files,
     write_manifest,
 )
-from lsmix.data.atomic import write_atomic
+from lsmix.data.atomic import atomic_folder, write_atomic
 from lsmix.data.errors import FormatError
-from lsmix.data.exports.atomic_folder import folder_beside
 from lsmix.data.exports.format import ExportFormat
 from lsmix.data.pool import Pool, open_pool
 from lsmix.data.sharing.descriptions import description_records
@@ -74,7 +73,7 @@ def write_card(
             f"{artifact.location!r} holds an artifact of the stage {manifest.stage!r}; only pools have a card."
         )
     opened = open_pool(artifact)
-    with folder_beside(target) as card:
+    with atomic_folder(target) as card:
         named = write_card_files(
             card,
             opened,
@@ -112,6 +111,7 @@ def write_card_files(
     files: list[FileRecord],
     *,
     form: ExportFormat | None = None,
+    encoding: str = "",
     licence: str | None = None,
     creator: str = "",
 ) -> Licence:
@@ -122,6 +122,7 @@ def write_card_files(
         pool: the pool.
         files: what the card describes: files of the pool, or of its export.
         form: the format of the export; None for the pool itself.
+        encoding: of the export's images.
         licence: of the images, an SPDX identifier or in words; None takes the base set's.
         creator: who made the pool; "" if unknown.
     """
@@ -133,7 +134,7 @@ def write_card_files(
     if statistics.picture:
         write_atomic(folder / PICTURE_FILE, statistics.picture)
     write_samples(pool, folder / SAMPLES_FILE, in_zarr=form is None)
-    write_readme(folder, described, named, card=statistics, form=form)
+    write_readme(folder, described, named, card=statistics, form=form, encoding=encoding)
     described_files = sorted([*files, *description_records(folder, CARD_STAGE)], key=lambda file: file.path)
     content = croissant(described, pool, named, clean(creator), described_files, in_zarr=form is None)
     write_atomic(folder / CROISSANT_FILE, content)

@@ -109,12 +109,15 @@ def _licence(licence: Licence) -> str | dict[str, str]:
 
 def _provenance(described: PoolDescription, licence: Licence) -> dict[str, Any]:
     spec, origin = described.spec, described.spec.origin
+    title = f" {origin.config['title']}" if origin.config.get("title") else ""
     base: dict[str, Any] = {
         "@id": content_uri(origin.content_digest),
         "@type": "prov:Entity",
-        "prov:label": f"The base set, {origin.train_images} training images",
+        "prov:label": clean(f"The base set{title}, {origin.train_images} training images"),
         "sc:license": licence.url or licence.text or "unknown",
     }
+    if origin.config.get("url"):
+        base["sc:url"] = clean(str(origin.config["url"]))
     if origin.citation:
         base["sc:citation"] = clean(origin.citation)
     sources = [base]

@@ -14,7 +14,7 @@ from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import Pool, PoolAttributes
 from lsmix.data.pool_spec import PLAN_NAME, PoolSpec
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
-from lsmix.pipeline.views.dataset_card.markup import render
+from lsmix.pipeline.views.dataset_card.markup import Markup, render, yaml_text
 
 if TYPE_CHECKING:
     from lsmix.data.exports.format import ExportFormat
@@ -24,6 +24,7 @@ __all__ = ["README_FILE", "PoolDescription", "write_readme"]
 
 README_FILE: Final = "README.md"
 _CLASSES_SHOWN: Final = 20
+_FACTS: Final = {"row": "int64", "class_a": "string", "class_b": "string"}  # see ``ExportJob.samples``
 _LONG: Final = 400  # letters of a setting that are shown
 _SIZES: Final = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B", "1B<n<10B")
 
@@ -89,6 +90,7 @@ def write_readme(
     *,
     card: "CardStatistics | None" = None,
     form: "ExportFormat | None" = None,
+    encoding: str = "",
 ) -> None:
     """Write README.md, with front matter as the Hugging Face Hub reads it, and LICENSES/ into a folder.
 
@@ -98,8 +100,10 @@ def write_readme(
         licence: of the base images.
         card: statistics and a picture; None leaves them out.
         form: the format of an export; None for a pool.
+        encoding: of the export's images.
     """
     attributes, spec = described.attributes, described.spec
+    base = _short(spec.origin.config.get("title") or "")
     readme = render(
         "card.md.j2",
         card=card,
@@ -109,6 +113,7 @@ def write_readme(
         columns=attributes.columns(),
         copies=attributes.copies,
         description=described.text,
+        features=_hub_features(described, form.hub_row, encoding) if form and form.hub_row else [],
         form=form,
         image_shape=described.image_shape,
         images=described.images,
@@ -121,12 +126,39 @@ def write_readme(
         settings=_settings(described),
         size_category=_SIZES[min(max(len(str(described.images)) - 3, 0), len(_SIZES) - 1)],
         sources=attributes.sources,
-        title=f"{described.name}: {attributes.method} mixes of {spec.origin.train_images:,} images",
+        title=f"{described.name}: {attributes.method} mixes of {spec.origin.train_images:,} images{base and f' of {base}'}",
     )
-    values: dict[str, Any] = {"name": described.name, "origin": spec.origin, "no_licence": NO_LICENCE}
+    values: dict[str, Any] = {"name": described.name, "origin": spec.origin}
     write_atomic(folder / README_FILE, readme)
     write_atomic(folder / "LICENSES" / "images.txt", render("images.txt.j2", licence=licence, **values))
     write_atomic(folder / "LICENSES" / "lsmix.txt", render("lsmix.txt.j2"))
+
+
+def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[Markup]:
+    """Return the lines of YAML that say what the columns of an export are, as Hugging Face ``datasets`` reads them."""
+    attributes = described.attributes
+    names, pad = attributes.class_names, "    " if rows == "sample" else "  "
+    labels = [f"{pad}    class_label:", f"{pad}      names:"]
+    labels += [f'{pad}        "{number}": {yaml_text(name)}' for number, name in enumerate(names)]
+    if rows == "sample":
+        lines = [f"  - name: {encoding}", "    dtype: image", "  - name: json", "    struct:"]
+    else:
+        sizes = [f"        - {size}" for size in described.image_shape]
+        lines = ["  - name: image", "    dtype:", "      array3_d:", "        dtype: uint8", "        shape:", *sizes]
+    for column in attributes.columns():
+        if column.row != "image":
+            kind = "list" if column.row == "more" else "dtype"
+            lines.append(f"{pad}- name: {column.name}")
+            # datasets refuses names that stand for two classes.
+            if column.kind == "label" and len(set(names)) == len(names):
+                lines += [f"{pad}  {kind}:", *labels]
+            else:
+                lines.append(f"{pad}  {kind}: {column.dtype}")
+    if rows == "sample":
+        for name, kind in _FACTS.items():
+            lines += [f"{pad}- name: {name}", f"{pad}  dtype: {kind}"]
+        lines += ["  - name: __key__", "    dtype: string", "  - name: __url__", "    dtype: string"]
+    return [Markup(line) for line in lines]
 
 
 def _settings(described: PoolDescription) -> list[tuple[str, Any]]:

@@ -11,7 +11,7 @@ from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
 from lsmix.data.pool_spec import PoolSpec
 from lsmix.pipeline.views.images import GRID_TITLES, image_grid, in_rows, png_bytes, sample_grid
 from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["CardStatistics", "SourcePart", "card_statistics"]
 

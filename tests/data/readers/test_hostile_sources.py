@@ -86,7 +86,7 @@ def test_a_pickle_with_code_in_it_runs_nothing(way, tmp_path, ingest):
     (folder / "data_batch_2").write_bytes(gadgets(tmp_path / "ran")[way])
     result = ingest(folder, "cifar10-python")
     assert_refused(result, 1, "data_batch_2")
-    assert "code" in result.err or "only plain numbers" in result.err
+    assert "code" in result.err or "only uint8" in result.err
     assert not (tmp_path / "ran").exists()
 
 
@@ -138,9 +138,9 @@ BATCH = "cifar-10-batches-py/data_batch_2"
 @pytest.mark.parametrize(
     ("odd", "words"),
     [
-        (tar_member("../outside/evil"), "'data_batch_2' missing"),
-        (tar_member("cifar-10-batches-py/../../outside/evil"), "'data_batch_2' missing"),
-        (tar_member("/tmp/data_batch_2"), "'data_batch_2' missing"),
+        (tar_member("../outside/evil"), "a name that leads out"),
+        (tar_member("cifar-10-batches-py/../../outside/evil"), "a name that leads out"),
+        (tar_member("/tmp/data_batch_2"), "a name that leads out"),
         (tar_member(BATCH, tarfile.SYMTYPE, "../../outside/canary"), "no plain file"),
         (tar_member(BATCH, tarfile.LNKTYPE, "../../outside/canary"), "no plain file"),
         (tar_member(BATCH, tarfile.CHRTYPE), "no plain file"),
@@ -173,7 +173,7 @@ def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ing
     content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(300))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content + packer.flush())
     result = ingest(tmp_path / "cifar-10-python.tar.gz", "cifar10-python", memory=True)
-    assert_refused(result, 1, "unpacks to more than", "CIFAR does not")
+    assert_refused(result, 1, "unpacks to more than", "no data set does")
 
 
 def zip_with(path: Path, odd: zipfile.ZipInfo, content: bytes = b"x") -> Path:
@@ -333,5 +333,5 @@ def test_a_mat_file_that_claims_the_world_is_refused(tmp_path, ingest):
     for name in ("train_32x32.mat", "test_32x32.mat"):
         (tmp_path / "svhn" / name).write_bytes(good)
     assert_refused(
-        ingest(tmp_path / "svhn", "svhn", memory=True), 1, "'X'", "is damaged: shape (32, 32, 3, 2147483647)"
+        ingest(tmp_path / "svhn", "svhn", memory=True), 1, "'X' of shape (32, 32, 3, 2147483647) does not fit its"
     )

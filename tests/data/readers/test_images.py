@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.registry import SourceConfig, read_source
 from lsmix.data.readers.source_images import PublishedData
 
@@ -394,7 +395,7 @@ def test_the_order_of_a_class_label_is_kept_and_its_splits(tmp_path):
     assert data.class_names == ("fox", "unused", "cat", "dog")
     assert data.splits["test"].labels.tolist() == [2, 2, 2, 3, 3, 3, 0, 0, 0]
     shard.write_bytes(shard.read_bytes()[:-9])
-    with pytest.raises(SourceError, match="is damaged or no Parquet file"):
+    with pytest.raises(SourceError, match="is damaged or no parquet file"):
         read(path)
 
 
@@ -409,6 +410,53 @@ def test_the_export_of_a_huggingface_data_set_is_read(tmp_path):
     assert data.class_names == ("b", "a")
     assert data.splits["train"].labels.tolist() == [0, 1, 0] * 3
     np.testing.assert_array_equal(data.splits["train"].images[4], np.asarray(images[4]))
+
+
+def test_a_huggingface_data_set_that_was_saved_to_disk_is_read(tmp_path):
+    import datasets
+    import pyarrow as pa
+
+    images = [Image.open(io.BytesIO(content)) for content in tree().values()]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["b", "a"])})
+    made = datasets.Dataset.from_dict({"image": images, "label": [0, 1, 0] * 3}, features=features)
+    datasets.DatasetDict({"train": made, "test": made.select([4, 1])}).save_to_disk(tmp_path / "set")
+    data = read(tmp_path / "set")
+    assert used(data) == {"train": 9, "test": 2, "classes": 2}
+    assert data.class_names == ("b", "a")
+    assert data.splits["test"].labels.tolist() == [1, 1]
+    np.testing.assert_array_equal(data.splits["test"].images[0], np.asarray(images[4]))
+    (shard,) = tmp_path.glob("set/train/*.arrow")
+    content = shard.read_bytes()
+    for damaged in (content[: len(content) // 2], content[:40] + b"\xff" * 8 + content[48:], b""):
+        shard.write_bytes(damaged)
+        with pytest.raises(SourceError, match="is damaged or no arrow file"):
+            read(tmp_path / "set")
+    table = pa.ipc.open_stream(content).read_all()
+    with pa.ipc.new_stream(str(shard), table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as stream:
+        stream.write_table(table)
+    with pytest.raises(SourceError, match="its batches are compressed"):
+        read(tmp_path / "set")
+
+
+def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache(tmp_path, command, monkeypatch):
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    def snapshot_download(name, *, repo_type, revision, local_files_only):
+        assert (name, repo_type, revision) == ("owner/cats", "dataset", "v1")
+        if local_files_only and not (tmp_path / "cache").exists():
+            raise LocalEntryNotFoundError("no")
+        return str(tmp_path / "cache" if local_files_only else as_parquet(tree(), tmp_path / "cache"))
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    (tmp_path / "my.toml").write_text('name = "x"\n[data]\npath = "hf://datasets/owner/cats@v1"\ntest = 3\n')
+    options = (tmp_path / "my.toml", "--workspace", tmp_path / "runs")
+    assert "was not fetched yet. Run: lsmix ingest my.toml --download" in command("ingest", *options).err
+    assert command("ingest", *options, "--download").code == 0
+    assert command("ingest", *options).code == 0
+    assert "expected hf://datasets/OWNER/NAME" in command("ingest", *options, "--set", "data.path=hf://owner/x").err
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(RecipeError, match=r"pip install 'lsmix\[hf\]'"):
+        read("hf://datasets/owner/cats")
 
 
 def test_a_tsv_is_read_where_it_is_named(tmp_path):
@@ -461,7 +509,22 @@ def test_a_tar_of_images_with_odd_members_is_refused(tmp_path, kind, name):
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(SourceError, match="a link, a device or a file with holes"):
+    with pytest.raises(SourceError, match=r"a link or device|a name that leads out"):
+        read(path, format="image-folder")
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_tar_with_long_names_is_read_whole_and_a_damaged_header_is_no_end(tmp_path, form):
+    path, name = tmp_path / "set.tar", f"ä{'b' * 150}/{'c' * 90}.png"
+    content = put(tmp_path / "one.png").read_bytes()
+    with tarfile.open(path, "w", format=form) as archive:
+        for folder in (name, f"z/{name}", "a/1.png", "b/1.png"):
+            info = tarfile.TarInfo(folder)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    assert read(path).class_names == ("a", "b", "z", name.partition("/")[0])
+    path.write_bytes(path.read_bytes().replace(b"b/1.png", b"B/1.png"))
+    with pytest.raises(SourceError, match="is damaged, cut short or no tar"):
         read(path, format="image-folder")
 
 

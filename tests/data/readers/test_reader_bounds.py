@@ -132,11 +132,11 @@ def test_a_long_name_of_gigabytes_in_a_tar_gz_is_not_read(kind, tmp_path):
     assert "is damaged" in read_alone(path, "cifar10-python")
 
 
-def test_pax_headers_that_take_minutes_to_parse_are_passed_over(tmp_path):
+def test_pax_headers_that_take_minutes_to_parse_are_refused(tmp_path):
     good = TARGETS["cifar-tar"].seeds()[0]
     header = tar_header(tarfile.XHDTYPE, 200 * 1024) + b"1" * (200 * 1024)
-    (tmp_path / "cifar-10-python.tar").write_bytes(header * 5 + good)
-    assert read_alone(tmp_path / "cifar-10-python.tar", "cifar10-python") == "5 images"
+    (tmp_path / "cifar-10-python.tar").write_bytes(header + good)
+    assert "a name of more than 65536 bytes" in read_alone(tmp_path / "cifar-10-python.tar", "cifar10-python")
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_pax_headers_that_take_minutes_to_parse_are_passed_over(tmp_path):
     [
         (lambda header: tarfile.GNUTYPE_SPARSE.join([header[:156], header[157:]]), "has a size below 0, or holes"),
         (lambda header: header[:124] + b"\xff" * 12 + header[136:], "has a size below 0, or holes"),
-        (lambda header: header * 10_000, "more than 10000 members"),
+        (lambda header: header * 2, "there twice"),
     ],
-    ids=["sparse", "negative size", "members without end"],
+    ids=["sparse", "negative size", "member twice"],
 )
 def test_a_tar_with_a_header_that_cannot_be_walked_is_refused(change, words, tmp_path):
     header = change(tarfile.TarInfo("cifar-10-batches-py/readme.html").tobuf())

@@ -261,7 +261,7 @@ def test_a_header_that_claims_more_than_there_is_takes_no_memory(tmp_path):
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.readers.npz._RATIO_BYTES", 1000)
+    monkeypatch.setattr("lsmix.data.readers.npz._SPARE_BYTES", 1000)
     np.savez_compressed(tmp_path / "data.npz", images=np.zeros((100, 64, 64, 3), np.uint8), labels=np.arange(100))
     with pytest.raises(SourceError, match="more than 100 times"):
         read(tmp_path / "data.npz")
@@ -293,7 +293,7 @@ def test_the_idx_files_of_mnist_are_read_and_damage_is_found(tmp_path, packed):
         with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte"):
             read(tmp_path)
     path.unlink()
-    with pytest.raises(SourceError, match="t10k-labels-idx1-ubyte missing"):
+    with pytest.raises(SourceError, match="'t10k-labels-idx1-ubyte' missing"):
         read(tmp_path)
 
 

@@ -14,7 +14,7 @@ from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.tiny_imagenet import TINY_IMAGENET
 from lsmix.data.readers.registry import SourceConfig, read_source, source_files
 from lsmix.data.readers.source_images import PublishedData
-from lsmix.data.readers.zip_members import ZipMembers
+from lsmix.data.readers.trees import open_tree
 
 WNIDS = ["n03", "n01", "n02"]
 
@@ -215,10 +215,10 @@ def test_a_member_that_no_published_archive_has_is_refused(tmp_path, odd, messag
 def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
     path = zipped(tmp_path / "any.zip", {**files(), "test/zeros": bytes(8 << 20)})
     assert len(read(path).splits["train"]) == 6
-    monkeypatch.setattr("lsmix.data.readers.zip_members._RATIO_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.trees._SPARE_BYTES", 1 << 20)
     with pytest.raises(SourceError, match=r"would unpack from \d+ to 8\d+ bytes"):
         read(path)
-    monkeypatch.setattr("lsmix.data.readers.zip_members._MAX_MEMBERS", 3)
+    monkeypatch.setattr("lsmix.data.readers.trees._MOST_MEMBERS", 3)
     with pytest.raises(SourceError, match="in 19 files"):
         read(path)
 
@@ -229,7 +229,7 @@ def test_an_archive_of_something_else_is_not_recognised(tmp_path):
     (tmp_path / "y.zip").write_bytes(b"PK no archive")
     for name in ("x.zip", "y.zip"):
         assert not TINY_IMAGENET.recognise(tmp_path / name)
-    with ZipMembers(tmp_path / "x.zip") as members, pytest.raises(SourceError, match="has more than 0 bytes"):
+    with open_tree(tmp_path / "x.zip") as members, pytest.raises(SourceError, match="has more than 0 bytes"):
         members.read("notes.txt", 0)
 
 

@@ -4,37 +4,29 @@ import contextlib
 import pickle
 import struct
 import tracemalloc
-from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from fuzz_targets import is_plain
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from lsmix.data.errors import MissingError, SourceError
+from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.unpickler import load_batch
 
-PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
+PROTOCOLS = (2, 3, 4)
 
+_texts = st.text(max_size=8) | st.binary(max_size=8)
 _plain = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(2**70), 2**70)
-    | st.floats(allow_nan=False)
-    | st.text(max_size=8)
-    | st.binary(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.lists(inner, max_size=4).map(tuple)
-        | st.dictionaries(st.text(max_size=4) | st.binary(max_size=4), inner, max_size=4)
-    ),
+    st.none() | st.booleans() | st.integers(-(2**31), 2**31 - 1) | _texts,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(_texts, inner, max_size=4),
     max_leaves=12,
 )
-_arrays = hnp.arrays(
-    st.sampled_from(["u1", "<i8", ">i4", "f4", "f8", "?"]), hnp.array_shapes(min_dims=1, max_dims=3, max_side=4)
-)
+_arrays = hnp.arrays("u1", hnp.array_shapes(min_dims=1, max_dims=3, max_side=4))
+
+
+def load(content: bytes) -> dict:
+    return load_batch(content, name="'batch'")
 
 
 class Evil:
@@ -63,32 +55,22 @@ def old_batch(pixels: np.ndarray, labels: list[int]) -> bytes:
     return b"\x80\x02}(" + old_string(b"data") + array + old_string(b"labels") + listed + b"u."
 
 
-def same(got, expected) -> bool:
-    if isinstance(expected, np.ndarray):
-        # NumPy brings bytes of the other order into the machine's own.
-        return got.dtype == expected.dtype.newbyteorder("=") and np.array_equal(
-            got, expected, equal_nan=expected.dtype.kind == "f"
-        )
-    return type(got) is type(expected) and got == expected
-
-
 @settings(deadline=None)  # shared machines pause
 @given(value=_plain, array=_arrays, fortran=st.booleans(), protocol=st.sampled_from(PROTOCOLS))
-def test_plain_values_and_numeric_arrays_come_back_as_they_went(value, array, fortran, protocol):
+def test_plain_values_and_arrays_of_bytes_come_back_as_they_went(value, array, fortran, protocol):
     array = np.asfortranarray(array) if fortran else array
-    batch = {"value": value, "array": array, b"number": array.dtype.type(1)}
-    loaded = load_batch(pickle.dumps(batch, protocol))
-    assert list(loaded) == list(batch)
-    assert same(loaded["value"], value)
-    assert same(loaded["array"], array)
-    assert loaded[b"number"] == 1
+    loaded = load(pickle.dumps({"value": value, b"array": array}, protocol))
+    assert list(loaded) == ["value", b"array"]
+    assert loaded["value"] == value
+    assert loaded[b"array"].dtype == np.uint8
+    np.testing.assert_array_equal(loaded[b"array"], array)
 
 
 def test_a_batch_as_python_2_wrote_it_is_read_as_bytes_without_a_warning():
     pixels = np.arange(2 * 300, dtype=np.uint8).reshape(2, 300)
-    loaded = load_batch(old_batch(pixels, [3, 9]))
+    loaded = load(old_batch(pixels, [3, 9]))
     assert list(loaded) == [b"data", b"labels"]
-    assert same(loaded[b"data"], pixels)
+    np.testing.assert_array_equal(loaded[b"data"], pixels)
     assert loaded[b"labels"] == [3, 9]
 
 
@@ -98,8 +80,10 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
     content = pickle.dumps(
         {"data": Evil(open, str(marker))} | {"more": Evil(eval, f"open({str(marker)!r}, 'w')")}, protocol
     )
-    with pytest.raises(SourceError, match=r"contains code \((_io|io|__builtin__|builtins)\.open\); it was not run"):
-        load_batch(content, name="'batch'")
+    with pytest.raises(
+        SourceError, match=r"'batch' contains code \((_io|io|__builtin__|builtins)\.open\); it was not run"
+    ):
+        load(content)
     assert not marker.exists()
 
 
@@ -117,6 +101,10 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
         b"\x97.",  # NEXT_BUFFER
         b"cnumpy\nndarray\n(K\x02tR.",  # an array of its own making
         b"cnumpy\ndtype\n}b.",  # a state for what is named
+        b"cnumpy.core.multiarray\n_reconstruct\n(N}U\x05_callK\x01stb.",
+        b"c__builtin__\nbytes\n(J\x00\x00\x00\x7ftR.",  # two gigabytes of zeros
+        b"\x96" + bytes(8) + b".",  # BYTEARRAY8, which could be changed below an array
+        b"L1L\n.",  # numbers of any size, which can be made to collide in a dictionary
         b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x05\x00\x00\x00rot13tR.",  # another codec
         b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\ndtype\nK\x00\x85U\x01btR.",  # another type
         b"]}b.",  # a state for a list
@@ -126,105 +114,80 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
     ],
 )
 def test_every_way_to_name_run_or_alter_anything_is_refused(content):
-    with pytest.raises(SourceError, match="contains code"):
-        load_batch(content)
+    with pytest.raises(SourceError, match=r"contains code|is damaged|only uint8 is read"):
+        load(content)
 
 
 def test_control_characters_in_names_do_not_reach_the_terminal():
     with pytest.raises(SourceError) as caught:
-        load_batch(b"cos\n\x1b[2Jsystem\n.")
+        load(b"cos\n\x1b[2Jsystem\n.")
     assert "\x1b" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    "array", [np.array([{}]), np.array(["a"]), np.array([b"a"]), np.array([0], "M8[s]"), np.zeros(1, "i4,f8")]
+    "array", [np.array([{}]), np.array(["a"]), np.array([0], "M8[s]"), np.zeros(1, "i4,f8"), np.zeros(1, "f4")]
 )
-def test_arrays_of_anything_but_numbers_are_refused(array):
-    with pytest.raises(SourceError, match=r"only plain numbers are read|contains code"):
-        load_batch(pickle.dumps({"data": array}, 2))
+def test_arrays_of_anything_but_bytes_are_refused(array):
+    with pytest.raises(SourceError, match=r"only uint8 is read|contains code"):
+        load(pickle.dumps({"data": array}, 2))
 
 
 def test_a_pickle_cut_short_anywhere_is_an_error():
     content = old_batch(np.zeros((2, 30), np.uint8), [1, 2])
     for length in range(len(content)):
         with pytest.raises(SourceError):
-            load_batch(content[:length])
+            load(content[:length])
 
 
 @settings(deadline=None)  # shared machines pause
 @given(data=st.data())
-def test_any_changed_byte_reads_as_plain_values_or_is_a_source_error(data):
+def test_any_changed_byte_is_read_or_is_a_source_error(data):
     content = bytearray(old_batch(np.zeros((2, 30), np.uint8), [1, 2]))
     for _ in range(data.draw(st.integers(1, 3))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     with contextlib.suppress(SourceError):
-        assert is_plain(load_batch(bytes(content)))
+        assert isinstance(load(bytes(content)), dict)
 
 
 @settings(deadline=None)  # shared machines pause
 @given(content=st.binary(max_size=60))
 @example(content=b"}.")  # an empty dictionary, which Hypothesis found as noise
 @example(content=b"}(X\x01\x00\x00\x00a]q\x00h\x00au.")  # a list that holds itself
-def test_noise_reads_as_plain_values_or_is_a_source_error(content):
+def test_noise_is_read_or_is_a_source_error(content):
     """That a batch's fields are there is for its reader to see: test_cifar.py holds it to an error for all noise."""
     with contextlib.suppress(SourceError):
-        assert is_plain(load_batch(content))
+        assert isinstance(load(content), dict)
 
 
-@pytest.mark.parametrize(
-    "value", [b"cnumpy\nndarray\n", b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R", b"](c_codecs\nencode\ne"]
-)
-def test_a_name_that_is_left_in_the_result_is_refused(value):
-    with pytest.raises(SourceError, match="a name that stands for itself"):
-        load_batch(b"}X\x01\x00\x00\x00a" + value + b"s.")
-
-
-def test_arrays_cannot_outgrow_the_file():
-    """One megabyte, used a thousand times, must not become a gigabyte."""
-    # The buffer is memoized as 100 and handed to each array anew.
-    buffer = b"\x96" + struct.pack("<Q", 1 << 20) + bytes(1 << 20) + b"qd0"
-    dtype = b"cnumpy\ndtype\nX\x02\x00\x00\x00u1\x85R"
-    one = b"cnumpy._core.numeric\n_frombuffer\n(hd" + dtype + b"J\x00\x00\x10\x00\x85X\x01\x00\x00\x00CtR"
+def test_texts_cannot_outgrow_the_file():
+    """One megabyte, encoded a thousand times, must not become a gigabyte."""
+    # The text is memoized as 100.
+    text = b"X" + struct.pack("<I", 1 << 20) + bytes(1 << 20) + b"qd"
+    encoded = b"c_codecs\nencode\n(hdX\x06\x00\x00\x00latin1tR"
     tracemalloc.start()
     try:
-        with pytest.raises(SourceError, match="unpack to more than"):
-            load_batch(b"](" + buffer + one * 1000 + b"e.")
-        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the file, its stream, and twice the file in arrays
+        with pytest.raises(SourceError, match="again and again"):
+            load(b"}X\x01\x00\x00\x00a](" + text + encoded * 1000 + b"es.")
+        assert tracemalloc.get_traced_memory()[1] < 16 << 20  # the file, its stream, and twice the file in texts
     finally:
         tracemalloc.stop()
 
 
-def test_a_length_that_lies_takes_no_memory():
-    with pytest.raises(SourceError, match="damaged"):
-        load_batch(b"\x8e" + struct.pack("<Q", 1 << 40) + b"few.")
-
-
-def test_a_huge_memo_number_takes_no_memory():
-    assert load_batch(b"}r\xff\xff\xff\x7f.") == {}
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x8e" + struct.pack("<Q", 1 << 40) + b"few.",  # a length that lies
+        b"}r\xff\xff\xff\x7f.",  # a huge memo number
+        b"})" + b"\x85" * 200_000 + b"Ns.",  # a deeply nested key, whose hash overflows the C stack
+        pickle.dumps([1], 2),  # no dictionary
+    ],
+)
+def test_what_would_take_the_memory_or_the_stack_is_refused(content):
+    with pytest.raises(SourceError, match=r"damaged|opcodes"):
+        load(content)
 
 
 def test_endless_opcodes_stop(monkeypatch):
     monkeypatch.setattr("lsmix.data.readers.published.unpickler._MAX_OPCODES", 100)
     with pytest.raises(SourceError, match="past 100 opcodes"):
-        load_batch(b"]0" * 200 + b"}.")
-
-
-def test_a_deeply_nested_key_does_not_overflow_the_stack():
-    with pytest.raises(SourceError, match="key is a tuple"):
-        load_batch(b"})" + b"\x85" * 200_000 + b"Ns.")
-
-
-def test_what_is_no_dictionary_is_refused():
-    with pytest.raises(SourceError, match="holds a list, expected a dictionary"):
-        load_batch(pickle.dumps([1]))
-
-
-def test_a_file_is_read_and_named_and_a_missing_one_is_missing(tmp_path: Path):
-    path = tmp_path / "batch"
-    with pytest.raises(MissingError, match="no pickle at"):
-        load_batch(path)
-    path.write_bytes(pickle.dumps({"a": 1}))
-    assert load_batch(path) == {"a": 1}
-    path.write_bytes(b"\x80")
-    with pytest.raises(SourceError, match=str(path)):
-        load_batch(path)
+        load(b"]" * 200 + b"}.")

@@ -6,7 +6,7 @@ from lsmix.data.errors import MissingError, RecipeError
 from lsmix.pipeline.config.recipe import read_recipe
 from lsmix.pipeline.config.recipes import builtin_recipes, recipe_path, recipe_text
 from lsmix.pipeline.stages.graph import build_graph
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_an_unknown_key_names_the_nearest_at_every_level(tiny_recipe, override, 
         ("runs.baseline.seeds=[1, 1]", r"runs\.baseline\.seeds: each seed counts once, got \[1, 1\]"),
         ("name='a/b'", r"name: a name may contain letters, .* Got 'a/b'"),
         ("name='a\\n'", r"name: a name may contain"),
-        ("pools.a/b.alpha=1", r"pools: a name may contain letters"),
+        ("pools.a/b={alpha = 1}", r"pools: a name may contain letters"),
     ],
 )
 def test_a_value_out_of_range_is_named_with_its_place_and_itself(tiny_recipe, override, message):
@@ -119,7 +119,7 @@ def test_a_missing_recipe_is_missed(tmp_path):
     [
         ("pools.lsmix.alpha=1", lambda r: r.pools["lsmix"].alpha, 1.0),
         (" pools . lsmix . alpha =0.25", lambda r: r.pools["lsmix"].alpha, 0.25),
-        ("pools.new.alpha=0.3", lambda r: r.pools["new"].alpha, 0.3),
+        ("pools.new={alpha = 0.3}", lambda r: r.pools["new"].alpha, 0.3),
         ("pools.zero.lambdas=[0.5]", lambda r: r.pools["zero"].lambdas, (0.5,)),
         ("flow.training.flip=true", lambda r: r.flow.training.flip, True),
         ("report.title=a = b", lambda r: r.report.title, "a = b"),
@@ -132,6 +132,22 @@ def test_set_takes_toml_values_and_bare_words(tiny_recipe, override, get, expect
 @pytest.mark.parametrize("override", ["alpha", "=1", "pools..alpha=1", "", ".=1"])
 def test_set_without_a_key_and_a_value_is_refused(tiny_recipe, override):
     with pytest.raises(RecipeError, match=r"is no 'section\.key=value', such as"):
+        read_recipe(tiny_recipe, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "pools.lsmx.alpha=0.3",
+            r"'--set pools\.lsmx\.alpha=0\.3': there is no pool 'lsmx'; .* Did you mean 'lsmix'\?",
+        ),
+        ("runs.basline.seeds=[1]", r"there is no run 'basline'; .* Did you mean 'baseline'\?"),
+        ("scale.small.data.limit=3", r"there is no scale 'small'; the recipe has none"),
+    ],
+)
+def test_set_adds_no_section_for_a_misspelt_name(tiny_recipe, override, message):
+    with pytest.raises(RecipeError, match=message):
         read_recipe(tiny_recipe, [override])
 
 

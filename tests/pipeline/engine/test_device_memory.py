@@ -14,7 +14,7 @@ from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
-from lsmix.pipeline.engine.device_memory import device_memory
+from lsmix.pipeline.engine.device import device_memory
 
 CUDA_SAYS = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is free. "

@@ -14,7 +14,7 @@ from lsmix.pipeline.engine import shards
 from lsmix.pipeline.engine.dask import DaskExecutor
 from lsmix.pipeline.engine.executor import raise_failures
 from lsmix.pipeline.stages.encode import EncodeProcessor
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):
@@ -187,11 +187,6 @@ def test_an_error_of_the_system_stops_at_once(tiny_recipe, tiny_workspace, comma
     result = command("encode", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == 1
     assert result.err.splitlines()[-1].startswith("error: No space left on device: 'z/c/0'")
-
-
-def test_a_dask_executor_wants_workers_or_a_scheduler():
-    with pytest.raises(RecipeError, match=r"at least 1 worker or the address of a scheduler, got 0"):
-        DaskExecutor(say=print)
 
 
 def test_a_dask_executor_starts_nothing_until_there_are_shards(tmp_path):

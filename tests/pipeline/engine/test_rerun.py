@@ -12,7 +12,7 @@ from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.config.schema import PoolRecipe
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.stages.graph import build_graph
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 INGEST, GLOW, ENCODE = "ingest tiny", "train-glow tiny", "encode tiny"
 POOL, ZERO = "mix lsmix", "mix zero"
@@ -40,6 +40,8 @@ TABLE = {
     "data.size": (6, EVERYTHING),
     "data.fit": ("pad", EVERYTHING),
     "data.background": ("black", EVERYTHING),
+    "data.title": ("Digits", EVERYTHING),
+    "data.url": ("https://example.org", EVERYTHING),
     "data.licence": ("CC-BY-4.0", EVERYTHING),
     "data.citation": ("A. Author", EVERYTHING),
     "flow.levels": (1, FROM_GLOW),
@@ -55,6 +57,7 @@ TABLE = {
     "flow.training.grad_clip": (20.0, FROM_GLOW),
     "flow.training.weight_decay": (1e-5, FROM_GLOW),
     "flow.training.flip": (True, FROM_GLOW),
+    "flow.training.schedule": ("cosine", FROM_GLOW),
     "flow.training.translate": (0, FROM_GLOW),
     "flow.training.rows": ("even", FROM_GLOW),
     "flow.training.seed": (1, FROM_GLOW),
@@ -88,6 +91,7 @@ TABLE = {
     "classifier.threads": (2, FROM_CLASSIFIER),
     "classifier.width": (9, FROM_CLASSIFIER),
     "classifier.final_batch_norm": (True, FROM_CLASSIFIER),
+    "classifier.evaluate_every": (2, FROM_CLASSIFIER),
     "classifier.epochs": (3, FROM_CLASSIFIER),
     "classifier.batch_size": (32, FROM_CLASSIFIER),
     "classifier.learning_rate": (2e-3, FROM_CLASSIFIER),

@@ -19,7 +19,7 @@ from lsmix.data.artifact import read_manifest
 from lsmix.data.progress import graceful_signals, stop_point
 from lsmix.pipeline.api import run
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, stage):

@@ -109,8 +109,8 @@ def test_several_who_work_side_by_side_add_up(tmp_path):
         artifact_lock(tmp_path, "0" * 12, "x", shared=True) as one,
         artifact_lock(tmp_path, "0" * 12, "x", shared=True) as two,
     ):
-        one.tell(done=10, total=40, unit="image", per_second=2.0, seconds_left=15.0)
-        two.tell(done=20, total=30, unit="image", per_second=1.0, seconds_left=10.0)
+        one.write(done=10, total=40, unit="image", per_second=2.0, seconds_left=15.0)
+        two.write(done=20, total=30, unit="image", per_second=1.0, seconds_left=10.0)
         assert [owner.done for owner in working_owners(tmp_path, "0" * 12)] == [10, 20]
     assert working_owners(tmp_path, "0" * 12) == []
 

@@ -16,7 +16,7 @@ from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.engine.shards import ShardJob
 from lsmix.pipeline.stages.mix import MixProcessor
 from lsmix.pipeline.stages.pool_builder import PoolBuilder
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def _folder(workspace: Path, stage: str, name: str) -> Path:

@@ -17,9 +17,8 @@ from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_r
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
-from lsmix.pipeline.api import run, verify
-from lsmix.pipeline.run_result import RunResult
-from lsmix.pipeline.verify.shares import planned_shares
+from lsmix.pipeline.api import RunResult, run, verify
+from lsmix.pipeline.verify.rows import planned_shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
 RECIPE = METHODS_RECIPE + "[mix]\nalpha = 0.7\ncopies = 2\nchunk_rows = 64\n"
@@ -78,7 +77,7 @@ def test_a_pool_of_every_kind_is_what_its_plan_says_to_the_last_pixel(made: RunR
     assert [line.partition(":")[0] for line in facts["checked"]] == ["sources", "labels", "plan", "shares"]
     assert facts["deep"]["rows"] == 80
     assert facts["deep"]["same_device"]
-    assert facts["deep"]["pixels"]["pixels_differing"] == 0
+    assert facts["deep"]["pixels_differing"] == 0
 
 
 def test_the_pools_hold_what_these_tests_are_about(made: RunResult) -> None:
@@ -208,12 +207,14 @@ def test_a_pixel_is_found_by_the_deep_check_only(given: Callable[[str], Path], m
     forge(folder, "image", 31, image)
     flow, data = made["train-glow"].folder, made["ingest"].folder
     assert any("--deep" in line for line in verify(folder)["unchecked"])
-    with pytest.raises(CorruptError, match=r"1 of \d+ pixels differ .* by 1 at most: .* the first is row 31"):
+    with pytest.raises(
+        CorruptError, match=r"1 of \d+ pixels differ .* by 1 at most; image differs in 1 rows, first in row 31"
+    ):
         verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
     seal(folder, environment={**read_manifest(folder).environment, "device_kind": "cuda"})
     facts = verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
     assert not facts["deep"]["same_device"]
-    assert facts["deep"]["pixels"]["by_one"] == 1
+    assert (facts["deep"]["pixels_differing"], facts["deep"]["largest"]) == (1, 1)
     image[2, 3] ^= 4
     forge(folder, "image", 31, image)
     with pytest.raises(CorruptError, match="on another kind of device"):
@@ -228,7 +229,7 @@ def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(
     image[0, 0] ^= 1
     forge(folder, "image", 5, image)
     seal(folder, environment={})
-    with pytest.raises(CorruptError, match="the first is row 5"):
+    with pytest.raises(CorruptError, match="first in row 5"):
         verify(folder, deep=True, sample=10_000, data=made["ingest"].folder)
 
 
@@ -254,7 +255,7 @@ def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str
     result = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix", device="cpu", overrides=options)
     pool = shutil.copytree(result["mix/p"].folder, tmp_path / "given")
     facts = verify(pool, deep=True, sample=60, data=Path("digits"), flow=result["train-glow"].folder, device="cpu")
-    assert facts["deep"]["pixels"]["pixels_differing"] == 0
+    assert facts["deep"]["pixels_differing"] == 0
     assert "labels: those of the data set 'digits'" in facts["checked"]
 
 

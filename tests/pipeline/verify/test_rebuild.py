@@ -243,9 +243,16 @@ def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(
     assert result.code == 0, result.err
     assert "(not the original's)" in result.out
     assert "3 of 38400 pixels differ" in result.out
-    assert "in 1 of 600 images, by 1 at most: 3 by 1, 0 by 2, 0 by more; all labels, shares and sources" in result.out
-    facts = compare_pools(open_pool(tmp_path / "pool"), open_pool(other)).to_dict()["pixels"]
-    assert (facts["share"], facts["first_row"], facts["largest"]) == (3 / 38400, 3, 1)
+    assert (
+        "in 1 of 600 images, by 1 at most; image differs in 1 rows, first in row 3; all labels, shares and sources"
+        in result.out
+    )
+    facts = compare_pools(open_pool(tmp_path / "pool"), open_pool(other)).to_dict()
+    assert (facts["pixels_differing"], facts["columns"], facts["largest"]) == (
+        3,
+        {"image": {"rows": 1, "first_row": 3}},
+        1,
+    )
 
 
 @pytest.mark.parametrize(("levels", "kind"), [(1, "the same"), (2, "another"), (64, "another")])

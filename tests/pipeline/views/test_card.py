@@ -32,8 +32,7 @@ from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import STATUSES, create_pool, open_pool, write_pool_shard
 from lsmix.data.rng import generator
-from lsmix.pipeline.api import verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, verify
 from lsmix.pipeline.views.dataset_card import card, samples
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.dataset_card.statistics import card_statistics
@@ -173,20 +172,24 @@ def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
     images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
     recipe = tmp_path / "own.toml"
-    recipe.write_text(
-        'name = "own"\n[data]\npath = "own.npz"\ntest = 10\n[pools.mixed]\nmethod = "mixup"\n', encoding="utf-8"
-    )
+    data = 'path = "own.npz"\ntest = 10\ntitle = "My shapes"\nurl = "https://example.org/shapes"\n'
+    recipe.write_text(f'name = "own"\n[data]\n{data}[pools.mixed]\nmethod = "mixup"\n', encoding="utf-8")
     result = command("mix", recipe, "--workspace", tmp_path / "runs")
     assert result.code == 0
-    assert "warning: mix mixed: No licence is recorded for these images" in result.err
+    assert "No licence" not in result.err
     (pool,) = (tmp_path / "runs" / "mix").glob("mixed-*")
+    warning = "warning: No licence is recorded for these images. Set data.licence in the recipe."
+    assert command("push", pool, tmp_path / "pushed").err.count(warning) == 1
+    assert command("export", pool, tmp_path / "exported", "--format", "hdf5").err.count(warning) == 1
     bare = card_of(pool)
     for folder in (pool, bare):
         assert front_matter(folder)["license"] == "unknown"
-        assert "**No licence is named.**" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "> **No licence is recorded for these images." in (folder / "README.md").read_text(encoding="utf-8")
         assert "No licence is recorded" in (folder / "LICENSES" / "images.txt").read_text(encoding="utf-8")
         assert "no flow took part" in (folder / "README.md").read_text(encoding="utf-8")
+        assert "images of My shapes" in (folder / "README.md").read_text(encoding="utf-8")
     assert croissant_of(bare)["license"]["name"] == "unknown"
+    assert croissant_of(bare)["prov:wasDerivedFrom"][0]["sc:url"] == "https://example.org/shapes"
     assert "mixup: Beyond Empirical Risk Minimization" in croissant_of(bare)["citeAs"]
 
     assert command("card", pool, tmp_path / "named", "--licence", "cc by-nc 4.0").code == 0
@@ -205,7 +208,7 @@ def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
     assert head["license"] == "cc-by-4.0"
     assert head["task_categories"] == ["image-classification"]
     assert head["size_categories"] == ["n<1K"]
-    assert head["configs"] == [{"config_name": "samples", "data_files": "samples.csv"}]
+    assert head["configs"] == [{"config_name": "samples", "data_files": ["samples.csv"]}]
     assert "ls-mix" in head["tags"]
 
 

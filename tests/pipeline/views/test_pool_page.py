@@ -208,8 +208,9 @@ def test_pools_of_many_classes_and_of_three_sources_have_their_page(
     from lsmix.pipeline.api import run
 
     workspace = Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
-    three = ["pools.three.sources=3", 'pools.three.corner="random"']
-    made = run(tiny_recipe, workspace=workspace, stage="mix", overrides=three, device="cpu")
+    three = tmp_path / "three.toml"
+    three.write_text(f'{tiny_recipe.read_text()}\n[pools.three]\nsources = 3\ncorner = "random"\n', encoding="utf-8")
+    made = run(three, workspace=workspace, stage="mix", device="cpu")
     page, _ = render_pool_page(made["mix/three"].folder, samples=12)
     assert {sample["pictures"] for sample in shown(page)} == {"4"}
     assert re.search(r"<span>from (top-right|bottom-left|bottom-right)</span>", page)
@@ -252,7 +253,7 @@ def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monke
     pool = open_pool(make_pool(tmp_path / "p", rows=100))
     values = pool.columns[column][:]
     values[7] = np.nan
-    monkeypatch.setitem(pool.columns._columns, column, values)
+    monkeypatch.setitem(pool.columns, column, values)
     with pytest.raises(CorruptError, match=f"in row 7 {column} is nan, but expected 0 to 1"):
         summarise_pool(pool)
 

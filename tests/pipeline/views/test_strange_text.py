@@ -17,8 +17,8 @@ from lsmix.data.artifact import content_digest, read_manifest, record_files, wri
 from lsmix.data.errors import SourceError, printable_lines, printable_words
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.readers.registry import SourceConfig, read_source
+from lsmix.pipeline.api import export_pool
 from lsmix.pipeline.config.results import Interval
-from lsmix.pipeline.export import export_pool
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page

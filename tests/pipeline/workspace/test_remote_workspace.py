@@ -12,15 +12,15 @@ import pytest
 from places import make_bucket, s3_server
 
 import lsmix
+from lsmix.data.artifact import WORK_FOLDER
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.pipeline.engine.shards import read_ledger
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.local import Workspace
-from lsmix.pipeline.workspace.remote import RemoteWorkspace, open_workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 def roots(workspace, *stages):
-    place = open_workspace(workspace)
+    place = Workspace(workspace)
     return {manifest.name: manifest.content_digest for stage in stages for _, manifest in place.manifests(stage)}
 
 
@@ -72,9 +72,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_e
     assert made.code == 0, made.err
     assert f"report      {url}/report/tiny-" in made.out
     assert roots(url, *MADE) == roots(finished_workspace, *MADE)
-    assert {path.split("/")[2] for path in RemoteWorkspace(url)._place.sizes("") if path.count("/") > 1} & {
-        "work"
-    } == set()
+    assert {path.split("/")[2] for path in Workspace(url).remote.sizes("") if path.count("/") > 1} & {"work"} == set()
 
     cache = machine("two")
     again = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
@@ -150,14 +148,14 @@ def test_parts_on_machines_that_share_nothing_but_the_url_are_finished_by_anothe
     result = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
     assert result.code == 0, result.err
     assert roots(url, "mix") == roots(finished_workspace, "mix")
-    assert not [path for path in RemoteWorkspace(url)._place.sizes("mix") if "/work/" in path]
+    assert not [path for path in Workspace(url).remote.sizes("mix") if f"/{WORK_FOLDER}/" in path]
 
 
 def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
     tiny_recipe, finished_workspace, url, machine, command, tmp_path
 ):
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
-    place = RemoteWorkspace(url)._place
+    place = Workspace(url).remote
     (name,) = place.entries("encode")
     path = f"encode/{name}/latents.zarr/z/c/1/0"
     content = place.read(path, 1 << 20)
@@ -180,7 +178,8 @@ def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
     "path", ["../outside", "/etc/outside", "manifest.json", "work/ledger/000001.json", "a/../../b"]
 )
 def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path, path):
-    record = {"shard": 0, "digests": {path: "0" * 64}, "sizes": {path: 3}, "seconds": 1, "counts": {}}
+    file = {"path": path, "bytes": 3, "sha256": "0" * 64, "payload": True}
+    record = {"shard": 0, "files": [file], "seconds": 1, "counts": {}}
 
     class Hostile:
         """A store whose keys are what its owner likes."""
@@ -224,9 +223,9 @@ def test_gc_removes_at_the_url_what_no_recipe_wants(tiny_recipe, finished_worksp
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode", "mix")
     words = ("gc", tiny_recipe, "--workspace", url, "--set", "pools.lsmix.alpha=0.7")
     assert f"{url}/mix/lsmix-" in command(*words).out
-    assert len(RemoteWorkspace(url)._place.entries("mix")) == 2
+    assert len(Workspace(url).remote.entries("mix")) == 2
     assert command(*words, "--delete").code == 0
-    assert [entry.name for entry in RemoteWorkspace(url).entries("mix")] == ["zero"]
+    assert [entry.name for entry in Workspace(url).entries("mix")] == ["zero"]
 
 
 @pytest.mark.slow
@@ -253,7 +252,7 @@ def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
     copy_to(url, finished_workspace, "ingest", "train-glow")
     with monkeypatch.context() as elsewhere:
         elsewhere.setenv("LSMIX_CACHE", str(tmp_path / "cache-of-workers"))
-        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address=None)
+        cluster = LocalCluster(n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0")
     with cluster:
         words = ("encode", tiny_recipe, "--workspace", url, "--device", "cpu")
         result = command(*words, "--scheduler", cluster.scheduler_address)
@@ -273,7 +272,7 @@ def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
     ("url", "code", "said"),
     [
         ("nonsense://x/runs", 1, "lsmix does not read"),
-        ("http://127.0.0.1:9/runs", 1, "is a web server, which lists nothing"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
     ],
 )
 def test_what_is_no_place_for_a_workspace_is_told(tiny_recipe, command, url, code, said):

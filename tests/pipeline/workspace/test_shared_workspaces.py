@@ -14,9 +14,9 @@ from lsmix.data.errors import CorruptError, LockedError, MissingError
 from lsmix.data.progress import NullProgress
 from lsmix.pipeline.api import plan, push, run, verify
 from lsmix.pipeline.engine.garbage import collect_garbage
-from lsmix.pipeline.workspace import local as workspace_module
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace import workspace as workspace_module
 from lsmix.pipeline.workspace.locks import InputLocks, removal_lock
+from lsmix.pipeline.workspace.workspace import Workspace
 
 OTHER = 'name = "other"\n[data]\nformat = "digits"\nlimit = 10\n'
 

@@ -17,10 +17,9 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool import open_pool
 from lsmix.glow.checkpoint import load_flow
-from lsmix.pipeline.api import pull, verify
-from lsmix.pipeline.export import export_pool
+from lsmix.pipeline.api import export_pool, pull, verify
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.local import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace
 
 pytestmark = pytest.mark.faults
 
@@ -76,7 +75,7 @@ def swap(path: Path, other: Path) -> None:
 
 SIZES: dict[str, Callable[[Path], None]] = {"shortened": shorten, "emptied": empty, "missing": Path.unlink}
 HARMS: dict[str, Callable[[Path], None]] = {"flipped": flip, **SIZES, "lengthened": lengthen}
-LINK = "a link to what it was"
+LINK = "a link to other bytes"
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -115,10 +114,12 @@ def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, ki
     for number, path in enumerate(files):
         for harm in names if all_of_them else [names[number % len(names)]]:
             content = path.read_bytes()
-            if not content and harm in ("flipped", "shortened", "emptied"):
+            if not content and harm in ("flipped", "shortened", "emptied", LINK):
                 continue
             if harm == LINK:
-                path.symlink_to(path.replace(tmp_path / path.name))
+                moved = path.replace(tmp_path / path.name)
+                flip(moved)
+                path.symlink_to(moved)
             else:
                 HARMS[harm](path)
             check_found(command, folder, path, harm)

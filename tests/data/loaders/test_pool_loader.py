@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, RecipeError
@@ -60,19 +59,8 @@ def folder(tmp_path_factory):
 
 def write(folder):
     files = record_files(folder)
-    root = content_digest(files)
-    key = "0" * 12
-    manifest = Manifest(
-        stage="mix",
-        stage_version=1,
-        name="p",
-        cache_key=key,
-        content_digest=root,
-        config={},
-        inputs=[],
-        files=files,
-    )
-    write_manifest(folder, manifest)
+    known = {"stage": "mix", "stage_version": 1, "name": "p", "cache_key": "0" * 12, "config": {}, "inputs": []}
+    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **known))
 
 
 @pytest.fixture
@@ -96,6 +84,7 @@ def test_each_sample_comes_once_with_its_own_labels(pool, read_ahead_bytes):
     batches = list(PoolLoader(pool, 16, read_ahead_bytes=read_ahead_bytes))
     assert sorted(rows_of(batches)) == list(range(ROWS))
     assert rows_of(batches) != list(range(ROWS))
+    assert rows_of(PoolLoader(pool.location, 16)) == rows_of(batches)
     for batch in batches:
         assert isinstance(batch, Batch)
         rows = rows_of([batch])
@@ -114,7 +103,7 @@ def test_the_order_depends_on_seed_and_epoch_alone(pool):
     def go(**settings):
         return rows_of(PoolLoader(pool, **({"batch_size": 16} | settings)))
 
-    assert go() == go() == go(batch_size=7) == go(read_ahead_bytes=0, check_crc=False)
+    assert go() == go() == go(batch_size=7) == go(read_ahead_bytes=0)
     assert go(seed=1) != go()
     assert go(epoch=1) != go()
     assert go(shuffle=False) == list(range(ROWS))
@@ -241,17 +230,6 @@ def test_a_negative_epoch_is_refused(pool):
         PoolLoader(pool, 16).set_epoch(-1)
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # a machine with one core: slow, but as good
-@pytest.mark.parametrize("workers", [0, 2])
-def test_torchs_dataloader_gives_the_same_batches_in_the_same_order(pool, workers):
-    loader = PoolLoader(pool, 16, seed=2)
-    # spawn: forking a process that runs threads warns, and warnings are errors here
-    context = "spawn" if workers else None
-    wrapped = DataLoader(loader, batch_size=None, num_workers=workers, multiprocessing_context=context)
-    assert len(wrapped) == 13
-    same(list(wrapped), list(loader))
-
-
 def test_an_iterator_that_is_dropped_stops_its_thread(pool):
     def running():
         return [thread for thread in threading.enumerate() if thread.name.startswith("lsmix-read-ahead")]
@@ -313,10 +291,9 @@ def test_reading_ahead_gives_the_items_before_an_error_and_then_the_error():
         next(ahead)
 
 
-@pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
-def test_plain_images_come_in_the_form_of_a_pool(read_ahead_bytes):
+def test_plain_images_come_in_the_form_of_a_pool():
     content, labels = images(100), np.arange(100) % 7
-    loader = ArrayLoader(content, labels, 16, seed=1, read_ahead_bytes=read_ahead_bytes)
+    loader = ArrayLoader(content, labels, 16, seed=1)
     batches = list(loader)
     assert sorted(rows_of(batches)) == list(range(100))
     for batch in batches:

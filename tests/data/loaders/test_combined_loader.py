@@ -20,7 +20,7 @@ def source(mark, rows=50, batch_size=8):
 
 def combined(weights=(1.0, 1.0), rows=50):
     loaders = [source(mark, rows) for mark in range(len(weights))]
-    return CombinedLoader(loaders, lambda epoch, batches: choose_parts(5, epoch, batches, weights))
+    return CombinedLoader(loaders, weights, seed=5)
 
 
 @given(seed=st.integers(0, 99), epoch=st.integers(0, 99), weights=WEIGHTS)
@@ -71,9 +71,9 @@ def test_a_pass_goes_on_from_any_batch(taken):
 
 
 def test_states_of_other_sources_and_sources_of_other_lengths_are_refused():
-    with pytest.raises(RecipeError, match="belongs to other sources"):
+    with pytest.raises(RecipeError, match="belongs to another order"):
         combined().load_state_dict(combined(rows=49).state_dict())
-    with pytest.raises(RecipeError, match="no state of 2 combined loaders"):
-        combined().load_state_dict({"epoch": 0, "batch": 99})
-    with pytest.raises(RecipeError, match=r"equally many batches, got \[7, 3\]"):
-        CombinedLoader([source(0), source(1, rows=20)], lambda epoch, batches: np.zeros(batches, np.int64))
+    with pytest.raises(RecipeError, match="belongs to another order"):
+        combined().load_state_dict(combined((1.0, 2.0)).state_dict())
+    with pytest.raises(RecipeError, match=r"equally many images.*(total=20.*total=50|total=50.*total=20)"):
+        CombinedLoader([source(0), source(1, rows=20)], [1.0, 1.0])

@@ -1,0 +1,385 @@
+"""Files below a data set's folder, or in its zip or tar, by their names with slashes; archives are never extracted.
+
+All members of an archive are checked before the first is read: names, kinds, sizes, and how far they unpack.
+"""
+
+import gzip
+import os
+import stat
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, Protocol
+
+from lsmix.data.errors import SourceError
+from lsmix.data.readers.source_images import ImageError, check_file, most_unpacked
+
+__all__ = [
+    "ARCHIVE_ERRORS",
+    "MAX_IMAGE_BYTES",
+    "TREE_ENDINGS",
+    "FileTree",
+    "TarTree",
+    "check_packing",
+    "open_published",
+    "open_tree",
+    "part_order",
+    "peek_names",
+    "published_base",
+    "walk",
+]
+
+MAX_IMAGE_BYTES = 64 << 20  # of an image file
+TREE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
+_MOST_DEPTH = 32
+_MOST_FILES = 10_000_000  # ImageNet-21k has 14 million; in a tar as in a folder each takes memory
+_MOST_MEMBERS = 1_000_000  # of an archive; TinyImageNet has 120,609
+_MOST_TAR_BYTES = 64 << 30  # unpacked, to a temporary file
+_MOST_ZIP_BYTES = 8 << 30  # of all members, unpacked
+_SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shrink, texts by ten times or so
+_PIECE_BYTES = 1 << 20
+_PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
+_PEEK_MEMBERS = 64
+_BLOCK_BYTES = 512  # of tar: a header, and what contents are filled up to
+_MOST_NAME_BYTES = 1 << 16  # of a tar's header of a long name
+_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)  # of the member behind them
+_EXTENSIONS = (*_LONG_NAMES, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)  # headers that are no members
+# What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
+ARCHIVE_ERRORS = (
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError
+)  # fmt: skip
+
+
+class FileTree(Protocol):
+    """Files by their names with slashes; all methods may be called from several threads."""
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted part by part; a folder without files ends with a slash."""
+
+    def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        """Return the content of a file; SourceError if it is too big or no file, OSError if it cannot be opened."""
+
+    def label(self, name: str) -> str:
+        """Return what to call a file in messages."""
+
+
+@contextmanager
+def open_tree(path: Path) -> Iterator[FileTree]:
+    """Open a folder, a zip or a tar.
+
+    Raises:
+        SourceError: it is none, or an archive is damaged or holds what no data set does.
+    """
+    with ExitStack() as stack:
+        if path.is_dir():
+            yield _Folder(path)
+        elif path.suffix == ".zip":
+            yield _ZipTree(path, stack)
+        elif path.name.endswith(TREE_ENDINGS):
+            yield TarTree(path, stack)
+        else:
+            raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
+
+
+def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
+    """Yield the names of all files below a folder, in no order; empty and hidden folders end with a slash.
+
+    Links to missing files are left out unless ``dangling``. Links to folders are followed, but never into a folder that they are in.
+    """
+    pending: list[tuple[str, str, frozenset[tuple[int, int]]]] = [(str(base), "", frozenset())]
+    count = 0
+    while pending:
+        folder, prefix, above = pending.pop()
+        empty = True
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                empty = False
+                count += 1
+                name = prefix + entry.name
+                if not _is_dir(entry):
+                    if dangling or not entry.is_symlink() or Path(entry.path).exists():
+                        yield name
+                elif entry.name.startswith("."):
+                    yield f"{name}/"
+                else:
+                    inside = above
+                    if entry.is_symlink():
+                        found = entry.stat()
+                        inside = above | {(found.st_dev, found.st_ino)}
+                        if len(inside) == len(above) or base.resolve().is_relative_to(Path(entry.path).resolve()):
+                            raise SourceError(f"{entry.path!r} is a link to a folder that it is in. Remove it.")
+                    if name.count("/") >= _MOST_DEPTH:
+                        raise SourceError(f"{entry.path!r} is more than {_MOST_DEPTH} folders deep. Check the path.")
+                    pending.append((entry.path, f"{name}/", inside))
+        if empty and prefix:
+            yield prefix
+        if count > _MOST_FILES:
+            raise SourceError(f"{str(base)!r} holds more than {_MOST_FILES:,} files. Check the path.")
+
+
+def _is_dir(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself, which is refused by name when it is read
+        return False
+
+
+class _Folder:
+    def __init__(self, base: Path) -> None:
+        self._base = base
+
+    def names(self) -> list[str]:
+        return _sorted(walk(self._base))
+
+    def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        file = self._base / name
+        check_file(file)
+        with file.open("rb") as stream:
+            content = stream.read(max_bytes + 1)
+        if len(content) > max_bytes:
+            raise _too_big(self.label(name), max_bytes)
+        return content
+
+    def label(self, name: str) -> str:
+        return repr(str(self._base / name))
+
+
+class _Subtree:
+    """The files of a tree below a folder, by their names from there."""
+
+    def __init__(self, tree: FileTree, folder: str) -> None:
+        self._tree = tree
+        self._prefix = f"{folder}/"
+
+    def names(self) -> list[str]:
+        return [name.removeprefix(self._prefix) for name in self._tree.names() if name.startswith(self._prefix)]
+
+    def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        return self._tree.read(self._prefix + name, max_bytes)
+
+    def label(self, name: str) -> str:
+        return self._tree.label(self._prefix + name)
+
+
+def published_base(path: Path, folder: str) -> Path:
+    """Return where the files of a published data set are: in the folder of this name in ``path``, or at ``path``."""
+    return path / folder if (path / folder).is_dir() else path
+
+
+@contextmanager
+def open_published(path: Path, folder: str) -> Iterator[FileTree]:
+    """Open a published data set: its folder, the folder above that, or the archive that it comes in.
+
+    Raises:
+        SourceError: as ``open_tree``.
+    """
+    with open_tree(published_base(path, folder)) as tree:
+        yield _Subtree(tree, folder) if path.is_file() else tree
+
+
+class _Archive:
+    """The members of an archive by name, once each was checked."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._members: dict[str, Any] = {}
+
+    def names(self) -> list[str]:
+        return _sorted(self._members)
+
+    def label(self, name: str) -> str:
+        return f"{name!r} in {str(self._path)!r}"
+
+    def _add(self, name: str, member: object, *, plain: bool) -> None:
+        what = ""
+        if not name:  # as zipfile gives one that begins with NUL
+            what = "a file without a name"
+        elif name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
+            what = "a name that leads out of the archive"
+        elif not plain:
+            what = "a link or device, no plain file"
+        elif name in self._members:
+            what = "there twice"
+        if what:
+            raise SourceError(
+                f"{ascii(name)[:200]} in {str(self._path)!r} is {what}. Do not use it, fetch the original."
+            )
+        self._members[name] = member
+
+
+class _ZipTree(_Archive):
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        super().__init__(path)
+        try:
+            self._archive = stack.enter_context(zipfile.ZipFile(path))
+        except ARCHIVE_ERRORS as error:
+            raise SourceError(f"{str(path)!r} is damaged or no zip archive ({error}). Fetch it again.") from error
+        listed, packed = self._archive.infolist(), path.stat().st_size
+        unpacked = sum(member.file_size for member in listed)
+        if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
+            raise SourceError(
+                f"{str(path)!r} would unpack from {packed} to {unpacked} bytes in {len(listed)} files, as no published "
+                "data set does. Do not use it, fetch the original."
+            )
+        for member in listed:
+            kind = stat.S_IFMT(member.external_attr >> 16)  # 0 where the archive comes from a system without kinds
+            if not member.filename.endswith("/") or kind not in (0, stat.S_IFDIR):
+                self._add(member.filename, member, plain=kind in (0, stat.S_IFREG))
+
+    def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        member = self._members[name]
+        check_packing(member, self.label(name))
+        if member.file_size > max_bytes:
+            raise _too_big(self.label(name), max_bytes)
+        try:
+            # By its size: read to the end, zipfile would unpack all that is packed before it compares the sizes.
+            with self._archive.open(member) as file:
+                return file.read(member.file_size)
+        except ARCHIVE_ERRORS as error:
+            raise SourceError(f"{self.label(name)} is damaged ({error}). Fetch the archive again.") from error
+
+
+def check_packing(member: zipfile.ZipInfo, where: str) -> None:
+    """Refuse a member that is encrypted or packed by another method than deflate, as no data set's is.
+
+    Raises:
+        SourceError: it is; ``where`` begins the message.
+    """
+    if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        how = "is encrypted" if member.flag_bits & 1 else f"is packed by method {member.compress_type}"
+        raise SourceError(f"{where} {how}; only members that are stored or deflated are read. Pack it again.")
+
+
+class TarTree(_Archive):
+    """Members by their places in the tar; one that is compressed is unpacked to an unnamed temporary file."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        super().__init__(path)
+        try:
+            self._file: IO[bytes] = stack.enter_context(path.open("rb"))
+            if _is_gzip(self._file):
+                self._file = _unpacked(path, self._file, stack)
+            end = os.fstat(self._file.fileno()).st_size
+            for member, begin in _tar_members(self._file):
+                if begin + member.size > end:
+                    raise EOFError(f"{ascii(member.name)[:100]} goes on past its end")
+                if not member.isdir():
+                    self._add(member.name, (begin, member.size), plain=member.isreg())
+        except ARCHIVE_ERRORS as error:
+            if isinstance(error, SourceError):
+                raise
+            raise SourceError(f"{str(path)!r} is damaged, cut short or no tar ({error}). Fetch it again.") from error
+
+    def in_order(self) -> list[str]:
+        """Return the names in the order of the archive."""
+        return list(self._members)
+
+    def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+        """Return the content of a file."""
+        begin, size = self._members[name]
+        if size > max_bytes:
+            raise _too_big(self.label(name), max_bytes)
+        return os.pread(self._file.fileno(), size, begin)
+
+
+def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """Yield each member of a tar with the place of its content.
+
+    Not by tarfile's own reader, which reads long names as a whole, whatever size they claim, and takes a damaged header
+    for the end of the archive.
+    """
+    at = 0
+    changes: dict[str, str] = {}  # what long headers say of the next member
+    for _ in range(_MOST_MEMBERS):
+        file.seek(at)
+        block = file.read(_BLOCK_BYTES)
+        if len(block) == _BLOCK_BYTES and not block.strip(b"\0"):
+            return
+        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+        begin = at + _BLOCK_BYTES
+        if member.type in _LONG_NAMES:
+            changes |= _long_name(file.read(min(member.size, _MOST_NAME_BYTES + 1)), member.type)
+        elif member.type not in _EXTENSIONS:
+            member.name = changes.get("path", member.name).removeprefix("./")
+            member.size = int(changes.get("size", member.size))
+            changes = {}
+        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.HeaderError(f"{ascii(member.name)[:100]} has a size below 0, or holes")
+        if member.type not in _EXTENSIONS:
+            yield member, begin
+        # Behind a folder, a link or a device there is no content, whatever size it has.
+        filled = member.isreg() or member.type in _EXTENSIONS or member.type not in tarfile.SUPPORTED_TYPES
+        at = begin + (-(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES if filled else 0)
+    raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
+
+
+def _long_name(content: bytes, kind: bytes) -> dict[str, str]:
+    """Return the fields that a header of GNU or of POSIX gives the next member."""
+    if len(content) > _MOST_NAME_BYTES:
+        raise tarfile.HeaderError(f"it has a name of more than {_MOST_NAME_BYTES} bytes")
+    if kind == tarfile.GNUTYPE_LONGNAME:
+        return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
+    fields, at = {}, 0
+    while at < len(content):  # records such as b"20 path=folder/name\n", with their own length in front
+        space = content.index(b" ", at, at + 8)
+        end = at + int(content[at:space])
+        name, _, value = content[space + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
+        if end <= space or end > len(content) or name.startswith("GNU.sparse"):
+            raise tarfile.HeaderError(
+                f"it has the header field {ascii(name)[:100]}, which is damaged or of a file with holes"
+            )
+        fields[name], at = value, end
+    return fields
+
+
+def peek_names(path: Path) -> list[str]:
+    """Return names of members of a zip, or of a tar as far as that is quick, unchecked; none of a file that is neither."""
+    names: list[str] = []
+    with suppress(*ARCHIVE_ERRORS), path.open("rb") as raw:
+        if path.suffix == ".zip":
+            return zipfile.ZipFile(raw).namelist()
+        left = _PEEK_BYTES
+        for member, _ in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):
+            left -= member.size
+            names.append(member.name)
+            if left < 0 or len(names) >= _PEEK_MEMBERS:
+                break
+    return names
+
+
+def _is_gzip(file: IO[bytes]) -> bool:
+    start = file.read(2)
+    file.seek(0)
+    return start == b"\x1f\x8b"
+
+
+def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
+    most = min(_MOST_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
+    file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
+    with gzip.GzipFile(fileobj=packed) as stream:
+        while piece := stream.read(_PIECE_BYTES):
+            if file.tell() + len(piece) > most:
+                raise SourceError(
+                    f"{str(path)!r} unpacks to more than {most} bytes, as no data set does. Do not use it."
+                )
+            file.write(piece)
+    file.flush()
+    file.seek(0)
+    return file
+
+
+def part_order(name: str) -> str:
+    """Return the key by which names are sorted part by part, as in a walk through sorted folders."""
+    return name.replace("/", "\0")
+
+
+def _sorted(names: Iterable[str]) -> list[str]:
+    return sorted(names, key=part_order)
+
+
+def _too_big(label: str, max_bytes: int) -> ImageError:
+    return ImageError(f"has more than {max_bytes} bytes, as no such file of a data set has", "Remove it.", label)

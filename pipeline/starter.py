@@ -1,0 +1,225 @@
+"""A first recipe for a user's own data set: ``lsmix init --from``."""
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from msgspec.structs import replace as with_fields
+
+from lsmix.data.errors import RecipeError, format_duration
+from lsmix.data.pool_spec import EncodeConfig
+from lsmix.data.readers.dataset_writer import plan_splits
+from lsmix.data.readers.hub import hub_folder, is_hub
+from lsmix.data.readers.registry import SourceConfig, summarise_source
+from lsmix.data.readers.source_images import LabelsTableError, SourceSummary
+from lsmix.glow.config import FlowTraining
+from lsmix.pipeline.config.schema import FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
+from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.stage import DatasetSize, Stage
+from lsmix.pipeline.stages.encode import ENCODE
+from lsmix.pipeline.stages.ingest import SPLIT_WORDS
+from lsmix.pipeline.stages.mix import MIX
+from lsmix.pipeline.stages.report import REPORT
+from lsmix.pipeline.stages.train import TRAIN
+from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
+from lsmix.pipeline.workspace.workspace import Workspace
+
+__all__ = ["starter_recipe"]
+
+_FLOW_SECONDS = 2400  # that the training of the flow may take, and each of the other stages half of it
+_FLOWS = ((8, 64), (4, 48))  # steps and hidden channels, the best first
+_ITERATIONS = (500, 8200)  # the least that are worth while, and the paper's
+_FLOW_EPOCHS = 200  # after which a flow knows its training images by heart
+_BATCH = 64
+_EPOCHS = (3, 50)
+_WIDTHS = (32, 16)  # of the classifier, the best first
+_ENOUGH_EPOCHS = 10
+_TRAININGS = 4  # two runs with two seeds
+_MOST_COPIES = 10
+_SHARES = (0.1, 0.03, 0.01)  # of the images for the test split, and half of it for the held-out split
+_MOST_SIDE = 64  # of images that keep their size
+_SIDE = 32
+_CLASSES_SHOWN = 30
+
+
+class _Plan(NamedTuple):
+    """The settings that are chosen, and how long each stage takes with them."""
+
+    flow: FlowRecipe
+    classifier: TrainConfig
+    pool: PoolRecipe
+    seconds: dict[str, float]
+
+
+def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
+    """Return a commented recipe for the data set at a path, with settings for a run of an hour or two on two CPU cores.
+
+    Args:
+        path: file or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is fetched; it is written to the recipe as it is.
+        workspace: whose finished artifacts tell how fast this machine is.
+
+    Raises:
+        MissingError: there is nothing at the path.
+        SourceError: what is there cannot be read as a data set.
+        RecipeError: there are too few images to hold some out.
+    """
+    fields: dict[str, Any] = {"path": path}
+    if is_hub(path):
+        hub_folder(path, fetch=True)
+    try:
+        summary = summarise_source(SourceConfig(**fields))
+    except LabelsTableError as error:
+        fields |= error.fields
+        summary = summarise_source(SourceConfig(**fields))
+    (height, width), _ = summary.sizes.most_common(1)[0] if summary.sizes else ((_SIDE, _SIDE), 0)
+    if len(summary.sizes) != 1 or max(height, width) > _MOST_SIDE:
+        fields["size"] = height = width = _SIDE
+    if summary.report:
+        fields["on_error"] = "skip"
+    fields |= _split_sizes(summary)
+    size = DatasetSize(
+        images=len(summary.labels["train"]) - sum(fields.get(name, 0) for name in ("test", "heldout")),
+        test_images=fields.get("test") or len(summary.labels.get("test", ())),
+        height=height,
+        width=width,
+        channels=summary.channels,
+    )
+    return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Resolver(Workspace(workspace)))))
+
+
+def _split_sizes(summary: SourceSummary) -> dict[str, int]:
+    """Return how many images to take off the training split for the splits that were not published."""
+    labels = summary.labels
+    for share in (*_SHARES, 0.0):
+        images = len(labels["train"])
+        wanted = {} if "test" in labels else {"test": max(1, round(share * images))}
+        if "heldout" not in labels:
+            wanted["heldout"] = round(share / 2 * images)
+        try:
+            numbers = {"test": 0, "heldout": 0, **wanted}
+            plan_splits(labels, summary.class_names, **numbers, limit=None, seed=0)
+        except RecipeError:
+            if not share:
+                raise
+        else:
+            return wanted
+    raise AssertionError("the loop returns or raises")
+
+
+def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
+    def seconds(stage: Stage, config: Any) -> float:
+        return resolver.seconds(stage.name, stage.estimate(config, size))
+
+    levels = max(2, min(4, (min(size.height, size.width) // 4).bit_length() - 1))  # 32×32 → 4×4
+    least, most = _ITERATIONS
+    most = max(least, min(most, _FLOW_EPOCHS * size.images // _BATCH))
+    flow = FlowRecipe()
+    for steps, hidden in _FLOWS:
+        flow = FlowRecipe(levels=levels, steps=steps, hidden=hidden, threads=min(8, os.cpu_count() or 1))
+        size = replace(size, flow=flow)
+        one = seconds(TRAIN_GLOW, with_fields(flow, training=FlowTraining(iterations=1000, batch_size=_BATCH)))
+        iterations = min(most, int(1000 * _FLOW_SECONDS / one))
+        if iterations >= least:
+            break
+    training = FlowTraining(
+        iterations=max(least, iterations // 100 * 100), batch_size=_BATCH, learning_rate=5e-4, warmup=100
+    )
+    flow = with_fields(flow, training=training)
+    classifier = TrainConfig()
+    for width in _WIDTHS:
+        classifier = TrainConfig(width=width, epochs=1, batch_size=_BATCH, schedule="cosine", threads=flow.threads)
+        epochs = int(_FLOW_SECONDS / 2 / (_TRAININGS * seconds(TRAIN, classifier)))
+        if epochs >= _ENOUGH_EPOCHS:
+            break
+    classifier = with_fields(classifier, epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]))
+    copies = int(_FLOW_SECONDS / 2 / seconds(MIX, PoolRecipe(copies=1)))
+    pool = PoolRecipe(copies=max(1, min(copies, classifier.epochs, _MOST_COPIES)))
+    times = {
+        "train-glow": seconds(TRAIN_GLOW, flow),
+        "encode": seconds(ENCODE, EncodeConfig()),
+        "mix": seconds(MIX, pool),
+        "train": _TRAININGS * seconds(TRAIN, classifier),
+        "report": seconds(REPORT, RecipeReport()),
+    }
+    return _Plan(flow, classifier, pool, times)
+
+
+def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Iterator[str]:
+    yield "# Made by 'lsmix init --from'. What would run, and how long it takes: lsmix status; then: lsmix run."
+    yield from (_comment(line) for line in _found(summary))
+    hours = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in plan.seconds.items())
+    yield _comment(f"Estimated: {hours}; {format_duration(sum(plan.seconds.values()))} in all.")
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(fields["path"]).resolve().name.partition(".")[0]).strip("-_")
+    yield from ("format = 1", f"name = {_value(name or 'mine')}", "", "[data]")
+    comments = {
+        "path": f"{summary.format}; a relative path starts at the recipe's folder",
+        "size": "pixels of a side: scaled, and cut to the centre; 64 shows more and takes four times as long",
+        "on_error": 'images that cannot be read are left out and counted; "stop" names them and ends',
+        "test": "images taken off the training split, every class at its share",
+        "heldout": "images taken off the training split to watch the flow",
+    }
+    for field, value in fields.items():
+        yield f"{field} = {_value(value)}" + (f" # {comments[field]}" if field in comments else "")
+    licence, citation = summary.licence, summary.citation
+    yield f"# licence = {_value(licence or 'CC-BY-4.0')} # of the images; pools that you share say it"
+    yield f"# citation = {_value(citation or 'A. Author, My images, 2026')}"
+    flow, classifier = plan.flow, plan.classifier
+    yield from (
+        "",
+        "[flow] # on a GPU: steps = 32, hidden = 128, iterations = 8200, batch_size = 256",
+        f"levels = {flow.levels}",
+        f"steps = {flow.steps}",
+        f"hidden = {flow.hidden}",
+        f"threads = {flow.threads}",
+        "",
+        "[flow.training]",
+        f"iterations = {flow.training.iterations} # more give better mixes",
+        f"batch_size = {flow.training.batch_size}",
+        f"learning_rate = {flow.training.learning_rate}",
+        f"warmup = {flow.training.warmup}",
+        "flip = true # false where a mirrored image is another thing, as with digits and letters; below, too",
+        "",
+        "[pools.lsmix]",
+        f"copies = {plan.pool.copies} # times that the training images are mixed",
+        "",
+        "[classifier] # trained twice on the images, and twice on the pool",
+        f"width = {classifier.width}",
+        f"epochs = {classifier.epochs}",
+        f"batch_size = {classifier.batch_size}",
+        f'schedule = "{classifier.schedule}"',
+        f"threads = {classifier.threads}",
+        "flip = true",
+        "",
+        "[runs.baseline]",
+        "seeds = [0, 1]",
+        "",
+        "[runs.lsmix]",
+        'pool = "lsmix"',
+        "seeds = [0, 1]",
+    )
+
+
+def _found(summary: SourceSummary) -> Iterator[str]:
+    """Say what the data set holds, and what of it is not used."""
+    splits = ", ".join(f"{len(labels):,} {SPLIT_WORDS[name]}" for name, labels in summary.labels.items())
+    yield f"Format {summary.format}: {splits} images in {len(summary.class_names):,} classes."
+    counts = {name: int((summary.labels["train"] == label).sum()) for label, name in enumerate(summary.class_names)}
+    shown = [f"{name} {count:,}" for name, count in list(counts.items())[:_CLASSES_SHOWN]]
+    more = len(counts) - len(shown)
+    yield "Training images by class: " + ", ".join(shown) + (f" and {more:,} more classes." if more else ".")
+    sizes = ", ".join(f"{width}×{height}" for (height, width), _ in summary.sizes.most_common(3))
+    yield f"Sizes: {sizes}{', …' if len(summary.sizes) > 3 else ''}."
+    if summary.report:
+        yield from (line for line in summary.report.lines() if line.startswith(("left out", "'")))
+
+
+def _comment(text: str) -> str:
+    return "# " + "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
+def _value(value: object) -> str:
+    return msgspec.json.encode(value).decode()  # JSON's texts and numbers are TOML's

@@ -1,0 +1,239 @@
+"""Workers, torchdata, ranks and trainers: however a loader is used, every row comes once an epoch, in the plain order."""
+
+import copy
+import importlib.util
+import itertools
+import json
+import os
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import factory
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils.data import DataLoader
+
+from lsmix.data.errors import RecipeError
+from lsmix.data.loaders.array_loader import ArrayLoader
+from lsmix.data.loaders.pool_loader import PoolLoader
+from lsmix.data.pool import open_pool
+
+ROWS, BATCH = 50, 8
+# A machine with few cores warns of many workers, Python 3.12 of forks beside threads, and torch of torchdata.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:This DataLoader will create", "ignore:.*multi-threaded", "ignore:'set_vital'"
+)
+
+
+@pytest.fixture(scope="module")
+def small_pool(tmp_path_factory):
+    return factory.write_pool(tmp_path_factory.mktemp("pool"))
+
+
+def loader_of_rows(**options):
+    """Return a loader whose images carry their own row."""
+    images = np.arange(ROWS, dtype=np.uint8).reshape(-1, 1, 1, 1)
+    return ArrayLoader(images, np.zeros(ROWS, int), BATCH, **options)
+
+
+def rows(batches):
+    return [batch.images.flatten().tolist() for batch in batches]
+
+
+def plain(epoch, **options):
+    return rows(loader_of_rows(epoch=epoch, **options))
+
+
+def wrapped(kind, loader, **options):
+    if kind == "DataLoader":
+        return DataLoader(loader, batch_size=None, **options)
+    stateful = pytest.importorskip("torchdata.stateful_dataloader", reason="needs torchdata")
+    return stateful.StatefulDataLoader(loader, batch_size=None, **options)
+
+
+@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("kind", ["DataLoader", "StatefulDataLoader"])
+@settings(max_examples=6, deadline=None)
+@given(
+    workers=st.integers(0, 3),
+    cuts=st.lists(st.integers(0, 4), min_size=1, max_size=2),
+    epoch=st.integers(0, 2),
+    ranks=st.integers(1, 2),
+    snapshot=st.integers(1, 3),
+)
+def test_every_use_of_a_loader_gives_the_batches_of_the_plain_pass(
+    kind, persistent, workers, cuts, epoch, ranks, snapshot
+):
+    options = {"num_workers": workers, "persistent_workers": persistent and workers > 0}
+    options |= {"snapshot_every_n_steps": snapshot} if kind == "StatefulDataLoader" else {}
+    part = {"rank": ranks - 1, "world_size": ranks}
+    loader = loader_of_rows(**part)
+    batches = wrapped(kind, loader, **options)
+    for earlier in range(epoch):
+        loader.set_epoch(earlier)
+        assert rows(batches) == plain(earlier, **part)
+    seen = []
+    for taken in cuts:
+        loader.set_epoch(epoch)
+        passing = iter(batches)
+        taken = min(taken, len(loader) - len(seen))  # no more: torchdata goes on with a whole pass behind the end
+        seen += rows(itertools.islice(passing, taken))
+        state = loader.state_after(taken) if kind == "DataLoader" else batches.state_dict()
+        del passing
+        assert rows(batches) == plain(epoch, **part)  # after an early break
+        loader = loader_of_rows(**part)
+        batches = wrapped(kind, loader, **options)
+        if kind == "DataLoader":
+            loader.load_state_dict(json.loads(json.dumps(state)))
+        else:
+            batches.load_state_dict(pickle.loads(pickle.dumps(state)))
+    loader.set_epoch(epoch)
+    assert seen + rows(batches) == plain(epoch, **part)
+    assert rows(batches) == plain(epoch, **part)  # the pass after it is a whole one
+    loader.set_epoch(epoch + 1)
+    assert rows(batches) == plain(epoch + 1, **part)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stateful_loader_that_is_saved_at_the_end_of_an_epoch_goes_on_with_the_next(workers):
+    loader = loader_of_rows()
+    batches = wrapped("StatefulDataLoader", loader, num_workers=workers)
+    assert rows(batches) == plain(0)
+    loader = loader_of_rows()
+    resumed = wrapped("StatefulDataLoader", loader, num_workers=workers)
+    resumed.load_state_dict(batches.state_dict())
+    loader.set_epoch(1)
+    assert rows(resumed) == plain(1)
+
+
+def test_a_resumed_pass_of_workers_can_be_saved_again():
+    loader = loader_of_rows()
+    loader.load_state_dict(loader.state_after(2))
+    batches = DataLoader(loader, batch_size=None, num_workers=2)
+    rest = rows(itertools.islice(batches, 3))
+    state = loader.state_after(3)
+    again = loader_of_rows()
+    again.load_state_dict(state)
+    assert plain(0)[:2] + rest + rows(again) == plain(0)
+    assert rows(batches) == plain(0)
+    assert loader.state_after(3) == loader_of_rows().state_after(3)
+
+
+def test_a_state_is_refused_where_only_the_workers_know_it():
+    loader = loader_of_rows()
+    batches = DataLoader(loader, batch_size=None, num_workers=2)
+    before = loader.state_dict()
+    next(iter(batches))
+    with pytest.raises(RecipeError, match=r"keep state_after\(batches\), or use torchdata's StatefulDataLoader"):
+        loader.state_dict()
+    next(iter(loader))
+    assert loader.state_dict() == loader.state_after(1)
+    loader.set_epoch(1)
+    assert loader.state_dict() == {**before, "epoch": 1}
+
+
+def test_the_state_of_a_worker_fits_equal_workers_only():
+    state = _worker_state(wrapped("StatefulDataLoader", loader_of_rows(), num_workers=2))
+    with pytest.raises(RecipeError, match="another order of samples"):
+        loader_of_rows().load_state_dict(state)
+
+
+def _worker_state(batches):
+    next(iter(batches))
+    return batches.state_dict()["_snapshot"]["_worker_snapshots"]["worker_0"]["dataset_state"]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda loader: pickle.loads(pickle.dumps(loader))])
+def test_a_copy_that_would_not_follow_the_epochs_is_refused(copied):
+    with pytest.raises(RecipeError, match="would not follow the epochs"):
+        copied(loader_of_rows())
+
+
+def test_spawned_workers_that_stay_get_starts_and_epochs(small_pool):
+    loader = PoolLoader(small_pool, 8, copies="cycle", labels="soft")
+    loader.load_state_dict(loader.state_after(2))
+    batches = DataLoader(
+        loader, batch_size=None, num_workers=2, persistent_workers=True, multiprocessing_context="spawn"
+    )
+    for start, epoch in ((2, 0), (0, 0), (0, 1)):
+        loader.set_epoch(epoch)
+        expected = list(PoolLoader(small_pool, 8, copies="cycle", labels="soft", epoch=epoch))[start:]
+        for got, batch in zip(batches, expected, strict=True):
+            assert all(map(torch.equal, got, batch))
+
+
+RANK = """
+import json, os, sys, torch
+from torch import distributed
+from torch.utils.data import DataLoader, DistributedSampler
+import lsmix
+
+if __name__ == "__main__":
+    pool, folder, accelerated = lsmix.open_pool(sys.argv[1]), sys.argv[2], sys.argv[3] == "True"
+    launched = lsmix.PoolLoader(pool, 8)
+    rank = int(os.environ.pop("RANK"))
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    joined = lsmix.PoolLoader(pool, 8)
+    assert launched.plan == joined.plan and (joined.plan.rank, joined.plan.world_size) == (rank, 2)
+    dataset = pool.as_dataset()
+    sampler = DistributedSampler(dataset)
+    seen = {
+        "loader": [batch.images for batch in joined],
+        "workers": [batch.images for batch in DataLoader(joined, batch_size=None, num_workers=2)],
+        "sampler": [batch["image"] for batch in DataLoader(dataset, 8, sampler=sampler)],
+    }
+    if accelerated:
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+        from accelerate import Accelerator
+        prepared = Accelerator(cpu=True).prepare(DataLoader(dataset, 8, shuffle=True))
+        seen["accelerate"] = [batch["image"] for batch in prepared]
+    rows = {name: [image.numpy().tobytes().hex() for batch in batches for image in batch] for name, batches in seen.items()}
+    left_open = iter(joined)
+    next(left_open)
+    json.dump(rows, open(f"{folder}/{rank}.json", "w"))
+    distributed.destroy_process_group()
+"""
+
+
+def test_two_ranks_share_the_rows(small_pool, tmp_path):
+    (tmp_path / "rank.py").write_text(RANK)
+    accelerated = importlib.util.find_spec("accelerate") is not None
+    command = [sys.executable, str(tmp_path / "rank.py"), str(small_pool), str(tmp_path), str(accelerated)]
+    environments = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    with ThreadPoolExecutor() as threads:
+        done = list(
+            threads.map(lambda env: subprocess.run(command, env=env, capture_output=True, text=True), environments)
+        )
+    for rank in done:
+        assert rank.returncode == 0, rank.stderr
+        assert "Exception ignored" not in rank.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    images = {image.tobytes().hex() for image in np.moveaxis(open_pool(small_pool).image[:], 3, 1)}
+    assert set(first) >= {"loader", "workers", "sampler"}
+    for name, seen in first.items():
+        assert len(seen) == len(second[name]) == len(images) // 2, name
+        assert {*seen, *second[name]} == images, name
+    assert first["loader"] == first["workers"]
+
+
+def test_a_map_style_data_set_gives_typed_rows(small_pool):
+    pool = open_pool(small_pool)
+    dataset = pool.as_dataset()
+    batch = next(iter(DataLoader(dataset, batch_size=5)))
+    assert [(name, values.dtype) for name, values in batch.items()] == [
+        ("image", torch.uint8),
+        ("label_a", torch.int64),
+        ("label_b", torch.int64),
+        ("share_b", torch.float32),
+    ]
+    np.testing.assert_array_equal(batch["image"].permute(0, 2, 3, 1), pool.image[:5])
+    np.testing.assert_array_equal(batch["share_b"], pool.share_b[:5])
+    assert len(dataset) == len(pool)
+    assert torch.equal(dataset[4]["image"], batch["image"][4])
+    forked = DataLoader(dataset, batch_size=5, num_workers=1, multiprocessing_context="fork")
+    assert torch.equal(next(iter(forked))["image"], batch["image"])

@@ -1,0 +1,79 @@
+"""``lsmix init --from``: the recipe that it writes runs as it is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lsmix.data.errors import MissingError, RecipeError
+from lsmix.pipeline.config.recipe import Recipe, read_recipe
+from lsmix.pipeline.starter import starter_recipe
+
+RNG = np.random.default_rng(0)
+
+
+def put(path: Path, width: int = 40, height: int = 40) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+
+
+def written(folder: Path, source: str) -> Recipe:
+    (folder / "my.toml").write_text(starter_recipe(source, workspace=folder / "runs"), encoding="utf-8")
+    return read_recipe(folder / "my.toml")
+
+
+def test_a_folder_of_photographs_gets_a_recipe_that_runs_without_editing(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    for number in range(30):
+        put(tmp_path / f"my photos/{'ab'[number % 2]}/{number}.png", width=40 + number)
+    (tmp_path / "my photos/a/bad.png").write_bytes(b"no image")
+    (tmp_path / "my photos/a/n\n.txt").touch()
+    printed = command("init", "--from", "my photos").out
+    assert "# left out: 1, not an image (.txt) (a/n?.txt)\n" in printed
+    assert "# Training images by class: a 16, b 15." in printed
+    assert "in all." in printed
+    (tmp_path / "my.toml").write_text(printed, encoding="utf-8")
+    recipe = read_recipe(tmp_path / "my.toml")
+    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.levels) == ("my-photos", 32, 3, 3)
+    small = ["flow.steps=1", "flow.hidden=8", "flow.training.iterations=2", "classifier.width=4", "classifier.epochs=1"]
+    assert command("run", "my.toml", "-q", *(part for one in small for part in ("--set", one))).code == 0
+    assert list(tmp_path.glob("runs/report/*/report.html"))
+
+
+def test_a_table_of_labels_is_found_and_images_of_one_small_size_keep_it(tmp_path):
+    for number in range(12):
+        put(tmp_path / f"set/images/{number}.png", 16, 16)
+    lines = [f"{number},{'xyz'[number % 3]}" for number in range(12)]
+    (tmp_path / "set/labels.csv").write_text("\n".join(["id,kind", *lines]))
+    recipe = written(tmp_path, str(tmp_path / "set"))
+    assert (recipe.data.labels_file, recipe.data.file_column, recipe.data.label_column) == ("labels.csv", "id", "kind")
+    assert (recipe.data.size, recipe.own_flow.levels) == (0, 2)
+
+
+def test_arrays_with_their_own_test_images_keep_them(tmp_path):
+    images = RNG.integers(0, 256, (200, 28, 28), dtype=np.uint8)
+    labels = np.arange(200) % 10
+    np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+    recipe = written(tmp_path, str(tmp_path / "a.npz"))
+    assert (recipe.name, recipe.data.test, recipe.data.heldout, recipe.data.on_error) == ("a", 0, 10, "stop")
+
+
+def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
+    recipes = []
+    for count in (200, 20_000):
+        np.savez(tmp_path / "a.npz", images=np.zeros((count, 32, 32, 3), np.uint8), labels=np.arange(count) % 2)
+        recipes.append(written(tmp_path, str(tmp_path / "a.npz")))
+    few, many = recipes
+    assert few.own_flow.training.iterations < many.own_flow.training.iterations
+    assert few.classifier.epochs > many.classifier.epochs
+    assert few.pools["lsmix"].copies > many.pools["lsmix"].copies
+
+
+def test_what_cannot_be_split_or_read_is_said(tmp_path):
+    with pytest.raises(MissingError, match="there is no such file or folder"):
+        starter_recipe(str(tmp_path / "nothing"))
+    for name in "abc":
+        put(tmp_path / f"set/{name}/0.png")
+    with pytest.raises(RecipeError, match="leaves 1 of 3 classes without training images"):
+        starter_recipe(str(tmp_path / "set"))
