@@ -16,9 +16,9 @@ from scipy.stats import spearmanr
 
 from lsmix.data.errors import LockedError
 from lsmix.data.progress import NullProgress
+from lsmix.pipeline.api import RunResult, run
 from lsmix.pipeline.config.recipes import recipe_path
 from lsmix.pipeline.config.results import Interval, read_metrics, read_naturalness
-from lsmix.pipeline.api import RunResult, run
 from lsmix.pipeline.views.page import Table
 from lsmix.pipeline.views.plots import Series, curves, gain_plot
 from lsmix.pipeline.views.report.results import budget_table, error_table, verdicts
