@@ -214,6 +214,14 @@ def test_heic_photographs_are_read(tmp_path):
     assert data.report.notes[-1].endswith("of which the first is used: 1 (a/1.heif)")
 
 
+def test_heic_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.data.readers.images.pixels._formats", lambda: ("PNG",))
+    base(tmp_path, 1)
+    (tmp_path / "a" / "IMG_0.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(SourceError, match=r"needs the extra 'heic'\. Run: pip install 'lsmix\[heic\]', or convert it"):
+        read(tmp_path)
+
+
 # Sizes and pixels.
 
 
