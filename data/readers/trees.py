@@ -139,7 +139,8 @@ class _Folder:
         file = self._base / name
         check_file(file)
         with file.open("rb") as stream:
-            content = stream.read(max_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size  # since Python sets aside as many bytes as are asked for
+            content = stream.read(min(size, max_bytes) + 1)
         if len(content) > max_bytes:
             raise _too_big(self.label(name), max_bytes)
         return content
