@@ -21,7 +21,7 @@ from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.store import local_target, open_artifact
-from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
+from lsmix.pipeline.config.recipe import Recipe, RecipeSource, read_recipe, training_name
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
@@ -123,24 +123,35 @@ class RunResult:
 
 
 def plan(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     stage: str = "",
     overrides: Sequence[str] = (),
     scale: str = "",
+    data: Any = None,
 ) -> tuple[Recipe, list[Node], Workspace]:
-    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
+    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made. Arguments are as for ``run``."""
     _check_stage(stage)
     content = read_recipe(recipe, overrides, scale)
     place = Workspace(workspace)
-    nodes = build_graph(content, place)
+    source = None
+    if data is not None:
+        from lsmix.data.readers.images.memory import MemorySource  # which loads Pillow
+
+        source = MemorySource(data, content.data)
+    nodes = build_graph(content, place, source)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted:
         raise RecipeError(
-            f"recipe {str(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
+            f"recipe {_recipe_name(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
+
+
+def _recipe_name(recipe: RecipeSource) -> str:
+    """Return what to call a recipe: its file, or "recipe"."""
+    return str(recipe) if isinstance(recipe, Path | str) else "recipe"
 
 
 def _check_stage(name: str) -> None:
@@ -150,7 +161,7 @@ def _check_stage(name: str) -> None:
 
 
 def run(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     stage: str = "",
@@ -161,12 +172,14 @@ def run(
     device: str = "auto",
     force: str = "",
     download: bool = False,
+    data: Any = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Bring a recipe up to date: what ``lsmix run`` does.
 
     Args:
-        recipe: the TOML file.
+        recipe: the TOML file; or a dictionary with the same sections, or a ``Recipe``, whose relative paths start at the
+            current folder.
         workspace: folder or URL of the artifacts; made if need be.
         stage: the last stage to run; "" for all.
         overrides: "section.key=value" each, which replace fields of the recipe.
@@ -176,6 +189,9 @@ def run(
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
         download: fetch what ``data.download`` names first, unless it is there.
+        data: images in memory in place of ``data.path``: ``(images, labels)``, images uint8 (N, H, W, C); or a data set with a
+            length whose items are ``(image, label)``, as torchvision and Hugging Face have them; or a dictionary with such
+            for "train", and for "test" or "val", and perhaps "class_names". They are cached by their SHA-256.
         progress: optional progress reporter.
 
     Raises:
@@ -183,11 +199,17 @@ def run(
     """
     progress = progress or NullProgress()
     _check_stage(force)
-    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
+    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, data=data)
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    asked = {
+        "recipe": _recipe_name(recipe),
+        "stage": stage,
+        "overrides": list(overrides),
+        "scale": scale,
+        "device": device,
+    }
     where = {"workers": workers, "scheduler": scheduler}
     with logged(progress, place.root, "run", **asked, **where, force=force) as log, executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
@@ -195,7 +217,7 @@ def run(
 
 
 def run_array_task(
-    recipe: Path | str,
+    recipe: RecipeSource,
     stage: str,
     index: int,
     size: int,
@@ -221,7 +243,13 @@ def run_array_task(
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    asked = {
+        "recipe": _recipe_name(recipe),
+        "stage": stage,
+        "overrides": list(overrides),
+        "scale": scale,
+        "device": device,
+    }
     task: dict[str, Any] = {"index": index, "size": size}
     with logged(progress, place.root, "array-task", **asked, **task) as log, executor:
         return array_task.run_array_task(
@@ -230,7 +258,7 @@ def run_array_task(
 
 
 def finalize(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     overrides: Sequence[str] = (),
@@ -247,14 +275,16 @@ def finalize(
     """
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
-    with logged(progress, place.root, "finalize", recipe=str(recipe), overrides=list(overrides), scale=scale) as log:
+    with logged(
+        progress, place.root, "finalize", recipe=_recipe_name(recipe), overrides=list(overrides), scale=scale
+    ) as log:
         built = array_task.finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 
 def figure(
     name: str,
-    recipe: Path | str,
+    recipe: RecipeSource,
     target: Path | str,
     *,
     pairs: int = 6,

@@ -235,7 +235,8 @@ def _detect(config: SourceConfig) -> SourceFormat:
         return _format(_DIGITS)
     if not config.path:
         raise RecipeError(
-            'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
+            'no path given for the data set; say path = "...", or format = "digits" for the built-in one. '
+            "Data in memory are passed in Python: lsmix.run(recipe, data=...)."
         )
     path = _path(config)
     check_file(path)

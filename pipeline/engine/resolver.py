@@ -170,6 +170,8 @@ class Resolver:
         return None
 
     def _source_record(self, node: Node) -> InputRecord:
+        if node.source:
+            return InputRecord(role="source", cache_key="", content_digest=node.source.digest)
         if id(node) not in self._sources:
             files = source_files(node.config)
             root = Path(node.config.path)

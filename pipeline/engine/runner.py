@@ -196,6 +196,7 @@ def locked_task(
             executor=executor,
             progress=TaskProgress(progress, note),
             url=workspace.url_of(folder),
+            source=node.source,
         )
 
 

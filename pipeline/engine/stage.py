@@ -6,7 +6,7 @@ Stages know neither the recipe nor each other; the runner gives them complete in
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, InputRecord
 from lsmix.data.errors import RecipeError
@@ -14,6 +14,9 @@ from lsmix.data.progress import Progress
 from lsmix.data.table import Table
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.shards import Executor
+
+if TYPE_CHECKING:
+    from lsmix.data.readers.images.memory import MemorySource
 
 __all__ = [
     "Cost",
@@ -48,6 +51,7 @@ class StageTask:
     executor: Executor | None  # None: no shard may be made, so all must be complete
     progress: Progress
     url: str = ""  # of the artifact in a remote workspace
+    source: "MemorySource | None" = None  # of a stage that reads the source, where that is in memory
 
     @property
     def label(self) -> str:
@@ -164,6 +168,7 @@ class Node:
     name: str
     config: Any  # the stage's configuration model
     inputs: dict[str, "Node | Artifact"] = field(default_factory=dict)  # by role; an artifact is one from elsewhere
+    source: "MemorySource | None" = None  # of a stage that reads the source: what takes the place of its files
 
     @property
     def label(self) -> str:

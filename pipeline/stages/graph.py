@@ -4,6 +4,7 @@ Pure planning: nothing is read but the manifests of a finished flow that a recip
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,17 +29,20 @@ from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
 from lsmix.pipeline.workspace.workspace import Workspace
 
+if TYPE_CHECKING:
+    from lsmix.data.readers.images.memory import MemorySource
+
 __all__ = ["build_graph"]
 
 
-def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
-    """Return all nodes of a recipe, inputs before what is made from them.
+def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | None" = None) -> list[Node]:
+    """Return all nodes of a recipe, inputs before what is made from them; ``source`` takes the place of its data set's files.
 
     Raises:
         MissingError: there is no such flow as the recipe names, be it in the workspace.
         LsmixError: the recipe names a flow by a URL, and it cannot be fetched.
     """
-    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
+    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data, source=source)
     nodes = [dataset]
     own_flow = recipe.own_flow
     encoded: dict[str, tuple[Node | Artifact, Node]] = {}

@@ -1,10 +1,13 @@
 """From images with labels to a listing: which split of the source is used for what, and how classes are numbered."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["SPLIT_ROLES", "Labelled", "make_listing"]
 
@@ -30,7 +33,7 @@ def make_listing(
     labelled: Sequence[Labelled],
     where: str,
     report: SourceReport,
-    read: Callable[[str], bytes],
+    read: "Callable[[str], bytes | Image]",
     label: Callable[[str], str],
     class_names: tuple[str, ...] | None = None,
 ) -> ImageListing:
