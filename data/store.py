@@ -107,8 +107,9 @@ def open_input(place: Path | str | Artifact, role: str) -> Artifact:
     artifact = open_flow_artifact(place) if role == "flow" else open_artifact(place)
     (stage, what), found = _STAGES[role], artifact.manifest.stage
     if found != stage:
-        advice = "Check 'flow.path'." if role == "flow" else f"Name the one of {stage!r}."
-        raise MissingError(f"{artifact.location!r} is no {what} but the result of stage {found!r}. {advice}")
+        raise MissingError(
+            f"{artifact.location!r} is no {what} but the result of stage {found!r}. Name the one of {stage!r}."
+        )
     return artifact
 
 

@@ -54,6 +54,7 @@ class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     # finished flow to use instead: folder (relative to the recipe's), URL, or name or cache key in the workspace
     path: str = ""
+    start_from: str = ""  # finished flow, named in the same way, whose weights the training starts from
 
 
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,7 +270,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, where a section has one; a flow may also be called by name, so only real paths are."""
-    parts = [(table.get("data"), "path"), (table.get("flow"), "path"), (table.get("mix"), "flow")]
+    flow = table.get("flow")
+    parts = [(table.get("data"), "path"), (flow, "path"), (flow, "start_from"), (table.get("mix"), "flow")]
     pools = table.get("pools")
     parts += [(pool, "flow") for pool in pools.values()] if isinstance(pools, dict) else []
     for part, key in parts:
@@ -364,7 +366,11 @@ def _check_references(recipe: Recipe) -> None:
     if recipe.naturalness:
         _check_naturalness(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
-        raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
+        raise RecipeError(
+            "flow.training.iterations: expected int >= 1, got 0. 'flow.path' names a flow that is used as it is."
+        )
+    if recipe.own_flow.path and recipe.own_flow.start_from:
+        raise RecipeError("flow.start_from: the flow of 'flow.path' is used as it is. Leave one of them out.")
     if recipe.classifier.seed:
         raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
     for name, pool in recipe.pools.items():

@@ -26,7 +26,7 @@ from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
-from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
+from lsmix.pipeline.stages.train_flow import TRAIN_GLOW, check_start
 from lsmix.pipeline.workspace.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | No
             if flow_name:
                 flow = _find_flow(flow_name, workspace)
             else:
-                flow = Node(
-                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
-                )
+                inputs: dict[str, Node | Artifact] = {"dataset": dataset}
+                if own_flow.start_from:
+                    inputs["start"] = start = _find_flow(own_flow.start_from, workspace)
+                    check_start(own_flow, start.manifest.config, start)
+                flow = Node(stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs=inputs)
                 nodes.append(flow)
             name = recipe.name if flow_name == own_flow.path else f"{recipe.name}.{len(encoded)}"
             latents = Node(stage=ENCODE, name=name, config=recipe.latents, inputs={"dataset": dataset, "flow": flow})

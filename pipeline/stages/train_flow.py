@@ -4,15 +4,17 @@ Interrupted training goes on from its last checkpoint and ends with the same byt
 """
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
-from lsmix.data.errors import DivergedError
+from lsmix.data.errors import DivergedError, RecipeError, format_count
 from lsmix.data.progress import stop_point
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import LOG_FILE, LogLine
@@ -24,7 +26,7 @@ from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
 
-__all__ = ["TRAIN_GLOW"]
+__all__ = ["TRAIN_GLOW", "check_start"]
 
 _CHECKPOINT = "checkpoint.safetensors"
 _SAMPLE_COUNT = 64
@@ -47,6 +49,7 @@ def run(task: StageTask) -> StageResult:
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
+    from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.flow import Flow
     from lsmix.glow.training import FlowTrainer
 
@@ -55,6 +58,15 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     shape = {name: getattr(config, name) for name in FlowShape.__struct_fields__}
     flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
     flow = Flow(flow_config, seed=config.training.seed).to(task.device)
+    if start := task.inputs.get("start"):
+        given = load_flow(start)
+        check_start(config, msgspec.to_builtins(given.config), start)
+        if given.config.channels != channels:
+            raise RecipeError(
+                f"flow.start_from: {start.location!r} is a flow for images of {format_count(given.config.channels, 'channel')}; "
+                f"these have {channels}. Name another one."
+            )
+        flow.load_state_dict(given.state_dict())
     if any(flow.pads):
         task.progress.warning(
             f"{task.label}: images of {height}×{width} are filled up by reflection to "
@@ -62,6 +74,16 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config))
     return trainer, load_checkpoint(task.work / _CHECKPOINT, LogLine, trainer.load_state_dict)
+
+
+def check_start(config: FlowShape, found: Mapping[str, Any], start: Artifact) -> None:
+    """Raise RecipeError if the flow that training is to start from has another shape; its height and width may differ."""
+    names = [name for name in FlowShape.__struct_fields__ if name != "pad" and name in found]
+    wrong = [f"flow.{name} = {found[name]}" for name in names if found[name] != getattr(config, name)]
+    if wrong:
+        raise RecipeError(
+            f"flow.start_from: {start.location!r} is a flow of another shape than [flow]. To start from it, set {', '.join(wrong)}."
+        )
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:

@@ -3,6 +3,7 @@
 import tomllib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import factory
 import numpy as np
@@ -41,7 +42,7 @@ class Pictures:
 class HubPictures(Pictures):
     """One as Hugging Face has them."""
 
-    features = {"label": SimpleNamespace(names=list(NAMES))}
+    features: ClassVar = {"label": SimpleNamespace(names=list(NAMES))}
 
     def __getitem__(self, row):
         return {"image": Image.fromarray(IMAGES[row]), "label": int(LABELS[row])}
