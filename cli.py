@@ -430,10 +430,15 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
 def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
+    from lsmix.pipeline.engine.resolver import slow_warning
     from lsmix.pipeline.engine.status import recipe_status
 
     _, nodes, place = plan(recipe, **options)
-    return recipe_status(nodes, place, force=force)
+    found = recipe_status(nodes, place, force=force)
+    slow = slow_warning(nodes, [0.0 if node.state == "cached" else node.seconds or 0.0 for node in found])
+    if slow:
+        click.echo(f"warning: {escape_terminal(slow)}", err=True)
+    return found
 
 
 def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:

@@ -17,8 +17,8 @@ from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import LabelsTableError, SourceSummary
 from lsmix.glow.config import FlowTraining
-from lsmix.pipeline.config.schema import FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
-from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.config.schema import DataConfig, FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
+from lsmix.pipeline.engine.resolver import Resolver, expected_size
 from lsmix.pipeline.engine.stage import DatasetSize, Stage
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.ingest import SPLIT_WORDS
@@ -81,13 +81,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
     if summary.report:
         fields["on_error"] = "skip"
     fields |= _split_sizes(summary)
-    size = DatasetSize(
-        images=len(summary.labels["train"]) - sum(fields.get(name, 0) for name in ("test", "heldout")),
-        test_images=fields.get("test") or len(summary.labels.get("test", ())),
-        height=height,
-        width=width,
-        channels=summary.channels,
-    )
+    size = expected_size(DataConfig(**fields), summary)
     return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Resolver(Workspace(workspace)))))
 
 

@@ -30,6 +30,7 @@ __all__ = [
     "DATA_FORMATS",
     "SourceConfig",
     "expand_home",
+    "is_listed",
     "read_source",
     "source_files",
     "source_version",
@@ -146,6 +147,15 @@ def summarise_source(config: SourceConfig) -> SourceSummary:
         licence=published.licence,
         citation=published.citation,
     )
+
+
+def is_listed(config: SourceConfig) -> bool:
+    """Tell whether a data set is of image files, so that its summary is known without reading them all.
+
+    Raises:
+        RecipeError, MissingError, SourceError: as ``read_source``.
+    """
+    return _resolve(config).images is not None
 
 
 def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractContextManager[ImageListing]:

@@ -20,7 +20,7 @@ from lsmix.data.errors import CorruptError, DiskSpaceError, MissingError, format
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.progress import TaskProgress
-from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.resolver import Resolver, slow_warning
 from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
 from lsmix.pipeline.workspace.locks import InputLocks, artifact_lock
@@ -87,10 +87,16 @@ def bring_up_to_date(
         LsmixError: an error of a stage.
     """
     resolver, built, unchecked = Resolver(workspace, remember=True), list[Built](), list(nodes)
+    expected: list[float] | None = None
     with InputLocks() as locks:
         for node in nodes:
             stop_point()
             unchecked = [each for each in unchecked if not resolver.check(each)]
+            if expected is None:
+                expected = resolver.slow_seconds(nodes)
+                slow = slow_warning(nodes, expected) if expected else ""
+                if slow and resolve_device(device) == "cpu":
+                    progress.warning(slow)
             if node.stage.name == force and resolver.key(node) not in {
                 item.cache_key for item in built if not item.cached
             }:

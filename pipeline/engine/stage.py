@@ -135,6 +135,7 @@ class Stage:
     estimate: Callable[[Any, DatasetSize], Cost]  # what a configuration costs on a data set of some size
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
+    lower: str = ""  # the fields to lower where it takes too long
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
     check: Callable[[Any, DatasetSize], None] = lambda config, size: None  # what depends on the size of the data
     create: Callable[[StageTask], Table] | None = None  # of a stage with shards: writes the store's metadata

@@ -146,4 +146,11 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_translate("classifier.translate", config.translate, size)
 
 
-TRAIN = Stage(name="train", version=3, run=run, estimate=_estimate, check=_check)
+TRAIN = Stage(
+    name="train",
+    version=3,
+    run=run,
+    estimate=_estimate,
+    check=_check,
+    lower="classifier.epochs, classifier.width, data.size or the number of seeds",
+)

@@ -186,5 +186,6 @@ TRAIN_GLOW = Stage(
     run=run,
     estimate=_estimate,
     check=_check,
+    lower="flow.training.iterations, flow.steps, flow.hidden or data.size",
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

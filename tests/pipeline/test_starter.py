@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import factory
 import numpy as np
 import pytest
 from PIL import Image
 
 from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.progress import NullProgress
+from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.starter import starter_recipe
 
@@ -77,3 +80,28 @@ def test_what_cannot_be_split_or_read_is_said(tmp_path):
         put(tmp_path / f"set/{name}/0.png")
     with pytest.raises(RecipeError, match="leaves 1 of 3 classes without training images"):
         starter_recipe(str(tmp_path / "set"))
+
+
+def test_work_of_more_than_a_day_is_warned_of_before_it_starts(tmp_path, command, monkeypatch):
+    for row in range(40):
+        put(tmp_path / f"images/{row % 2}/{row}.png", 8, 8)
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(factory.SMALL_RECIPE.replace('path = "images.npz"\nformat = "npz"', 'path = "images"\ntest = 4'))
+    long = ["flow.training.iterations=100000000", "flow.training.batch_size=65536"]
+    words = (recipe, "--workspace", tmp_path / "runs", *(part for one in long for part in ("--set", one)))
+    result = command("status", *words)
+    assert result.err.startswith("warning: this takes about ")
+    assert "train-glow" in result.err
+    assert "(lower flow.training.iterations, flow.steps, flow.hidden or data.size). Or use a GPU." in result.err
+    assert "~" in next(line for line in result.out.splitlines() if "train-glow" in line)
+    assert not command("status", recipe, "--workspace", tmp_path / "runs").err
+    told = []
+    monkeypatch.setattr(NullProgress, "warning", lambda self, message: told.append(message))
+    monkeypatch.setattr(NullProgress, "info", lambda self, message: stop() if told else None)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, workspace=tmp_path / "runs", device="cpu", overrides=long)
+    assert [f"warning: {told[0]}\n"] == [result.err]
