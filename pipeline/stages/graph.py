@@ -11,7 +11,7 @@ import msgspec
 from lsmix.data.artifact import MANIFEST_NAME, Artifact
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.pool_spec import in_latent_space
-from lsmix.data.store import local_folder, open_input
+from lsmix.data.store import NATURAL_32, local_folder, open_input
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
@@ -132,9 +132,9 @@ def _training_part(flow: FlowSection) -> FlowRecipe:
 
 
 def _find_flow(name: str, workspace: Workspace) -> Artifact:
-    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace."""
+    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace; or NATURAL_32."""
     path = local_folder(name)
-    if path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
+    if name == NATURAL_32 or path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
         return open_input(name, "flow")
     fits = []
     known = []
