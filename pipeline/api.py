@@ -21,7 +21,8 @@ from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.store import local_target, open_artifact
-from lsmix.pipeline.config.recipe import Recipe, RecipeSource, read_recipe, training_name
+from lsmix.pipeline.config.recipe import Recipe, RecipeSource, read_recipe, recipe_name, training_name
+from lsmix.pipeline.config.results import Naturalness, read_naturalness
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
@@ -80,6 +81,11 @@ class RunResult:
         return summarise_runs(finished, self.recipe.report_config().rows)
 
     @property
+    def naturalness(self) -> Naturalness | None:
+        """The results of the naturalness stage; None unless the run brought it up to date."""
+        return next((read_naturalness(item.artifact) for item in self.built if item.stage == "naturalness"), None)
+
+    @property
     def report(self) -> Path | None:
         """The report's HTML page on this machine; None unless the run made or found it."""
         return next((item.folder / "report.html" for item in self.built if item.stage == "report"), None)
@@ -118,6 +124,10 @@ class RunResult:
                 }
                 for row in self.error_rates
             ],
+            "naturalness": [
+                {name: value for name, value in msgspec.to_builtins(sample).items() if name != "bits_per_dim"}
+                for sample in (self.naturalness.samples if self.naturalness else ())
+            ],
             "report": self.report_place or None,
         }
 
@@ -144,14 +154,9 @@ def plan(
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted:
         raise RecipeError(
-            f"recipe {_recipe_name(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
+            f"recipe {recipe_name(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
-
-
-def _recipe_name(recipe: RecipeSource) -> str:
-    """Return what to call a recipe: its file, or "recipe"."""
-    return str(recipe) if isinstance(recipe, Path | str) else "recipe"
 
 
 def _check_stage(name: str) -> None:
@@ -178,8 +183,7 @@ def run(
     """Bring a recipe up to date: what ``lsmix run`` does.
 
     Args:
-        recipe: the TOML file; or a dictionary with the same sections, or a ``Recipe``, whose relative paths start at the
-            current folder.
+        recipe: the TOML file; or a dictionary with its sections, or a ``Recipe``: their paths start at the current folder.
         workspace: folder or URL of the artifacts; made if need be.
         stage: the last stage to run; "" for all.
         overrides: "section.key=value" each, which replace fields of the recipe.
@@ -189,9 +193,8 @@ def run(
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
         download: fetch what ``data.download`` names first, unless it is there.
-        data: images in memory in place of ``data.path``: ``(images, labels)``, images uint8 (N, H, W, C); or a data set with a
-            length whose items are ``(image, label)``, as torchvision and Hugging Face have them; or a dictionary with such
-            for "train", and for "test" or "val", and perhaps "class_names". They are cached by their SHA-256.
+        data: images in memory, keyed by their SHA-256, in place of ``data.path``: ``(images, labels)``, images uint8 (N, H, W, C);
+            a data set of ``(image, label)``; or a dictionary of such for "train", "test", "val", perhaps with "class_names".
         progress: optional progress reporter.
 
     Raises:
@@ -204,7 +207,7 @@ def run(
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {
-        "recipe": _recipe_name(recipe),
+        "recipe": recipe_name(recipe),
         "stage": stage,
         "overrides": list(overrides),
         "scale": scale,
@@ -244,7 +247,7 @@ def run_array_task(
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     asked = {
-        "recipe": _recipe_name(recipe),
+        "recipe": recipe_name(recipe),
         "stage": stage,
         "overrides": list(overrides),
         "scale": scale,
@@ -276,7 +279,7 @@ def finalize(
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
     with logged(
-        progress, place.root, "finalize", recipe=_recipe_name(recipe), overrides=list(overrides), scale=scale
+        progress, place.root, "finalize", recipe=recipe_name(recipe), overrides=list(overrides), scale=scale
     ) as log:
         built = array_task.finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)

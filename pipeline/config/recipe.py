@@ -36,7 +36,7 @@ from lsmix.pipeline.config.schema import (
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RecipeSource", "RunSection", "read_recipe", "training_name"]
+__all__ = ["FlowSection", "Recipe", "RecipeSource", "RunSection", "read_recipe", "recipe_name", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -143,6 +143,11 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 RecipeSource = Path | str | Mapping[str, Any] | Recipe
+
+
+def recipe_name(recipe: RecipeSource) -> str:
+    """Return what to call a recipe: its file, or "recipe" for one that Python code made."""
+    return str(recipe) if isinstance(recipe, Path | str) else "recipe"
 
 
 def training_name(run: str, seed: int) -> str:
