@@ -97,16 +97,18 @@ def init(name: str | None, source: str) -> None:
     click.echo(text, nl=False)
 
 
-def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def _run(
+    stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
+) -> "RunResult | None":
     force = stage if options.pop("force", False) else ""
     index, size = options.pop("array_index", None), options.pop("array_size", None)
     if (index is None) != (size is None):
         raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
-        names = ("workspace", "overrides", "scale")
+        names = options.keys() & {"workspace", "overrides", "scale", "data"}
         nodes = _statuses(recipe, stage=stage, force=force, **{name: options[name] for name in names})
         _print("status", nodes, status_lines(nodes), as_json)
-        return
+        return None
     from lsmix.pipeline import api
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
@@ -118,8 +120,9 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
             parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
     if index is None:
         _print_run(result, as_json)
-    else:
-        _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+        return result
+    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+    return None
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -177,14 +180,22 @@ def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
         raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. 'lsmix run {recipe}' makes them.")
 
 
-@cli.command(epilog="Example: lsmix demo")
+@cli.command(epilog="Example: lsmix demo --photos holiday")
 @option.workspace
+@click.option("--photos", metavar="FOLDER", help="Mix the photographs in this folder, as 32×32 pixels.")
 @option.run_options
-def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on handwritten digits, in a few minutes. Downloads nothing."""
+def demo(workspace: str, photos: str | None, **options: Any) -> None:
+    """Run the whole pipeline on handwritten digits, or mix your photographs, in a few minutes. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
+    from lsmix.pipeline.photos import draw_photos, photos_recipe
 
-    _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
+    recipe: Any = recipe_path("demo")
+    if photos:
+        with TerminalProgress(quiet=options["quiet"]) as bars:
+            recipe, options["data"] = photos_recipe(photos, bars)
+    result = _run("", recipe, workspace=workspace, overrides=(), scale="", as_json=False, **options)
+    if photos and result:
+        click.echo(escape_terminal(f"sheet       {draw_photos(result['mix'].artifact)}"))
 
 
 @cli.command(epilog="Example: lsmix ls")

@@ -28,7 +28,7 @@ from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
 from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["starter_recipe"]
+__all__ = ["split_sizes", "starter_recipe"]
 
 _FLOW_SECONDS = 2400  # that the training of the flow may take, and each of the other stages half of it
 _FLOWS = ((8, 64), (4, 48))  # steps and hidden channels, the best first
@@ -80,12 +80,12 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
         fields["size"] = height = width = _SIDE
     if summary.report:
         fields["on_error"] = "skip"
-    fields |= _split_sizes(summary)
+    fields |= split_sizes(summary)
     size = expected_size(DataConfig(**fields), summary)
     return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Resolver(Workspace(workspace)))))
 
 
-def _split_sizes(summary: SourceSummary) -> dict[str, int]:
+def split_sizes(summary: SourceSummary) -> dict[str, int]:
     """Return how many images to take off the training split for the splits that were not published."""
     labels = summary.labels
     for share in (*_SHARES, 0.0):
