@@ -209,10 +209,12 @@ def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
     """Return the result of a push to a place, or of a pull to it."""
-    return [
-        f"{place}: {format_bytes(transfer.moved_bytes)} moved; {format_count(transfer.files, 'file')}, {format_bytes(transfer.bytes)}, "
-        f"all as recorded (content digest {transfer.content_digest[:12]})"
-    ]
+    files = _recorded(transfer.files, transfer.bytes, transfer.content_digest)
+    return _table([("artifact", place), ("moved", format_bytes(transfer.moved_bytes)), ("files", files)])
+
+
+def _recorded(files: int, size: int, digest: str) -> str:
+    return f"{format_count(files, 'file')}, {format_bytes(size)}, all as recorded (content digest {digest[:12]})"
 
 
 def fact_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -244,18 +246,17 @@ def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of ``verify``: what was checked, and what was not."""
-    whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (content digest {facts['content_digest'][:12]})"
-    lines = [f"{facts['folder']}: {whole}"]
+    files = _recorded(facts["files"], facts["bytes"], facts["content_digest"])
+    rows = [("artifact", facts["folder"]), ("files", files)]
     if facts.get("edited"):
-        lines.append(
-            f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
-        )
+        edited = ", ".join(facts["edited"])
+        rows.append(("edited", f"{edited}: not as the manifest lists them, as owners may edit them"))
     if facts.get("ignored"):
-        lines.append(f"{'ignored':<12} {', '.join(facts['ignored'])}: put there by a file manager or a hub")
-    lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
+        rows.append(("ignored", f"{', '.join(facts['ignored'])}: put there by a file manager or a hub"))
+    rows += [("checked", line) for line in facts.get("checked", ())]
     if facts.get("deep"):
-        lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")
-    return lines + [f"{'not checked':<12} {line}" for line in facts.get("unchecked", ())]
+        rows.append(("recomputed", _deep(facts["deep"])))
+    return _table([*rows, *(("not checked", line) for line in facts.get("unchecked", ()))])
 
 
 def _deep(deep: Mapping[str, Any]) -> str:
@@ -270,8 +271,6 @@ def _deep(deep: Mapping[str, Any]) -> str:
 def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return the result of ``rebuild``."""
     verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
-    lines = [f"{'pool':<15} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
-    lines.append(f"content digest  {result.content_digest} ({verdict[result.equal]})")
-    if result.comparison:
-        lines.append(f"{'compared':<15} {result.comparison.text()}")
-    return lines
+    rows = [("pool", f"{result.folder}{' (already in the workspace)' if result.cached else ''}")]
+    rows.append(("content digest", f"{result.content_digest} ({verdict[result.equal]})"))
+    return _table([*rows, *([("compared", result.comparison.text())] if result.comparison else [])])

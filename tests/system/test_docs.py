@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 import msgspec
 import pytest
+import yaml
 from click.testing import CliRunner
 
 import lsmix
@@ -179,6 +180,14 @@ def test_every_public_name_is_there_and_told():
 
 def test_the_changes_have_the_version():
     assert f"\n## {lsmix.__version__}" in text_of("CHANGELOG.md")
+
+
+def test_the_workflow_tests_every_python_that_the_classifiers_name():
+    kinds = tomllib.loads(text_of("pyproject.toml"))["project"]["classifiers"]
+    named = [kind.rpartition(" ")[2] for kind in kinds if re.search(r"Python :: 3\.", kind)]
+    assert (
+        yaml.safe_load(text_of(".github/workflows/test.yml"))["jobs"]["tests"]["strategy"]["matrix"]["python"] == named
+    )
 
 
 @pytest.mark.parametrize(("lock", "extras"), [("requirements", ["test", "dev"]), ("requirements-bench", ["bench"])])
