@@ -97,9 +97,7 @@ def init(name: str | None, source: str) -> None:
     click.echo(text, nl=False)
 
 
-def _run(
-    stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any
-) -> "RunResult | None":
+def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, **options: Any) -> "RunResult | None":
     force = stage if options.pop("force", False) else ""
     index, size = options.pop("array_index", None), options.pop("array_size", None)
     if (index is None) != (size is None):
@@ -111,7 +109,7 @@ def _run(
         return None
     from lsmix.pipeline import api
 
-    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+    with TerminalProgress(quiet=options.pop("quiet"), verbose=options.pop("verbose")) as bars:
         if index is None:
             result = api.run(recipe, stage=stage, force=force, progress=bars, **options)
         elif force or options.pop("download"):
@@ -408,9 +406,8 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
     place, nodes = None, []
     for recipe in recipes:
-        content, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
-        nodes += wanted
-        for scale in content.scale:
+        content, _, place = plan(recipe, workspace=workspace, overrides=overrides)
+        for scale in ("", *content.scale):
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
