@@ -97,7 +97,7 @@ def init(name: str | None, source: str) -> None:
     click.echo(text, nl=False)
 
 
-def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, **options: Any) -> "RunResult | None":
+def _run(stage: str, recipe: Any, dry_run: bool, as_json: bool, **options: Any) -> "RunResult | None":
     force = stage if options.pop("force", False) else ""
     index, size = options.pop("array_index", None), options.pop("array_size", None)
     if (index is None) != (size is None):
@@ -187,10 +187,8 @@ def demo(workspace: str, photos: str | None, **options: Any) -> None:
     from lsmix.pipeline.config.recipes import recipe_path
     from lsmix.pipeline.photos import draw_photos, photos_recipe
 
-    recipe: Any = recipe_path("demo")
-    if photos:
-        with TerminalProgress(quiet=options["quiet"]) as bars:
-            recipe, options["data"] = photos_recipe(photos, bars)
+    with TerminalProgress(quiet=options["quiet"]) as bars:
+        recipe, options["data"] = photos_recipe(photos, bars) if photos else (recipe_path("demo"), None)
     result = _run("", recipe, workspace=workspace, overrides=(), scale="", as_json=False, **options)
     if photos and result:
         click.echo(escape_terminal(f"sheet       {draw_photos(result['mix'].artifact)}"))

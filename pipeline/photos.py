@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.errors import MissingError, RecipeError, SourceError
+from lsmix.data.errors import MissingError, RecipeError, SourceError, format_count
 from lsmix.data.progress import Progress
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import ImageConfig, ImageError
@@ -76,7 +76,7 @@ def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
         progress.advance()
     progress.finish()
     if unread:
-        progress.warning(f"{len(unread):,} files cannot be read as images: {', '.join(unread[:3])}")
+        progress.warning(f"{format_count(len(unread), 'file')} cannot be read as images: {', '.join(unread[:3])}")
     if len(rows) < 2:
         raise MissingError(f"{str(folder)!r} holds {len(rows)} photographs that can be read. Name a folder with more.")
     return np.stack(rows)

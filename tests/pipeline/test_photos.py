@@ -26,7 +26,7 @@ def test_photographs_without_labels_are_mixed_and_the_sheet_is_named(tmp_path, m
     (tmp_path / "mine/broken.jpg").write_bytes(b"no image")
     result = command("demo", "--photos", "mine", "-q", "--device", "cpu")
     assert result.code == 0
-    assert "warning: 1 files cannot be read as images: broken.jpg" in result.err
+    assert "warning: 1 file cannot be read as images: broken.jpg" in result.err
     assert result.out.splitlines()[-1] == f"sheet       {tmp_path / 'photos.png'}"
     with Image.open(tmp_path / "photos.png") as sheet:
         assert sheet.width > sheet.height / 3

@@ -38,7 +38,12 @@ def test_a_folder_of_photographs_gets_a_recipe_that_runs_without_editing(tmp_pat
     assert "in all." in printed
     (tmp_path / "my.toml").write_text(printed, encoding="utf-8")
     recipe = read_recipe(tmp_path / "my.toml")
-    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.levels) == ("my-photos", 32, 3, 3)
+    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.path) == (
+        "my-photos",
+        32,
+        3,
+        "natural-32",
+    )
     small = ["flow.steps=1", "flow.hidden=8", "flow.training.iterations=2", "classifier.width=4", "classifier.epochs=1"]
     assert command("run", "my.toml", "-q", *(part for one in small for part in ("--set", one))).code == 0
     assert list(tmp_path.glob("runs/report/*/report.html"))
@@ -65,7 +70,7 @@ def test_arrays_with_their_own_test_images_keep_them(tmp_path):
 def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
     recipes = []
     for count in (200, 20_000):
-        np.savez(tmp_path / "a.npz", images=np.zeros((count, 32, 32, 3), np.uint8), labels=np.arange(count) % 2)
+        np.savez(tmp_path / "a.npz", images=np.zeros((count, 30, 30, 3), np.uint8), labels=np.arange(count) % 2)
         recipes.append(written(tmp_path, str(tmp_path / "a.npz")))
     few, many = recipes
     assert few.own_flow.training.iterations < many.own_flow.training.iterations
