@@ -183,7 +183,7 @@ def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
 @click.option("--photos", metavar="FOLDER", help="Mix the photographs in this folder, as 32×32 pixels.")
 @option.run_options
 def demo(workspace: str, photos: str | None, **options: Any) -> None:
-    """Run the whole pipeline on handwritten digits, or mix your photographs, in a few minutes. Downloads nothing."""
+    """Try lsmix on digits, or on your photographs. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
     from lsmix.pipeline.photos import draw_photos, photos_recipe
 

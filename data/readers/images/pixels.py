@@ -150,7 +150,8 @@ def flatten_image(image: Image.Image, background: str) -> Image.Image:
     Raises:
         ImageError: its pixels are of another kind.
     """
-    if turn := _TURNS.get(_orientation(image)):
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:  # one of them is 0
         image = image.transpose(turn)
     if image.mode.startswith("I;16"):  # the high byte, as Pillow takes it of 16-bit colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
