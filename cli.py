@@ -98,19 +98,19 @@ def init(name: str | None, source: str) -> None:
     click.echo(text, nl=False)
 
 
-def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
+def _run(stage: str, recipe: Any, dry_run: bool, as_json: bool, **options: Any) -> "RunResult | None":
     force = stage if options.pop("force", False) else ""
     index, size = options.pop("array_index", None), options.pop("array_size", None)
     if (index is None) != (size is None):
         raise click.UsageError("--array-index and --array-size go together.")
     if dry_run:
-        names = ("workspace", "overrides", "scale")
+        names = options.keys() & {"workspace", "overrides", "scale", "data"}
         nodes = _statuses(recipe, stage=stage, force=force, **{name: options[name] for name in names})
         _print("status", nodes, status_lines(nodes), as_json)
-        return
+        return None
     from lsmix.pipeline import api
 
-    with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
+    with TerminalProgress(quiet=options.pop("quiet"), verbose=options.pop("verbose")) as bars:
         if index is None:
             result = api.run(recipe, stage=stage, force=force, progress=bars, **options)
         elif force or options.pop("download"):
@@ -119,8 +119,9 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
             parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
     if index is None:
         _print_run(result, as_json)
-    else:
-        _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+        return result
+    _print("array-task", parts, part_lines(parts, str(recipe)), as_json)
+    return None
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
@@ -178,14 +179,20 @@ def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
         raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. 'lsmix run {recipe}' makes them.")
 
 
-@cli.command(epilog="Example: lsmix demo")
+@cli.command(epilog="Example: lsmix demo --photos holiday")
 @option.workspace
+@click.option("--photos", metavar="FOLDER", help="Mix the photographs in this folder, as 32×32 pixels.")
 @option.run_options
-def demo(workspace: str, **options: Any) -> None:
-    """Run the whole pipeline on handwritten digits, in a few minutes. Downloads nothing."""
+def demo(workspace: str, photos: str | None, **options: Any) -> None:
+    """Try lsmix on digits, or on your photographs. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
+    from lsmix.pipeline.photos import draw_photos, photos_recipe
 
-    _run("", recipe_path("demo"), workspace=workspace, overrides=(), scale="", as_json=False, **options)
+    with TerminalProgress(quiet=options["quiet"]) as bars:
+        recipe, options["data"] = photos_recipe(photos, bars) if photos else (recipe_path("demo"), None)
+    result = _run("", recipe, workspace=workspace, overrides=(), scale="", as_json=False, **options)
+    if photos and result:
+        click.echo(escape_terminal(f"sheet       {draw_photos(result['mix'].artifact)}"))
 
 
 @cli.command(epilog="Example: lsmix ls")
@@ -398,9 +405,8 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
     place, nodes = None, []
     for recipe in recipes:
-        content, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
-        nodes += wanted
-        for scale in content.scale:
+        content, _, place = plan(recipe, workspace=workspace, overrides=overrides)
+        for scale in ("", *content.scale):
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
@@ -415,10 +421,14 @@ def completion(shell: str) -> None:
 
 def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeStatus]":
     from lsmix.pipeline.api import plan
+    from lsmix.pipeline.engine.resolver import slow_warning
     from lsmix.pipeline.engine.status import recipe_status
 
     _, nodes, place = plan(recipe, **options)
-    return recipe_status(nodes, place, force=force)
+    found = recipe_status(nodes, place, force=force)
+    if slow := slow_warning(nodes, [0.0 if node.state == "cached" else node.seconds or 0.0 for node in found]):
+        click.echo(f"warning: {escape_terminal(slow)}", err=True)
+    return found
 
 
 def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:

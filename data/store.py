@@ -1,7 +1,10 @@
 """Opening an artifact by its path or its URL; the rest of lsmix asks the artifact for the files that it lists."""
 
+import contextlib
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from lsmix.data.artifact import (
     MANIFEST_NAME,
@@ -12,6 +15,7 @@ from lsmix.data.artifact import (
     read_manifest,
     record_file,
 )
+from lsmix.data.atomic import DECODE_ERRORS
 from lsmix.data.errors import MissingError, RecipeError
 
 __all__ = [
@@ -30,7 +34,12 @@ NATURAL_32: Final = "natural-32"  # the flow that comes with lsmix
 _FLOWS = Path(__file__).parent / "flows"  # a folder for each such flow
 _PARTS = ("pool.zarr", "latents.zarr", "dataset.h5")  # of an artifact, by which users name it too
 _FLOW_FILES = ("glow.json", "glow.safetensors")
+_MOST_JSON_BYTES = 1 << 20
 _STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # by role, and its name
+
+
+class _FlowFile(msgspec.Struct):
+    config: dict[str, Any] = {}
 
 
 def open_artifact(
@@ -89,13 +98,17 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
     if not (folder / weights).is_file():
         raise MissingError(f"{str(folder / weights)!r} is missing beside {config}. Fetch both.")
     files = [record_file(folder, name, payload=True) for name in _FLOW_FILES]
+    described = _FlowFile()
+    with contextlib.suppress(*DECODE_ERRORS):  # loading the flow raises them
+        if files[0].bytes <= _MOST_JSON_BYTES:
+            described = msgspec.json.decode((folder / config).read_bytes(), type=_FlowFile)
     manifest = Manifest(
         stage="train-glow",
         stage_version=0,  # unknown
         name=folder.name,
         cache_key="",
         content_digest=content_digest(files),
-        config={},
+        config=described.config,
         inputs=[],
         files=files,
     )
@@ -112,8 +125,9 @@ def open_input(place: Path | str | Artifact, role: str) -> Artifact:
     artifact = open_flow_artifact(place) if role == "flow" else open_artifact(place)
     (stage, what), found = _STAGES[role], artifact.manifest.stage
     if found != stage:
-        advice = "Check 'flow.path'." if role == "flow" else f"Name the one of {stage!r}."
-        raise MissingError(f"{artifact.location!r} is no {what} but the result of stage {found!r}. {advice}")
+        raise MissingError(
+            f"{artifact.location!r} is no {what} but the result of stage {found!r}. Name the one of {stage!r}."
+        )
     return artifact
 
 

@@ -21,7 +21,7 @@ from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_point
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.store import local_target, open_artifact
-from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
+from lsmix.pipeline.config.recipe import Recipe, RecipeSource, read_recipe, recipe_name, training_name
 from lsmix.pipeline.config.results import Naturalness, read_naturalness
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.dask import make_executor
@@ -133,22 +133,28 @@ class RunResult:
 
 
 def plan(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     stage: str = "",
     overrides: Sequence[str] = (),
     scale: str = "",
+    data: Any = None,
 ) -> tuple[Recipe, list[Node], Workspace]:
-    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made."""
+    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made. Arguments are as for ``run``."""
     _check_stage(stage)
     content = read_recipe(recipe, overrides, scale)
     place = Workspace(workspace)
-    nodes = build_graph(content, place)
+    source = None
+    if data is not None:
+        from lsmix.data.readers.images.memory import MemorySource  # which loads Pillow
+
+        source = MemorySource(data, content.data)
+    nodes = build_graph(content, place, source)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted:
         raise RecipeError(
-            f"recipe {str(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
+            f"recipe {recipe_name(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
         )
     return content, wanted, place
 
@@ -160,7 +166,7 @@ def _check_stage(name: str) -> None:
 
 
 def run(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     stage: str = "",
@@ -171,12 +177,13 @@ def run(
     device: str = "auto",
     force: str = "",
     download: bool = False,
+    data: Any = None,
     progress: Progress | None = None,
 ) -> RunResult:
     """Bring a recipe up to date: what ``lsmix run`` does.
 
     Args:
-        recipe: the TOML file.
+        recipe: the TOML file; or a dictionary with its sections, or a ``Recipe``: their paths start at the current folder.
         workspace: folder or URL of the artifacts; made if need be.
         stage: the last stage to run; "" for all.
         overrides: "section.key=value" each, which replace fields of the recipe.
@@ -186,6 +193,8 @@ def run(
         device: "auto", "cpu", "cuda" or "cuda:N".
         force: name of a stage to make again although it is up to date.
         download: fetch what ``data.download`` names first, unless it is there.
+        data: images in memory, keyed by their SHA-256, in place of ``data.path``: ``(images, labels)``, images uint8 (N, H, W, C);
+            a data set of ``(image, label)``; or a dictionary of such for "train", "test", "val", perhaps with "class_names".
         progress: optional progress reporter.
 
     Raises:
@@ -193,11 +202,17 @@ def run(
     """
     progress = progress or NullProgress()
     _check_stage(force)
-    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
+    content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, data=data)
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    asked = {
+        "recipe": recipe_name(recipe),
+        "stage": stage,
+        "overrides": list(overrides),
+        "scale": scale,
+        "device": device,
+    }
     where = {"workers": workers, "scheduler": scheduler}
     with logged(progress, place.root, "run", **asked, **where, force=force) as log, executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
@@ -205,7 +220,7 @@ def run(
 
 
 def run_array_task(
-    recipe: Path | str,
+    recipe: RecipeSource,
     stage: str,
     index: int,
     size: int,
@@ -231,7 +246,13 @@ def run_array_task(
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {"recipe": str(recipe), "stage": stage, "overrides": list(overrides), "scale": scale, "device": device}
+    asked = {
+        "recipe": recipe_name(recipe),
+        "stage": stage,
+        "overrides": list(overrides),
+        "scale": scale,
+        "device": device,
+    }
     task: dict[str, Any] = {"index": index, "size": size}
     with logged(progress, place.root, "array-task", **asked, **task) as log, executor:
         return array_task.run_array_task(
@@ -240,7 +261,7 @@ def run_array_task(
 
 
 def finalize(
-    recipe: Path | str,
+    recipe: RecipeSource,
     *,
     workspace: Path | str = "runs",
     overrides: Sequence[str] = (),
@@ -257,14 +278,16 @@ def finalize(
     """
     progress = progress or NullProgress()
     content, nodes, place = plan(recipe, workspace=workspace, overrides=overrides, scale=scale)
-    with logged(progress, place.root, "finalize", recipe=str(recipe), overrides=list(overrides), scale=scale) as log:
+    with logged(
+        progress, place.root, "finalize", recipe=recipe_name(recipe), overrides=list(overrides), scale=scale
+    ) as log:
         built = array_task.finalize_array(nodes, place, progress=log, device=device)
     return RunResult(recipe=content, built=built)
 
 
 def figure(
     name: str,
-    recipe: Path | str,
+    recipe: RecipeSource,
     target: Path | str,
     *,
     pairs: int = 6,

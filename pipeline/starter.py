@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,10 @@ from lsmix.data.readers.dataset_writer import plan_splits
 from lsmix.data.readers.hub import hub_folder, is_hub
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import LabelsTableError, SourceSummary
+from lsmix.data.store import NATURAL_32
 from lsmix.glow.config import FlowTraining
-from lsmix.pipeline.config.schema import FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
-from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.config.schema import DataConfig, FlowRecipe, PoolRecipe, RecipeReport, TrainConfig
+from lsmix.pipeline.engine.resolver import Resolver, expected_size
 from lsmix.pipeline.engine.stage import DatasetSize, Stage
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.ingest import SPLIT_WORDS
@@ -28,7 +29,7 @@ from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
 from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["starter_recipe"]
+__all__ = ["split_sizes", "starter_recipe"]
 
 _FLOW_SECONDS = 2400  # that the training of the flow may take, and each of the other stages half of it
 _FLOWS = ((8, 64), (4, 48))  # steps and hidden channels, the best first
@@ -44,6 +45,7 @@ _SHARES = (0.1, 0.03, 0.01)  # of the images for the test split, and half of it 
 _MOST_SIDE = 64  # of images that keep their size
 _SIDE = 32
 _CLASSES_SHOWN = 30
+_NATURAL = FlowRecipe(levels=3, steps=8, hidden=96)  # the shape of NATURAL_32
 
 
 class _Plan(NamedTuple):
@@ -80,18 +82,12 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
         fields["size"] = height = width = _SIDE
     if summary.report:
         fields["on_error"] = "skip"
-    fields |= _split_sizes(summary)
-    size = DatasetSize(
-        images=len(summary.labels["train"]) - sum(fields.get(name, 0) for name in ("test", "heldout")),
-        test_images=fields.get("test") or len(summary.labels.get("test", ())),
-        height=height,
-        width=width,
-        channels=summary.channels,
-    )
+    fields |= split_sizes(summary)
+    size = expected_size(DataConfig(**fields), summary)
     return "".join(f"{line}\n" for line in _lines(summary, fields, _choose(size, Resolver(Workspace(workspace)))))
 
 
-def _split_sizes(summary: SourceSummary) -> dict[str, int]:
+def split_sizes(summary: SourceSummary) -> dict[str, int]:
     """Return how many images to take off the training split for the splits that were not published."""
     labels = summary.labels
     for share in (*_SHARES, 0.0):
@@ -111,24 +107,37 @@ def _split_sizes(summary: SourceSummary) -> dict[str, int]:
 
 
 def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
-    def seconds(stage: Stage, config: Any) -> float:
+    def seconds(stage: Stage, config: Any, size: DatasetSize) -> float:
         return resolver.seconds(stage.name, stage.estimate(config, size))
 
     levels = max(2, min(4, (min(size.height, size.width) // 4).bit_length() - 1))  # 32×32 → 4×4
+    if (size.height, size.width, size.channels) == (_SIDE, _SIDE, 3):
+        return _with_classifier(with_fields(_NATURAL, threads=min(8, os.cpu_count() or 1)), size, seconds)
     least, most = _ITERATIONS
     most = max(least, min(most, _FLOW_EPOCHS * size.images // _BATCH))
     flow = FlowRecipe()
     for steps, hidden in _FLOWS:
         flow = FlowRecipe(levels=levels, steps=steps, hidden=hidden, threads=min(8, os.cpu_count() or 1))
         size = replace(size, flow=flow)
-        one = seconds(TRAIN_GLOW, with_fields(flow, training=FlowTraining(iterations=1000, batch_size=_BATCH)))
+        one = seconds(TRAIN_GLOW, with_fields(flow, training=FlowTraining(iterations=1000, batch_size=_BATCH)), size)
         iterations = min(most, int(1000 * _FLOW_SECONDS / one))
         if iterations >= least:
             break
     training = FlowTraining(
         iterations=max(least, iterations // 100 * 100), batch_size=_BATCH, learning_rate=5e-4, warmup=100
     )
-    flow = with_fields(flow, training=training)
+    return _with_classifier(with_fields(flow, training=training), size, seconds)
+
+
+def _with_classifier(
+    flow: FlowRecipe, size: DatasetSize, seconds_of: Callable[[Stage, Any, DatasetSize], float]
+) -> _Plan:
+    """Add the classifier and the pool to a flow."""
+    size = replace(size, flow=flow)
+
+    def seconds(stage: Stage, config: Any) -> float:
+        return seconds_of(stage, config, size)
+
     classifier = TrainConfig()
     for width in _WIDTHS:
         classifier = TrainConfig(width=width, epochs=1, batch_size=_BATCH, schedule="cosine", threads=flow.threads)
@@ -139,7 +148,7 @@ def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
     copies = int(_FLOW_SECONDS / 2 / seconds(MIX, PoolRecipe(copies=1)))
     pool = PoolRecipe(copies=max(1, min(copies, classifier.epochs, _MOST_COPIES)))
     times = {
-        "train-glow": seconds(TRAIN_GLOW, flow),
+        "train-glow": 0.0 if flow.training is _NATURAL.training else seconds(TRAIN_GLOW, flow),
         "encode": seconds(ENCODE, EncodeConfig()),
         "mix": seconds(MIX, pool),
         "train": _TRAININGS * seconds(TRAIN, classifier),
@@ -151,7 +160,7 @@ def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
 def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Iterator[str]:
     yield "# Made by 'lsmix init --from'. What would run, and how long it takes: lsmix status; then: lsmix run."
     yield from (_comment(line) for line in _found(summary))
-    hours = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in plan.seconds.items())
+    hours = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in plan.seconds.items() if seconds)
     yield _comment(f"Estimated: {hours}; {format_duration(sum(plan.seconds.values()))} in all.")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(fields["path"]).resolve().name.partition(".")[0]).strip("-_")
     yield from ("format = 1", f"name = {_value(name or 'mine')}", "", "[data]")
@@ -168,20 +177,8 @@ def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Itera
     yield f"# licence = {_value(licence or 'CC-BY-4.0')} # of the images; pools that you share say it"
     yield f"# citation = {_value(citation or 'A. Author, My images, 2026')}"
     flow, classifier = plan.flow, plan.classifier
+    yield from _natural_lines() if flow.training is _NATURAL.training else _flow_lines(flow)
     yield from (
-        "",
-        "[flow] # on a GPU: steps = 32, hidden = 128, iterations = 8200, batch_size = 256",
-        f"levels = {flow.levels}",
-        f"steps = {flow.steps}",
-        f"hidden = {flow.hidden}",
-        f"threads = {flow.threads}",
-        "",
-        "[flow.training]",
-        f"iterations = {flow.training.iterations} # more give better mixes",
-        f"batch_size = {flow.training.batch_size}",
-        f"learning_rate = {flow.training.learning_rate}",
-        f"warmup = {flow.training.warmup}",
-        "flip = true # false where a mirrored image is another thing, as with digits and letters; below, too",
         "",
         "[pools.lsmix]",
         f"copies = {plan.pool.copies} # times that the training images are mixed",
@@ -200,6 +197,36 @@ def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Itera
         "[runs.lsmix]",
         'pool = "lsmix"',
         "seeds = [0, 1]",
+    )
+
+
+def _natural_lines() -> Iterator[str]:
+    yield from (
+        "",
+        "[flow]",
+        f'path = "{NATURAL_32}" # comes with lsmix, for photographs of 32×32 pixels, so no flow is trained',
+        "# To train it further on your images, write these lines instead:",
+        f'# start_from = "{NATURAL_32}"',
+        *(f"# {name} = {getattr(_NATURAL, name)}" for name in ("levels", "steps", "hidden")),
+        "# training = { iterations = 500, batch_size = 32, learning_rate = 2e-4, warmup = 100 }",
+    )
+
+
+def _flow_lines(flow: FlowRecipe) -> Iterator[str]:
+    yield from (
+        "",
+        "[flow] # on a GPU: steps = 32, hidden = 128, iterations = 8200, batch_size = 256",
+        f"levels = {flow.levels}",
+        f"steps = {flow.steps}",
+        f"hidden = {flow.hidden}",
+        f"threads = {flow.threads}",
+        "",
+        "[flow.training]",
+        f"iterations = {flow.training.iterations} # more give better mixes",
+        f"batch_size = {flow.training.batch_size}",
+        f"learning_rate = {flow.training.learning_rate}",
+        f"warmup = {flow.training.warmup}",
+        "flip = true # false where a mirrored image is another thing, as with digits and letters; below, too",
     )
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "DATA_FORMATS",
     "SourceConfig",
     "expand_home",
+    "is_listed",
     "read_source",
     "source_files",
     "source_version",
@@ -151,6 +152,15 @@ def summarise_source(config: SourceConfig) -> SourceSummary:
     )
 
 
+def is_listed(config: SourceConfig) -> bool:
+    """Tell whether a data set is of image files, so that its summary is known without reading them all.
+
+    Raises:
+        RecipeError, MissingError, SourceError: as ``read_source``.
+    """
+    return _resolve(config).images is not None
+
+
 def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractContextManager[ImageListing]:
     if not kind.images:
         raise RecipeError(f"format {kind.name!r} has neither 'read' nor 'images'. Correct the package that adds it.")
@@ -238,7 +248,8 @@ def _detect(config: SourceConfig) -> SourceFormat:
         return _format(_DIGITS)
     if not config.path:
         raise RecipeError(
-            'no path given for the data set; say path = "...", or format = "digits" for the built-in one.'
+            'no path given for the data set; say path = "...", or format = "digits" for the built-in one. '
+            "Data in memory are passed in Python: lsmix.run(recipe, data=...)."
         )
     path = _path(config)
     check_file(path)

@@ -11,13 +11,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "UNPACK_RATIO",
@@ -284,7 +287,7 @@ class ImageListing:
 
     entries: Sequence[ImageEntry]
     class_names: tuple[str, ...]  # by label
-    read: Callable[[str], bytes]  # content of the image of a name, from any thread; SourceError or OSError
+    read: Callable[[str], "bytes | Image"]  # the image of a name, from any thread: a file's content, or decoded, flat
     label: Callable[[str], str]  # what to call it in messages
     report: SourceReport
     licence: str = ""

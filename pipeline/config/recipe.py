@@ -5,12 +5,14 @@ Reading a recipe checks all of it, with each of its scales, before any stage sta
 
 import copy
 import math
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from lsmix.data.errors import MissingError, RecipeError
@@ -34,7 +36,7 @@ from lsmix.pipeline.config.schema import (
 )
 from lsmix.pipeline.config.validation import convert, did_you_mean
 
-__all__ = ["FlowSection", "Recipe", "RunSection", "read_recipe", "training_name"]
+__all__ = ["FlowSection", "Recipe", "RecipeSource", "RunSection", "read_recipe", "recipe_name", "training_name"]
 
 _FORMAT = 1
 _MAX_BYTES = 1 << 20  # far above any real recipe; a 100 MB file is not parsed
@@ -52,6 +54,7 @@ class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     # finished flow to use instead: folder (relative to the recipe's), URL, name or cache key in the workspace, or natural-32
     path: str = ""
+    start_from: str = ""  # finished flow, named in the same way, whose weights the training starts from
 
 
 class RunSection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -139,33 +142,41 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return config
 
 
+RecipeSource = Path | str | Mapping[str, Any] | Recipe
+
+
+def recipe_name(recipe: RecipeSource) -> str:
+    """Return what to call a recipe: its file, or "recipe" for one that Python code made."""
+    return str(recipe) if isinstance(recipe, Path | str) else "recipe"
+
+
 def training_name(run: str, seed: int) -> str:
     """Return the name of the artifact that one training of a run makes; the report's input of it is called so, too."""
     return f"{run}-seed{seed}"
 
 
-def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = "") -> Recipe:
+def read_recipe(source: RecipeSource, overrides: Sequence[str] = (), scale: str = "") -> Recipe:
     """Read and check a recipe.
 
     Args:
-        path: the TOML file; relative paths in it start at its own folder.
+        source: the TOML file, whose relative paths start at its own folder; or a dictionary with the same sections, in
+            which paths, tuples and NumPy values may be; or a ``Recipe``. Relative paths in these start at the current folder.
         overrides: "section.key=value" each, the value in TOML; relative paths in them start at the current folder.
         scale: name of a section ``[scale.NAME]`` whose fields go over the recipe's, before the overrides; "" for none.
 
     Raises:
         MissingError: there is no such file.
-        RecipeError: the file or an override is no valid recipe; the message names the place.
+        RecipeError: the file, the dictionary or an override is no valid recipe; the message names the place.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init NAME > my.toml' writes one to start from.")
-    if path.stat().st_size > _MAX_BYTES:
-        raise RecipeError(f"recipe {str(path)!r} has {path.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
-    where = f"recipe {str(path)!r}"
-    try:
-        table = _parse_toml(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
-        raise RecipeError(f"{where} is no valid TOML: {error}.") from error
+    if isinstance(source, Path | str):
+        path = Path(source)
+        where, folder = f"recipe {str(path)!r}", path.resolve().parent
+        table = _read_table(path, where)
+    else:
+        where, folder = "recipe", Path.cwd()
+        table = _recipe_table(source) if isinstance(source, Recipe) else _plain(source)
+        if not isinstance(table, dict):
+            raise RecipeError(f"a recipe is a path, a dictionary or a Recipe; got {type(source).__name__}.")
     _check_format(table, where)
     _check_values(table, "", where)
     scales = table.get("scale", {})
@@ -177,11 +188,45 @@ def read_recipe(path: Path | str, overrides: Sequence[str] = (), scale: str = ""
         raise RecipeError(f"{where} has {len(scales)} scales; at most {_MAX_SCALES} are read.")
     for name in scales:
         if name != scale:  # the one that is asked for is checked with its overrides
-            _to_recipe(table, name, (), path, f"{where}, scale {name!r}")
-    return _to_recipe(table, scale, overrides, path, where)
+            _to_recipe(table, name, (), folder, f"{where}, scale {name!r}")
+    return _to_recipe(table, scale, overrides, folder, where)
 
 
-def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], path: Path, where: str) -> Recipe:
+def _read_table(path: Path, where: str) -> dict[str, Any]:
+    if not path.is_file():
+        raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init NAME > my.toml' writes one to start from.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise RecipeError(f"{where} has {path.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
+    try:
+        return _parse_toml(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of TOML, of UTF-8, or of a number with thousands of digits
+        raise RecipeError(f"{where} is no valid TOML: {error}.") from error
+
+
+def _recipe_table(recipe: Recipe) -> dict[str, Any]:
+    """Return the table of a checked recipe; its pools have the fields of [mix] already, so they keep what differs from it."""
+    table: dict[str, Any] = msgspec.to_builtins(recipe)
+    shared = table["mix"]
+    for pool in table["pools"].values():
+        for name in [name for name, value in pool.items() if value == shared[name]]:
+            del pool[name]
+    return table
+
+
+def _plain(value: Any) -> Any:
+    """Return a value of a recipe that was made in Python as TOML would give it."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, msgspec.Struct):
+        return msgspec.to_builtins(value)
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], folder: Path, where: str) -> Recipe:
     """Return the recipe at one scale, checked."""
     whole: dict[str, Any] = copy.deepcopy(dict(table))
     if scale:
@@ -189,7 +234,7 @@ def _to_recipe(table: Mapping[str, Any], scale: str, overrides: Sequence[str], p
         if not isinstance(section, dict):
             raise RecipeError(f"{where}: scale.{scale}: expected a section, got {section!r}.")
         _lay_over(whole, section)
-    _anchor_paths(whole, path.resolve().parent)
+    _anchor_paths(whole, folder)
     for override in overrides:
         _apply_override(whole, override)
     _check_values(whole, "", where)
@@ -230,7 +275,8 @@ def _parse_toml(text: str) -> dict[str, Any]:
 
 def _anchor_paths(table: dict[str, Any], folder: Path) -> None:
     """Make relative paths absolute, where a section has one; a flow may also be called by name, so only real paths are."""
-    parts = [(table.get("data"), "path"), (table.get("flow"), "path"), (table.get("mix"), "flow")]
+    flow = table.get("flow")
+    parts = [(table.get("data"), "path"), (flow, "path"), (flow, "start_from"), (table.get("mix"), "flow")]
     pools = table.get("pools")
     parts += [(pool, "flow") for pool in pools.values()] if isinstance(pools, dict) else []
     for part, key in parts:
@@ -325,7 +371,11 @@ def _check_references(recipe: Recipe) -> None:
     if recipe.naturalness:
         _check_naturalness(recipe, recipe.naturalness)
     if recipe.flow and not recipe.flow.training.iterations:
-        raise RecipeError("flow.training.iterations: expected int >= 1, got 0.")
+        raise RecipeError(
+            "flow.training.iterations: expected int >= 1, got 0. 'flow.path' names a flow that is used as it is."
+        )
+    if recipe.own_flow.path and recipe.own_flow.start_from:
+        raise RecipeError("flow.start_from: the flow of 'flow.path' is used as it is. Leave one of them out.")
     if recipe.classifier.seed:
         raise RecipeError("classifier.seed: each run has its own seeds; say them as 'runs.NAME.seeds'.")
     for name, pool in recipe.pools.items():

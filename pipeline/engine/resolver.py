@@ -4,22 +4,28 @@ Costs count the operations of convolutions and matrix products, a multiply-add a
 stage's earlier artifacts; without any, from a rough guess.
 """
 
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 
 from lsmix.data.artifact import Artifact, InputRecord
-from lsmix.data.errors import CorruptError, RecipeError
-from lsmix.data.readers.registry import source_files, source_version
+from lsmix.data.errors import CorruptError, LsmixError, RecipeError, format_duration
+from lsmix.data.readers.registry import is_listed, source_files, source_version, summarise_source
+from lsmix.data.readers.source_images import SourceSummary
 from lsmix.glow.config import FlowShape
+from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
 from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["Resolver"]
+__all__ = ["Resolver", "expected_size", "slow_warning"]
 
 _GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+_SLOW_SECONDS = 86_400.0  # of work that gets a warning
 _STARTING_SECONDS = 1.0  # of importing and opening, most of the time of small artifacts
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
@@ -45,6 +51,7 @@ class Resolver:
         self._remember = remember
         self._sources: dict[int, InputRecord] = {}
         self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
+        self._expected: dict[int, DatasetSize | None] = {}
 
     def inputs(self, node: Node) -> dict[str, Artifact] | None:
         """Return the finished inputs of a node by role; None while one is missing."""
@@ -102,9 +109,20 @@ class Resolver:
         return key_fields(node.config, node.stage.not_in_key)
 
     def cost(self, node: Node) -> Cost | None:
-        """Return what a node will cost; None while its data set was not read yet."""
-        size = DatasetSize() if node.stage.reads_source else self._size(node)
+        """Return what a node will cost, by the listing of its data set if that was not read yet; None if there is no listing."""
+        size = DatasetSize() if node.stage.reads_source else self._size(node) or self._listed_size(node)
         return None if size is None else node.stage.estimate(node.config, size)
+
+    def slow_seconds(self, nodes: Sequence[Node]) -> list[float] | None:
+        """Return the seconds of each node that is still to make, but none if even all would take no day; None if not known."""
+        costs = [self.cost(node) for node in nodes]
+        flops = sum(cost.flops for cost in costs if cost)
+        if None in costs or flops / _GUESSED_FLOPS_PER_SECOND < _SLOW_SECONDS:
+            return None if None in costs else []
+        return [
+            self.seconds(node.stage.name, cost) if cost and self.artifact(node) is None else 0.0
+            for node, cost in zip(nodes, costs, strict=True)
+        ]
 
     def seconds(self, stage: str, cost: Cost) -> float:
         """Return how long an artifact of this cost will take, by the rate of its stage's earlier artifacts or a guess."""
@@ -149,6 +167,19 @@ class Resolver:
         shape = {"height": height, "width": width, "channels": channels}
         return DatasetSize(images=counts.train, test_images=counts.test, **shape, flow=self._flow_shape(node))
 
+    def _listed_size(self, node: Node) -> DatasetSize | None:
+        """Return how big the work will be by the listing of image files, which is taken once; None if there is none."""
+        dataset = self._ancestor(node, "ingest")
+        if not isinstance(dataset, Node) or dataset.source:
+            return None
+        if id(dataset) not in self._expected:
+            self._expected[id(dataset)] = None
+            with contextlib.suppress(LsmixError):  # ingest raises it
+                if is_listed(dataset.config):
+                    self._expected[id(dataset)] = expected_size(dataset.config, summarise_source(dataset.config))
+        size = self._expected[id(dataset)]
+        return size and replace(size, flow=self._flow_shape(node))
+
     def _flow_shape(self, node: Node) -> FlowShape:
         """Return the shape of the flow that a node needs; the default one if that is unknown."""
         flow = self._ancestor(node, "train-glow")
@@ -170,6 +201,8 @@ class Resolver:
         return None
 
     def _source_record(self, node: Node) -> InputRecord:
+        if node.source:
+            return InputRecord(role="source", cache_key="", content_digest=node.source.digest)
         if id(node) not in self._sources:
             files = source_files(node.config)
             root = Path(node.config.path)
@@ -178,3 +211,30 @@ class Resolver:
             digest = sources.digest(files, base, remember=self._remember) if files else source_version(node.config)
             self._sources[id(node)] = InputRecord(role="source", cache_key="", content_digest=digest)
         return self._sources[id(node)]
+
+
+def expected_size(config: DataConfig, summary: SourceSummary) -> DatasetSize:
+    """Return how big the work on a data set will be, by its summary."""
+    train, test = len(summary.labels["train"]), len(summary.labels.get("test", ()))
+    taken = sum(getattr(config, name) for name in ("test", "heldout") if name not in summary.labels)
+    height, width = config.target or summary.sizes.most_common(1)[0][0]
+    return DatasetSize(
+        images=max(1, min(train, config.limit or train) - taken),
+        test_images=config.test or test,
+        height=height,
+        width=width,
+        channels=summary.channels,
+    )
+
+
+def slow_warning(nodes: Sequence[Node], seconds: Sequence[float]) -> str:
+    """Return which stages take how long, and the fields to lower, if nodes that take so many seconds need more than a day; else ""."""
+    total, stages = sum(seconds), {node.stage.name: node.stage for node in nodes}
+    if total < _SLOW_SECONDS:
+        return ""
+    parts = []
+    for name, stage in stages.items():
+        its = sum(each for node, each in zip(nodes, seconds, strict=True) if node.stage.name == name)
+        if its >= total / 10:
+            parts.append(f"{name} {format_duration(its)} (lower {stage.lower})")
+    return f"this takes about {format_duration(total)} on a CPU such as this: {', '.join(parts)}. Or use a GPU."

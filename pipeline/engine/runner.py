@@ -21,7 +21,7 @@ from lsmix.data.loaders.ranks import ALONE
 from lsmix.data.progress import Progress, stop_point
 from lsmix.pipeline.engine.device import describe_environment, prepare_device, resolve_device
 from lsmix.pipeline.engine.progress import TaskProgress
-from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.resolver import Resolver, slow_warning
 from lsmix.pipeline.engine.shards import Executor
 from lsmix.pipeline.engine.stage import Node, StageTask
 from lsmix.pipeline.engine.torchrun import joined_ranks, run_on_ranks
@@ -89,10 +89,16 @@ def bring_up_to_date(
         LsmixError: an error of a stage.
     """
     resolver, built, unchecked = Resolver(workspace, remember=True), list[Built](), list(nodes)
+    expected: list[float] | None = None
     with InputLocks() as locks:
         for node in nodes:
             stop_point()
             unchecked = [each for each in unchecked if not resolver.check(each)]
+            if expected is None:
+                expected = resolver.slow_seconds(nodes)
+                slow = slow_warning(nodes, expected) if expected else ""
+                if slow and resolve_device(device) == "cpu":
+                    progress.warning(slow)
             if node.stage.name == force and resolver.key(node) not in {
                 item.cache_key for item in built if not item.cached
             }:
@@ -199,6 +205,7 @@ def locked_task(
             progress=TaskProgress(progress, note),
             url=workspace.url_of(folder),
             ranks=joined_ranks() if node.stage.on_ranks else ALONE,
+            source=node.source,
         )
 
 

@@ -6,7 +6,7 @@ Stages know neither the recipe nor each other; the runner gives them complete in
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, InputRecord
 from lsmix.data.errors import RecipeError
@@ -15,6 +15,9 @@ from lsmix.data.progress import Progress
 from lsmix.data.table import Table
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.engine.shards import Executor
+
+if TYPE_CHECKING:
+    from lsmix.data.readers.images.memory import MemorySource
 
 __all__ = [
     "Cost",
@@ -50,6 +53,7 @@ class StageTask:
     progress: Progress
     url: str = ""  # of the artifact in a remote workspace
     ranks: Ranks = ALONE  # that share the work
+    source: "MemorySource | None" = None  # of a stage that reads the source, where that is in memory
 
     @property
     def label(self) -> str:
@@ -134,6 +138,7 @@ class Stage:
     not_in_key: frozenset[str] = frozenset()
     uses_torch: bool = True
     on_ranks: bool = False  # whether the ranks of torchrun share it
+    lower: str = ""  # the fields to lower where it takes too long
     reads_source: bool = False  # whether its input is the data set that its configuration names, not an artifact
     check: Callable[[Any, DatasetSize], None] = lambda config, size: None  # what depends on the size of the data
     create: Callable[[StageTask], Table] | None = None  # of a stage with shards: writes the store's metadata
@@ -167,6 +172,7 @@ class Node:
     name: str
     config: Any  # the stage's configuration model
     inputs: dict[str, "Node | Artifact"] = field(default_factory=dict)  # by role; an artifact is one from elsewhere
+    source: "MemorySource | None" = None  # of a stage that reads the source: what takes the place of its files
 
     @property
     def label(self) -> str:

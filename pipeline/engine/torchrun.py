@@ -92,11 +92,11 @@ def _follow(ranks: Ranks) -> int:
 def _take_part(
     ranks: Ranks, run: Callable[["StageTask"], "StageResult"], task: "StageTask", inputs: Mapping[str, str]
 ) -> None:
-    from lsmix.data.store import open_artifact
+    from lsmix.data.store import open_flow_artifact
 
     device = task.device
     if device != "cpu":
         device = resolve_device(f"cuda:{os.environ['LOCAL_RANK']}")
     prepare_device(device)
-    opened = {role: open_artifact(location) for role, location in inputs.items()}
+    opened = {role: open_flow_artifact(location) for role, location in inputs.items()}
     run(replace(task, inputs=opened, device=device, ranks=ranks))

@@ -147,5 +147,12 @@ def _check(config: EncodeConfig, size: DatasetSize) -> None:
 
 
 ENCODE = Stage(
-    name="encode", version=4, run=_run, estimate=_estimate, check=_check, create=_create, processor=_PROCESSOR
+    name="encode",
+    version=4,
+    run=_run,
+    estimate=_estimate,
+    check=_check,
+    create=_create,
+    processor=_PROCESSOR,
+    lower="data.limit, data.size, flow.steps or flow.hidden",
 )

@@ -4,6 +4,7 @@ Pure planning: nothing is read but the manifests of a finished flow that a recip
 """
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -25,21 +26,24 @@ from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
-from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
+from lsmix.pipeline.stages.train_flow import TRAIN_GLOW, check_start
 from lsmix.pipeline.workspace.lookup import find_artifact
 from lsmix.pipeline.workspace.workspace import Workspace
+
+if TYPE_CHECKING:
+    from lsmix.data.readers.images.memory import MemorySource
 
 __all__ = ["build_graph"]
 
 
-def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
-    """Return all nodes of a recipe, inputs before what is made from them.
+def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | None" = None) -> list[Node]:
+    """Return all nodes of a recipe, inputs before what is made from them; ``source`` takes the place of its data set's files.
 
     Raises:
         MissingError: there is no such flow as the recipe names, be it in the workspace.
         LsmixError: the recipe names a flow by a URL, and it cannot be fetched.
     """
-    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data)
+    dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data, source=source)
     nodes = [dataset]
     own_flow = recipe.own_flow
     encoded: dict[str, tuple[Node | Artifact, Node]] = {}
@@ -50,9 +54,11 @@ def build_graph(recipe: Recipe, workspace: Workspace) -> list[Node]:
             if flow_name:
                 flow = _find_flow(flow_name, workspace)
             else:
-                flow = Node(
-                    stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs={"dataset": dataset}
-                )
+                inputs: dict[str, Node | Artifact] = {"dataset": dataset}
+                if own_flow.start_from:
+                    inputs["start"] = start = _find_flow(own_flow.start_from, workspace)
+                    check_start(own_flow, start.manifest.config, start)
+                flow = Node(stage=TRAIN_GLOW, name=recipe.name, config=_training_part(own_flow), inputs=inputs)
                 nodes.append(flow)
             name = recipe.name if flow_name == own_flow.path else f"{recipe.name}.{len(encoded)}"
             latents = Node(stage=ENCODE, name=name, config=recipe.latents, inputs={"dataset": dataset, "flow": flow})

@@ -71,7 +71,11 @@ def run(task: StageTask) -> StageResult:
         "seed": config.seed,
     }
     check = partial(plan_splits, **numbers)
-    published = read_source(config, task.progress, label=task.label, folder=task.work, check=check)
+    reading: dict[str, Any] = {"label": task.label, "folder": task.work, "check": check}
+    if task.source:
+        published = task.source.read(task.progress, **reading)
+    else:
+        published = read_source(config, task.progress, **reading)
     own = {name: text for name in ("licence", "citation") if (text := getattr(config, name))}
     published = replace(published, **own)
     path = task.folder / DATASET_FILE

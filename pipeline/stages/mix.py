@@ -185,6 +185,7 @@ MIX = Stage(
     run=_run,
     estimate=_estimate,
     check=_check,
+    lower="pools.NAME.copies, data.size, flow.steps or flow.hidden",
     not_in_key=frozenset({"flow"}),
     create=_create,
     processor=_PROCESSOR,

@@ -122,4 +122,4 @@ def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
     return Cost(bytes=24 * images + sheet + 4096, flops=float(images + mixes) * size.flow_flops)
 
 
-NATURALNESS = Stage(name="naturalness", version=3, run=run, estimate=_estimate)
+NATURALNESS = Stage(name="naturalness", version=3, run=run, estimate=_estimate, lower="naturalness.pairs")

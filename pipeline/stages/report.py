@@ -44,4 +44,4 @@ def _check(config: ReportConfig, size: DatasetSize) -> None:
         )
 
 
-REPORT = Stage(name="report", version=3, run=run, estimate=_estimate, check=_check)
+REPORT = Stage(name="report", version=3, run=run, estimate=_estimate, check=_check, lower="report.bits_images")

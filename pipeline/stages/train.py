@@ -146,4 +146,12 @@ def _check(config: RunConfig, size: DatasetSize) -> None:
     check_ranks("classifier.batch_size", config.batch_size, size.images % config.batch_size)
 
 
-TRAIN = Stage(name="train", version=3, run=run, estimate=_estimate, check=_check, on_ranks=True)
+TRAIN = Stage(
+    name="train",
+    version=3,
+    run=run,
+    estimate=_estimate,
+    check=_check,
+    on_ranks=True,
+    lower="classifier.epochs, classifier.width, data.size or the number of seeds",
+)

@@ -4,15 +4,17 @@ Interrupted training goes on from its last checkpoint and ends with the same byt
 """
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import write_atomic
 from lsmix.data.dataset import DataSet, open_dataset
-from lsmix.data.errors import DivergedError
+from lsmix.data.errors import DivergedError, RecipeError, format_count
 from lsmix.glow.config import FlowConfig, FlowShape, FlowTraining
 from lsmix.pipeline.config.results import LOG_FILE, LogLine
 from lsmix.pipeline.config.schema import FlowRecipe
@@ -24,7 +26,7 @@ from lsmix.pipeline.stages.checkpoints import load_checkpoint, save_checkpoint
 if TYPE_CHECKING:
     from lsmix.glow.training import FlowTrainer
 
-__all__ = ["TRAIN_GLOW"]
+__all__ = ["TRAIN_GLOW", "check_start"]
 
 _SAMPLE_COUNT = 64
 _ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)}
@@ -46,6 +48,7 @@ def run(task: StageTask) -> StageResult:
 
 
 def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[LogLine]]:
+    from lsmix.glow.checkpoint import load_flow
     from lsmix.glow.flow import Flow
     from lsmix.glow.training import FlowTrainer
 
@@ -54,6 +57,15 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
     shape = {name: getattr(config, name) for name in FlowShape.__struct_fields__}
     flow_config = FlowConfig(height=height, width=width, channels=channels, **shape)
     flow = Flow(flow_config, seed=config.training.seed).to(task.device)
+    if start := task.inputs.get("start"):
+        given = load_flow(start)
+        check_start(config, msgspec.to_builtins(given.config), start)
+        if given.config.channels != channels:
+            raise RecipeError(
+                f"flow.start_from: {start.location!r} is a flow for images of {format_count(given.config.channels, 'channel')}; "
+                f"these have {channels}. Name another one."
+            )
+        flow.load_state_dict(given.state_dict())
     if any(flow.pads):
         task.progress.warning(
             f"{task.label}: images of {height}×{width} are filled up by reflection to "
@@ -61,6 +73,16 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config), task.ranks)
     return trainer, load_checkpoint(task, trainer, LogLine)
+
+
+def check_start(config: FlowShape, found: Mapping[str, Any], start: Artifact) -> None:
+    """Raise RecipeError if the flow that training is to start from has another shape; its height and width may differ."""
+    names = [name for name in FlowShape.__struct_fields__ if name != "pad" and name in found]
+    wrong = [f"flow.{name} = {found[name]}" for name in names if found[name] != getattr(config, name)]
+    if wrong:
+        raise RecipeError(
+            f"flow.start_from: {start.location!r} is a flow of another shape than [flow]. To start from it, set {', '.join(wrong)}."
+        )
 
 
 def _own_rows(dataset: DataSet, config: FlowRecipe) -> npt.NDArray[np.uint8]:
@@ -161,5 +183,6 @@ TRAIN_GLOW = Stage(
     estimate=_estimate,
     check=_check,
     on_ranks=True,
+    lower="flow.training.iterations, flow.steps, flow.hidden or data.size",
     not_in_key=frozenset({"evaluate_every", "evaluate_images", "checkpoint_every", "temperature"}),
 )

@@ -21,7 +21,7 @@ from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingErro
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
-from lsmix.data.store import local_folder, open_artifact
+from lsmix.data.store import NATURAL_32, local_folder, open_artifact, open_flow_artifact
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_root
 
@@ -255,7 +255,7 @@ def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
 
 
 def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
-    """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it."""
+    """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it, or the flow is NATURAL_32."""
     if not pool.is_local:
         return None
     workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
@@ -264,6 +264,8 @@ def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
             artifact = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.cache_key)
         except LsmixError:
             return None
+        if artifact is None and record.role == "flow":
+            artifact = open_flow_artifact(NATURAL_32)
         if artifact is None or artifact.manifest.content_digest != record.content_digest:
             return None
         found[record.role] = artifact

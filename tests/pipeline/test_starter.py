@@ -2,11 +2,14 @@
 
 from pathlib import Path
 
+import factory
 import numpy as np
 import pytest
 from PIL import Image
 
 from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.progress import NullProgress
+from lsmix.pipeline.api import run
 from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.starter import starter_recipe
 
@@ -35,7 +38,12 @@ def test_a_folder_of_photographs_gets_a_recipe_that_runs_without_editing(tmp_pat
     assert "in all." in printed
     (tmp_path / "my.toml").write_text(printed, encoding="utf-8")
     recipe = read_recipe(tmp_path / "my.toml")
-    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.levels) == ("my-photos", 32, 3, 3)
+    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.path) == (
+        "my-photos",
+        32,
+        3,
+        "natural-32",
+    )
     small = ["flow.steps=1", "flow.hidden=8", "flow.training.iterations=2", "classifier.width=4", "classifier.epochs=1"]
     assert command("run", "my.toml", "-q", *(part for one in small for part in ("--set", one))).code == 0
     assert list(tmp_path.glob("runs/report/*/report.html"))
@@ -62,7 +70,7 @@ def test_arrays_with_their_own_test_images_keep_them(tmp_path):
 def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
     recipes = []
     for count in (200, 20_000):
-        np.savez(tmp_path / "a.npz", images=np.zeros((count, 32, 32, 3), np.uint8), labels=np.arange(count) % 2)
+        np.savez(tmp_path / "a.npz", images=np.zeros((count, 30, 30, 3), np.uint8), labels=np.arange(count) % 2)
         recipes.append(written(tmp_path, str(tmp_path / "a.npz")))
     few, many = recipes
     assert few.own_flow.training.iterations < many.own_flow.training.iterations
@@ -77,3 +85,28 @@ def test_what_cannot_be_split_or_read_is_said(tmp_path):
         put(tmp_path / f"set/{name}/0.png")
     with pytest.raises(RecipeError, match="leaves 1 of 3 classes without training images"):
         starter_recipe(str(tmp_path / "set"))
+
+
+def test_work_of_more_than_a_day_is_warned_of_before_it_starts(tmp_path, command, monkeypatch):
+    for row in range(40):
+        put(tmp_path / f"images/{row % 2}/{row}.png", 8, 8)
+    recipe = tmp_path / "my.toml"
+    recipe.write_text(factory.SMALL_RECIPE.replace('path = "images.npz"\nformat = "npz"', 'path = "images"\ntest = 4'))
+    long = ["flow.training.iterations=100000000", "flow.training.batch_size=65536"]
+    words = (recipe, "--workspace", tmp_path / "runs", *(part for one in long for part in ("--set", one)))
+    result = command("status", *words)
+    assert result.err.startswith("warning: this takes about ")
+    assert "train-glow" in result.err
+    assert "(lower flow.training.iterations, flow.steps, flow.hidden or data.size). Or use a GPU." in result.err
+    assert "~" in next(line for line in result.out.splitlines() if "train-glow" in line)
+    assert not command("status", recipe, "--workspace", tmp_path / "runs").err
+    told = []
+    monkeypatch.setattr(NullProgress, "warning", lambda self, message: told.append(message))
+    monkeypatch.setattr(NullProgress, "info", lambda self, message: stop() if told else None)
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, workspace=tmp_path / "runs", device="cpu", overrides=long)
+    assert [f"warning: {told[0]}\n"] == [result.err]

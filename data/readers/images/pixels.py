@@ -16,7 +16,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from lsmix.data.readers.source_images import ImageConfig, ImageError, most_unpacked
 
-__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "resize_pixels"]
+__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "flatten_image", "resize_pixels"]
 
 _HEIC_ENDINGS = frozenset([".heic", ".heif"])
 IMAGE_ENDINGS = _HEIC_ENDINGS | frozenset(
@@ -55,8 +55,8 @@ class Picture(NamedTuple):
     enlarged: bool  # whether it was smaller than the wanted size
 
 
-def decode_image(content: bytes, config: ImageConfig, *, size_only: bool = False) -> Picture:
-    """Decode the content of an image file, and bring it to ``config.target`` if that is set.
+def decode_image(content: bytes | Image.Image, config: ImageConfig, *, size_only: bool = False) -> Picture:
+    """Decode the content of an image file, and bring it to ``config.target`` if that is set; or an image as ``flatten_image`` returns it.
 
     With ``size_only`` the pixels are zeros that take no memory.
 
@@ -65,6 +65,8 @@ def decode_image(content: bytes, config: ImageConfig, *, size_only: bool = False
     Raises:
         ImageError: it is no image that is read here, damaged, or far too big.
     """
+    if isinstance(content, Image.Image):
+        return _size_of(content) if size_only else _picture(content, config, content.size)
     try:
         # From memory alone: a chunk that claims more bytes than there are would be given room for them otherwise.
         with Image.open(io.BytesIO(content), formats=_formats()) as image:
@@ -111,12 +113,15 @@ def _decode(image: Image.Image, file_bytes: int, config: ImageConfig) -> Picture
         factor = 2 * max(config.target) / min(image.size)
         image.draft(None, (math.ceil(factor * image.size[0]), math.ceil(factor * image.size[1])))  # None keeps the mode
     more_frames = image.format in _ANIMATED and bool(getattr(image, "is_animated", False))
-    enlarged = bool(config.target) and min(image.size) < min(config.target or (0,))
+    size = image.size
     image.load()
-    turn = _TURNS.get(_orientation(image))
-    upright = image if turn is None else image.transpose(turn)
-    flat = _resized(_flattened(upright, config.background), config)
-    return Picture(np.array(flat), more_frames, enlarged)
+    return _picture(flatten_image(image, config.background), config, size)._replace(more_frames=more_frames)
+
+
+def _picture(image: Image.Image, config: ImageConfig, size: tuple[int, int]) -> Picture:
+    """Return an upright image, grey or RGB, at the wanted size; ``size`` is its own."""
+    enlarged = bool(config.target) and min(size) < min(config.target or (0,))
+    return Picture(np.array(_resized(image, config)), more_frames=False, enlarged=enlarged)
 
 
 def _size_of(image: Image.Image) -> Picture:
@@ -139,8 +144,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _flattened(image: Image.Image, background: str) -> Image.Image:
-    """Return mode L of a grey image, RGB of any other, with transparent pixels on the background."""
+def flatten_image(image: Image.Image, background: str) -> Image.Image:
+    """Return an image turned as its EXIF data say: mode L of a grey one, RGB of any other, with transparent pixels on the background.
+
+    Raises:
+        ImageError: its pixels are of another kind.
+    """
+    turn = _TURNS.get(_orientation(image))
+    if turn is not None:  # one of them is 0
+        image = image.transpose(turn)
     if image.mode.startswith("I;16"):  # the high byte, as Pillow takes it of 16-bit colours
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     transparent = "A" in image.mode or "a" in image.mode or "transparency" in image.info

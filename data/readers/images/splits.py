@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
 from lsmix.data.readers.trees import walk
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = ["SPLIT_ROLES", "Labelled", "leave_out_beside", "make_listing"]
 
@@ -41,7 +44,7 @@ def make_listing(
     labelled: Sequence[Labelled],
     where: str,
     report: SourceReport,
-    read: Callable[[str], bytes],
+    read: "Callable[[str], bytes | Image]",
     label: Callable[[str], str],
     class_names: tuple[str, ...] | None = None,
 ) -> ImageListing:

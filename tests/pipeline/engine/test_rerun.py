@@ -133,6 +133,7 @@ NOT_IN_TABLE = {
     "data.file_column",
     "data.label_column",
     "flow.path",
+    "flow.start_from",
     "pools.lsmix.flow",
     "classifier.architecture",
     "classifier.seed",

@@ -340,7 +340,9 @@ def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe
     assert all(item.cached for item in result.built)
     manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
     (moved / "manifest.json").write_bytes(dump_checksummed(manifest))
-    with pytest.raises(FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Check 'flow\.path'"):
+    with pytest.raises(
+        FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Name the one of 'train-glow'"
+    ):
         run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])
 
 

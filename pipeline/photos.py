@@ -1,0 +1,88 @@
+"""``lsmix demo --photos``: a user's own photographs, mixed by the flow that comes with lsmix."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lsmix.data.artifact import Artifact
+from lsmix.data.errors import MissingError, RecipeError, SourceError, format_count
+from lsmix.data.progress import Progress
+from lsmix.data.readers.registry import SourceConfig, summarise_source
+from lsmix.data.readers.source_images import ImageConfig, ImageError
+from lsmix.data.store import NATURAL_32
+from lsmix.pipeline.starter import split_sizes
+from lsmix.pipeline.views.show import write_image
+
+__all__ = ["draw_photos", "photos_recipe"]
+
+_SIDE = 32  # of the flow's images
+_MOST_IMAGES = 600  # about so many are used, so that it takes a few minutes
+_COPIES, _EPOCHS = 6, 12
+_SHEET, _SHEET_ROWS = "photos.png", 16
+
+
+def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any], Any]:
+    """Return the recipe that mixes the photographs in a folder, and those of a folder without class folders as data in memory.
+
+    With class folders, classifiers are compared as in the demo; without labels, there is only a pool.
+
+    Raises:
+        MissingError: there is no such folder, or it holds no photographs.
+    """
+    source = Path(folder).expanduser()
+    if not source.is_dir():
+        raise MissingError(f"no folder {str(folder)!r}. Name one with photographs.")
+    recipe: dict[str, Any] = {
+        "name": "photos",
+        "data": {},
+        "flow": {"path": NATURAL_32},
+        "pools": {"lsmix": {"alpha": 0.4, "copies": _COPIES}},
+        "report": {"title": "Your photographs, mixed", "bits_images": 256},
+    }
+    fields: dict[str, Any] = {"path": source, "format": "image-folder", "size": _SIDE, "on_error": "skip"}
+    try:
+        summary = summarise_source(SourceConfig(path=str(source), format="image-folder"))
+        fields |= split_sizes(summary)
+    except (SourceError, RecipeError) as error:
+        progress.info(f"no class folders with enough photographs, so all are mixed without labels ({error})")
+        pixels = _read_all(source, progress)
+        recipe["data"] = {"test": 1}
+        return recipe, (pixels, np.zeros(len(pixels), np.int64))
+    if len(summary.labels["train"]) > 2 * _MOST_IMAGES:  # some may be unreadable
+        fields["limit"] = _MOST_IMAGES
+    recipe["data"] = fields
+    if len(summary.class_names) > 1:
+        recipe["classifier"] = {"width": 16, "epochs": _EPOCHS, "batch_size": 64, "schedule": "cosine"}
+        recipe["runs"] = {"baseline": {"seeds": [0, 1]}, "lsmix": {"pool": "lsmix", "seeds": [0, 1]}}
+    return recipe, None
+
+
+def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
+    """Return all photographs in a folder and below, small and in colour; those that cannot be read are counted."""
+    from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, decode_image
+
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
+    files = files[:: -(-len(files) // _MOST_IMAGES) or 1]
+    rows, unread = [], []
+    progress.start("reading photographs", len(files), "image")
+    for file in files:
+        try:
+            pixels = decode_image(file.read_bytes(), ImageConfig(size=_SIDE)).pixels
+            rows.append(np.broadcast_to(pixels if pixels.ndim == 3 else pixels[..., None], (_SIDE, _SIDE, 3)))
+        except (ImageError, OSError):
+            unread.append(file.name)
+        progress.advance()
+    progress.finish()
+    if unread:
+        progress.warning(f"{format_count(len(unread), 'file')} cannot be read as images: {', '.join(unread[:3])}")
+    if len(rows) < 2:
+        raise MissingError(f"{str(folder)!r} holds {len(rows)} photographs that can be read. Name a folder with more.")
+    return np.stack(rows)
+
+
+def draw_photos(pool: Artifact) -> Path:
+    """Write the sheet with pairs of photographs and their mixes to the current folder; return its path."""
+    write_image(pool, Path(_SHEET), rows=_SHEET_ROWS)
+    return Path(_SHEET).resolve()
