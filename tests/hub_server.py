@@ -104,7 +104,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             else:
                 del files[value["path"]]
         self.server.commits.append(changed)
-        return {"commitUrl": f"{self.server.url}/commit", "commitOid": "1" * 40}
+        return {"commitUrl": f"{self.server.url}/datasets/me/pool/commit/1", "commitOid": "1" * 40}
 
     def _tree(self, files, folder, recursive):
         home = f"{folder}/" if folder else ""
@@ -155,6 +155,8 @@ def hub_server(monkeypatch):
         for name, value in {"ENDPOINT": server.url, "HF_HUB_DISABLE_XET": True}.items():
             monkeypatch.setattr(constants, name, value)
             monkeypatch.setenv({"ENDPOINT": "HF_ENDPOINT"}.get(name, name), str(value))  # of processes that are started
+        template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:

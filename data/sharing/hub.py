@@ -124,7 +124,7 @@ class _Hub(FsspecFS):
                     pause(seconds)
                 elif status < http.client.INTERNAL_SERVER_ERROR and status not in _TRANSIENT_REFUSALS:
                     raise DownloadError(
-                        f"{self.url!r} is refused: {failure}. Check the URL, and log in with 'hf auth login' or HF_TOKEN."
+                        f"{self.url!r} is refused: {str(failure).splitlines()[0]}. Check the URL, and log in with 'hf auth login' or HF_TOKEN."
                     ) from failure
                 else:
                     raise
