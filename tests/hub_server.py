@@ -66,7 +66,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             action = {
                 "preupload": self._preupload,
                 "commit": self._commit,
-                "paths-info": lambda _, body: [_entry(files, p) for p in parse_qs(body.decode())["paths"] if p in files],
+                "paths-info": lambda _, body: [
+                    _entry(files, p) for p in parse_qs(body.decode())["paths"] if p in files
+                ],
             }.get(found[2])
             if action:
                 return self._answer(action(files, body))
@@ -114,7 +116,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         folders = {path.rpartition("/")[0] for path in inside if path.removeprefix(home).count("/")}
         folders |= {"/".join(path.split("/")[:n]) for path in folders for n in range(1, path.count("/") + 1)}
         entries = [_entry(files, path) for path in inside]
-        entries += [{"type": "directory", "path": path, "oid": "2" * 40, "size": 0} for path in folders if path.startswith(home)]
+        entries += [
+            {"type": "directory", "path": path, "oid": "2" * 40, "size": 0} for path in folders if path.startswith(home)
+        ]
         return self._answer([e for e in entries if recursive or "/" not in e["path"].removeprefix(home)])
 
     def _resolve(self, files, path):
@@ -126,7 +130,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             begin, end = int(wanted[1]), min(int(wanted[2]), end)
         part = content[begin : end + 1]
         self.server.read_bytes += len(part) * (self.command == "GET")
-        return self._answer(part, 206 if wanted else 200, Content_Range=f"bytes {begin}-{end}/{len(content)}", ETag='"x"')
+        return self._answer(
+            part, 206 if wanted else 200, Content_Range=f"bytes {begin}-{end}/{len(content)}", ETag='"x"'
+        )
 
 
 def _entry(files, path):

@@ -59,6 +59,8 @@ class _Hub(FsspecFS):
     @retried
     def _stored(self, paths: list[str]) -> list[Any]:
         """Return what the Hub knows of those of the paths that it has."""
+        if not paths:  # which the Hub refuses
+            return []
         try:
             found: list[Any] = self._asked(
                 "", lambda: self._api.get_paths_info(paths=paths, revision=self._revision, **self._repository)

@@ -112,7 +112,11 @@ def test_a_rate_limit_is_waited_for_and_reported(server, artifact, path, caplog)
     push_artifact(artifact, URL, Meter())
     assert lsmix.open_pool(URL).image.shape[0] > 0
     if path != "preupload/main":  # for which huggingface_hub waits, and says so
-        assert ("lsmix", logging.WARNING, "the Hub takes no more requests for 1 s (rate limit). Waiting") in caplog.record_tuples
+        assert (
+            "lsmix",
+            logging.WARNING,
+            "the Hub takes no more requests for 1 s (rate limit). Waiting",
+        ) in caplog.record_tuples
 
 
 def test_a_rate_limit_of_hours_ends_the_push_and_a_busy_hub_is_asked_again(server, artifact):
