@@ -1,4 +1,4 @@
-# make demo | test | test-all | test-faults | check | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
+# make demo | test | test-all | test-faults | check | style | bench | docs | lock | clean; each sets up .venv from the lock file if need be.
 # make gpu | gpu-evidence use $(PYTHON) and its packages as they are; WHEELS=FOLDER holds wheels of those that it lacks.
 # make bench BENCHMARKS="stream start" measures these sections alone.
 PYTHON ?= python3
@@ -9,7 +9,7 @@ GPU_PACKAGES := build/gpu-packages
 # A process for each core, each with whole files of tests; one takes up to 1.5 GB.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: demo test test-all test-faults check bench gpu gpu-evidence gpu-packages docs lock lock-of clean setup
+.PHONY: demo test test-all test-faults check style bench gpu gpu-evidence gpu-packages docs lock lock-of clean setup
 
 demo: $(STAMP)
 	$(BIN)/lsmix demo
@@ -24,11 +24,13 @@ test-all: $(STAMP)
 test-faults: $(STAMP)
 	$(BIN)/python -m pytest -s -m "faults and (slow or not slow)"
 
-check: $(STAMP)
+check: style
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
+
+style: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term
 
 # In an environment of its own: the peers want older versions of some libraries than we do.
 bench: $(BENCH)/.installed-from-lock

@@ -7,18 +7,22 @@ Results go to stdout, progress to stderr; LsmixError becomes an exit code here a
 import errno
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from lsmix.data.errors import LsmixError, StaleError, escape_json, escape_terminal, system_error
+from lsmix.pipeline import cli_options as option
+from lsmix.pipeline.cli_options import ArtifactName
 from lsmix.pipeline.cli_text import (
     artifact_lines,
+    difference_lines,
     fact_lines,
     garbage_lines,
+    log_lines,
+    log_table,
     part_lines,
     rebuild_lines,
     run_lines,
@@ -54,11 +58,11 @@ Without RECIPE a command reads lsmix.toml in this folder.
 """
 
 
-_GROUPS: Mapping[str, Sequence[str]] = {
+GROUPS: Mapping[str, Sequence[str]] = {
     "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
-    "Look": ("status", "ls", "show"),
+    "Look": ("status", "ls", "show", "diff", "logs"),
     "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
-    "Keep tidy": ("gc",),
+    "Keep tidy": ("gc", "completion"),
 }
 
 
@@ -66,7 +70,7 @@ class _Overview(click.Group):
     """A group whose help lists the commands under headings, each in a line of 80 characters."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        for title, names in _GROUPS.items():
+        for title, names in GROUPS.items():
             with formatter.section(title):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(65)) for name in names])
 
@@ -77,79 +81,8 @@ def cli() -> None:
     """Hold the commands."""
 
 
-_Decorator = Callable[[Callable[..., None]], Callable[..., None]]
-# Of an artifact: a path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
-_place = click.Path()
-
-
-class _ExportFormat(click.ParamType[str]):
-    """The name of an export format, looked up when it is used, since other packages may add some."""
-
-    name = "format"
-
-    def get_metavar(self, *_: object, **__: object) -> str:
-        from lsmix.data.exports.format import EXPORT_FORMATS
-
-        return f"[{'|'.join(EXPORT_FORMATS.names())}]"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from lsmix.data.exports.format import EXPORT_FORMATS
-
-        try:
-            EXPORT_FORMATS.check(value)
-        except LsmixError as error:
-            self.fail(str(error), param, ctx)
-        return value
-
-
-def _options(*options: _Decorator) -> _Decorator:
-    """Return a decorator that gives a command some arguments and options, in this order."""
-    return lambda command: reduce(lambda decorated, option: option(decorated), reversed(options), command)
-
-
-_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-_quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
-_device = click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    envvar="LSMIX_DEVICE",
-    show_envvar=True,
-    help="auto, cpu, cuda or cuda:N.",
-)
-_workspace = click.option(
-    "--workspace",
-    default="runs",
-    show_default=True,
-    envvar="LSMIX_WORKSPACE",
-    show_envvar=True,
-    help="Folder or URL of the artifacts.",
-)
-_overrides = click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a recipe field.")
-_recipe_options = _options(
-    click.argument("recipe", type=click.Path(path_type=Path), default="lsmix.toml"),
-    _workspace,
-    click.option("--scale", default="", metavar="NAME", help="Take the recipe's sizes of this name, such as small."),
-    _overrides,
-    _json,
-)
-_work_options = _options(
-    _device,
-    click.option("--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."),
-    click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
-    _quiet,
-    click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
-)
-_run_options = _options(
-    click.option("--dry-run", is_flag=True, help="Only show what would run, and why."), _work_options
-)
-_download_option = click.option(
-    "--download", is_flag=True, help="Fetch what data.download names first, if it is not there."
-)
-
-
 @cli.command(epilog="Example: lsmix init --from photos > my.toml")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=option.recipe_names)
 @click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
 def init(name: str | None, source: str) -> None:
     """Print a commented recipe to start from. Without NAME, list them."""
@@ -190,9 +123,9 @@ def _run(stage: str, recipe: Path, dry_run: bool, as_json: bool, quiet: bool, ve
 
 
 @cli.command(epilog="Example: lsmix run my.toml --set data.path=cifar-10-batches-py")
-@_recipe_options
-@_run_options
-@_download_option
+@option.recipe_options
+@option.run_options
+@option.download
 def run(recipe: Path, **options: Any) -> None:
     """Bring everything in RECIPE up to date, from ingest to report."""
     _run("", recipe, **options)
@@ -200,16 +133,16 @@ def run(recipe: Path, **options: Any) -> None:
 
 def _stage_command(stage: str, about: StageCommand) -> None:
     @cli.command(name=stage, help=about.summary, epilog=f"Example: lsmix {stage} my.toml{about.example}")
-    @_recipe_options
-    @_run_options
-    @_download_option
+    @option.recipe_options
+    @option.run_options
+    @option.download
     @click.option("--force", is_flag=True, help="Make this stage again although it is up to date.")
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
         text = "Make task I of N, from 0; then 'lsmix finalize'."
-        _options(
+        option.options(
             click.option("--array-index", type=click.IntRange(min=0), metavar="I", help=text),
             click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array."),
         )(command)
@@ -220,9 +153,9 @@ for _stage, _about in STAGE_COMMANDS.items():
 
 
 @cli.command(epilog="Example: lsmix finalize my.toml")
-@_recipe_options
-@_device
-@_quiet
+@option.recipe_options
+@option.device
+@option.quiet
 def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
     """Complete what the tasks of a job array have made. Computes no shard."""
     from lsmix.pipeline.api import finalize as finalize_recipe
@@ -233,7 +166,7 @@ def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: lsmix status my.toml --check")
-@_recipe_options
+@option.recipe_options
 @click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
 def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
     """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
@@ -245,8 +178,8 @@ def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: lsmix demo")
-@_workspace
-@_run_options
+@option.workspace
+@option.run_options
 def demo(workspace: str, **options: Any) -> None:
     """Run the whole pipeline on handwritten digits, in a few minutes. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
@@ -255,7 +188,7 @@ def demo(workspace: str, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: lsmix ls")
-@_options(_workspace, _json)
+@option.options(option.workspace, option.as_json)
 def ls(workspace: str, as_json: bool) -> None:
     """List the artifacts of the workspace, with size, age and inputs. Inputs are named by the first digits of their cache keys."""
     from lsmix.pipeline.api import list_artifacts
@@ -264,15 +197,16 @@ def ls(workspace: str, as_json: bool) -> None:
     _print("ls", found, artifact_lines(found), as_json)
 
 
-@cli.command(epilog="Example: lsmix show runs/mix/lsmix-0123456789ab --html pool.html")
-@click.argument("artifact", type=_place)
-@click.option("--image", type=_place, help="Write a grid of images to this PNG.")
-@click.option("--html", type=_place, help="Write the page of a pool to this HTML file.")
-@click.option("--data", type=_place, help="With --html: the ingest artifact with the sources.")
+@cli.command(epilog="Example: lsmix show mix/lsmix --html pool.html")
+@click.argument("artifact", type=ArtifactName())
+@click.option("--image", type=option.place, help="Write a grid of images to this PNG.")
+@click.option("--html", type=option.place, help="Write the page of a pool to this HTML file.")
+@click.option("--data", type=ArtifactName("ingest"), help="With --html: the ingest artifact with the sources.")
 @click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
-@_json
+@option.artifact_workspace
+@option.as_json
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT and draw its images. Of a pool: x1 | mixes at growing λ | x2, or an HTML page."""
+    """Show the facts of ARTIFACT, a path, URL, name or cache key. With --image or --html, draw its images, too."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     facts = artifact_facts(artifact)
@@ -281,12 +215,42 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
     _print("show", {**facts, **files}, show_lines(facts, drawn), as_json)
 
 
+@cli.command(epilog="Example: lsmix diff lsmix 0123456789ab")
+@click.argument("first", metavar="A", type=ArtifactName())
+@click.argument("second", metavar="B", type=ArtifactName())
+@option.artifact_workspace
+@option.as_json
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Show the fields in which two artifacts or two recipes differ. A recipe is named by its TOML file."""
+    from lsmix.pipeline.views.diff import differences
+
+    found = differences(first, second)
+    content = {"a": first, "b": second, "differences": found}
+    _print("diff", content, difference_lines(first, second, found), as_json)
+
+
+@cli.command(epilog="Example: lsmix logs last")
+@click.argument("run_name", metavar="[RUN]", required=False, shell_complete=option.log_names)
+@option.workspace
+@option.as_json
+def logs(run_name: str | None, workspace: str, as_json: bool) -> None:
+    """List the logs of the workspace's runs, or print one. RUN is the beginning of its name, or 'last'."""
+    from lsmix.pipeline.engine.run_log import list_logs, read_log
+
+    if run_name:
+        events = read_log(workspace, run_name)
+        _print("log", events, log_lines(events), as_json)
+    else:
+        found = list_logs(workspace)
+        _print("logs", found, log_table(found), as_json)
+
+
 @cli.command(epilog="Example: lsmix figure fig4 my.toml --out fig4.png")
 @click.argument("name")
-@_recipe_options
-@_run_options
-@_download_option
-@click.option("--out", type=_place, help="Write the PNG here, not to NAME.png.")
+@option.recipe_options
+@option.run_options
+@option.download
+@click.option("--out", type=option.place, help="Write the PNG here, not to NAME.png.")
 @click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
 def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Draw a figure of the paper: fig1, fig3, fig4, fig7, appendix-e. Makes missing flows and latents first."""
@@ -310,15 +274,18 @@ def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, a
     _print("figure", {**facts, "decoded": drawn.decoded, "decode_failed": drawn.decode_failed}, lines, as_json)
 
 
-@cli.command(epilog="Example: lsmix verify runs/mix/lsmix-0123456789ab --deep")
-@click.argument("artifact", type=_place)
+@cli.command(epilog="Example: lsmix verify mix/lsmix --deep")
+@click.argument("artifact", type=ArtifactName())
 @click.option("--deep", is_flag=True, help="Make a sample of a pool's rows again, and compare every pixel.")
 @click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
-@click.option("--data", type=_place, help="Base set: published files, digits, or dataset.h5.")
-@click.option("--flow", type=_place, help="Folder or URL of the flow.")
-@_device
-@_json
+@click.option(
+    "--data", type=ArtifactName("ingest", words=("digits",)), help="Base set: published files, digits, or dataset.h5."
+)
+@click.option("--flow", type=ArtifactName("train-glow"), help="Folder or URL of the flow.")
+@option.device
+@option.artifact_workspace
+@option.as_json
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
     """Check every byte of ARTIFACT, and every row of a pool. Exit code 5 on the first damage."""
     from lsmix.pipeline.api import verify as verify_artifact
@@ -329,15 +296,22 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
 
 
 @cli.command(epilog="Example: lsmix rebuild plan.json --data cifar-10-python.tar.gz --flow glow --out lsmix-pool")
-@click.argument("plan", type=_place)
-@click.option("--data", type=_place, required=True, help="Published files, digits, or dataset.h5.")
-@click.option("--flow", type=_place, help="Folder or URL of the flow; not for pools mixed in pixels.")
-@click.option("--out", type=_place, help="Folder of the new pool; without it, in the workspace.")
-@_workspace
+@click.argument("plan", type=ArtifactName("mix"))
+@click.option(
+    "--data",
+    type=ArtifactName("ingest", words=("digits",)),
+    required=True,
+    help="Published files, digits, or dataset.h5.",
+)
+@click.option(
+    "--flow", type=ArtifactName("train-glow"), help="Folder or URL of the flow; not for pools mixed in pixels."
+)
+@click.option("--out", type=option.place, help="Folder of the new pool; without it, in the workspace.")
+@option.workspace
 @click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original, 12 digits or more.")
-@click.option("--compare", type=_place, help="The original pool, to compare pixel by pixel.")
-@_work_options
-@_json
+@click.option("--compare", type=ArtifactName("mix"), help="The original pool, to compare pixel by pixel.")
+@option.work_options
+@option.as_json
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
     """Make a pool again from PLAN, its base set and its flow. PLAN is its plan.json. Exit code 5 if the result differs."""
     from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
@@ -347,14 +321,15 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
     _print("rebuild", result.to_dict(), rebuild_lines(result), as_json)
 
 
-@cli.command(epilog="Example: lsmix export runs/mix/lsmix-0123456789ab exported --format parquet")
-@click.argument("pool", type=_place)
-@click.argument("dest", type=_place)
-@click.option("--format", required=True, type=_ExportFormat(), help="What to write.")
+@cli.command(epilog="Example: lsmix export mix/lsmix exported --format parquet")
+@click.argument("pool", type=ArtifactName("mix"))
+@click.argument("dest", type=option.place)
+@click.option("--format", required=True, type=option.ExportFormatName(), help="What to write.")
 @click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
 @click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
-@_json
-@_quiet
+@option.artifact_workspace
+@option.as_json
+@option.quiet
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
     """Write POOL to the new folder DEST in another format. Images are stored without loss."""
     from lsmix.pipeline.api import export_pool
@@ -364,12 +339,13 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
     _print("export", facts, fact_lines(facts), as_json)
 
 
-@cli.command(epilog="Example: lsmix push runs/mix/lsmix-0123456789ab s3://bucket/lsmix-pool")
-@click.argument("artifact", type=_place)
+@cli.command(epilog="Example: lsmix push mix/lsmix s3://bucket/lsmix-pool")
+@click.argument("artifact", type=ArtifactName())
 @click.argument("url")
-@click.option("--card", type=_place, help="Of a pool: send the card in this folder; without it, a new one.")
-@_json
-@_quiet
+@click.option("--card", type=option.place, help="Of a pool: send the card in this folder; without it, a new one.")
+@option.artifact_workspace
+@option.as_json
+@option.quiet
 def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
     """Send ARTIFACT to URL, a folder or an object store. Run it again to go on."""
     from lsmix.pipeline.api import push as push_artifact
@@ -381,9 +357,9 @@ def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) 
 
 @cli.command(epilog="Example: lsmix pull https://example.org/lsmix-pool && lsmix verify lsmix-pool")
 @click.argument("url")
-@click.argument("dest", required=False, type=_place)
-@_json
-@_quiet
+@click.argument("dest", required=False, type=option.place)
+@option.as_json
+@option.quiet
 def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
     """Fetch the artifact at URL to DEST and check every file. Run it again to go on."""
     from lsmix.pipeline.api import pull as pull_artifact
@@ -393,12 +369,13 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
     _print("pull", done, transfer_lines(done, str(done.folder)), as_json)
 
 
-@cli.command(epilog="Example: lsmix card runs/mix/lsmix-0123456789ab lsmix-card --licence CC-BY-4.0")
-@click.argument("pool", type=_place)
-@click.argument("dest", required=False, type=_place)
+@cli.command(epilog="Example: lsmix card mix/lsmix lsmix-card --licence CC-BY-4.0")
+@click.argument("pool", type=ArtifactName("mix"))
+@click.argument("dest", required=False, type=option.place)
 @click.option("--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words.")
 @click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
-@_json
+@option.artifact_workspace
+@option.as_json
 def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
     """Write a card of POOL to the new folder DEST. It has README.md, croissant.json, samples.csv, a picture and LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
@@ -409,10 +386,10 @@ def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json
 
 @cli.command(epilog="Example: lsmix gc my.toml --delete")
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
-@_workspace
-@_overrides
+@option.workspace
+@option.overrides
 @click.option("--delete", is_flag=True, help="Remove what is listed.")
-@_json
+@option.as_json
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
     """List what none of RECIPES needs at any scale. With --delete, remove it: artifacts and unfinished work."""
     from lsmix.pipeline.api import plan
@@ -426,6 +403,13 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
+
+
+@cli.command(epilog="Example: lsmix completion fish | source")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script with which SHELL completes lsmix commands."""
+    click.echo(option.completion_script(shell, cli))
 
 
 def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeStatus]":
@@ -449,7 +433,12 @@ def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
 
 
 def _print_run(result: "RunResult", as_json: bool) -> None:
-    _print("run", result.to_dict(), run_lines(result.built, result.error_rates, result.report_place), as_json)
+    _print(
+        "run",
+        result.to_dict(),
+        run_lines(result.built, result.error_rates, result.naturalness, result.report_place),
+        as_json,
+    )
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """``python -m benchmarks [NAME …]``: measure, print and save; all of them without a name, and a page of the results.
 
-``python -m benchmarks gpu``, ``gpu-evidence`` and ``sheets`` are programs of their own: see their ``--help``.
+``python -m benchmarks gpu``, ``gpu-evidence``, ``sheets`` and ``desk`` are programs of their own: see their ``--help``.
 """
 
 import importlib
@@ -10,7 +10,7 @@ import time
 _NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "executors", "scheduler", "export", "memory")
 _MORE = ("one_core",)  # parts of these, to be asked for by name
 
-_COMMANDS = {"gpu": "gpu", "gpu-evidence": "evidence", "sheets": "sheets"}  # with options of their own
+_COMMANDS = {"gpu": "gpu", "gpu-evidence": "evidence", "sheets": "sheets", "desk": "desk"}  # with options of their own
 
 
 def main() -> None:

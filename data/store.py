@@ -16,6 +16,7 @@ from lsmix.data.errors import MissingError, RecipeError
 
 __all__ = [
     "CACHE_BYTES",
+    "NATURAL_32",
     "local_folder",
     "local_target",
     "open_artifact",
@@ -25,6 +26,8 @@ __all__ = [
 ]
 
 CACHE_BYTES: Final = 10 << 30  # of downloaded files, of all artifacts together
+NATURAL_32: Final = "natural-32"  # the flow that comes with lsmix
+_FLOWS = Path(__file__).parent / "flows"  # a folder for each such flow
 _PARTS = ("pool.zarr", "latents.zarr", "dataset.h5")  # of an artifact, by which users name it too
 _FLOW_FILES = ("glow.json", "glow.safetensors")
 _STAGES = {"flow": ("train-glow", "flow"), "dataset": ("ingest", "data set")}  # by role, and its name
@@ -67,12 +70,14 @@ def open_artifact(
 
 
 def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
-    """Open the artifact of a flow, or a folder in which ``save_flow`` wrote one without a manifest.
+    """Open the artifact of a flow, a folder in which ``save_flow`` wrote one without a manifest, or NATURAL_32.
 
     Raises:
         MissingError: it is neither.
         LsmixError: as ``open_artifact``.
     """
+    if place == NATURAL_32:
+        place = _FLOWS / NATURAL_32
     folder = None if isinstance(place, Artifact) else local_folder(place)
     if folder is None or not folder.is_dir() or (folder / MANIFEST_NAME).is_file():
         return open_artifact(place)

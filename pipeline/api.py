@@ -22,6 +22,7 @@ from lsmix.data.progress import NullProgress, Progress, graceful_signals, stop_p
 from lsmix.data.sharing.transfer import Transfer, pull_artifact, push_artifact
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.recipe import Recipe, read_recipe, training_name
+from lsmix.pipeline.config.results import Naturalness, read_naturalness
 from lsmix.pipeline.engine import array_task
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.device import prepare_device, resolve_device
@@ -80,6 +81,11 @@ class RunResult:
         return summarise_runs(finished, self.recipe.report_config().rows)
 
     @property
+    def naturalness(self) -> Naturalness | None:
+        """The results of the naturalness stage; None unless the run brought it up to date."""
+        return next((read_naturalness(item.artifact) for item in self.built if item.stage == "naturalness"), None)
+
+    @property
     def report(self) -> Path | None:
         """The report's HTML page on this machine; None unless the run made or found it."""
         return next((item.folder / "report.html" for item in self.built if item.stage == "report"), None)
@@ -117,6 +123,10 @@ class RunResult:
                     "paper": row.paper or None,
                 }
                 for row in self.error_rates
+            ],
+            "naturalness": [
+                {name: value for name, value in msgspec.to_builtins(sample).items() if name != "bits_per_dim"}
+                for sample in (self.naturalness.samples if self.naturalness else ())
             ],
             "report": self.report_place or None,
         }

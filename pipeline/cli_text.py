@@ -1,24 +1,33 @@
-"""The output of commands for people: results as lines of text."""
+"""The output of commands for people: results as lines of text, in tables that fit the terminal; whole lines elsewhere."""
 
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from lsmix.data.errors import format_bytes, format_count, format_duration
 
 if TYPE_CHECKING:
     from lsmix.data.sharing.transfer import Transfer
+    from lsmix.pipeline.config.results import Naturalness
     from lsmix.pipeline.engine.array_task import ArrayTaskResult
     from lsmix.pipeline.engine.garbage import Garbage
     from lsmix.pipeline.engine.runner import Built
     from lsmix.pipeline.engine.status import NodeStatus
     from lsmix.pipeline.verify.rebuild import RebuildResult
+    from lsmix.pipeline.views.diff import Difference
     from lsmix.pipeline.views.error_rates import RunSummary
     from lsmix.pipeline.views.show import Drawn
 
 __all__ = [
     "artifact_lines",
+    "difference_lines",
     "fact_lines",
     "garbage_lines",
+    "log_lines",
+    "log_table",
     "part_lines",
     "rebuild_lines",
     "run_lines",
@@ -29,17 +38,50 @@ __all__ = [
 ]
 
 
-def run_lines(built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", report: str) -> list[str]:
-    """Return the artifacts that a run made, its error rates, and where its report is, if it made one."""
+_UNLIMITED = 10_000  # columns where no terminal is
+_NARROWEST = 16  # of a last column that is broken into lines
+_SHORTEST = 20  # of values beside each other
+
+
+def _columns() -> int:
+    return shutil.get_terminal_size(fallback=(_UNLIMITED, 0)).columns
+
+
+def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Return rows in aligned columns; the last column goes on in further lines where it does not fit.
+
+    ``right`` numbers the columns to align at the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
+    indent = sum(widths) + 2 * len(widths)
+    lines = []
+    for *cells, last in rows:
+        padded = [
+            f"{cell:>{width}}" if number in right else f"{cell:<{width}}"
+            for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        room = max(_NARROWEST, _columns() - indent)
+        first, *more = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False) or [""]
+        lines.append("  ".join([*padded, first]).rstrip())
+        lines += [" " * indent + line for line in more]
+    return lines
+
+
+def run_lines(
+    built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", naturalness: "Naturalness | None", report: str
+) -> list[str]:
+    """Return the artifacts that a run made, its results, and where its report is, if it made one."""
     made, wanted = sum(not item.cached for item in built), len(built)
     rest = "" if made == wanted else f", {wanted - made} already up to date"
     lines = [f"{made} of {wanted} artifacts made{rest}"]
+    rows = []
     for row in error_rates:
         paper = f"; paper: {row.paper}" if row.paper else ""
         verdict = f"; {row.verdict}" if row.verdict else ""
-        lines.append(
-            f"error rate  {row.label:<26} {row.text} %  ({format_count(len(row.errors), 'seed')}{paper}{verdict})"
-        )
+        about = f"({format_count(len(row.errors), 'seed')}{paper}{verdict})"
+        rows.append(("error rate", row.label, f"{row.text} %", about))
+    lines += _table(rows) if rows else []
+    lines += _naturalness_lines(naturalness) if naturalness else []
     if report:
         lines.append(f"report      {report}")
     elif built:
@@ -47,39 +89,104 @@ def run_lines(built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", rep
     return lines
 
 
+def _naturalness_lines(result: "Naturalness") -> list[str]:
+    """Return how natural the mixes of each method are, beside originals."""
+    rows = [("sample", "bits/dim", "distance", "Fréchet", "seam", "failed")]
+    for sample in result.samples:
+        numbers = (sample.distance, sample.seam)
+        distance, seam = ("-" if one is None else f"{one.value:.3f}" for one in numbers)
+        frechet = "-" if sample.frechet is None else f"{sample.frechet:.2f}"
+        failed = "-" if sample.decode_failed is None else f"{sample.decode_failed:,}"
+        rows.append((sample.name, f"{sample.mean_bits:.3f}", distance, frechet, seam, failed))
+    return _table(rows, right=(1, 2, 3, 4))
+
+
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
     """Return the shards that one array task made, and the next step."""
-    lines = [
-        f"{part.label:<32} {part.made} of {part.shards} shards made; {part.finished} of {part.of} complete"
+    rows = [
+        (part.label, f"{part.made} of {format_count(part.shards, 'shard')} made; {part.finished} of {part.of} complete")
         for part in parts
     ]
-    return [*lines, f"when all array tasks have ended: lsmix finalize {recipe}" if parts else "all up to date already"]
+    if not rows:
+        return ["all up to date already"]
+    return [*_table(rows), f"when all array tasks have ended: lsmix finalize {recipe}"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:
-    """Return one line for the state of each artifact of a recipe."""
-    return [_status_line(node) for node in nodes]
-
-
-def _status_line(node: "NodeStatus") -> str:
-    about = "" if node.state == "cached" else "~"
-    size = "" if node.bytes is None else about + format_bytes(node.bytes)
-    seconds = "" if node.seconds is None else about + format_duration(node.seconds)
-    return f"{node.state:<10} {node.stage + ' ' + node.name:<32} {size:>10} {seconds:>13}  {node.why}"
+    """Return a table of the states of a recipe's artifacts."""
+    rows = [("state", "artifact", "size", "time", "why")]
+    for node in nodes:
+        about = "" if node.state == "cached" else "~"
+        size = "" if node.bytes is None else about + format_bytes(node.bytes)
+        seconds = "" if node.seconds is None else about + format_duration(node.seconds)
+        rows.append((node.state, f"{node.stage} {node.name}", size, seconds, node.why))
+    return _table(rows, right=(2, 3))
 
 
 def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return a table of the artifacts of a workspace, as ``list_artifacts`` gives them."""
-    lines = [f"{'stage':<11} {'name':<20} {'cache key':<12} {'size':>8} {'age':>4}  made from"]
+    rows = [("stage", "name", "cache key", "size", "age", "made from")]
     for item in found:
         age = "" if item["age_seconds"] is None else _age(item["age_seconds"])
         keys = [key[:6] for key in item["inputs"].values() if key]
         origin = " ".join(keys[:2]) + (f" and {len(keys) - 2} more" if len(keys) > 2 else "")
         if not item["complete"]:
             origin = "unreadable" if age else "unfinished"
-        lines.append(
-            f"{item['stage']:<11} {item['name']:<20} {item['cache_key']:<12} {format_bytes(item['bytes']):>8} {age:>4}  {origin}"
-        )
+        rows.append((item["stage"], item["name"], item["cache_key"], format_bytes(item["bytes"]), age, origin))
+    return _table(rows, right=(3, 4))
+
+
+def difference_lines(first: str, second: str, found: "Sequence[Difference]") -> list[str]:
+    """Return a table of the fields in which two artifacts or recipes differ."""
+    if not found:
+        return [f"{first} and {second} do not differ"]
+    rows = [("field", first, second), *((one.field, _value(one.a), _value(one.b)) for one in found)]
+    room = max(_SHORTEST, (_columns() - max(len(row[0]) for row in rows) - 4) // 2)
+    head = [("field", *(place if len(place) <= room else f"…{place[1 - room :]}" for place in rows[0][1:]))]
+    return _table([*head, *((name, *(_cut(value, room) for value in values)) for name, *values in rows[1:])])
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _cut(text: str, room: int) -> str:
+    return text if len(text) <= room else f"{text[: room - 1]}…"
+
+
+def log_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a table of the logs of a workspace, as ``list_logs`` gives them."""
+    rows = [("run", "began", "time", "outcome", "command")]
+    for item in found:
+        began = _local_time(item["began"], "%Y-%m-%d %H:%M")
+        took = "" if item["seconds"] is None else format_duration(item["seconds"])
+        command = f"{item['command'] or ''} {PurePath(item['recipe'] or '').name}"
+        rows.append((item["run"].partition("-")[0], began, took, item["outcome"], command))
+    return _table(rows, right=(2,)) if found else ["no logs: runs that make something write them"]
+
+
+def _local_time(text: Any, form: str) -> str:
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime(form)
+    except (TypeError, ValueError):
+        return ""
+
+
+def log_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line for each event of a run's log: its time, its kind, and what it says."""
+    lines = []
+    for event in events:
+        fields = {
+            name: value
+            for name, value in event.items()
+            if name not in ("at", "event", "process") and value not in ("", [])
+        }
+        text = fields.get("text") or ", ".join(f"{name} {_fact(name, value)}" for name, value in fields.items())
+        lines.append(f"{_local_time(event.get('at'), '%H:%M:%S'):<8}  {event.get('event', ''):<8}  {text}")
     return lines
 
 
@@ -102,51 +209,54 @@ def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
     """Return the result of a push to a place, or of a pull to it."""
-    return [
-        f"{place}: {format_bytes(transfer.moved_bytes)} moved; {format_count(transfer.files, 'file')}, {format_bytes(transfer.bytes)}, "
-        f"all as recorded (content digest {transfer.content_digest[:12]})"
-    ]
+    files = _recorded(transfer.files, transfer.bytes, transfer.content_digest)
+    return _table([("artifact", place), ("moved", format_bytes(transfer.moved_bytes)), ("files", files)])
+
+
+def _recorded(files: int, size: int, digest: str) -> str:
+    return f"{format_count(files, 'file')}, {format_bytes(size)}, all as recorded (content digest {digest[:12]})"
 
 
 def fact_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return one line for each fact, with its name."""
-    width = max((len(name) for name in facts), default=0) + 1
-    return [f"{name:<{width}} {_fact(name, value)}" for name, value in facts.items()]
+    """Return one line or more for each fact, with its name."""
+    return _table([(name, _fact(name, value)) for name, value in facts.items()]) if facts else []
 
 
 def _fact(name: str, value: Any) -> str:
-    if name.endswith("bytes"):
+    if name.endswith("bytes") and isinstance(value, int):
         return format_bytes(value)
-    if name == "seconds":
+    if name == "seconds" and isinstance(value, int | float):
         return format_duration(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    return "" if value is None else _value(value)
 
 
 def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
-    """Return the facts of an artifact, and the files that ``show`` wrote."""
+    """Return the facts of an artifact, its configuration below them, and the files that ``show`` wrote."""
+    config = {name.removeprefix("config."): value for name, value in facts.items() if name.startswith("config.")}
     files = [
         f"{one.kind}: {one.target} ({one.what})" if one.what else "an artifact of this stage has no images to show"
         for one in drawn
     ]
-    return [*fact_lines(facts), *files]
+    rest = {name: value for name, value in facts.items() if not name.startswith("config.")}
+    head = list(rest).index("inputs") + 1
+    parts = [dict(list(rest.items())[:head]), dict(list(rest.items())[head:])]
+    lines = [line for part in parts for line in fact_lines(part)]
+    return [*lines, *(["configuration", *(f"  {line}" for line in fact_lines(config))] if config else []), *files]
 
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:
     """Return the results of ``verify``: what was checked, and what was not."""
-    whole = f"{format_count(facts['files'], 'file')}, {format_bytes(facts['bytes'])}, all as recorded (content digest {facts['content_digest'][:12]})"
-    lines = [f"{facts['folder']}: {whole}"]
+    files = _recorded(facts["files"], facts["bytes"], facts["content_digest"])
+    rows = [("artifact", facts["folder"]), ("files", files)]
     if facts.get("edited"):
-        lines.append(
-            f"{'edited':<12} {', '.join(facts['edited'])}: not as the manifest lists them, as owners may edit them"
-        )
+        edited = ", ".join(facts["edited"])
+        rows.append(("edited", f"{edited}: not as the manifest lists them, as owners may edit them"))
     if facts.get("ignored"):
-        lines.append(f"{'ignored':<12} {', '.join(facts['ignored'])}: put there by a file manager or a hub")
-    lines += [f"{'checked':<12} {line}" for line in facts.get("checked", ())]
+        rows.append(("ignored", f"{', '.join(facts['ignored'])}: put there by a file manager or a hub"))
+    rows += [("checked", line) for line in facts.get("checked", ())]
     if facts.get("deep"):
-        lines.append(f"{'recomputed':<12} {_deep(facts['deep'])}")
-    return lines + [f"{'not checked':<12} {line}" for line in facts.get("unchecked", ())]
+        rows.append(("recomputed", _deep(facts["deep"])))
+    return _table([*rows, *(("not checked", line) for line in facts.get("unchecked", ()))])
 
 
 def _deep(deep: Mapping[str, Any]) -> str:
@@ -161,8 +271,6 @@ def _deep(deep: Mapping[str, Any]) -> str:
 def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return the result of ``rebuild``."""
     verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
-    lines = [f"{'pool':<15} {result.folder}{' (already in the workspace)' if result.cached else ''}"]
-    lines.append(f"content digest  {result.content_digest} ({verdict[result.equal]})")
-    if result.comparison:
-        lines.append(f"{'compared':<15} {result.comparison.text()}")
-    return lines
+    rows = [("pool", f"{result.folder}{' (already in the workspace)' if result.cached else ''}")]
+    rows.append(("content digest", f"{result.content_digest} ({verdict[result.equal]})"))
+    return _table([*rows, *([("compared", result.comparison.text())] if result.comparison else [])])

@@ -24,6 +24,12 @@ settings.register_profile(
 settings.load_profile("lsmix")
 
 
+@pytest.fixture(autouse=True)
+def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let commands print whole lines, as into a pipe: pytest-xdist tells its workers the width of the terminal."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip tests that are marked with ``gpu`` where there is no CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -261,13 +261,16 @@ def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, 
         (("mix", "RECIPE"), "run"),
         (("gc", "RECIPE"), "gc"),
         (("ls",), "ls"),
+        (("diff", "RECIPE", "RECIPE"), "diff"),
+        (("logs",), "logs"),
+        (("logs", "last"), "log"),
         (("verify", "ARTIFACT"), "verify"),
         (("show", "ARTIFACT", "--image", "IMAGE"), "show"),
     ],
 )
 def test_json_is_one_document_with_its_schema(tiny_recipe, tiny_workspace, tmp_path, command, words, kind):
     places = {"RECIPE": tiny_recipe, "ARTIFACT": next((tiny_workspace / "mix").iterdir()), "IMAGE": tmp_path / "s.png"}
-    workspace = ("--workspace", tiny_workspace) if "RECIPE" in words else ()
+    workspace = ("--workspace", tiny_workspace)
     result = command(*(places.get(word, word) for word in words), *workspace, "--json")
     assert result.code == 0, result.err
     document = json.loads(result.out)
@@ -302,7 +305,7 @@ def test_a_dry_run_changes_nothing(tiny_recipe, tiny_workspace, recipe_of, tmp_p
 
 def test_a_dry_run_with_force_says_what_would_be_made_again(tiny_recipe, tiny_workspace, command):
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, "--dry-run", "--force")
-    assert [line.split()[0] for line in result.out.splitlines()] == ["cached"] * 3 + ["to-run"] * 2
+    assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["cached"] * 3 + ["to-run"] * 2
 
 
 def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_workspace, command):
@@ -317,9 +320,10 @@ def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_wo
 
 def test_status_says_what_an_artifact_waits_for(tiny_recipe, tmp_path, command):
     lines = command("status", tiny_recipe, "--workspace", tmp_path / "runs").out.splitlines()
-    assert lines[0].split()[:3] == ["to-run", "ingest", "tiny"]
-    assert lines[0].endswith("was never made")
-    assert all(line.startswith("waits ") for line in lines[1:])
+    assert lines[0].split() == ["state", "artifact", "size", "time", "why"]
+    assert lines[1].split()[:3] == ["to-run", "ingest", "tiny"]
+    assert lines[1].endswith("was never made")
+    assert all(line.startswith("waits ") for line in lines[2:])
 
 
 def test_quiet_prints_no_progress(tiny_recipe, tiny_workspace, command):
@@ -422,3 +426,107 @@ def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, comman
             monkeypatch.delenv("OMP_WAIT_POLICY")
         assert command("--version").code == 0
         assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
+
+
+@pytest.fixture
+def beside(tiny_recipe, tiny_workspace, tmp_path, monkeypatch):
+    """Go to a folder with a recipe and a workspace "runs"."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(tiny_recipe, "lsmix.toml")
+    return tiny_workspace
+
+
+def test_an_artifact_is_named_by_path_name_or_key(beside, command, monkeypatch):
+    (pool,) = beside.glob("mix/lsmix-*")
+    key = pool.name.rpartition("-")[2]
+    for name in ("lsmix", "mix/lsmix", pool.name, key, key[:6], f"runs/mix/{pool.name}"):
+        assert json.loads(command("show", name, "--json").out)["content"]["cache_key"] == key, name
+    several = command("show", "tiny")
+    assert is_one_sentence(several)
+    assert "'tiny' could be ingest/tiny-" in several.err
+    assert is_one_sentence(command("show", "nothing"))
+    for words in (("verify", "lsmix", "--deep", "--data", "ingest/tiny", "--flow", "tiny"), ("card", "lsmix", "card")):
+        assert command(*words).code == 0
+    assert is_one_sentence(command("card", "encode/tiny", "other")), "a card is of a pool"
+    monkeypatch.setenv("LSMIX_WORKSPACE", "elsewhere")
+    assert is_one_sentence(command("show", "lsmix"))
+
+
+def test_show_writes_a_picture_only_where_it_is_asked_to(beside, command):
+    before = snapshot(Path())
+    result = command("show", "mix/lsmix")
+    assert (result.code, ".png" in result.out) == (0, False)
+    assert snapshot(Path()) == before
+    assert is_one_sentence(command("show", "mix/lsmix", "--rows", "4"))
+
+
+def test_diff_tells_the_fields_that_differ(beside, command):
+    text = Path("lsmix.toml").read_text(encoding="utf-8")
+    Path("b.toml").write_text(text.replace('"tiny"', '"other"').replace("alpha = 0.4", "alpha = 0.7"), encoding="utf-8")
+    table = [line.split() for line in command("diff", "lsmix.toml", "b.toml").out.splitlines()]
+    assert table == [["field", "lsmix.toml", "b.toml"], ["name", "tiny", "other"], ["pools.lsmix.alpha", "0.4", "0.7"]]
+    found = json.loads(command("diff", "mix/lsmix", "encode/tiny", "--json").out)["content"]["differences"]
+    assert {"field": "stage", "a": "mix", "b": "encode"} in found
+    assert "do not differ" in command("diff", "mix/lsmix", "mix/lsmix").out
+    assert is_one_sentence(command("diff", "lsmix.toml", "mix/lsmix"))
+
+
+def test_logs_lists_runs_and_prints_one(beside, command):
+    assert command("mix", "--force", "-q").code == 0
+    (beside / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
+    newest, *_, oldest = (line.split() for line in command("logs").out.splitlines()[1:])
+    assert newest[-3:] == ["done", "mix", "lsmix.toml"]
+    assert oldest[-1] == "unfinished"
+    lines = command("logs", "last").out.splitlines()
+    assert ("begin" in lines[0], "outcome done" in lines[-1]) == (True, True)
+    assert command("logs", "2000").out == "\n"
+    for wrong in ("nothing", "2"):
+        assert is_one_sentence(command("logs", wrong))
+
+
+COMPLETED = {
+    "sta": "status",
+    "init de": "demo",
+    "status --scale s": "small",
+    "run --set flow.training.it": "flow.training.iterations=",
+    "run --set pools.lsmix.alp": "pools.lsmix.alpha=",
+    "run --device cp": "cpu",
+    "show lsm": "mix/lsmix-",
+    "export mix/lsmix out --format web": "webdataset",
+    "logs la": "last",
+}
+
+
+def test_shells_complete_commands_recipes_and_artifacts(beside):
+    with Path("lsmix.toml").open("a", encoding="utf-8") as file:
+        file.write("\n[scale.small.data]\nheldout = 4\n")
+
+    def lsmix(*words, **more):
+        done = [sys.executable, "-c", "import sys; sys.argv[0] = 'lsmix'; from lsmix.cli import main; main()", *words]
+        return subprocess.run(done, env={**os.environ, **more}, check=False, capture_output=True, text=True).stdout
+
+    for words, expected in COMPLETED.items():
+        count = str(len(words.split()))
+        offered = lsmix(_LSMIX_COMPLETE="bash_complete", COMP_WORDS=f"lsmix {words}", COMP_CWORD=count)
+        assert f"plain,{expected}" in offered, words
+    for shell in ("bash", "zsh", "fish"):
+        assert "_lsmix_completion" in lsmix("completion", shell)
+
+
+def test_tables_fit_the_terminal_and_are_whole_elsewhere(beside, command, monkeypatch):
+    shutil.rmtree(beside / "mix")
+    changed = [word for key in ("alpha", "seed", "copies", "tolerance") for word in ("--set", f"pools.lsmix.{key}=3")]
+    for words in (
+        ("status", *changed),
+        ("ls",),
+        ("show", "encode/tiny"),
+        ("diff", "ingest/tiny", "encode/tiny"),
+        ("logs",),
+    ):
+        monkeypatch.delenv("COLUMNS", raising=False)
+        whole = command(*words)
+        assert whole.code == 0
+        monkeypatch.setenv("COLUMNS", "80")
+        lines = command(*words).out.splitlines()
+        assert max(map(len, lines)) <= 80, lines
+        assert len(lines) >= len(whole.out.splitlines())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
 from lsmix.data.errors import LsmixError, SourceError
 from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, most_unpacked
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, has_ending, most_unpacked
 
 __all__ = ["HDF5"]
 
@@ -39,7 +39,7 @@ _FILTERS = frozenset(
 
 
 def _recognise(path: Path) -> bool:
-    return path.is_file() and path.suffix in (".h5", ".hdf5")
+    return path.is_file() and has_ending(path, (".h5", ".hdf5"))
 
 
 def _read(path: Path) -> PublishedData:

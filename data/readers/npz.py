@@ -17,7 +17,7 @@ from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, most_unpacked
+from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, has_ending, most_unpacked
 from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
@@ -36,7 +36,7 @@ _SPARE_BYTES = 256 << 20  # that any archive may unpack to: labels alone can shr
 
 
 def _recognise(path: Path) -> bool:
-    return path.is_file() and path.suffix == ".npz"
+    return path.is_file() and has_ending(path, ".npz")
 
 
 def _read(path: Path) -> PublishedData:

@@ -5,6 +5,7 @@ add formats with the entry point group ``lsmix.data_formats``.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Annotated, Final, Literal, cast
@@ -24,7 +25,9 @@ from lsmix.data.readers.source_images import (
     SourceSummary,
     SplitCheck,
     check_file,
+    has_ending,
 )
+from lsmix.data.readers.trees import walk
 
 __all__ = [
     "DATA_FORMATS",
@@ -154,7 +157,7 @@ def _listing(kind: SourceFormat, path: Path, config: SourceConfig) -> AbstractCo
     return kind.images(path, config)
 
 
-def source_files(config: SourceConfig) -> list[Path]:
+def source_files(config: SourceConfig) -> Sequence[str | Path]:
     """Return the files whose content counts, in a fixed order; none for digits.
 
     Raises:
@@ -187,7 +190,7 @@ def _path(config: SourceConfig) -> Path:
     path = expand_home(config.path)
     if path.is_dir():
         inside = _visible(path)
-        if len(inside) == 1 and inside[0].is_file() and inside[0].name.endswith(ARCHIVE_ENDINGS):
+        if len(inside) == 1 and inside[0].is_file() and has_ending(inside[0], ARCHIVE_ENDINGS):
             return inside[0]
     return path
 
@@ -254,5 +257,16 @@ def _detect(config: SourceConfig) -> SourceFormat:
             f"{config.path!r} fits several formats: {', '.join(kind.name for kind in fitting)}. "
             f'Say which, for example format = "{fitting[0].name}".'
         )
-    looked_for = "; ".join(f"{kind.name}: {kind.looks_for}" for kind in formats if kind.name != _DIGITS)
-    raise SourceError(f"{config.path!r} fits no known format. Looked for {looked_for}.")
+    names = ", ".join(kind.name for kind in formats if kind.name != _DIGITS)
+    raise SourceError(
+        f"{config.path!r} fits no known format{_contents(path)}. If it is one of {names}, set data.format, and the "
+        "error says what is missing."
+    )
+
+
+def _contents(path: Path) -> str:
+    """Return the most frequent kinds of files below a folder, for a message."""
+    if not path.is_dir():
+        return ""
+    kinds = Counter(Path(name).suffix.lower() or "without an ending" for name in walk(path) if not name.endswith("/"))
+    return f"; it holds {', '.join(f'{kind} ({n:,})' for kind, n in kinds.most_common(5)) or 'no files'}"

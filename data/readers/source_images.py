@@ -35,6 +35,7 @@ __all__ = [
     "SplitCheck",
     "check_complete",
     "check_file",
+    "has_ending",
     "most_unpacked",
 ]
 
@@ -52,6 +53,11 @@ _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNe
 UNPACK_RATIO = 100  # more than this many times a file's bytes is a bomb
 _HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
 _HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
+
+
+def has_ending(path: Path, endings: str | tuple[str, ...]) -> bool:
+    """Tell whether the name of a file ends in one of these, in any case."""
+    return path.name.lower().endswith(endings)
 
 
 def most_unpacked(packed: int, spare: int) -> int:
@@ -309,7 +315,7 @@ class SourceFormat:
     name: str  # as in a recipe: format = "..."
     looks_for: str  # what makes a path one of these, for messages
     recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
-    files: Callable[[Path], list[Path]]  # the files whose content counts
+    files: Callable[[Path], Sequence[str | Path]]  # the files whose content counts
     read: Callable[[Path], PublishedData] | None = None
     images: Callable[[Path, ImageConfig], AbstractContextManager[ImageListing]] | None = None
     general: bool = False  # whether other formats that fit a path, too, are preferred

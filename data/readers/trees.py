@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import ImageError, check_file, most_unpacked
+from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked
 
 __all__ = [
     "ARCHIVE_ERRORS",
@@ -77,9 +77,9 @@ def open_tree(path: Path) -> Iterator[FileTree]:
     with ExitStack() as stack:
         if path.is_dir():
             yield _Folder(path)
-        elif path.suffix == ".zip":
+        elif has_ending(path, ".zip"):
             yield _ZipTree(path, stack)
-        elif path.name.endswith(TREE_ENDINGS):
+        elif has_ending(path, TREE_ENDINGS):
             yield TarTree(path, stack)
         else:
             raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
@@ -139,7 +139,8 @@ class _Folder:
         file = self._base / name
         check_file(file)
         with file.open("rb") as stream:
-            content = stream.read(max_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size  # since Python sets aside as many bytes as are asked for
+            content = stream.read(min(size, max_bytes) + 1)
         if len(content) > max_bytes:
             raise _too_big(self.label(name), max_bytes)
         return content
@@ -340,7 +341,7 @@ def peek_names(path: Path) -> list[str]:
     """Return names of members of a zip, or of a tar as far as that is quick, unchecked; none of a file that is neither."""
     names: list[str] = []
     with suppress(*ARCHIVE_ERRORS), path.open("rb") as raw:
-        if path.suffix == ".zip":
+        if has_ending(path, ".zip"):
             return zipfile.ZipFile(raw).namelist()
         left = _PEEK_BYTES
         for member, _ in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):

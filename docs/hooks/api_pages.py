@@ -4,6 +4,7 @@ Pages are made from the source tree, so a module or a public name that is new ha
 """
 
 import ast
+import re
 import tempfile
 import tomllib
 from pathlib import Path
@@ -15,7 +16,7 @@ from mkdocs.structure.files import File, Files
 __all__ = ["modules_of", "on_config", "on_files", "on_page_markdown", "public_names", "rooms"]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-_MARK: Final = "<!-- public names -->"
+_MARK: Final = re.compile("<!-- public names: (.+) -->")  # in the order of use; those that it lacks come last
 # Kept as long as the process: mkdocstrings reads it while pages are rendered.
 _FOLDER: Final = tempfile.TemporaryDirectory(prefix="lsmix-docs-")
 
@@ -103,4 +104,9 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
             page.meta["search"] = {"boost": 0.2}
         return markdown
     names = [name for name in public_names(ROOT / "__init__.py") if not name.startswith("__")]
-    return markdown.replace(_MARK, "\n".join(f"::: lsmix.{name}\n" for name in sorted(names, key=str.lower)))
+
+    def listed(mark: re.Match[str]) -> str:
+        ordered = [name for name in mark[1].split() if name in names]
+        return "\n".join(f"::: lsmix.{name}\n" for name in dict.fromkeys([*ordered, *names]))
+
+    return _MARK.sub(listed, markdown)

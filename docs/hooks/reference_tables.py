@@ -1,4 +1,4 @@
-"""MkDocs hook: reference tables made from the code, so that no page repeats it.
+"""MkDocs hook: reference tables and a page for each command, made from the code, so that no page repeats it.
 
 A page asks for one by a mark: ``<!-- fields: PREFIX -->`` for the fields of a recipe's section, ``<!-- commands -->`` for
 the command line, ``<!-- pool columns -->`` for the columns of a pool.
@@ -7,15 +7,15 @@ the command line, ``<!-- pool columns -->`` for the columns of a pool.
 import ast
 import inspect
 import re
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 import click
 import msgspec
+from mkdocs.structure.files import File, Files
 from msgspec import inspect as types
 
-from lsmix.cli import cli
+from lsmix.cli import GROUPS, cli
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import POOL_COLUMNS
 from lsmix.data.pool_spec import EncodeConfig
@@ -27,7 +27,17 @@ from lsmix.pipeline.stages.ingest import INGEST
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
 
-__all__ = ["SECTIONS", "commands", "expanded", "fields", "on_page_markdown", "pool_columns"]
+__all__ = [
+    "SECTIONS",
+    "command_page",
+    "commands",
+    "expanded",
+    "fields",
+    "on_config",
+    "on_files",
+    "on_page_markdown",
+    "pool_columns",
+]
 
 SECTIONS: Final[dict[str, type[msgspec.Struct]]] = {
     "recipe": Recipe,
@@ -48,7 +58,6 @@ _NOT_IN_KEY: Final = {
     "flow": TRAIN_GLOW.not_in_key,
     "pools.NAME": MIX.not_in_key,
 }
-_MANY: Final = 4  # an option of as many commands is described once
 _NAMES: Final = {
     ("data", "format"): ("auto", *DATA_FORMATS.builtin()),
     ("pools.NAME", "method"): (*LATENT_METHODS.builtin(), *PIXEL_METHODS.builtin()),
@@ -132,38 +141,38 @@ def _values(kind: Any) -> str:
 
 
 def commands() -> str:
-    """Return the options that many commands have, and a section for each command with its own."""
-    options = {
-        name: [one for one in command.params if isinstance(one, click.Option)] for name, command in cli.commands.items()
-    }
-    rows = Counter(_option(one) for several in options.values() for one in several)
-    shared = [row for row, count in rows.items() if count >= _MANY]
-    parts = ["### Shared options", _option_table(shared)]
-    for name, command in cli.commands.items():
-        arguments = [_argument(one) for one in command.params if isinstance(one, click.Argument)]
-        parts += [f"### `lsmix {' '.join([name, *arguments])}`", str(command.help)]
-        if own := [row for row in map(_option, options[name]) if row not in shared]:
-            parts.append(_option_table(own))
-        if also := [f"`{one.opts[-1]}`" for one in options[name] if _option(one) in shared]:
-            parts.append(f"Also [shared options](#shared-options): {', '.join(also)}.")
-        parts.append(f"Example: `{str(command.epilog).removeprefix('Example: ')}`")
+    """Return a table of the commands for each group of the overview, with links to their pages."""
+    parts = []
+    for title, names in GROUPS.items():
+        rows = [
+            f"| [`lsmix {name}`](commands/{name}.md) | {cli.commands[name].get_short_help_str(99)} |" for name in names
+        ]
+        parts.append("\n".join([f"| {title} | |", "|---|---|", *rows]))
     return "\n\n".join(parts)
 
 
-def _option_table(rows: list[str]) -> str:
-    return "\n".join(["| option | meaning |", "|---|---|", *rows])
+def command_page(name: str) -> str:
+    """Return the page of a command, as click knows it."""
+    command = cli.commands[name]
+    arguments = [_argument(one) for one in command.params if isinstance(one, click.Argument)]
+    rows = [_option(one) for one in command.params if isinstance(one, click.Option)]
+    usage = " ".join([name, *arguments, *(["[OPTIONS]"] if rows else [])])
+    example = str(command.epilog).removeprefix("Example: ")
+    parts = [f"# lsmix {name}", str(command.help), f"```text\nlsmix {usage}\n```"]
+    parts += ["\n".join(["| option | meaning |", "|---|---|", *rows])] if rows else []
+    return "\n\n".join([*parts, f"Example:\n\n```sh\n{example}\n```\n"])
 
 
 def _argument(argument: click.Argument) -> str:
-    name = str(argument.name).upper() + ("..." if argument.nargs < 0 else "")
-    return name if argument.required else f"[{name}]"
+    return argument.make_metavar(click.Context(click.Command("lsmix")))
 
 
 def _option(option: click.Option) -> str:
     context = click.Context(click.Command("lsmix"))
     flags = ", ".join(f"`{flag}`" for flag in option.opts)
     value = "" if option.is_flag else f" {option.make_metavar(context)}".replace("INTEGER RANGE", "N")
-    default = f" Default: `{option.default}`." if option.show_default else ""
+    default = f" Default: `{option.default}`" if option.show_default else ""
+    default += f", or the environment's `{option.envvar}`." if option.envvar else "." if default else ""
     return f"| {flags}{value.replace('|', ' or ')} | {option.help}{default} |"
 
 
@@ -184,6 +193,21 @@ _MAKERS: Final[dict[str, Callable[..., str]]] = {"fields": fields, "commands": c
 def expanded(markdown: str) -> str:
     """Return a page's text with its reference tables in place of the marks."""
     return _MARK.sub(lambda found: _MAKERS[found[1]](*filter(None, [found[2]])), markdown)
+
+
+def on_config(config: Any) -> Any:
+    """Put the pages of the commands behind cli.md."""
+    reference = next(entry["Reference"] for entry in config.nav if "Reference" in entry)
+    pages = next(entry["Commands"] for entry in reference if isinstance(entry, dict) and "Commands" in entry)
+    pages += [f"commands/{name}.md" for names in GROUPS.values() for name in names]
+    return config
+
+
+def on_files(files: Files, config: Any) -> Files:
+    """Add the pages of the commands."""
+    for name in cli.commands:
+        files.append(File.generated(config, f"commands/{name}.md", content=command_page(name)))
+    return files
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:

@@ -2,6 +2,7 @@
 
 A link works in both places or the build fails. A page of the repository becomes one of the site, a picture
 is copied, a module leads to its page of the API, and any other file of the repository is named without a link.
+The README's links are absolute, so that they work on a package index; here they are as those of other pages.
 """
 
 import posixpath
@@ -18,6 +19,7 @@ __all__ = ["on_files", "on_page_markdown", "rewritten"]
 ROOT: Final = Path(__file__).resolve().parents[2]
 _AT: Final = "repository/"  # where the pages from outside docs/ are on the site
 _PICTURES: Final = (".png", ".svg")
+_ABSOLUTE: Final = re.compile(r"https://github\.com/lsmix/lsmix/(?:blob|raw)/main/")
 _LINK: Final = re.compile(r"(!?)\[([^\[\]]*)\]\(([^()\s]+)\)")
 _FENCE: Final = re.compile(r"^(```|~~~).*?^\1$", re.MULTILINE | re.DOTALL)
 _NAMED_FENCE: Final = re.compile(r"^```(\w+) ([\w./-]+)$", re.MULTILINE)
@@ -76,9 +78,11 @@ def rewritten(markdown: str, page: str, known: set[str]) -> str:
     def link(found: re.Match[str]) -> str:
         mark, label, target = found.groups()
         name, _, anchor = target.partition("#")
-        if not name or re.match(r"[a-z]+:", name):
+        inside = _ABSOLUTE.sub("", name)
+        if not name or re.match(r"[a-z]+:", inside):
             return found[0]
-        wanted = posixpath.normpath(posixpath.join(posixpath.dirname(at), name))
+        folder = posixpath.dirname(at) if inside == name else ""
+        wanted = posixpath.normpath(posixpath.join(folder, inside))
         goal = next((place for place in _places(wanted) if place in known), "")
         if goal:
             way = posixpath.relpath(goal, posixpath.dirname(page) or ".")

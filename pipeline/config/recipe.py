@@ -50,7 +50,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or, with ``path``, one that is finished already."""
 
-    # finished flow to use instead: folder (relative to the recipe's), URL, or name or cache key in the workspace
+    # finished flow to use instead: folder (relative to the recipe's), URL, name or cache key in the workspace, or natural-32
     path: str = ""
 
 

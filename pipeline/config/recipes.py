@@ -20,7 +20,9 @@ def recipe_list() -> str:
     """Return a line for each built-in recipe: its name and the first sentence of its first comment."""
     texts = {name: recipe_text(name).removeprefix("# ").partition("\n")[0] for name in builtin_recipes()}
     width = max(map(len, texts))
-    return "".join(f"{name:<{width}}  {re.split(r'[.:] ', text)[0].rstrip('.')}\n" for name, text in texts.items())
+    return "".join(
+        f"{name:<{width}}  {re.split(r'(?<=[?]) |[.:] ', text)[0].rstrip('.')}\n" for name, text in texts.items()
+    )
 
 
 def recipe_path(name: str) -> Path:

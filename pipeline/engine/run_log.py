@@ -14,14 +14,16 @@ from typing import IO, Any
 
 import msgspec
 
-from lsmix.data.errors import format_duration
+from lsmix.data.errors import MissingError, RecipeError, format_duration
 from lsmix.data.progress import Progress, graceful_signals
 from lsmix.pipeline.engine.progress import Throughput
+from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["LOG_FOLDER", "LoggedProgress", "logged"]
+__all__ = ["LOG_FOLDER", "LoggedProgress", "list_logs", "logged", "read_log"]
 
 LOG_FOLDER = ".logs"
 _MOST_LOGS = 100  # the oldest are removed
+_TAIL_BYTES = 1 << 16  # of a log, enough for its last line
 _SECONDS_BETWEEN = 5.0  # of lines on how far the work is
 
 
@@ -142,3 +144,65 @@ def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> I
     finally:
         log.write("end", **outcome, seconds=round(time.monotonic() - begun, 3))
         log.close()
+
+
+def list_logs(workspace: Path | str) -> list[dict[str, Any]]:
+    """Return a summary of each log of a workspace, the newest first: what ``lsmix logs`` prints.
+
+    Returns:
+        ``run`` (the log's name), ``path``, ``began``, ``command``, ``recipe``, ``outcome`` ("done", "interrupted", the name of an error, or
+        "unfinished" while the run goes on and if it was killed) and ``seconds`` (None if unfinished).
+    """
+    found = []
+    for path in reversed(_log_files(workspace)):
+        with path.open("rb") as file:
+            first = _events(file.readline())
+            file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+            last = _events(file.read())[-1:]
+        begin = first[0] if first else {}
+        end = last[0] if last and last[0].get("event") == "end" else {}
+        found.append(
+            {
+                "run": path.stem,
+                "path": str(path),
+                "began": begin.get("at"),
+                "command": begin.get("stage") or begin.get("command"),
+                "recipe": begin.get("recipe"),
+                "outcome": end.get("outcome", "unfinished"),
+                "seconds": end.get("seconds"),
+            }
+        )
+    return found
+
+
+def read_log(workspace: Path | str, run: str) -> list[dict[str, Any]]:
+    """Return the events of a run, each with ``at`` and ``event``: what ``lsmix logs RUN`` prints.
+
+    Args:
+        workspace: its folder or URL; logs are on this machine.
+        run: the beginning of the log's name, or "last".
+
+    Raises:
+        MissingError: there is no such log.
+        RecipeError: several logs begin so.
+    """
+    files = _log_files(workspace)
+    fits = files[-1:] if run == "last" else [path for path in files if path.stem.startswith(run)]
+    if not fits:
+        raise MissingError(f"no log {run!r} in the workspace {str(workspace)!r}. 'lsmix logs' lists them.")
+    if len(fits) > 1:
+        raise RecipeError(f"{len(fits)} logs begin with {run!r}. Give more of the name.")
+    return _events(fits[0].read_bytes())
+
+
+def _log_files(workspace: Path | str) -> list[Path]:
+    return sorted((Workspace(workspace).root / LOG_FOLDER).glob("*.jsonl"))
+
+
+def _events(content: bytes) -> list[dict[str, Any]]:
+    """Return the events in the lines of a log; a line that is cut off is left out."""
+    found = []
+    for line in content.splitlines():
+        with suppress(msgspec.DecodeError):
+            found.append(msgspec.json.decode(line, type=dict[str, Any]))
+    return found

@@ -1,6 +1,6 @@
 """Report what is cached, what would run, and which field or input differs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -14,7 +14,7 @@ from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.workspace.locks import Owner, working_owners
 from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["NodeStatus", "recipe_status"]
+__all__ = ["NodeStatus", "field_differences", "recipe_status"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ def _differences(
     if manifest.stage_version != node.stage.version:
         found.append(f"stage version {manifest.stage_version} → {node.stage.version}")
     before = {name: value for name, value in manifest.config.items() if name not in node.stage.not_in_key}
-    found += _field_differences(before, dict(fields), "")
+    found += [f"{name} {_short(old)} → {_short(new)}" for name, old, new in field_differences(before, fields)]
     digests = {record.role: record.content_digest for record in manifest.inputs}
     for record in records:
         old = digests.get(record.role)
@@ -137,15 +137,16 @@ def _differences(
     return found
 
 
-def _field_differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str) -> list[str]:
-    found = []
+def field_differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Go through the fields, such as "training.seed", in which two nested mappings differ, with both values; None where one lacks it."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += _field_differences(old, new, f"{prefix}{name}.")
+            yield from field_differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append(f"{prefix}{name} {_short(old)} → {_short(new)}")
-    return found
+            yield prefix + name, old, new
 
 
 def _short(value: Any) -> str:

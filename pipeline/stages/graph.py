@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import msgspec
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact
-from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.errors import MissingError
 from lsmix.data.pool_spec import in_latent_space
-from lsmix.data.store import local_folder, open_input
+from lsmix.data.store import NATURAL_32, local_folder, open_input
 from lsmix.pipeline.config.recipe import FlowSection, Recipe, training_name
 from lsmix.pipeline.config.schema import (
     FlowRecipe,
@@ -26,6 +26,7 @@ from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW
+from lsmix.pipeline.workspace.lookup import find_artifact
 from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["build_graph"]
@@ -126,21 +127,13 @@ def _training_part(flow: FlowSection) -> FlowRecipe:
 
 
 def _find_flow(name: str, workspace: Workspace) -> Artifact:
-    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace."""
+    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace; or NATURAL_32."""
     path = local_folder(name)
-    if path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
+    if name == NATURAL_32 or path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
         return open_input(name, "flow")
-    fits = []
-    known = []
-    for folder, manifest in workspace.manifests(TRAIN_GLOW.name):
-        known.append(folder.name)
-        if name in (manifest.name, manifest.cache_key, folder.name):
-            fits.append(manifest.cache_key)
-    if len(fits) > 1:
-        raise RecipeError(f"flow {name!r} could be {' or '.join(fits)}: name it by its key.")
-    found = workspace.find(TRAIN_GLOW.name, fits[0]) if fits else None
+    found = find_artifact(name, workspace, (TRAIN_GLOW.name,))
     if not found:
-        there = ", ".join(known) or "none"
+        there = ", ".join(workspace.folder_names(TRAIN_GLOW.name)) or "none"
         raise MissingError(
             f"no flow {name!r}: neither a folder of a finished flow nor one of {workspace.location!r} ({there})."
         )

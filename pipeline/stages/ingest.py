@@ -80,9 +80,10 @@ def run(task: StageTask) -> StageResult:
     counts = dataset_counts(dataset)
     images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
     counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
+    words = ", ".join(f"{split[name]:,} {word}" for name, word in SPLIT_WORDS.items())
+    classes = f"{counts['classes']:,} class{'' if counts['classes'] == 1 else 'es'}"
+    task.progress.info(f"{task.label}: {words} images in {classes}")
     if report := published.report:
-        words = ", ".join(f"{split[name]:,} {word}" for name, word in SPLIT_WORDS.items())
-        task.progress.info(f"{task.label}: {words} images in {counts['classes']:,} classes")
         for line in report.lines(chosen=sum(split.values())):
             task.progress.info(f"  {line}")
         if report.skipped:

@@ -11,7 +11,6 @@ from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.readers.source_images import SourceReport
-from lsmix.data.sharing.transfer import folder_name
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.results import SHEET_FILE
 from lsmix.pipeline.workspace.workspace import pool_inputs
@@ -100,8 +99,8 @@ def draw_artifact(
 
     Args:
         artifact: its folder or its URL.
-        image: the PNG to write; without it and without ``html``, one with the artifact's name in the current folder.
-        html: the page to write.
+        image: the PNG to write, if any.
+        html: the page to write, if any.
         data: the data set's artifact or its URL, for the page; see ``render_pool_page``.
         rows: rows of the grid, 1 to 64, or samples on the page; None for 8, or 120.
 
@@ -110,20 +109,22 @@ def draw_artifact(
     """
     if data and not html:
         raise RecipeError("--data names the sources for a page. Choose the page's file with --html.")
+    if rows and not (image or html):
+        raise RecipeError(
+            "--rows counts the rows of a picture. Choose its file with --image, or with --html that of a page."
+        )
     picture = local_target(image, "an image") if image else None
     page = local_target(html, "a page") if html else None
     for target in filter(None, (picture, page)):
         check_replaceable(target)
     opened = open_artifact(artifact)
     drawn = []
-    if picture or not page:
+    if picture:
         if rows and rows > _MAX_ROWS:
             raise RecipeError(
                 f"an image has 1 to {_MAX_ROWS} rows, got --rows {rows}. Write a page with --html to see more."
             )
-        name = opened.folder.resolve().name if opened.is_local else folder_name(opened.url)
-        target = picture or Path(f"{name}.png")
-        drawn.append(Drawn("image", target, write_image(opened, target, rows=rows or _ROWS)))
+        drawn.append(Drawn("image", picture, write_image(opened, picture, rows=rows or _ROWS)))
     if page:
         from lsmix.pipeline.views.pool_page import PAGE_SAMPLES, render_pool_page
 

@@ -63,7 +63,7 @@ class SourceDigests:
         with contextlib.suppress(OSError, *DECODE_ERRORS):
             self._known = msgspec.json.decode(memory.read_bytes(), type=_Known)
 
-    def digest(self, files: Sequence[Path], root: Path, *, remember: bool = True) -> str:
+    def digest(self, files: Sequence[str | Path], root: Path, *, remember: bool = True) -> str:
         """Return one digest over the names (relative to ``root``) and contents of ``files``.
 
         With ``remember`` unset nothing is written, for commands that only look.
@@ -88,7 +88,7 @@ class SourceDigests:
             stamp = (facts.st_size, facts.st_mtime_ns, facts.st_ino)
             known = self._known.get(real)
             if known is None or known[1:] != stamp:
-                known = changed[real] = self._known[real] = (_file_digest(file, real), *stamp)
+                known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
             lines.append([before + name, known[0]])
         if remember and changed:
             # It only saves time, so that it cannot be written is no error.

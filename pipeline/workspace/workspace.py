@@ -131,6 +131,10 @@ class Workspace:
             if is_key(key) and not folder.is_symlink() and folder.name not in names:
                 yield Entry(name, key, folder, str(folder), folder_bytes(folder))
 
+    def folder_names(self, stage: str) -> list[str]:
+        """Return the names of all folders of a stage, at the URL and on this machine, complete or not."""
+        return list(dict.fromkeys([*self._remote_names(stage), *(folder.name for folder in self._folders(stage))]))
+
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
         """Go through the complete artifacts of a stage, those on this machine oldest first; unreadable ones are left out."""
         for name in self._remote_names(stage):

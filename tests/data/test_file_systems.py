@@ -62,7 +62,7 @@ def test_what_file_managers_and_hubs_add_is_ignored_and_mentioned(pool, tmp_path
         (pool / name).write_bytes(b"x")
     result = command("verify", pool)
     assert result.code == 0
-    assert "ignored      .DS_Store, .cache, .gitattributes, pool.zarr/Thumbs.db: put there by" in result.out
+    assert ".DS_Store, .cache, .gitattributes, pool.zarr/Thumbs.db: put there by" in result.out
     assert json.loads(command("verify", pool, "--json").out)["content"]["ignored"][0] == ".DS_Store"
     push_artifact(pool, str(tmp_path / "there"), NullProgress())
     assert not (tmp_path / "there/.DS_Store").exists()

@@ -171,7 +171,7 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
     assert checked.code == 0, checked.err
     assert str(tmp_path / "cache") not in checked.out
     if there.kind != "file":
-        assert checked.out.startswith(f"{pool}: ")
+        assert checked.out.splitlines()[0].split() == ["artifact", pool]
         assert f"those of the data set '{there['data']}'" in checked.out
         assert "not checked  files that were added" in checked.out
 

@@ -30,7 +30,7 @@ def test_a_folder_of_photographs_gets_a_recipe_that_runs_without_editing(tmp_pat
     (tmp_path / "my photos/a/bad.png").write_bytes(b"no image")
     (tmp_path / "my photos/a/n\n.txt").touch()
     printed = command("init", "--from", "my photos").out
-    assert "# left out: 1, not an image (.txt) (a/n?.txt)\n" in printed
+    assert "# left out: 1, not a supported image type (.txt) (a/n?.txt)\n" in printed
     assert "# Training images by class: a 16, b 15." in printed
     assert "in all." in printed
     (tmp_path / "my.toml").write_text(printed, encoding="utf-8")

@@ -38,6 +38,7 @@ from lsmix.data.pool_spec import PLAN_NAME
 from lsmix.data.readers.dataset_writer import write_dataset
 from lsmix.data.readers.hdf5 import HDF5
 from lsmix.data.readers.images.folder import IMAGE_FOLDER
+from lsmix.data.readers.images.parquet import PARQUET
 from lsmix.data.readers.images.pixels import decode_image
 from lsmix.data.readers.npz import NPZ
 from lsmix.data.readers.published.cifar import CIFAR10_BINARY, CIFAR10_PYTHON
@@ -227,6 +228,24 @@ def _read_image_folder(content: bytes, folder: Path) -> None:
     _put(folder, "images/b/0.png", content)
     assert IMAGE_FOLDER.recognise(folder / "images")
     _check_published(read_source(SourceConfig(path=str(folder / "images"), format="image-folder", size=8)), folder)
+
+
+def _tables(*, arrow: bool) -> list[bytes]:
+    """Return a small Hugging Face table, as Parquet in several row groups or as an Arrow stream."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    names = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    images = [{"bytes": _picture("PNG"), "path": None}] * 5
+    table = pa.table({"image": images, "label": [0, 1, 0, 1, 1]})
+    table = table.replace_schema_metadata({"huggingface": msgspec.json.encode(names)})
+    buffer = io.BytesIO()
+    if arrow:
+        with pa.ipc.new_stream(buffer, table.schema) as stream:
+            stream.write_table(table, max_chunksize=2)
+    else:
+        pq.write_table(table, buffer, row_group_size=2)
+    return [buffer.getvalue()]
 
 
 def _zips() -> list[bytes]:
@@ -538,6 +557,8 @@ TARGETS: dict[str, Target] = {
     "dataset": Target(_datasets, _read_dataset, ("lsmix.data.dataset", "h5py")),
     "picture": Target(_pictures, _read_picture, ("lsmix.data.readers", "PIL")),
     "image-folder": Target(lambda: [_picture("PNG"), _picture("PNG", "L")], _read_image_folder, ("lsmix.data.readers", "PIL")),
+    "parquet": Target(functools.partial(_tables, arrow=False), _source(PARQUET, "train.parquet"), ("lsmix.data.readers",)),
+    "arrow": Target(functools.partial(_tables, arrow=True), _source(PARQUET, "train.arrow"), ("lsmix.data.readers",)),
     "tiny-imagenet-zip": Target(_zips, _source(TINY_IMAGENET, "tiny-imagenet-200.zip"), ("lsmix.data.readers", "zipfile")),
     "manifest": Target(lambda: [(_pool() / MANIFEST_NAME).read_bytes()], _read_manifest, ("lsmix.data.artifact",)),
     "plan": Target(lambda: [(_pool() / PLAN_NAME).read_bytes()], _read_plan, ("lsmix.data.pool_spec",)),

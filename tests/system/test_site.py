@@ -115,6 +115,8 @@ def test_links_lead_to_the_sites_own_pages():
         "[a](tutorial.md) [b](maths.md#bits) [c](api/data/pool.md) [d](repository/readme.md) e [f](https://x.org)"
     )
     assert rewritten(text, "how.md", known) == expected
+    absolute = "[d](https://github.com/lsmix/lsmix/blob/main/docs/maths.md)"
+    assert rewritten(absolute, "repository/readme.md", known) == "[d](../maths.md)"
     assert rewritten("[m](docs/maths.md)", "repository/readme.md", known) == "[m](../maths.md)"
     assert rewritten("```\n[x](nowhere.md)\n```\n", "how.md", known) == "```\n[x](nowhere.md)\n```\n"
 
@@ -205,9 +207,10 @@ def test_pages_of_the_api_show_signatures_and_docstrings(site):
 
 
 def test_every_command_has_its_place(site):
-    page = (site / "cli.html").read_text(encoding="utf-8")
+    overview = (site / "cli.html").read_text(encoding="utf-8")
     for name in cli.commands:
-        assert f"<code>lsmix {name}" in page
+        assert f'href="commands/{name}.html"' in overview
+        assert f"lsmix {name}" in (site / "commands" / f"{name}.html").read_text(encoding="utf-8")
 
 
 def test_nothing_is_loaded_from_elsewhere(site):

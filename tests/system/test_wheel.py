@@ -88,6 +88,7 @@ def test_the_wheel_holds_every_module_recipe_and_template_and_nothing_else(wheel
         *(ROOT / "recipes").glob("*.toml"),
         *(ROOT / "pipeline").rglob("*.j2"),
         ROOT / "data" / "readers" / "digits.npz",
+        *(ROOT / "data" / "flows").rglob("glow.*"),
     ]
     assert names == {f"lsmix/{path.relative_to(ROOT).as_posix()}" for path in wanted}
     assert "lsmix/pipeline/views/templates/page.html.j2" in names

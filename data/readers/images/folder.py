@@ -1,12 +1,13 @@
 """Image files in class folders, or with a table of their labels; in a folder, a zip or a tar.
 
 Class folders may have sub-folders. ``train`` beside ``val``, ``valid``, ``validation``, ``test`` or ``testing`` in any
-case are splits; ``val`` beside ``test`` is the held-out split. One folder around everything is passed through. Every
+case are splits; ``val`` beside ``test`` is the held-out split. Folders around everything are passed through. Every
 file is used, or counted in the listing's report with the reason why it is not.
 """
 
+import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -26,12 +27,13 @@ from lsmix.data.readers.source_images import (
     LabelsTableError,
     SourceFormat,
     SourceReport,
+    has_ending,
 )
 from lsmix.data.readers.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_names, walk
 
 __all__ = ["IMAGE_FOLDER"]
 
-_LOOKS_FOR = "a folder, zip or tar with one sub-folder of images a class, with such a train/ (and test/ or val/), or with metadata.csv"
+_LOOKS_FOR = "a folder, zip or tar with one sub-folder of images a class, with such a train/ (and test/ or val/), or with a table of labels (metadata.csv, or data.labels_file)"
 _HIDDEN = "hidden, or made by macOS"
 _UNLABELLED = "in a split folder without class folders, so without labels"
 
@@ -39,18 +41,17 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 def _recognise(path: Path) -> bool:
     if path.is_dir():
         return any(_is_image(name) and not _is_hidden(name) for name in walk(path))
-    return path.name.endswith(TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
+    return has_ending(path, TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
 
 
-def _files(path: Path) -> list[Path]:
+def _files(path: Path) -> Sequence[str | Path]:
     """Return the images and tables; links to missing files are reported when the images are read."""
     if not path.is_dir():
         return [path]
-    names = [name for name in walk(path, dangling=False) if _ending(name) in _COUNTING and not _is_hidden(name)]
-    return [path / name for name in sorted(names, key=part_order)]
-
-
-_COUNTING = IMAGE_ENDINGS | frozenset(TABLE_ENDINGS)
+    counting = IMAGE_ENDINGS.union(TABLE_ENDINGS)
+    names = [name for name in walk(path, dangling=False) if _ending(name) in counting and not _is_hidden(name)]
+    base = os.path.join(path, "")  # noqa: PTH118  # of many files, Path would take most of the time and memory
+    return [base + name for name in sorted(names, key=part_order)]
 
 
 @contextmanager
@@ -61,24 +62,21 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 
 def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     names = tree.names()
-    report = SourceReport(found=sum(not name.endswith("/") or _is_hidden(name) for name in names))
-    shown = [name for name in names if not _is_hidden(name)]
-    for name in names:
-        if _is_hidden(name):
-            report.leave_out(_HIDDEN, name)
+    hidden = [name for name in names if _is_hidden(name)]
+    shown = [name for name in names if not _is_hidden(name)] if hidden else names
+    report = SourceReport(found=len(hidden) + sum(not name.endswith("/") for name in shown))
+    for name in hidden:
+        report.leave_out(_HIDDEN, name)
     images = [name for name in shown if _is_image(name)]
-    tables = _tables(shown, config)
-    wrapper = _wrapper(images, shown)
+    known, tables = set(images), _tables(shown, config)
     labelled = _from_tables(tree, tables, images, config, report) if tables else None
     if labelled is None:
         tables = []
-        labelled = _from_folders(images, shown, wrapper, where, report)
-        _check_single_class(tree, labelled, shown, wrapper, where)
+        labelled = _from_folders(tree, shown, known, where, report)
     report.found -= len(tables)
     for name in shown:
-        if not name.endswith("/") and not _is_image(name) and name not in tables:
-            report.leave_out(f"not an image ({_ending(name) or 'no ending'})", name)
-    known = set(images)
+        if not name.endswith("/") and name not in known and name not in tables:
+            report.leave_out(f"not a supported image type ({_ending(name) or 'no ending'})", name)
 
     def read(name: str) -> bytes:
         if name not in known:  # a table may name anything, also what is outside of the data set
@@ -101,54 +99,69 @@ def _is_image(name: str) -> bool:
     return _ending(name) in IMAGE_ENDINGS
 
 
-def _wrapper(images: Sequence[str], shown: Sequence[str]) -> str:
-    """Return the name with slash of the one folder around all class or split folders, or ""."""
-    firsts = {name.partition("/")[0] for name in images}
-    if len(firsts) != 1 or any("/" not in name for name in images):
-        return ""
-    first = next(iter(firsts))
-    inside = {name.split("/")[1] for name in images if name.count("/") > 1}
-    wraps = len(inside) > 1 and all(name.count("/") > 1 for name in images)
-    wraps |= any(SPLIT_ROLES.get(name.lower()) == "train" for name in inside)
-    return f"{first}/" if wraps and first.lower() not in SPLIT_ROLES else ""
-
-
 # Class folders.
 
 
 def _from_folders(
-    images: Sequence[str], shown: Sequence[str], wrapper: str, where: str, report: SourceReport
+    tree: FileTree, shown: Sequence[str], images: Collection[str], where: str, report: SourceReport
 ) -> list[Labelled]:
-    roles = _split_folders(images, wrapper, where)
+    wrapper, roles = _layout([name.split("/") for name in shown if name in images], where)
     labelled: list[Labelled] = []
-    for name in images:
-        parts = name.removeprefix(wrapper).split("/")
-        role = roles.get(parts[0], "") if roles else "train"
-        inner = parts[1:] if roles else parts
-        if not name.startswith(wrapper) or not role:
-            report.leave_out("beside the split folders", name)
-        elif len(inner) < 2:
-            report.leave_out("outside of the class folders" if role == "train" else _UNLABELLED, name)
-        else:
+    full: dict[str, bool] = {}  # of each class folder of training images, whether it holds any
+    for name in shown:
+        parts = name.split("/")
+        role, inner = "train" if parts[: len(wrapper)] == wrapper else "", parts[len(wrapper) :]
+        if role and roles:
+            role, inner = roles.get(inner[0], ""), inner[1:]
+        if role == "train" and len(inner) > 1:
+            folder = "/".join(parts[: len(parts) - len(inner) + 1])
+            full[folder] = full.get(folder, False) or name in images
+        if name in images and role and len(inner) > 1:
             labelled.append(Labelled(name, inner[0], role))
-    train = {str(item.label) for item in labelled if item.split == "train"}
+        elif name in images and role in ("val", "test"):
+            report.leave_out(_UNLABELLED, name)
+        elif name in images:
+            report.leave_out("outside of the class folders" if role or not roles else "beside the split folders", name)
+    train = [folder.rpartition("/")[2] for folder, holds in full.items() if holds]
+    if len(train) < 2:
+        _check_tables(tree, shown, [name for name in shown if name in images], where)
     if not train:
         raise SourceError(f"{where} has no class folders with images; expected {_LOOKS_FOR}. Check the path.")
-    _check_empty(shown, labelled, roles, wrapper, where)
-    return _without_unlabelled(labelled, train, where, report)
+    if len(train) == 1:
+        report.notes.append(f"all images are of one class, {train[0]!r}; use class folders or data.labels_file")
+    if empty := [folder for folder, holds in full.items() if not holds]:
+        one = len(empty) == 1
+        raise SourceError(
+            f"{where}: {len(empty)} class {'folder holds' if one else 'folders hold'} no images: "
+            f"{', '.join(map(repr, empty[:20]))}. Move images there, or remove {'it' if one else 'them'}."
+        )
+    return _without_unlabelled(labelled, set(train), where, report)
 
 
-def _split_folders(images: Sequence[str], wrapper: str, where: str) -> dict[str, str]:
-    """Return what each split folder is for: "train", "val" or "test"; nothing if there is no folder train."""
-    firsts = dict.fromkeys(name.removeprefix(wrapper).partition("/")[0] for name in images if "/" in name)
+def _layout(images: Sequence[list[str]], where: str) -> tuple[list[str], dict[str, str]]:
+    """Return the folders around all class or split folders, and what each split folder is for; none without train."""
+    folders = [parts[:-1] for parts in images if len(parts) > 1]
+    wrapper: list[str] = []
+    for first, last in zip(min(folders, default=[]), max(folders, default=[]), strict=False):
+        if first != last or first.lower() in SPLIT_ROLES:
+            break
+        wrapper.append(first)
+    deeper = [parts[len(wrapper)] for parts in folders if len(parts) > len(wrapper)]
+    firsts = dict.fromkeys(deeper)
     roles = {first: SPLIT_ROLES[first.lower()] for first in firsts if first.lower() in SPLIT_ROLES}
-    if "train" not in roles.values():
-        return {}
     for role in set(roles.values()):
         same = [first for first in roles if roles[first] == role]
         if len(same) > 1:
             raise SourceError(f"{where} has the folders {' and '.join(map(repr, same))} for one split. Join them.")
-    return roles
+    if "train" in roles.values():
+        return wrapper, roles
+    if roles and len(roles) == len(firsts):
+        raise SourceError(
+            f"{where} has no training images, only the split folders {', '.join(map(repr, roles))}. Rename one to "
+            "'train', or let data.path name it."
+        )
+    # A single class may have sub-folders, and images beside them.
+    return (wrapper if len(firsts) > 1 and len(deeper) == len(images) else []), {}
 
 
 def _without_unlabelled(labelled: list[Labelled], train: set[str], where: str, report: SourceReport) -> list[Labelled]:
@@ -156,54 +169,29 @@ def _without_unlabelled(labelled: list[Labelled], train: set[str], where: str, r
     for role in ("val", "test"):
         classes = {str(item.label) for item in labelled if item.split == role}
         unknown = sorted(classes - train)
-        if len(classes) == 1 and unknown:
-            for item in labelled:
-                if item.split == role:
-                    report.leave_out(_UNLABELLED, item.name)
-            labelled = [item for item in labelled if item.split != role]
-        elif unknown:
+        if len(classes) > 1 and unknown:
             raise SourceError(
                 f"{where}: the {role} folder has the classes {unknown[:10]}, which train/ has not. "
                 "Every class needs training images."
             )
+        if unknown:
+            for item in labelled:
+                if item.split == role:
+                    report.leave_out(_UNLABELLED, item.name)
+            labelled = [item for item in labelled if item.split != role]
     return labelled
 
 
-def _check_empty(
-    shown: Sequence[str], labelled: Sequence[Labelled], roles: dict[str, str], wrapper: str, where: str
-) -> None:
-    depth = 1 if roles else 0
-    full = {tuple(item.name.removeprefix(wrapper).split("/")[: depth + 1]) for item in labelled}
-    empty = dict.fromkeys(
-        "/".join(parts[: depth + 1])
-        for name in shown
-        if name.startswith(wrapper)
-        for parts in [name.removeprefix(wrapper).split("/")]
-        if len(parts) > depth + 1 and tuple(parts[: depth + 1]) not in full
-        if not roles or roles.get(parts[0]) == "train"
-    )
-    if empty:
-        names = list(empty)
-        raise SourceError(
-            f"{where}: {len(names)} class {'folder holds' if len(names) == 1 else 'folders hold'} no images: "
-            f"{', '.join(map(repr, names[:20]))}. Move images there, or remove {'it' if len(names) == 1 else 'them'}."
-        )
-
-
-def _check_single_class(
-    tree: FileTree, labelled: Sequence[Labelled], shown: Sequence[str], wrapper: str, where: str
-) -> None:
-    """Refuse one class with a table beside it, whose labels would be lost."""
-    tables = [name for name in shown if _ending(name) in TABLE_ENDINGS]
-    if len({item.label for item in labelled}) > 1 or not tables:
-        return
-    fields = suggested_fields(tree, tables[0], [item.name for item in labelled])
-    lines = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
-    raise LabelsTableError(
-        f"{where}: all images are in the one class folder {labelled[0].label!r}, and there is a table {tables[0]!r}. If it "
-        f"holds the labels, add to [data]: {lines}. If not, remove it.",
-        fields,
-    )
+def _check_tables(tree: FileTree, shown: Sequence[str], images: Sequence[str], where: str) -> None:
+    """Refuse images without classes beside a table that lists them, whose labels would be lost."""
+    for table in shown:
+        if _ending(table) in TABLE_ENDINGS and (fields := suggested_fields(tree, table, images)):
+            lines = ", ".join(f"{name} = {value!r}" for name, value in fields.items())
+            raise LabelsTableError(
+                f"{where} has no two class folders, and the table {table!r} lists images. If it holds their labels, add "
+                f"to [data]: {lines}. If not, remove it.",
+                fields,
+            )
 
 
 # Tables of labels.

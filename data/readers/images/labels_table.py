@@ -63,15 +63,19 @@ def read_table(
 
 
 def suggested_fields(tree: FileTree, table: str, images: Sequence[str]) -> dict[str, str]:
-    """Return the fields of a recipe that name a table and its columns, as far as the columns' contents show them."""
-    columns, rows = _parse(tree, table)
+    """Return the fields of a recipe that name a table and its columns, if it lists images; {} otherwise."""
+    try:
+        columns, rows = _parse(tree, table)
+    except SourceError:
+        return {}
     find, known = _Finder(PurePosixPath(table).parent.as_posix(), images), set(images)
-    files = [name for name in columns if rows and find(_text(rows[0].get(name))) in known]
-    others = [name for name in columns if name not in files[:1]]
-    if not files or not others:
-        return {"labels_file": table}
-    label = next((name for name in others if name.lower() in ("label", "class", "category", "target")), others[0])
-    return {"labels_file": table, "file_column": files[0], "label_column": label}
+    file = next((name for name in columns if rows and find(_text(rows[0].get(name))) in known), None)
+    if file is None:
+        return {}
+    others = [name for name in columns if name != file]
+    usual = [name for name in others if name.lower() in ("label", "class", "category", "target")]
+    label = {"label_column": (usual or others)[0]} if usual or len(others) == 1 else {}
+    return {"labels_file": table, "file_column": file, **label}
 
 
 class _Finder:
@@ -102,7 +106,9 @@ def _parse(tree: FileTree, table: str) -> tuple[list[str], list[Mapping[str, Any
         if table.lower().endswith(".jsonl"):
             lines = [msgspec.json.decode(line, type=dict[str, Any]) for line in text.splitlines() if line.strip()]
             return list(dict.fromkeys(name for line in lines for name in line)), list(lines)
-        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if table.lower().endswith(".tsv") else ",")
+        head = text.partition("\n")[0]
+        separator = ";" if ";" in head and "," not in head else ","  # as spreadsheets write it in some languages
+        reader = csv.DictReader(io.StringIO(text), delimiter="\t" if table.lower().endswith(".tsv") else separator)
         rows: list[Mapping[str, Any]] = list(reader)
         return list(reader.fieldnames or []), rows
     except (ValueError, csv.Error, msgspec.DecodeError, RecursionError) as error:

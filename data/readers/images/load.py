@@ -239,7 +239,12 @@ class _Rows:
         left, groups = _NAMED, ""
         for (reason, advice), names in self._errors.items():
             shown = [*map(label, names[:left]), *([f"{len(names) - left:,} more"] if len(names) > left else [])]
-            groups += f" Each of these {len(names):,} {reason}: {', '.join(shown)}. {advice.replace(' it', ' them')}"
+            if len(names) == 1:
+                groups += f" {shown[0]} {reason}. {advice}"
+            else:
+                groups += (
+                    f" Each of these {len(names):,} {reason}: {', '.join(shown)}. {advice.replace(' it', ' them')}"
+                )
             left = max(0, left - len(names))
         return f'{count:,} images cannot be used.{groups} Or leave them out: data.on_error = "skip".'
 

@@ -17,8 +17,15 @@ from typing import Any
 import msgspec
 
 from lsmix.data.errors import RecipeError, SourceError
-from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport, most_unpacked
+from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, leave_out_beside, make_listing
+from lsmix.data.readers.source_images import (
+    ImageConfig,
+    ImageListing,
+    SourceFormat,
+    SourceReport,
+    has_ending,
+    most_unpacked,
+)
 from lsmix.data.readers.trees import part_order, walk
 
 __all__ = ["PARQUET"]
@@ -32,12 +39,14 @@ _GROUPS = 2  # row groups in memory: the one in use, and the next
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    names = (name for name in walk(path) if name.endswith(_ENDINGS) and not name.startswith(".") and "/." not in name)
+    names = (
+        name for name in walk(path) if name.lower().endswith(_ENDINGS) and not name.startswith(".") and "/." not in name
+    )
     return [path / name for name in sorted(names, key=part_order)]
 
 
 def _recognise(path: Path) -> bool:
-    return path.suffix in _ENDINGS if path.is_file() else bool(_files(path))
+    return has_ending(path, _ENDINGS) if path.is_file() else bool(_files(path))
 
 
 @contextmanager
@@ -59,6 +68,7 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
         return f"row {row} of {str(base / file)!r}"
 
     report = SourceReport(found=len(labelled))
+    leave_out_beside(path, report)
     yield make_listing(labelled, repr(str(path)), report, read, label, class_names)
 
 
@@ -76,7 +86,7 @@ class _Table:
         self._groups: dict[int, list[Any]] = {}
         self._arrow = None
         with self._readable():
-            if path.suffix == ".arrow":
+            if has_ending(path, ".arrow"):
                 with pa.memory_map(str(path)) as file:
                     _check_messages(pa.ipc.MessageReader.open_stream(file))
                 self._arrow = pa.ipc.open_stream(pa.memory_map(str(path))).read_all()

@@ -29,7 +29,7 @@ IMAGE_ENDINGS = _HEIC_ENDINGS | frozenset(
 # The formats that Pillow decodes by itself; others start programs (EPS) or are no images of a data set.
 _PILLOW_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")
-_ANIMATED = frozenset(["AVIF", "GIF", "PNG", "TIFF", "WEBP"])  # an MPO's other frames are no animation
+_ANIMATED = frozenset(["AVIF", "GIF", "HEIF", "PNG", "TIFF", "WEBP"])  # an MPO's other frames are no animation
 _COLOUR_MODES = frozenset(["CMYK", "P", "RGB", "YCbCr"])
 _SPARE_BYTES = 16 << 20  # that any image may unpack to: no photograph shrinks to a hundredth
 _TILE_TAGS = (322, 323)  # of TIFF: width and height of a tile

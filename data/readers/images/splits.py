@@ -1,12 +1,15 @@
 """From images with labels to a listing: which split of the source is used for what, and how classes are numbered."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
+from lsmix.data.readers.trees import walk
 
-__all__ = ["SPLIT_ROLES", "Labelled", "make_listing"]
+__all__ = ["SPLIT_ROLES", "Labelled", "leave_out_beside", "make_listing"]
 
 # What the usual names of splits, in lower case, stand for.
 SPLIT_ROLES: Final = (
@@ -24,6 +27,14 @@ class Labelled(NamedTuple):
     name: str  # by which it is read
     label: str | int  # name of the class, or its number
     split: str  # "train", "val" or "test"; "" if nothing says so, which is train
+
+
+def leave_out_beside(path: Path, report: SourceReport) -> None:
+    """Count the image files in the folder of a data set that is in other files."""
+    for name in walk(path) if path.is_dir() else ():
+        if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".") and "/." not in name:
+            report.found += 1
+            report.leave_out("an image file, but the data set is in other files", name)
 
 
 def make_listing(

@@ -14,8 +14,8 @@ import msgspec
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
-from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport
+from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, leave_out_beside, make_listing
+from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport, has_ending
 from lsmix.data.readers.trees import TarTree, peek_names
 
 __all__ = ["WEBDATASET"]
@@ -27,8 +27,8 @@ _LABELS = (".cls", ".json")
 
 def _tars(path: Path) -> list[Path]:
     if path.is_dir():
-        return sorted(file for file in path.iterdir() if file.name.endswith(_ENDINGS) and not file.name.startswith("."))
-    return [path] if path.name.endswith(_ENDINGS) else []
+        return sorted(file for file in path.iterdir() if has_ending(file, _ENDINGS) and not file.name.startswith("."))
+    return [path] if has_ending(path, _ENDINGS) else []
 
 
 def _recognise(path: Path) -> bool:
@@ -49,6 +49,7 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
     with ExitStack() as stack:
         trees = {tar.name: TarTree(tar, stack) for tar in tars}
         report = SourceReport(found=0)
+        leave_out_beside(path, report)
         labelled = [item for name, tree in trees.items() for item in _samples(name, tree, config, report)]
         yield make_listing(labelled, repr(str(path)), report, _by_tar(trees, "read"), _by_tar(trees, "label"))
 
@@ -76,7 +77,7 @@ def _samples(tar: str, tree: TarTree, config: ImageConfig, report: SourceReport)
             labels.setdefault(key, name)
         else:
             report.found += 1
-            report.leave_out(f"not an image ({ending})", f"{tar}/{name}")
+            report.leave_out(f"not a supported image type ({ending})", f"{tar}/{name}")
     for key, names in images.items():
         label = _label(tree, labels.get(key, ""), config)
         for extra in names if label is None else names[1:]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.unpickler import load_batch
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, has_ending
 from lsmix.data.readers.trees import TREE_ENDINGS, open_published, peek_names, published_base
 
 __all__ = ["CIFAR10_BINARY", "CIFAR10_PYTHON", "CIFAR100_BINARY", "CIFAR100_PYTHON"]
@@ -48,7 +48,7 @@ def _recognise(layout: _Layout, path: Path) -> bool:
     if path.is_dir():
         bases = (path, path / layout.folder)
         return any(sum((base / name).is_file() for name in layout.files) >= layout.telling for base in bases)
-    if not path.name.endswith(TREE_ENDINGS[1:]):
+    if not has_ending(path, TREE_ENDINGS[1:]):
         return False
     names = peek_names(path)
     if names:

@@ -19,6 +19,7 @@ from lsmix.data.readers.source_images import (
     SourceFormat,
     SourceReport,
     check_complete,
+    has_ending,
 )
 from lsmix.data.readers.trees import FileTree, open_published, peek_names, published_base
 
@@ -36,7 +37,7 @@ def _recognise(path: Path) -> bool:
         base = published_base(path, _FOLDER)
         return (base / _WNIDS).is_file() and next(base.glob("train/*/images"), None) is not None
     # A damaged one is known by its name, and then said to be damaged.
-    return path.suffix == ".zip" and (
+    return has_ending(path, ".zip") and (
         f"{_FOLDER}/{_WNIDS}" in peek_names(path) or path.name.startswith("tiny-imagenet")
     )
 

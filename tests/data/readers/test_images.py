@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 import tarfile
 import zipfile
@@ -103,7 +104,7 @@ def test_a_table_of_labels_beside_one_folder_is_asked_about_and_read(tmp_path):
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     with pytest.raises(
         SourceError,
-        match=r"one class folder 'images'.*labels_file = 'labels.csv', file_column = 'file', label_column = 'label'",
+        match=r"no two class folders, and the table 'labels.csv' lists images.*labels_file = 'labels.csv', file_column = 'file', label_column = 'label'",
     ):
         read(tmp_path)
     data = read(tmp_path, labels_file="labels.csv", file_column="file")
@@ -138,7 +139,7 @@ def test_every_other_file_is_counted_by_reason_with_three_examples(tmp_path):
         "beside the split folders": 1,
         "in a split folder without class folders, so without labels": 4,
         "outside of the class folders": 4,
-        "not an image (.md)": 1,
+        "not a supported image type (.md)": 1,
     }
     examples = {group.reason: group.examples for group in data.report.left_out}
     assert examples["outside of the class folders"] == ["train/loose0.png", "train/loose1.png", "train/loose2.png"]
@@ -153,6 +154,72 @@ def test_damaged_images_are_reported_together_and_can_be_left_out(tmp_path):
     data = read(tmp_path, on_error="skip")
     assert used(data) == {"train": 18, "classes": 2}
     assert data.splits["train"].labels.tolist() == [0] * 8 + [1] * 10
+
+
+@pytest.mark.parametrize("around", ["", "set", "download/set"])
+@pytest.mark.parametrize("packed", [False, True])
+def test_folders_around_the_classes_or_splits_are_passed_through(tmp_path, around, packed):
+    base(tmp_path / "a" / around / "Train", 3)
+    base(tmp_path / "a" / around / "VALID", 2)
+    put(tmp_path / "a" / "preview.png")
+    base(tmp_path / "b" / around, 3)
+    path = tmp_path
+    for name, splits in (("a", {"train": 6, "test": 4}), ("b", {"train": 6})):
+        path = tmp_path / name
+        if packed:
+            made = Path(shutil.make_archive(str(tmp_path / "packed" / name), "zip", path))
+            path = made.rename(made.with_suffix(".ZIP"))
+        assert used(read(path)) == {**splits, "classes": 2}
+
+
+def test_images_that_would_lose_their_labels_or_splits_are_asked_about(tmp_path):
+    base(tmp_path / "test", 2)
+    base(tmp_path / "val", 2)
+    with pytest.raises(SourceError, match=r"no training images, only the split folders 'test', 'val'\. Rename one"):
+        read(tmp_path)
+    for number in range(4):
+        put(tmp_path / f"flat/{number}.png")
+    (tmp_path / "flat" / "sizes.csv").write_text("unit;mm\n")
+    with pytest.raises(SourceError, match=r"no class folders with images; .*data\.labels_file"):
+        read(tmp_path / "flat")
+    (tmp_path / "flat" / "labels.csv").write_text("id;kind\n" + "".join(f"{n};{'ab'[n % 2]}\n" for n in range(4)))
+    with pytest.raises(SourceError, match=r"'labels\.csv'.*file_column = 'id', label_column = 'kind'"):
+        read(tmp_path / "flat")
+    table = {"labels_file": "labels.csv", "file_column": "id", "label_column": "kind"}
+    assert used(read(tmp_path / "flat", **table)) == {"train": 4, "classes": 2}
+    put(tmp_path / "images/images/0.png")
+    assert read(tmp_path / "images").report.notes == [
+        "all images are of one class, 'images'; use class folders or data.labels_file"
+    ]
+
+
+def test_images_beside_tables_or_tars_are_counted(tmp_path):
+    for layout in (as_parquet, as_webdataset):
+        path = layout(tree(), tmp_path / layout.__name__)
+        put(path / "more" / "0.png")
+        assert left_out(read(path)) == {"an image file, but the data set is in other files": 1}
+
+
+def test_heic_photographs_are_read(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif", reason="needs pip install 'lsmix[heic]'")
+    pillow_heif.register_heif_opener()
+    pictures = [halves(64, 32), halves(64, 32).transpose(Image.Transpose.ROTATE_180)]
+    (tmp_path / "a").mkdir()
+    pictures[0].save(tmp_path / "a" / "0.HEIC", "HEIF", quality=-1, chroma=444)
+    pictures[1].save(tmp_path / "a" / "1.heif", "HEIF", quality=-1, chroma=444, save_all=True, append_images=pictures)
+    data = read(tmp_path)
+    assert data.splits["train"].images.shape == (2, 32, 64, 3)
+    for image, left in zip(data.splits["train"].images, ([255, 0, 0], [0, 0, 255]), strict=True):
+        assert image[4, 4].tolist() == pytest.approx(left, abs=12)
+    assert data.report.notes[-1].endswith("of which the first is used: 1 (a/1.heif)")
+
+
+def test_heic_without_its_extra_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("lsmix.data.readers.images.pixels._formats", lambda: ("PNG",))
+    base(tmp_path, 1)
+    (tmp_path / "a" / "IMG_0.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    with pytest.raises(SourceError, match=r"needs the extra 'heic'\. Run: pip install 'lsmix\[heic\]', or convert it"):
+        read(tmp_path)
 
 
 # Sizes and pixels.
@@ -353,6 +420,37 @@ def as_parquet(files, path, names=("cat", "dog", "fox")):
     return path
 
 
+def as_arrow(files, path, names=("cat", "dog", "fox")):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(names))})
+    images = [{"bytes": content, "path": None} for content in files.values()]
+    labels = [name.split("/")[0] for name in files]
+    datasets.Dataset.from_dict({"image": images, "label": labels}, features=features).save_to_disk(path)
+    return path
+
+
+def arrays(files) -> dict[str, np.ndarray]:
+    names = [name.split("/")[0] for name in files]
+    class_names, labels = np.unique(names, return_inverse=True)
+    images = np.stack([np.asarray(Image.open(io.BytesIO(content))) for content in files.values()])
+    return {"images": images, "labels": labels, "class_names": class_names}
+
+
+def as_arrays(files, path):
+    np.savez(path.with_suffix(".npz"), **arrays(files))
+    return path.with_suffix(".npz")
+
+
+def as_hdf5(files, path):
+    import h5py
+
+    with h5py.File(path.with_suffix(".h5"), "w") as file:
+        for name, array in arrays(files).items():
+            file[name] = np.char.encode(array, "utf-8") if array.dtype.kind == "U" else array
+    return path.with_suffix(".h5")
+
+
 LAYOUTS = {
     "folder": as_folder,
     "wrapped folder": lambda files, path: as_folder(files, path, "wrapper"),
@@ -363,17 +461,36 @@ LAYOUTS = {
     "JSON lines": as_json_lines,
     "WebDataset": as_webdataset,
     "Parquet": as_parquet,
+    "save_to_disk": as_arrow,
+    "NumPy arrays": as_arrays,
+    "HDF5": as_hdf5,
 }
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_all_layouts_give_the_same_rows(tmp_path, layout):
-    files = tree()
-    data = read(LAYOUTS[layout](files, tmp_path / "set"))
+def ingested(command, path: Path, *more: str) -> Path:
+    """Return the data set that the command line makes of a path."""
+    (path.parent / "my.toml").write_text(f'name = "x"\n[data]\npath = "{path}"\ntest = 3\nheldout = 2\n')
+    runs = path.parent / "runs"
+    result = command("ingest", path.parent / "my.toml", "--workspace", runs, *more)
+    assert result.code == 0, result.err
+    return next(runs.glob("ingest/*/dataset.h5"))
+
+
+def test_all_layouts_give_the_same_data_set(tmp_path, command):
+    from lsmix.data.dataset import open_dataset
+
+    files, made = tree(), {}
+    for layout, pack in LAYOUTS.items():
+        (tmp_path / layout).mkdir()
+        made[layout] = ingested(command, pack(files, tmp_path / layout / "set"))
+    assert len({path.read_bytes() for path in made.values()}) == 1
+    data = open_dataset(made["folder"])
     assert data.class_names == ("cat", "dog", "fox")
-    assert data.splits["train"].labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    for image, content in zip(data.splits["train"].images, files.values(), strict=True):
-        np.testing.assert_array_equal(image, np.asarray(Image.open(io.BytesIO(content))))
+    images = [np.asarray(Image.open(io.BytesIO(content))) for content in files.values()]
+    for split in data.splits.values():
+        for image, label, row in zip(split.images, split.labels, split.source_index, strict=True):
+            np.testing.assert_array_equal(image, images[row])
+            assert label == row // 3
 
 
 def test_numbers_in_a_webdataset_are_class_numbers(tmp_path):
@@ -551,13 +668,15 @@ def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command)
     assert result.code == 0, result.err
     assert "ingest mine: reading the data set\n" in result.err
     assert "ingest mine: 18 training, 0 held-out, 2 test images in 2 classes\n" in result.err
-    assert "  left out: 1, not an image (.md) (a/notes.md)\n" in result.err
+    assert "  left out: 1, not a supported image type (.md) (a/notes.md)\n" in result.err
     assert "warning: ingest mine: 1 of 21 files are not used\n" in result.err
     counts = json.loads(result.out)["content"]["artifacts"][0]["counts"]
     assert counts["class_images"] == {"a": 9, "b": 9}
-    assert counts["source"]["left_out"] == [{"reason": "not an image (.md)", "files": 1, "examples": ["a/notes.md"]}]
+    assert counts["source"]["left_out"] == [
+        {"reason": "not a supported image type (.md)", "files": 1, "examples": ["a/notes.md"]}
+    ]
     shown = command("show", next((tmp_path / "runs" / "ingest").glob("mine-*")), "--image", tmp_path / "x.png").out
-    assert "21 files found, 20 images read; left out: 1, not an image (.md) (a/notes.md)" in shown
+    assert "21 files found, 20 images read; left out: 1, not a supported image type (.md) (a/notes.md)" in shown
     assert "a 9, b 9" in shown
 
 

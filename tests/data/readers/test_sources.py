@@ -1,6 +1,7 @@
 """Sources: digits, NumPy archives and image folders, and knowing which is which."""
 
 import io
+import os
 import re
 import zipfile
 from pathlib import Path
@@ -318,7 +319,7 @@ def test_a_folder_of_class_folders_is_one_train_split(tmp_path):
     assert data.splits["train"].labels.tolist() == [0, 0, 0, 1, 1]
     assert data.splits["train"].images.shape == (5, 5, 6, 3)
     files = source_files(SourceConfig(path=str(tmp_path)))
-    assert [str(file.relative_to(tmp_path)) for file in files] == [
+    assert [os.path.relpath(file, tmp_path) for file in files] == [
         "cat/000.png", "cat/001.png", "cat/002.png", "dog/000.png", "dog/001.png",
     ]  # fmt: skip
     for file, image in zip(files, data.splits["train"].images, strict=True):

@@ -296,6 +296,21 @@ def test_every_recipe_of_the_paper_has_a_small_scale_with_the_same_arms(name):
     assert small.data.limit <= 5000
 
 
+@pytest.mark.parametrize("name", ["table1-cifar10", "table3-cifar10", "table4-cifar10"])
+def test_the_desk_scale_has_the_same_arms_with_five_seeds(name):
+    full, desk = read_recipe(recipe_path(name)), read_recipe(recipe_path(name), scale="desk")
+    assert {run: section.label for run, section in desk.runs.items()} == {
+        run: section.label for run, section in full.runs.items()
+    }
+    assert {section.seeds for section in desk.runs.values()} == {(0, 1, 2, 3, 4)}
+    assert desk.pools.keys() == full.pools.keys()
+
+
+def test_learning_curves_have_equal_budgets():
+    scales = [read_recipe(recipe_path("learning-curve-cifar10"), scale=f"images-{n}") for n in (500, 1000, 2000, 4000)]
+    assert {recipe.data.limit * recipe.classifier.epochs for recipe in scales} == {100_000}
+
+
 def test_a_recipe_without_latents_has_no_flow(tiny_recipe, tmp_path):
     recipe = read_recipe(tiny_recipe)
     assert "train-glow" in {node.stage.name for node in build_graph(recipe, Workspace(tmp_path))}

@@ -101,7 +101,7 @@ def test_status_tells_from_elsewhere_how_far_a_run_is_how_fast_and_how_long_it_t
         process.send_signal(signal.SIGKILL)
         process.wait()
     again = subprocess.run([*words, "status", *where], check=True, capture_output=True, text=True).stdout
-    assert "unfinished train-glow tiny" in again, "a killed run's note fools nobody"
+    assert "unfinished  train-glow tiny" in again, "a killed run's note fools nobody"
 
 
 def test_several_who_work_side_by_side_add_up(tmp_path):

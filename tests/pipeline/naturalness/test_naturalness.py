@@ -1,5 +1,6 @@
 """The naturalness stage on digits: what is compared with what, the same bytes twice, and what is told."""
 
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -427,12 +428,15 @@ def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(m
     assert names == ["naturalness-sheet", "naturalness-bits", "naturalness-distance"]
 
 
-def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, tiny_recipe, finished_workspace):
+def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, tiny_recipe, finished_workspace, command):
     workspace = measured["naturalness"].folder.parent.parent
     result = run(tiny_recipe, workspace=workspace, device="cpu", overrides=SETTINGS)
     assert "How natural is a mix?" in result.report.read_text(encoding="utf-8")
     assert (result.report.parent / "figures" / "naturalness-sheet.png").is_file()
     (without,) = (finished_workspace / "report").glob("tiny-*")
+    words = [word for override in SETTINGS for word in ("--set", override)]
+    shown = command("naturalness", tiny_recipe, "--workspace", workspace, "--device", "cpu", *words).out
+    assert re.search(r"^sample +bits/dim +distance .*\n(.*\n)*ls-mix +[\d.]+ +[\d.]+ ", shown, re.MULTILINE)
     assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
 
 

@@ -391,8 +391,8 @@ def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None
 def test_verify_prints_one_document_or_a_line_for_each_thing(made: RunResult, command: Callable[..., Any]) -> None:
     folder = made["mix/strict"].folder
     text = command("verify", folder, "--deep", "--sample", "20", "--device", "cpu").out
-    assert "checked      plan: sources, λ and corners are those that plan.json draws" in text
-    assert "recomputed   20 rows, 0 of 1,280 pixels differ" in text
+    assert "checked     plan: sources, λ and corners are those that plan.json draws" in text
+    assert "recomputed  20 rows, 0 of 1,280 pixels differ" in text
     document = msgspec.json.decode(command("verify", folder, "--json").out)
     assert document["schema"] == "lsmix/verify/1"
     assert document["content"]["deep"] is None

@@ -5,7 +5,6 @@ import hashlib
 import os
 import re
 import shutil
-import tomllib
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +17,7 @@ import yaml
 from factory import invented_plan
 from PIL import Image
 
+from lsmix import __version__
 from lsmix.data.artifact import (
     DESCRIPTION_FILES,
     MANIFEST_NAME,
@@ -375,8 +375,7 @@ def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) 
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cff["references"][0]["title"] in cited
     assert all(author["family-names"] in cited for author in cff["references"][0]["authors"])
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert f"lsmix, version {version}; pool with content digest {root}" in cited
+    assert f"lsmix, version {__version__}; pool with content digest {root}" in cited
 
 
 # Croissant.

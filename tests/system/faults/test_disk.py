@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_is_told_in_one_sentence_and_room_is_all_it_takes(c
 def test_every_command_that_writes_is_among_them():
     from lsmix.cli import cli
 
-    looks = {"init", "status", "ls", "verify", "gc"}  # gc only removes
+    looks = {"init", "status", "ls", "diff", "logs", "completion", "verify", "gc"}  # gc only removes
     pages = {"show", "figure", "demo", "run", "rebuild", "finalize"}  # a PNG or a page of its own; or what stages write
     assert {command.split()[0] for command in COMMANDS} | looks | pages == set(cli.commands)
     assert {*SHORT_FORM, *STRIDES} <= set(COMMANDS)

@@ -1,0 +1,67 @@
+"""What differs between two artifacts, or between two recipes."""
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from lsmix.data.errors import RecipeError
+from lsmix.data.store import open_artifact
+from lsmix.pipeline.config.recipe import read_recipe
+from lsmix.pipeline.engine.status import field_differences
+
+__all__ = ["Difference", "differences"]
+
+
+class Difference(msgspec.Struct, frozen=True, kw_only=True):
+    """A field with its values in both."""
+
+    field: str  # such as "config.alpha" or "inputs.flow"
+    a: Any  # None where the first lacks it
+    b: Any
+
+
+def differences(first: str, second: str) -> list[Difference]:
+    """Return the fields in which two artifacts differ, or two recipes with their defaults.
+
+    Args:
+        first: folder or URL of an artifact, or the TOML file of a recipe.
+        second: another of the same kind.
+
+    Raises:
+        RecipeError: one is a recipe and the other is not, or a recipe is wrong.
+        LsmixError: an artifact cannot be opened.
+    """
+    recipes = [_is_recipe(place) for place in (first, second)]
+    if len(set(recipes)) > 1:
+        raise RecipeError("A recipe can be compared with a recipe only, and an artifact with an artifact.")
+    before, now = map(_recipe_fields if recipes[0] else _artifact_fields, (first, second))
+    return [Difference(field=name, a=a, b=b) for name, a, b in field_differences(before, now)]
+
+
+def _is_recipe(place: str) -> bool:
+    return "://" not in place and (place.endswith(".toml") or Path(place).is_file())
+
+
+def _recipe_fields(place: str) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(read_recipe(place))
+    return fields
+
+
+def _artifact_fields(place: str) -> dict[str, Any]:
+    """Return what decides an artifact, its counts, and what it was made with; not its times."""
+    manifest = open_artifact(place).manifest
+    return {
+        "stage": manifest.stage,
+        "stage_version": manifest.stage_version,
+        "name": manifest.name,
+        "cache_key": manifest.cache_key,
+        "content_digest": manifest.content_digest,
+        "config": manifest.config,
+        "inputs": {record.role: record.cache_key or record.content_digest[:12] for record in manifest.inputs},
+        "counts": manifest.counts,
+        "made_with": {
+            **manifest.environment.get("versions", {}),
+            "device": manifest.environment.get("device"),
+        },
+    }
