@@ -50,8 +50,8 @@ def large(tmp_path_factory):
 def test_a_pool_of_516_files_is_six_commits_and_nothing_is_read_back(server, large):
     sent = push_artifact(large, URL, Meter())
     assert (sent.files, sent.moved_bytes) == (515, sent.bytes)
-    assert [len(commit) for commit in server.commits] == [100, 100, 100, 100, 100, 17]
-    assert server.commits[-1][-2:] == ["manifest.json", "work/push.json"]  # which is removed
+    assert [len(commit) for commit in server.commits] == [100, 100, 100, 100, 100, 18]
+    assert server.commits[-1][-2:] == ["manifest.json", "work/push.json"]  # the latter is removed
     assert server.read_bytes == 0
     assert server.created[0]["visibility"] == "private"
     stored = server.repositories["me/pool"].keys() - {".gitattributes"}
