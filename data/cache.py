@@ -13,7 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from lsmix.data.artifact import Artifact, FileRecord, Manifest
+from lsmix.data.artifact import (
+    MANIFEST_NAME,
+    MOST_MANIFEST_BYTES,
+    Artifact,
+    FileRecord,
+    Manifest,
+    content_digest,
+    parse_manifest,
+)
 from lsmix.data.atomic import check_room, locked_file
 from lsmix.data.errors import (
     CorruptError,
@@ -31,6 +39,7 @@ __all__ = [
     "RemoteArtifact",
     "cache_folder",
     "fetch_file",
+    "fetch_manifest",
     "private_folder",
 ]
 
@@ -229,6 +238,29 @@ def _remove(path: Path) -> bool:
     except (LockedError, OSError):  # another process is downloading it
         return False
     return True
+
+
+def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
+    """Return the manifest of the artifact at a place, and its very bytes.
+
+    Raises:
+        MissingError: there is no complete artifact.
+        FormatError: the manifest is of a version that this lsmix does not read.
+        CorruptError: it is not what a manifest must be.
+    """
+    try:
+        content = place.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
+    except MissingError as error:
+        raise MissingError(
+            f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
+            "Check the URL, or run 'lsmix push' again."
+        ) from error
+    manifest = parse_manifest(content, place.url)
+    if manifest.content_digest != content_digest(manifest.files):
+        raise CorruptError(
+            f"the manifest at {place.url!r} was altered: its content digest does not fit its list of files."
+        )
+    return manifest, content
 
 
 def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:

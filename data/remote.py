@@ -1,4 +1,4 @@
-"""Places that artifacts are sent to and fetched from: a folder, a web server, or an object store that fsspec knows.
+"""Places that artifacts are sent to and fetched from: a folder, a web server, the Hub, or an object store that fsspec knows.
 
 Callers check all bytes that they read from a place. Web servers are read with the standard library and folders as files, so
 that fsspec is imported for other URLs only.
@@ -8,28 +8,37 @@ import functools
 import glob
 import hashlib
 import http.client
+import logging
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
 
-from lsmix.data.artifact import MANIFEST_NAME, MOST_MANIFEST_BYTES, Manifest, content_digest, parse_manifest
 from lsmix.data.atomic import atomic_path, lock_open_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import NoAnswerError, Stopped, bounded, pause
 from lsmix.data.web import AbsentError, TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["PAUSES_SECONDS", "RemoteFS", "fetch_manifest", "open_remote"]
+__all__ = ["PAUSES_SECONDS", "FsspecFS", "LocalFile", "RemoteFS", "open_remote", "retried"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
 _PATIENCE_SECONDS = 120.0  # that an object store may take for an answer, and for each byte a share of a second on top
+_HUB_PATIENCE_SECONDS = 900.0
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
-_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hf"}  # what to install for a URL of this kind
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # what to install for a URL of this kind
+_LOG = logging.getLogger("lsmix")
+
+
+class LocalFile(NamedTuple):
+    """A file to be sent."""
+
+    path: Path
+    sha256: str
 
 
 class RemoteFS(ABC):
@@ -74,15 +83,28 @@ class RemoteFS(ABC):
             )
         return content
 
-    def has(self, path: str, source: Path, sha256: str) -> bool:
-        """Tell whether a file with the size and the checksum of a local one is there."""
-        size = source.stat().st_size
+    files_at_once = 1  # that one ``update`` should send; if more, updates follow one another
+    advice = "Try again later."  # on a place that cannot be reached
+
+    def missing(self, files: Mapping[str, LocalFile]) -> set[str]:
+        """Return the paths where no file with the size and the checksum of the local one is stored."""
+        return {path for path, file in files.items() if not self._has(path, file)}
+
+    def update(self, files: Mapping[str, LocalFile], remove: Iterable[str] = ()) -> None:
+        """Put copies of local files there in this order, in place of older ones, and then remove others."""
+        for path, file in files.items():
+            self.write(path, file.path)
+        for path in remove:
+            self.remove(path)
+
+    def _has(self, path: str, file: LocalFile) -> bool:
+        size = file.path.stat().st_size
         if self.size(path) != size:
             return False
         digest = hashlib.sha256()
         for block in self.stream(path, 0, size):
             digest.update(block)
-        return digest.hexdigest() == sha256
+        return digest.hexdigest() == file.sha256
 
     def write(self, path: str, source: Path) -> None:
         """Put a copy of a local file there, in place of what may be there already."""
@@ -129,30 +151,7 @@ def open_remote(url: Path | str) -> RemoteFS:
         text = text.rstrip("/")
     if is_web(text):
         return _Web(text)
-    return _FileSystem(text)
-
-
-def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
-    """Return the manifest of the artifact at a place, and its very bytes.
-
-    Raises:
-        MissingError: there is no complete artifact.
-        FormatError: the manifest is of a version that this lsmix does not read.
-        CorruptError: it is not what a manifest must be.
-    """
-    try:
-        content = place.read(MANIFEST_NAME, MOST_MANIFEST_BYTES)
-    except MissingError as error:
-        raise MissingError(
-            f"no artifact at {place.url!r}: {MANIFEST_NAME} is not there, so it is unfinished, or another place. "
-            "Check the URL, or run 'lsmix push' again."
-        ) from error
-    manifest = parse_manifest(content, place.url)
-    if manifest.content_digest != content_digest(manifest.files):
-        raise CorruptError(
-            f"the manifest at {place.url!r} was altered: its content digest does not fit its list of files."
-        )
-    return manifest, content
+    return FsspecFS(text)
 
 
 PAUSES_SECONDS = (0.5, 1.0, 2.0, 4.0)  # before each new attempt
@@ -160,7 +159,7 @@ _Asked = ParamSpec("_Asked")
 _Answer = TypeVar("_Answer")
 
 
-def _retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Concatenate[Any, _Asked], _Answer]:
+def retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Concatenate[Any, _Asked], _Answer]:
     """Let a method of a place try again after each ``TransientError``, and raise DownloadError after the last."""
 
     @functools.wraps(method)
@@ -170,7 +169,8 @@ def _retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Co
                 return method(place, *args, **options)
             except TransientError as reason:
                 if seconds is None:
-                    raise DownloadError(f"{place.url!r} cannot be reached: {reason}. Try again later.") from reason
+                    raise DownloadError(f"{place.url!r} cannot be reached: {reason}. {place.advice}") from reason
+                _LOG.warning("%r cannot be reached: %s. Trying again in %g s", place.url, reason, seconds)
                 pause(seconds)
         raise AssertionError  # unreachable: the last pause is None
 
@@ -221,9 +221,9 @@ class _Folder(RemoteFS):
                 lock_open_file(file, part)
                 part.unlink(missing_ok=True)
 
-    def has(self, path: str, source: Path, sha256: str) -> bool:
+    def _has(self, path: str, file: LocalFile) -> bool:
         self._refuse_links(path)
-        return not (self._folder / path).is_symlink() and super().has(path, source, sha256)
+        return not (self._folder / path).is_symlink() and super()._has(path, file)
 
     def _refuse_links(self, path: str) -> None:
         """Raise RecipeError if a folder in the path is a link, by which a file would be written elsewhere."""
@@ -260,12 +260,12 @@ class _Web(RemoteFS):
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))
 
-    @_retried
+    @retried
     def size(self, path: str) -> int | None:
         with self._opened(path, 0) as answer:
             return None if answer is None else answer.length
 
-    @_retried
+    @retried
     def first(self, path: str, count: int) -> bytes | None:
         with self._opened(path, 0) as answer:
             if answer is None:
@@ -312,7 +312,7 @@ def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes
         yield block
 
 
-class _FileSystem(RemoteFS):
+class FsspecFS(RemoteFS):
     """A folder on what fsspec has a file system for: s3, gs, az, hf and memory.
 
     Addresses and credentials come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
@@ -323,8 +323,9 @@ class _FileSystem(RemoteFS):
         import fsspec
 
         kind = url.partition("://")[0]
+        # The library of the Hub waits by itself for a rate limit to pass.
+        self._patience_seconds = _HUB_PATIENCE_SECONDS if kind == "hf" else _PATIENCE_SECONDS
         try:
-            # Listings are never remembered: what another process sent meanwhile must be seen.
             self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except ImportError as error:
             extra = _EXTRAS.get(kind)
@@ -338,23 +339,28 @@ class _FileSystem(RemoteFS):
 
     def _facts(self, path: str) -> dict[str, Any] | None:
         try:
+            self._fs.invalidate_cache()  # what another process sent meanwhile must be seen
             found: dict[str, Any] = self._asked(path, lambda: self._fs.info(self._file(path)))
         except MissingError:
             return None
         return found if found.get("type") == "file" else None
 
-    @_retried
+    @retried
     def size(self, path: str) -> int | None:
+        """Return a file's size in bytes; None if it is not there."""
         facts = self._facts(path)
         return None if facts is None else int(facts["size"])
 
-    @_retried
+    @retried
     def first(self, path: str, count: int) -> bytes | None:
+        """Return at most the first ``count`` bytes of a file; None if it is not there."""
+        self._fs.invalidate_cache()
         with suppress(MissingError):
             return self._block(path, 0, count)
         return None
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
+        """Yield what a file of ``size`` bytes holds from byte ``start`` on."""
         while start < size:
             stop = min(start + _RANGE_BYTES, size)
             try:
@@ -368,8 +374,9 @@ class _FileSystem(RemoteFS):
             start = stop
             yield block
 
-    @_retried
+    @retried
     def write(self, path: str, source: Path) -> None:
+        """Put a copy of a local file there."""
         self._asked(path, lambda: self._fs.put_file(str(source), self._file(path)), source.stat().st_size)
 
     def _block(self, path: str, start: int, stop: int) -> bytes:
@@ -378,20 +385,21 @@ class _FileSystem(RemoteFS):
         )
         return block
 
-    @_retried
-    def has(self, path: str, source: Path, sha256: str) -> bool:
+    @retried
+    def _has(self, path: str, file: LocalFile) -> bool:
         facts = self._facts(path)
-        if facts is None or int(facts["size"]) != source.stat().st_size:
+        if facts is None or int(facts["size"]) != file.path.stat().st_size:
             return False
         # Of an object that was put in one piece, S3 says the MD5; then it need not be read again.
         if tag := str(facts.get("ETag", "")).strip('"'):
-            with source.open("rb") as file:
-                if hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == tag:
+            with file.path.open("rb") as stream:
+                if hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest() == tag:
                     return True
-        return super().has(path, source, sha256)
+        return super()._has(path, file)
 
-    @_retried
+    @retried
     def entries(self, folder: str) -> dict[str, bool]:
+        """Return the names of what is directly in a folder, and whether each is a folder."""
         home = self._file(folder).strip("/")
         found = {
             name.strip("/"): facts.get("type") == "directory"
@@ -399,8 +407,9 @@ class _FileSystem(RemoteFS):
         }
         return {name.rpartition("/")[2]: is_folder for name, is_folder in found.items() if name != home}
 
-    @_retried
+    @retried
     def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes of all files below a folder."""
         home = self._file(folder).strip("/")
         found = self._listing(folder, deep=True)
         return {
@@ -411,6 +420,7 @@ class _FileSystem(RemoteFS):
 
     def _listing(self, folder: str, *, deep: bool) -> dict[str, dict[str, Any]]:
         home, depth = self._file(folder), None if deep else 1
+        self._fs.invalidate_cache()
         try:
             found: dict[str, dict[str, Any]] = self._asked(
                 folder,
@@ -421,14 +431,15 @@ class _FileSystem(RemoteFS):
             return {}
         return found
 
-    @_retried
+    @retried
     def remove(self, path: str) -> None:
+        """Remove a file, if it is there."""
         with suppress(MissingError):
             self._asked(path, lambda: self._fs.rm_file(self._file(path)))
 
     def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
         """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
-        where, seconds = f"{self.url}/{path}", _PATIENCE_SECONDS + size / _LEAST_BYTES_PER_SECOND
+        where, seconds = f"{self.url}/{path}", self._patience_seconds + size / _LEAST_BYTES_PER_SECOND
         try:
             return bounded(action, seconds)
         except Stopped:

@@ -66,8 +66,8 @@ def open_artifact(
         return place
     folder = local_folder(place)
     if folder is None:
-        from lsmix.data.cache import RemoteArtifact, cache_folder
-        from lsmix.data.remote import fetch_manifest, open_remote
+        from lsmix.data.cache import RemoteArtifact, cache_folder, fetch_manifest
+        from lsmix.data.remote import open_remote
 
         remote = open_remote(trim_location(str(place)))
         manifest, _ = fetch_manifest(remote)

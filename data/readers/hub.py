@@ -32,7 +32,7 @@ def hub_folder(path: str, *, fetch: bool = False) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
-        raise RecipeError(f"{path!r} needs huggingface-hub. Run: pip install 'lsmix[hf]'") from error
+        raise RecipeError(f"{path!r} needs huggingface-hub. Run: pip install 'lsmix[hub]'") from error
     name, revision = found.groups()
     try:
         return Path(snapshot_download(name, repo_type="dataset", revision=revision, local_files_only=not fetch))

@@ -5,13 +5,14 @@ artifact; and a fetched folder gets its name only when every byte in it is the l
 """
 
 import contextlib
+import hashlib
 import os
 import queue
 import secrets
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,11 +41,12 @@ from lsmix.data.atomic import (
     sha256_file,
     write_atomic,
 )
-from lsmix.data.cache import cache_folder, fetch_file, private_folder
+from lsmix.data.cache import cache_folder, fetch_file, fetch_manifest, private_folder
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import Progress, Stopped, stop_point, stopping
-from lsmix.data.remote import RemoteFS, fetch_manifest, open_remote
+from lsmix.data.remote import LocalFile, RemoteFS, open_remote
 from lsmix.data.sharing.descriptions import description_records
+from lsmix.data.sharing.hub import open_target
 from lsmix.data.store import open_artifact
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
 ]
 
 _JOBS = 4  # files on their way at a time
+_MOST_BATCH_BYTES = 1 << 30  # of files that are sent together
 _MOST_ADDED_BYTES = 1 << 20  # that an owner may add to a description at a URL
 _COPIES = "copies"  # in the cache: temporary copies
 _BEGUN = f"{WORK_FOLDER}/push.json"  # at a place until the manifest is there: which artifact is being sent
@@ -105,7 +108,7 @@ def push_artifact(
         descriptions = description_records(home, manifest.stage, {file.path for file in strict}, listed)
         files = sorted([*strict, *descriptions], key=lambda file: file.path.split("/"))
         manifest = msgspec.structs.replace(manifest, files=files)
-    place = open_remote(url)
+    place = open_target(url)
     found = place.entries("")  # which web servers refuse
     there = _manifest_there(place)
     if there is not None and set(_strict(there)) != set(strict):
@@ -114,22 +117,57 @@ def push_artifact(
             f"{manifest.content_digest[:12]}. Choose another URL, or remove it there first."
         )
 
-    note = _note(manifest)
-    if there is None and not owned:
-        _begin_push(place, note, found)
+    own = {_BEGUN: _note(manifest), MANIFEST_NAME: dump_checksummed(manifest)}
+    note, listing = (_record(path, content) for path, content in own.items())
+    claimed = there is None and not owned
+    if claimed:
+        _check_free(place, own[_BEGUN], found)
+    changed = there is None or set(there.files) != set(manifest.files)
+    batches = _batches([*manifest.files, *([listing] if changed else [])], place.files_at_once)
+    claimed = claimed and len(batches) > 1  # one batch arrives as a whole or not at all
+    if claimed:
+        batches = _batches([note, *manifest.files, listing], place.files_at_once)
+    with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
 
-    def send(record: FileRecord, advance: Callable[[int], None]) -> int:
-        source = home / record.path if home and is_description(record) else artifact.file(record.path)
-        return _send(place, source, record, advance)
+        def source(record: FileRecord) -> Path:
+            if record.path in own:
+                path = Path(scratch, record.sha256)
+                path.write_bytes(own[record.path])
+                return path
+            return home / record.path if home and is_description(record) else artifact.file(record.path)
 
-    moved = _in_parallel(manifest.files, send, progress, f"push {manifest.name}")
-    if there is None and not owned:
-        _check_begun(place, note)
-    if there is None or set(there.files) != set(manifest.files):
-        _send_manifest(place, manifest)
-    if not owned:
-        place.remove(_BEGUN)
+        def send(batch: Sequence[FileRecord], advance: Callable[[int], None]) -> list[int]:
+            files = {record.path: LocalFile(source(record), record.sha256) for record in batch}
+            remove = [] if owned or batch is not batches[-1] else [_BEGUN]
+            sent = _send(place, files, remove)
+            advance(sum(record.bytes for record in batch))
+            return [record.bytes if record.path in sent and record.path not in own else 0 for record in batch]
+
+        with _counted(progress, f"push {manifest.name}", batches):
+            threads = _JOBS if place.files_at_once == 1 else 1
+            moved = _in_parallel(batches[:1], send, progress)
+            if claimed:
+                _check_begun(place, own[_BEGUN])  # another push may have begun at the same time
+            moved += _in_parallel(batches[1:-1], send, progress, threads)
+            if claimed:
+                _check_begun(place, own[_BEGUN])
+            moved += _in_parallel(batches[1:][-1:], send, progress)
     return _result(manifest, artifact.location, place.url, moved)
+
+
+def _record(path: str, content: bytes) -> FileRecord:
+    return FileRecord(path=path, bytes=len(content), sha256=hashlib.sha256(content).hexdigest(), payload=False)
+
+
+def _batches(records: Sequence[FileRecord], most_files: int) -> list[list[FileRecord]]:
+    """Divide files, in their order, into what is sent together."""
+    batches: list[list[FileRecord]] = [[]]
+    for record in records:
+        size = sum(other.bytes for other in batches[-1])
+        if batches[-1] and (len(batches[-1]) == most_files or size + record.bytes > _MOST_BATCH_BYTES):
+            batches.append([])
+        batches[-1].append(record)
+    return batches
 
 
 def _note(manifest: Manifest) -> bytes:
@@ -138,46 +176,27 @@ def _note(manifest: Manifest) -> bytes:
     return msgspec.json.encode({"content_digest": manifest.content_digest, "files": everything}) + b"\n"
 
 
-def _begin_push(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
-    """Claim an empty place for an artifact by a note, unless an earlier push of the same artifact did.
-
-    Raises:
-        RecipeError: the place holds something else.
-    """
+def _check_free(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
+    """Raise RecipeError unless a place is empty, or has the note of an earlier push of the same artifact."""
     if WORK_FOLDER in found and place.size(_BEGUN) is not None:
-        return _check_begun(place, note)
-    if others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
+        _check_begun(place, note)
+    elif others := found.keys() - {WORK_FOLDER} - STRAY_NAMES:
         raise RecipeError(
             f"{place.url!r} is not empty: it holds {min(others)!r}, which no push of this artifact put there. Choose an empty "
             "folder."
         )
-    _send_bytes(place, _BEGUN, note)
-    return _check_begun(place, note)  # another push may have begun at the same time
 
 
 def _check_begun(place: RemoteFS, note: bytes) -> None:
-    try:
-        same = place.read(_BEGUN, len(note)) == note
-    except (MissingError, CorruptError):
-        same = False
+    with tempfile.NamedTemporaryFile(prefix="lsmix-") as file:
+        file.write(note)
+        file.flush()
+        local = LocalFile(Path(file.name), hashlib.sha256(note).hexdigest())
+        same = not place.missing({_BEGUN: local})
     if not same:
         raise RecipeError(
             f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
         )
-
-
-def _send_manifest(place: RemoteFS, manifest: Manifest) -> None:
-    content = dump_checksummed(manifest)
-    _send_bytes(place, MANIFEST_NAME, content)
-    if place.read(MANIFEST_NAME, len(content)) != content:
-        raise CorruptError(f"the manifest at {place.url!r} is not the one that was sent. Push again.")
-
-
-def _send_bytes(place: RemoteFS, path: str, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile(prefix="lsmix-") as source:
-        source.write(content)
-        source.flush()
-        place.write(path, Path(source.name))
 
 
 def pull_artifact(url: str, target: Path | None, progress: Progress) -> Transfer:
@@ -250,74 +269,83 @@ def _pull(place: RemoteFS, manifest: Manifest, content: bytes, folder: Path, pro
         needed = sum(record.bytes for record in manifest.files) - folder_bytes(part)
         check_room(part, needed, f"the artifact at {place.url!r}")
 
-        def fetch(record: FileRecord, advance: Callable[[int], None]) -> int:
-            return _fetch(place, part / record.path, record, advance)
+        def fetch(batch: Sequence[FileRecord], advance: Callable[[int], None]) -> list[int]:
+            return [_fetch(place, part / record.path, record, advance) for record in batch]
 
-        moved = _in_parallel(manifest.files, fetch, progress, f"pull {manifest.name}")
+        batches = _batches(manifest.files, 1)
+        with _counted(progress, f"pull {manifest.name}", batches):
+            moved = _in_parallel(batches, fetch, progress, _JOBS)
         write_atomic(part / MANIFEST_NAME, content)
     return moved
 
 
+@contextmanager
+def _counted(progress: Progress, label: str, batches: list[list[FileRecord]]) -> Iterator[None]:
+    progress.start(label, sum(record.bytes for batch in batches for record in batch), "byte")
+    try:
+        yield
+    finally:
+        progress.finish()
+
+
 def _in_parallel(
-    records: list[FileRecord],
-    work: Callable[[FileRecord, Callable[[int], None]], int],
+    batches: list[list[FileRecord]],
+    work: Callable[[Sequence[FileRecord], Callable[[int], None]], list[int]],
     progress: Progress,
-    label: str,
+    threads: int = 1,
 ) -> list[int]:
-    """Do the work on all files, and return how many bytes each moved; raise the first error when all have stopped."""
-    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each file that is through
+    """Do the work on all batches, and return how many bytes of each file moved; raise the first error when all have stopped."""
+    moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # bytes, and None for each batch that is through
     stop = threading.Event()
 
-    def one(record: FileRecord) -> int:
+    def one(batch: Sequence[FileRecord]) -> list[int]:
         try:
             with stopping(stop.is_set):
                 stop_point()
-                return work(record, moves.put)
+                return work(batch, moves.put)
         except BaseException:
             stop.set()
             raise
         finally:
             moves.put(None)
 
-    progress.start(label, sum(record.bytes for record in records), "byte")
-    try:
-        with ThreadPoolExecutor(_JOBS, thread_name_prefix="lsmix-transfer") as pool:
-            try:
-                files = [pool.submit(one, record) for record in records]
-                left = len(records)
-                while left:
-                    count = moves.get()
-                    if count is None:
-                        left -= 1
-                    else:
-                        progress.advance(count)
-            except BaseException:
-                stop.set()  # so that leaving the block does not wait for all that was asked for
-                raise
-    finally:
-        progress.finish()
-    for error in (file.exception() for file in files):
+    with ThreadPoolExecutor(threads, thread_name_prefix="lsmix-transfer") as pool:
+        try:
+            results = [pool.submit(one, batch) for batch in batches]
+            left = len(batches)
+            while left:
+                count = moves.get()
+                if count is None:
+                    left -= 1
+                else:
+                    progress.advance(count)
+        except BaseException:
+            stop.set()  # so that leaving the block does not wait for all that was asked for
+            raise
+    for error in (result.exception() for result in results):
         if error and not isinstance(error, Stopped):
             raise error
-    return [file.result() for file in files]
+    return [moved for result in results for moved in result.result()]
 
 
-def _send(place: RemoteFS, source: Path, record: FileRecord, advance: Callable[[int], None]) -> int:
-    stop_point()
-    if (sha256 := sha256_file(source)) != record.sha256:
-        raise CorruptError(
-            f"{str(source)!r} is damaged: expected sha256 {record.sha256[:12]}…, got {sha256[:12]}…. It was not sent; "
-            "fetch or make the artifact again."
-        )
-    sent = 0
-    while not place.has(record.path, source, sha256):
-        if sent == 2:
-            where = f"{place.url}/{record.path}"
-            raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
-        place.write(record.path, source)
-        sent += 1
-    advance(record.bytes)
-    return sent * record.bytes
+def _send(place: RemoteFS, files: dict[str, LocalFile], remove: Iterable[str]) -> set[str]:
+    """Send those of some files that are missing or differ, and remove others; return the paths of those that were sent."""
+    for source, sha256 in files.values():
+        stop_point()
+        if (got := sha256_file(source)) != sha256:
+            raise CorruptError(
+                f"{str(source)!r} is damaged: expected sha256 {sha256[:12]}…, got {got[:12]}…. It was not sent; "
+                "fetch or make the artifact again."
+            )
+    missing = sent = place.missing(files)
+    for _ in range(2):
+        if missing or remove:
+            place.update({path: file for path, file in files.items() if path in missing}, remove)
+            missing, remove = place.missing({path: files[path] for path in missing}), ()
+    if missing:
+        where = f"{place.url}/{min(missing)}"
+        raise CorruptError(f"{where!r} is damaged after it was sent, twice. Check the place, or choose another.")
+    return sent
 
 
 def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[[int], None]) -> int:

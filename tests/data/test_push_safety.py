@@ -108,12 +108,12 @@ def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by
 def test_of_two_pushes_that_begin_at_once_one_gives_way(artifact, place, tmp_path, monkeypatch):
     other, in_parallel = write_pool(tmp_path / "other", seed=1), transfer._in_parallel
 
-    def meanwhile(*words):
-        monkeypatch.setattr(transfer, "_in_parallel", in_parallel)
-        note = tmp_path / "note"
-        note.write_bytes(transfer._note(read_manifest(other)))
-        transfer.open_remote(place).write("work/push.json", note)
-        return in_parallel(*words)
+    def meanwhile(batches, *words):
+        if len(batches) > 1:  # the note was sent before
+            note = tmp_path / "note"
+            note.write_bytes(transfer._note(read_manifest(other)))
+            transfer.open_remote(place).write("work/push.json", note)
+        return in_parallel(batches, *words)
 
     monkeypatch.setattr(transfer, "_in_parallel", meanwhile)
     with pytest.raises(RecipeError, match="another artifact is being pushed to"):

@@ -89,7 +89,7 @@ def place(request, tmp_path):
 def test_what_is_pushed_and_pulled_is_the_same_artifact(artifact, place, tmp_path):
     meter = Meter()
     sent = push_artifact(artifact, place, meter)
-    assert meter.count == meter.total == sent.bytes == sent.moved_bytes
+    assert meter.count == meter.total > sent.bytes == sent.moved_bytes  # the manifest counts too
     back = Meter()
     fetched = pull_artifact(place, tmp_path / "here", back)
     assert back.count == back.total == fetched.moved_bytes == sent.bytes
@@ -356,7 +356,7 @@ def read_manifest_root(content):
 
 
 def test_an_endless_manifest_is_not_read_to_its_end(web, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.remote.MOST_MANIFEST_BYTES", 1000)
+    monkeypatch.setattr("lsmix.data.cache.MOST_MANIFEST_BYTES", 1000)
     with pytest.raises(CorruptError, match="more than 1000 bytes"):
         pull(f"{web.url}/pool", tmp_path / "here")
 

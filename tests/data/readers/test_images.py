@@ -572,7 +572,7 @@ def test_a_data_set_of_the_hub_is_fetched_when_asked_for_and_read_from_the_cache
     assert command("ingest", *options).code == 0
     assert "expected hf://datasets/OWNER/NAME" in command("ingest", *options, "--set", "data.path=hf://owner/x").err
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(RecipeError, match=r"pip install 'lsmix\[hf\]'"):
+    with pytest.raises(RecipeError, match=r"pip install 'lsmix\[hub\]'"):
         read("hf://datasets/owner/cats")
 
 

@@ -1,0 +1,141 @@
+"""Push to the Hugging Face Hub: a hundred files a commit, the manifest in the last, nothing read back, nothing sent twice."""
+
+import logging
+import subprocess
+import sys
+
+import pytest
+from factory import write_pool
+from hub_server import hub_server
+from places import TESTS, Meter
+
+import lsmix
+from lsmix.data import remote
+from lsmix.data.artifact import read_manifest
+from lsmix.data.errors import DownloadError, MissingError, RecipeError
+from lsmix.data.sharing import hub as hub_module
+from lsmix.data.sharing.transfer import push_artifact
+from lsmix.pipeline.api import pull, push, verify
+
+# Of httpx, by what huggingface_hub gives it to upload.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+URL = "hf://datasets/me/pool"
+
+
+@pytest.fixture(autouse=True)
+def hurry(monkeypatch, tmp_path):
+    monkeypatch.setattr(remote, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def server(monkeypatch):
+    with hub_server(monkeypatch) as server:
+        yield server
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    return write_pool(tmp_path / "mine")
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A pool of 516 files, the manifest among them."""
+    folder = write_pool(tmp_path_factory.mktemp("large") / "pool", rows=1008, chunk_rows=16)
+    assert len([path for path in folder.rglob("*") if path.is_file()]) == 516
+    return folder
+
+
+def test_a_pool_of_516_files_is_six_commits_and_nothing_is_read_back(server, large):
+    sent = push_artifact(large, URL, Meter())
+    assert (sent.files, sent.moved_bytes) == (515, sent.bytes)
+    assert [len(commit) for commit in server.commits] == [100, 100, 100, 100, 100, 18]
+    assert server.commits[-1][-2:] == ["manifest.json", "work/push.json"]  # the latter is removed
+    assert server.read_bytes == 0
+    assert server.created[0]["visibility"] == "private"
+    stored = server.repositories["me/pool"].keys() - {".gitattributes"}
+    assert stored == {path.relative_to(large).as_posix() for path in large.rglob("*") if path.is_file()}
+    assert push_artifact(large, URL, Meter()).moved_files == 0
+    assert len(server.commits) == 6
+
+
+def test_a_pushed_pool_is_opened_verified_and_pulled(server, artifact, tmp_path):
+    push(artifact, f"{URL}/folder")
+    assert len(server.commits) == 1
+    assert lsmix.open_pool(f"{URL}/folder").image[:].tolist() == lsmix.open_pool(artifact).image[:].tolist()
+    assert verify(f"{URL}/folder")["content_digest"] == read_manifest(artifact).content_digest
+    pull(f"{URL}/folder", tmp_path / "here")
+    assert verify(tmp_path / "here")["edited"] == []
+
+
+def test_a_killed_push_goes_on_with_the_rest(server, large):
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
+        "from lsmix.data.sharing.transfer import push_artifact\n"
+        "class Kill(Meter):\n"
+        "  def advance(self, units=1, note=''):\n"
+        "    self.count += units\n"
+        "    if self.count > self.total / 3: os._exit(9)\n"
+        "push_artifact(Path(sys.argv[1]), sys.argv[2], Kill())"
+    )
+    assert subprocess.run([sys.executable, "-c", code, large, URL], cwd=TESTS, check=False).returncode == 9
+    begun = len(server.commits)
+    with pytest.raises(MissingError, match="no artifact at"):
+        lsmix.open_pool(URL)
+    rest = push_artifact(large, URL, Meter())
+    assert 0 < rest.moved_files <= 515 - 99 * begun
+    assert "manifest.json" in server.repositories["me/pool"]
+    assert "work/push.json" not in server.repositories["me/pool"]
+
+
+def test_only_what_was_changed_there_is_sent_again(server, artifact):
+    push_artifact(artifact, URL, Meter())
+    files = server.repositories["me/pool"]
+    files["README.md"], files["pool.zarr/lam/c/0"] = b"other", ("0" * 64, b"other")
+    assert push_artifact(artifact, URL, Meter()).moved_files == 2
+    assert sorted(server.commits[-1]) == ["README.md", "pool.zarr/lam/c/0"]
+
+
+def test_a_repository_with_something_else_is_left_alone(server, artifact, tmp_path):
+    server.repositories["me/pool"] = {"thesis.tex": b"mine"}
+    with pytest.raises(RecipeError, match=r"is not empty: it holds 'thesis.tex'"):
+        push(artifact, URL)
+    assert server.commits == []
+    with pytest.raises(RecipeError, match="names no repository"):
+        push(artifact, "hf://pool")
+
+
+@pytest.mark.parametrize("path", ["commit/main", "paths-info/main", "preupload/main"])
+def test_a_rate_limit_is_waited_for_and_reported(server, artifact, path, caplog):
+    server.refusals[path] = [(429, {"Retry_After": "1"})]
+    push_artifact(artifact, URL, Meter())
+    assert lsmix.open_pool(URL).image.shape[0] > 0
+    if path != "preupload/main":  # for which huggingface_hub waits, and says so
+        assert (
+            "lsmix",
+            logging.WARNING,
+            "the Hub takes no more requests for 1 s (rate limit). Waiting",
+        ) in caplog.record_tuples
+
+
+def test_a_rate_limit_of_hours_ends_the_push_and_a_busy_hub_is_asked_again(server, artifact):
+    server.refusals["commit/main"] = [(503, {}), (412, {}), (429, {"ratelimit": '"api";r=0;t=7200'})]
+    with pytest.raises(DownloadError, match=r"takes no more requests for 7200 s. What was sent is kept"):
+        push_artifact(artifact, URL, Meter())
+    push_artifact(artifact, URL, Meter())
+    assert len(server.commits) == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_wrong_token_is_told(server, artifact, status):
+    server.repositories["me/pool"] = {}
+    server.refusals["commit/main"] = [(status, {})]
+    with pytest.raises(DownloadError, match=r"is refused: .* log in with 'hf auth login' or HF_TOKEN"):
+        push_artifact(artifact, URL, Meter())
+
+
+def test_waits_are_read_from_either_header():
+    assert hub_module._seconds_to_wait({"ratelimit": '"api";r=0;t=55'}) == 55
+    assert hub_module._seconds_to_wait({"retry-after": "7"}) == 7
+    assert hub_module._seconds_to_wait({}) == 60
