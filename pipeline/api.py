@@ -405,9 +405,8 @@ def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
     """
     place, found = Workspace(workspace), []
     for stage in STAGES:
-        manifests = dict(place.manifests(stage))
         for entry in place.entries(stage):
-            manifest, written = manifests.get(entry.folder), entry.folder / MANIFEST_NAME
+            manifest, written = place.manifest(entry), entry.folder / MANIFEST_NAME
             found.append(
                 {
                     "stage": stage,

@@ -131,6 +131,14 @@ class Workspace:
             if is_key(key) and not folder.is_symlink() and folder.name not in names:
                 yield Entry(name, key, folder, str(folder), folder_bytes(folder))
 
+    def manifest(self, entry: Entry) -> Manifest | None:
+        """Return the manifest of an artifact that ``entries`` found; None of unfinished work, and if it is unreadable."""
+        try:
+            here = entry.location == str(entry.folder)
+            return read_manifest(entry.folder) if here else open_artifact(entry.location).manifest
+        except LsmixError:
+            return None
+
     def folder_names(self, stage: str) -> list[str]:
         """Return the names of all folders of a stage, at the URL and on this machine, complete or not."""
         return list(dict.fromkeys([*self._remote_names(stage), *(folder.name for folder in self._folders(stage))]))

@@ -233,7 +233,7 @@ def test_the_card_of_a_pool_at_a_url_is_that_of_a_pool_which_came_alone(there, m
 # What goes wrong.
 
 COMMANDS = {
-    "show": ("show", "URL"),
+    "show": ("show", "URL", "--image", "out.png"),
     "verify": ("verify", "URL"),
     "export": ("export", "URL", "out", "--format", "hdf5"),
     "card": ("card", "URL"),

@@ -290,3 +290,18 @@ def test_the_stages_of_a_workspace_are_those_of_its_url():
         "import lsmix.pipeline.api, sys; sys.exit('s3fs' in sys.modules or 'fsspec' in sys.modules)",
     ]
     assert subprocess.run(words, check=False).returncode == 0, "who works in a folder does not load what URLs need"
+
+
+def test_ls_lists_each_stage_and_each_artifact_once(finished_workspace, url, monkeypatch):
+    copy_to(url, finished_workspace, "train-glow", "mix")
+    there = type(Workspace(url).remote)
+    asked, entries = [], there.entries
+    monkeypatch.setattr(there, "entries", lambda self, folder: asked.append(folder) or entries(self, folder))
+    found = lsmix.pipeline.api.list_artifacts(url)
+    assert asked == list(STAGES)
+    assert sorted(row["folder"] for row in found) == sorted(
+        f"{url}/{stage}/{folder.name}"
+        for stage in ("train-glow", "mix")
+        for folder, _ in Workspace(finished_workspace).manifests(stage)
+    )
+    assert all(row["complete"] and row["inputs"] for row in found)
