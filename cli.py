@@ -33,7 +33,7 @@ from lsmix.pipeline.cli_text import (
 )
 from lsmix.pipeline.engine.torchrun import run_on_first_rank
 from lsmix.pipeline.stages.registry import STAGE_COMMANDS, StageCommand
-from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_streams
+from lsmix.pipeline.terminal import TerminalProgress, discard_output, output_is_gone, prepare_logging, prepare_streams
 
 if TYPE_CHECKING:
     from lsmix.pipeline.api import RunResult
@@ -455,6 +455,7 @@ def _print_run(result: "RunResult", as_json: bool) -> None:
 def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
+    prepare_logging()
     # Waiting threads that spin made a training step over ten times slower on a busy machine. OpenMP reads it as torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if "_LSMIX_COMPLETE" in os.environ:

@@ -121,7 +121,11 @@ class Progress(Protocol):
         """End the count that was begun last."""
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Note what only a log wants, such as that a shard is done; facts are ready for JSON."""
+        """Note what logs and trackers want, as facts that are ready for JSON.
+
+        Each kind has a ``label``: ``step`` of a flow's training and ``epoch`` of a classifier's with their measures,
+        ``shard`` and ``artifact`` when one is done.
+        """
 
 
 class NullProgress:

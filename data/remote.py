@@ -31,6 +31,8 @@ _HUB_PATIENCE_SECONDS = 900.0
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_LISTING_BYTES = 4 << 20  # some ten thousand names
 _EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # what to install for a URL of this kind
+# So that the first message comes soon and from here: s3fs and what it calls would try again for long, and say nothing.
+_S3_ATTEMPTS: Mapping[str, Any] = {"connect_timeout": 3, "retries": {"max_attempts": 0}}
 _LOG = logging.getLogger("lsmix")
 
 
@@ -325,14 +327,21 @@ class FsspecFS(RemoteFS):
         kind = url.partition("://")[0]
         # The library of the Hub waits by itself for a rate limit to pass.
         self._patience_seconds = _HUB_PATIENCE_SECONDS if kind == "hf" else _PATIENCE_SECONDS
+        self._is_s3, options = kind in ("s3", "s3a"), {}
+        if self._is_s3:
+            self.advice = "Check the endpoint, such as FSSPEC_S3_ENDPOINT_URL, and the network, or try again later."
+            given = fsspec.config.conf.get(kind, {}).get("config_kwargs", {})
+            options = {"config_kwargs": {**_S3_ATTEMPTS, **given}}
         try:
-            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False)
+            self._fs, self._root = fsspec.core.url_to_fs(url, use_listings_cache=False, **options)
         except ImportError as error:
             extra = _EXTRAS.get(kind)
             advice = f"pip install 'lsmix[{extra}]'" if extra else f"what it asks for: {error}"
             raise LsmixError(f"{url!r} needs a package that is not installed. Install it: {advice}") from error
         except (ValueError, TypeError) as error:
             raise RecipeError(f"{url!r} is no place that can be read: {error}.") from error
+        if self._is_s3:
+            self._fs.retries = 1
 
     def _file(self, path: str) -> str:
         return f"{self._root.rstrip('/')}/{path}" if self._root else path
@@ -429,6 +438,8 @@ class FsspecFS(RemoteFS):
             )
         except MissingError:
             return {}
+        if not found:
+            self._check_bucket()
         return found
 
     @retried
@@ -447,11 +458,30 @@ class FsspecFS(RemoteFS):
         except NoAnswerError as error:  # our own limit; the file system has tried again meanwhile
             raise DownloadError(f"{where!r} did not answer within {seconds:.0f} s. Try again later.") from error
         except (FileNotFoundError, IsADirectoryError) as error:
+            self._check_bucket()
             raise MissingError(f"{where!r} is not there: {error}.") from error
         except ImportError as error:
             raise LsmixError(f"{where!r} needs a package that is not installed: {error}.") from error
         except Exception as error:  # every file system has errors of its own, most of which pass
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
+                reason = str(error).rstrip(".") or reason
                 raise DownloadError(f"{where!r} is refused: {reason}. Check the URL and your credentials.") from error
             raise TransientError(reason) from error
+
+    def _check_bucket(self) -> None:
+        """Raise DownloadError if S3 has no such bucket: of that it says no more than of a missing file."""
+        if not self._is_s3:
+            return
+        bucket = self._root.partition("/")[0]
+        try:
+            bounded(lambda: self._fs.call_s3("head_bucket", Bucket=bucket), self._patience_seconds)
+        except FileNotFoundError as error:
+            raise DownloadError(
+                f"{self.url!r} is not there: {self._fs.s3.meta.endpoint_url} has no bucket {bucket!r}. Check its name and "
+                "the endpoint, or create it."
+            ) from error
+        except (Stopped, KeyboardInterrupt):
+            raise
+        except Exception as error:  # noqa: BLE001  # some may read a bucket's files and not ask for itself
+            _LOG.debug("%r: its bucket cannot be looked at: %s", self.url, error)

@@ -1,6 +1,7 @@
 """Progress of a command on stderr: bars on a terminal, lines in a log. Results go to stdout and are not printed here."""
 
 import io
+import logging
 import os
 import select
 import sys
@@ -13,7 +14,7 @@ from lsmix.data.errors import escape_terminal, format_bytes, format_count, forma
 if TYPE_CHECKING:
     from lsmix.pipeline.engine.progress import Throughput
 
-__all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_streams"]
+__all__ = ["TerminalProgress", "discard_output", "output_is_gone", "prepare_logging", "prepare_streams"]
 
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -52,6 +53,18 @@ def discard_output() -> None:
 
 def _print(line: str) -> None:
     print(escape_terminal(line), file=sys.stderr)  # noqa: T201 - this is where progress is printed
+
+
+class _Handler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        _print(f"{record.levelname.lower()}: {record.getMessage()}")
+
+
+def prepare_logging() -> None:
+    """Print the warnings that the library logs, such as that a server is asked again, as progress prints its own."""
+    log = logging.getLogger("lsmix")
+    if not log.handlers:
+        log.addHandler(_Handler())
 
 
 class TerminalProgress:

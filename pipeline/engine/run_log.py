@@ -78,9 +78,10 @@ class LoggedProgress:
             self._throughput = None
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Write a fact down."""
+        """Write a fact down; steps are left to the log of the flow."""
         self._progress.event(kind, **facts)
-        self.write(kind, **facts)
+        if kind != "step":
+            self.write(kind, **facts)
 
     def interrupted(self) -> None:
         """Say that an interrupt was seen, and how long the current batch may take."""

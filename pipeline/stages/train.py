@@ -70,6 +70,7 @@ def _train(
             )
         )
         save_checkpoint(task, trainer, metrics)
+        task.progress.event("epoch", label=task.label, **msgspec.to_builtins(metrics[-1]))
         task.progress.advance(note=f"loss {result.loss:.3f}" if test_error is None else f"error {test_error:.2f}%")
     task.progress.finish()
 

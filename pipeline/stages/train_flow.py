@@ -124,6 +124,8 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
         ]
         if last or trainer.iteration % config.checkpoint_every == 0:
             save_checkpoint(task, trainer, log)
+        for line in log[-len(steps) :]:
+            task.progress.event("step", label=task.label, **msgspec.to_builtins(line))
         task.progress.advance(len(steps), note=f"{steps[-1].loss_bits_per_dim:.3f} bits/dim")
     task.progress.finish()
 

@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,7 +34,7 @@ from lsmix.data.progress import NullProgress
 from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import temporary_copy
 from lsmix.data.store import open_artifact
-from lsmix.pipeline.api import export_pool, plan, pull, push, run, verify
+from lsmix.pipeline.api import export_pool, list_artifacts, plan, pull, push, run, verify
 from lsmix.pipeline.verify.rebuild import rebuild
 from lsmix.pipeline.views.dataset_card.card import write_card
 
@@ -242,7 +244,7 @@ COMMANDS = {
     "rebuild of a file": ("rebuild", "URL/plan.json", "--data", "digits", "--out", "out"),
 }
 WRONG = {
-    "no bucket": ("s3://no-such-bucket/pool", r"is not there"),
+    "no bucket": ("s3://no-such-bucket/pool", r"is not there: http://127\.0\.0\.1:\d+ has no bucket 'no-such-bucket'"),
     "no artifact": ("s3://bucket/nothing", r"is not there"),
     "unknown kind": ("nonsense://bucket/pool", r"lsmix does not read"),
     "no package": ("gs://bucket/pool", r"needs a package that is not installed"),
@@ -297,6 +299,16 @@ def refusing_server(monkeypatch):
             thread.join()
 
 
+def test_a_command_says_that_it_tries_again(command, web):
+    web.statuses["pool/manifest.json"] = 503
+    result = command("show", f"{web.url}/pool")
+    assert result.code == 0
+    assert (
+        result.err
+        == f"warning: '{web.url}/pool' cannot be reached: the server answers 503 Service Unavailable. Trying again in 0 s\n"
+    )
+
+
 @pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_refused_credentials_are_told(words, command, monkeypatch):
     with refusing_server(monkeypatch):
@@ -305,6 +317,32 @@ def test_refused_credentials_are_told(words, command, monkeypatch):
     assert "'s3://theirs/pool/" in result.err
     assert "is refused: " in result.err
     assert "Check the URL and your credentials" in result.err
+
+
+@pytest.mark.parametrize("ask", [open_artifact, list_artifacts, lambda url: push(write_pool(Path("p")), url)])
+def test_a_missing_bucket_a_wrong_key_and_a_dead_endpoint_each_get_their_own_sentence(ask, s3, monkeypatch, caplog):
+    from fsspec.config import conf
+
+    make_bucket("bucket")
+    host = f"http://127.0.0.1:{s3.get_host_and_port()[1]}"
+    with pytest.raises(DownloadError, match=f"'s3://nowhere/pool' is not there: {host} has no bucket 'nowhere'"):
+        ask("s3://nowhere/pool")
+    for allowed in (b"0", b"inf"):  # requests with any key
+        order = urllib.request.Request(f"{host}/moto-api/reset-auth", allowed, {"Content-Type": "text/plain"})
+        urllib.request.urlopen(order).close()
+        if allowed == b"0":
+            with pytest.raises(
+                DownloadError, match=r"is refused: The AWS Access Key Id you .*\. Check the URL and your cre"
+            ):
+                ask("s3://bucket/pool")
+    shutil.rmtree("p", ignore_errors=True)
+    monkeypatch.setitem(conf, "s3", {"endpoint_url": "http://127.0.0.1:9", "key": "a", "secret": "b"})
+    caplog.clear()
+    begun = time.time()
+    with pytest.raises(DownloadError, match=r"cannot be reached: .*127\.0\.0\.1:9/.*Check the endpoint"):
+        ask("s3://bucket/pool")
+    told = [record for record in caplog.records if record.name == "lsmix" and "Trying again" in record.message]
+    assert told[0].created - begun < 5
 
 
 @pytest.mark.parametrize("words", [words for words in COMMANDS.values() if words[0] not in ("rebuild",)])

@@ -10,7 +10,9 @@ import time
 import msgspec
 import pytest
 
+import lsmix
 from lsmix.data.progress import NullProgress
+from lsmix.pipeline.config.results import read_log
 from lsmix.pipeline.engine.progress import Throughput
 from lsmix.pipeline.engine.run_log import LOG_FOLDER, logged
 from lsmix.pipeline.workspace.locks import artifact_lock, working_owners
@@ -40,6 +42,32 @@ def test_a_run_that_makes_something_leaves_a_log_and_one_that_does_not_leaves_no
     assert all(line["at"].startswith("20") for line in log)
     assert command(*words).code == 0
     assert len(lines(tmp_path)) == 1
+
+
+class Events(NullProgress):
+    def __init__(self):
+        self.seen = []
+
+    def event(self, kind, **facts):
+        self.seen.append((kind, facts))
+
+
+def test_trainers_tell_each_step_and_epoch_as_they_log_it(tiny_recipe, tmp_path):
+    told = Events()
+    flow = lsmix.run(tiny_recipe, stage="train-glow", workspace=tmp_path, device="cpu", progress=told)
+    steps = [facts for kind, facts in told.seen if kind == "step"]
+    assert [
+        {**msgspec.to_builtins(line), "label": "train-glow tiny"} for line in read_log(flow["train-glow/tiny"].folder)
+    ] == steps
+    result = lsmix.run(tiny_recipe, stage="train", workspace=tmp_path, device="cpu", progress=told)
+    for item in result.built:
+        if item.stage == "train":
+            found = json.loads((item.folder / "metrics.json").read_text(encoding="utf-8"))
+            label = f"train {item.name}"
+            assert [{**one, "label": label} for one in found] == [
+                f for k, f in told.seen if k == "epoch" and f["label"] == label
+            ]
+    assert not any(line["event"] == "step" for log in lines(tmp_path) for line in log)
 
 
 def test_an_error_and_an_interruption_end_the_log(tiny_recipe, tmp_path, command, monkeypatch):
