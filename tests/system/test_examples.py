@@ -1,12 +1,16 @@
 """The examples train on a pool as their first lines say, and a receiver of a pool needs little more than NumPy and torch."""
 
+import contextlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -110,6 +114,67 @@ def test_the_lightning_example_trains(pool: Path, tmp_path: Path) -> None:
     printed = example("lightning_train.py", pool, "--epochs", 2, inside=tmp_path)
     assert re.search(LINE.format(epoch=1), printed)
     assert re.search(LINE.format(epoch=2), printed)
+
+
+def documented(word: str) -> str:
+    """Return the block of the training page that holds a word."""
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    return next(block for block in re.findall(r"^```py\n(.*?)^```$", page, re.MULTILINE | re.DOTALL) if word in block)
+
+
+class _Tracked(contextlib.nullcontext[Any]):
+    """What wandb.init and mlflow.start_run return."""
+
+    def __init__(self, log: Callable[..., None]) -> None:
+        super().__init__(self)
+        self.log = log
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_trackers_get_the_figures_of_each_step_and_epoch(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(recipe: str, progress: Any) -> None:
+        assert recipe == "my.toml"
+        progress.start("train-glow f", 1, "iteration")
+        progress.event("step", label="train-glow f", iteration=7, loss_bits_per_dim=4.5, train_bits_per_dim=None)
+        progress.event("epoch", label="train c", epoch=2, loss=0.25, test_error=None)
+
+    monkeypatch.chdir(tmp_path)
+    seen: list[Any] = []
+    if name == "tensorboard":
+        pytest.importorskip("tensorboard")
+    else:  # a stand-in for both, which has what the page calls
+        calls = {"init": lambda project: _Tracked(lambda values: seen.append((values, values.pop("at")))),
+                 "start_run": lambda: _Tracked(print), "log_metrics": lambda values, step: seen.append((values, step))}  # fmt: skip
+        monkeypatch.setitem(sys.modules, name, SimpleNamespace(**calls))
+    names: dict[str, Any] = {"lsmix": SimpleNamespace(run=run)}
+    for word in ("NullProgress", f"import {name}" if name != "tensorboard" else name):
+        exec(documented(word), names)
+    if name == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator("tensorboard").Reload()
+        tags = ("train-glow f/loss_bits_per_dim", "train c/loss")
+        seen = [({tag: one.value}, one.step) for tag in tags for one in events.Scalars(tag)]
+    assert seen == [({"train-glow f/loss_bits_per_dim": 4.5}, 7), ({"train c/loss": 0.25}, 2)]
+
+
+def test_the_trainer_of_transformers_trains(pool: Path, tmp_path: Path) -> None:
+    for package in ("transformers", "accelerate"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}, which is not installed")
+    before = (
+        "import lsmix, torch\nfrom torch.nn.functional import cross_entropy\n"
+        f"pool = lsmix.open_pool({str(pool)!r})\nmodel = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10))\n"
+        "model(torch.zeros(1, *pool.as_dataset()[0]['image'].shape))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", before + documented("transformers")],
+        cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"'?train_loss'?: '?\d", done.stdout)
 
 
 BLOCKED = ("dask", "distributed", "zarr", "h5py", "matplotlib", "PIL", "click", "jinja2")
