@@ -26,7 +26,7 @@ from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
-from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
+from lsmix.pipeline.verify.inputs import check_flow, flow_of_lsmix, provide_dataset
 from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["RebuildResult", "rebuild"]
@@ -219,6 +219,8 @@ def _expected(expect: str, original: Artifact | None) -> str:
 def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Artifact | None:
     if flow is not None:
         return check_flow(flow, plan)
+    if plan.latent and (found := flow_of_lsmix(plan)):
+        return found
     if plan.latent:
         raise RecipeError(
             f"the plan mixes latents of the flow {plan.inputs['flow'][:12]}…: name that flow's folder with '--flow'."

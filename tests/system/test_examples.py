@@ -69,6 +69,7 @@ def test_examples_are_not_in_the_wheel() -> None:
     assert "examples" not in (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[tool.ruff]")[0]
 
 
+@pytest.mark.slow
 def test_the_plain_example_goes_on_in_mid_epoch_to_the_same_weights(
     pool: Path, finished_workspace: Path, tmp_path: Path
 ) -> None:
@@ -92,6 +93,7 @@ def test_the_plain_example_goes_on_in_mid_epoch_to_the_same_weights(
         assert torch.equal(values, stopped["model"][name]), name
 
 
+@pytest.mark.slow
 def test_the_timm_example_trains_with_what_timm_promises(pool: Path, tmp_path: Path) -> None:
     (tmp_path / "timm").mkdir()
     for module in ("__init__", "loss", "optim", "scheduler"):
@@ -108,6 +110,7 @@ def test_the_timm_example_trains_a_model_of_timm(pool: Path, tmp_path: Path) -> 
     assert re.search(LINE.format(epoch=1), example("timm_train.py", pool, "--epochs", 1, "--size", 32, inside=tmp_path))
 
 
+@pytest.mark.slow
 def test_the_lightning_example_trains(pool: Path, tmp_path: Path) -> None:
     if importlib.util.find_spec("lightning") is None:
         pytest.skip("needs lightning, which is not installed")

@@ -119,6 +119,7 @@ def test_later_calls_go_on_from_what_was_carried_and_train_no_flow_again(tmp_pat
     assert "All steps are done." in log
 
 
+@pytest.mark.slow
 def test_a_training_that_was_interrupted_goes_on_from_its_carried_checkpoint(tmp_path, monkeypatch):
     module_ = module("evidence")
     evidence(tmp_path / "whole", "--steps", "1")

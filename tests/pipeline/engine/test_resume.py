@@ -63,7 +63,7 @@ print(json.dumps(codes))
     [
         ("ingest", (1, 2, 3)),
         ("train-glow", (1, 2, 4, 9, 11)),  # two a checkpoint: of the file, then of its folder
-        ("encode", (1, 3, 14, 20, 33)),
+        pytest.param("encode", (1, 3, 14, 20, 33), marks=pytest.mark.slow),  # in shards, as mix
         ("mix", (2, 27, 55, 90)),
         ("train", (1, 3, 6)),
     ],

@@ -294,3 +294,17 @@ def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(
     assert "source_a" not in comparison.columns
     assert not comparison.within(255)
     assert "lam differs in 600 rows, first in row 0" in comparison.text()
+
+
+def test_the_flow_that_comes_with_lsmix_is_found_without_being_named(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    np.savez(tmp_path / "x.npz", train_images=images, train_labels=np.arange(8) % 2)
+    recipe = {"name": "x", "data": {"path": tmp_path / "x.npz", "test": 2}, "flow": {"path": "natural-32"}}
+    pool = run({**recipe, "pools": {"p": {"copies": 1}}}, workspace=tmp_path / "runs", stage="mix", device="cpu")[
+        "mix/p"
+    ]
+    shutil.copytree(pool.folder, tmp_path / "received")
+    data = tmp_path / "x.npz"
+    assert verify(tmp_path / "received", deep=True, data=data, device="cpu")["deep"]["pixels_differing"] == 0
+    made = rebuild(tmp_path / "received" / "plan.json", data=data, out=tmp_path / "again", device="cpu")
+    assert made.content_digest == pool.manifest.content_digest

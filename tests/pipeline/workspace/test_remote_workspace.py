@@ -33,7 +33,7 @@ def s3():
         yield
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def url(request):
     """Return the URL of an empty place."""
     name = uuid.uuid4().hex
