@@ -4,9 +4,9 @@
 checkout, the metadata that ``importlib.metadata`` asks for, and what the wheels in the folder WHEELS hold.
 """
 
+import re
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 __all__ = ["main", "prepare"]
@@ -26,10 +26,11 @@ def prepare(folder: Path, wheels: Path | None = None) -> None:
     link = folder / "lsmix"
     link.unlink(missing_ok=True)
     link.symlink_to(_ROOT, target_is_directory=True)
-    project = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    metadata = folder / f"lsmix-{project['version']}.dist-info"
+    found = re.search(r'^__version__ = "(.+)"$', (_ROOT / "__init__.py").read_text(encoding="utf-8"), re.MULTILINE)
+    version = found[1] if found else "0"
+    metadata = folder / f"lsmix-{version}.dist-info"
     metadata.mkdir(exist_ok=True)
-    text = f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    text = f"Metadata-Version: 2.1\nName: lsmix\nVersion: {version}\n"
     (metadata / "METADATA").write_text(text, encoding="utf-8")
 
 

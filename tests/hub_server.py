@@ -158,9 +158,11 @@ def hub_server(monkeypatch):
         server.url = f"http://127.0.0.1:{server.server_port}"
         monkeypatch.setenv("no_proxy", "*")
         monkeypatch.setenv("HF_TOKEN", "hf_test")
-        for name, value in {"ENDPOINT": server.url, "HF_HUB_DISABLE_XET": True}.items():
+        for name, value in {"ENDPOINT": server.url, "HF_HUB_DISABLE_XET": True, "HF_HUB_OFFLINE": False}.items():
             monkeypatch.setattr(constants, name, value)
-            monkeypatch.setenv({"ENDPOINT": "HF_ENDPOINT"}.get(name, name), str(value))  # of processes that are started
+            monkeypatch.setenv(
+                {"ENDPOINT": "HF_ENDPOINT"}.get(name, name), str(value) if value else ""
+            )  # of processes that are started
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
