@@ -19,15 +19,16 @@ export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 # SLURM sends USR1 two minutes before the time is up: lsmix stops at the next safe point, and the job goes on later.
 # TERM is scancel or preemption: lsmix stops likewise, and whether the job goes on is SLURM's to say.
 time_is_up=
-trap 'time_is_up=1; kill -TERM "$child" 2>/dev/null' USR1
-trap 'kill -TERM "$child" 2>/dev/null' TERM INT
+trap 'time_is_up=1 signalled=1; kill -TERM "$child" 2>/dev/null' USR1
+trap 'signalled=1; kill -TERM "$child" 2>/dev/null' TERM INT
 lsmix "${words[@]}" &
 child=$!
-wait "$child"
-code=$?
-while kill -0 "$child" 2>/dev/null; do # a signal ends the waiting, and not lsmix
+code=127 signalled=1
+while [ -n "$signalled" ]; do # a signal ends the waiting, and not lsmix
+    signalled=
     wait "$child"
-    code=$?
+    status=$?
+    [ "$status" = 127 ] || code=$status # 127: its code is known already
 done
 
 again=
