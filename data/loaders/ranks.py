@@ -3,6 +3,7 @@
 torch is imported when something is sent, so that stages can name their ranks without it.
 """
 
+import atexit
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,7 @@ def join_ranks() -> Ranks:
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with _connected():
         torch.distributed.init_process_group(backend, timeout=_TIMEOUT)
+    atexit.register(torch.distributed.destroy_process_group)  # its threads abort a process that exits without
     return Ranks(
         rank=torch.distributed.get_rank(),
         size=torch.distributed.get_world_size(),

@@ -18,11 +18,12 @@ export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}"
 
 # SLURM sends USR1 two minutes before the time is up: lsmix stops at the next safe point, and the job goes on later.
 # TERM is scancel or preemption: lsmix stops likewise, and whether the job goes on is SLURM's to say.
-time_is_up=
-trap 'time_is_up=1 signalled=1; kill -TERM "$child" 2>/dev/null' USR1
-trap 'signalled=1; kill -TERM "$child" 2>/dev/null' TERM INT
+time_is_up='' signalled='' child=''
+trap 'time_is_up=1 signalled=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' USR1
+trap 'signalled=1; [ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
 lsmix "${words[@]}" &
 child=$!
+[ -z "$signalled" ] || kill -TERM "$child" 2>/dev/null # it came before there was a process to stop
 code=127 signalled=1
 while [ -n "$signalled" ]; do # a signal ends the waiting, and not lsmix
     signalled=
