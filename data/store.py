@@ -26,6 +26,7 @@ __all__ = [
     "open_artifact",
     "open_flow_artifact",
     "open_input",
+    "shipped_flow",
     "trim_location",
 ]
 
@@ -113,6 +114,12 @@ def open_flow_artifact(place: Path | str | Artifact) -> Artifact:
         files=files,
     )
     return Artifact(manifest=manifest, folder=folder)
+
+
+def shipped_flow(digest: str | None) -> Artifact | None:
+    """Return the flow that comes with lsmix if it has this content digest, else None."""
+    artifact = open_flow_artifact(NATURAL_32) if digest else None
+    return artifact if artifact and artifact.manifest.content_digest == digest else None
 
 
 def open_input(place: Path | str | Artifact, role: str) -> Artifact:

@@ -23,7 +23,7 @@ from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingErro
 from lsmix.data.latents import open_latents
 from lsmix.data.pool_spec import PoolSpec, Provenance
 from lsmix.data.progress import Progress
-from lsmix.data.store import NATURAL_32, local_folder, open_artifact, open_flow_artifact, open_input
+from lsmix.data.store import local_folder, open_artifact, open_input, shipped_flow
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.runner import bring_up_to_date
@@ -32,7 +32,7 @@ from lsmix.pipeline.stages.ingest import INGEST, dataset_counts
 from lsmix.pipeline.workspace.cache_key import KEY_DIGITS
 from lsmix.pipeline.workspace.workspace import Workspace
 
-__all__ = ["PoolInputs", "check_flow", "find_base", "flow_of_lsmix", "provide_dataset", "require"]
+__all__ = ["PoolInputs", "check_flow", "find_base", "provide_dataset", "require"]
 
 _DIGITS = "digits"  # the built-in data set, which has no path
 
@@ -78,15 +78,9 @@ def find_base(
     return PoolInputs(
         dataset=dataset or _found(home, "ingest", plan.origin.content_digest),
         latents=_found(home, "encode", plan.inputs.get("latents")),
-        flow=given or _found(home, "train-glow", plan.inputs.get("flow")) or flow_of_lsmix(plan),
+        flow=given or _found(home, "train-glow", plan.inputs.get("flow")) or shipped_flow(plan.inputs.get("flow")),
         given=str(data) if data and local_folder(data) else "",
     )
-
-
-def flow_of_lsmix(plan: PoolSpec) -> Artifact | None:
-    """Return the flow that comes with lsmix if it is the one of a plan, else None."""
-    artifact = open_flow_artifact(NATURAL_32)
-    return artifact if artifact.manifest.content_digest == plan.inputs.get("flow") else None
 
 
 def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:

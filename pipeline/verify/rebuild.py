@@ -18,7 +18,7 @@ from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import MOST_SPEC_BYTES, PLAN_NAME, PoolSpec, check_pool, parse_spec
 from lsmix.data.progress import NullProgress, Progress, graceful_signals
 from lsmix.data.remote import open_remote
-from lsmix.data.store import local_folder, local_target, open_artifact, trim_location
+from lsmix.data.store import local_folder, local_target, open_artifact, shipped_flow, trim_location
 from lsmix.pipeline.engine.dask import make_executor
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date
 from lsmix.pipeline.engine.shards import Executor
@@ -26,7 +26,7 @@ from lsmix.pipeline.engine.stage import Node
 from lsmix.pipeline.stages.encode import ENCODE
 from lsmix.pipeline.stages.mix import MIX
 from lsmix.pipeline.verify.compare import PoolComparison, compare_pools, same_kind_of_device
-from lsmix.pipeline.verify.inputs import check_flow, flow_of_lsmix, provide_dataset
+from lsmix.pipeline.verify.inputs import check_flow, provide_dataset
 from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["RebuildResult", "rebuild"]
@@ -219,13 +219,12 @@ def _expected(expect: str, original: Artifact | None) -> str:
 def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Artifact | None:
     if flow is not None:
         return check_flow(flow, plan)
-    if plan.latent and (found := flow_of_lsmix(plan)):
-        return found
-    if plan.latent:
+    found = shipped_flow(plan.inputs.get("flow"))
+    if plan.latent and not found:
         raise RecipeError(
             f"the plan mixes latents of the flow {plan.inputs['flow'][:12]}…: name that flow's folder with '--flow'."
         )
-    return None
+    return found
 
 
 def _nodes(plan: PoolSpec, dataset: Artifact, flow: Artifact | None, name: str) -> list[Node]:

@@ -21,7 +21,7 @@ from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingErro
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
-from lsmix.data.store import NATURAL_32, local_folder, open_artifact, open_flow_artifact
+from lsmix.data.store import local_folder, open_artifact, shipped_flow
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_root
 
@@ -273,7 +273,7 @@ def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
         except LsmixError:
             return None
         if artifact is None and record.role == "flow":
-            artifact = open_flow_artifact(NATURAL_32)
+            artifact = shipped_flow(record.content_digest)
         if artifact is None or artifact.manifest.content_digest != record.content_digest:
             return None
         found[record.role] = artifact
