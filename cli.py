@@ -405,8 +405,9 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 
     place, nodes = None, []
     for recipe in recipes:
-        content, _, place = plan(recipe, workspace=workspace, overrides=overrides)
-        for scale in ("", *content.scale):
+        content, wanted, place = plan(recipe, workspace=workspace, overrides=overrides)
+        nodes += wanted
+        for scale in content.scale:
             nodes += plan(recipe, workspace=workspace, overrides=overrides, scale=scale)[1]
     found = collect_garbage(nodes, place, delete=delete) if place else []
     _print("gc", found, garbage_lines(found, delete=delete), as_json)
@@ -444,12 +445,8 @@ def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
 
 
 def _print_run(result: "RunResult", as_json: bool) -> None:
-    _print(
-        "run",
-        result.to_dict(),
-        run_lines(result.built, result.error_rates, result.naturalness, result.report_place),
-        as_json,
-    )
+    lines = run_lines(result.built, result.error_rates, result.naturalness, result.report_place)
+    _print("run", result.to_dict(), lines, as_json)
 
 
 def main() -> None:

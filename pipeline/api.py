@@ -165,6 +165,12 @@ def _check_stage(name: str) -> None:
         raise RecipeError(f"unknown stage {name!r}.{nearest(name, list(STAGES))}")
 
 
+def _asked(recipe: RecipeSource, stage: str, overrides: Sequence[str], scale: str, device: str) -> dict[str, Any]:
+    """Return what a run's log says that was asked for."""
+    asked = {"recipe": recipe_name(recipe), "stage": stage, "overrides": list(overrides)}
+    return {**asked, "scale": scale, "device": device}
+
+
 def run(
     recipe: RecipeSource,
     *,
@@ -206,13 +212,7 @@ def run(
     if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {
-        "recipe": recipe_name(recipe),
-        "stage": stage,
-        "overrides": list(overrides),
-        "scale": scale,
-        "device": device,
-    }
+    asked = _asked(recipe, stage, overrides, scale, device)
     where = {"workers": workers, "scheduler": scheduler}
     with logged(progress, place.root, "run", **asked, **where, force=force) as log, executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
@@ -246,13 +246,7 @@ def run_array_task(
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = {
-        "recipe": recipe_name(recipe),
-        "stage": stage,
-        "overrides": list(overrides),
-        "scale": scale,
-        "device": device,
-    }
+    asked = _asked(recipe, stage, overrides, scale, device)
     task: dict[str, Any] = {"index": index, "size": size}
     with logged(progress, place.root, "array-task", **asked, **task) as log, executor:
         return array_task.run_array_task(

@@ -9,6 +9,8 @@ import threading
 from contextlib import contextmanager
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from places import serving
+
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -165,10 +167,5 @@ def hub_server(monkeypatch):
             )  # of processes that are started
         template = f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
+        with serving(server):
             yield server
-        finally:
-            server.shutdown()
-            thread.join()

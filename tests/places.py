@@ -55,6 +55,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
+def serving(server):
+    """Let a server answer, in a thread."""
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        thread.join()
+
+
+@contextmanager
 def web_server(folder):
     """Serve a folder; yield the server, with ``url``, what it was asked, and how it shall fail."""
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
@@ -68,13 +80,8 @@ def web_server(folder):
         server.ranges = True
         server.url = f"http://127.0.0.1:{server.server_port}"
         server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
+        with serving(server):
             yield server
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @contextmanager

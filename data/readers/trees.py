@@ -25,6 +25,7 @@ __all__ = [
     "FileTree",
     "TarTree",
     "check_packing",
+    "is_hidden",
     "open_published",
     "open_tree",
     "part_order",
@@ -83,6 +84,11 @@ def open_tree(path: Path) -> Iterator[FileTree]:
             yield TarTree(path, stack)
         else:
             raise SourceError(f"{str(path)!r} is no folder, zip or tar of images. Check the path.")
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether a file or a folder that it is in is hidden, by the name that ``walk`` gives."""
+    return name.startswith(".") or "/." in name
 
 
 def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:

@@ -116,9 +116,10 @@ class Resolver:
     def slow_seconds(self, nodes: Sequence[Node]) -> list[float] | None:
         """Return the seconds of each node that is still to make, but none if even all would take no day; None if not known."""
         costs = [self.cost(node) for node in nodes]
-        flops = sum(cost.flops for cost in costs if cost)
-        if None in costs or flops / _GUESSED_FLOPS_PER_SECOND < _SLOW_SECONDS:
-            return None if None in costs else []
+        if None in costs:
+            return None
+        if sum(cost.flops for cost in costs if cost) / _GUESSED_FLOPS_PER_SECOND < _SLOW_SECONDS:
+            return []
         return [
             self.seconds(node.stage.name, cost) if cost and self.artifact(node) is None else 0.0
             for node, cost in zip(nodes, costs, strict=True)

@@ -29,7 +29,7 @@ from lsmix.data.readers.source_images import (
     SourceReport,
     has_ending,
 )
-from lsmix.data.readers.trees import TREE_ENDINGS, FileTree, open_tree, part_order, peek_names, walk
+from lsmix.data.readers.trees import TREE_ENDINGS, FileTree, is_hidden, open_tree, part_order, peek_names, walk
 
 __all__ = ["IMAGE_FOLDER"]
 
@@ -87,7 +87,7 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
 
 
 def _is_hidden(name: str) -> bool:
-    return name.startswith((".", "__MACOSX/")) or "/." in name
+    return is_hidden(name) or name.startswith("__MACOSX/")
 
 
 def _ending(name: str) -> str:

@@ -26,7 +26,7 @@ from lsmix.data.readers.source_images import (
     has_ending,
     most_unpacked,
 )
-from lsmix.data.readers.trees import part_order, walk
+from lsmix.data.readers.trees import is_hidden, part_order, walk
 
 __all__ = ["PARQUET"]
 
@@ -39,9 +39,7 @@ _GROUPS = 2  # row groups in memory: the one in use, and the next
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    names = (
-        name for name in walk(path) if name.lower().endswith(_ENDINGS) and not name.startswith(".") and "/." not in name
-    )
+    names = (name for name in walk(path) if name.lower().endswith(_ENDINGS) and not is_hidden(name))
     return [path / name for name in sorted(names, key=part_order)]
 
 

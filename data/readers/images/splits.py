@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
 from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
-from lsmix.data.readers.trees import walk
+from lsmix.data.readers.trees import is_hidden, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +35,7 @@ class Labelled(NamedTuple):
 def leave_out_beside(path: Path, report: SourceReport) -> None:
     """Count the image files in the folder of a data set that is in other files."""
     for name in walk(path) if path.is_dir() else ():
-        if Path(name).suffix.lower() in IMAGE_ENDINGS and not name.startswith(".") and "/." not in name:
+        if Path(name).suffix.lower() in IMAGE_ENDINGS and not is_hidden(name):
             report.found += 1
             report.leave_out("an image file, but the data set is in other files", name)
 
