@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from scipy.stats import spearmanr
 
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import LockedError
 from lsmix.data.progress import NullProgress
 from lsmix.pipeline.api import RunResult, run
@@ -38,7 +38,6 @@ _GAINS: Mapping[str, Mapping[str, str]] = {
     "table4": {"swapmix": "swap-mix", "reversemix": "reverse-mix"},
 }
 _RETRY_SECONDS = 60.0  # where another process makes what this one needs
-_TEST_IMAGES = 10_000
 
 
 class _Log(NullProgress):
@@ -65,13 +64,14 @@ class Desk:
         rest = {"curve": self._curve, "naturalness": self._naturalness, "gains": self._gains}
         return {"natural-32": self._natural_32, **tables, **rest}
 
-    def _run(self, recipe: str, scale: str) -> RunResult:
+    def _run(self, recipe: str, scale: str, stage: str = "") -> RunResult:
         overrides = [*self._overrides, *([f"flow.path={self._flow}"] if self._flow else [])]
         while True:
             try:
                 return run(
                     recipe_path(recipe),
                     workspace=self._workspace,
+                    stage=stage,
                     overrides=overrides,
                     scale=scale,
                     device="cpu",
@@ -162,9 +162,7 @@ class Desk:
         from lsmix.glow.checkpoint import load_flow
 
         flow = load_flow(self._flow or "natural-32")
-        data = Path(json.loads(self._overrides[0].partition("=")[2]))
-        raw = np.fromfile(data / "test_batch.bin", np.uint8).reshape(-1, 3073)[:_TEST_IMAGES, 1:]
-        images = np.ascontiguousarray(raw.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+        images = open_dataset(self._run("table1-cifar10", "desk", "ingest")["ingest"].artifact).test.images
         exact = bits = 0.0
         for start in range(0, len(images), 1000):
             part = images[start : start + 1000]

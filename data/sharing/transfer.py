@@ -123,10 +123,11 @@ def push_artifact(
     if claimed:
         _check_free(place, own[_BEGUN], found)
     changed = there is None or set(there.files) != set(manifest.files)
-    batches = _batches([*manifest.files, *([listing] if changed else [])], place.files_at_once)
+    files = [*manifest.files, *([listing] if changed else [])]
+    batches = _batches(files, place.files_at_once)
     claimed = claimed and len(batches) > 1  # one batch arrives as a whole or not at all
     if claimed:
-        batches = _batches([note, *manifest.files, listing], place.files_at_once)
+        batches = _batches([note, *files], place.files_at_once)
     with tempfile.TemporaryDirectory(prefix="lsmix-") as scratch:
 
         def source(record: FileRecord) -> Path:
