@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,36 +107,36 @@ def split_sizes(summary: SourceSummary) -> dict[str, int]:
 
 
 def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
-    def seconds(stage: Stage, config: Any, size: DatasetSize) -> float:
-        return resolver.seconds(stage.name, stage.estimate(config, size))
-
     levels = max(2, min(4, (min(size.height, size.width) // 4).bit_length() - 1))  # 32×32 → 4×4
     if (size.height, size.width, size.channels) == (_SIDE, _SIDE, 3):
-        return _with_classifier(with_fields(_NATURAL, threads=min(8, os.cpu_count() or 1)), size, seconds)
+        return _with_classifier(with_fields(_NATURAL, threads=min(8, os.cpu_count() or 1)), size, resolver)
     least, most = _ITERATIONS
     most = max(least, min(most, _FLOW_EPOCHS * size.images // _BATCH))
     flow = FlowRecipe()
     for steps, hidden in _FLOWS:
         flow = FlowRecipe(levels=levels, steps=steps, hidden=hidden, threads=min(8, os.cpu_count() or 1))
         size = replace(size, flow=flow)
-        one = seconds(TRAIN_GLOW, with_fields(flow, training=FlowTraining(iterations=1000, batch_size=_BATCH)), size)
+        thousand = with_fields(flow, training=FlowTraining(iterations=1000, batch_size=_BATCH))
+        one = _seconds(resolver, TRAIN_GLOW, thousand, size)
         iterations = min(most, int(1000 * _FLOW_SECONDS / one))
         if iterations >= least:
             break
     training = FlowTraining(
         iterations=max(least, iterations // 100 * 100), batch_size=_BATCH, learning_rate=5e-4, warmup=100
     )
-    return _with_classifier(with_fields(flow, training=training), size, seconds)
+    return _with_classifier(with_fields(flow, training=training), size, resolver)
 
 
-def _with_classifier(
-    flow: FlowRecipe, size: DatasetSize, seconds_of: Callable[[Stage, Any, DatasetSize], float]
-) -> _Plan:
+def _seconds(resolver: Resolver, stage: Stage, config: Any, size: DatasetSize) -> float:
+    return resolver.seconds(stage.name, stage.estimate(config, size))
+
+
+def _with_classifier(flow: FlowRecipe, size: DatasetSize, resolver: Resolver) -> _Plan:
     """Add the classifier and the pool to a flow."""
     size = replace(size, flow=flow)
 
     def seconds(stage: Stage, config: Any) -> float:
-        return seconds_of(stage, config, size)
+        return _seconds(resolver, stage, config, size)
 
     classifier = TrainConfig()
     for width in _WIDTHS:
