@@ -52,7 +52,8 @@ class _Log(NullProgress):
 class Desk:
     """The steps, and where they read and write."""
 
-    def __init__(self, data: Path, workspace: Path, out: Path, flow: str) -> None:
+    def __init__(self, data: Path, workspace: Path, out: Path, flow: str, device: str = "cpu") -> None:
+        self._device = device
         self._overrides = [f"data.path={json.dumps(str(data.resolve()))}"]
         self._flow = flow
         self._workspace, self._out = workspace, out
@@ -74,7 +75,7 @@ class Desk:
                     stage=stage,
                     overrides=overrides,
                     scale=scale,
-                    device="cpu",
+                    device=self._device,
                     progress=_Log(),
                 )
             except LockedError:
@@ -208,8 +209,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workspace", type=Path, default=Path("runs"))
     parser.add_argument("--out", type=Path, default=Path("build/desk"))
     parser.add_argument("--flow", default="", help="another flow than natural-32")
+    parser.add_argument("--device", default="cpu", help="cuda where there is one")
     options = parser.parse_args(arguments)
-    steps = Desk(options.data, options.workspace, options.out, options.flow).steps()
+    steps = Desk(options.data, options.workspace, options.out, options.flow, options.device).steps()
     unknown = [name for name in options.steps if name not in steps]
     if unknown:
         parser.error(f"no step {unknown[0]!r}; there are {', '.join(steps)}")

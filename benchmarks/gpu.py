@@ -81,13 +81,17 @@ def require_cuda() -> str:
     return "cuda"
 
 
+def _marked_files() -> list[Path]:
+    """Return the files of tests that have the mark gpu."""
+    return [path for path in sorted((_ROOT / "tests").rglob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
+
+
 def _test(results: Results, *, tiny: bool) -> None:
     """Run the tests that are marked gpu, in a process of their own; their output goes to tests.txt.
 
     Only files that have the mark are collected: a machine with a GPU may lack what the others import.
     """
-    marked = [path for path in sorted((_ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text("utf-8")]
-    marked = marked[:1] if tiny else marked
+    marked = _marked_files()[:1] if tiny else _marked_files()
     words = ["-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", "--durations=8"]
     done = subprocess.run(
         [sys.executable, *words, "--continue-on-collection-errors", *map(str, marked)],
