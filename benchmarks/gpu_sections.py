@@ -128,11 +128,12 @@ class Bench:
         }
         for name, work in pieces.items():
             add(f"of a step: {name}", self._timed(work), "ms")
-        self._trainer("float32").steps(size.trained)
+        self._trainer("float32", learning_rate=1e-4).steps(size.trained)
 
-    def _trainer(self, precision: Any, *, light: bool = False) -> FlowTrainer:
+    def _trainer(self, precision: Any, *, light: bool = False, learning_rate: float = 1e-12) -> FlowTrainer:
+        """Return a trainer of the flow; by default one that all but leaves it as it is, since each starts Adam anew."""
         settings = FlowTraining(
-            batch_size=self.size.train_batch, precision=precision, memory_light=light, learning_rate=1e-4
+            batch_size=self.size.train_batch, precision=precision, memory_light=light, learning_rate=learning_rate
         )
         return FlowTrainer(self.flow, settings, self.images)
 
@@ -236,11 +237,13 @@ class Bench:
                 loader = ArrayLoader(images, labels, size.class_batch)
                 self._reset_peak()
                 took = self._timed(lambda t=trainer, source=loader: t.run_epoch(source), 2, warm=1) / size.class_updates
+                busy = self._busy_ms(lambda t=trainer, source=loader: t.run_epoch(source)) / size.class_updates
                 self.results.add(
                     f"{architecture}, {precision}, batch {size.class_batch}",
                     took,
                     "ms a step",
                     roofline.classifier_step_ms(architecture, precision),
+                    busy_ms=busy,
                     peak_MiB=self._peak_mib(),
                 )
 

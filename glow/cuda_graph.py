@@ -74,7 +74,7 @@ class Replayed:
     def _record(self, x: torch.Tensor, state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         while len(self._recordings) >= _MOST_RECORDINGS:
             del self._recordings[next(iter(self._recordings))]
-        before = [value.clone() for value in state]
+        before = _copies(state)
         try:
             recording, why = self._checked(x, state, before)
         except RuntimeError as error:  # what cannot be recorded, and memory that ran out
@@ -97,8 +97,8 @@ class Replayed:
         with _on_stream(stream):
             for _ in range(_WARM_UPS):
                 _restore(state, before)
-                expected = [result.clone() for result in self._function(x)]
-            expected_state = [value.clone() for value in state]
+                expected = _copies(self._function(x))
+            expected_state = _copies(state)
         own = x.clone()
         graph, results = _capture(self._function, own, stream)
         _restore(state, before)
@@ -136,11 +136,13 @@ def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
 def _capture(function: _Function, x: torch.Tensor, stream: torch.cuda.Stream) -> tuple[_Graph, list[torch.Tensor]]:
     """Record a call of ``function`` with x, without running it; return the graph, and the tensors that it will fill."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    around = torch.cuda.current_stream(x.device)
     try:
         # Other threads, such as one that loads images, may use the device meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = list(function(x))
     except RuntimeError:
+        torch.cuda.set_stream(around)  # a capture that fails at its end leaves its own stream current (seen in 2.11)
         # Before 2.12 torch leaves the pool of a failed capture open, and each later empty_cache() fails an assertion
         # (https://github.com/pytorch/pytorch/pull/180395).
         with contextlib.suppress(RuntimeError):
@@ -151,6 +153,11 @@ def _capture(function: _Function, x: torch.Tensor, stream: torch.cuda.Stream) ->
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:
     return tuple([tensor.data_ptr() for tensor in tensors])
+
+
+def _copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return copies without autograd's graph: that would keep nodes of this stream, which break a recording on another."""
+    return [tensor.detach().clone() for tensor in tensors]
 
 
 @torch.no_grad()

@@ -4,9 +4,11 @@ Threads are set by the environment, before anything imports torch, so that subpr
 have them too and tests without torch never load it.
 """
 
+import contextlib
 import os
 import shutil
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if not torch.cuda.is_available():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device; there is none"))
+
+
+@pytest.fixture
+def waits_fail() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """Return what lets anything that waits for the CUDA device, but for events, raise inside a block."""
+
+    @contextlib.contextmanager
+    def block() -> Iterator[None]:
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this mode of torch is a prototype
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    return block
 
 
 @pytest.fixture(scope="session")

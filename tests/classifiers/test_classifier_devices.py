@@ -202,16 +202,13 @@ def test_a_loss_is_asked_for_once_in_many_updates_only(monkeypatch: pytest.Monke
 @pytest.mark.gpu
 @every_network
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields: dict[str, Any], precision: str) -> None:
+def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields: dict[str, Any], precision: str, waits_fail: Any) -> None:
     learner = _trainer(torch.device("cuda"), **fields, precision=precision)
     learner.model.train()
     with arithmetic(precision):
         learner._train_batch(_batch(16), 0)  # loads libraries, which waits
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waits_fail():
             learner._train_batch(_batch(16), 1)
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.mark.gpu

@@ -179,6 +179,20 @@ def test_recorded_training_is_plain_training_and_is_recorded_once(recorder: Reco
     _same_state(recorded, plain)
 
 
+def test_what_is_kept_to_compare_with_holds_no_node_of_autograd(
+    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A node of a parameter's gradient works on the stream that it was made on, and CUDA then refuses the recording.
+    kept: list[torch.Tensor] = []
+    restore, same = cuda_graph._restore, cuda_graph._same
+    monkeypatch.setattr(cuda_graph, "_restore", lambda to, values: (kept.extend(values), restore(to, values))[1])
+    monkeypatch.setattr(cuda_graph, "_same", lambda found, expected: (kept.extend(expected), same(found, expected))[1])
+    FlowTrainer(_flow(), TRAINING, IMAGES).step()
+    assert kept
+    assert recorder.captures == 1
+    assert not any(value.requires_grad for value in kept)
+
+
 def test_recorded_training_goes_the_way_of_training_on_the_cpu() -> None:
     plain = FlowTrainer(_flow(), TRAINING, IMAGES)
     with emulate_cuda_graphs():
@@ -367,6 +381,8 @@ class _FakeCuda:
 
         monkeypatch.setattr(torch.cuda, "device", device)
         monkeypatch.setattr(torch.cuda, "graph", graph)
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the current stream of {device}")
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.asked.append(("back to", stream)))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
         end = lambda index, pool: self.asked.append(("closed", index, pool))  # noqa: E731 - one line
@@ -388,7 +404,8 @@ def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fail
         cuda_graph._capture(lambda _: [x], OnSecond(), stream)  # type: ignore[arg-type]  # stand-ins
     options = {"pool": (0, 7), "stream": stream, "capture_error_mode": "thread_local"}
     assert cuda.asked[0] == ("cuda:1", options)
-    assert cuda.asked[1:] == ([("closed", 1, (0, 7))] if fails else [])
+    back = ("back to", "the current stream of cuda:1")  # torch leaves the recording's own where its end fails
+    assert cuda.asked[1:] == ([back, ("closed", 1, (0, 7))] if fails else [])
     assert cuda.device == "cuda:0"
 
 

@@ -170,15 +170,12 @@ def test_a_flow_gives_the_same_arrays_with_copies_that_overlap(mode, lazy_device
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 3, 64])
-def test_on_a_gpu_results_are_those_of_the_cpu_and_the_device_is_waited_for_once_a_batch(size):
+def test_on_a_gpu_results_are_those_of_the_cpu_and_the_device_is_waited_for_once_a_batch(size, waits_fail):
     images = np.random.default_rng(0).integers(0, 50, (200, 1000))
 
     def compute(_, batch):
         return [batch[0] * to_device(torch.tensor(2), batch[0].device)]
 
-    torch.cuda.set_sync_debug_mode("error")  # of anything that waits, but for events
-    try:
+    with waits_fail():
         kept = list(run_batches(torch.device("cuda"), rows_of(200, size), lambda rows: [images[rows]], compute))
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     np.testing.assert_array_equal(np.concatenate([result for _, (result,) in kept]), 2 * images)
