@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from lsmix.glow.config import Scale
 from lsmix.glow.layers import ActNorm, AffineCoupling, Conv1x1, log_scale_gradient, log_scale_of, mix_channels
-from lsmix.glow.network import Activations, NetworkWeights, network_gradients, run_network
+from lsmix.glow.network import Activations, NetworkWeights, network_gradients, pixel_rows, run_network
 
 __all__ = ["FlowLevel", "FlowStep", "Folded", "FrozenLevel", "LevelOptions", "couple_", "fold", "level_forward"]
 
@@ -123,7 +123,7 @@ class _Level(torch.autograd.Function):
                 step = _Step(*kept[4 * k : 4 * k + 4])
                 before_BCHW = kept[4 * k - 4] if k else x_BCHW
             g_couplings[:0] = _coupling_gradients_(g_BCHW, g_log_scale_BCHW, step, parameters, options)
-            g_pixels, x_pixels = _pixels(g_BCHW), _pixels(before_BCHW)
+            g_pixels, x_pixels = pixel_rows(g_BCHW), pixel_rows(before_BCHW)
             torch.mm(g_pixels.t(), x_pixels, out=g_weight_KCC[k])
             torch.sum(g_pixels, dim=0, out=g_bias_KC[k])
             g_BCHW = mix_channels(g_BCHW, weight_KCC[k].t())
@@ -165,11 +165,6 @@ def _rebuilt(y_BCHW: torch.Tensor, parameters: list[torch.Tensor], options: Leve
 
 def _of_step(couplings: Any, k: int) -> list[torch.Tensor]:
     return list(couplings[_PARAMETERS * k : _PARAMETERS * (k + 1)])
-
-
-def _pixels(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the channels of all pixels as rows, (B·H·W, C), without a copy of what is channels-last."""
-    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
 
 
 class FrozenLevel(NamedTuple):

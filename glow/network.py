@@ -12,7 +12,15 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own custom
 
-__all__ = ["OUTPUT_GAIN", "Activations", "NetworkWeights", "fused_conv", "network_gradients", "run_network"]
+__all__ = [
+    "OUTPUT_GAIN",
+    "Activations",
+    "NetworkWeights",
+    "fused_conv",
+    "network_gradients",
+    "pixel_rows",
+    "run_network",
+]
 
 OUTPUT_GAIN = 3.0  # Glow's factor on the log of the learned output scale: lets the zero start leave faster
 
@@ -90,6 +98,8 @@ def network_gradients(
 
 
 def _conv(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, relu: bool) -> torch.Tensor:
+    if _is_better_multiplied(x_BCHW, weight):
+        return _pixelwise(x_BCHW, weight, bias, relu=relu) if weight.shape[2] == 1 else _by_taps(x_BCHW, weight, bias)
     y_BCHW = fused_conv(x_BCHW, weight, bias, relu=relu)
     if y_BCHW is None and relu:
         y_BCHW = _cudnn_relu(x_BCHW, weight, bias)
@@ -97,6 +107,50 @@ def _conv(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, rel
         y_BCHW = F.conv2d(x_BCHW, weight, bias, padding=weight.shape[2] // 2)
         y_BCHW = F.relu_(y_BCHW) if relu else y_BCHW
     return y_BCHW
+
+
+def _is_better_multiplied(x_BCHW: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Tell whether a convolution is faster as a matrix product: on CUDA in full float32, which cuDNN computes in NCHW only.
+
+    Of a decode of 512 images on an H200 a 1×1 convolution of 128 channels at 16×16 pixels took 243 µs by cuDNN and 116 µs
+    so, and a 3×3 one to 12 channels 423 µs, its product 109 µs.
+    """
+    if x_BCHW.device.type != "cuda" or x_BCHW.dtype != torch.float32:
+        return False
+    if torch.backends.cudnn.conv.fp32_precision == "tf32":  # type: ignore[attr-defined]  # torch puts it there at import
+        return False
+    return weight.shape[2] == 1 or len(weight) < weight.shape[1]
+
+
+def _pixelwise(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, relu: bool) -> torch.Tensor:
+    """Return a 1×1 convolution, as a product of its matrix with the channels of each pixel."""
+    B, _, H, W = x_BCHW.shape
+    multiply = torch._addmm_activation if relu else torch.addmm  # the first with ReLU in its epilogue
+    y = multiply(bias, pixel_rows(x_BCHW), weight[:, :, 0, 0].t())
+    return y.view(B, H, W, len(weight)).permute(0, 3, 1, 2)
+
+
+def _by_taps(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Return a 3×3 convolution: the products of each pixel with all nine weights, and the sum of its neighbours' products."""
+    B, C, H, W = x_BCHW.shape
+    taps = weight.permute(2, 3, 0, 1).reshape(-1, C)
+    products = (pixel_rows(x_BCHW) @ taps.t()).view(B, H, W, 3, 3, len(weight))
+    y_BHWC = products[:, :, :, 1, 1] + bias
+    for i, down in enumerate((-1, 0, 1)):
+        for j, right in enumerate((-1, 0, 1)):
+            if (down, right) != (0, 0):
+                rows, columns = slice(max(0, -down), H - max(0, down)), slice(max(0, -right), W - max(0, right))
+                from_rows, from_columns = (
+                    slice(max(0, down), H - max(0, -down)),
+                    slice(max(0, right), W - max(0, -right)),
+                )
+                y_BHWC[:, rows, columns] += products[:, from_rows, from_columns, i, j]
+    return y_BHWC.permute(0, 3, 1, 2)
+
+
+def pixel_rows(x_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return the channels of all pixels as rows, (B·H·W, C), without a copy of what is channels-last."""
+    return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
 
 
 def fused_conv(
@@ -147,7 +201,15 @@ def _conv_gradients(
         g_BCHW, x_BCHW, weight, None, one, padding, one, False, [0, 0], 1, [True, True, False]
     )
     # Summed here and not by the convolution: oneDNN takes 200 µs for what is a sum of 45 µs (128 channels, 8,192 pixels).
-    return g_x_BCHW, g_weight, g_BCHW.sum(dim=(0, 2, 3))
+    return g_x_BCHW, g_weight, _channel_sums(g_BCHW)
+
+
+def _channel_sums(g_BCHW: torch.Tensor) -> torch.Tensor:
+    """Return the sum of each channel, (C,)."""
+    if g_BCHW.device.type != "cuda" or g_BCHW.dtype != torch.float32:
+        return g_BCHW.sum(dim=(0, 2, 3))
+    rows = pixel_rows(g_BCHW)  # as a product 14 µs, as a sum 65 µs (128 channels, 65,536 pixels, H200)
+    return (rows.new_ones(1, len(rows)) @ rows)[0]
 
 
 def _relu_gradient_(g_BCHW: torch.Tensor, h_BCHW: torch.Tensor) -> torch.Tensor:
