@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from lsmix.classifiers.config import ClassifierTraining
 
-__all__ = ["build_classifier", "cost_per_pixel"]
+__all__ = ["build_classifier", "cost_per_pixel", "is_own"]
 
 
 def build_classifier(config: "ClassifierTraining", classes: int, image_shape: tuple[int, int, int]) -> "nn.Module":
@@ -34,6 +34,11 @@ def build_classifier(config: "ClassifierTraining", classes: int, image_shape: tu
     from lsmix.classifiers.normalise import Normalised
 
     return Normalised(network, channels=image_shape[2])
+
+
+def is_own(architecture: str) -> bool:
+    """Tell whether a network is one of lsmix's, and of no other package."""
+    return architecture == CNN13 or WIDE_RESNET.fullmatch(architecture) is not None
 
 
 def cost_per_pixel(config: "ClassifierTraining", height: int, width: int, channels: int) -> tuple[int, float]:

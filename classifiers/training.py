@@ -7,6 +7,7 @@ equals an uninterrupted one.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -21,10 +22,11 @@ from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.evaluation import logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
 from lsmix.classifiers.pixel_mixing import mix_batch
-from lsmix.classifiers.registry import build_classifier
+from lsmix.classifiers.registry import build_classifier, is_own
 from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_device
+from lsmix.data.loaders.cuda_graph import Replayed
 from lsmix.data.loaders.epoch_loader import EpochLoader
 from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.rng import generator
@@ -99,6 +101,11 @@ class ClassifierTrainer:
         # Channels-last takes 0.85 of the time of a training step on the CPU, 0.8 of an evaluation, and suits tensor cores.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
         self.optimiser = _optimiser(config, self.model)
+        # A network of another package may choose on the host, which a recording would repeat at each update.
+        self._recorded_images = self._ranks.part(config.batch_size) if is_own(config.architecture) else None
+        self._gradients = Replayed(
+            partial(_loss_and_gradients, self.model, config.precision), partial(_state, self.model)
+        )
 
     def run_epoch(self, source: EpochLoader[Batch | SoftBatch]) -> EpochResult:
         """Train on every batch of the source's epoch ``self.epoch``, and return the results.
@@ -168,16 +175,18 @@ class ClassifierTrainer:
                 f"batch {index} of epoch {self.epoch} has a single image, which final_batch_norm cannot take. "
                 "Choose a batch_size that does not leave 1 image over."
             )
-        loss = functional.cross_entropy(logits_of(self.model, images, self.config.precision), target)
-        if share != 1:
-            loss = loss * share
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+        if share == 1 and part == self._recorded_images:
+            loss, *gradients = self._gradients(images, target)
+            weights = [weight for weight in self.model.parameters() if weight.grad is not None]  # since the recording
+            for weight, gradient in zip(weights, gradients, strict=True):
+                weight.grad = gradient
+        else:
+            loss = _backward(self.model, self.config.precision, images, target, share)
         self._ranks.average([weight.grad for weight in self.model.parameters() if weight.grad is not None])
         if self.config.grad_clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip)
         self.optimiser.step()
-        return loss.detach()
+        return loss
 
     def _prepare(self, batch: Batch | SoftBatch, index: int) -> tuple[Tensor, Tensor]:
         """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
@@ -210,6 +219,25 @@ class ClassifierTrainer:
                 f"the classifier's loss is no longer finite in epoch {self.epoch}, by update {self.update}. "
                 f"Use a learning_rate below {self.config.learning_rate:g}, or precision 'float32'."
             )
+
+
+def _backward(model: nn.Module, precision: str, images: Tensor, target: Tensor, share: float = 1.0) -> Tensor:
+    """Set the gradients of a batch's mean loss, times ``share``; return it."""
+    loss = functional.cross_entropy(logits_of(model, images, precision), target)
+    if share != 1:
+        loss = loss * share
+    model.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    return loss.detach()
+
+
+def _loss_and_gradients(model: nn.Module, precision: str, images: Tensor, target: Tensor) -> list[Tensor]:
+    loss = _backward(model, precision, images, target)
+    return [loss, *(weight.grad for weight in model.parameters() if weight.grad is not None)]
+
+
+def _state(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 def _optimiser(config: ClassifierTraining, model: nn.Module) -> torch.optim.Optimizer:

@@ -16,10 +16,10 @@ from torch import nn
 
 from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
+from lsmix.data.loaders.cuda_graph import Replayed, can_record
 from lsmix.data.rng import generator
 from lsmix.glow import pixels
 from lsmix.glow.config import Dequantise, FlowConfig
-from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.latent_order import join_parts, part_shapes, split_parts
 from lsmix.glow.layers import depth_to_space, space_to_depth
 from lsmix.glow.level import FlowLevel, FrozenLevel

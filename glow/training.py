@@ -17,10 +17,10 @@ import torch
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import to_device
+from lsmix.data.loaders.cuda_graph import Replayed, can_record
 from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining
-from lsmix.glow.cuda_graph import Replayed, can_record
 from lsmix.glow.flow import Flow
 from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 

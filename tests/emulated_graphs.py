@@ -1,6 +1,6 @@
 """CUDA graphs without CUDA: records the operators of a call on the CPU, and runs them again on the same memory.
 
-Stands in for what ``glow/cuda_graph.py`` asks of CUDA, so that all that is built on it can be tested on any machine.
+Stands in for what ``data/loaders/cuda_graph.py`` asks of CUDA, so that all that is built on it can be tested on any machine.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lsmix.glow import cuda_graph
+from lsmix.data.loaders import cuda_graph
 
 __all__ = ["Recorder", "emulate_cuda_graphs"]
 
@@ -55,7 +55,7 @@ class Recorder:
         self.fault: Literal["", "refused", "empty", "no memory"] = ""
 
     def capture(
-        self, function: Callable[[torch.Tensor], Sequence[torch.Tensor]], x: torch.Tensor, stream: None
+        self, function: Callable[..., Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], stream: None
     ) -> tuple[_Graph, list[torch.Tensor]]:
         """Record a call."""
         self.captures += 1
@@ -65,7 +65,7 @@ class Recorder:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB")
         graph = _Graph(self)
         with graph:
-            return graph, list(function(x))
+            return graph, list(function(*inputs))
 
 
 @contextlib.contextmanager
@@ -78,4 +78,6 @@ def emulate_cuda_graphs() -> Iterator[Recorder]:
         patch.setattr(cuda_graph, "_stream", lambda device: None)
         patch.setattr(cuda_graph, "_on_stream", lambda stream: contextlib.nullcontext())
         patch.setattr(cuda_graph, "_capture", recorder.capture)
+        patch.setattr(cuda_graph, "_generator_state", lambda device: torch.get_rng_state())
+        patch.setattr(cuda_graph, "_set_generator_state", lambda device, state: torch.set_rng_state(state))
         yield recorder

@@ -21,6 +21,7 @@ from lsmix.classifiers.evaluation import logits_of, passes
 from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.pixel_mixing import mix_batch
 from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.data.loaders import cuda_graph
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, soft_target, to_device
 from lsmix.data.mixing import PIXEL_METHODS
@@ -60,6 +61,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     if torch.version.cuda is None:
         pytest.skip("this torch is built without CUDA")
     monkeypatch.setattr(training, "seeded", lambda *_args: contextlib.nullcontext())  # there is no generator to seed
+    monkeypatch.setattr(cuda_graph, "_RECORDED_ON", frozenset())
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
     real = torch.inference_mode  # in which a copy to CUDA asks for a driver
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else real(False))

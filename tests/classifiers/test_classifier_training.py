@@ -4,11 +4,13 @@ import msgspec
 import numpy as np
 import pytest
 import torch
+from emulated_graphs import emulate_cuda_graphs
 from safetensors.torch import load, save
+from torch import nn
 
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.normalise import channel_statistics
-from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.classifiers.training import ClassifierTrainer, EpochResult
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.batch import Batch, soft_target
 
@@ -326,6 +328,36 @@ def test_a_configuration_refuses_what_makes_no_sense():
     ):
         with pytest.raises(msgspec.ValidationError):
             decode(wrong)
+
+
+RECORDED = pytest.mark.parametrize(
+    "fields", [{}, {"precision": "bf16"}, WIDE], ids=["with dropout", "in bfloat16", "wide"]
+)
+
+
+@RECORDED
+def test_a_recorded_training_is_a_plain_one_and_a_smaller_last_batch_is_not_recorded(fields):
+    images, labels = stripes(40)  # two batches of 16 and one of 8
+
+    def trained() -> tuple[list[EpochResult], dict[str, torch.Tensor]]:
+        learner = trainer(**fields)
+        facts = [learner.run_epoch(ListSource(images, labels, 16)) for _ in range(3)]
+        return facts, learner.state_dict()
+
+    expected_facts, expected = trained()
+    with emulate_cuda_graphs() as recorder:
+        facts, state = trained()
+    assert (recorder.captures, recorder.replays) == (1, 2 * 3)
+    assert facts == expected_facts
+    assert same(state, expected)
+
+
+def test_a_network_of_another_package_is_not_recorded(monkeypatch):
+    # It may draw numbers on the host.
+    monkeypatch.setattr("lsmix.classifiers.registry._network", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
+    with emulate_cuda_graphs() as recorder:
+        trainer(architecture="torch.nn:Linear", width=128).run_epoch(ListSource(*stripes(32), 16))
+    assert recorder.captures == 0
 
 
 @pytest.mark.gpu

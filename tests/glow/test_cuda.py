@@ -13,10 +13,10 @@ import torch
 
 from lsmix.data.errors import DeviceMemoryError, DivergedError
 from lsmix.data.latents import open_latents
+from lsmix.data.loaders.cuda_graph import Replayed
 from lsmix.data.pool import open_pool
 from lsmix.glow import network
 from lsmix.glow.config import FlowConfig, FlowTraining
-from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
@@ -72,7 +72,7 @@ def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch: pytest.Monk
     assert flow._recordings, "nothing was recorded"
     back = flow.decode(z, batch_size=8)
     assert np.array_equal(back, images)
-    monkeypatch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
+    monkeypatch.setattr(Replayed, "__call__", lambda self, *inputs: list(self._function(*inputs)))
     assert np.array_equal(flow.encode(images, batch_size=8), z)
     assert np.array_equal(flow.decode(z, batch_size=8), back)
 
@@ -101,7 +101,7 @@ def test_recorded_training_is_plain_training(light: bool, monkeypatch: pytest.Mo
         return trainer.state_dict()
 
     recorded = trained()
-    monkeypatch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
+    monkeypatch.setattr(Replayed, "__call__", lambda self, *inputs: list(self._function(*inputs)))
     for name, value in trained().items():
         assert torch.equal(value, recorded[name]), name
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from lsmix.data.loaders import cuda_graph
 from lsmix.data.mixing import LATENT_METHODS
-from lsmix.glow import cuda_graph, latent_order, network
+from lsmix.glow import latent_order, network
 from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill

@@ -18,9 +18,10 @@ import torch
 from emulated_graphs import Recorder, emulate_cuda_graphs
 
 from lsmix.data.errors import DivergedError
-from lsmix.glow import cuda_graph, network
+from lsmix.data.loaders import cuda_graph
+from lsmix.data.loaders.cuda_graph import Replayed
+from lsmix.glow import network
 from lsmix.glow.config import FlowConfig, FlowTraining
-from lsmix.glow.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run
@@ -44,7 +45,7 @@ def recorder() -> Iterator[Recorder]:
 def _nothing_recorded() -> Iterator[None]:
     """Do what would be recorded as plain calls, everything else as on CUDA."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Replayed, "__call__", lambda self, x: list(self._function(x)))
+        patch.setattr(Replayed, "__call__", lambda self, *inputs: list(self._function(*inputs)))
         yield
 
 
@@ -401,7 +402,7 @@ def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fail
 
     stream: object = "a stream of cuda:1"
     with cuda_graph._device_guard(OnSecond.device), pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
-        cuda_graph._capture(lambda _: [x], OnSecond(), stream)  # type: ignore[arg-type]  # stand-ins
+        cuda_graph._capture(lambda _: [x], [OnSecond()], stream)  # type: ignore[arg-type]  # stand-ins
     options = {"pool": (0, 7), "stream": stream, "capture_error_mode": "thread_local"}
     assert cuda.asked[0] == ("cuda:1", options)
     back = ("back to", "the current stream of cuda:1")  # torch leaves the recording's own where its end fails

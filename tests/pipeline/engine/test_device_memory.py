@@ -10,7 +10,7 @@ from emulated_graphs import emulate_cuda_graphs
 
 from lsmix.classifiers.training import ClassifierTrainer
 from lsmix.data.errors import DeviceMemoryError, LsmixError
-from lsmix.glow.cuda_graph import Replayed
+from lsmix.data.loaders.cuda_graph import Replayed
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 from lsmix.pipeline.api import run

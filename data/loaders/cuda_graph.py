@@ -18,7 +18,7 @@ __all__ = ["Replayed", "can_record"]
 _WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
 _RECORDED_ON = frozenset({"cuda"})  # types of devices
 _MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
-_Function = Callable[[torch.Tensor], Sequence[torch.Tensor]]
+_Function = Callable[..., Sequence[torch.Tensor]]
 
 
 class _Graph(Protocol):
@@ -27,7 +27,7 @@ class _Graph(Protocol):
 
 class _Recording(NamedTuple):
     graph: _Graph
-    input: torch.Tensor
+    inputs: list[torch.Tensor]
     results: list[torch.Tensor]
     addresses: tuple[int, ...]  # of the state, which the graph reads and writes there
 
@@ -38,10 +38,11 @@ def can_record(device: torch.device) -> bool:
 
 
 class Replayed:
-    """A function from one tensor to tensors, recorded at its first call with a shape and replayed from then on.
+    """A function from tensors to tensors, recorded at its first call with their shapes and replayed from then on.
 
-    The function must not wait for the device, and must read everything else from the same memory each time.
-    Results are copies, which the next call leaves alone. At most four shapes are kept, those used last.
+    The function must not wait for the device, and must read everything else from the same memory each time. It may draw
+    from the device's global generator: a replay draws what a plain call would.
+    Results are copies, which the next call leaves alone. At most four combinations of shapes are kept, those used last.
 
     Args:
         function: what to record.
@@ -54,55 +55,61 @@ class Replayed:
     def __init__(self, function: _Function, state: Callable[[], Sequence[torch.Tensor]] = tuple) -> None:
         self._function = function
         self._state = state
-        self._recordings: dict[torch.Size, _Recording] = {}  # the one used last is at the end
+        self._recordings: dict[tuple[torch.Size, ...], _Recording] = {}  # the one used last is at the end
         self._plain = False
 
-    def __call__(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return what the function returns for x."""
-        if self._plain or not can_record(x.device):
-            return list(self._function(x))
-        with _device_guard(x.device):
-            state = self._state()
-            recording = self._recordings.pop(x.shape, None)
+    def __call__(self, *inputs: torch.Tensor) -> list[torch.Tensor]:
+        """Return what the function returns for the inputs, which are on one device."""
+        if self._plain or not can_record(inputs[0].device):
+            return list(self._function(*inputs))
+        with _device_guard(inputs[0].device):
+            state, shapes = self._state(), tuple([x.shape for x in inputs])
+            recording = self._recordings.pop(shapes, None)
             if recording is None or recording.addresses != _addresses(state):
                 del recording  # it may hold the memory that its successor needs
-                return self._record(x, state)
-            self._recordings[x.shape] = recording
-            recording.input.copy_(x)
+                return self._record(inputs, state)
+            self._recordings[shapes] = recording
+            for own, x in zip(recording.inputs, inputs, strict=True):
+                own.copy_(x)
             recording.graph.replay()
             return [result.clone() for result in recording.results]
 
-    def _record(self, x: torch.Tensor, state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _record(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         while len(self._recordings) >= _MOST_RECORDINGS:
             del self._recordings[next(iter(self._recordings))]
-        before = _copies(state)
+        before, numbers = _copies(state), _generator_state(inputs[0].device)
+
+        def restore() -> None:
+            _restore(state, before)
+            _set_generator_state(inputs[0].device, numbers)
+
         try:
-            recording, why = self._checked(x, state, before)
+            recording, why = self._checked(inputs, state, restore)
         except RuntimeError as error:  # what cannot be recorded, and memory that ran out
             recording, why = None, str(error)
         if recording is None:
             warnings.warn(f"this work runs without a CUDA graph, and slower: {why}", RuntimeWarning, stacklevel=3)
             self._plain = True
             self._recordings.clear()  # the plain call may want their memory
-            _restore(state, before)
-            del before
-            return list(self._function(x))
-        self._recordings[x.shape] = recording
+            restore()
+            before.clear()
+            return list(self._function(*inputs))
+        self._recordings[tuple([x.shape for x in inputs])] = recording
         return [result.clone() for result in recording.results]
 
     def _checked(
-        self, x: torch.Tensor, state: Sequence[torch.Tensor], before: Sequence[torch.Tensor]
+        self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor], restore: Callable[[], None]
     ) -> tuple[_Recording | None, str]:
         """Record, replay once, and compare with a plain call: the recording, or why there is none."""
-        stream = _stream(x.device)
+        stream = _stream(inputs[0].device)
         with _on_stream(stream):
             for _ in range(_WARM_UPS):
-                _restore(state, before)
-                expected = _copies(self._function(x))
+                restore()
+                expected = _copies(self._function(*inputs))
             expected_state = _copies(state)
-        own = x.clone()
+        own = [x.clone() for x in inputs]
         graph, results = _capture(self._function, own, stream)
-        _restore(state, before)
+        restore()
         for result, plain in zip(results, expected, strict=True):
             result.copy_(plain == 0)  # differs from what is expected everywhere: a graph that does nothing is found
         graph.replay()
@@ -135,20 +142,31 @@ def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
     around.wait_stream(stream)
 
 
-def _capture(function: _Function, x: torch.Tensor, stream: torch.cuda.Stream) -> tuple[_Graph, list[torch.Tensor]]:
-    """Record a call of ``function`` with x, without running it; return the graph, and the tensors that it will fill."""
+def _generator_state(device: torch.device) -> torch.Tensor:
+    return torch.cuda.get_rng_state(device)
+
+
+def _set_generator_state(device: torch.device, state: torch.Tensor) -> None:
+    torch.cuda.set_rng_state(state, device)
+
+
+def _capture(
+    function: _Function, inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream
+) -> tuple[_Graph, list[torch.Tensor]]:
+    """Record a call of ``function``, without running it; return the graph, and the tensors that it will fill."""
+    device = inputs[0].device
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    around = torch.cuda.current_stream(x.device)
+    around = torch.cuda.current_stream(device)
     try:
         # Other threads, such as one that loads images, may use the device meanwhile.
         with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            results = list(function(x))
+            results = list(function(*inputs))
     except RuntimeError:
         torch.cuda.set_stream(around)  # a capture that fails at its end leaves its own stream current (seen in 2.11)
         # Before 2.12 torch leaves the pool of a failed capture open, and each later empty_cache() fails an assertion
         # (https://github.com/pytorch/pytorch/pull/180395).
         with contextlib.suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(x.device.index, pool)
+            torch._C._cuda_endAllocateToPool(device.index, pool)
         raise
     return graph, results
 
