@@ -46,9 +46,14 @@ _RUNS = {
 class Evidence:
     """The steps, each of which runs a recipe in one workspace and adds its figures to the results."""
 
-    def __init__(self, results: Results, workspace: Path, data: Path, device: str, *, tiny: bool) -> None:
+    def __init__(
+        self, results: Results, workspace: Path, data: Path, device: str, iterations: int, *, tiny: bool
+    ) -> None:
         self.results, self.workspace, self.device = results, workspace, device
-        self._data, self._scale = data, "tiny" if tiny else ""
+        self._overrides = [f"data.path={json.dumps(str(data.resolve()))}"]
+        if iterations:
+            self._overrides.append(f"flow.training.iterations={iterations}")
+        self._scale = "tiny" if tiny else ""
 
     def steps(self) -> dict[str, Callable[[], None]]:
         """Return the steps by name, in order."""
@@ -66,7 +71,7 @@ class Evidence:
             recipe,
             workspace=self.workspace,
             stage=stage,
-            overrides=[f"data.path={json.dumps(str(self._data.resolve()))}"],
+            overrides=self._overrides,
             scale=self._scale,
             device=self.device,
             progress=_Log(self.results),
@@ -155,6 +160,7 @@ def main(words: list[str]) -> int:
     add_common_options(parser)
     parser.add_argument("--minutes", type=float, default=9.0, help="of this call; it stops before they are over")
     parser.add_argument("--steps", type=int, default=99, help="steps of this call, at most")
+    parser.add_argument("--iterations", type=int, default=0, help="of the flow, if not 8,200; the same in each call")
     parser.add_argument(
         "--data", type=Path, default=Path("cifar-10-batches-bin"), help="published binary batches, or their sheets"
     )
@@ -168,7 +174,8 @@ def main(words: list[str]) -> int:
     results = _open_results(options, device)
     for name in join(options.carry, options.workspace):
         results.info(f"carried over: {name}")
-    _go_on(Evidence(results, options.workspace, data, device, tiny=options.tiny), options, end)
+    evidence = Evidence(results, options.workspace, data, device, options.iterations, tiny=options.tiny)
+    _go_on(evidence, options, end)
     copy_to_out(results.folder, results.folder.name)
     copy_to_out(options.carry, "carry")
     return 1 if any(section["status"] == "failed" for section in results.sections.values()) else 0

@@ -38,6 +38,16 @@ def test_products_are_convolutions(
             torch.testing.assert_close(network._pixelwise(x, weight, bias, relu=True), expected.relu())
 
 
+@given(counts, counts, counts, counts, counts)
+def test_a_weight_gradient_by_neighbours_is_that_of_the_convolution(
+    batch: int, inputs: int, outputs: int, height: int, width: int
+) -> None:
+    x, g = _numbers(batch, inputs, height, width), _numbers(batch, outputs, height, width)
+    weight = _numbers(outputs, inputs, 3, 3).requires_grad_()
+    F.conv2d(x, weight, padding=1).backward(g)
+    torch.testing.assert_close(network._weight_gradient(g, x), weight.grad)
+
+
 @pytest.fixture
 def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Let the CPU multiply where CUDA does; return the shapes of the weights that it did so with."""
