@@ -5,6 +5,7 @@ bits differ, the plain call is used, with a warning.
 """
 
 import contextlib
+import gc
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -159,7 +160,7 @@ def _capture(
     around = torch.cuda.current_stream(device)
     try:
         # Other threads, such as one that loads images, may use the device meanwhile.
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+        with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = list(function(*inputs))
     except RuntimeError:
         torch.cuda.set_stream(around)  # a capture that fails at its end leaves its own stream current (seen in 2.11)
@@ -169,6 +170,22 @@ def _capture(
             torch._C._cuda_endAllocateToPool(device.index, pool)
         raise
     return graph, results
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect garbage now and not inside the block, where a CUDA graph among it would make the recording fail.
+
+    torch did so itself until 2.8 (https://github.com/pytorch/pytorch/pull/161037).
+    """
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _addresses(tensors: Sequence[torch.Tensor]) -> tuple[int, ...]:

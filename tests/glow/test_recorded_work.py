@@ -6,6 +6,7 @@ tests/glow/test_cuda.py.
 
 import contextlib
 import copy
+import gc
 import io
 import pickle
 from collections.abc import Callable, Iterator
@@ -376,6 +377,7 @@ class _FakeCuda:
         @contextlib.contextmanager
         def graph(graph: object, **options: object) -> Iterator[None]:
             self.asked.append((self.device, options))
+            assert not gc.isenabled(), "a CUDA graph that is collected now makes this recording fail"
             yield
             if fails:
                 raise RuntimeError("capture invalidated")
@@ -408,6 +410,7 @@ def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fail
     back = ("back to", "the current stream of cuda:1")  # torch leaves the recording's own where its end fails
     assert cuda.asked[1:] == ([back, ("closed", 1, (0, 7))] if fails else [])
     assert cuda.device == "cuda:0"
+    assert gc.isenabled()
 
 
 def test_recording_and_replaying_happen_on_the_device_of_the_input(
