@@ -48,8 +48,8 @@ def _files(path: Path) -> Sequence[str | Path]:
     """Return the images and tables; links to missing files are reported when the images are read."""
     if not path.is_dir():
         return [path]
-    counting = IMAGE_ENDINGS.union(TABLE_ENDINGS)
-    names = [name for name in walk(path, dangling=False) if _ending(name) in counting and not _is_hidden(name)]
+    counting = tuple(IMAGE_ENDINGS.union(TABLE_ENDINGS))
+    names = [name for name in walk(path, dangling=False) if name.lower().endswith(counting) and not _is_hidden(name)]
     base = os.path.join(path, "")  # noqa: PTH118  # of many files, Path would take most of the time and memory
     return [base + name for name in sorted(names, key=part_order)]
 

@@ -39,12 +39,15 @@ _GROUPS = 2  # row groups in memory: the one in use, and the next
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    names = (name for name in walk(path) if name.lower().endswith(_ENDINGS) and not is_hidden(name))
-    return [path / name for name in sorted(names, key=part_order)]
+    return [path / name for name in sorted(_names(path), key=part_order)]
+
+
+def _names(folder: Path) -> Iterator[str]:
+    return (name for name in walk(folder) if name.lower().endswith(_ENDINGS) and not is_hidden(name))
 
 
 def _recognise(path: Path) -> bool:
-    return has_ending(path, _ENDINGS) if path.is_file() else bool(_files(path))
+    return has_ending(path, _ENDINGS) if path.is_file() else any(_names(path))
 
 
 @contextmanager
