@@ -222,13 +222,14 @@ class LeftOut(msgspec.Struct, kw_only=True):
 
 
 class SourceReport(msgspec.Struct, kw_only=True):
-    """What became of every file that was found."""
+    """What became of every file, row or image that was found."""
 
     found: int  # files, images or not, but for tables of labels
     used: dict[str, int] = {}  # images by published split
     splits: dict[str, str] = {}  # what each split of the source is used for
     left_out: list[LeftOut] = []
     notes: list[str] = []  # what was done to images, such as that only first frames are used
+    unit: str = "files"  # what was counted
 
     def leave_out(self, reason: str, name: str) -> None:
         """Count a file that is not used."""
@@ -241,7 +242,7 @@ class SourceReport(msgspec.Struct, kw_only=True):
     def lines(self, chosen: int | None = None) -> list[str]:
         """Return the report for people, a line each; ``chosen`` is how many images the recipe's numbers left."""
         used = sum(self.used.values())
-        lines = [f"{self.found:,} files found, {used:,} images read"]
+        lines = [f"{self.found:,} {self.unit} found, {used:,} images read"]
         lines += [f"{name!r} is used as {split!r}" for name, split in self.splits.items() if name != split]
         if chosen is not None and chosen < used:
             lines.append(f"not chosen (data.limit, data.heldout, data.test): {used - chosen:,} images")

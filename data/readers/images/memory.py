@@ -65,7 +65,7 @@ class MemorySource:
         Raises:
             SourceError: they have several sizes, or an image is not the one of the first pass.
         """
-        report = SourceReport(found=len(self._labelled))
+        report = SourceReport(found=len(self._labelled), unit="images")
         listing = make_listing(self._labelled, "data", report, self._image, _label, self._class_names)
         return load_images(listing, self._config, progress, label=label, folder=folder, check=check)
 

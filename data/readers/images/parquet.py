@@ -68,7 +68,7 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
         file, _, row = name.rpartition("#")
         return f"row {row} of {str(base / file)!r}"
 
-    report = SourceReport(found=len(labelled))
+    report = SourceReport(found=len(labelled), unit="rows and files")
     leave_out_beside(path, report)
     yield make_listing(labelled, repr(str(path)), report, read, label, class_names)
 
