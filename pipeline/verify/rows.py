@@ -167,7 +167,7 @@ class _RowChecker:
             unchecked.append("labels against the base set: it is not at hand; name it with --data")
         if without_plan:
             return PoolChecks(checked, [*unchecked, without_plan])
-        counts = f"{self._statuses[_REDRAWN]} rows redrawn, {self._statuses[_REPLACED]} replaced"
+        counts = f"rows redrawn: {self._statuses[_REDRAWN]}, replaced: {self._statuses[_REPLACED]}"
         checked.append(f"plan: sources, λ and corners are those that {PLAN_NAME} draws ({counts})")
         if self._shares_unknown:
             unchecked.append(f"shares: {self._shares_unknown}")
