@@ -159,7 +159,7 @@ def read_manifest(folder: Path | str) -> Manifest:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise MissingError(f"no artifact at {str(folder)!r}: there is no such folder. 'lsmix ls' lists those of a workspace.")
+        raise MissingError(f"no artifact at {str(folder)!r}: there is no such folder. 'lsmix ls' lists all.")
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise MissingError(

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from lsmix.data.errors import DeviceMemoryError, RecipeError
@@ -21,6 +22,7 @@ __all__ = [
     "device_memory",
     "device_name",
     "free_device_memory",
+    "likely_device",
     "prepare_device",
     "resolve_device",
 ]
@@ -56,6 +58,12 @@ def resolve_device(device: str) -> str:
             f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA device(s)."
         )
     return device
+
+
+def likely_device() -> str:
+    """Return "cuda" where NVIDIA's driver is at hand and torch is no build for the CPU, else "cpu", without importing torch."""
+    driver = Path("/dev/nvidiactl").exists()
+    return "cuda" if driver and not metadata.version("torch").endswith("+cpu") else "cpu"
 
 
 def prepare_device(device: str) -> None:

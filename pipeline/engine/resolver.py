@@ -18,13 +18,15 @@ from lsmix.data.readers.registry import is_listed, source_files, source_version,
 from lsmix.data.readers.source_images import SourceSummary
 from lsmix.glow.config import FlowShape
 from lsmix.pipeline.config.schema import DataConfig
+from lsmix.pipeline.engine.device import likely_device
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Node
 from lsmix.pipeline.workspace.cache_key import artifact_key, key_fields
 from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Resolver", "expected_size", "slow_warning"]
 
-_GUESSED_FLOPS_PER_SECOND = 3e10  # of two cores with AVX2 on small images
+# Floating-point operations a second: of two cores with AVX2 on small images; of an H200, from disk to disk.
+_GUESSED_RATES = {"cpu": 3e10, "cuda": 1.2e13}
 _SLOW_SECONDS = 86_400.0  # of work that gets a warning
 _STARTING_SECONDS = 1.0  # of importing and opening, most of the time of small artifacts
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
@@ -118,7 +120,7 @@ class Resolver:
         costs = [self.cost(node) for node in nodes]
         if None in costs:
             return None
-        if sum(cost.flops for cost in costs if cost) / _GUESSED_FLOPS_PER_SECOND < _SLOW_SECONDS:
+        if sum(cost.flops for cost in costs if cost) / _GUESSED_RATES["cpu"] < _SLOW_SECONDS:
             return []
         return [
             self.seconds(node.stage.name, cost) if cost and self.artifact(node) is None else 0.0
@@ -126,15 +128,17 @@ class Resolver:
         ]
 
     def seconds(self, stage: str, cost: Cost) -> float:
-        """Return how long an artifact of this cost will take, by the rate of its stage's earlier artifacts or a guess."""
+        """Return how long an artifact of this cost will take, by the rate of its stage's last one on such a device or a guess."""
+        device = likely_device()
         rates = [
             gflop * 1e9 / manifest.seconds
             for _, manifest in self.workspace.manifests(stage)
             if manifest.seconds > _STARTING_SECONDS
+            and manifest.environment.get("device_kind", device) == device
             and isinstance(gflop := manifest.counts.get("gflop"), float)
             and gflop > 0
         ]
-        return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_FLOPS_PER_SECOND)
+        return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_RATES[device])
 
     def check(self, node: Node) -> bool:
         """Check what of a node's configuration depends on the data set; return whether that was read yet.
@@ -238,4 +242,5 @@ def slow_warning(nodes: Sequence[Node], seconds: Sequence[float]) -> str:
         its = sum(each for node, each in zip(nodes, seconds, strict=True) if node.stage.name == name)
         if its >= total / 10:
             parts.append(f"{name} {format_duration(its)} (lower {stage.lower})")
-    return f"this takes about {format_duration(total)} on a CPU such as this: {', '.join(parts)}. Or use a GPU."
+    where, instead = ("CPU", " Or use a GPU.") if likely_device() == "cpu" else ("GPU", "")
+    return f"this takes about {format_duration(total)} on a {where} such as this: {', '.join(parts)}.{instead}"

@@ -1,10 +1,21 @@
 """Devices are named by the user, checked before work begins, and give the same bytes each time."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from lsmix.data.errors import RecipeError
-from lsmix.pipeline.engine.device import device_name, free_device_memory, prepare_device, resolve_device
+from lsmix.pipeline.engine.device import (
+    device_name,
+    free_device_memory,
+    likely_device,
+    prepare_device,
+    resolve_device,
+)
+from lsmix.pipeline.engine.resolver import Resolver
+from lsmix.pipeline.engine.stage import Cost
+from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.fixture
@@ -48,3 +59,28 @@ def test_a_card_is_told_to_be_deterministic(cards: list[str], monkeypatch: pytes
 def test_memory_of_a_card_that_nothing_uses_is_given_back(cards: list[str]) -> None:
     free_device_memory()
     assert cards == ["synchronize", "empty"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "version", "expected"),
+    [(True, "2.13.0", "cuda"), (True, "2.13.0+cu130", "cuda"), (True, "2.13.0+cpu", "cpu"), (False, "2.13.0", "cpu")],
+)
+def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(
+    driver: bool, version: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lsmix.pipeline.engine.device.Path.exists", lambda self: driver)
+    monkeypatch.setattr("lsmix.pipeline.engine.device.metadata.version", lambda name: version)
+    assert likely_device() == expected
+
+
+def test_an_estimate_goes_by_the_last_artifact_that_was_made_on_such_a_device(
+    finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver, cost = Resolver(Workspace(finished_workspace)), Cost(bytes=0, flops=1.2e15)
+
+    def estimate(device: str) -> float:
+        monkeypatch.setattr("lsmix.pipeline.engine.resolver.likely_device", lambda: device)
+        return resolver.seconds("train-glow", cost)
+
+    assert estimate("cuda") == pytest.approx(1.0 + 1.2e15 / 1.2e13)  # nothing was made there: a guess
+    assert estimate("cpu") > 100 * estimate("cuda")
