@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -48,7 +48,7 @@ def is_key(text: str) -> bool:
     return re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", text) is not None
 
 
-_Known = dict[str, tuple[str, int, int, int]]
+_Known = dict[str, tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")], int, int, int]]
 
 
 class SourceDigests:
