@@ -163,7 +163,7 @@ def _capture(
         with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = list(function(*inputs))
     except RuntimeError:
-        torch.cuda.set_stream(around)  # a capture that fails at its end leaves its own stream current (torch 2.13 reads so)
+        torch.cuda.set_stream(around)  # torch (2.13) leaves the capture's own one current where its end fails
         # Before 2.12 torch leaves the pool of a failed capture open, and each later empty_cache() fails an assertion
         # (https://github.com/pytorch/pytorch/pull/180395).
         with contextlib.suppress(RuntimeError):
