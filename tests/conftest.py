@@ -111,6 +111,33 @@ def tiny_workspace(finished_workspace: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_workspace, tmp_path / "runs"))
 
 
+@pytest.fixture(scope="session")
+def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a recipe for 16 images in two shards, each stage in a tenth of a second; never change its files."""
+    import numpy as np
+
+    folder = tmp_path_factory.mktemp("small")
+    factory.write_images(folder / "images.npz", np.arange(20) % 3, np.arange(6) % 3)
+    (folder / "small.toml").write_text(factory.SMALL_RECIPE, encoding="utf-8")
+    return folder / "small.toml"
+
+
+@pytest.fixture(scope="session")
+def small_finished(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the small recipe's workspace with everything up to date; never change what is in it."""
+    from lsmix.pipeline.api import run
+
+    workspace = tmp_path_factory.mktemp("small-finished") / "runs"
+    run(small_recipe, workspace=workspace, device="cpu")
+    return workspace
+
+
+@pytest.fixture
+def small_workspace(small_finished: Path, tmp_path: Path) -> Path:
+    """Return a copy of the finished workspace, to be changed at will."""
+    return Path(shutil.copytree(small_finished, tmp_path / "runs"))
+
+
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., CommandResult]:
     """Return a function that runs ``lsmix`` with some arguments in this process, as its entry point does."""

@@ -1,4 +1,4 @@
-"""A tiny recipe whose stages take a tenth of a second, the library that makes faults, and the process that runs trials."""
+"""The library that makes faults, and the process that runs trials."""
 
 import json
 import os
@@ -9,37 +9,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from factory import SMALL_RECIPE, write_images
 
 HERE = Path(__file__).resolve().parent
 TIMEOUT_SECONDS = 1200  # of a driver on a busy machine; a whole stage, call by call, takes a tenth of it
-
-
-@pytest.fixture(scope="session")
-def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe for 16 images in two shards, with its data set beside it; never change them."""
-    folder = tmp_path_factory.mktemp("small")
-    write_images(folder / "images.npz", np.arange(20) % 3, np.arange(6) % 3)
-    (folder / "small.toml").write_text(SMALL_RECIPE, encoding="utf-8")
-    return folder / "small.toml"
-
-
-@pytest.fixture(scope="session")
-def small_finished(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the small recipe's workspace with everything up to date; never change what is in it."""
-    from lsmix.pipeline.api import run
-
-    workspace = tmp_path_factory.mktemp("small-finished") / "runs"
-    run(small_recipe, workspace=workspace, device="cpu")
-    return workspace
-
-
-@pytest.fixture
-def small_workspace(small_finished: Path, tmp_path: Path) -> Path:
-    """Return a copy of the finished workspace, to be changed at will."""
-    return Path(shutil.copytree(small_finished, tmp_path / "runs"))
 
 
 @pytest.fixture(scope="session")
