@@ -75,7 +75,7 @@ def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -
         )
     tensors = load_tensors(weights)
     _check_values(where, tensors)
-    flow = blank.to_empty(device="cpu")  # keeps the channels-last strides, unlike assigning the loaded tensors
+    flow = Flow(checkpoint.config, seed=None)  # unlike to_empty(), this imports no sympy, which takes a second
     flow.load_state_dict(tensors)
     return flow.to(device).eval()
 

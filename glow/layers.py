@@ -144,7 +144,8 @@ class Conv1x1(nn.Module):
         self.lower = nn.Parameter(torch.zeros(channels, channels))  # only what is below the diagonal counts
         self.upper = nn.Parameter(torch.zeros(channels, channels))  # only what is above the diagonal counts
         self.log_diagonal = nn.Parameter(torch.zeros(channels))
-        self.register_buffer("permutation", torch.arange(channels))  # row i of W is row permutation[i] of L·U
+        # Row i of W is row permutation[i] of L·U. Made on the CPU, since "meta" would import sympy, which takes a second.
+        self.register_buffer("permutation", torch.arange(channels, device="cpu").to(self.lower.device))
         self.register_buffer("sign", torch.ones(channels))
 
     @torch.no_grad()

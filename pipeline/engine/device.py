@@ -72,7 +72,8 @@ def prepare_device(device: str) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # As use_deterministic_algorithms(True, warn_only=True), which imports torch's compiler besides: a second.
+    torch.set_deterministic_debug_mode("warn")
     # Filling new memory with NaN, which comes with the line above, finds reads of unwritten memory; it costs 4%.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it a property
     if device.startswith("cuda"):

@@ -1,8 +1,8 @@
-"""A run tells what it does: in a log of JSON lines, and to ``status`` in another terminal."""
+"""A run reports what it does in a log of JSON lines, and to ``status`` in another terminal."""
 
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -25,23 +25,27 @@ def lines(workspace):
     ]
 
 
-def test_a_run_that_makes_something_leaves_a_log_and_one_that_does_not_leaves_none(tiny_recipe, tmp_path, command):
-    words = ("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu")
+def test_a_run_that_makes_something_leaves_a_log_and_one_that_makes_nothing_does_not(
+    tiny_recipe, tiny_workspace, command
+):
+    shutil.rmtree(tiny_workspace / LOG_FOLDER)
+    for stage in ("ingest", "encode"):
+        shutil.rmtree(tiny_workspace / stage)
+    words = ("encode", tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu")
     assert command(*words).code == 0
-    (log,) = lines(tmp_path)
+    (log,) = lines(tiny_workspace)
     assert (log[0]["event"], log[0]["command"], log[0]["recipe"]) == ("begin", "run", str(tiny_recipe))
     assert (log[-1]["event"], log[-1]["outcome"]) == ("end", "done")
     assert sorted(line["shard"] for line in log if line["event"] == "shard") == [0, 1, 2, 3, 4]
     assert [line["label"] for line in log if line["event"] == "artifact"] == [
         "ingest tiny",
-        "train-glow tiny",
         "encode tiny",
     ]
     finish = next(line for line in log if line["event"] == "finish" and line["label"] == "encode tiny")
     assert (finish["done"], finish["total"], finish["seconds_left"]) == (300, 300, 0.0)
     assert all(line["at"].startswith("20") for line in log)
     assert command(*words).code == 0
-    assert len(lines(tmp_path)) == 1
+    assert len(lines(tiny_workspace)) == 1
 
 
 class Events(NullProgress):
@@ -52,39 +56,40 @@ class Events(NullProgress):
         self.seen.append((kind, facts))
 
 
-def test_trainers_tell_each_step_and_epoch_as_they_log_it(tiny_recipe, tmp_path):
-    told = Events()
-    flow = lsmix.run(tiny_recipe, stage="train-glow", workspace=tmp_path, device="cpu", progress=told)
-    steps = [facts for kind, facts in told.seen if kind == "step"]
-    assert [
-        {**msgspec.to_builtins(line), "label": "train-glow tiny"} for line in read_log(flow["train-glow/tiny"].folder)
-    ] == steps
-    result = lsmix.run(tiny_recipe, stage="train", workspace=tmp_path, device="cpu", progress=told)
-    for item in result.built:
-        if item.stage == "train":
-            found = json.loads((item.folder / "metrics.json").read_text(encoding="utf-8"))
-            label = f"train {item.name}"
-            assert [{**one, "label": label} for one in found] == [
-                f for k, f in told.seen if k == "epoch" and f["label"] == label
-            ]
-    assert not any(line["event"] == "step" for log in lines(tmp_path) for line in log)
+def test_trainers_report_each_step_and_epoch_as_they_log_it(small_recipe, small_workspace):
+    shutil.rmtree(small_workspace / LOG_FOLDER)
+    for stage in ("train-glow", "train"):
+        shutil.rmtree(small_workspace / stage)
+    events = Events()
+    made = lsmix.run(small_recipe, stage="train", workspace=small_workspace, device="cpu", progress=events)
+    steps = [facts for kind, facts in events.seen if kind == "step"]
+    assert steps
+    logged_steps = map(msgspec.to_builtins, read_log(made["train-glow"].folder))
+    assert [{**line, "label": "train-glow small"} for line in logged_steps] == steps
+    metrics = json.loads((made["train"].folder / "metrics.json").read_text(encoding="utf-8"))
+    epochs = [facts for kind, facts in events.seen if kind == "epoch"]
+    assert [{**one, "label": f"train {made['train'].name}"} for one in metrics] == epochs
+    assert not any(line["event"] == "step" for log in lines(small_workspace) for line in log)
 
 
-def test_an_error_and_an_interruption_end_the_log(tiny_recipe, tmp_path, command, monkeypatch):
+def test_an_error_and_an_interruption_end_the_log(small_recipe, small_workspace, command, monkeypatch):
+    shutil.rmtree(small_workspace / "encode")
+    words = ("encode", small_recipe, "--workspace", small_workspace, "--device", "cpu")
+
     def fail(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lsmix.pipeline.stages.encode.write_latent_shard", fail)
-    assert command("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu").code == 1
-    assert lines(tmp_path)[-1][-1]["outcome"] == "OSError"
-    assert "No space left" in lines(tmp_path)[-1][-1]["error"]
+    assert command(*words).code == 1
+    assert lines(small_workspace)[-1][-1]["outcome"] == "OSError"
+    assert "No space left" in lines(small_workspace)[-1][-1]["error"]
 
     def interrupt(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lsmix.pipeline.stages.encode.write_latent_shard", interrupt)
-    assert command("encode", tiny_recipe, "--workspace", tmp_path, "--device", "cpu").code == 130
-    assert lines(tmp_path)[-1][-1]["outcome"] == "interrupted"
+    assert command(*words).code == 130
+    assert lines(small_workspace)[-1][-1]["outcome"] == "interrupted"
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, tmp_path, command):
@@ -92,7 +97,7 @@ def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, tmp_path, comma
     assert command("ingest", tiny_recipe, "--workspace", tmp_path).code == 0
 
 
-def test_old_logs_go(tmp_path, monkeypatch):
+def test_old_logs_are_removed(tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.pipeline.engine.run_log._MOST_LOGS", 3)
     for number in range(5):
         with logged(NullProgress(), tmp_path, "run", number=number) as log:
@@ -101,38 +106,33 @@ def test_old_logs_go(tmp_path, monkeypatch):
     assert [log[0]["number"] for log in lines(tmp_path)] == [2, 3, 4]
 
 
-def test_status_tells_from_elsewhere_how_far_a_run_is_how_fast_and_how_long_it_takes(tiny_recipe, tiny_workspace):
-    import shutil
-
-    for stage in ("train-glow", "encode", "mix", "train", "report"):
-        shutil.rmtree(tiny_workspace / stage)
+def test_status_shows_how_far_a_run_of_another_process_is_and_how_long_it_takes(tiny_recipe, tiny_workspace, command):
+    shutil.rmtree(tiny_workspace / "train-glow")
     settings = ("--set", "flow.training.iterations=100000", "--set", "flow.evaluate_every=100000")
-    words = [sys.executable, "-m", "lsmix"]
-    where = [str(tiny_recipe), "--workspace", str(tiny_workspace), *settings]
-    process = subprocess.Popen([*words, "train-glow", *where, "-q", "--device", "cpu"], stderr=subprocess.DEVNULL)
-    try:
-        deadline, node = time.monotonic() + 90, {}
-        while not node.get("per_second"):
-            assert time.monotonic() < deadline
-            assert process.poll() is None
-            time.sleep(0.3)
-            printed = subprocess.run([*words, "status", *where, "--json"], check=True, capture_output=True).stdout
-            node = next(item for item in json.loads(printed)["content"] if item["stage"] == "train-glow")
-        assert node["state"] == "under-way"
-        assert 0 < node["done"] < node["total"] == 100000
-        assert node["unit"] == "iteration"
-        assert node["seconds_left"] > 0
-        assert f"process {process.pid}" in node["why"]
-        assert "iterations/s" in node["why"]
-        assert " left; user " in node["why"]
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    again = subprocess.run([*words, "status", *where], check=True, capture_output=True, text=True).stdout
-    assert "unfinished  train-glow tiny" in again, "a killed run's note fools nobody"
+    where = (tiny_recipe, "--workspace", tiny_workspace, *settings)
+    words = [sys.executable, "-m", "lsmix", "train-glow", *where, "-q", "--device", "cpu"]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        try:
+            deadline, node = time.monotonic() + 90, {}
+            while not node.get("per_second"):
+                assert time.monotonic() < deadline
+                assert process.poll() is None
+                time.sleep(0.2)
+                content = json.loads(command("status", *where, "--json").out)["content"]
+                node = next(item for item in content if item["stage"] == "train-glow")
+            assert node["state"] == "under-way"
+            assert 0 < node["done"] < node["total"] == 100000
+            assert node["unit"] == "iteration"
+            assert node["seconds_left"] > 0
+            assert f"process {process.pid}" in node["why"]
+            assert "iterations/s" in node["why"]
+            assert " left; user " in node["why"]
+        finally:
+            process.kill()
+    assert "unfinished  train-glow tiny" in command("status", *where).out, "the note of a killed run counts for nothing"
 
 
-def test_several_who_work_side_by_side_add_up(tmp_path):
+def test_each_process_that_holds_a_shared_lock_is_listed(tmp_path):
     with (
         artifact_lock(tmp_path, "0" * 12, "x", shared=True) as one,
         artifact_lock(tmp_path, "0" * 12, "x", shared=True) as two,
@@ -146,7 +146,7 @@ def test_several_who_work_side_by_side_add_up(tmp_path):
 @pytest.mark.parametrize(
     "content", [b"", b"[]", b"\xff", b"[" * 100_000, b'{"user": "\x1b[2J"}', msgspec.json.encode({"process": -1})]
 )
-def test_notes_that_nobody_of_us_wrote_are_passed_over(tmp_path, content):
+def test_damaged_notes_are_ignored(tmp_path, content):
     (tmp_path / ".locks").mkdir()
     (tmp_path / ".locks" / f"{'0' * 12}.x.owner.json").write_bytes(content)
     assert working_owners(tmp_path, "0" * 12) == []
@@ -160,7 +160,7 @@ def test_control_characters_in_a_note_do_not_reach_the_terminal(tmp_path):
     assert str(owner).isprintable()
 
 
-def test_what_was_done_before_says_nothing_of_the_speed(monkeypatch):
+def test_the_speed_counts_only_what_this_run_did(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("lsmix.pipeline.engine.progress.time.monotonic", lambda: now[0])
     pace = Throughput(100, done=60)
