@@ -249,10 +249,12 @@ def test_a_sample_is_drawn_from_its_seed(given: Callable[[str], Path], made: Run
 
 
 @pytest.mark.parametrize("dequantise", ["uniform", "center"])
-def test_a_deep_check_encodes_only_what_it_needs(tmp_path: Path, dequantise: str) -> None:
+def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(
+    methods_workspace: Path, tmp_path: Path, dequantise: str
+) -> None:
     (tmp_path / "r.toml").write_text(RECIPE + "[pools.p]\n", encoding="utf-8")
     options = [f"latents.dequantise={dequantise}", "latents.seed=3"]
-    result = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix", device="cpu", overrides=options)
+    result = run(tmp_path / "r.toml", workspace=methods_workspace, stage="mix", device="cpu", overrides=options)
     pool = shutil.copytree(result["mix/p"].folder, tmp_path / "given")
     facts = verify(pool, deep=True, sample=60, data=Path("digits"), flow=result["train-glow"].folder, device="cpu")
     assert facts["deep"]["pixels_differing"] == 0

@@ -1,6 +1,8 @@
-"""A workspace at a URL: the same digests, from any machine; what stops on one goes on at another; nothing half there counts."""
+"""A workspace at a URL: the same digests from any machine; an interrupted stage continues on another; partial uploads do not count."""
 
+import dataclasses
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -14,7 +16,7 @@ from places import make_bucket, s3_server
 import lsmix
 from lsmix.data.artifact import WORK_FOLDER
 from lsmix.data.errors import CorruptError, DownloadError, RecipeError
-from lsmix.pipeline.engine.shards import read_ledger
+from lsmix.pipeline.engine.shards import Executor, close_job, read_ledger, run_shard
 from lsmix.pipeline.stages.registry import STAGES
 from lsmix.pipeline.workspace.workspace import Workspace
 
@@ -65,25 +67,25 @@ def copy_to(url, workspace, *stages):
             lsmix.push(folder, f"{url}/{stage}/{folder.name}")
 
 
-def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_is_found_from_elsewhere(
-    tiny_recipe, finished_workspace, command, url, machine
+def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_other_machines_find_it(
+    small_recipe, small_finished, command, url, machine
 ):
-    made = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
+    made = command("run", small_recipe, "--workspace", url, "--device", "cpu")
     assert made.code == 0, made.err
-    assert f"report      {url}/report/tiny-" in made.out
-    assert roots(url, *MADE) == roots(finished_workspace, *MADE)
+    assert f"report      {url}/report/small-" in made.out
+    assert roots(url, *MADE) == roots(small_finished, *MADE)
     assert {path.split("/")[2] for path in Workspace(url).remote.sizes("") if path.count("/") > 1} & {"work"} == set()
 
     cache = machine("two")
-    again = command("run", tiny_recipe, "--workspace", url, "--device", "cpu")
+    again = command("run", small_recipe, "--workspace", url, "--device", "cpu")
     assert again.code == 0, again.err
-    assert again.out.startswith("0 of 9 artifacts made, 9 already up to date")
+    assert again.out.startswith("0 of 8 artifacts made, 8 already up to date")
     assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
-    assert "cached" in command("status", tiny_recipe, "--workspace", url, "--check").out
-    result = lsmix.run(tiny_recipe, workspace=url, device="cpu")
-    assert lsmix.verify(result["mix/lsmix"].folder)["content_digest"] == roots(url, "mix")["lsmix"]
+    assert "cached" in command("status", small_recipe, "--workspace", url, "--check").out
+    result = lsmix.run(small_recipe, workspace=url, device="cpu")
+    assert lsmix.verify(result["mix/mixed"].folder)["content_digest"] == roots(url, "mix")["mixed"]
     assert result.report.is_file()
-    assert len(lsmix.open_pool(result["mix/lsmix"].location)) == 600
+    assert len(lsmix.open_pool(result["mix/mixed"].location)) == 16
 
 
 def test_a_file_url_is_its_folder(tiny_recipe, finished_workspace, tmp_path, command):
@@ -92,7 +94,7 @@ def test_a_file_url_is_its_folder(tiny_recipe, finished_workspace, tmp_path, com
     assert result.code == 0, result.err
 
 
-def test_what_stops_on_one_machine_goes_on_at_another(tiny_recipe, finished_workspace, url, machine, monkeypatch):
+def test_an_interrupted_stage_continues_on_another_machine(tiny_recipe, finished_workspace, url, machine, monkeypatch):
     copy_to(url, finished_workspace, "ingest", "train-glow")
     with monkeypatch.context() as stopped:
         stopped.setattr("lsmix.pipeline.engine.executor.stop_point", interrupt_after(8))
@@ -119,42 +121,30 @@ def interrupt_after(calls):
     return stop
 
 
-def test_parts_on_machines_that_share_nothing_but_the_url_are_finished_by_another(
-    tiny_recipe, finished_workspace, url, machine, command
+def test_array_tasks_on_machines_that_share_only_the_url_are_finalized_by_another(
+    small_recipe, small_finished, url, machine, command
 ):
-    copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
-    for part in (2, 1):
-        machine(f"part-{part}")
-        result = command(
-            "mix",
-            tiny_recipe,
-            "--workspace",
-            url,
-            "--array-index",
-            str(part - 1),
-            "--array-size",
-            "2",
-            "--device",
-            "cpu",
-        )
+    copy_to(url, small_finished, "ingest", "train-glow", "encode")
+    where = (small_recipe, "--workspace", url, "--device", "cpu")
+    for index in (1, 0):
+        machine(f"task-{index}")
+        result = command("mix", *where, "--array-index", index, "--array-size", "2")
         assert result.code == 0, result.err
-        if part == 2:
+        if index == 1:
             machine("impatient")
-            early = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
+            early = command("finalize", *where)
             assert early.code == 6
             assert "are missing" in early.err
     machine("finisher")
-    assert "unfinished" in command("status", tiny_recipe, "--workspace", url).out
-    result = command("finalize", tiny_recipe, "--workspace", url, "--device", "cpu")
+    assert "unfinished" in command("status", *where[:3]).out
+    result = command("finalize", *where)
     assert result.code == 0, result.err
-    assert roots(url, "mix") == roots(finished_workspace, "mix")
+    assert roots(url, "mix") == roots(small_finished, "mix")
     assert not [path for path in Workspace(url).remote.sizes("mix") if f"/{WORK_FOLDER}/" in path]
 
 
-def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
-    tiny_recipe, finished_workspace, url, machine, command, tmp_path
-):
-    copy_to(url, finished_workspace, "ingest", "train-glow", "encode")
+def test_damage_at_the_url_is_found_before_it_is_used(small_recipe, small_finished, url, machine, command, tmp_path):
+    copy_to(url, small_finished, "ingest", "train-glow", "encode")
     place = Workspace(url).remote
     (name,) = place.entries("encode")
     path = f"encode/{name}/latents.zarr/z/c/1/0"
@@ -162,16 +152,16 @@ def test_damage_at_the_url_is_found_before_anything_is_made_of_it(
     broken = tmp_path / "broken"
     broken.write_bytes(content[:-1])
     place.write(path, broken)
-    short = command("mix", tiny_recipe, "--workspace", url)
+    short = command("mix", small_recipe, "--workspace", url)
     assert short.code == CorruptError.exit_code
     assert f"error: '{url}/{path}' is damaged: expected {len(content)} bytes, got {len(content) - 1} bytes" in short.err
     broken.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     place.write(path, broken)
-    flipped = command("mix", tiny_recipe, "--workspace", url)
+    flipped = command("mix", small_recipe, "--workspace", url)
     assert flipped.code == CorruptError.exit_code
     assert f"error: '{url}/{path}' is damaged: expected sha256" in flipped.err
-    assert command("encode", tiny_recipe, "--workspace", url, "--force", "--device", "cpu").code == 0
-    assert roots(url, "encode") == roots(finished_workspace, "encode")
+    assert command("encode", small_recipe, "--workspace", url, "--force", "--device", "cpu").code == 0
+    assert roots(url, "encode") == roots(small_finished, "encode")
 
 
 @pytest.mark.parametrize(
@@ -195,7 +185,7 @@ def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab")
 
 
-def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
+def test_an_unreachable_store_is_reported_and_the_next_run_sends_the_rest(
     tiny_recipe, finished_workspace, machine, monkeypatch
 ):
     url = f"memory://{uuid.uuid4().hex}"
@@ -219,7 +209,7 @@ def test_a_place_that_goes_away_is_told_and_the_next_run_sends_the_rest(
     assert roots(url, "encode") == roots(finished_workspace, "encode")
 
 
-def test_gc_removes_at_the_url_what_no_recipe_wants(tiny_recipe, finished_workspace, url, command):
+def test_gc_removes_what_no_recipe_wants_at_the_url(tiny_recipe, finished_workspace, url, command):
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode", "mix")
     words = ("gc", tiny_recipe, "--workspace", url, "--set", "pools.lsmix.alpha=0.7")
     assert f"{url}/mix/lsmix-" in command(*words).out
@@ -240,8 +230,33 @@ def test_dask_workers_of_this_machine_send_what_they_make(tiny_recipe, finished_
     assert roots(url, "encode") == roots(finished_workspace, "encode")
 
 
+class WorkersElsewhere(Executor):
+    """Makes each shard as a worker on another machine does: from the pickled job alone, with a cache of its own."""
+
+    def __init__(self, machine):
+        self._machine = machine
+
+    def run(self, job, shards, report, count=None):
+        self._machine("worker")
+        job = pickle.loads(pickle.dumps(dataclasses.replace(job, folder="")))
+        for shard in shards:
+            report(run_shard(job, shard))
+        close_job()
+        self._machine("one")
+
+
+def test_workers_on_other_machines_need_only_the_url(small_recipe, small_finished, url, machine, monkeypatch, tmp_path):
+    copy_to(url, small_finished, "ingest", "train-glow")
+    monkeypatch.setattr("lsmix.pipeline.engine.dask.DaskExecutor", lambda **_: WorkersElsewhere(machine))
+    lsmix.run(small_recipe, stage="encode", workspace=url, scheduler="tcp://somewhere", device="cpu")
+    assert list((tmp_path / "cache-of-worker").rglob("work/ledger/*.json")), "the workers had a folder of their own"
+    assert not list((tmp_path / "cache-of-one").rglob("*.zarr/z/c/*"))
+    assert roots(url, "encode") == roots(small_finished, "encode")
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
+def test_workers_of_a_running_cluster_need_only_the_url(
     tiny_recipe, finished_workspace, s3, command, tmp_path, monkeypatch
 ):
     from distributed import LocalCluster
@@ -261,7 +276,7 @@ def test_workers_of_a_cluster_elsewhere_need_nothing_but_the_url(
     assert roots(url, "encode") == roots(finished_workspace, "encode")
 
 
-def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
+def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspace):
     url = f"memory://{uuid.uuid4().hex}"
     copy_to(url, finished_workspace, "ingest", "train-glow")
     with pytest.raises(RecipeError, match="lives in the memory of this process"):
@@ -275,21 +290,21 @@ def test_memory_is_no_place_for_workers(tiny_recipe, finished_workspace):
         ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
     ],
 )
-def test_what_is_no_place_for_a_workspace_is_told(tiny_recipe, command, url, code, said):
+def test_a_url_that_cannot_be_a_workspace_is_refused(tiny_recipe, command, url, code, said):
     result = command("status", tiny_recipe, "--workspace", url)
     assert result.code == code
     assert said in result.err
     assert not Path(url.partition("/")[0]).exists(), "no folder called as the URL"
 
 
-def test_the_stages_of_a_workspace_are_those_of_its_url():
+def test_a_workspace_in_a_folder_imports_nothing_that_urls_need():
     assert set(MADE) < set(STAGES)
     words = [
         sys.executable,
         "-c",
         "import lsmix.pipeline.api, sys; sys.exit('s3fs' in sys.modules or 'fsspec' in sys.modules)",
     ]
-    assert subprocess.run(words, check=False).returncode == 0, "who works in a folder does not load what URLs need"
+    assert subprocess.run(words, check=False).returncode == 0, "a folder needs neither"
 
 
 def test_ls_lists_each_stage_and_each_artifact_once(finished_workspace, url, monkeypatch):
