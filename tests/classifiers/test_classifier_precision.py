@@ -28,13 +28,10 @@ WIDE = {"architecture": "wrn-10-1", "learning_rate": 2e-3}
 SGD = {"optimiser": "sgd", "learning_rate": 0.05, "grad_clip": 5.0}
 NETWORKS = {
     "cnn-13": CNN,
-    "cnn-13 sgd": {**CNN, **SGD},
     "cnn-13 on SVHN": {**CNN, "final_batch_norm": True, "normalise": "channel"},
-    "wide": WIDE,
     "wide sgd": {**WIDE, **SGD, "normalise": "channel"},
 }
 every_network = pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORKS)
-every_precision = pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +53,14 @@ def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
-@every_precision
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # on a CPU tf32 gives the bits of float32: see below
 @every_network
 def test_each_classifier_learns_and_resumes_exactly_in_each_precision(
     fields: dict[str, Any], precision: str, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
     straight, resumed = (trainer(digits, **fields, precision=precision) for _ in range(2))
     errors = []
-    for _ in range(3):
+    for _ in range(2):
         straight.run_epoch(source(digits))
         errors.append(straight.evaluate(digits[0][512:], digits[1][512:]))
         if straight.epoch == 1:
@@ -72,8 +69,7 @@ def test_each_classifier_learns_and_resumes_exactly_in_each_precision(
     floats = {tensor.dtype for tensor in straight.state_dict().values() if tensor.is_floating_point()}
     assert floats == {torch.float32}  # weights, statistics of batch norm and moments
     resumed.load_state_dict(load(kept))
-    for _ in range(2):
-        resumed.run_epoch(source(digits))
+    resumed.run_epoch(source(digits))
     assert same(resumed.state_dict(), straight.state_dict())
     seen = features(straight.model, digits[0][:300], precision=precision)
     assert seen.dtype == np.float32
@@ -135,8 +131,8 @@ def _callers_precision(value: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("callers", ["ieee", "tf32"])
-@every_precision
-def test_a_precision_that_the_caller_has_set_neither_matters_nor_moves(
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+def test_the_callers_precision_has_no_effect_and_is_kept(
     callers: str, precision: str, digits: tuple[np.ndarray, np.ndarray]
 ) -> None:
     def trained() -> dict[str, torch.Tensor]:
@@ -153,7 +149,7 @@ def test_a_precision_that_the_caller_has_set_neither_matters_nor_moves(
 
 
 @pytest.mark.parametrize(("precision", "on_cuda"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_each_operator_is_told_its_precision_and_gets_its_own_back(precision: str, on_cuda: str) -> None:
+def test_each_operator_gets_its_precision_and_is_restored(precision: str, on_cuda: str) -> None:
     before = _settings()
     with arithmetic(precision):
         assert _settings() == [on_cuda] * 3 + ["ieee"] * 3 + [True, False]
@@ -172,7 +168,7 @@ def test_each_operator_is_told_its_precision_and_gets_its_own_back(precision: st
 
 
 def test_a_finished_training_leaves_no_model_behind(
-    tiny_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_recipe: Path, small_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[weakref.ref[nn.Module]] = []
 
@@ -184,7 +180,7 @@ def test_a_finished_training_leaves_no_model_behind(
     monkeypatch.setattr(training, "ClassifierTrainer", Watched)
     gc.disable()  # on a GPU what waits for the collector keeps its memory until then
     try:
-        run(tiny_recipe, workspace=tmp_path / "runs", stage="train", device="cpu")
+        run(small_recipe, workspace=small_workspace, stage="train", device="cpu", force="train")
         assert made
         assert [model() for model in made] == [None] * len(made)
     finally:
