@@ -1,4 +1,4 @@
-"""An artifact is whole or not there: manifest last, locks, space, damage of every kind, and what may be thrown away."""
+"""An artifact is complete or not there: manifest last, locks, space, damage of every kind, and garbage collection."""
 
 import json
 import multiprocessing
@@ -9,7 +9,6 @@ import signal
 from collections import namedtuple
 
 import msgspec
-import numpy as np
 import pytest
 
 from lsmix.data.artifact import read_manifest
@@ -47,14 +46,14 @@ def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
-def no_shorter(path):
+def flip_a_bit(path):
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
 HARMS = {
-    "a flipped bit": (no_shorter, "is damaged: expected sha256"),
+    "a flipped bit": (flip_a_bit, "is damaged: expected sha256"),
     "a lost end": (lambda path: os.truncate(path, path.stat().st_size - 1), r"is damaged: expected \d+ bytes, got"),
     "emptiness": (lambda path: os.truncate(path, 0), r"is damaged: expected \d+ bytes, got 0"),
     "a missing file": (lambda path: path.unlink(), "is missing; manifest.json lists it with"),
@@ -66,10 +65,10 @@ HARMS = {
 }
 
 
-@pytest.mark.parametrize("stage", PARTS)
-@pytest.mark.parametrize("harm", HARMS)
-def test_verify_finds_any_harm_in_any_kind_of_artifact(tiny_workspace, command, stage, harm):
-    folder = first_folder(tiny_workspace, stage)
+# Each file and each harm together are tested in tests/system/faults/test_damage.py.
+@pytest.mark.parametrize(("stage", "harm"), list(zip(PARTS, HARMS, strict=True)))
+def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command, stage, harm):
+    folder = first_folder(small_workspace, stage)
     assert verify(folder)["files"] > 0
     do_harm, message = HARMS[harm]
     do_harm(folder / PARTS[stage][0])
@@ -79,10 +78,12 @@ def test_verify_finds_any_harm_in_any_kind_of_artifact(tiny_workspace, command, 
     assert (result.code, result.out, result.err.count("\n")) == (5, "", 1)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in PARTS if PARTS[stage][1]])
-@pytest.mark.parametrize("harm", ["a lost end", "emptiness", "a missing file"])
-def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
-    folder = first_folder(tiny_workspace, stage)
+@pytest.mark.parametrize(
+    ("stage", "harm"),
+    [("ingest", "a lost end"), ("train-glow", "emptiness"), ("encode", "a missing file"), ("mix", "a lost end")],
+)
+def test_opening_finds_a_wrong_size(small_workspace, stage, harm):
+    folder = first_folder(small_workspace, stage)
     name, open_it = PARTS[stage]
     open_it(folder)
     HARMS[harm][0](folder / name)
@@ -90,46 +91,46 @@ def test_opening_finds_a_wrong_size(tiny_workspace, stage, harm):
         open_it(folder)
 
 
-@pytest.mark.parametrize("stage", PARTS)
-def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(tiny_recipe, tiny_workspace, command, stage):
-    folder = first_folder(tiny_workspace, stage)
-    root = read_manifest(folder).content_digest
+@pytest.mark.parametrize("stage", ["ingest", "train-glow", "encode", "mix", "train"])
+def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(small_recipe, small_workspace, command, stage):
+    folder = first_folder(small_workspace, stage)
+    digest = read_manifest(folder).content_digest
     os.truncate(folder / PARTS[stage][0], 1)
-    before = snapshot(tiny_workspace)
-    result = command("run", tiny_recipe, "--workspace", tiny_workspace)
+    before = snapshot(small_workspace)
+    result = command("run", small_recipe, "--workspace", small_workspace)
     assert result.code == 5
     assert f"{PARTS[stage][0]}' is damaged: expected" in result.err.splitlines()[-1]
-    assert snapshot(tiny_workspace) == before
-    status = command("status", tiny_recipe, "--workspace", tiny_workspace)
+    assert snapshot(small_workspace) == before
+    status = command("status", small_recipe, "--workspace", small_workspace)
     assert status.code == 0
     assert "damaged" in status.out
-    assert command(stage, tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu", "--force").code == 0
-    assert verify(folder)["content_digest"] == root, "the same recipe makes the same bytes"
+    assert command(stage, small_recipe, "--workspace", small_workspace, "--device", "cpu", "--force").code == 0
+    assert verify(folder)["content_digest"] == digest, "the same recipe makes the same bytes"
 
 
-@pytest.mark.parametrize("stage", PARTS)
-def test_a_newer_format_is_refused_by_name(tiny_recipe, tiny_workspace, command, stage):
-    path = first_folder(tiny_workspace, stage) / "manifest.json"
+def test_a_newer_format_is_refused_by_name(small_recipe, small_workspace, command):
+    path = first_folder(small_workspace, "mix") / "manifest.json"
     bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
     path.write_bytes(add_checksum(bare.replace(b'"format_version": 1', b'"format_version": 2')))
     with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
         verify(path.parent)
-    result = command("run", tiny_recipe, "--workspace", tiny_workspace)
+    result = command("run", small_recipe, "--workspace", small_workspace)
     assert result.code == 1
     assert "has format 2; this version of lsmix reads format 1" in result.err.splitlines()[-1]
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"format_version": 1}', b'{"format_version": "1"}'])
-def test_a_damaged_manifest_is_told_as_damage(tiny_recipe, tiny_workspace, command, content):
-    path = first_folder(tiny_workspace, "encode") / "manifest.json"
-    path.write_bytes(content)
-    for words in (("verify", path.parent), ("run", tiny_recipe, "--workspace", tiny_workspace), ("show", path.parent)):
-        result = command(*words)
-        assert result.code == 5, result
-        assert "manifest.json' is damaged" in result.err.splitlines()[-1]
+def test_a_damaged_manifest_is_reported_as_damage(small_recipe, small_workspace, command):
+    path = first_folder(small_workspace, "encode") / "manifest.json"
+    for content in (b"", b"{", b"[]", b"\xff", b'{"format_version": 1}', b'{"format_version": "1"}'):
+        path.write_bytes(content)
+        run_words = ("run", small_recipe, "--workspace", small_workspace)
+        for words in (("verify", path.parent), run_words, ("show", path.parent)):
+            result = command(*words)
+            assert result.code == 5, (content, result)
+            assert "manifest.json' is damaged" in result.err.splitlines()[-1]
 
 
-def test_an_artifact_under_the_name_of_another_is_not_taken_for_it(tiny_recipe, tiny_workspace, command):
+def test_a_renamed_artifact_is_refused(tiny_recipe, tiny_workspace, command):
     first, second = sorted((tiny_workspace / "mix").iterdir())
     shutil.rmtree(second)
     first.rename(second)
@@ -138,17 +139,17 @@ def test_an_artifact_under_the_name_of_another_is_not_taken_for_it(tiny_recipe, 
     assert "by its manifest: it was moved there" in result.err
 
 
-def test_without_its_manifest_an_artifact_is_unfinished_work(tiny_recipe, tiny_workspace, command):
-    folder = first_folder(tiny_workspace, "encode")
+def test_without_its_manifest_an_artifact_is_unfinished_work(small_recipe, small_workspace, command):
+    folder = first_folder(small_workspace, "encode")
     root = read_manifest(folder).content_digest
     (folder / "manifest.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is unfinished work"):
         verify(folder)
-    assert "unfinished" in command("status", tiny_recipe, "--workspace", tiny_workspace).out
-    assert run(tiny_recipe, workspace=tiny_workspace, device="cpu")["encode"].manifest.content_digest == root
+    assert "unfinished" in command("status", small_recipe, "--workspace", small_workspace).out
+    assert run(small_recipe, workspace=small_workspace, device="cpu")["encode"].manifest.content_digest == root
 
 
-def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path, monkeypatch):
+def test_the_manifest_is_written_after_everything_else(small_recipe, tmp_path, monkeypatch):
     from lsmix.pipeline.engine import runner
 
     seen = []
@@ -160,25 +161,25 @@ def test_the_manifest_is_written_after_everything_else(tiny_recipe, tmp_path, mo
 
     write = runner.write_manifest
     monkeypatch.setattr(runner, "write_manifest", watch)
-    run(tiny_recipe, workspace=tmp_path / "runs", stage="ingest")
+    run(small_recipe, workspace=tmp_path / "runs", stage="ingest")
     assert seen == [True]
 
 
-def test_leftovers_of_a_kill_between_manifest_and_clean_up_are_cleaned(tiny_recipe, tiny_workspace):
-    work = first_folder(tiny_workspace, "encode") / "work"
+def test_work_files_left_by_a_kill_after_the_manifest_are_removed(small_recipe, small_workspace):
+    work = first_folder(small_workspace, "encode") / "work"
     (work / "ledger").mkdir(parents=True)
     (work / "ledger" / "000000.json").write_bytes(b"{}")
     verify(work.parent)  # not part of the artifact, so not damage
-    run(tiny_recipe, workspace=tiny_workspace, device="cpu")
+    run(small_recipe, workspace=small_workspace, device="cpu")
     assert not work.exists()
 
 
-def test_half_written_files_of_a_kill_do_not_get_into_the_artifact(tiny_recipe, finished_workspace, tiny_workspace):
-    folder = first_folder(tiny_workspace, "encode")
+def test_half_written_files_left_by_a_kill_do_not_get_into_the_artifact(small_recipe, small_finished, small_workspace):
+    folder = first_folder(small_workspace, "encode")
     (folder / "manifest.json").unlink()
     (folder / "latents.zarr" / "z" / "c" / ".0.x1y2z3.part").write_bytes(b"half of a shard")
-    again = run(tiny_recipe, workspace=tiny_workspace, stage="encode", device="cpu")["encode"]
-    assert again.manifest.files == read_manifest(first_folder(finished_workspace, "encode")).files
+    again = run(small_recipe, workspace=small_workspace, stage="encode", device="cpu")["encode"]
+    assert again.manifest.files == read_manifest(first_folder(small_finished, "encode")).files
 
 
 def hold_lock(workspace, key, ready, done):
@@ -263,57 +264,30 @@ def test_gc_lists_and_removes_only_what_no_recipe_wants(tiny_recipe, tiny_worksp
     assert garbage(tiny_recipe, tiny_workspace) == []
 
 
-def test_gc_keeps_unfinished_work_that_is_wanted(tiny_recipe, tiny_workspace):
-    folder = first_folder(tiny_workspace, "report")
+def test_gc_keeps_unfinished_work_that_is_wanted(small_recipe, small_workspace):
+    folder = first_folder(small_workspace, "report")
     (folder / "manifest.json").unlink()
-    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+    assert garbage(small_recipe, small_workspace, delete=True) == []
     assert folder.is_dir()
 
 
-def test_gc_keeps_what_it_cannot_judge_since_an_input_is_gone(tiny_recipe, tiny_workspace):
-    shutil.rmtree(tiny_workspace / "encode")
-    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+def test_gc_keeps_artifacts_whose_keys_are_unknown_since_an_input_is_gone(small_recipe, small_workspace):
+    shutil.rmtree(small_workspace / "encode")
+    assert garbage(small_recipe, small_workspace, delete=True) == []
 
 
-def test_gc_leaves_alone_what_lsmix_did_not_make(tiny_recipe, tiny_workspace, tmp_path):
-    (tiny_workspace / "mix" / "my-notes").mkdir()
+def test_gc_keeps_folders_that_lsmix_did_not_make(small_recipe, small_workspace, tmp_path):
+    (small_workspace / "mix" / "my-notes").mkdir()
     others = tmp_path / "others"
     others.mkdir()
     (others / "manifest.json").write_text("theirs")
-    (tiny_workspace / "mix" / "shared-0123456789ab").symlink_to(others)
-    assert garbage(tiny_recipe, tiny_workspace, delete=True) == []
+    (small_workspace / "mix" / "shared-0123456789ab").symlink_to(others)
+    assert garbage(small_recipe, small_workspace, delete=True) == []
     assert (others / "manifest.json").exists()
-    assert (tiny_workspace / "mix" / "my-notes").is_dir()
+    assert (small_workspace / "mix" / "my-notes").is_dir()
 
 
-def test_no_test_image_can_reach_a_pool(finished_workspace):
-    dataset = open_dataset(first_folder(finished_workspace, "ingest") / "dataset.h5")
-    splits = {"train": dataset.train, "heldout": dataset.heldout}
-    rows = [set(split.source_index.tolist()) for split in splits.values()]
-    assert not rows[0] & rows[1], "held-out images are no training images"
-    latents = open_latents(first_folder(finished_workspace, "encode"))
-    assert len(latents) == len(dataset.train)
-    np.testing.assert_array_equal(latents.label[:], dataset.train.labels)
-    flow = load_flow(first_folder(finished_workspace, "train-glow"))
-    np.testing.assert_array_equal(flow.decode(latents.z[:]), dataset.train.images)
-    for folder in (finished_workspace / "mix").iterdir():
-        pool = open_pool(folder)
-        for source, label in ((pool.source_a, pool.label_a), (pool.source_b, pool.label_b)):
-            assert source[:].min() >= 0
-            assert source[:].max() < len(dataset.train)
-            np.testing.assert_array_equal(label[:], dataset.train.labels[source[:]])
-
-
-def test_pixels_of_a_pool_are_their_sources_at_the_ends_of_lambda(finished_workspace):
-    dataset = open_dataset(first_folder(finished_workspace, "ingest") / "dataset.h5")
-    pool = open_pool(next((finished_workspace / "mix").glob("zero-*")))
-    half = pool.images_per_copy  # λ is 0 in the first copy and 1 in the second
-    np.testing.assert_array_equal(pool.image[:half], dataset.train.images[pool.source_a[:half]])
-    ok = pool.status[half:] == 0
-    np.testing.assert_array_equal(pool.image[half:][ok], dataset.train.images[pool.source_b[half:]][ok])
-
-
-def test_status_names_the_very_field_that_differs(tiny_recipe, tiny_workspace):
+def test_status_names_the_field_that_differs(tiny_recipe, tiny_workspace):
     def why(*overrides):
         _, nodes, place = plan(tiny_recipe, workspace=tiny_workspace, overrides=overrides)
         return {f"{node.stage} {node.name}": (node.state, node.why) for node in recipe_status(nodes, place)}
@@ -326,12 +300,12 @@ def test_status_names_the_very_field_that_differs(tiny_recipe, tiny_workspace):
     assert why("flow.training.warmup=3")["train-glow tiny"] == ("to-run", "training.warmup 10 → 3")
 
 
-def test_an_artifact_is_found_whatever_its_name(tiny_recipe, tiny_workspace):
-    result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=["name=other"])
+def test_an_artifact_is_found_under_any_name(small_recipe, small_workspace):
+    result = run(small_recipe, workspace=small_workspace, device="cpu", overrides=["name=other"])
     assert all(item.cached for item in result.built)
 
 
-def test_a_finished_flow_from_elsewhere_is_the_same_input_everywhere(tiny_recipe, tiny_workspace, tmp_path):
+def test_a_finished_flow_in_another_folder_is_the_same_input(tiny_recipe, tiny_workspace, tmp_path):
     flow = first_folder(tiny_workspace, "train-glow")
     moved = tmp_path / "elsewhere" / "a flow"
     shutil.copytree(flow, moved)
