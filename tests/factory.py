@@ -1,5 +1,6 @@
 """The small recipes, data sets and pools that tests use."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,9 +168,13 @@ def write_pool(
     sources: int = 2,
     corners: bool = False,
     origin: dict[str, Any] | None = None,
+    columns: "Callable[[np.ndarray], dict[str, np.ndarray]] | None" = None,
     **manifest: Any,
 ) -> Path:
-    """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status."""
+    """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status.
+
+    ``columns`` is called with rows and returns columns that take the place of random ones.
+    """
     import numpy as np
 
     from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
@@ -204,9 +209,12 @@ def write_pool(
         if sources > 2:
             more = draw.integers(0, images, (count, sources - 2))
             arrays |= {"source_more": more, "label_more": more % len(class_names)}
-            arrays |= {name: draw.random(more.shape, dtype=np.float32) for name in ("lam_more", "share_more")}
+            share = draw.dirichlet([1.0] * sources, count).astype(np.float32)
+            arrays |= {"lam": share[:, 1], "share_b": share[:, 1], "lam_more": share[:, 2:], "share_more": share[:, 2:]}
         if corners:
             arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
+        for name, values in columns(here).items() if columns else ():
+            arrays[name] = values.astype(arrays[name].dtype)
         write_pool_shard(folder, shard, arrays)
     if origin:
         (folder / "plan.json").write_bytes(invented_plan(origin, method))
@@ -224,3 +232,30 @@ def write_pool(
     }
     write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**fields, **manifest}))
     return folder
+
+
+def reseal(folder: Path, **changes: Any) -> None:
+    """Write the manifest of a changed pool with checksums that fit, as a forger would; ``changes`` are its other fields."""
+    import msgspec
+
+    from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
+
+    files = record_files(folder, {"pool.zarr", "plan.json"})
+    manifest = msgspec.structs.replace(
+        read_manifest(folder), files=files, content_digest=content_digest(files), **changes
+    )
+    write_manifest(folder, manifest)
+
+
+def artifact_folder(workspace: Path, stage: str, name: str) -> Path:
+    """Return the folder of the only artifact of a stage with this name."""
+    (folder,) = (workspace / stage).glob(f"{name}-*")
+    return folder
+
+
+def content_digests(workspace: Path | str, *stages: str) -> dict[str, str]:
+    """Return the content digest of each complete artifact of some stages."""
+    from lsmix.pipeline.workspace.workspace import Workspace
+
+    place = Workspace(workspace)
+    return {f"{stage}/{found.name}": found.content_digest for stage in stages for _, found in place.manifests(stage)}

@@ -73,7 +73,7 @@ def test_a_recipe_with_an_unknown_architecture_is_refused_at_once(tmp_path):
             read_recipe(path, [f"{key}.architecture=wnr-28-10"])
 
 
-def test_checking_names_imports_neither_torch_nor_what_is_named():
+def test_checking_names_imports_neither_torch_nor_the_named_package():
     code = (
         "import sys\n"
         "from lsmix.classifiers.config import ClassifierTraining, PixelMix\n"
@@ -111,7 +111,7 @@ def test_the_check_of_a_network_leaves_no_trace_in_its_statistics(package):
     assert int(build("somebodys_nets:net")[0].num_batches_tracked) == 0
 
 
-def test_what_other_packages_do_wrong_is_told_by_name(package):
+def test_mistakes_of_other_packages_are_named(package):
     package.no_module = lambda _classes: "net"
     package.wrong_size = lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(192, classes + 1))
     package.no_tensor = lambda _classes: _Tuple()
@@ -149,7 +149,7 @@ def test_timm_is_asked_for_an_untrained_network_of_the_right_size(monkeypatch):
     assert asked == {"name": "resnet18", "pretrained": False, "num_classes": 5, "in_chans": 3}
 
 
-def test_without_timm_its_names_say_how_to_install_it(monkeypatch):
+def test_without_timm_the_error_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(
         RecipeError, match=r"needs the package 'timm', which is not installed\. pip install 'lsmix\[timm\]'"

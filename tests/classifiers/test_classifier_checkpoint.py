@@ -85,7 +85,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path, fields: dict, cl
     assert str(path) in str(caught.value)
 
 
-def test_no_file_and_a_damaged_file_are_told_apart(tmp_path: Path) -> None:
+def test_a_missing_file_and_a_damaged_file_are_distinguished(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     with pytest.raises(MissingError, match="no weights of a classifier at"):
         load_classifier(path, ClassifierTraining(width=4), 5, SHAPE)

@@ -156,7 +156,7 @@ def test_augmentation_stays_on_the_device_of_the_batch(translate: int, flip: boo
     assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_what_is_drawn_does_not_depend_on_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_draws_do_not_depend_on_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
 
     def spy(*words: Any) -> np.random.Generator:
@@ -186,7 +186,7 @@ def test_a_batch_for_cuda_is_copied_from_pinned_memory_without_waiting(monkeypat
     assert calls == [((torch.device("cpu"),), {"non_blocking": True})]
 
 
-def test_a_loss_is_asked_for_once_in_many_updates_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_read_only_once_in_many_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each time a GPU is waited for.
     asked: list[int] = []
     learner = _trainer(torch.device("cpu"), width=4)

@@ -119,7 +119,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another():
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_global_random_state_neither_matters_nor_moves():
+def test_the_global_random_state_has_no_effect_and_is_kept():
     source = ListSource(*stripes(32), batch_size=16)
     losses = []
     for seed in (5, 6):
@@ -153,7 +153,7 @@ def test_two_label_batches_are_learnt_from_by_their_shares():
     assert learner.evaluate(*stripes(64, seed=9)) < 5.0
 
 
-def test_soft_targets_train_as_the_two_labels_that_they_stand_for():
+def test_soft_targets_train_as_their_two_labels():
     class Soft(ListSource):
         def __iter__(self):
             for images, label, _, share in super().__iter__():
@@ -245,7 +245,7 @@ def test_sgd_is_the_written_out_nesterov_step_with_decay_and_clipped_gradient():
             torch.testing.assert_close(new.detach(), old - 0.05 * (decayed + 0.9 * buffer))
 
 
-def test_statistics_are_wanted_where_inputs_are_normalised():
+def test_normalised_inputs_need_statistics():
     with pytest.raises(RecipeError, match="normalise 'channel' needs the training set's statistics"):
         ClassifierTrainer(config(normalise="channel"), 2, SHAPE, seed=0)
     assert torch.equal(
@@ -300,7 +300,7 @@ def test_a_parameter_without_a_gradient_does_not_hinder_resuming():
         other.load_state_dict(broken)
 
 
-def test_a_single_left_over_image_is_refused_only_where_it_cannot_be_normalised():
+def test_a_single_left_over_image_is_refused_only_if_it_cannot_be_normalised():
     source = ListSource(*stripes(17), batch_size=16)
     assert trainer().run_epoch(source).updates == 2
     with pytest.raises(RecipeError, match="batch 1 of epoch 0 has a single image"):
@@ -314,7 +314,7 @@ def test_nothing_to_train_or_evaluate_on_is_an_error():
         trainer().evaluate(np.zeros((0, *SHAPE), np.uint8), np.zeros(0, np.int64))
 
 
-def test_a_configuration_refuses_what_makes_no_sense():
+def test_an_impossible_configuration_is_refused():
     decode = msgspec.json.Decoder(ClassifierTraining).decode
     assert decode("{}") == ClassifierTraining()
     for wrong in ('{"width": 0}', '{"decay": 1.5}', '{"architecture": "vgg"}', '{"wdith": 8}', '{"learning_rate": 0}'):

@@ -99,7 +99,7 @@ def test_norm_activation_and_dropout_have_the_constants_of_the_design():
         ((3, 3), ((3, 3), (3, 3), (3, 3)), (1, 1)),
     ],
 )
-def test_a_pool_is_left_out_where_the_valid_convolution_would_not_fit(size, grids, final):
+def test_a_pool_is_left_out_if_the_valid_convolution_would_not_fit(size, grids, final):
     assert pooled_sides(size) == grids
     model = Cnn13(7, in_channels=1, image_size=size, width=2).eval()
     assert model.final_grid == final
@@ -111,7 +111,7 @@ def test_images_below_3_pixels_are_refused():
         Cnn13(10, image_size=(2, 9))
 
 
-def test_the_weights_are_drawn_as_he_says():
+def test_the_weights_are_drawn_by_the_rule_of_he():
     torch.manual_seed(0)
     for convolution in convolutions(Cnn13(10))[1:]:
         fan_in = convolution.weight[0].numel()

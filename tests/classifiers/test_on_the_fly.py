@@ -65,7 +65,7 @@ def test_lambda_has_the_distribution_of_alpha():
 
 
 @every_method
-def test_the_words_name_the_draws(method):
+def test_the_draws_depend_on_seed_and_words(method):
     images, target = labelled(16)
     mix = PixelMix(method=method)
     results = [
@@ -95,7 +95,7 @@ def test_channels_last_memory_is_kept_and_the_batch_left_as_it_was():
     assert torch.equal(target, before[1])
 
 
-def test_a_configuration_refuses_what_makes_no_sense():
+def test_an_impossible_configuration_is_refused():
     decode = msgspec.json.Decoder(PixelMix).decode
     assert decode('{"method": "mixup"}') == PixelMix(method="mixup", alpha=1.0, rate="per-sample")
     with pytest.raises(

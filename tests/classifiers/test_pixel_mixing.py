@@ -49,7 +49,7 @@ def test_lambda_zero_gives_the_first_image_and_share_zero(method, shape, seed):
 
 @pytest.mark.parametrize("method", GIVES_THE_SECOND)
 @given(shape=SHAPES, seed=SEEDS)
-def test_lambda_one_gives_the_second_image_where_the_method_says_so(method, shape, seed):
+def test_lambda_one_gives_the_second_image(method, shape, seed):
     first, second = pairs(shape, seed)
     mixed, share = mix_images(method, first, second, 1.0, seed=seed)
     np.testing.assert_array_equal(mixed, second)
@@ -58,7 +58,7 @@ def test_lambda_one_gives_the_second_image_where_the_method_says_so(method, shap
 
 @every_method
 @given(lam=LAMBDAS, shape=SHAPES, seed=SEEDS)
-def test_the_share_is_what_was_really_taken(method, lam, shape, seed):
+def test_the_share_is_the_fraction_that_was_taken(method, lam, shape, seed):
     mixed, share = mix_images(method, *constant(shape, 0, 255), lam, seed=seed)
     assert (mixed.dtype, mixed.shape, share.dtype, share.shape) == (np.uint8, shape, np.float32, shape[:1])
     for image, part in zip(mixed, share, strict=True):
@@ -90,7 +90,7 @@ def test_any_split_of_the_rows_gives_the_same(method, lam, cut, seed):
 
 @every_method
 @given(lam=LAMBDAS, shape=SHAPES, seed=SEEDS)
-def test_the_pair_turned_round_has_the_rest(method, lam, shape, seed):
+def test_the_swapped_pair_takes_the_other_pixels(method, lam, shape, seed):
     first, second = constant(shape, 37, 230)
     mixed, share = mix_images(method, first, second, lam, seed=seed)
     turned, other = mix_images(method, second, first, lam, seed=seed)
@@ -167,7 +167,7 @@ def test_mixup_is_exact_and_rounds_halves_up(lam, seed):
     assert share[0] == np.float32(lam)
 
 
-def test_mixup_meets_every_tie_from_below():
+def test_mixup_rounds_every_tie_up():
     levels = np.arange(256, dtype=np.uint8)
     first, second = (np.ascontiguousarray(grid).reshape(1, 256, 256, 1) for grid in np.meshgrid(levels, levels))
     mixed, _ = mix_images("mixup", first, second, 0.5)
@@ -285,7 +285,7 @@ def test_an_unknown_method_is_refused_with_the_nearest_name():
         (lambda x1, _x2, lam, _draws: (x1, lam * torch.nan), r"all within 0 to 1"),
     ],
 )
-def test_a_method_that_breaks_its_contract_is_told_by_name(monkeypatch, broken, message):
+def test_a_method_that_breaks_its_contract_is_named(monkeypatch, broken, message):
     monkeypatch.setattr(PIXEL_METHODS, "load", lambda _name: broken)
     with pytest.raises(RecipeError, match=message) as caught:
         mix_images("theirs", *pairs((2, 4, 4, 1)), 0.5)

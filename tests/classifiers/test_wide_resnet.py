@@ -75,7 +75,7 @@ def test_a_block_adds_to_its_input_or_to_a_convolution_of_its_activated_input():
     torch.testing.assert_close(keeping(y.clone()), y)
 
 
-def test_the_weights_are_drawn_as_he_says_by_fan_out():
+def test_the_weights_are_drawn_by_the_rule_of_he_with_fan_out():
     torch.manual_seed(0)
     model = WideResNet(10, depth=10, widening=8)
     for module in model.modules():
@@ -87,7 +87,7 @@ def test_the_weights_are_drawn_as_he_says_by_fan_out():
 
 
 @pytest.mark.parametrize(("name", "size"), [("wrn-28-10", 32), ("wrn-16-4", 64), ("cnn-13", 32)])
-def test_what_a_pass_is_said_to_cost_is_what_its_convolutions_cost(name, size):
+def test_the_estimated_cost_of_a_pass_is_that_of_its_convolutions(name, size):
     config = ClassifierTraining(architecture=name)
     products = []
 

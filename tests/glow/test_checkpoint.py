@@ -97,7 +97,7 @@ def test_an_artifacts_sizes_are_checked_first(folder: Path) -> None:
         load_flow(folder)
 
 
-def test_what_is_not_there_is_said_to_be_missing(folder: Path, tmp_path: Path) -> None:
+def test_missing_folders_and_files_are_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MissingError, match="there is no such folder"):
         load_flow(tmp_path / "nowhere")
     with pytest.raises(MissingError, match=r"expected glow\.json in it"):
@@ -124,7 +124,7 @@ def test_any_byte_flipped_in_the_weights_is_found(folder: Path, data: st.DataObj
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
-def test_a_damaged_json_is_said_to_be_damaged(folder: Path, content: bytes) -> None:
+def test_a_damaged_json_is_reported_as_damage(folder: Path, content: bytes) -> None:
     (folder / CONFIG_NAME).write_bytes(content)
     with pytest.raises(CorruptError, match=r"glow\.json' is damaged"):
         load_flow(folder)

@@ -35,7 +35,7 @@ def test_a_corner_is_a_mirrored_order_and_its_own_inverse(shapes, bottom, right)
         (True, True, ["....", "....", "..##", "..##"]),
     ],
 )
-def test_the_first_quarter_lies_in_the_corner(bottom, right, picture):
+def test_the_first_quarter_is_in_the_corner(bottom, right, picture):
     shapes = [(1, 4, 4)]
     index = corner_index(shapes, bottom=bottom, right=right)
     inverse_of_order = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15])  # Morton, by cell

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from factory import artifact_folder
 
 from lsmix.data.errors import DeviceMemoryError, DivergedError
 from lsmix.data.latents import open_latents
@@ -34,22 +35,17 @@ def cuda_workspace(tiny_recipe: Path, finished_workspace: Path, tmp_path_factory
     return workspace
 
 
-def _one(workspace: Path, stage: str, name: str) -> Path:
-    (folder,) = (workspace / stage).glob(f"{name}-*")
-    return folder
-
-
 def test_latents_agree(finished_workspace: Path, cuda_workspace: Path) -> None:
-    cpu = open_latents(_one(finished_workspace, "encode", "tiny"))
-    cuda = open_latents(_one(cuda_workspace, "encode", "tiny"))
+    cpu = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
+    cuda = open_latents(artifact_folder(cuda_workspace, "encode", "tiny"))
     # float32 sums in another order over 4 steps of 16 channels: a few hundred units in the last place of values near 1.
     np.testing.assert_allclose(cuda.z[:], cpu.z[:], rtol=0, atol=1e-3)
     assert cuda.manifest.counts["exact_round_trips"] == len(cuda)
 
 
 def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace: Path, cuda_workspace: Path) -> None:
-    cpu = open_pool(_one(finished_workspace, "mix", "lsmix"))
-    cuda = open_pool(_one(cuda_workspace, "mix", "lsmix"))
+    cpu = open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
+    cuda = open_pool(artifact_folder(cuda_workspace, "mix", "lsmix"))
     for column in ("source_a", "source_b", "label_a", "label_b", "lam", "share_b", "status"):
         np.testing.assert_array_equal(getattr(cuda, column)[:], getattr(cpu, column)[:], err_msg=column)
     assert np.abs(cuda.image[:].astype(int) - cpu.image[:].astype(int)).max() <= 1
@@ -127,7 +123,7 @@ def little_memory() -> Iterator[None]:
 )
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # which wants more memory
-def test_memory_that_runs_out_is_told_with_its_setting_and_halving_it_leads_to_a_batch_that_fits(
+def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_batch_that_fits(
     stage: str, setting: str, tiny_recipe: Path, tmp_path: Path
 ) -> None:
     wide, batch, failed = ["flow.hidden=512", "flow.training.iterations=2"], 65536, 0
@@ -170,7 +166,7 @@ def _small_trainer(**changes: object) -> FlowTrainer:
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_training_goes_on_after_a_divergence_a_restore_and_a_move(light: bool) -> None:
+def test_training_continues_after_a_divergence_a_restore_and_a_move(light: bool) -> None:
     trainer, whole = _small_trainer(memory_light=light), _small_trainer(memory_light=light)
     trainer.steps(3)
     kept = trainer.state_dict()

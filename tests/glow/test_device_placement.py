@@ -50,9 +50,7 @@ def test_a_tensor_of_the_cpu_among_those_of_the_device_is_found(to_device: Make)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_mixes_where_the_latents_are_and_its_shares_are_the_bits_of_the_cpu(
-    method: str, to_device: Make
-) -> None:
+def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(method: str, to_device: Make) -> None:
     first, second = torch.rand(2, 5, 64)
     lam = np.array([0.0, 0.3, 0.5, 0.999, 1.0])
     with _real():
@@ -65,7 +63,7 @@ def test_a_method_mixes_where_the_latents_are_and_its_shares_are_the_bits_of_the
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_corners_are_turned_where_the_latents_are(back: bool, to_device: Make) -> None:
+def test_corners_are_turned_on_the_device(back: bool, to_device: Make) -> None:
     z_BD = to_device(torch.rand(6, 64))
     shapes = tuple(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)).part_shapes)
     turned = pool_builder._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
@@ -75,7 +73,7 @@ def test_corners_are_turned_where_the_latents_are(back: bool, to_device: Make) -
 
 
 @pytest.mark.parametrize("mode", ["low-bits", "uniform", "center"])
-def test_pixels_become_numbers_where_they_are(mode: str, to_device: Make) -> None:
+def test_pixels_become_numbers_on_their_device(mode: str, to_device: Make) -> None:
     images = to_device(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
     noise = to_device(torch.from_numpy(draw_noise(np.random.default_rng(0), (3, 8, 8, 1))))
     y_BCHW = dequantise(images, mode, noise_BHWC=noise)  # type: ignore[arg-type]  # a plain string
@@ -83,18 +81,18 @@ def test_pixels_become_numbers_where_they_are(mode: str, to_device: Make) -> Non
 
 
 @pytest.mark.parametrize("bits", [5, 8])
-def test_numbers_become_pixels_where_they_are(bits: int, to_device: Make) -> None:
+def test_numbers_become_pixels_on_their_device(bits: int, to_device: Make) -> None:
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     images = quantise(y_BCHW, bits)
     assert (images.device, images.shape, images.dtype) == (y_BCHW.device, (3, 8, 8, 1), torch.uint8)
 
 
-def test_failed_decodes_are_found_where_they_are(to_device: Make) -> None:
+def test_failed_decodes_are_found_on_the_device(to_device: Make) -> None:
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
 
 
-def test_latents_are_laid_out_and_taken_apart_where_they_are(to_device: Make) -> None:
+def test_latents_are_joined_and_split_on_the_device(to_device: Make) -> None:
     z_BD = to_device(torch.rand(3, 64))
     parts = split_parts(z_BD, SHAPES)
     assert [part.device for part in parts] == [z_BD.device] * len(SHAPES)
@@ -102,7 +100,7 @@ def test_latents_are_laid_out_and_taken_apart_where_they_are(to_device: Make) ->
     assert (again.device, again.shape) == (z_BD.device, z_BD.shape)
 
 
-def test_components_are_set_to_zero_where_they_are(to_device: Make) -> None:
+def test_components_are_set_to_zero_on_the_device(to_device: Make) -> None:
     z_BD = to_device(torch.rand(3, 64))
     assert zero_fill(z_BD, 10).device == z_BD.device
 

@@ -64,7 +64,7 @@ def test_decoding_gives_back_every_byte(shape: tuple[int, int, int, int], scale:
     assert np.array_equal(back, images)
 
 
-def test_real_images_come_back_to_the_byte() -> None:
+def test_real_images_decode_to_the_same_bytes() -> None:
     if not SHARED.is_dir():
         pytest.skip(f"no real images at {str(SHARED)!r}; set LSMIX_SHARED_DATA")
     image_module = pytest.importorskip("PIL.Image")

@@ -23,8 +23,7 @@ def _trainer(training: FlowTraining = TRAINING) -> FlowTrainer:
     return FlowTrainer(Flow(CONFIG), training, IMAGES)
 
 
-@settings(max_examples=5, deadline=None)
-@given(stop=st.integers(0, 5))
+@pytest.mark.parametrize("stop", [0, 2, 5])
 def test_resumed_training_equals_uninterrupted_training(stop: int) -> None:
     whole = _trainer()
     facts = [whole.step() for _ in range(6)]
@@ -138,7 +137,7 @@ def test_warm_up_grows_the_learning_rate_linearly() -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
-def test_memory_light_training_goes_the_same_way() -> None:
+def test_memory_light_training_is_close_to_plain_training() -> None:
     plain, light = _trainer(), _trainer(msgspec.structs.replace(TRAINING, memory_light=True))
     # Float32; inputs that are rebuilt differ in their last bits, and so do gradients.
     for _ in range(4):

@@ -25,7 +25,7 @@ BY_HAND = {
 
 
 @pytest.mark.parametrize("method", BY_HAND)
-def test_sixteen_components_come_out_as_worked_by_hand(method):
+def test_sixteen_components_are_mixed_as_by_hand(method):
     z, share = mix_latents(method, Z1, Z2, 5 / 16)
     assert z[0].tolist() == BY_HAND[method]
     assert share.tolist() == [5 / 16]
@@ -44,7 +44,7 @@ def test_rate_zero_gives_the_first_and_rate_one_the_second(method):
 
 @pytest.mark.parametrize("method", REPLACING)
 @given(lam=st.lists(RATES, min_size=1, max_size=5), dim=st.integers(1, 70), seed=st.integers(0, 9))
-def test_the_share_is_what_was_really_taken(method, lam, dim, seed):
+def test_the_share_is_the_fraction_that_was_taken(method, lam, dim, seed):
     first, second = np.zeros((len(lam), dim)), np.ones((len(lam), dim))
     z, share = mix_latents(method, first, second, np.array(lam), seed=seed)
     np.testing.assert_allclose(z.mean(axis=1), share, atol=1e-6)  # the mean of 0 and 1 is the fraction of ones

@@ -16,7 +16,7 @@ def flow():
     return lsmix.load_flow("natural-32")
 
 
-def test_photographs_come_back_exactly_and_are_likelier_than_noise(flow, shared_data):
+def test_photographs_decode_exactly_and_are_likelier_than_noise(flow, shared_data):
     from PIL import Image
 
     sheet = np.asarray(Image.open(shared_data / "cifar10_test_0.webp").convert("RGB"))

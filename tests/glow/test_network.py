@@ -77,7 +77,7 @@ def test_both_directions_multiply_and_every_image_comes_back(multiplied: list[to
     assert sorted(multiplied) == there
 
 
-def test_a_training_that_multiplies_goes_the_way_of_one_that_does_not(
+def test_training_with_matrix_products_equals_training_with_convolutions(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)

@@ -36,7 +36,7 @@ def test_noise_fills_its_range() -> None:
     assert abs(noise.mean() - (1 << 13)) < 75
 
 
-def test_quantising_clips_and_never_fails_on_what_is_not_finite() -> None:
+def test_quantising_clips_and_accepts_numbers_that_are_not_finite() -> None:
     y = torch.tensor([-torch.inf, -3.0, 3.0, torch.inf, torch.nan, 0.0]).reshape(1, 1, 1, 6)
     assert quantise(y, 8).flatten().tolist() == [0, 0, 255, 255, 0, 128]
     assert quantise(y, 5).flatten().tolist() == [0, 0, 248, 248, 0, 128]

@@ -28,7 +28,7 @@ def test_parts_have_the_sizes_of_the_paper() -> None:
     assert sizes == [6144, 3072, 1536, 768, 768]  # [P A.1]
 
 
-def test_cells_of_a_4_by_4_grid_stand_in_morton_order() -> None:
+def test_cells_of_a_4_by_4_grid_are_in_morton_order() -> None:
     assert cell_order(4, 4) == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]  # DESIGN, "Latent order"
 
 

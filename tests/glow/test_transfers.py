@@ -101,7 +101,7 @@ def overlapped(images, size):
 
 @pytest.mark.usefixtures("lazy_device")
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 12, 13])
-def test_every_result_is_that_of_its_own_batch_however_late_the_streams_work(count):
+def test_every_result_belongs_to_its_own_batch_even_if_streams_are_late(count):
     images = np.random.default_rng(0).integers(0, 50, (count, 5))
     kept = list(overlapped(images, 3))
     assert [rows for rows, _ in kept] == rows_of(count, 3)

@@ -93,7 +93,7 @@ def test_images_in_memory_give_the_data_set_of_their_files(from_arrays, tmp_path
     assert digest(files) == digest(ingest((IMAGES[order], [NAMES[label] for label in LABELS[order]]), tmp_path))
 
 
-def test_a_second_call_finds_everything_and_another_pixel_label_or_name_nothing(from_arrays):
+def test_a_second_call_is_cached_and_another_pixel_label_or_name_is_not(from_arrays):
     workspace = from_arrays.folder.parents[1]
     assert ingest({"train": (IMAGES, LABELS), "class_names": NAMES}, workspace).cached
     other = IMAGES.copy()
@@ -102,7 +102,7 @@ def test_a_second_call_finds_everything_and_another_pixel_label_or_name_nothing(
         assert not ingest({"train": (images, labels), "class_names": names}, workspace).cached
 
 
-def test_images_of_several_sizes_and_grey_ones_become_rows_as_files_do(tmp_path):
+def test_images_of_several_sizes_and_grey_images_are_read_as_files_are(tmp_path):
     images = [RNG.integers(0, 256, (8 + row, 9, 3), dtype=np.uint8) for row in range(12)]
     with pytest.raises(
         SourceError, match=r"images differ in size .* image 1 of data 'train'.* Add a line such as 'size"
@@ -140,7 +140,7 @@ def test_test_and_validation_images_are_splits(tmp_path):
         (Pictures(lambda image: RNG.permutation(image)), r"image \d+ of data 'train' is another one when it is read again"),
     ],
 )  # fmt: skip
-def test_what_is_no_labelled_image_is_named(data, message, tmp_path):
+def test_data_that_are_no_labelled_images_are_named(data, message, tmp_path):
     with pytest.raises(SourceError, match=message):
         ingest(data, tmp_path)
 
@@ -171,7 +171,7 @@ def test_a_pool_of_images_in_memory_is_resumed_and_verified_down_to_its_pixels(t
 # Recipes made in Python.
 
 
-def test_a_dictionary_and_a_recipe_mean_what_the_file_means(tiny_recipe, tmp_path):
+def test_a_dictionary_and_a_recipe_equal_the_file(tiny_recipe, tmp_path):
     table = tomllib.loads(tiny_recipe.read_text(encoding="utf-8"))
     table["pools"]["lsmix"]["alpha"] = np.float64(0.4)
     table["data"]["heldout"] = np.int64(30)

@@ -18,7 +18,7 @@ def put(path, width=40, height=36):
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
-def test_photographs_without_labels_are_mixed_and_the_sheet_is_named(tmp_path, monkeypatch, command):
+def test_photographs_without_labels_are_mixed_into_a_sheet(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(photos, "_COPIES", 1)
     for row in range(5):
@@ -42,7 +42,7 @@ def test_photographs_in_class_folders_are_compared_by_classifiers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_a_folder_without_photographs_is_missed(tmp_path, name):
+def test_a_folder_without_photographs_is_refused(tmp_path, name):
     (tmp_path / "empty").mkdir()
     with pytest.raises(MissingError, match="photographs"):
         photos_recipe(tmp_path / name, NullProgress())

@@ -85,7 +85,7 @@ def test_a_terminal_shows_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) ->
         assert "\n" not in sys.stderr.getvalue().rstrip("\n")
 
 
-def test_closed_streams_are_replaced_and_others_escape_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_are_replaced_and_others_escape_unknown_characters(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = os.dup(0)
     os.close(0)
     try:

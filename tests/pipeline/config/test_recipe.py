@@ -65,7 +65,7 @@ def test_a_value_out_of_range_is_named_with_its_place_and_itself(tiny_recipe, ov
         read_recipe(tiny_recipe, [override])
 
 
-def test_a_run_on_an_unknown_pool_names_the_pools_there_are(tiny_recipe):
+def test_a_run_on_an_unknown_pool_lists_the_known_pools(tiny_recipe):
     with pytest.raises(RecipeError, match=r"runs\.lsmix\.pool: there is no pool 'lsmx'; .* lsmix, zero\. Did you mean"):
         read_recipe(tiny_recipe, ["runs.lsmix.pool=lsmx"])
 
@@ -78,7 +78,7 @@ def test_a_seed_outside_of_seeds_is_refused_since_it_would_not_count(tiny_recipe
 
 
 @pytest.mark.parametrize("override", ["flow.path=nowhere", "pools.lsmix.flow=nowhere"])
-def test_an_unknown_flow_is_missed_by_name(tiny_recipe, tmp_path, override):
+def test_an_unknown_flow_is_refused_by_name(tiny_recipe, tmp_path, override):
     recipe = read_recipe(tiny_recipe, [override])
     with pytest.raises(MissingError, match=r"no flow 'nowhere': neither a folder .* nor one of .* \(none\)"):
         build_graph(recipe, Workspace(tmp_path))
@@ -109,7 +109,7 @@ def test_a_file_that_is_no_recipe_is_refused_in_one_sentence(tmp_path, content, 
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_recipe_is_missed(tmp_path):
+def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(MissingError, match=r"no recipe at .*nothing\.toml'\. 'lsmix init NAME > my\.toml' writes one"):
         read_recipe(tmp_path / "nothing.toml")
 
@@ -187,7 +187,7 @@ def test_every_built_in_recipe_is_valid(name):
     assert recipe_text(name).startswith("#")
 
 
-def test_an_unknown_built_in_recipe_names_those_there_are():
+def test_an_unknown_built_in_recipe_lists_the_known_ones():
     with pytest.raises(RecipeError, match=r"no built-in recipe 'dmeo'; there are .*\. Did you mean 'demo'\?"):
         recipe_path("dmeo")
 
@@ -219,13 +219,13 @@ def sized(tmp_path):
     return path
 
 
-def test_pools_share_what_mix_says_and_keep_what_they_say_themselves(sized):
+def test_pools_share_the_fields_of_mix_and_keep_their_own(sized):
     pools = read_recipe(sized).pools
     assert [(pool.copies, pool.alpha) for pool in pools.values()] == [(9, 0.3), (9, 0.7)]
     assert read_recipe(sized, ["mix.copies=4"]).pools["one"].copies == 4
 
 
-def test_a_scale_lays_its_fields_over_the_recipe_and_overrides_over_both(sized):
+def test_a_scale_overrides_the_recipe_and_set_overrides_both(sized):
     small = read_recipe(sized, scale="small")
     assert small.data.limit == 50
     assert [(pool.copies, pool.alpha) for pool in small.pools.values()] == [(2, 0.3), (2, 0.8)]
@@ -233,7 +233,7 @@ def test_a_scale_lays_its_fields_over_the_recipe_and_overrides_over_both(sized):
     assert read_recipe(sized, ["data.limit=60"], scale="small").data.limit == 60
 
 
-def test_an_unknown_scale_names_those_there_are(sized, tiny_recipe):
+def test_an_unknown_scale_lists_the_known_ones(sized, tiny_recipe):
     with pytest.raises(RecipeError, match=r"has no scale 'smal'; it has small\. Did you mean 'small'\?"):
         read_recipe(sized, scale="smal")
     with pytest.raises(RecipeError, match=r"has no scale 'small'; it has none"):
@@ -248,7 +248,7 @@ def test_an_unknown_scale_names_those_there_are(sized, tiny_recipe):
         ("scale.small.data.limit=-1", r"scale 'small': data\.limit: expected int >= 0, got -1"),
     ],
 )
-def test_a_wrong_scale_is_refused_even_when_it_is_not_asked_for(sized, override, message):
+def test_a_wrong_scale_is_refused_even_if_it_is_not_used(sized, override, message):
     key, _, value = override.rpartition("=")
     *section, name = key.split(".")
     text = SIZED if name != "small" else SIZED.partition("[scale")[0]

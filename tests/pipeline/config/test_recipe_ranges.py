@@ -66,7 +66,7 @@ def test_the_walk_over_a_recipe_finds_its_numbers() -> None:
         "report.bits_images=1000000000000000",
     ],
 )
-def test_a_number_that_no_machine_could_serve_is_refused_with_its_limit(tiny_recipe: Path, override: str) -> None:
+def test_a_number_too_large_for_any_machine_is_refused_with_its_limit(tiny_recipe: Path, override: str) -> None:
     with pytest.raises(RecipeError, match=r"expected (int|float) <= [\d.e+]+"):
         read_recipe(tiny_recipe, [override])
 
@@ -84,7 +84,7 @@ def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe: Pat
         ("flow.training.translate=64", "flow.training.translate: expected at most 7 for images of 8×8, got 64"),
     ],
 )
-def test_a_shift_by_a_whole_image_is_told_before_anything_is_trained(
+def test_a_shift_by_a_whole_image_is_refused_before_anything_is_trained(
     tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], override: str, message: str
 ) -> None:
     result = command("run", tiny_recipe, "--workspace", tmp_path, "--set", override)

@@ -49,14 +49,14 @@ def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch:
         resolve_device("cuda")
 
 
-def test_a_card_is_told_to_be_deterministic(cards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_is_made_deterministic(cards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("benchmark", True), ("deterministic", False)):
         monkeypatch.setattr(torch.backends.cudnn, name, value)
     prepare_device("cuda")
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
 
 
-def test_memory_of_a_card_that_nothing_uses_is_given_back(cards: list[str]) -> None:
+def test_unused_memory_of_a_card_is_released(cards: list[str]) -> None:
     free_device_memory()
     assert cards == ["synchronize", "empty"]
 
@@ -73,7 +73,7 @@ def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(
     assert likely_device() == expected
 
 
-def test_an_estimate_goes_by_the_last_artifact_that_was_made_on_such_a_device(
+def test_an_estimate_uses_the_last_artifact_made_on_that_kind_of_device(
     finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolver, cost = Resolver(Workspace(finished_workspace)), Cost(bytes=0, flops=1.2e15)

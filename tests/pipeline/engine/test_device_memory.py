@@ -66,7 +66,7 @@ def test_a_sharded_stage_names_its_setting_and_half_of_its_value(
         (True, "Halve it to 'flow.training.batch_size = 16'"),
     ],
 )
-def test_a_training_of_a_flow_names_the_ways_that_are_left(light, ways, tiny_recipe, tmp_path, monkeypatch):
+def test_the_error_of_a_flow_training_names_the_settings_to_lower(light, ways, tiny_recipe, tmp_path, monkeypatch):
     def step(*_):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
@@ -79,7 +79,7 @@ def test_a_training_of_a_flow_names_the_ways_that_are_left(light, ways, tiny_rec
         run(tiny_recipe, workspace=tmp_path / "runs", stage="train-glow", device="cpu", overrides=light_setting)
 
 
-def test_a_training_of_a_classifier_names_its_setting(tiny_recipe, tiny_workspace, monkeypatch):
+def test_the_error_of_a_classifier_training_names_its_setting(tiny_recipe, tiny_workspace, monkeypatch):
     def train_batch(*_):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
@@ -111,7 +111,7 @@ def test_a_deep_check_says_which_device_is_too_small(finished_workspace, command
     assert "error: deep check of lsmix: device 'cpu' ran out of memory (CUDA out of memory. Tried" in result.err
 
 
-def test_where_not_even_one_image_fits_it_says_so(tiny_recipe, tiny_workspace, command, monkeypatch):
+def test_an_error_says_if_not_even_one_image_fits(tiny_recipe, tiny_workspace, command, monkeypatch):
     hold_at_most(monkeypatch, Flow, "decode_batch", 0)
     words = ("mix", tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu", "--set", "pools.lsmix.batch_size=1")
     result = command(*words)
@@ -119,7 +119,7 @@ def test_where_not_even_one_image_fits_it_says_so(tiny_recipe, tiny_workspace, c
     assert "A smaller batch is impossible. Free it of other programs ('nvidia-smi' lists them), or take" in result.err
 
 
-def test_a_model_that_does_not_fit_is_told_without_a_batch(tiny_recipe, tiny_workspace, command, monkeypatch):
+def test_the_error_of_a_model_that_does_not_fit_names_no_batch(tiny_recipe, tiny_workspace, command, monkeypatch):
     def no_room(*_, **__):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
@@ -133,7 +133,7 @@ def test_a_model_that_does_not_fit_is_told_without_a_batch(tiny_recipe, tiny_wor
 SETTING = ("encode x", "cuda", "latents.batch_size", 8)
 
 
-def test_what_torch_really_raises_is_known_and_the_memory_of_the_failed_pass_is_free_when_it_is_told():
+def test_the_error_of_torch_is_recognised_and_the_failed_pass_holds_no_memory():
     made = []
 
     class Held:
@@ -164,17 +164,17 @@ def test_what_torch_really_raises_is_known_and_the_memory_of_the_failed_pass_is_
         "CUBLAS_STATUS_ALLOC_FAILED when calling x",
     ],
 )
-def test_the_libraries_below_torch_are_understood(words):
+def test_errors_of_cuda_libraries_are_recognised(words):
     with pytest.raises(DeviceMemoryError, match="batch_size = 4"), device_memory(*SETTING):
         raise RuntimeError(words)
 
 
-def test_other_errors_stay_what_they_are():
+def test_other_errors_are_passed_on():
     with pytest.raises(RuntimeError, match=r"^shape mismatch$"), device_memory(*SETTING):
         raise RuntimeError("shape mismatch")
 
 
-def test_the_error_comes_back_whole_from_another_process():
+def test_the_error_can_be_pickled():
     importlib.import_module("distributed")  # which changes how errors are pickled
     error = DeviceMemoryError("encode x: device 'cuda' ran out of memory")
     again = pickle.loads(pickle.dumps(error))
@@ -184,7 +184,7 @@ def test_the_error_comes_back_whole_from_another_process():
 
 
 @pytest.mark.parametrize("plain_fits", [True, False])
-def test_where_memory_runs_out_in_recording_the_plain_call_goes_on_or_its_failure_names_the_setting(plain_fits):
+def test_if_recording_runs_out_of_memory_the_plain_call_runs_or_its_error_names_the_setting(plain_fits):
     calls = []
 
     def function(x):

@@ -70,7 +70,7 @@ def traced(monkeypatch):
     return Traced
 
 
-def test_one_shard_is_loaded_ahead_and_one_stored_behind_and_no_more(tmp_path, traced, monkeypatch):
+def test_at_most_one_shard_is_loaded_ahead_and_one_stored_behind(tmp_path, traced, monkeypatch):
     monkeypatch.setattr(traced, "waits", True)
     InProcessExecutor().run(stubborn_job(tmp_path), SHARDS, lambda record: None)
     assert finished_shards(tmp_path).keys() == set(SHARDS)
@@ -82,7 +82,7 @@ def test_one_shard_is_loaded_ahead_and_one_stored_behind_and_no_more(tmp_path, t
     assert len(traced.threads) == len({thread for _, thread in traced.threads}) == 3
 
 
-def test_no_shard_is_held_once_it_is_stored(tmp_path, traced, monkeypatch):
+def test_a_stored_shard_is_released(tmp_path, traced, monkeypatch):
     alive, most = 0, 0
 
     class Big:
@@ -104,7 +104,7 @@ def test_no_shard_is_held_once_it_is_stored(tmp_path, traced, monkeypatch):
     assert most <= 5
 
 
-def test_batches_are_counted_and_taken_back_where_a_shard_fails(tmp_path, traced, monkeypatch):
+def test_batches_are_counted_and_subtracted_if_a_shard_fails(tmp_path, traced, monkeypatch):
     monkeypatch.setattr(traced, "batches", 3)
     counted = []
     real = traced.store
@@ -123,7 +123,7 @@ def test_batches_are_counted_and_taken_back_where_a_shard_fails(tmp_path, traced
     assert [images for shard, images in counted if shard == 1] == [1, 2, 3, 0]
 
 
-def test_an_interrupt_stops_after_the_batch_and_keeps_what_was_computed(tmp_path, traced, monkeypatch):
+def test_an_interrupt_stops_after_the_batch_and_keeps_finished_shards(tmp_path, traced, monkeypatch):
     monkeypatch.setattr(traced, "batches", 100)
     counted = []
 
@@ -164,7 +164,7 @@ def test_the_bar_moves_batch_by_batch_and_ends_at_the_number_of_images(stage, ti
     assert len(progress.sums) > 2 * 5, "more steps than the five shards of a stage"
 
 
-def test_an_interrupt_is_answered_at_once_with_how_long_a_batch_takes(tmp_path):
+def test_an_interrupt_is_answered_at_once_with_the_time_of_a_batch(tmp_path):
     progress = Counted()
     with logged(progress, tmp_path, "run") as log, graceful_signals(log.interrupted):
         log.start("encode x", 10, "image")

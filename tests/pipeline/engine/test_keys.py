@@ -31,17 +31,17 @@ def turned(value):
 
 
 @given(json_values)
-def test_canonical_json_does_not_know_the_order_in_which_a_dictionary_was_filled(value):
+def test_canonical_json_does_not_depend_on_the_order_of_a_dictionary(value):
     assert canonical_json(turned(value)) == canonical_json(value)
 
 
-def test_canonical_json_is_what_it_always_was():
+def test_canonical_json_never_changes():
     # Written down by hand: sorted keys, no spaces, shortest numbers, UTF-8. A change of it would make every cache cold.
     value = {"b": [1, 2.5, None], "a": {"é": True, "A": 1e-3}}
     assert canonical_json(value) == '{"a":{"A":0.001,"é":true},"b":[1,2.5,null]}'.encode()
 
 
-def test_a_key_is_what_it_always_was():
+def test_a_key_never_changes():
     # Made by: sha256(b'["mix",1,{"alpha":0.4},[["flow","f"],["latents","l"]]]').hexdigest()[:12]
     records = [
         InputRecord(role="latents", cache_key="k", content_digest="l"),
@@ -84,7 +84,7 @@ def first_key(recipe_text, folder, workspace, **more):
     return Resolver(place).key(nodes[0])
 
 
-def test_neither_places_nor_times_nor_names_are_in_a_key_but_contents_are(source, tmp_path):
+def test_a_key_depends_on_contents_and_not_on_paths_times_or_names(source, tmp_path):
     text = 'name = "{}"\n[data]\npath = "{}"\nheldout = 4\ntest = 4\n'
     key = first_key(text.format("one", source), tmp_path / "a", tmp_path / "runs")
     moved = tmp_path / "elsewhere" / source.name
@@ -133,18 +133,18 @@ def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(s
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"[1]", b'{"a": 1}', b"{"])
-def test_a_damaged_memory_is_forgotten(source, tmp_path, damage):
+def test_damaged_remembered_checksums_are_ignored(source, tmp_path, damage):
     memory = tmp_path / ".sources.json"
     whole = SourceDigests(memory).digest([source], source.parent)
     memory.write_bytes(damage)
     assert SourceDigests(memory).digest([source], source.parent) == whole
 
 
-def test_a_look_at_a_source_writes_nothing(source, tmp_path):
+def test_a_digest_need_not_be_remembered(source, tmp_path):
     SourceDigests(tmp_path / "runs" / "memory").digest([source], source.parent, remember=False)
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_source_that_is_gone_is_missed(source, tmp_path):
+def test_a_missing_source_is_named(source, tmp_path):
     with pytest.raises(MissingError, match=r"no file .*gone\.npz'.*Check 'data\.path'"):
         SourceDigests(tmp_path / "memory").digest([source.with_name("gone.npz")], source.parent)

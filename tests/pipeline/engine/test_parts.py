@@ -3,20 +3,12 @@
 import shutil
 
 import pytest
+from factory import content_digests
 from forked import forked
 
 import lsmix
 from lsmix.data.errors import MissingError, PartialError, RecipeError
 from lsmix.pipeline.workspace.locks import artifact_lock
-from lsmix.pipeline.workspace.workspace import Workspace
-
-
-def roots(workspace, *stages):
-    return {
-        manifest.name: manifest.content_digest
-        for stage in stages
-        for _, manifest in Workspace(workspace).manifests(stage)
-    }
 
 
 @pytest.fixture
@@ -34,7 +26,7 @@ def test_array_tasks_at_the_same_time_give_the_bytes_of_one_run(
     assert forked("array_tasks", tiny_recipe, bare_workspace, "encode", "mix") == [0] * 7
     result = command("finalize", tiny_recipe, *where, "--json")
     assert result.code == 0, result.err
-    assert roots(bare_workspace, "encode", "mix") == roots(finished_workspace, "encode", "mix")
+    assert content_digests(bare_workspace, "encode", "mix") == content_digests(finished_workspace, "encode", "mix")
     assert not list(bare_workspace.glob("*/*/work"))
     again = command("encode", tiny_recipe, *where, "--array-index", "0", "--array-size", "3")
     assert again.out == "all up to date already\n"
@@ -60,7 +52,7 @@ def test_arrays_of_several_sizes_may_overlap_and_a_plain_run_makes_the_rest(
     for task in ((0, 5), (1, 2), (0, 5)):
         lsmix.run_array_task(tiny_recipe, "encode", *task, workspace=bare_workspace, device="cpu")
     lsmix.run(tiny_recipe, stage="encode", workspace=bare_workspace, device="cpu")
-    assert roots(bare_workspace, "encode") == roots(finished_workspace, "encode")
+    assert content_digests(bare_workspace, "encode") == content_digests(finished_workspace, "encode")
 
 
 def test_a_run_excludes_array_tasks_and_array_tasks_allow_each_other(tiny_recipe, bare_workspace, command):

@@ -200,7 +200,7 @@ def test_the_table_has_every_field_of_a_recipe():
     assert set(fields_of(Recipe, "")) == (TABLE.keys() - {"pools.zero.lambdas"}) | NOT_IN_TABLE
 
 
-def test_what_a_run_mixes_on_the_fly_re_runs_that_run_alone(tiny_recipe, tmp_path):
+def test_a_change_of_on_the_fly_mixing_re_runs_that_run_alone(tiny_recipe, tmp_path):
     ways = ['[{method="mixup"}]', '[{method="mixup", alpha=0.5}]', '[{method="cutmix"}]', '[{method="none"}]']
     ways += ['[{method="mixup", rate="per-batch"}]', '[{pool="lsmix"}, {method="mixup"}]']
     ways += ['[{pool="lsmix"}, {method="mixup", weight=2.0}]', '[{pool="zero"}, {method="mixup"}]']
@@ -211,7 +211,7 @@ def test_what_a_run_mixes_on_the_fly_re_runs_that_run_alone(tiny_recipe, tmp_pat
         assert len({one[label] for one in keys}) == (len(keys) if alone else 1), label
 
 
-def test_what_all_pools_share_re_runs_the_pools_that_do_not_say_it_themselves(tiny_recipe, tmp_path):
+def test_a_shared_field_re_runs_the_pools_that_do_not_override_it(tiny_recipe, tmp_path):
     before, after = (dict(planned_keys(tiny_recipe, tmp_path, o)) for o in ([], ["mix.seed=7"]))
     assert {label for label in before if before[label] != after[label]} == {POOL, ZERO, *FROM_RUN}
     after = dict(planned_keys(tiny_recipe, tmp_path, ["mix.copies=7"]))
@@ -238,13 +238,13 @@ def test_a_second_run_touches_nothing(tiny_recipe, tiny_workspace, command):
     assert times(tiny_workspace) == before
 
 
-def test_equal_contents_of_a_stage_made_anew_leave_what_follows_as_it_is(tiny_recipe, tiny_workspace):
+def test_a_stage_with_equal_contents_re_runs_nothing_after_it(tiny_recipe, tiny_workspace):
     # Without the check of round trips the latents have another key, but the same bytes.
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=["latents.check_round_trip=false"])
     assert [item.stage for item in result.built if not item.cached] == ["encode"]
 
 
-def test_a_real_change_re_runs_what_the_plan_says(tiny_recipe, tiny_workspace):
+def test_a_real_change_re_runs_what_was_planned(tiny_recipe, tiny_workspace):
     overrides = ["pools.lsmix.alpha=0.5", "flow.checkpoint_every=3"]
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=overrides)
     assert {f"{item.stage} {item.name}" for item in result.built if not item.cached} == FROM_POOL

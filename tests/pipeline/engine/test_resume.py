@@ -9,17 +9,13 @@ import sys
 import time
 
 import pytest
+from factory import content_digests
 from forked import forked
 
 from lsmix.data.artifact import read_manifest
 from lsmix.data.progress import graceful_signals, stop_point
 from lsmix.pipeline.api import run
 from lsmix.pipeline.stages.registry import STAGES
-from lsmix.pipeline.workspace.workspace import Workspace
-
-
-def roots(workspace, stage):
-    return {manifest.cache_key: manifest.content_digest for _, manifest in Workspace(workspace).manifests(stage)}
 
 
 def remove_from(workspace, stage):
@@ -36,8 +32,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undistur
     assert last == 0
     assert len(kills) > 8, "the kills must be spread over all stages"
     for stage in ("train-glow", "encode", "mix", "train"):
-        assert roots(tiny_workspace, stage)
-        assert roots(tiny_workspace, stage).items() <= roots(finished_workspace, stage).items()
+        assert content_digests(tiny_workspace, stage)
+        assert content_digests(tiny_workspace, stage).items() <= content_digests(finished_workspace, stage).items()
         for folder in (tiny_workspace / stage).iterdir():
             names = {file.path for file in read_manifest(folder).files} | {"manifest.json"}
             assert {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()} == names
@@ -71,7 +67,7 @@ def test_a_failed_write_ends_in_one_sentence_and_leaves_nothing_half_written(
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert command(*words).code == 0
     if stage != "report":  # the page says how long things took
-        assert roots(small_workspace, stage).items() <= roots(small_finished, stage).items()
+        assert content_digests(small_workspace, stage).items() <= content_digests(small_finished, stage).items()
 
 
 def test_ctrl_c_exits_with_130_and_prints_the_command_to_continue(tiny_recipe, tiny_workspace):
@@ -125,7 +121,7 @@ def test_an_interrupted_stage_keeps_what_is_done_and_continues(
     assert result.code == 130
     assert result.err.splitlines()[-1].startswith(f"interrupted; what is done is kept. Go on with: lsmix {stage} ")
     assert command(*words).code == 0
-    assert roots(tiny_workspace, stage) == roots(finished_workspace, stage)
+    assert content_digests(tiny_workspace, stage) == content_digests(finished_workspace, stage)
 
 
 @pytest.fixture

@@ -86,7 +86,7 @@ def test_gc_finds_a_measurement_that_no_recipe_wants_any_longer(measured, tiny_r
     assert "evaluator-" not in kept
 
 
-def test_every_sample_has_as_many_images_and_originals_come_first(measured, found):
+def test_all_samples_have_equal_sizes_and_originals_are_first(measured, found):
     names = [sample.name for sample in found.samples]
     assert names == ["held-out", "test", "sources", *NaturalnessConfig().methods]
     assert {sample.images for sample in found.samples} == {found.pairs} == {20}
@@ -173,7 +173,7 @@ def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image
     assert [sample.seam_of for sample in samples.all()[3:]] == ["ls-mix", "own", "own", "own"]
 
 
-def test_features_of_the_baseline_are_compared_where_there_is_one(measured, found):
+def test_features_of_the_baseline_are_compared_if_there_is_one(measured, found):
     assert (found.classifier, found.features) == ("baseline-seed0", 8)
     assert found["held-out"].frechet is None
     assert all(sample.frechet > 0 for sample in found.samples[1:])
@@ -206,7 +206,7 @@ def test_without_a_baseline_there_is_no_distance_of_features(measured, tiny_reci
 
 
 @pytest.mark.parametrize("name", ["bern-mix", "cutmix", "ls-mix", "test"])
-def test_a_sample_is_the_same_in_whatever_blocks_it_is_made(measured, name):
+def test_a_sample_does_not_depend_on_the_size_of_blocks(measured, name):
     samples = samples_of(measured)
     pieces = images_of(samples, name, slice(0, 16), slice(16, 20))
     np.testing.assert_array_equal(images_of(samples, name), pieces)
@@ -227,7 +227,7 @@ def test_only_methods_with_regions_are_measured_by_their_own_seam(found):
     assert all(sample.seam.low <= sample.seam.value <= sample.seam.high for sample in found.samples)
 
 
-def test_twice_gives_the_same_bytes(measured, tiny_recipe):
+def test_two_runs_give_the_same_bytes(measured, tiny_recipe):
     folder = measured["naturalness"].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     again = run(
@@ -244,7 +244,7 @@ def test_twice_gives_the_same_bytes(measured, tiny_recipe):
     assert [file.path for file in again["naturalness"].manifest.files if file.payload] == ["naturalness.json"]
 
 
-def test_fewer_held_out_images_than_pairs_shrink_every_sample_and_are_told(measured, tiny_recipe):
+def test_too_few_held_out_images_shrink_every_sample_with_a_warning(measured, tiny_recipe):
     progress = Telling()
     settings = ["naturalness.bootstrap=10", 'naturalness.methods=["hard-cut"]']
     result = run(
@@ -300,7 +300,7 @@ def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
     assert b"nan" not in msgspec.json.encode(facts).lower()
 
 
-def test_an_evaluator_that_knows_no_image_is_an_error_with_a_way_out():
+def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_setting():
     with pytest.raises(
         DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.evaluator\.train"
     ):
@@ -346,7 +346,7 @@ def test_a_wrong_section_is_refused_with_its_place(tiny_recipe, overrides, messa
         read_recipe(tiny_recipe, overrides)
 
 
-def test_an_evaluator_is_trained_as_the_flow_but_for_its_seed_its_rows_and_what_is_said(tiny_recipe):
+def test_an_evaluator_has_the_settings_of_the_flow_except_seed_rows_and_overrides(tiny_recipe):
     recipe = read_recipe(tiny_recipe, ["naturalness.evaluator.steps=3", "naturalness.evaluator.training.batch_size=16"])
     evaluator = msgspec.to_builtins(recipe.evaluator_config())
     flow = msgspec.to_builtins(recipe.flow)
@@ -405,14 +405,14 @@ def test_a_result_that_is_missing_newer_or_damaged_is_refused(measured, tmp_path
             read_naturalness(tmp_path)
 
 
-def test_the_formats_page_tells_every_field():
+def test_the_formats_page_documents_every_field():
     page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
     chapter = page.partition("## naturalness.json")[2].partition("\n## ")[0]
     for model in (Naturalness, SampleSummary, Interval):
         assert not [name for name in model.__struct_fields__ if f"`{name}`" not in chapter]
 
 
-def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(measured, found):
+def test_the_section_of_the_report_has_every_sample_and_its_caveats(measured, found):
     item = measured["naturalness"]
     (section,) = naturalness_section(report_of(item))
     *figures, likelihood, appearance = section.items
@@ -428,7 +428,9 @@ def test_the_chapter_of_the_report_has_every_sample_and_says_what_to_beware_of(m
     assert names == ["naturalness-sheet", "naturalness-bits", "naturalness-distance"]
 
 
-def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, tiny_recipe, finished_workspace, command):
+def test_the_report_has_the_section_only_if_naturalness_was_measured(
+    measured, tiny_recipe, finished_workspace, command
+):
     workspace = measured["naturalness"].folder.parent.parent
     result = run(tiny_recipe, workspace=workspace, device="cpu", overrides=SETTINGS)
     assert "How natural is a mix?" in result.report.read_text(encoding="utf-8")
@@ -440,7 +442,7 @@ def test_the_report_has_the_chapter_where_there_is_one_and_else_not(measured, ti
     assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
 
 
-def test_show_tells_its_counts_and_draws_its_sheet(measured, command, tmp_path):
+def test_show_prints_its_counts_and_draws_its_sheet(measured, command, tmp_path):
     folder = measured["naturalness"].folder
     shown = command("show", folder, "--image", tmp_path / "sheet.png")
     assert shown.code == 0

@@ -19,7 +19,7 @@ samples = arrays(np.float64, st.integers(1, 12), elements=numbers)
 
 
 @given(samples)
-def test_a_sample_lies_no_distance_from_itself(sample):
+def test_a_sample_has_no_distance_from_itself(sample):
     assert transport(sample, sample[::-1]) == (0.0, 0.0)
 
 
@@ -33,7 +33,7 @@ def test_a_shift_is_its_own_size_in_its_direction_only(sample, shift):
 
 
 @given(samples, samples)
-def test_the_directions_are_each_others_mirror_and_the_total_is_the_distance_of_wasserstein(one, other):
+def test_the_directions_mirror_each_other_and_add_up_to_the_wasserstein_distance(one, other):
     from scipy.stats import wasserstein_distance
 
     there, back = transport(one, other), transport(other, one)
@@ -42,12 +42,12 @@ def test_the_directions_are_each_others_mirror_and_the_total_is_the_distance_of_
     assert there.above - there.below == pytest.approx(one.mean() - other.mean(), abs=1e-9)
 
 
-def test_a_narrower_sample_lies_away_in_both_directions():
+def test_a_narrower_sample_differs_in_both_directions():
     assert transport(np.array([1.0, 1.0]), np.array([0.0, 2.0])) == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("sample", [np.array([]), np.array([np.nan]), np.array([np.inf, 1.0])])
-def test_a_distance_of_nothing_finite_is_refused(sample):
+def test_a_distance_without_finite_numbers_is_refused(sample):
     with pytest.raises(ValueError, match="needs finite numbers on both sides"):
         transport(sample, np.array([1.0]))
 
@@ -114,7 +114,7 @@ def test_clouds_with_diagonal_covariances_are_apart_by_the_closed_form():
     assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-12)
 
 
-def test_turning_both_clouds_changes_nothing():
+def test_rotating_both_clouds_changes_nothing():
     draws = np.random.default_rng(0)
     one, other = draws.normal(size=(50, 4)), draws.normal(size=(50, 4)) * [1.0, 2.0, 0.5, 0.0]
     turn, _ = np.linalg.qr(draws.normal(size=(4, 4)))

@@ -53,7 +53,7 @@ def test_more_than_all_components_are_refused():
         second_region(DIM + 1, CIFAR)
 
 
-def test_a_region_is_where_the_squeezes_put_the_first_components():
+def test_a_region_holds_the_pixels_of_the_first_components():
     # Squeezing moves values and changes none, so a picture of zeros and ones can be followed into the latent.
     for cells in range(17):
         region = torch.from_numpy(second_region(cells * CELL, CIFAR).astype(np.float32))

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from factory import artifact_folder
 
 from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
@@ -19,19 +20,14 @@ from lsmix.pipeline.stages.pool_builder import PoolBuilder
 from lsmix.pipeline.workspace.workspace import Workspace
 
 
-def _folder(workspace: Path, stage: str, name: str) -> Path:
-    (folder,) = (workspace / stage).glob(f"{name}-*")
-    return folder
-
-
 @pytest.fixture
 def pool(finished_workspace: Path) -> Pool:
-    return open_pool(_folder(finished_workspace, "mix", "lsmix"))
+    return open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
 
 
 def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(finished_workspace: Path) -> None:
-    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
-    pool = open_pool(_folder(finished_workspace, "mix", "zero"))
+    train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
+    pool = open_pool(artifact_folder(finished_workspace, "mix", "zero"))
     count = pool.images_per_copy
     np.testing.assert_array_equal(pool.image[:count], train.images[pool.source_a[:count]])
     np.testing.assert_array_equal(pool.image[count:], train.images[pool.source_b[count:]])
@@ -40,15 +36,15 @@ def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(fin
 
 
 def test_every_latent_decodes_to_its_training_image(finished_workspace: Path) -> None:
-    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
-    latents = open_latents(_folder(finished_workspace, "encode", "tiny"))
-    flow = load_flow(_folder(finished_workspace, "train-glow", "tiny"))
+    train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
+    latents = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
+    flow = load_flow(artifact_folder(finished_workspace, "train-glow", "tiny"))
     np.testing.assert_array_equal(flow.decode(latents.z[:]), train.images)
     assert latents.manifest.counts["exact_round_trips"] == len(train)
 
 
 def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, pool: Pool) -> None:
-    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     np.testing.assert_array_equal(pool.label_a[:], train.labels[pool.source_a[:]])
     np.testing.assert_array_equal(pool.label_b[:], train.labels[pool.source_b[:]])
     dim = 64
@@ -60,7 +56,7 @@ def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, po
 
 
 def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: Pool) -> None:
-    dataset = open_dataset(_folder(finished_workspace, "ingest", "tiny"))
+    dataset = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny"))
     sources = set(pool.source_a[:].tolist()) | set(pool.source_b[:].tolist())
     assert sources <= set(range(len(dataset.train)))
     published = [
@@ -73,7 +69,7 @@ def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: P
 
 
 def _processor(workspace: Path, **fields: Any) -> MixProcessor:
-    folder = _folder(workspace, "mix", "lsmix")
+    folder = artifact_folder(workspace, "mix", "lsmix")
     found = {}
     for record in open_pool(folder).manifest.inputs:
         stage = {"latents": "encode", "flow": "train-glow"}[record.role]
@@ -100,7 +96,7 @@ def _no_advance(images: int) -> None:
 def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
     finished_workspace: Path,
 ) -> None:
-    train = open_dataset(_folder(finished_workspace, "ingest", "tiny")).train
+    train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
     worker = _processor(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
     made = worker.compute(worker.load(0), _no_advance)
@@ -139,7 +135,7 @@ def test_rows_come_out_the_same_in_parts_of_any_size(
         if pool == "lsmix":
             worker = _processor(finished_workspace, tolerance=0.02, corner="random")
             return worker.compute(worker.load(0), _no_advance)
-        train = open_dataset(_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME).train
+        train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny") / DATASET_NAME).train
         builder = PoolBuilder(PoolConfig(method=pool), train)
         return builder.build(builder.load(np.arange(20, 150)))
 

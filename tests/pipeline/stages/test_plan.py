@@ -60,7 +60,7 @@ def test_any_split_of_the_rows_in_any_order_gives_the_same_plan(settings, data):
 
 
 @given(any_settings)
-def test_in_every_copy_each_image_stands_once_as_first_and_once_as_second(settings):
+def test_in_every_copy_each_image_is_once_the_first_and_once_the_second(settings):
     plan = sampler(**settings)
     draw, images = whole(plan), settings["images"]
     assert len(draw.lam) == len(plan) == images * settings["copies"]
@@ -125,7 +125,7 @@ def test_drawn_lambdas_follow_beta():
     assert lam.var() == pytest.approx(1 / 7.2, abs=0.002)
 
 
-def test_a_plan_is_what_it_always_was():
+def test_the_pairs_of_a_seed_never_change():
     # Written down from the first version: NumPy promises the same streams, so another plan means another seed rule.
     draw = whole(sampler(images=6, copies=1, seed=0))
     assert draw.source_a.tolist() == [0, 5, 1, 4, 3, 2]

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from factory import artifact_folder, reseal
 
-from lsmix.data.artifact import Manifest, content_digest, read_manifest, record_files, write_manifest
+from lsmix.data.artifact import read_manifest
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
@@ -24,23 +25,18 @@ RECIPE = (
 )
 
 
-def _folder(workspace: Path, stage: str, name: str) -> Path:
-    (folder,) = (workspace / stage).glob(f"{name}-*")
-    return folder
-
-
 class Given:
     """What a receiver has: a pool's plan, the flow's two files, and the base set."""
 
     def __init__(self, workspace: Path, folder: Path) -> None:
-        self.original = _folder(workspace, "mix", "lsmix")
+        self.original = artifact_folder(workspace, "mix", "lsmix")
         self.content_digest = read_manifest(self.original).content_digest
         self.flow = folder / "flow"
         self.flow.mkdir()
         for name in ("glow.json", "glow.safetensors"):
-            shutil.copy(_folder(workspace, "train-glow", "tiny") / name, self.flow)
+            shutil.copy(artifact_folder(workspace, "train-glow", "tiny") / name, self.flow)
         self.plan = Path(shutil.copy(self.original / "plan.json", folder))
-        self.dataset = _folder(workspace, "ingest", "tiny")
+        self.dataset = artifact_folder(workspace, "ingest", "tiny")
 
 
 @pytest.fixture
@@ -125,7 +121,9 @@ def test_an_interrupted_rebuild_continues(given: Given, tmp_path: Path, monkeypa
 
 def test_the_original_pool_itself_is_refused(given: Given, tiny_workspace: Path) -> None:
     with pytest.raises(RecipeError, match=r"is the original itself, .* nothing was made again"):
-        rebuild(_folder(tiny_workspace, "mix", "lsmix"), data="digits", flow=given.flow, workspace=tiny_workspace)
+        rebuild(
+            artifact_folder(tiny_workspace, "mix", "lsmix"), data="digits", flow=given.flow, workspace=tiny_workspace
+        )
 
 
 @pytest.mark.parametrize(
@@ -231,10 +229,7 @@ def reforged(original: Path, folder: Path, levels: int, **environment: Any) -> P
     arrays = {name: values[rows.start : rows.stop] for name, values in pool.columns.items()}
     arrays["image"][3, 2, 2:5] ^= np.uint8(levels)  # a power of two: so many levels up or down
     write_pool_shard(folder, 0, arrays)
-    manifest = read_manifest(folder)
-    files = record_files(folder, {"pool.zarr", "plan.json"})
-    fields = {**msgspec.structs.asdict(manifest), "files": files, "content_digest": content_digest(files)}
-    write_manifest(folder, Manifest(**{**fields, "environment": {**manifest.environment, **environment}}))
+    reseal(folder, environment={**read_manifest(folder).environment, **environment})
     return folder
 
 
@@ -292,7 +287,7 @@ def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(
     other = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix")["mix/p"].folder
     with pytest.raises(RecipeError, match="cannot be compared"):
         compare_pools(open_pool(given.original), open_pool(other))
-    zero = _folder(finished_workspace, "mix", "zero")  # the same pairs, at another λ
+    zero = artifact_folder(finished_workspace, "mix", "zero")  # the same pairs, at another λ
     comparison = compare_pools(open_pool(given.original), open_pool(zero))
     assert {"lam", "share_b"} <= comparison.columns.keys()
     assert "source_a" not in comparison.columns

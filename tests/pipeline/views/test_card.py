@@ -14,23 +14,21 @@ import msgspec
 import numpy as np
 import pytest
 import yaml
-from factory import invented_plan
+from factory import reseal, write_pool
 from PIL import Image
 
 from lsmix import __version__
 from lsmix.data.artifact import (
     DESCRIPTION_FILES,
     MANIFEST_NAME,
-    Manifest,
     content_digest,
     read_manifest,
-    record_files,
     verify_files,
     write_manifest,
 )
 from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
-from lsmix.data.pool import STATUSES, create_pool, open_pool, write_pool_shard
+from lsmix.data.pool import STATUSES, open_pool
 from lsmix.data.rng import generator
 from lsmix.pipeline.api import export_pool, verify
 from lsmix.pipeline.views.dataset_card import card, samples
@@ -76,43 +74,16 @@ def card_of(pool: Path, **options: Any) -> Path:
 
 def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tuple(HOSTILE), **words: str) -> Path:
     """Make a pool of 200 rows that no run of ours made, without a card."""
-    draws, rows = generator(0, "test", "card"), 200
-    base = {
+    origin = {
         "content_digest": "ab" * 32,
         "config": {"seed": 3, "<i>": "|"},
-        "licence": words.get("licence", ""),
-        "citation": words.get("citation", ""),
-        "train_images": rows // 2,
+        "licence": words.pop("licence", ""),
+        "citation": words.pop("citation", ""),
+        "train_images": 100,
     }
-    create_pool(
-        folder,
-        images_per_copy=rows // 2,
-        copies=2,
-        image_shape=(4, 4, 3),
-        class_names=names,
-        method=words.get("method", "ls-mix"),
-        sources=sources,
-        corners=sources > 2,
-        attributes={"origin": base},
-    )
-    share = draws.dirichlet([1.0] * sources, rows).astype(np.float32)
-    labels, origin = draws.integers(len(names), size=(rows, sources)), draws.integers(rows // 2, size=(rows, sources))
-    columns: dict[str, Any] = {
-        "image": draws.integers(256, size=(rows, 4, 4, 3)).astype(np.uint8),
-        "source_a": origin[:, 0], "source_b": origin[:, 1], "label_a": labels[:, 0], "label_b": labels[:, 1],
-        "lam": share[:, 1], "share_b": share[:, 1], "status": draws.integers(3, size=rows).astype(np.uint8),
-    }  # fmt: skip
-    if sources > 2:
-        columns |= {"source_more": origin[:, 2:], "label_more": labels[:, 2:]}
-        columns |= {"lam_more": share[:, 2:], "share_more": share[:, 2:]}
-        columns["corner"] = draws.integers(4, size=rows).astype(np.uint8)
-    write_pool_shard(folder, 0, columns)
-    (folder / "plan.json").write_bytes(invented_plan(base, words.get("method", "ls-mix")))
-    files = record_files(folder)
-    facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
-    name = words.get("name", "a: <b>|pool</b>")
-    write_manifest(folder, Manifest(name=name, cache_key="0123456789ab", content_digest=content_digest(files), **facts))
-    return folder
+    size: dict[str, Any] = {"rows": 200, "chunk_rows": 200, "image_shape": (4, 4, 3), "corners": sources > 2}
+    fields = {"method": "ls-mix", "name": "a: <b>|pool</b>", "stage_version": 2, **words}
+    return write_pool(folder, class_names=names, sources=sources, origin=origin, **size, **fields)
 
 
 def front_matter(folder: Path) -> dict[str, Any]:
@@ -165,9 +136,7 @@ def test_the_same_pool_gives_the_same_card(pool_folder: Path, made: Path, tmp_pa
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_a_pool_without_a_licence_can_be_made_and_says_so_everywhere(
-    tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path: Path, command: Callable[..., Any]) -> None:
     draws = generator(0, "test", "licence")
     images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
@@ -322,7 +291,7 @@ def test_the_table_names_the_file_and_the_place_of_every_image(made: Path, pool_
         assert int(line["image"].split("/")[3]) * chunk_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
 
 
-def test_the_table_is_the_same_in_whatever_blocks_it_is_written(
+def test_the_table_does_not_depend_on_the_size_of_blocks(
     made: Path, pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "_BLOCK_ROWS", 7)
@@ -330,7 +299,7 @@ def test_the_table_is_the_same_in_whatever_blocks_it_is_written(
     assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
 
 
-def test_the_picture_shows_the_sources_where_the_data_set_is_at_hand(
+def test_the_picture_shows_the_sources_if_the_data_set_is_available(
     finished_workspace: Path, pool_folder: Path, made: Path, alone: Path
 ) -> None:
     with Image.open(made / "card.png") as picture:
@@ -348,20 +317,11 @@ def test_the_picture_shows_the_sources_where_the_data_set_is_at_hand(
 
 
 def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path: Path) -> None:
-    tmp_path = tmp_path / "pool"
-    base = {"content_digest": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
-    create_pool(
-        tmp_path, images_per_copy=8, copies=1, image_shape=(4, 4, 2), class_names=("a",), method="cutmix",
-        attributes={"origin": base},
-    )  # fmt: skip
-    zeros = {name: np.zeros(8, np.int64) for name in ("source_a", "source_b", "label_a", "label_b")}
-    zeros |= {"lam": np.zeros(8, np.float32), "share_b": np.zeros(8, np.float32), "status": np.zeros(8, np.uint8)}
-    write_pool_shard(tmp_path, 0, {"image": np.zeros((8, 4, 4, 2), np.uint8), **zeros})
-    (tmp_path / "plan.json").write_bytes(invented_plan(base, "cutmix"))
-    files = record_files(tmp_path)
-    facts: dict[str, Any] = {"stage": "mix", "stage_version": 2, "config": {}, "inputs": [], "files": files}
-    write_manifest(tmp_path, Manifest(name="two", cache_key="", content_digest=content_digest(files), **facts))
-    folder = card_of(tmp_path)
+    origin = {"content_digest": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
+    pool = write_pool(
+        tmp_path / "pool", rows=8, copies=1, image_shape=(4, 4, 2), method="cutmix", origin=origin, stage_version=2
+    )
+    folder = card_of(pool)
     assert not (folder / "card.png").exists()
     assert "card.png" not in (folder / "README.md").read_text(encoding="utf-8")
     verify(folder)
@@ -432,7 +392,7 @@ def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: 
 # Strangers' words.
 
 
-def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped_in_every_file(tmp_path: Path) -> None:
     name = " ".join(HOSTILE[1].split())  # a name that does not print is refused with its manifest
     words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": name, "method": HOSTILE[0]}
     folder = card_of(foreign_pool(tmp_path / "pool", **words), creator=HOSTILE[0] + HOSTILE[4])
@@ -459,14 +419,13 @@ def test_no_word_of_a_stranger_gets_out_of_its_quotes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
 )
-def test_numbers_out_of_their_range_are_refused_and_no_card_is_left(column: str, value: float, alone: Path) -> None:
+def test_numbers_out_of_range_are_refused_and_no_card_is_left(column: str, value: float, alone: Path) -> None:
     pool = open_pool(alone)
     store = pool.columns.table
     arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
     arrays[column][5] = value
     store.write_shard(0, arrays)
-    files = record_files(alone, {"pool.zarr", "plan.json"})
-    write_manifest(alone, msgspec.structs.replace(pool.manifest, files=files, content_digest=content_digest(files)))
+    reseal(alone)
     with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
         card_of(alone, licence="MIT")
     assert list(alone.parent.iterdir()) == [alone]
@@ -476,10 +435,7 @@ def test_numbers_out_of_their_range_are_refused_and_no_card_is_left(column: str,
 def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
     folder = foreign_pool(tmp_path / "pool")
     (folder / "plan.json").write_bytes(content)
-    files = record_files(folder)
-    write_manifest(
-        folder, msgspec.structs.replace(read_manifest(folder), files=files, content_digest=content_digest(files))
-    )
+    reseal(folder)
     with pytest.raises(FormatError, match=r"plan\.json"):
         card_of(folder)
 
@@ -496,7 +452,7 @@ def test_a_damaged_pool_has_no_card(alone: Path) -> None:
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_a_card_that_is_cut_off_leaves_nothing(at: int, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_card_leaves_nothing(at: int, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     writes = 0
 
     def failing(name: str, write: Callable[..., Any]) -> Callable[..., Any]:
@@ -541,7 +497,7 @@ def test_only_finished_pools_have_a_card(finished_workspace: Path, alone: Path) 
         write_card(alone, alone.parent / "card")
 
 
-def test_the_command_says_what_it_wrote(
+def test_the_command_lists_the_files_that_it_wrote(
     alone: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(alone.parent)

@@ -50,7 +50,7 @@ def summary(label: str, low: float, high: float) -> RunSummary:
     return RunSummary(label=label, errors=(5.0, 5.0), difference=difference)
 
 
-def test_a_report_says_better_or_worse_only_where_the_interval_leaves_out_0():
+def test_a_report_says_better_or_worse_only_if_the_interval_excludes_0():
     baseline = RunSummary(label="baseline", errors=(5.0, 5.0), baseline=True)
     runs = [baseline, summary("LS-Mix", -2.0, -1.0), summary("MixUp", -1.0, 0.5), summary("Linear", 0.25, 2.0)]
     assert verdicts(runs) == (

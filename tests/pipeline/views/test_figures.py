@@ -169,7 +169,7 @@ def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(
         np.testing.assert_array_equal(linear, elsewhere)
 
 
-def test_what_cannot_be_decoded_is_counted_and_shown(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_decodes_are_counted_and_shown(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     def explode(z1, z2, lam, draws):
         return z1 * 1e30, lam
 
@@ -180,7 +180,7 @@ def test_what_cannot_be_decoded_is_counted_and_shown(opened: Opened, monkeypatch
 
 
 @given(labels=st.lists(st.integers(0, 3), max_size=30), count=st.integers(1, 8), seed=st.integers(0, 5))
-def test_pairs_are_apart_and_of_two_classes_wherever_they_can_be(labels: list[int], count: int, seed: int) -> None:
+def test_pairs_are_disjoint_and_of_two_classes_if_possible(labels: list[int], count: int, seed: int) -> None:
     array = np.array(labels, np.int64)
     pairs = choose_figure_pairs(array, count, seed)
     assert pairs == choose_figure_pairs(array, count, seed)
@@ -205,7 +205,7 @@ def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> 
 # The command.
 
 
-def test_the_command_draws_from_what_is_there(
+def test_the_command_draws_from_finished_artifacts(
     finished_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -248,7 +248,7 @@ def test_a_dry_run_draws_nothing(tiny_recipe: Path, tmp_path: Path, command: Cal
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flow_from_elsewhere_draws_as_well(
+def test_a_flow_of_another_folder_is_used(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
@@ -278,7 +278,7 @@ def test_a_flow_from_elsewhere_draws_as_well(
         (["fig1", "gone.toml"], "gone.toml"),
     ],
 )
-def test_a_mistake_is_told_in_one_sentence_before_anything_is_made(
+def test_a_mistake_is_refused_in_one_sentence_before_anything_is_made(
     words: list[str], message: str, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -292,7 +292,7 @@ def test_a_mistake_is_told_in_one_sentence_before_anything_is_made(
     assert list(tmp_path.iterdir()) == [plain]
 
 
-def test_every_figure_is_told() -> None:
+def test_every_figure_is_documented() -> None:
     from lsmix.cli import cli
 
     page = (DOCS / "figures.md").read_text(encoding="utf-8")

@@ -45,7 +45,7 @@ def test_empty_places_and_gaps_are_transparent():
     assert (pixels[4:6, :, 3] == 0).all()
 
 
-def test_smaller_images_stand_in_the_middle_of_their_place():
+def test_smaller_images_are_centred():
     small = np.full((2, 1), 9, np.uint8)
     pixels = np.asarray(image_grid([[random_image(0), small]], scale=1, gap=0))
     opaque = np.argwhere(pixels[:, 5:, 3] == 255)
@@ -90,7 +90,7 @@ def test_png_bytes_are_the_same_each_time_and_read_back_exactly():
 @pytest.mark.parametrize(
     "wrong", [np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), np.zeros((0, 4, 3), np.uint8), np.zeros(4, np.uint8)]
 )
-def test_what_is_no_image_is_refused(wrong):
+def test_an_array_that_is_no_image_is_refused(wrong):
     with pytest.raises(ValueError, match=r"shows uint8 images of shape \(H, W\)"):
         image_grid([[wrong]])
 

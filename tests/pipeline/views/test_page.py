@@ -68,7 +68,7 @@ def whole_page(text: str = "plain") -> Page:
     )
 
 
-def test_the_page_is_well_formed_and_asks_for_nothing_from_outside():
+def test_the_page_is_well_formed_and_loads_nothing_from_outside():
     document = render_page(whole_page())
     page = Reader(document)
     assert not re.search(
@@ -80,7 +80,7 @@ def test_the_page_is_well_formed_and_asks_for_nothing_from_outside():
     assert policy.startswith("default-src 'none'")
 
 
-def test_every_figure_is_there_with_its_words():
+def test_every_figure_has_its_text():
     page = Reader(render_page(whole_page()))
     images = page.of("img")
     assert [image["alt"] for image in images] == ["alt plain", "mixes"]
@@ -103,7 +103,7 @@ def test_every_cell_names_its_column_for_narrow_screens():
 @pytest.mark.parametrize(
     "text", ["<script>alert(1)</script>", '"><img src=x onerror=y>', "{{ 7*7 }} &lt; 'x'", "</style>"]
 )
-def test_words_are_shown_as_they_are_and_never_taken_for_html(text):
+def test_text_is_shown_as_it_is_and_never_read_as_html(text):
     page, plain = Reader(render_page(whole_page(text))), Reader(render_page(whole_page()))
     assert [tag for tag, _ in page.tags] == [tag for tag, _ in plain.tags]
     assert sum(words.count(text) for words in page.words) >= 12
@@ -115,7 +115,7 @@ def test_an_empty_page_renders():
     assert "Nothing yet" in Reader(document).words
 
 
-def test_both_themes_and_narrow_screens_are_provided_for():
+def test_both_themes_and_narrow_screens_are_supported():
     document = render_page(whole_page())
     assert "prefers-color-scheme: dark" in document
     assert "width=device-width" in document
@@ -125,7 +125,7 @@ def test_the_same_page_gives_the_same_bytes():
     assert render_page(whole_page()) == render_page(whole_page())
 
 
-def test_the_papers_figures_and_differences_stand_beside_ours():
+def test_the_table_has_the_numbers_of_the_paper_beside_ours():
     runs = [
         RunSummary(label="baseline", errors=(5.1, 4.9), baseline=True, paper="3.61 ± 0.102"),
         RunSummary(label="LS-Mix", errors=(4.0,), paper="2.45 ± 0.061"),
@@ -143,13 +143,13 @@ def test_the_papers_figures_and_differences_stand_beside_ours():
     assert b"the paper" in error_rate_plot(runs)
 
 
-def test_a_long_table_stresses_the_best_three_as_table_1_does():
+def test_a_long_table_marks_the_best_three_as_table_1_does():
     runs = [RunSummary(label=str(error), errors=(error,)) for error in (5.0, 4.0, 7.0, 3.0, 6.0, 8.0, 2.0)]
     assert error_table(runs).best == (6, 3, 1)
     assert error_table(runs[:6]).best == (3,)
 
 
-def test_every_row_tells_its_budget_and_how_often_images_were_seen():
+def test_every_row_has_its_budget_and_how_often_images_were_seen():
     seen = (Seen(source="pool p", images=1000, times=3.0), Seen(source="training images", images=500, times=1.5))
     runs = [
         RunSummary(label="a", errors=(5.0,), images=3750, updates=60, seen=seen),
@@ -162,7 +162,7 @@ def test_every_row_tells_its_budget_and_how_often_images_were_seen():
     assert "not fair" in budget_table([*runs, RunSummary(label="c", errors=(), images=1)]).note
 
 
-def test_the_table_of_error_rates_stresses_the_lowest_and_compares_with_the_baseline():
+def test_the_table_of_error_rates_marks_the_lowest_and_compares_with_the_baseline():
     table = error_table(RUNS)
     assert table.rows == (
         ("baseline", "5.00 ± 0.14", "–", "2", "5.10, 4.90"),

@@ -9,10 +9,10 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from factory import artifact_folder, reseal, write_pool
 
-from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
-from lsmix.data.pool import POOL_NAME, create_pool, open_pool, write_pool_shard
+from lsmix.data.pool import open_pool, write_pool_shard
 from lsmix.pipeline.views.pool_page import render_pool_page
 from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
 
@@ -28,52 +28,24 @@ def make_pool(
     classes: tuple[str, ...] = ("cat", "dog", "owl"),
     redrawn: Sequence[int] = (),
     kept: Sequence[int] = (),
-    spoil: Callable[[dict[str, Any]], None] = lambda columns: None,
+    **manifest: Any,
 ) -> Path:
-    """Make a pool of noise with shares from 0 to 1, as a stranger might."""
-    store = create_pool(
-        folder,
-        images_per_copy=rows,
-        copies=1,
-        image_shape=(side, side, channels),
-        class_names=classes,
-        method="ls-mix",
-        chunk_rows=512,
-    )
-    random = np.random.default_rng(0)
-    for shard in range(store.shards):
-        own = np.asarray(store.shard_range(shard))
-        columns = {
-            "image": random.integers(0, 256, (len(own), side, side, channels), np.uint8),
-            "source_a": own.astype(np.int64),
-            "source_b": (rows - 1 - own).astype(np.int64),
-            "label_a": (own % len(classes)).astype(np.int64),
-            "label_b": ((own + 1) % len(classes)).astype(np.int64),
-            "lam": (own / rows).astype(np.float32),
-            "share_b": (own / rows).astype(np.float32),
-            "status": np.isin(own, redrawn).astype(np.uint8),
-        }
-        spoil(columns)
-        write_pool_shard(folder, shard, columns)
-    finish(folder, counts={"decode_failed_rows": [*redrawn, *kept]})
-    return folder
+    """Make a pool of noise with shares from 0 to 1."""
 
+    def columns(own: np.ndarray) -> dict[str, np.ndarray]:
+        labels = {"label_a": own % len(classes), "label_b": (own + 1) % len(classes)}
+        shares = {"lam": own / rows, "share_b": own / rows}
+        return {"source_a": own, "source_b": rows - 1 - own, **labels, **shares, "status": np.isin(own, redrawn)}
 
-def finish(folder: Path, **changes: Any) -> None:
-    files = record_files(folder, {POOL_NAME})
-    facts = {"stage": "mix", "stage_version": 1, "name": "p", "cache_key": "0" * 12, "config": {}, "inputs": []}
-    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**facts, **changes}))
+    manifest = {"counts": {"decode_failed_rows": [*redrawn, *kept]}, **manifest}
+    size: dict[str, Any] = {"rows": rows, "copies": 1, "chunk_rows": 512, "image_shape": (side, side, channels)}
+    return write_pool(folder, class_names=classes, method="ls-mix", columns=columns, **size, **manifest)
 
 
 def shown(page: str) -> list[dict[str, str]]:
     """Return the data attributes of all samples on a page, and how many pictures each has."""
     items = re.findall(r'<li class="card"(.*?)</li>', page, re.DOTALL)
     return [{**dict(re.findall(r'data-(\w+)="(.*?)"', item)), "pictures": str(item.count("<img "))} for item in items]
-
-
-def of(workspace: Path, stage: str, name: str) -> Path:
-    (folder,) = (workspace / stage).glob(f"{name}-*")
-    return folder
 
 
 # What is counted, and what is chosen.
@@ -112,18 +84,16 @@ def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path
     assert (np.diff(share[30:]) >= 0).all()
 
 
-def test_the_sample_is_the_seeds_and_no_more_than_there_is(tmp_path: Path) -> None:
+def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
     assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
     assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
     assert sorted(summarise_pool(pool, 1000).chosen) == list(range(300))
 
 
-@pytest.mark.parametrize("rows", [[3000], [-1], ["0"], "0", [2**70]])
-def test_a_manifest_that_names_rows_which_are_not_there_is_refused(rows: Any, tmp_path: Path) -> None:
-    folder = make_pool(tmp_path / "p")
-    (folder / "manifest.json").unlink()
-    finish(folder, counts={"decode_failed_rows": rows})
+@pytest.mark.parametrize("rows", [[100], [-1], ["0"], "0", [2**70]])
+def test_a_manifest_with_row_numbers_out_of_range_is_refused(rows: Any, tmp_path: Path) -> None:
+    folder = make_pool(tmp_path / "p", rows=100, counts={"decode_failed_rows": rows})
     with pytest.raises(CorruptError, match=r"decode_failed_rows|its counts is"):
         render_pool_page(folder)
 
@@ -132,7 +102,7 @@ def test_a_manifest_that_names_rows_which_are_not_there_is_refused(rows: Any, tm
 
 
 def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace: Path) -> None:
-    folder = of(finished_workspace, "mix", "lsmix")
+    folder = artifact_folder(finished_workspace, "mix", "lsmix")
     page, what = render_pool_page(folder, samples=30)
     assert "between their sources" in what
     pool = open_pool(folder)
@@ -149,7 +119,7 @@ def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace
     assert pool.manifest.content_digest in page
 
 
-def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_a_part_of_their_own(tmp_path: Path) -> None:
+def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_their_own_section(tmp_path: Path) -> None:
     page, _ = render_pool_page(make_pool(tmp_path / "p", redrawn=range(30), kept=(17 * 30,)), samples=50)
     assert "2,969 ok (98.97 %), 30 redrawn (1.00 %), 1 decode failed (0.03 %)" in re.sub(r"\s+", " ", page)
     assert "24 further rows that failed to decode at first" in page
@@ -159,16 +129,16 @@ def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_a_part_of
     assert "further rows" not in render_pool_page(make_pool(tmp_path / "q"), samples=50)[0]
 
 
-def test_a_pool_that_came_alone_is_shown_without_sources_until_one_names_them(
+def test_a_pool_without_its_workspace_is_shown_without_sources_until_data_is_given(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    alone = Path(shutil.copytree(of(finished_workspace, "mix", "lsmix"), tmp_path / "alone"))
+    alone = Path(shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), tmp_path / "alone"))
     page = tmp_path / "page.html"
     result = command("show", alone, "--html", page, "--rows", "20")
     assert result.code == 0
     assert "--data" in result.out
     assert {sample["pictures"] for sample in shown(page.read_text(encoding="utf-8"))} == {"1"}
-    dataset = of(finished_workspace, "ingest", "tiny")
+    dataset = artifact_folder(finished_workspace, "ingest", "tiny")
     for data in (dataset, dataset / "dataset.h5"):
         result = command("show", alone, "--html", page, "--rows", "20", "--data", data, "--json")
         answer = msgspec.json.decode(result.out)["content"]
@@ -178,10 +148,9 @@ def test_a_pool_that_came_alone_is_shown_without_sources_until_one_names_them(
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_what_strangers_wrote_is_escaped_and_cut(tmp_path: Path) -> None:
-    folder = make_pool(tmp_path / "p", classes=(EVIL, "x" * 100_000, "owl"))
-    (folder / "manifest.json").unlink()
-    finish(folder, name=EVIL, config={EVIL: EVIL * 1000})
+def test_hostile_text_is_escaped_and_shortened(tmp_path: Path) -> None:
+    classes = (EVIL, "x" * 100_000, "owl")
+    folder = make_pool(tmp_path / "p", rows=100, classes=classes, name=EVIL, config={EVIL: EVIL * 1000})
     page, _ = render_pool_page(folder, samples=12)
     assert "<img src=x" not in page
     assert page.count("</script>") == 1
@@ -219,37 +188,38 @@ def test_pools_of_many_classes_and_of_three_sources_have_their_page(
 # What is refused, with the reason.
 
 
-def test_only_pools_have_a_page_and_only_their_own_sources_fit(
+def test_other_artifacts_and_other_sources_are_refused(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
-    dataset, pool = of(finished_workspace, "ingest", "tiny"), of(finished_workspace, "mix", "lsmix")
+    dataset, pool = (
+        artifact_folder(finished_workspace, "ingest", "tiny"),
+        artifact_folder(finished_workspace, "mix", "lsmix"),
+    )
     with pytest.raises(FormatError, match="only pools have an HTML page"):
         render_pool_page(dataset)
     with pytest.raises(RecipeError, match="made from the data set with content digest"):
-        render_pool_page(pool, data=of(finished_workspace, "train-glow", "tiny"))
+        render_pool_page(pool, data=artifact_folder(finished_workspace, "train-glow", "tiny"))
     with pytest.raises(MissingError):
         render_pool_page(pool, data=tmp_path / "nowhere")
     assert command("show", pool, "--data", dataset).code == 1
     assert command("show", pool, "--rows", "65").code == 1
 
 
-def test_labels_that_are_not_those_of_the_sources_are_told(tmp_path: Path, tiny_workspace: Path) -> None:
-    folder = of(tiny_workspace, "mix", "lsmix")
+def test_labels_that_differ_from_their_sources_are_refused(tmp_path: Path, tiny_workspace: Path) -> None:
+    folder = artifact_folder(tiny_workspace, "mix", "lsmix")
     pool = open_pool(folder)
     arrays = {name: column[:] for name, column in pool.columns.items()}
     arrays["label_a"] = (arrays["label_a"] + 1) % 10
     for shard in range(pool.columns.table.shards):
         rows = pool.columns.table.shard_range(shard)
         write_pool_shard(folder, shard, {name: values[rows.start : rows.stop] for name, values in arrays.items()})
-    manifest = pool.manifest
-    (folder / "manifest.json").unlink()
-    finish(folder, counts=manifest.counts)
+    reseal(folder)
     with pytest.raises(CorruptError, match=r"training image \d+ is of class"):
         render_pool_page(folder)
 
 
 @pytest.mark.parametrize("column", ["lam", "share_b"])
-def test_numbers_that_no_pool_has_are_refused(column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_numbers_are_refused(column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = open_pool(make_pool(tmp_path / "p", rows=100))
     values = pool.columns[column][:]
     values[7] = np.nan

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from factory import artifact_folder
 from PIL import Image
 
 from lsmix.data.dataset import open_dataset
@@ -18,18 +19,13 @@ from lsmix.pipeline.views.figures import INTERPOLATION_TITLES, interpolation_gri
 from lsmix.pipeline.views.images import mixed_rows
 
 
-def _one(workspace: Path, stage: str, name: str) -> Path:
-    (folder,) = (workspace / stage).glob(f"{name}-*")
-    return folder
-
-
 def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_second(
     finished_workspace: Path,
 ) -> None:
-    train = open_dataset(_one(finished_workspace, "ingest", "tiny")).train
-    flow = load_flow(_one(finished_workspace, "train-glow", "tiny"))
-    latents = open_latents(_one(finished_workspace, "encode", "tiny"))
-    pool = open_pool(_one(finished_workspace, "mix", "lsmix"))
+    train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
+    flow = load_flow(artifact_folder(finished_workspace, "train-glow", "tiny"))
+    latents = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
+    pool = open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
     chosen = mixed_rows(pool, 3)
     assert ((pool.share_b[chosen] > 0.2) & (pool.share_b[chosen] < 0.8)).all()
     pairs = list(zip(pool.source_a[chosen].tolist(), pool.source_b[chosen].tolist(), strict=True))
@@ -41,33 +37,33 @@ def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_
         assert train.labels[first] != train.labels[second]
 
 
-def test_show_draws_a_pool_with_its_sources_where_they_are_known(
+def test_show_draws_a_pool_between_its_sources(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    result = command("show", _one(finished_workspace, "mix", "lsmix"), "--image", sheet, "--rows", "2")
+    result = command("show", artifact_folder(finished_workspace, "mix", "lsmix"), "--image", sheet, "--rows", "2")
     assert result.code == 0
     assert "x₁ | mixes at growing λ | x₂" in result.out
     with Image.open(sheet) as picture:
         assert picture.width > 8 * len(INTERPOLATION_TITLES)
 
 
-def test_show_draws_a_pool_that_came_alone(
+def test_show_draws_a_pool_without_its_workspace(
     finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     alone = tmp_path / "alone"
-    shutil.copytree(_one(finished_workspace, "mix", "lsmix"), alone)
+    shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), alone)
     result = command("show", alone, "--image", tmp_path / "sheet.png")
     assert result.code == 0
     assert "ordered by their share of x₂" in result.out
 
 
 @pytest.mark.parametrize(("stage", "drawn"), [("ingest", True), ("train-glow", True), ("encode", False)])
-def test_show_tells_the_facts_of_any_artifact(
+def test_show_summarises_any_artifact(
     stage: str, drawn: bool, finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     sheet = tmp_path / "sheet.png"
-    folder = _one(finished_workspace, stage, "tiny")
+    folder = artifact_folder(finished_workspace, stage, "tiny")
     result = command("show", folder, "--image", sheet)
     assert result.code == 0
     assert folder.name.rpartition("-")[2] in result.out
@@ -75,7 +71,7 @@ def test_show_tells_the_facts_of_any_artifact(
 
 
 def test_the_report_is_one_file_with_everything_in_it(finished_workspace: Path) -> None:
-    folder = _one(finished_workspace, "report", "tiny")
+    folder = artifact_folder(finished_workspace, "report", "tiny")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)
     for words in ("Error rates", "baseline", "lsmix", "Provenance", "exact round trips", "bits per dimension"):

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
-import msgspec
 import numpy as np
 import pytest
-from factory import invented_plan
+from factory import invented_plan, reseal
 
-from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
 from lsmix.data.errors import SourceError, printable_lines, printable_words
 from lsmix.data.exports.format import EXPORT_FORMATS
 from lsmix.data.readers.registry import SourceConfig, read_source
@@ -73,8 +71,7 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     }
     path.write_text(json.dumps(group))
     (folder / "plan.json").write_bytes(invented_plan(group["attributes"]["origin"]))
-    manifest, files = read_manifest(folder), record_files(folder)
-    write_manifest(folder, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
+    reseal(folder)
     return folder
 
 

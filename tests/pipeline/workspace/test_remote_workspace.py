@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from factory import content_digests
 from places import make_bucket, s3_server
 
 import lsmix
@@ -19,12 +20,6 @@ from lsmix.data.errors import CorruptError, DownloadError, RecipeError
 from lsmix.pipeline.engine.shards import Executor, close_job, read_ledger, run_shard
 from lsmix.pipeline.stages.registry import STAGES
 from lsmix.pipeline.workspace.workspace import Workspace
-
-
-def roots(workspace, *stages):
-    place = Workspace(workspace)
-    return {manifest.name: manifest.content_digest for stage in stages for _, manifest in place.manifests(stage)}
-
 
 MADE = ("ingest", "train-glow", "encode", "mix", "train")
 
@@ -73,7 +68,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_other_machines_
     made = command("run", small_recipe, "--workspace", url, "--device", "cpu")
     assert made.code == 0, made.err
     assert f"report      {url}/report/small-" in made.out
-    assert roots(url, *MADE) == roots(small_finished, *MADE)
+    assert content_digests(url, *MADE) == content_digests(small_finished, *MADE)
     assert {path.split("/")[2] for path in Workspace(url).remote.sizes("") if path.count("/") > 1} & {"work"} == set()
 
     cache = machine("two")
@@ -83,7 +78,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_other_machines_
     assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
     assert "cached" in command("status", small_recipe, "--workspace", url, "--check").out
     result = lsmix.run(small_recipe, workspace=url, device="cpu")
-    assert lsmix.verify(result["mix/mixed"].folder)["content_digest"] == roots(url, "mix")["mixed"]
+    assert lsmix.verify(result["mix/mixed"].folder)["content_digest"] == content_digests(url, "mix")["mix/mixed"]
     assert result.report.is_file()
     assert len(lsmix.open_pool(result["mix/mixed"].location)) == 16
 
@@ -108,7 +103,7 @@ def test_an_interrupted_stage_continues_on_another_machine(tiny_recipe, finished
     monkeypatch.setattr(EncodeProcessor, "load", lambda self, shard: made.append(shard) or real(self, shard))
     lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
     assert 0 < len(set(made)) < 5, "shards that another machine made are not made again"
-    assert roots(url, "encode") == roots(finished_workspace, "encode")
+    assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
 def interrupt_after(calls):
@@ -139,7 +134,7 @@ def test_array_tasks_on_machines_that_share_only_the_url_are_finalized_by_anothe
     assert "unfinished" in command("status", *where[:3]).out
     result = command("finalize", *where)
     assert result.code == 0, result.err
-    assert roots(url, "mix") == roots(small_finished, "mix")
+    assert content_digests(url, "mix") == content_digests(small_finished, "mix")
     assert not [path for path in Workspace(url).remote.sizes("mix") if f"/{WORK_FOLDER}/" in path]
 
 
@@ -161,7 +156,7 @@ def test_damage_at_the_url_is_found_before_it_is_used(small_recipe, small_finish
     assert flipped.code == CorruptError.exit_code
     assert f"error: '{url}/{path}' is damaged: expected sha256" in flipped.err
     assert command("encode", small_recipe, "--workspace", url, "--force", "--device", "cpu").code == 0
-    assert roots(url, "encode") == roots(small_finished, "encode")
+    assert content_digests(url, "encode") == content_digests(small_finished, "encode")
 
 
 @pytest.mark.parametrize(
@@ -204,9 +199,9 @@ def test_an_unreachable_store_is_reported_and_the_next_run_sends_the_rest(
         failing.setattr(kind, "put_file", put_file)
         with pytest.raises(DownloadError, match="cannot be reached: OSError: connection refused"):
             lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
-    assert roots(url, "encode") == {}
+    assert content_digests(url, "encode") == {}
     lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
-    assert roots(url, "encode") == roots(finished_workspace, "encode")
+    assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
 def test_gc_removes_what_no_recipe_wants_at_the_url(tiny_recipe, finished_workspace, url, command):
@@ -227,7 +222,7 @@ def test_dask_workers_of_this_machine_send_what_they_make(tiny_recipe, finished_
     copy_to(url, finished_workspace, "ingest", "train-glow")
     result = command("encode", tiny_recipe, "--workspace", url, "--workers", "2", "--device", "cpu")
     assert result.code == 0, result.err
-    assert roots(url, "encode") == roots(finished_workspace, "encode")
+    assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
 class WorkersElsewhere(Executor):
@@ -251,7 +246,7 @@ def test_workers_on_other_machines_need_only_the_url(small_recipe, small_finishe
     lsmix.run(small_recipe, stage="encode", workspace=url, scheduler="tcp://somewhere", device="cpu")
     assert list((tmp_path / "cache-of-worker").rglob("work/ledger/*.json")), "the workers had a folder of their own"
     assert not list((tmp_path / "cache-of-one").rglob("*.zarr/z/c/*"))
-    assert roots(url, "encode") == roots(small_finished, "encode")
+    assert content_digests(url, "encode") == content_digests(small_finished, "encode")
 
 
 @pytest.mark.slow
@@ -273,7 +268,7 @@ def test_workers_of_a_running_cluster_need_only_the_url(
         result = command(*words, "--scheduler", cluster.scheduler_address)
     assert result.code == 0, result.err
     assert list((tmp_path / "cache-of-workers").rglob("work/ledger/*.json")), "the workers had a folder of their own"
-    assert roots(url, "encode") == roots(finished_workspace, "encode")
+    assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
 def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspace):
