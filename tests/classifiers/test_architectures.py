@@ -26,7 +26,7 @@ def package(monkeypatch):
     return module
 
 
-def build(name: str, classes: int = 5) -> nn.Module:
+def build(name, classes=5):
     return build_classifier(ClassifierTraining(architecture=name), classes, SHAPE)
 
 
@@ -93,7 +93,7 @@ def test_fields_of_cnn_13_are_refused_for_others():
 def test_a_callable_gets_the_number_of_classes_and_its_network_is_trained_on(package):
     asked = []
 
-    def net(classes: int) -> nn.Module:
+    def net(classes):
         asked.append(classes)
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(classes))
 
@@ -131,14 +131,14 @@ def test_mistakes_of_other_packages_are_named(package):
 
 
 class _Tuple(nn.Module):
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor]:
+    def forward(self, x):
         return (x,)
 
 
 def test_timm_is_asked_for_an_untrained_network_of_the_right_size(monkeypatch):
     asked = {}
 
-    def create_model(name: str, **fields: object) -> nn.Module:
+    def create_model(name, **fields):
         asked.update(fields, name=name)
         return nn.Sequential(nn.Flatten(), nn.LazyLinear(5))
 

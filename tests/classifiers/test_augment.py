@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lsmix.classifiers.augment import augment
 
 
-def moved_by_hand(image: np.ndarray, down: int, right: int, mirrored: bool) -> np.ndarray:
+def moved_by_hand(image, down, right, mirrored):
     """Flip, then move one image (C, H, W) pixel by pixel."""
     _, height, width = image.shape
     image = image[:, :, ::-1] if mirrored else image

@@ -4,7 +4,6 @@ Neither holds numbers, and both raise where tensors of two devices meet, so no G
 """
 
 import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -40,19 +39,19 @@ every_network = pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORK
 class _FakeCuda(FakeTensorMode):
     """Make up CUDA tensors, which hold nothing, and leave those of the CPU as they are."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         leaves = tree_leaves((args, kwargs))
         if any(isinstance(leaf, FakeTensor) or getattr(leaf, "type", "") == "cuda" for leaf in leaves):
             return super().__torch_dispatch__(func, types, args, kwargs)
         return func(*args, **(kwargs or {}))
 
 
-def _no_autocast(*_args: Any, **_kwargs: Any) -> contextlib.AbstractContextManager[None]:
+def _no_autocast(*_args, **_kwargs):
     return contextlib.nullcontext()
 
 
 @pytest.fixture(params=["meta", "cuda"])
-def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+def device(request, monkeypatch):
     """Return a device whose tensors hold nothing; a made-up CUDA device where torch was built for CUDA."""
     if request.param == "meta":
         monkeypatch.setattr(torch, "autocast", _no_autocast)  # which this device does not know
@@ -71,16 +70,16 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
         yield torch.device("cuda", 0)
 
 
-def _pixels(count: int) -> np.ndarray:
+def _pixels(count):
     return np.zeros((count, *SHAPE), np.uint8)
 
 
-def _batch(count: int) -> Batch:
+def _batch(count):
     labels = torch.arange(count) % 10
     return Batch(torch.from_numpy(_pixels(count)).permute(0, 3, 1, 2), labels, labels, torch.zeros(count))
 
 
-def _trainer(device: torch.device, **fields: Any) -> ClassifierTrainer:
+def _trainer(device, **fields):
     mixes = [PixelMix(method=method) for method in METHODS]
     return ClassifierTrainer(
         ClassifierTraining(**fields),
@@ -95,16 +94,14 @@ def _trainer(device: torch.device, **fields: Any) -> ClassifierTrainer:
 
 @every_network
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_a_training_step_and_an_evaluation_stay_on_their_device(
-    fields: dict[str, Any], precision: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_training_step_and_an_evaluation_stay_on_their_device(fields, precision, device, monkeypatch):
     if (device.type, precision) == ("meta", "bf16"):
         pytest.skip("the meta device has no autocast")
     learner = _trainer(device, **fields, precision=precision)
     learner.model.train()
     if device.type == "cuda":  # where autograd wants a driver
 
-        def backward(_loss: Tensor) -> None:
+        def backward(_loss):
             for parameter in learner.model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -125,11 +122,11 @@ def test_a_training_step_and_an_evaluation_stay_on_their_device(
         )
 
 
-def test_bfloat16_reaches_the_layers_and_no_statistics(device: torch.device) -> None:
+def test_bfloat16_reaches_the_layers_and_no_statistics(device):
     if device.type == "meta":
         pytest.skip("the meta device has no autocast")
     learner = _trainer(device, width=4, precision="bf16")
-    types: list[torch.dtype] = []
+    types = []
     learner.model.head.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
     for mode in (True, False):
         learner.model.train(mode)
@@ -140,26 +137,26 @@ def test_bfloat16_reaches_the_layers_and_no_statistics(device: torch.device) -> 
 
 @pytest.mark.parametrize("rate", ["per-sample", "per-batch"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_mixing_method_mixes_on_the_device_of_the_batch(method: str, rate: str, device: torch.device) -> None:
+def test_every_mixing_method_mixes_on_the_device_of_the_batch(method, rate, device):
     images, label_a, label_b, share_b = (to_device(part, device) for part in _batch(6))
     target = soft_target(label_a, label_b, share_b, 10)
-    mixed, soft = mix_batch(PixelMix(method=method, rate=rate), images, target, 0, "test")  # type: ignore[arg-type]  # a string
+    mixed, soft = mix_batch(PixelMix(method=method, rate=rate), images, target, 0, "test")
     assert (mixed.shape, mixed.dtype, mixed.device.type) == (images.shape, torch.uint8, device.type)
     assert (soft.shape, soft.dtype, soft.device.type) == ((6, 10), torch.float32, device.type)
 
 
 @pytest.mark.parametrize(("translate", "flip"), [(0, False), (0, True), (2, True)])
-def test_augmentation_stays_on_the_device_of_the_batch(translate: int, flip: bool, device: torch.device) -> None:
+def test_augmentation_stays_on_the_device_of_the_batch(translate, flip, device):
     images = to_device(_batch(6).images, device)
     moved = augment(images, translate=translate, flip=flip, generator=np.random.default_rng(0))
     assert (moved.shape, moved.dtype, moved.device.type) == (images.shape, torch.uint8, device.type)
     assert moved.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_random_draws_do_not_depend_on_the_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[Any] = []
+def test_random_draws_do_not_depend_on_the_device(device, monkeypatch):
+    drawn = []
 
-    def spy(*words: Any) -> np.random.Generator:
+    def spy(*words):
         drawn.append(words)
         return generator(*words)
 
@@ -174,8 +171,8 @@ def test_random_draws_do_not_depend_on_the_device(device: torch.device, monkeypa
     assert len(names[0]) == 1 + len(METHODS)
 
 
-def test_a_batch_for_cuda_is_copied_from_pinned_memory_without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[Any] = []
+def test_a_batch_for_cuda_is_copied_from_pinned_memory_without_waiting(monkeypatch):
+    calls = []
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: calls.append("pinned") or self)
     monkeypatch.setattr(Tensor, "to", lambda self, *args, **options: calls.append((args, options)) or self)
     tensor, cuda = torch.zeros(2), torch.device("cuda")
@@ -186,25 +183,25 @@ def test_a_batch_for_cuda_is_copied_from_pinned_memory_without_waiting(monkeypat
     assert calls == [((torch.device("cpu"),), {"non_blocking": True})]
 
 
-def test_the_loss_is_read_only_once_in_many_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loss_is_read_only_once_in_many_updates(monkeypatch):
     # Each time a GPU is waited for.
-    asked: list[int] = []
+    asked = []
     learner = _trainer(torch.device("cpu"), width=4)
     monkeypatch.setattr(learner, "_check_finite", lambda _loss: asked.append(learner.update))
     monkeypatch.setattr(learner, "_train_batch", lambda _batch, _index: torch.zeros(()))
 
     class Source(list[Batch]):
-        def set_epoch(self, epoch: int) -> None:
+        def set_epoch(self, epoch):
             pass
 
-    learner.run_epoch(Source([_batch(1)] * 130))  # type: ignore[arg-type]  # the state is not asked for
+    learner.run_epoch(Source([_batch(1)] * 130))
     assert asked == [64, 128, 130]
 
 
 @pytest.mark.gpu
 @every_network
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields: dict[str, Any], precision: str, waits_fail: Any) -> None:
+def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields, precision, waits_fail):
     learner = _trainer(torch.device("cuda"), **fields, precision=precision)
     learner.model.train()
     with arithmetic(precision):
@@ -214,7 +211,7 @@ def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields: dict[str, Any], p
 
 
 @pytest.mark.gpu
-def test_a_batch_is_prepared_on_cuda_as_on_the_cpu() -> None:
+def test_a_batch_is_prepared_on_cuda_as_on_the_cpu():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8))
     batch = _batch(16)._replace(images=images)
     (cpu, target), (cuda, cuda_target) = (

@@ -2,10 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -35,29 +32,27 @@ every_network = pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORK
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[np.ndarray, np.ndarray]:
+def digits():
     train = read_digits().splits["train"]
     return train.images[:640], train.labels[:640]
 
 
-def trainer(digits: tuple[np.ndarray, np.ndarray], **fields: Any) -> ClassifierTrainer:
+def trainer(digits, **fields):
     config = ClassifierTraining(**{"epochs": 3, "batch_size": 16, "flip": False, "translate": 0, **fields})
     return ClassifierTrainer(config, 10, (8, 8, 1), seed=0, statistics=channel_statistics(digits[0]))
 
 
-def source(digits: tuple[np.ndarray, np.ndarray]) -> ArrayLoader:
+def source(digits):
     return ArrayLoader(digits[0][:512], digits[1][:512], 16)
 
 
-def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def same(state, other):
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])  # on a CPU tf32 gives the bits of float32: see below
 @every_network
-def test_each_classifier_learns_and_resumes_exactly_in_each_precision(
-    fields: dict[str, Any], precision: str, digits: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_each_classifier_learns_and_resumes_exactly_in_each_precision(fields, precision, digits):
     straight, resumed = (trainer(digits, **fields, precision=precision) for _ in range(2))
     errors = []
     for _ in range(2):
@@ -77,9 +72,7 @@ def test_each_classifier_learns_and_resumes_exactly_in_each_precision(
 
 
 @every_network
-def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(
-    fields: dict[str, Any], digits: tuple[np.ndarray, np.ndarray]
-) -> None:
+def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(fields, digits):
     states = []
     for precision in ("float32", "tf32", "bf16"):
         learner = trainer(digits, **fields, precision=precision)
@@ -89,7 +82,7 @@ def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(
     assert not same(states[0], states[2])
 
 
-def test_evaluation_of_bfloat16_activations_uses_statistics_that_were_not_rounded() -> None:
+def test_evaluation_of_bfloat16_activations_uses_statistics_that_were_not_rounded():
     torch.manual_seed(0)
     learner = ClassifierTrainer(ClassifierTraining(width=4), 10, (8, 8, 1), seed=0)
     norm = next(module for module in learner.model.modules() if isinstance(module, nn.BatchNorm2d))
@@ -107,35 +100,33 @@ def test_evaluation_of_bfloat16_activations_uses_statistics_that_were_not_rounde
 # Torch's settings.
 
 
-def _operators() -> list[Any]:
+def _operators():
     cudnn, cuda, cpu = (getattr(torch.backends, name) for name in ("cudnn", "cuda", "mkldnn"))
     return [cudnn.conv, cudnn.rnn, cuda.matmul, cpu.conv, cpu.rnn, cpu.matmul]
 
 
-def _settings() -> list[Any]:
+def _settings():
     cudnn = torch.backends.cudnn
     return [*(operator.fp32_precision for operator in _operators()), cudnn.deterministic, cudnn.benchmark]
 
 
 @contextmanager
-def _callers_precision(value: str) -> Iterator[None]:
+def _callers_precision(value):
     """Be a caller who sets the precision for all operators, and put back what was set."""
     before = torch.backends.fp32_precision, [operator.fp32_precision for operator in _operators()]
-    torch.backends.fp32_precision = value  # type: ignore[attr-defined]  # torch makes it a property
+    torch.backends.fp32_precision = value
     try:
         yield
     finally:
-        torch.backends.fp32_precision = before[0]  # type: ignore[attr-defined]  # likewise
+        torch.backends.fp32_precision = before[0]
         for operator, kept in zip(_operators(), before[1], strict=True):
             operator.fp32_precision = kept
 
 
 @pytest.mark.parametrize("callers", ["ieee", "tf32"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_the_callers_precision_has_no_effect_and_is_kept(
-    callers: str, precision: str, digits: tuple[np.ndarray, np.ndarray]
-) -> None:
-    def trained() -> dict[str, torch.Tensor]:
+def test_the_callers_precision_has_no_effect_and_is_kept(callers, precision, digits):
+    def trained():
         learner = trainer(digits, **CNN, precision=precision)
         learner.run_epoch(ArrayLoader(digits[0][:64], digits[1][:64], 32))
         learner.evaluate(*digits)
@@ -149,7 +140,7 @@ def test_the_callers_precision_has_no_effect_and_is_kept(
 
 
 @pytest.mark.parametrize(("precision", "on_cuda"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_each_operator_gets_its_precision_and_is_restored(precision: str, on_cuda: str) -> None:
+def test_each_operator_gets_its_precision_and_is_restored(precision, on_cuda):
     before = _settings()
     with arithmetic(precision):
         assert _settings() == [on_cuda] * 3 + ["ieee"] * 3 + [True, False]
@@ -167,13 +158,11 @@ def test_each_operator_gets_its_precision_and_is_restored(precision: str, on_cud
 # What stays of a finished stage.
 
 
-def test_a_finished_training_leaves_no_model_behind(
-    small_recipe: Path, small_workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made: list[weakref.ref[nn.Module]] = []
+def test_a_finished_training_leaves_no_model_behind(small_recipe, small_workspace, monkeypatch):
+    made = []
 
     class Watched(ClassifierTrainer):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
+        def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             made.append(weakref.ref(self.model))
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.normalise import channel_statistics
-from lsmix.classifiers.training import ClassifierTrainer, EpochResult
+from lsmix.classifiers.training import ClassifierTrainer
 from lsmix.data.errors import DivergedError, FormatError, RecipeError
 from lsmix.data.loaders.batch import Batch, soft_target
 
@@ -20,13 +20,13 @@ SHAPE = (8, 8, 1)
 class ListSource:
     """Batches of fixed images in an order that depends on the epoch."""
 
-    def __init__(self, images: np.ndarray, labels: np.ndarray, batch_size: int) -> None:
+    def __init__(self, images, labels, batch_size):
         self.images, self.labels, self.batch_size, self.epoch = images, labels, batch_size, 0
 
-    def set_epoch(self, epoch: int) -> None:
+    def set_epoch(self, epoch):
         self.epoch = epoch
 
-    def __len__(self) -> int:
+    def __len__(self):
         return -(-len(self.images) // self.batch_size)
 
     def __iter__(self):
@@ -37,11 +37,11 @@ class ListSource:
             images = torch.from_numpy(self.images[rows]).permute(0, 3, 1, 2)
             yield Batch(images, labels, labels, torch.zeros(len(rows)))
 
-    def state_dict(self) -> dict[str, int]:
+    def state_dict(self):
         return {"epoch": self.epoch}
 
 
-def stripes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def stripes(count, seed=0):
     """Return noisy images of horizontal (0) or vertical (1) stripes: separable, but not by their mean."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
@@ -51,7 +51,7 @@ def stripes(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return noisy.astype(np.uint8), labels.astype(np.int64)
 
 
-def config(**fields: object) -> ClassifierTraining:
+def config(**fields):
     return ClassifierTraining(**({"width": 8, "epochs": 4, "batch_size": 16, "learning_rate": 3e-3} | fields))
 
 
@@ -60,12 +60,12 @@ WIDE = {**SGD, "architecture": "wrn-10-1", "width": 128, "normalise": "channel"}
 MIXES = (PixelMix(method="mixup"), PixelMix(method="cutmix", rate="per-batch"))
 
 
-def trainer(seed: int = 0, *, mixes=None, **fields: object) -> ClassifierTrainer:
+def trainer(seed=0, *, mixes=None, **fields):
     statistics = channel_statistics(stripes(128)[0])
     return ClassifierTrainer(config(**fields), 2, SHAPE, seed=seed, statistics=statistics, mixes=mixes)
 
 
-def same(state: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def same(state, other):
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
@@ -339,7 +339,7 @@ RECORDED = pytest.mark.parametrize(
 def test_a_recorded_training_is_a_plain_one_and_a_smaller_last_batch_is_not_recorded(fields):
     images, labels = stripes(40)  # two batches of 16 and one of 8
 
-    def trained() -> tuple[list[EpochResult], dict[str, torch.Tensor]]:
+    def trained():
         learner = trainer(**fields)
         facts = [learner.run_epoch(ListSource(images, labels, 16)) for _ in range(3)]
         return facts, learner.state_dict()

@@ -8,7 +8,7 @@ from lsmix.classifiers.cnn13 import Cnn13, pooled_sides
 from lsmix.data.errors import RecipeError
 
 
-def convolutions(model: nn.Module) -> list[nn.Conv2d]:
+def convolutions(model):
     return [module for module in model.modules() if isinstance(module, nn.Conv2d)]
 
 
@@ -31,7 +31,7 @@ def test_it_has_the_convolutions_of_table_5():
 
 
 def test_its_layers_are_the_rows_of_table_5():
-    def told(layer: nn.Sequential) -> str:
+    def told(layer):
         names = " ".join(type(part).__name__.lstrip("_") for part in layer)
         if names == "MaxPool2d Dropout":
             return f"{layer[0].kernel_size}×{layer[0].kernel_size} max-pool, dropout {layer[1].p}"

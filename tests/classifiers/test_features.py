@@ -11,7 +11,7 @@ from lsmix.classifiers.registry import build_classifier
 from lsmix.data.errors import RecipeError
 
 
-def images(count: int) -> np.ndarray:
+def images(count):
     return np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
 
 
@@ -34,11 +34,11 @@ def test_the_head_makes_the_logits_of_them(fields, size):
 
 def test_the_last_layer_is_the_one_that_is_passed_last():
     class Backwards(nn.Module):
-        def __init__(self) -> None:
+        def __init__(self):
             super().__init__()
             self.second, self.first = nn.Linear(3, 2), nn.Linear(192, 3)
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
+        def forward(self, x):
             return self.second(self.first(x.flatten(1)))
 
     assert features(Backwards(), images(4)).shape == (4, 3)

@@ -12,7 +12,7 @@ from lsmix.data.mixing import PIXEL_METHODS
 every_method = pytest.mark.parametrize("method", PIXEL_METHODS.names())
 
 
-def labelled(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def labelled(count):
     """Return images whose every pixel is their number, and one class for each."""
     numbers = torch.arange(count, dtype=torch.uint8)
     images = numbers[:, None, None, None].expand(count, 3, 16, 16).contiguous(memory_format=torch.channels_last)

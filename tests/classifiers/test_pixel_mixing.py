@@ -24,14 +24,14 @@ SEEDS = st.integers(0, 999)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
-def pairs(shape: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pairs(shape, seed=0):
     """Return two batches of random images; those of the first are even, those of the second odd in every pixel."""
     rng = np.random.default_rng(seed)
     first, second = rng.integers(0, 128, (2, *shape), dtype=np.uint8) * 2
     return first, second + 1
 
 
-def constant(shape: tuple[int, ...], first: int, second: int) -> tuple[np.ndarray, np.ndarray]:
+def constant(shape, first, second):
     return np.full(shape, first, np.uint8), np.full(shape, second, np.uint8)
 
 

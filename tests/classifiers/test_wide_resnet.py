@@ -9,16 +9,16 @@ from lsmix.classifiers.registry import build_classifier, cost_per_pixel
 from lsmix.classifiers.wide_resnet import WideResNet
 
 
-def blank(**fields: object) -> WideResNet:
+def blank(**fields):
     with torch.device("meta"):
         return WideResNet(10, **fields)
 
 
-def parameters(model: nn.Module) -> int:
+def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def grids(model: WideResNet, image_size: tuple[int, int]) -> list[tuple[int, ...]]:
+def grids(model, image_size):
     found = []
     for layer in (model.stem, *model.groups):
         layer.register_forward_hook(lambda _module, _inputs, output: found.append(tuple(output.shape[1:])))
@@ -91,7 +91,7 @@ def test_the_estimated_cost_of_a_pass_is_that_of_its_convolutions(name, size):
     config = ClassifierTraining(architecture=name)
     products = []
 
-    def count(module: nn.Conv2d, _inputs: object, output: torch.Tensor) -> None:
+    def count(module, _inputs, output):
         products.append(module.weight.numel() * output.shape[2] * output.shape[3])
 
     with torch.device("meta"):

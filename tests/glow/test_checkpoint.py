@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +23,7 @@ METADATA = {"bits_per_dim": 1.5, "name": "λ"}
 
 
 @functools.cache
-def _flow() -> Flow:
+def _flow():
     flow = Flow(FlowConfig(height=6, width=4, channels=1, levels=2, steps=2, hidden=4))
     trainer = FlowTrainer(flow, FlowTraining(batch_size=8, learning_rate=1e-2), IMAGES)
     for _ in range(3):
@@ -33,17 +32,17 @@ def _flow() -> Flow:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path):
     save_flow(tmp_path / "flow", _flow(), METADATA)
     return tmp_path / "flow"
 
 
-def _edit_json(folder: Path, **changes: object) -> None:
+def _edit_json(folder, **changes):
     path = folder / CONFIG_NAME
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def _edit_weights(folder: Path, **changes: torch.Tensor) -> None:
+def _edit_weights(folder, **changes):
     """Replace tensors and make the checksum fit, as a forger would."""
     tensors = load_file(folder / WEIGHTS_NAME)
     content = save(tensors | changes)
@@ -51,7 +50,7 @@ def _edit_weights(folder: Path, **changes: torch.Tensor) -> None:
     _edit_json(folder, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
-def _write_manifest(folder: Path) -> None:
+def _write_manifest(folder):
     files = record_files(folder)
     write_manifest(
         folder,
@@ -68,7 +67,7 @@ def _write_manifest(folder: Path) -> None:
     )
 
 
-def test_a_loaded_flow_is_the_saved_one(folder: Path) -> None:
+def test_a_loaded_flow_is_the_saved_one(folder):
     flow = load_flow(folder)
     assert flow.config == _flow().config
     assert bool(flow.initialised), "it would initialise ActNorm again"
@@ -82,13 +81,13 @@ def test_a_loaded_flow_is_the_saved_one(folder: Path) -> None:
     )
 
 
-def test_the_same_flow_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_the_same_flow_gives_the_same_bytes(folder, tmp_path):
     save_flow(tmp_path / "again", load_flow(folder), METADATA)
     for name in (CONFIG_NAME, WEIGHTS_NAME):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_an_artifacts_sizes_are_checked_first(folder: Path) -> None:
+def test_an_artifacts_sizes_are_checked_first(folder):
     _write_manifest(folder)
     assert isinstance(load_flow(folder), Flow)
     with (folder / WEIGHTS_NAME).open("ab") as file:
@@ -97,7 +96,7 @@ def test_an_artifacts_sizes_are_checked_first(folder: Path) -> None:
         load_flow(folder)
 
 
-def test_missing_folders_and_files_are_named(folder: Path, tmp_path: Path) -> None:
+def test_missing_folders_and_files_are_named(folder, tmp_path):
     with pytest.raises(MissingError, match="there is no such folder"):
         load_flow(tmp_path / "nowhere")
     with pytest.raises(MissingError, match=r"expected glow\.json in it"):
@@ -109,7 +108,7 @@ def test_missing_folders_and_files_are_named(folder: Path, tmp_path: Path) -> No
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_any_byte_flipped_in_the_weights_is_found(folder: Path, data: st.DataObject) -> None:
+def test_any_byte_flipped_in_the_weights_is_found(folder, data):
     path = folder / WEIGHTS_NAME
     good = path.read_bytes()
     place = data.draw(st.integers(0, len(good) - 1))
@@ -124,13 +123,13 @@ def test_any_byte_flipped_in_the_weights_is_found(folder: Path, data: st.DataObj
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe"])
-def test_a_damaged_json_is_reported_as_damage(folder: Path, content: bytes) -> None:
+def test_a_damaged_json_is_reported_as_damage(folder, content):
     (folder / CONFIG_NAME).write_bytes(content)
     with pytest.raises(CorruptError, match=r"glow\.json' is damaged"):
         load_flow(folder)
 
 
-def test_other_kinds_and_versions_are_refused_by_name(folder: Path) -> None:
+def test_other_kinds_and_versions_are_refused_by_name(folder):
     _edit_json(folder, format_version=3)
     with pytest.raises(FormatError, match=r"is a flow of format 3; this version of lsmix reads format 2"):
         load_flow(folder)
@@ -145,14 +144,14 @@ def test_other_kinds_and_versions_are_refused_by_name(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value"), [("hidden", 10**9), ("steps", 10**6), ("levels", 40), ("height", 10**6), ("depth", 3)]
 )
-def test_an_architecture_beyond_the_caps_is_refused(folder: Path, field: str, value: int) -> None:
+def test_an_architecture_beyond_the_caps_is_refused(folder, field, value):
     config = json.loads((folder / CONFIG_NAME).read_text())["config"]
     _edit_json(folder, config=config | {field: value})
     with pytest.raises(FormatError, match="describes no flow that lsmix accepts"):
         load_flow(folder)
 
 
-def test_an_architecture_that_its_weights_do_not_fit_is_refused_before_it_is_built(folder: Path) -> None:
+def test_an_architecture_that_its_weights_do_not_fit_is_refused_before_it_is_built(folder):
     config = json.loads((folder / CONFIG_NAME).read_text())["config"]
     _edit_json(folder, config=config | {"channels": 16, "levels": 8, "hidden": 4096})  # would take terabytes
     with pytest.raises(CorruptError, match=r"does not fit its glow\.json: tensor"):
@@ -167,20 +166,20 @@ def test_an_architecture_that_its_weights_do_not_fit_is_refused_before_it_is_bui
         ("levels.0.0.actnorm.shift", torch.full((4,), torch.nan)),
     ],
 )
-def test_forged_numbers_are_refused(folder: Path, name: str, value: torch.Tensor) -> None:
+def test_forged_numbers_are_refused(folder, name, value):
     _edit_weights(folder, **{name: value})
     with pytest.raises(CorruptError, match="holds impossible numbers"):
         load_flow(folder)
 
 
 @pytest.mark.parametrize("changes", [{"extra": torch.zeros(1)}, {"initialised": torch.zeros(3)}])
-def test_tensors_of_other_names_or_types_are_refused(folder: Path, changes: dict[str, torch.Tensor]) -> None:
+def test_tensors_of_other_names_or_types_are_refused(folder, changes):
     _edit_weights(folder, **changes)
     with pytest.raises(CorruptError, match="does not fit its"):
         load_flow(folder)
 
 
-def test_every_refusal_is_an_lsmix_error_when_the_weights_are_cut_short(folder: Path) -> None:
+def test_every_refusal_is_an_lsmix_error_when_the_weights_are_cut_short(folder):
     content = (folder / WEIGHTS_NAME).read_bytes()
     for size in (0, 7, 8, 100, len(content) - 1):
         (folder / WEIGHTS_NAME).write_bytes(content[:size])

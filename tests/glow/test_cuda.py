@@ -4,8 +4,6 @@ import copy
 import pickle
 import re
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +25,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(scope="module")
-def cuda_workspace(tiny_recipe: Path, finished_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def cuda_workspace(tiny_recipe, finished_workspace, tmp_path_factory):
     """Return a workspace in which everything but the flow, which is the CPU's, was made on CUDA."""
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
     workspace = tmp_path_factory.mktemp("cuda") / "runs"
@@ -35,7 +33,7 @@ def cuda_workspace(tiny_recipe: Path, finished_workspace: Path, tmp_path_factory
     return workspace
 
 
-def test_latents_agree(finished_workspace: Path, cuda_workspace: Path) -> None:
+def test_latents_agree(finished_workspace, cuda_workspace):
     cpu = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
     cuda = open_latents(artifact_folder(cuda_workspace, "encode", "tiny"))
     # float32 sums in another order over 4 steps of 16 channels: a few hundred units in the last place of values near 1.
@@ -43,7 +41,7 @@ def test_latents_agree(finished_workspace: Path, cuda_workspace: Path) -> None:
     assert cuda.manifest.counts["exact_round_trips"] == len(cuda)
 
 
-def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace: Path, cuda_workspace: Path) -> None:
+def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace, cuda_workspace):
     cpu = open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
     cuda = open_pool(artifact_folder(cuda_workspace, "mix", "lsmix"))
     for column in ("source_a", "source_b", "label_a", "label_b", "lam", "share_b", "status"):
@@ -51,7 +49,7 @@ def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace: 
     assert np.abs(cuda.image[:].astype(int) - cpu.image[:].astype(int)).max() <= 1
 
 
-def test_training_the_flow_on_cuda_twice_gives_the_same_bytes(tiny_recipe: Path, tmp_path: Path) -> None:
+def test_training_the_flow_on_cuda_twice_gives_the_same_bytes(tiny_recipe, tmp_path):
     roots = [
         run(tiny_recipe, workspace=tmp_path / name, device="cuda", stage="train-glow")[
             "train-glow"
@@ -61,7 +59,7 @@ def test_training_the_flow_on_cuda_twice_gives_the_same_bytes(tiny_recipe: Path,
     assert roots[0] == roots[1]
 
 
-def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch):
     flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=4, hidden=32)).to("cuda").eval()
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     z = flow.encode(images, batch_size=8)  # five batches: one is recorded, four are replayed
@@ -73,7 +71,7 @@ def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch: pytest.Monk
     assert np.array_equal(flow.decode(z, batch_size=8), back)
 
 
-def test_a_recording_follows_the_parameters() -> None:
+def test_a_recording_follows_the_parameters():
     flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda").eval()
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     before = flow.encode(images, batch_size=8)
@@ -85,11 +83,11 @@ def test_a_recording_follows_the_parameters() -> None:
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_recorded_training_is_plain_training(light: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recorded_training_is_plain_training(light, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     prepare_device("cuda")
 
-    def trained() -> dict[str, torch.Tensor]:
+    def trained():
         flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda")
         trainer = FlowTrainer(flow, FlowTraining(batch_size=16, memory_light=light), images)
         for _ in range(5):
@@ -103,7 +101,7 @@ def test_recorded_training_is_plain_training(light: bool, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def little_memory() -> Iterator[None]:
+def little_memory():
     """Let this process have 600 MB more of the device: enough for a flow of 512 channels and some hundred images."""
     free_device_memory()
     total = torch.cuda.get_device_properties(0).total_memory
@@ -124,8 +122,8 @@ def little_memory() -> Iterator[None]:
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # which wants more memory
 def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_batch_that_fits(
-    stage: str, setting: str, tiny_recipe: Path, tmp_path: Path
-) -> None:
+    stage, setting, tiny_recipe, tmp_path
+):
     wide, batch, failed = ["flow.hidden=512", "flow.training.iterations=2"], 65536, 0
     for _ in range(17):
         settings = [*wide, f"{setting}={batch}"]
@@ -145,9 +143,7 @@ def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_bat
     assert failed, "memory was not short"
 
 
-def test_a_finished_stage_leaves_no_memory_reserved(
-    tiny_recipe: Path, finished_workspace: Path, tmp_path: Path
-) -> None:
+def test_a_finished_stage_leaves_no_memory_reserved(tiny_recipe, finished_workspace, tmp_path):
     shutil.copytree(finished_workspace / "train-glow", tmp_path / "runs" / "train-glow")
     shutil.copytree(finished_workspace / "ingest", tmp_path / "runs" / "ingest")
     run(tiny_recipe, workspace=tmp_path / "first", device="cuda")  # libraries make what they keep
@@ -159,14 +155,14 @@ def test_a_finished_stage_leaves_no_memory_reserved(
         assert torch.cuda.memory_reserved() <= before + 64 * 2**20, stage
 
 
-def _small_trainer(**changes: object) -> FlowTrainer:
+def _small_trainer(**changes):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda")
-    return FlowTrainer(flow, FlowTraining(batch_size=16, **changes), images)  # type: ignore[arg-type]  # fields by name
+    return FlowTrainer(flow, FlowTraining(batch_size=16, **changes), images)
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_training_continues_after_a_divergence_a_restore_and_a_move(light: bool) -> None:
+def test_training_continues_after_a_divergence_a_restore_and_a_move(light):
     trainer, whole = _small_trainer(memory_light=light), _small_trainer(memory_light=light)
     trainer.steps(3)
     kept = trainer.state_dict()
@@ -184,7 +180,7 @@ def test_training_continues_after_a_divergence_a_restore_and_a_move(light: bool)
         assert torch.equal(trainer.state_dict()[name], value), name
 
 
-def test_a_flow_with_recordings_can_be_copied_and_records_only_in_eval_mode() -> None:
+def test_a_flow_with_recordings_can_be_copied_and_records_only_in_eval_mode():
     flow = _small_trainer().flow
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
     z = flow.train().encode(images, batch_size=8)
@@ -195,14 +191,14 @@ def test_a_flow_with_recordings_can_be_copied_and_records_only_in_eval_mode() ->
         assert np.array_equal(other.encode(images, batch_size=8), z)
 
 
-def test_cudnn_has_the_fused_kernel_for_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cudnn_has_the_fused_kernel_for_float32(monkeypatch):
     monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
     flow = Flow(FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=128)).to("cuda").eval()
     flow.encode(np.zeros((64, 32, 32, 3), np.uint8))
     assert not network._NOT_IN_CUDNN, "the plain convolutions were taken instead"
 
 
-def test_a_second_device_is_recorded_on_while_the_first_is_current() -> None:
+def test_a_second_device_is_recorded_on_while_the_first_is_current():
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two CUDA devices")
     images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)

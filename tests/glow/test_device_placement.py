@@ -5,7 +5,7 @@ stricter still, but exist only in builds of torch with CUDA.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ SHAPES = part_shapes(8, 8, 1, 2)
 
 
 @pytest.fixture(params=["meta", "cuda"])
-def to_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Make]:
+def to_device(request, monkeypatch):
     """Return a function that moves a tensor of the CPU to a device that computes nothing."""
     if request.param == "meta":
         yield lambda values: values.to("meta")
@@ -43,14 +43,14 @@ def to_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         yield lambda values: values.to("cuda")
 
 
-def test_a_tensor_of_the_cpu_among_those_of_the_device_is_found(to_device: Make) -> None:
+def test_a_tensor_of_the_cpu_among_those_of_the_device_is_found(to_device):
     # Else the tests below would hold nothing.
     with pytest.raises(RuntimeError, match="device"):
         torch.where(torch.zeros(3, 4, dtype=torch.bool), to_device(torch.ones(3, 4)), to_device(torch.ones(3, 4)))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(method: str, to_device: Make) -> None:
+def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(method, to_device):
     first, second = torch.rand(2, 5, 64)
     lam = np.array([0.0, 0.3, 0.5, 0.999, 1.0])
     with _real():
@@ -63,7 +63,7 @@ def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(met
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_corners_are_turned_on_the_device(back: bool, to_device: Make) -> None:
+def test_corners_are_turned_on_the_device(back, to_device):
     z_BD = to_device(torch.rand(6, 64))
     shapes = tuple(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)).part_shapes)
     turned = pool_builder._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
@@ -73,26 +73,26 @@ def test_corners_are_turned_on_the_device(back: bool, to_device: Make) -> None:
 
 
 @pytest.mark.parametrize("mode", ["low-bits", "uniform", "center"])
-def test_pixels_become_numbers_on_their_device(mode: str, to_device: Make) -> None:
+def test_pixels_become_numbers_on_their_device(mode, to_device):
     images = to_device(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
     noise = to_device(torch.from_numpy(draw_noise(np.random.default_rng(0), (3, 8, 8, 1))))
-    y_BCHW = dequantise(images, mode, noise_BHWC=noise)  # type: ignore[arg-type]  # a plain string
+    y_BCHW = dequantise(images, mode, noise_BHWC=noise)
     assert (y_BCHW.device, y_BCHW.shape, y_BCHW.dtype) == (images.device, (3, 1, 8, 8), torch.float32)
 
 
 @pytest.mark.parametrize("bits", [5, 8])
-def test_numbers_become_pixels_on_their_device(bits: int, to_device: Make) -> None:
+def test_numbers_become_pixels_on_their_device(bits, to_device):
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     images = quantise(y_BCHW, bits)
     assert (images.device, images.shape, images.dtype) == (y_BCHW.device, (3, 8, 8, 1), torch.uint8)
 
 
-def test_failed_decodes_are_found_on_the_device(to_device: Make) -> None:
+def test_failed_decodes_are_found_on_the_device(to_device):
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
 
 
-def test_latents_are_joined_and_split_on_the_device(to_device: Make) -> None:
+def test_latents_are_joined_and_split_on_the_device(to_device):
     z_BD = to_device(torch.rand(3, 64))
     parts = split_parts(z_BD, SHAPES)
     assert [part.device for part in parts] == [z_BD.device] * len(SHAPES)
@@ -100,13 +100,13 @@ def test_latents_are_joined_and_split_on_the_device(to_device: Make) -> None:
     assert (again.device, again.shape) == (z_BD.device, z_BD.shape)
 
 
-def test_components_are_set_to_zero_on_the_device(to_device: Make) -> None:
+def test_components_are_set_to_zero_on_the_device(to_device):
     z_BD = to_device(torch.rand(3, 64))
     assert zero_fill(z_BD, 10).device == z_BD.device
 
 
 @contextlib.contextmanager
-def _real() -> Iterator[None]:
+def _real():
     """Compute on real tensors inside the block, whatever mode is on."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 

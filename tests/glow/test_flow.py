@@ -19,12 +19,12 @@ from lsmix.glow.training import FlowTrainer, sample
 SHARED = Path(os.environ.get("LSMIX_SHARED_DATA") or Path(__file__).parents[2] / ".." / "shared" / "data")
 
 
-def _images(count: int, height: int, width: int, channels: int) -> np.ndarray:
+def _images(count, height, width, channels):
     return np.random.default_rng(0).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
 
 
 @functools.cache
-def _trained(height: int, width: int, channels: int, levels: int, scale: str = "sigmoid") -> Flow:
+def _trained(height, width, channels, levels, scale="sigmoid"):
     """Return a flow after a few hard steps, so that no layer is near its start; shared, since tests only read it."""
     flow = Flow(
         FlowConfig(
@@ -34,7 +34,7 @@ def _trained(height: int, width: int, channels: int, levels: int, scale: str = "
             levels=levels,
             steps=2,
             hidden=8,
-            scale=scale,  # type: ignore[arg-type]  # a plain string
+            scale=scale,
         )
     )
     config = FlowTraining(batch_size=16, learning_rate=3e-3, translate=0)
@@ -54,7 +54,7 @@ SHAPES = st.sampled_from([(8, 8, 1, 1), (8, 8, 3, 3), (5, 7, 1, 2), (1, 9, 2, 2)
     count=st.integers(0, 9),
     seed=st.integers(0, 99),
 )
-def test_decoding_gives_back_every_byte(shape: tuple[int, int, int, int], scale: str, count: int, seed: int) -> None:
+def test_decoding_gives_back_every_byte(shape, scale, count, seed):
     flow = _trained(*shape, scale)
     images = np.random.default_rng(seed).integers(0, 256, (count, *shape[:3]), dtype=np.uint8)
     z = flow.encode(images, batch_size=4)
@@ -64,7 +64,7 @@ def test_decoding_gives_back_every_byte(shape: tuple[int, int, int, int], scale:
     assert np.array_equal(back, images)
 
 
-def test_real_images_decode_to_the_same_bytes() -> None:
+def test_real_images_decode_to_the_same_bytes():
     if not SHARED.is_dir():
         pytest.skip(f"no real images at {str(SHARED)!r}; set LSMIX_SHARED_DATA")
     image_module = pytest.importorskip("PIL.Image")
@@ -78,13 +78,13 @@ def test_real_images_decode_to_the_same_bytes() -> None:
 
 
 @pytest.mark.parametrize("bits", [5, 8])
-def test_the_papers_output_floors_to_its_bits(bits: int) -> None:
+def test_the_papers_output_floors_to_its_bits(bits):
     flow, images = _trained(8, 8, 1, 1), _images(4, 8, 8, 1)
     back = flow.decode(flow.encode(images), output=f"{bits}bit")
     assert np.array_equal(back, images >> (8 - bits) << (8 - bits))
 
 
-def test_the_same_image_gives_the_same_bytes_wherever_it_stands() -> None:
+def test_the_same_image_gives_the_same_bytes_wherever_it_stands():
     flow, images = _trained(8, 8, 3, 3), _images(11, 8, 8, 3)
     z = flow.encode(images, batch_size=4)
     assert np.array_equal(flow.encode(images[4:7], batch_size=4), z[4:7])
@@ -92,7 +92,7 @@ def test_the_same_image_gives_the_same_bytes_wherever_it_stands() -> None:
     assert np.array_equal(flow.decode(z[10:], batch_size=4), flow.decode(z, batch_size=4)[10:])
 
 
-def test_uniform_noise_depends_on_seed_and_index_alone() -> None:
+def test_uniform_noise_depends_on_seed_and_index_alone():
     flow, images = _trained(5, 7, 1, 2), _images(6, 5, 7, 1)
     z = flow.encode(images, dequantise="uniform", seed=3, batch_size=4)
     again = flow.encode(images[4:], dequantise="uniform", seed=3, batch_size=4, first_index=4)
@@ -101,7 +101,7 @@ def test_uniform_noise_depends_on_seed_and_index_alone() -> None:
     assert np.array_equal(flow.decode(z, output="5bit", batch_size=4), images >> 3 << 3)
 
 
-def test_bits_per_dimension_include_the_discretisation() -> None:
+def test_bits_per_dimension_include_the_discretisation():
     flow = Flow(FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4, bits=5))
     images = _images(3, 4, 4, 1)  # a fresh coupling neither shifts nor scales, so that y -> z is a rotation
     y = (images.astype(np.float64) + 0.5) / 256 - 0.5
@@ -113,7 +113,7 @@ def test_bits_per_dimension_include_the_discretisation() -> None:
     assert log_prob.dtype == np.float64
 
 
-def test_tensor_and_array_faces_agree() -> None:
+def test_tensor_and_array_faces_agree():
     flow, images = _trained(5, 7, 1, 2), _images(4, 5, 7, 1)
     y = torch.from_numpy((images.astype(np.float32) + 0.5) / 256 - 0.5).permute(0, 3, 1, 2)
     z, log_prob = flow.encode_batch(y)
@@ -123,7 +123,7 @@ def test_tensor_and_array_faces_agree() -> None:
     assert torch.allclose(flow.decode_batch(z), y, atol=1e-4)
 
 
-def test_validate_sees_images_before_they_are_clipped() -> None:
+def test_validate_sees_images_before_they_are_clipped():
     flow = _trained(5, 7, 1, 2)
     z = np.zeros((5, flow.dim), np.float32)
     z[3] = 1e4
@@ -132,7 +132,7 @@ def test_validate_sees_images_before_they_are_clipped() -> None:
     assert np.array_equal(images, flow.decode(z, batch_size=4))
 
 
-def test_encoding_leaves_no_trace_in_global_state() -> None:
+def test_encoding_leaves_no_trace_in_global_state():
     flow, images = _trained(8, 8, 1, 1), _images(4, 8, 8, 1)
     before = torch.random.get_rng_state()
     Flow(flow.config)
@@ -141,14 +141,14 @@ def test_encoding_leaves_no_trace_in_global_state() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_starting_values_follow_the_seed() -> None:
+def test_starting_values_follow_the_seed():
     config = FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4)
     first, again, other = (Flow(config, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_arrays_that_do_not_fit_are_refused() -> None:
+def test_arrays_that_do_not_fit_are_refused():
     flow = _trained(8, 8, 1, 1)
     with pytest.raises(RecipeError, match=r"expected uint8 \(N, 8, 8, 1\), got uint8 \(2, 8, 8, 3\)"):
         flow.encode(_images(2, 8, 8, 3))
@@ -160,7 +160,7 @@ def test_arrays_that_do_not_fit_are_refused() -> None:
         Flow(FlowConfig(height=30, width=32, channels=3, pad="refuse"))
 
 
-def test_samples_are_images_of_the_flows_bits_and_follow_the_seed() -> None:
+def test_samples_are_images_of_the_flows_bits_and_follow_the_seed():
     flow = _trained(5, 7, 1, 2)
     images = sample(flow, 3, temperature=0.7, seed=1)
     assert images.shape == (3, 5, 7, 1)
@@ -170,7 +170,7 @@ def test_samples_are_images_of_the_flows_bits_and_follow_the_seed() -> None:
 
 
 @pytest.mark.gpu
-def test_cuda_and_cpu_agree_to_one_grey_level() -> None:
+def test_cuda_and_cpu_agree_to_one_grey_level():
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=4, hidden=32)
     images = _images(20, 32, 32, 3)
     flow = Flow(config)
@@ -189,10 +189,10 @@ def test_cuda_and_cpu_agree_to_one_grey_level() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_training_on_cuda_lowers_the_loss_in_every_precision(precision: str) -> None:
+def test_training_on_cuda_lowers_the_loss_in_every_precision(precision):
     images = _images(32, 16, 16, 3) // 4
     flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=2, hidden=32)).cuda()
-    config = FlowTraining(batch_size=32, learning_rate=1e-3, precision=precision)  # type: ignore[arg-type]  # a string
+    config = FlowTraining(batch_size=32, learning_rate=1e-3, precision=precision)
     trainer = FlowTrainer(flow, config, images)
     losses = [trainer.step().loss_bits_per_dim for _ in range(20)]
     assert losses[-1] < losses[0]

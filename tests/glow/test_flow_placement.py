@@ -4,8 +4,6 @@ torch's ``meta`` device computes shapes, types and devices only, and refuses to 
 to be on a GPU, which need a build of torch for CUDA, but no GPU.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 import torch
@@ -24,7 +22,7 @@ BATCH = 4
 
 
 @pytest.fixture(params=["meta", "cuda"])
-def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+def place(request, monkeypatch):
     """Return a device that computes no numbers: ``meta``, or a GPU of fake tensors."""
     latent_order._orders.cache_clear()
     if request.param == "meta":
@@ -41,28 +39,28 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
 
 
 @pytest.fixture
-def flow(place: torch.device) -> Flow:
+def flow(place):
     """Return a flow in that place."""
     return _flow(CONFIG, place)
 
 
-def _flow(config: FlowConfig, place: torch.device) -> Flow:
+def _flow(config, place):
     with place:  # a module that is moved there afterwards would ask for the device itself
         return Flow(config, seed=None)
 
 
-def _noise(place: torch.device, *shape: int) -> torch.Tensor:
+def _noise(place, *shape):
     return torch.empty(shape, device=place)
 
 
-def _is_on(value: torch.Tensor, place: torch.device, *shape: int) -> None:
+def _is_on(value, place, *shape):
     assert value.device == place
     assert value.shape == shape
 
 
 @pytest.mark.parametrize("scale", ["tanh", "sigmoid"])
-def test_encoding_and_decoding_stay_on_the_device(place: torch.device, scale: str) -> None:
-    config = FlowConfig(height=7, width=8, channels=3, levels=2, steps=2, hidden=8, scale=scale)  # type: ignore[arg-type]  # a plain string
+def test_encoding_and_decoding_stay_on_the_device(place, scale):
+    config = FlowConfig(height=7, width=8, channels=3, levels=2, steps=2, hidden=8, scale=scale)
     flow = _flow(config, place).eval()
     z, log_prob = flow.encode_batch(_noise(place, BATCH, 3, 7, 8))
     _is_on(z, place, BATCH, flow.dim)
@@ -72,9 +70,7 @@ def test_encoding_and_decoding_stay_on_the_device(place: torch.device, scale: st
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_both_directions_stay_on_the_device_with_and_without_gradients(
-    place: torch.device, flow: Flow, gradients: bool
-) -> None:
+def test_both_directions_stay_on_the_device_with_and_without_gradients(place, flow, gradients):
     with torch.set_grad_enabled(gradients):
         parts, log_det = flow(_noise(place, BATCH, 3, 8, 8))
         _is_on(log_det, place, BATCH)
@@ -83,29 +79,29 @@ def test_both_directions_stay_on_the_device_with_and_without_gradients(
 
 @pytest.mark.parametrize("light", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_gradients_stay_on_the_device(place: torch.device, flow: Flow, light: bool, dtype: torch.dtype | None) -> None:
+def test_gradients_stay_on_the_device(place, flow, light, dtype):
     if place.type == "cuda" and not torch.cuda.is_available():
         pytest.skip("torch's autograd asks for the device itself, even for fake tensors")
     flow.set_network_dtype(dtype)
     flow.initialise(_noise(place, BATCH, 3, 8, 8))
     flow.set_rebuild(light)
-    flow.log_prob_y(_noise(place, BATCH, 3, 8, 8)).mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    flow.log_prob_y(_noise(place, BATCH, 3, 8, 8)).mean().backward()
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None, name
         _is_on(parameter.grad, place, *parameter.shape)
 
 
-def test_clipping_and_the_update_stay_on_the_gpu(place: torch.device, flow: Flow) -> None:
+def test_clipping_and_the_update_stay_on_the_gpu(place, flow):
     if place.type == "meta":
         pytest.skip("torch's fused Adam takes no tensors of the meta device")
     trainer = FlowTrainer(flow, FlowTraining(batch_size=BATCH), np.zeros((BATCH, 7, 8, 3), np.uint8))
 
-    def loss(y_BCHW: torch.Tensor) -> torch.Tensor:
+    def loss(y_BCHW):
         for parameter in flow.parameters():
             parameter.grad = torch.zeros_like(parameter)
         return torch.zeros((), dtype=torch.float64, device=place)
 
-    trainer._loss = loss  # type: ignore[method-assign]  # autograd asks for the device itself
+    trainer._loss = loss
     trainer._place()
     (measured,) = trainer._apply(_noise(place, BATCH, 3, 8, 8))
     _is_on(measured, place, 2)

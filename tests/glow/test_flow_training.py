@@ -19,12 +19,12 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (20, 6, 4, 1), dtype=np.uint8
 TRAINING = FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, weight_decay=1e-5)
 
 
-def _trainer(training: FlowTraining = TRAINING) -> FlowTrainer:
+def _trainer(training=TRAINING):
     return FlowTrainer(Flow(CONFIG), training, IMAGES)
 
 
 @pytest.mark.parametrize("stop", [0, 2, 5])
-def test_resumed_training_equals_uninterrupted_training(stop: int) -> None:
+def test_resumed_training_equals_uninterrupted_training(stop):
     whole = _trainer()
     facts = [whole.step() for _ in range(6)]
     first = _trainer()
@@ -38,7 +38,7 @@ def test_resumed_training_equals_uninterrupted_training(stop: int) -> None:
         assert torch.equal(second.state_dict()[name], value), name
 
 
-def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch):
     calls = []
     initialise = Flow.initialise
     monkeypatch.setattr(Flow, "initialise", lambda flow, y: (calls.append(1), initialise(flow, y))[1])
@@ -52,7 +52,7 @@ def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch: p
     assert len(calls) == 1
 
 
-def test_initialising_gives_every_actnorm_mean_zero_and_variance_one() -> None:
+def test_initialising_gives_every_actnorm_mean_zero_and_variance_one():
     flow = Flow(CONFIG)
     y = torch.rand(32, 1, 8, 4, generator=torch.Generator().manual_seed(0)) - 0.5
     flow.initialise(y)
@@ -71,7 +71,7 @@ def test_initialising_gives_every_actnorm_mean_zero_and_variance_one() -> None:
         assert torch.allclose(out.var((0, 2, 3), correction=0), torch.ones(out.shape[1]), atol=1e-5)
 
 
-def test_training_lowers_the_loss_and_evaluation_sees_it() -> None:
+def test_training_lowers_the_loss_and_evaluation_sees_it():
     flat = np.sort(IMAGES, axis=2)  # noise holds nothing to learn; sorted rows do
     training = FlowTraining(batch_size=20, learning_rate=3e-3, translate=0, flip=False)
     trainer = FlowTrainer(Flow(CONFIG), training, flat)
@@ -85,7 +85,7 @@ def test_training_lowers_the_loss_and_evaluation_sees_it() -> None:
     assert trainer.evaluate(flat) == after, "evaluation is seeded"
 
 
-def test_evaluation_does_not_touch_training() -> None:
+def test_evaluation_does_not_touch_training():
     plain, watched = _trainer(), _trainer()
     for _ in range(3):
         watched.evaluate(IMAGES)
@@ -93,7 +93,7 @@ def test_evaluation_does_not_touch_training() -> None:
 
 
 @pytest.mark.parametrize("poisoned", ["bias_out", "weight_in"])
-def test_a_step_that_is_not_finite_is_not_applied(poisoned: str) -> None:
+def test_a_step_that_is_not_finite_is_not_applied(poisoned):
     trainer = _trainer()
     trainer.step()
     with torch.no_grad():
@@ -106,7 +106,7 @@ def test_a_step_that_is_not_finite_is_not_applied(poisoned: str) -> None:
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-def test_every_pass_sees_each_image_once() -> None:
+def test_every_pass_sees_each_image_once():
     trainer = _trainer()  # batches of 8 over 20 images: 5 batches are 2 passes, with one across their border
     rows = np.concatenate([trainer._rows(i) for i in range(5)])
     assert [len(trainer._rows(i)) for i in range(5)] == [8] * 5
@@ -118,7 +118,7 @@ def test_every_pass_sees_each_image_once() -> None:
 
 @settings(deadline=None)
 @given(translate=st.integers(0, 3), flip=st.booleans(), seed=st.integers(0, 1000))
-def test_augmented_images_are_shifted_and_mirrored_originals(translate: int, flip: bool, seed: int) -> None:
+def test_augmented_images_are_shifted_and_mirrored_originals(translate, flip, seed):
     images = np.random.default_rng(seed).integers(1, 256, (4, 5, 6, 2), dtype=np.uint8)
     t = translate
     for image, out in zip(images, augment(images, np.random.default_rng(seed), translate=t, flip=flip), strict=True):
@@ -128,7 +128,7 @@ def test_augmented_images_are_shifted_and_mirrored_originals(translate: int, fli
         assert any(np.array_equal(out, candidate) for candidate in shifts + mirrored)
 
 
-def test_warm_up_grows_the_learning_rate_linearly() -> None:
+def test_warm_up_grows_the_learning_rate_linearly():
     trainer = _trainer(FlowTraining(batch_size=8, learning_rate=0.3, warmup=3))
     rates = []
     for _ in range(4):
@@ -137,7 +137,7 @@ def test_warm_up_grows_the_learning_rate_linearly() -> None:
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3])
 
 
-def test_memory_light_training_is_close_to_plain_training() -> None:
+def test_memory_light_training_is_close_to_plain_training():
     plain, light = _trainer(), _trainer(msgspec.structs.replace(TRAINING, memory_light=True))
     # Float32; inputs that are rebuilt differ in their last bits, and so do gradients.
     for _ in range(4):
@@ -145,7 +145,7 @@ def test_memory_light_training_is_close_to_plain_training() -> None:
     assert not light.flow._levels()[0].rebuild, "it would cost the next user of this flow time"
 
 
-def test_bfloat16_networks_train_close_to_float32() -> None:
+def test_bfloat16_networks_train_close_to_float32():
     exact, rough = _trainer(), _trainer(FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, precision="bf16"))
     for _ in range(4):
         difference = abs(exact.step().loss_bits_per_dim - rough.step().loss_bits_per_dim)
@@ -154,7 +154,7 @@ def test_bfloat16_networks_train_close_to_float32() -> None:
     assert rough.flow._levels()[0].network_dtype is None, "encoding would be rough, too"
 
 
-def test_a_state_of_another_architecture_is_refused() -> None:
+def test_a_state_of_another_architecture_is_refused():
     other = FlowTrainer(Flow(FlowConfig(height=6, width=4, channels=1, levels=1, steps=2, hidden=8)), TRAINING, IMAGES)
     with pytest.raises(FormatError, match="does not fit this flow"):
         _trainer().load_state_dict(other.state_dict())
@@ -164,12 +164,12 @@ def test_a_state_of_another_architecture_is_refused() -> None:
         other.load_state_dict(state)
 
 
-def test_training_on_nothing_is_refused() -> None:
+def test_training_on_nothing_is_refused():
     with pytest.raises(RecipeError, match="the train split is empty"):
         FlowTrainer(Flow(CONFIG), TRAINING, IMAGES[:0])
 
 
-def test_the_rate_grows_over_the_warm_up_and_then_stays_or_falls_to_zero() -> None:
+def test_the_rate_grows_over_the_warm_up_and_then_stays_or_falls_to_zero():
     constant = FlowTraining(iterations=100, learning_rate=0.5, warmup=4)
     assert [learning_rate(constant, iteration) for iteration in (0, 1, 3, 99)] == [0.125, 0.25, 0.5, 0.5]
     cosine = msgspec.structs.replace(constant, schedule="cosine")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lsmix.glow.config import FlowConfig, Scale
+from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
 from lsmix.glow.layers import ActNorm, AffineCoupling, Conv1x1, log_scale_of
 from lsmix.glow.level import FlowLevel, FlowStep
@@ -15,7 +15,7 @@ from lsmix.glow.level import FlowLevel, FlowStep
 CHANNELS, SIDE = 4, 3
 
 
-def _shaken(layer: nn.Module) -> nn.Module:
+def _shaken(layer):
     """Move all parameters off their start, where half of a layer would be the identity."""
     numbers = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -24,19 +24,19 @@ def _shaken(layer: nn.Module) -> nn.Module:
     return layer
 
 
-def _conv() -> nn.Module:
+def _conv():
     layer = Conv1x1(CHANNELS)
     layer.reset(np.random.default_rng(0))
     return _shaken(layer)
 
 
-def _step() -> nn.Module:
+def _step():
     layer = FlowStep(CHANNELS, hidden=8, scale="sigmoid")
     layer.reset(np.random.default_rng(0))
     return _shaken(layer)
 
 
-def _level(scale: Scale = "tanh") -> FlowLevel:
+def _level(scale="tanh"):
     level = FlowLevel(CHANNELS, steps=3, hidden=8, scale=scale)
     for i, step in enumerate(level.steps()):
         step.reset(np.random.default_rng(i))
@@ -55,14 +55,14 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
 EACH_LAYER = pytest.mark.parametrize("name", LAYERS)
 
 
-def _x(batch: int = 2) -> torch.Tensor:
+def _x(batch=2):
     return torch.randn(batch, CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(2))
 
 
 @EACH_LAYER
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_inverse_undoes_forward(name: str, dtype: torch.dtype, tolerance: float, gradients: bool) -> None:
+def test_inverse_undoes_forward(name, dtype, tolerance, gradients):
     layer, x = LAYERS[name]().to(dtype), _x().to(dtype)
     kept = x.clone()
     with torch.set_grad_enabled(gradients):
@@ -76,7 +76,7 @@ def test_inverse_undoes_forward(name: str, dtype: torch.dtype, tolerance: float,
 
 
 @EACH_LAYER
-def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
+def test_log_determinant_is_that_of_the_jacobian(name):
     layer, x = LAYERS[name]().double(), _x(1).double()
     jacobian = torch.autograd.functional.jacobian(lambda flat: layer(flat.reshape(x.shape))[0].flatten(), x.flatten())
     _, log_det = layer(x)
@@ -85,12 +85,12 @@ def test_log_determinant_is_that_of_the_jacobian(name: str) -> None:
 
 
 @pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
-def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale: str) -> None:
-    flow = Flow(FlowConfig(height=8, width=4, channels=1, levels=2, steps=2, hidden=4, scale=scale))  # type: ignore[arg-type]
+def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale):
+    flow = Flow(FlowConfig(height=8, width=4, channels=1, levels=2, steps=2, hidden=4, scale=scale))
     _shaken(flow.double())
     y = torch.rand(1, 1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) - 0.5
 
-    def flat_latent(flat: torch.Tensor) -> torch.Tensor:
+    def flat_latent(flat):
         return torch.cat([part.flatten() for part in flow(flat.reshape(y.shape))[0]])
 
     jacobian = torch.autograd.functional.jacobian(flat_latent, y.flatten())
@@ -101,7 +101,7 @@ def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale: str) -> 
     assert flow.log_prob_y(y).item() == pytest.approx((log_prior + log_det).item(), abs=1e-10)
 
 
-def _by_its_steps(level: FlowLevel, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _by_its_steps(level, x):
     """Run a level's layers one after the other, each with torch's own gradients."""
     total = torch.zeros(len(x), dtype=torch.float64)
     for step in level.steps():
@@ -115,7 +115,7 @@ EACH_SCALE = pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
 
 @EACH_SCALE
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_level_is_its_steps_one_after_the_other(scale: Scale, gradients: bool) -> None:
+def test_a_level_is_its_steps_one_after_the_other(scale, gradients):
     level, x = _level(scale).double(), _x().double()
     y, log_det = _by_its_steps(level, x)
     with torch.set_grad_enabled(gradients):
@@ -127,7 +127,7 @@ def test_a_level_is_its_steps_one_after_the_other(scale: Scale, gradients: bool)
 
 @EACH_SCALE
 @pytest.mark.parametrize("rebuild", [False, True])
-def test_the_gradient_written_by_hand_is_that_of_the_steps(scale: Scale, rebuild: bool) -> None:
+def test_the_gradient_written_by_hand_is_that_of_the_steps(scale, rebuild):
     level = _level(scale).double()
     level.set_rebuild(rebuild)
     gradients = []
@@ -145,11 +145,11 @@ def test_the_gradient_written_by_hand_is_that_of_the_steps(scale: Scale, rebuild
         assert torch.allclose(gradients[0][name], expected, atol=1e-11), name
 
 
-def test_rebuilding_keeps_nothing_between_the_levels_ends() -> None:
-    def kept_numbers(steps: int) -> int:
+def test_rebuilding_keeps_nothing_between_the_levels_ends():
+    def kept_numbers(steps):
         level = FlowLevel(CHANNELS, steps=steps, hidden=8, scale="tanh")
         level.set_rebuild(True)
-        kept: list[torch.Tensor] = []
+        kept = []
         with torch.autograd.graph.saved_tensors_hooks(lambda tensor: (kept.append(tensor), tensor)[1], lambda x: x):
             level(_x(16).requires_grad_())
         return sum(tensor.numel() for tensor in kept if tensor.ndim == 4 and tensor.shape[0] == 16)
@@ -158,10 +158,10 @@ def test_rebuilding_keeps_nothing_between_the_levels_ends() -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_follows_every_change_of_the_parameters(training: bool) -> None:
+def test_evaluation_follows_every_change_of_the_parameters(training):
     level, x = _level().double(), _x().double()
 
-    def is_the_steps() -> bool:
+    def is_the_steps():
         with torch.no_grad():
             return torch.allclose(level(x)[0], _by_its_steps(level, x)[0], atol=1e-12)
 
@@ -184,7 +184,7 @@ def test_evaluation_follows_every_change_of_the_parameters(training: bool) -> No
 
 
 @pytest.mark.parametrize("batch", [16, 64])  # torch itself takes another algorithm for a few images
-def test_fused_convolutions_give_the_bits_of_plain_ones(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_convolutions_give_the_bits_of_plain_ones(batch, monkeypatch):
     flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=2, hidden=32)).eval()
     _shaken(flow)
     images = np.random.default_rng(0).integers(0, 256, (batch, 16, 16, 3), dtype=np.uint8)
@@ -195,7 +195,7 @@ def test_fused_convolutions_give_the_bits_of_plain_ones(batch: int, monkeypatch:
     assert np.array_equal(flow.decode(z, batch_size=batch), decoded)
 
 
-def test_actnorm_gives_its_first_batch_mean_zero_and_variance_one() -> None:
+def test_actnorm_gives_its_first_batch_mean_zero_and_variance_one():
     layer, x = ActNorm(CHANNELS), 3.0 * _x(16) + 5.0
     layer.initialise(x)
     y, _ = layer(x)
@@ -204,13 +204,13 @@ def test_actnorm_gives_its_first_batch_mean_zero_and_variance_one() -> None:
     assert torch.allclose(y.var((0, 2, 3), correction=0), torch.ones(CHANNELS), atol=2e-6)
 
 
-def test_actnorm_stays_finite_on_a_channel_that_never_changes() -> None:
+def test_actnorm_stays_finite_on_a_channel_that_never_changes():
     layer, x = ActNorm(CHANNELS), torch.ones(2, CHANNELS, SIDE, SIDE)
     layer.initialise(x)
     assert torch.isfinite(layer(x)[0]).all()
 
 
-def test_1x1_convolution_starts_as_a_rotation() -> None:
+def test_1x1_convolution_starts_as_a_rotation():
     layer = Conv1x1(12).double()
     layer.reset(np.random.default_rng(0))
     weight = layer.weight()
@@ -218,16 +218,16 @@ def test_1x1_convolution_starts_as_a_rotation() -> None:
     assert torch.allclose(weight @ layer.inverse_weight(), torch.eye(12, dtype=torch.float64), atol=1e-12)
 
 
-def test_coupling_never_scales_by_less_than_a_half() -> None:
+def test_coupling_never_scales_by_less_than_a_half():
     raw = torch.tensor([-1e30, -5.0, 0.0, 5.0, 1e30])
     for scale in ("sigmoid", "tanh"):
-        layer = AffineCoupling(CHANNELS, hidden=8, scale=scale)  # type: ignore[arg-type]  # a plain string
+        layer = AffineCoupling(CHANNELS, hidden=8, scale=scale)
         factors = log_scale_of(raw, layer.scale).exp()
         assert factors.min() >= 0.5
         assert factors.max() <= 1.65  # exp(½)
 
 
-def test_every_parameter_gets_a_gradient() -> None:
+def test_every_parameter_gets_a_gradient():
     flow = _shaken(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=4)))
     assert isinstance(flow, Flow)
     flow.log_prob_y(torch.rand(2, 1, 8, 8) - 0.5).sum().backward()

@@ -13,7 +13,7 @@ LAMBDAS = st.floats(0.0, 1.0)
 
 
 @given(lam=st.lists(LAMBDAS, min_size=1, max_size=5), dim=st.integers(1, 70))
-def test_ls_mix_takes_the_first_components_from_the_second_vector(lam: list[float], dim: int) -> None:
+def test_ls_mix_takes_the_first_components_from_the_second_vector(lam, dim):
     first, second = np.zeros((len(lam), dim), np.float32), np.ones((len(lam), dim), np.float32)
     z, share = mix_latents("ls-mix", first, second, np.array(lam))
     for row, value, part in zip(z, lam, share, strict=True):
@@ -24,7 +24,7 @@ def test_ls_mix_takes_the_first_components_from_the_second_vector(lam: list[floa
     assert z.dtype == np.float32
 
 
-def test_read_only_rows_of_a_store_can_be_mixed() -> None:
+def test_read_only_rows_of_a_store_can_be_mixed():
     first, second = np.zeros((1, 4)), np.ones((1, 4))
     first.flags.writeable = second.flags.writeable = False
     z, _ = mix_latents("ls-mix", first, second, 0.5)
@@ -32,24 +32,24 @@ def test_read_only_rows_of_a_store_can_be_mixed() -> None:
 
 
 @pytest.mark.parametrize("lam", [-0.1, 1.1, np.nan, np.array([0.5, 2.0])])
-def test_lambda_outside_zero_to_one_is_refused(lam: float) -> None:
+def test_lambda_outside_zero_to_one_is_refused(lam):
     with pytest.raises(RecipeError, match="λ must lie within"):
         mix_latents("ls-mix", np.zeros((2, 4)), np.zeros((2, 4)), lam)
 
 
-def test_wrong_shapes_are_refused() -> None:
+def test_wrong_shapes_are_refused():
     with pytest.raises(RecipeError, match=r"expected two arrays \(N, D\)"):
         mix_latents("ls-mix", np.zeros((2, 4)), np.zeros((2, 5)), 0.5)
     with pytest.raises(RecipeError, match=r"one per pair, \(2,\)"):
         mix_latents("ls-mix", np.zeros((2, 4)), np.zeros((2, 4)), np.zeros(3))
 
 
-def test_an_unknown_method_is_refused_with_the_nearest_name() -> None:
+def test_an_unknown_method_is_refused_with_the_nearest_name():
     with pytest.raises(RecipeError, match=r"unknown mixing method in latent space 'lsmix'\. Did you mean 'ls-mix'"):
         mix_latents("lsmix", np.zeros((2, 4)), np.zeros((2, 4)), 0.5)
 
 
-def test_zero_fill_clears_the_last_components_of_a_copy() -> None:
+def test_zero_fill_clears_the_last_components_of_a_copy():
     z = np.ones((2, 6))
     assert zero_fill(z, 2).tolist() == [[1, 1, 1, 1, 0, 0]] * 2
     assert torch.equal(zero_fill(torch.ones(2, 6), 0), torch.ones(2, 6))
@@ -58,7 +58,7 @@ def test_zero_fill_clears_the_last_components_of_a_copy() -> None:
         zero_fill(z, 7)
 
 
-def test_a_decode_fails_by_one_odd_number_or_by_many_pixels_far_outside() -> None:
+def test_a_decode_fails_by_one_odd_number_or_by_many_pixels_far_outside():
     y = torch.zeros(6, 3, 10, 10)
     y[1, 2, 3, 4] = torch.nan
     y[2, 0, 0, 0] = torch.inf

@@ -17,14 +17,12 @@ from lsmix.glow.training import FlowTrainer
 counts = st.integers(1, 5)
 
 
-def _numbers(*shape: int) -> torch.Tensor:
+def _numbers(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
 @given(counts, counts, counts, counts, counts, st.booleans())
-def test_products_are_convolutions(
-    batch: int, inputs: int, outputs: int, height: int, width: int, channels_last: bool
-) -> None:
+def test_products_are_convolutions(batch, inputs, outputs, height, width, channels_last):
     x, bias = _numbers(batch, inputs, height, width), _numbers(outputs)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last)
@@ -39,9 +37,7 @@ def test_products_are_convolutions(
 
 
 @given(counts, counts, counts, counts, counts)
-def test_a_weight_gradient_by_neighbours_is_that_of_the_convolution(
-    batch: int, inputs: int, outputs: int, height: int, width: int
-) -> None:
+def test_a_weight_gradient_by_neighbours_is_that_of_the_convolution(batch, inputs, outputs, height, width):
     x, g = _numbers(batch, inputs, height, width), _numbers(batch, outputs, height, width)
     weight = _numbers(outputs, inputs, 3, 3).requires_grad_()
     F.conv2d(x, weight, padding=1).backward(g)
@@ -49,11 +45,11 @@ def test_a_weight_gradient_by_neighbours_is_that_of_the_convolution(
 
 
 @pytest.fixture
-def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def multiplied(monkeypatch):
     """Let the CPU multiply where CUDA does; return the shapes of the weights that it did so with."""
-    asked: list[torch.Size] = []
+    asked = []
 
-    def is_better(x_BCHW: torch.Tensor, weight: torch.Tensor) -> bool:
+    def is_better(x_BCHW, weight):
         better = weight.shape[2] == 1 or len(weight) < weight.shape[1]
         if better:
             asked.append(weight.shape)
@@ -63,7 +59,7 @@ def multiplied(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     return asked
 
 
-def test_both_directions_multiply_and_every_image_comes_back(multiplied: list[torch.Size]) -> None:
+def test_both_directions_multiply_and_every_image_comes_back(multiplied):
     flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=16))
     with torch.no_grad():
         for parameter in flow.parameters():
@@ -77,12 +73,10 @@ def test_both_directions_multiply_and_every_image_comes_back(multiplied: list[to
     assert sorted(multiplied) == there
 
 
-def test_training_with_matrix_products_equals_training_with_convolutions(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_training_with_matrix_products_equals_training_with_convolutions(request, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (16, 8, 8, 1), dtype=np.uint8)
 
-    def trained() -> dict[str, torch.Tensor]:
+    def trained():
         flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=16))
         trainer = FlowTrainer(flow, FlowTraining(batch_size=8), images)
         trainer.steps(4)

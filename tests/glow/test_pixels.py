@@ -12,22 +12,22 @@ from lsmix.glow.pixels import dequantise, draw_noise, output_bits, pad_images, p
 BYTES = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1)
 
 
-def test_low_bits_give_every_byte_back() -> None:
+def test_low_bits_give_every_byte_back():
     assert torch.equal(quantise(dequantise(BYTES, "low-bits"), 8), BYTES)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
 @pytest.mark.parametrize("mode", ["low-bits", "center", "uniform"])
-def test_all_modes_stay_in_the_pixels_own_cell(bits: int, mode: str) -> None:
+def test_all_modes_stay_in_the_pixels_own_cell(bits, mode):
     for noise in (0, 1, (1 << 14) - 1):  # the ends of the range, where rounding would leave the cell
         noise_BHWC = torch.full(BYTES.shape, noise, dtype=torch.int16)
-        y = dequantise(BYTES, mode, bits=bits, noise_BHWC=noise_BHWC)  # type: ignore[arg-type]  # a plain string
+        y = dequantise(BYTES, mode, bits=bits, noise_BHWC=noise_BHWC)
         assert y.dtype == torch.float32
         assert y.abs().max() < 0.5
         assert torch.equal(quantise(y, bits), BYTES >> (8 - bits) << (8 - bits))
 
 
-def test_noise_fills_its_range() -> None:
+def test_noise_fills_its_range():
     noise = draw_noise(np.random.default_rng(0), (100_000,))
     assert noise.dtype == np.int16
     assert noise.min() >= 0
@@ -36,27 +36,27 @@ def test_noise_fills_its_range() -> None:
     assert abs(noise.mean() - (1 << 13)) < 75
 
 
-def test_quantising_clips_and_accepts_numbers_that_are_not_finite() -> None:
+def test_quantising_clips_and_accepts_numbers_that_are_not_finite():
     y = torch.tensor([-torch.inf, -3.0, 3.0, torch.inf, torch.nan, 0.0]).reshape(1, 1, 1, 6)
     assert quantise(y, 8).flatten().tolist() == [0, 0, 255, 255, 0, 128]
     assert quantise(y, 5).flatten().tolist() == [0, 0, 248, 248, 0, 128]
 
 
-def test_outputs_are_named_by_their_bits() -> None:
+def test_outputs_are_named_by_their_bits():
     assert [output_bits("8bit"), output_bits("5bit")] == [8, 5]
     with pytest.raises(RecipeError, match="unknown output '9bit'"):
         output_bits("9bit")
 
 
-def test_uniform_without_noise_and_unknown_modes_are_refused() -> None:
+def test_uniform_without_noise_and_unknown_modes_are_refused():
     with pytest.raises(RecipeError, match="needs noise_BHWC"):
         dequantise(BYTES, "uniform")
     with pytest.raises(RecipeError, match="unknown dequantise mode 'dither'"):
-        dequantise(BYTES, "dither")  # type: ignore[arg-type]  # that is the test
+        dequantise(BYTES, "dither")
 
 
 @given(height=st.integers(1, 40), width=st.integers(1, 40), levels=st.integers(1, 5))
-def test_padding_fills_up_to_the_next_multiple_by_reflection(height: int, width: int, levels: int) -> None:
+def test_padding_fills_up_to_the_next_multiple_by_reflection(height, width, levels):
     top, bottom, left, right = padding(height, width, levels)
     step = 1 << levels
     assert (height + top + bottom) % step == (width + left + right) % step == 0
@@ -69,7 +69,7 @@ def test_padding_fills_up_to_the_next_multiple_by_reflection(height: int, width:
         assert np.array_equal(padded, expected)
 
 
-def test_refusing_to_pad_shows_the_arithmetic() -> None:
+def test_refusing_to_pad_shows_the_arithmetic():
     with pytest.raises(RecipeError, match=r"multiples of 8, and 30 = 3·8 \+ 6, 32 = 4·8 \+ 0"):
         padding(30, 32, 3, "refuse")
     assert padding(32, 64, 3, "refuse") == (0, 0, 0, 0)

@@ -9,14 +9,12 @@ import copy
 import gc
 import io
 import pickle
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 import torch
-from emulated_graphs import Recorder, emulate_cuda_graphs
+from emulated_graphs import emulate_cuda_graphs
 
 from lsmix.data.errors import DivergedError
 from lsmix.data.loaders import cuda_graph
@@ -36,21 +34,21 @@ EACH_WAY_TO_TRAIN = pytest.mark.parametrize("training", [TRAINING, LIGHT], ids=[
 
 
 @pytest.fixture
-def recorder() -> Iterator[Recorder]:
+def recorder():
     """Record on the CPU."""
     with emulate_cuda_graphs() as recorder:
         yield recorder
 
 
 @contextlib.contextmanager
-def _nothing_recorded() -> Iterator[None]:
+def _nothing_recorded():
     """Do what would be recorded as plain calls, everything else as on CUDA."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Replayed, "__call__", lambda self, *inputs: list(self._function(*inputs)))
         yield
 
 
-def _flow() -> Flow:
+def _flow():
     """Return a flow whose layers are off their starts."""
     flow = Flow(CONFIG)
     numbers = torch.Generator().manual_seed(1)
@@ -60,7 +58,7 @@ def _flow() -> Flow:
     return flow
 
 
-def _same_state(one: FlowTrainer, other: FlowTrainer) -> None:
+def _same_state(one, other):
     found, expected = one.state_dict(), other.state_dict()
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -70,7 +68,7 @@ def _same_state(one: FlowTrainer, other: FlowTrainer) -> None:
 # Encoding and decoding.
 
 
-def test_each_direction_is_recorded_once_and_gives_the_bits_of_plain_calls(recorder: Recorder) -> None:
+def test_each_direction_is_recorded_once_and_gives_the_bits_of_plain_calls(recorder):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
     assert (recorder.captures, recorder.replays) == (1, 5)
@@ -82,14 +80,14 @@ def test_each_direction_is_recorded_once_and_gives_the_bits_of_plain_calls(recor
         assert np.array_equal(flow.decode(z, batch_size=4), back)
 
 
-def test_nothing_is_recorded_in_training_mode(recorder: Recorder) -> None:
+def test_nothing_is_recorded_in_training_mode(recorder):
     flow = _flow()
     z = flow.encode(IMAGES, batch_size=4)
     assert recorder.captures == 0
     assert np.array_equal(flow.eval().encode(IMAGES, batch_size=4), z)
 
 
-def test_batch_sizes_that_alternate_are_recorded_once_each_and_only_the_last_few_are_kept(recorder: Recorder) -> None:
+def test_batch_sizes_that_alternate_are_recorded_once_each_and_only_the_last_few_are_kept(recorder):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
     for _ in range(3):
@@ -103,7 +101,7 @@ def test_batch_sizes_that_alternate_are_recorded_once_each_and_only_the_last_few
 
 
 @pytest.mark.parametrize("change", ["written", "replaced", "moved", "loaded"])
-def test_a_recording_follows_the_parameters(recorder: Recorder, change: str) -> None:
+def test_a_recording_follows_the_parameters(recorder, change):
     flow = _flow().eval()
     before = flow.encode(IMAGES, batch_size=4)
     norm = next(flow._levels()[0].steps()).actnorm
@@ -126,11 +124,11 @@ def test_a_recording_follows_the_parameters(recorder: Recorder, change: str) -> 
 
 
 @pytest.mark.parametrize("fault", ["refused", "empty", "no memory"])
-def test_a_call_that_cannot_be_recorded_runs_plainly_with_a_warning(recorder: Recorder, fault: str) -> None:
+def test_a_call_that_cannot_be_recorded_runs_plainly_with_a_warning(recorder, fault):
     with _nothing_recorded():
         expected = _flow().eval().encode(IMAGES, batch_size=4)
     flow = _flow().eval()
-    recorder.fault = fault  # type: ignore[assignment]  # a plain string
+    recorder.fault = fault
     with pytest.warns(
         RuntimeWarning, match="runs without a CUDA graph, and slower: .*(not permitted|other numbers|memory)"
     ):
@@ -139,7 +137,7 @@ def test_a_call_that_cannot_be_recorded_runs_plainly_with_a_warning(recorder: Re
     assert recorder.captures == 1, "it is not tried again"
 
 
-def test_a_graph_that_does_nothing_is_found(recorder: Recorder) -> None:
+def test_a_graph_that_does_nothing_is_found(recorder):
     recorder.fault = "empty"
     flow = _flow().eval()
     with pytest.warns(RuntimeWarning, match="other numbers"):
@@ -148,10 +146,10 @@ def test_a_graph_that_does_nothing_is_found(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "deepcopy"])
-def test_a_flow_with_recordings_can_be_copied_and_stored(recorder: Recorder, how: str) -> None:
+def test_a_flow_with_recordings_can_be_copied_and_stored(recorder, how):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
-    next(iter(flow._recordings.values()))[1]._graph = lambda: None  # type: ignore[attr-defined]  # as a CUDA graph, no pickle takes it
+    next(iter(flow._recordings.values()))[1]._graph = lambda: None
     if how == "pickle":
         other = pickle.loads(pickle.dumps(flow))
     elif how == "deepcopy":
@@ -172,7 +170,7 @@ def test_a_flow_with_recordings_can_be_copied_and_stored(recorder: Recorder, how
 
 
 @EACH_WAY_TO_TRAIN
-def test_recorded_training_is_plain_training_and_is_recorded_once(recorder: Recorder, training: FlowTraining) -> None:
+def test_recorded_training_is_plain_training_and_is_recorded_once(recorder, training):
     recorded, plain = FlowTrainer(_flow(), training, IMAGES), FlowTrainer(_flow(), training, IMAGES)
     facts = [recorded.step() for _ in range(5)]
     assert (recorder.captures, recorder.replays) == (1, 5)
@@ -181,11 +179,9 @@ def test_recorded_training_is_plain_training_and_is_recorded_once(recorder: Reco
     _same_state(recorded, plain)
 
 
-def test_values_kept_for_comparison_hold_no_node_of_autograd(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_kept_for_comparison_hold_no_node_of_autograd(recorder, monkeypatch):
     # A node of a parameter's gradient works on the stream that it was made on, and CUDA then refuses the recording.
-    kept: list[torch.Tensor] = []
+    kept = []
     restore, same = cuda_graph._restore, cuda_graph._same
     monkeypatch.setattr(cuda_graph, "_restore", lambda to, values: (kept.extend(values), restore(to, values))[1])
     monkeypatch.setattr(cuda_graph, "_same", lambda found, expected: (kept.extend(expected), same(found, expected))[1])
@@ -195,7 +191,7 @@ def test_values_kept_for_comparison_hold_no_node_of_autograd(
     assert not any(value.requires_grad for value in kept)
 
 
-def test_recorded_training_is_close_to_training_on_the_cpu() -> None:
+def test_recorded_training_is_close_to_training_on_the_cpu():
     plain = FlowTrainer(_flow(), TRAINING, IMAGES)
     with emulate_cuda_graphs():
         recorded = FlowTrainer(_flow(), TRAINING, IMAGES)
@@ -206,7 +202,7 @@ def test_recorded_training_is_close_to_training_on_the_cpu() -> None:
         assert torch.allclose(recorded.state_dict()[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
 
 
-def test_steps_at_once_are_steps_one_by_one(recorder: Recorder) -> None:
+def test_steps_at_once_are_steps_one_by_one(recorder):
     one_by_one, at_once = FlowTrainer(_flow(), TRAINING, IMAGES), FlowTrainer(_flow(), TRAINING, IMAGES)
     facts = [one_by_one.step() for _ in range(7)]
     assert [*at_once.steps(3), *at_once.steps(4)] == facts
@@ -214,7 +210,7 @@ def test_steps_at_once_are_steps_one_by_one(recorder: Recorder) -> None:
 
 
 @pytest.mark.parametrize("emulated", [False, True])
-def test_no_update_is_applied_from_the_step_on_that_diverged(emulated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_update_is_applied_from_the_step_on_that_diverged(emulated, monkeypatch):
     batch = FlowTrainer._batch
     monkeypatch.setattr(
         FlowTrainer, "_batch", lambda self, i, part: batch(self, i, part) * (torch.nan if i == 2 else 1.0)
@@ -232,7 +228,7 @@ def test_no_update_is_applied_from_the_step_on_that_diverged(emulated: bool, mon
 
 
 @EACH_WAY_TO_TRAIN
-def test_training_continues_after_a_divergence_and_a_restore(recorder: Recorder, training: FlowTraining) -> None:
+def test_training_continues_after_a_divergence_and_a_restore(recorder, training):
     trainer, other = FlowTrainer(_flow(), training, IMAGES), FlowTrainer(_flow(), training, IMAGES)
     trainer.steps(3)
     kept = trainer.state_dict()
@@ -248,8 +244,8 @@ def test_training_continues_after_a_divergence_and_a_restore(recorder: Recorder,
     _same_state(trainer, other)
 
 
-def test_two_trainers_of_one_flow_keep_to_their_own_gradients(recorder: Recorder) -> None:
-    def trained() -> tuple[list[object], FlowTrainer]:
+def test_two_trainers_of_one_flow_keep_to_their_own_gradients(recorder):
+    def trained():
         flow = _flow()
         small, large = FlowTrainer(flow, TRAINING, IMAGES), FlowTrainer(flow, LIGHT, IMAGES[::-1])
         return [trainer.step() for _ in range(4) for trainer in (small, large)], large
@@ -267,10 +263,8 @@ def test_two_trainers_of_one_flow_keep_to_their_own_gradients(recorder: Recorder
     [(TRAINING, "all"), (TRAINING, "a parameter"), (TRAINING, "a buffer"), (LIGHT, "all")],
     ids=["all", "a parameter", "a buffer", "all, memory-light"],
 )
-def test_a_flow_that_moves_in_mid_training_is_recorded_again(
-    recorder: Recorder, training: FlowTraining, moved: str
-) -> None:
-    def trained() -> tuple[list[object], FlowTrainer]:
+def test_a_flow_that_moves_in_mid_training_is_recorded_again(recorder, training, moved):
+    def trained():
         trainer = FlowTrainer(_flow(), training, IMAGES)
         facts = trainer.steps(2)
         conv = next(trainer.flow._levels()[1].steps()).conv1x1
@@ -291,11 +285,11 @@ def test_a_flow_that_moves_in_mid_training_is_recorded_again(
 
 
 @pytest.mark.parametrize("fault", ["refused", "empty"])
-def test_training_that_cannot_be_recorded_is_plain_training(recorder: Recorder, fault: str) -> None:
+def test_training_that_cannot_be_recorded_is_plain_training(recorder, fault):
     with _nothing_recorded():
         plain = FlowTrainer(_flow(), TRAINING, IMAGES)
         expected = plain.steps(3)
-    recorder.fault = fault  # type: ignore[assignment]  # a plain string
+    recorder.fault = fault
     trainer = FlowTrainer(_flow(), TRAINING, IMAGES)
     with pytest.warns(RuntimeWarning, match="runs without a CUDA graph"):
         facts = trainer.steps(3)
@@ -303,12 +297,10 @@ def test_training_that_cannot_be_recorded_is_plain_training(recorder: Recorder, 
     _same_state(trainer, plain)
 
 
-def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(recorder, monkeypatch):
     training = msgspec.structs.replace(TRAINING, iterations=5)
     trainer = FlowTrainer(_flow(), training, IMAGES)
-    prepared: list[int] = []
+    prepared = []
     batch = FlowTrainer._batch
     monkeypatch.setattr(FlowTrainer, "_batch", lambda self, i, part: (prepared.append(i), batch(self, i, part))[1])
     trainer.steps(2)
@@ -317,17 +309,15 @@ def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(
     assert prepared == [0, 1, 2, 3, 4], "there is no sixth step"
 
 
-def test_on_the_cpu_no_batch_is_prepared_ahead() -> None:
+def test_on_the_cpu_no_batch_is_prepared_ahead():
     trainer = FlowTrainer(_flow(), TRAINING, IMAGES)
     trainer.step()
     assert trainer._ahead is None
     assert trainer.steps_together == 1
 
 
-def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(
-    recorder: Recorder, small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sizes: list[int] = []
+def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(recorder, small_recipe, tmp_path, monkeypatch):
+    sizes = []
     steps = FlowTrainer.steps
     monkeypatch.setattr(FlowTrainer, "steps", lambda self, count: (sizes.append(count), steps(self, count))[1])
     settings = ["flow.training.iterations=40", "flow.checkpoint_every=25", "flow.evaluate_every=20"]
@@ -339,21 +329,21 @@ def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(
     assert [line.iteration for line in log if line.heldout_bits_per_dim is not None] == [20, 40]
 
 
-def test_a_training_leaves_torch_as_it_was() -> None:
+def test_a_training_leaves_torch_as_it_was():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 
-    def settings() -> tuple[object, ...]:
-        return cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark  # type: ignore[attr-defined]  # torch puts conv there
+    def settings():
+        return cudnn.conv.fp32_precision, matmul.fp32_precision, cudnn.deterministic, cudnn.benchmark
 
     before, seen = settings(), []
     trainer = FlowTrainer(_flow(), TRAINING, IMAGES)
-    trainer._update = lambda y: (seen.append(settings()), [torch.ones(2)])[1]  # type: ignore[assignment]  # looks on
+    trainer._update = lambda y: (seen.append(settings()), [torch.ones(2)])[1]
     trainer.step()
     assert seen == [("tf32", "ieee", True, False)]
     assert settings() == before
 
 
-def test_on_the_cpu_tf32_gives_the_bytes_of_float32() -> None:
+def test_on_the_cpu_tf32_gives_the_bytes_of_float32():
     trainer = FlowTrainer(_flow(), msgspec.structs.replace(TRAINING, precision="tf32"), IMAGES)
     default = FlowTrainer(_flow(), TRAINING, IMAGES)
     assert trainer.steps(3) == default.steps(3)
@@ -366,18 +356,18 @@ def test_on_the_cpu_tf32_gives_the_bytes_of_float32() -> None:
 class _FakeCuda:
     """Notes what is asked of torch.cuda."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: bool) -> None:
-        self.asked: list[object] = []
+    def __init__(self, monkeypatch, fails):
+        self.asked = []
         self.device = "cuda:0"
 
         @contextlib.contextmanager
-        def device(index: object) -> Iterator[None]:
+        def device(index):
             before, self.device = self.device, str(index)
             yield
             self.device = before
 
         @contextlib.contextmanager
-        def graph(graph: object, **options: object) -> Iterator[None]:
+        def graph(graph, **options):
             self.asked.append((self.device, options))
             assert not gc.isenabled(), "a CUDA graph that is collected now makes this recording fail"
             yield
@@ -395,18 +385,16 @@ class _FakeCuda:
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fails(
-    monkeypatch: pytest.MonkeyPatch, fails: bool
-) -> None:
+def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fails(monkeypatch, fails):
     cuda = _FakeCuda(monkeypatch, fails)
     x = torch.empty(2, device="meta")
 
     class OnSecond:
         device = torch.device("cuda:1")
 
-    stream: object = "a stream of cuda:1"
+    stream = "a stream of cuda:1"
     with cuda_graph._device_guard(OnSecond.device), pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
-        cuda_graph._capture(lambda _: [x], [OnSecond()], stream)  # type: ignore[arg-type]  # stand-ins
+        cuda_graph._capture(lambda _: [x], [OnSecond()], stream)
     options = {"pool": (0, 7), "stream": stream, "capture_error_mode": "thread_local"}
     assert cuda.asked[0] == ("cuda:1", options)
     back = ("back to", "the current stream of cuda:1")  # torch leaves the recording's own where its end fails
@@ -415,14 +403,12 @@ def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fail
     assert gc.isenabled()
 
 
-def test_recording_and_replaying_happen_on_the_device_of_the_input(
-    recorder: Recorder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    guarded: list[torch.device] = []
-    inside: list[bool] = []
+def test_recording_and_replaying_happen_on_the_device_of_the_input(recorder, monkeypatch):
+    guarded = []
+    inside = []
 
     @contextlib.contextmanager
-    def guard(device: torch.device) -> Iterator[None]:
+    def guard(device):
         guarded.append(device)
         inside.append(True)
         yield
@@ -431,7 +417,7 @@ def test_recording_and_replaying_happen_on_the_device_of_the_input(
     monkeypatch.setattr(cuda_graph, "_device_guard", guard)
     double = Replayed(lambda x: (assert_inside(), [2 * x])[1])
 
-    def assert_inside() -> None:
+    def assert_inside():
         assert inside, "called outside of the guard"
 
     x = torch.arange(3.0)
@@ -443,18 +429,16 @@ def test_recording_and_replaying_happen_on_the_device_of_the_input(
 # The convolution with bias and ReLU in one kernel.
 
 
-def _stand_in(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor, stride: object, padding: list[int], *_: object
-) -> torch.Tensor:
+def _stand_in(x, w, b, stride, padding, *_):
     return torch.relu(torch.conv2d(x, w, b, padding=padding))
 
 
 @pytest.fixture
-def cudnn(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., torch.Tensor]], list[torch.Size]]:
+def cudnn(monkeypatch):
     """Return a function that puts something in the place of cuDNN's kernel, and returns the shapes that it was asked."""
 
-    def use(kernel: Callable[..., torch.Tensor]) -> list[torch.Size]:
-        asked: list[torch.Size] = []
+    def use(kernel):
+        asked = []
         monkeypatch.setattr(network, "_FUSED", None)
         monkeypatch.setattr(network, "_has_cudnn", lambda x: True)
         monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
@@ -464,7 +448,7 @@ def cudnn(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., torch.Tens
     return use
 
 
-def test_both_directions_take_the_fused_kernel(cudnn: Callable[..., list[torch.Size]]) -> None:
+def test_both_directions_take_the_fused_kernel(cudnn):
     flow, asked = _flow().eval(), cudnn(_stand_in)
     z = flow.encode(IMAGES, batch_size=20)
     there = sorted(asked)
@@ -474,8 +458,8 @@ def test_both_directions_take_the_fused_kernel(cudnn: Callable[..., list[torch.S
     assert sorted(asked) == there
 
 
-def test_a_failing_fused_kernel_is_not_tried_again(cudnn: Callable[..., list[torch.Size]]) -> None:
-    def none(*_: object) -> torch.Tensor:
+def test_a_failing_fused_kernel_is_not_tried_again(cudnn):
+    def none(*_):
         raise RuntimeError("FIND was unable to find an engine to execute this computation")
 
     flow, asked = _flow().eval(), cudnn(none)
@@ -484,8 +468,8 @@ def test_a_failing_fused_kernel_is_not_tried_again(cudnn: Callable[..., list[tor
     assert np.array_equal(flow.decode(z, batch_size=4), IMAGES)
 
 
-def test_running_out_of_memory_is_not_taken_for_a_missing_kernel(cudnn: Callable[..., list[torch.Size]]) -> None:
-    def full(*_: object) -> torch.Tensor:
+def test_running_out_of_memory_is_not_taken_for_a_missing_kernel(cudnn):
+    def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     cudnn(full)

@@ -12,7 +12,7 @@ SIZES = st.integers(1, 4)
 
 
 @given(batch=SIZES, channels=SIZES, rows=SIZES, columns=SIZES)
-def test_squeezing_is_tensorflows_space_to_depth(batch: int, channels: int, rows: int, columns: int) -> None:
+def test_squeezing_is_tensorflows_space_to_depth(batch, channels, rows, columns):
     x = torch.randn(batch, channels, 2 * rows, 2 * columns, generator=torch.Generator().manual_seed(0))
     y = space_to_depth(x)
     for i in range(2):
@@ -23,16 +23,16 @@ def test_squeezing_is_tensorflows_space_to_depth(batch: int, channels: int, rows
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parts_have_the_sizes_of_the_paper() -> None:
+def test_parts_have_the_sizes_of_the_paper():
     sizes = [c * h * w for c, h, w in part_shapes(64, 64, 3, 4)]
     assert sizes == [6144, 3072, 1536, 768, 768]  # [P A.1]
 
 
-def test_cells_of_a_4_by_4_grid_are_in_morton_order() -> None:
+def test_cells_of_a_4_by_4_grid_are_in_morton_order():
     assert cell_order(4, 4) == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]  # DESIGN, "Latent order"
 
 
-def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell() -> None:
+def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell():
     grid = torch.arange(64).reshape(1, 1, 8, 8)
     while grid.shape[2] > 1:
         grid = space_to_depth(grid)
@@ -40,14 +40,14 @@ def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell() -> None:
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9))
-def test_any_grid_has_each_cell_once_in_the_order_of_the_square_around_it(height: int, width: int) -> None:
+def test_any_grid_has_each_cell_once_in_the_order_of_the_square_around_it(height, width):
     order = cell_order(height, width)
     assert sorted(order) == list(range(height * width))
     around = [(cell // 16, cell % 16) for cell in cell_order(16, 16)]
     assert order == [row * width + column for row, column in around if row < height and column < width]
 
 
-def test_the_example_of_fig_2_takes_five_pixels_of_the_second_image() -> None:
+def test_the_example_of_fig_2_takes_five_pixels_of_the_second_image():
     pixels = torch.arange(16.0).reshape(1, 1, 4, 4)
     z = join_parts([pixels])
     taken = split_parts((torch.arange(16) < 5).float()[None], [(1, 4, 4)])[0][0, 0]
@@ -55,7 +55,7 @@ def test_the_example_of_fig_2_takes_five_pixels_of_the_second_image() -> None:
     assert [tuple(cell) for cell in taken.nonzero().tolist()] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 
-def test_first_192_components_belong_to_the_first_cell_alone() -> None:
+def test_first_192_components_belong_to_the_first_cell_alone():
     shapes = part_shapes(32, 32, 3, 3)
     parts = split_parts((torch.arange(3072) < 192).float()[None], shapes)
     for part in parts:
@@ -71,7 +71,7 @@ def test_first_192_components_belong_to_the_first_cell_alone() -> None:
     channels=st.integers(1, 3),
     levels=st.integers(1, 3),
 )
-def test_splitting_undoes_joining(rows: int, columns: int, channels: int, levels: int) -> None:
+def test_splitting_undoes_joining(rows, columns, channels, levels):
     shapes = part_shapes(rows << levels, columns << levels, channels, levels)
     rng = np.random.default_rng(0)
     parts = [torch.from_numpy(rng.standard_normal((2, *shape))) for shape in shapes]

@@ -1,7 +1,5 @@
 """``lsmix init --from``: the recipe that it writes runs as it is."""
 
-from pathlib import Path
-
 import factory
 import numpy as np
 import pytest
@@ -10,18 +8,18 @@ from PIL import Image
 from lsmix.data.errors import MissingError, RecipeError
 from lsmix.data.progress import NullProgress
 from lsmix.pipeline.api import run
-from lsmix.pipeline.config.recipe import Recipe, read_recipe
+from lsmix.pipeline.config.recipe import read_recipe
 from lsmix.pipeline.starter import starter_recipe
 
 RNG = np.random.default_rng(0)
 
 
-def put(path: Path, width: int = 40, height: int = 40) -> None:
+def put(path, width=40, height=40):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
-def written(folder: Path, source: str) -> Recipe:
+def written(folder, source):
     (folder / "my.toml").write_text(starter_recipe(source, workspace=folder / "runs"), encoding="utf-8")
     return read_recipe(folder / "my.toml")
 

@@ -3,7 +3,6 @@
 import io
 import os
 import sys
-from collections.abc import Callable
 
 import pytest
 
@@ -12,12 +11,12 @@ from lsmix.pipeline.terminal import TerminalProgress
 
 
 class Terminal(io.StringIO):
-    def isatty(self) -> bool:
+    def isatty(self):
         return True
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+def clock(monkeypatch):
     """Return a function that lets seconds pass."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
@@ -33,9 +32,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     ],
 )  # fmt: skip
 def test_without_a_terminal_a_line_says_how_far_the_work_is(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str],
-    unit: str, total: int, done: int, note: str, first: str, line: str,
-) -> None:  # fmt: skip
+    clock, capsys,
+    unit, total, done, note, first, line,
+):  # fmt: skip
     with TerminalProgress() as bars:
         bars.start("mix a", total, unit, done)
         half = (total - done) // 2 if unit != "image" else 1000
@@ -48,9 +47,7 @@ def test_without_a_terminal_a_line_says_how_far_the_work_is(
     assert capsys.readouterr().err.splitlines() == [first, f"mix a: {line}"]
 
 
-def test_the_time_left_is_unknown_until_something_is_done(
-    clock: Callable[[float], None], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_time_left_is_unknown_until_something_is_done(clock, capsys):
     bars = TerminalProgress()
     bars.start("a", 10, "image")
     clock(40)
@@ -58,7 +55,7 @@ def test_the_time_left_is_unknown_until_something_is_done(
     assert capsys.readouterr().err.splitlines()[-1] == "a: 0 of 10, 0.0 images/s, time left unknown"
 
 
-def test_quiet_prints_warnings_only_and_verbose_prints_details(capsys: pytest.CaptureFixture[str]) -> None:
+def test_quiet_prints_warnings_only_and_verbose_prints_details(capsys):
     for options in ({"quiet": True}, {"verbose": True}):
         bars = TerminalProgress(**options)
         bars.info("one")
@@ -74,7 +71,7 @@ def test_quiet_prints_warnings_only_and_verbose_prints_details(capsys: pytest.Ca
     ]  # fmt: skip
 
 
-def test_a_terminal_shows_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_shows_a_bar_and_no_lines(monkeypatch):
     for unit in ("image", "byte"):
         monkeypatch.setattr(sys, "stderr", Terminal())
         with TerminalProgress() as bars:
@@ -85,7 +82,7 @@ def test_a_terminal_shows_a_bar_and_no_lines(monkeypatch: pytest.MonkeyPatch) ->
         assert "\n" not in sys.stderr.getvalue().rstrip("\n")
 
 
-def test_closed_streams_are_replaced_and_others_escape_unknown_characters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_streams_are_replaced_and_others_escape_unknown_characters(monkeypatch):
     closed = os.dup(0)
     os.close(0)
     try:

@@ -2,8 +2,6 @@
 
 import shutil
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
@@ -15,7 +13,7 @@ from lsmix.pipeline.config.recipe import Recipe, read_recipe
 from lsmix.pipeline.config.schema import FlowRecipe
 
 
-def _numbers(kind: Any, place: str, bounds: tuple[Any, ...] = ()) -> Iterator[tuple[str, tuple[Any, ...]]]:
+def _numbers(kind, place, bounds=()):
     """Go through the numbers that a type may hold, with what is declared of each."""
     if hasattr(kind, "__metadata__"):
         yield from _numbers(kind.__origin__, place, kind.__metadata__)
@@ -34,13 +32,13 @@ NUMBERS = dict([*_numbers(Recipe, ""), *_numbers(FlowRecipe, "naturalness.evalua
 
 
 @pytest.mark.parametrize("place", NUMBERS)
-def test_every_number_of_a_recipe_has_a_lower_and_an_upper_bound(place: str) -> None:
+def test_every_number_of_a_recipe_has_a_lower_and_an_upper_bound(place):
     metas = [meta for meta in NUMBERS[place] if isinstance(meta, msgspec.Meta)]
     assert any(meta.ge is not None or meta.gt is not None for meta in metas), place
     assert any(meta.le is not None or meta.lt is not None for meta in metas), place
 
 
-def test_the_walk_over_a_recipe_finds_its_numbers() -> None:
+def test_the_walk_over_a_recipe_finds_its_numbers():
     assert {"flow.training.batch_size", "pools.copies", "runs.seeds", "classifier.epochs", "runs.mix.weight"} <= set(
         NUMBERS
     )
@@ -66,12 +64,12 @@ def test_the_walk_over_a_recipe_finds_its_numbers() -> None:
         "report.bits_images=1000000000000000",
     ],
 )
-def test_a_number_too_large_for_any_machine_is_refused_with_its_limit(tiny_recipe: Path, override: str) -> None:
+def test_a_number_too_large_for_any_machine_is_refused_with_its_limit(tiny_recipe, override):
     with pytest.raises(RecipeError, match=r"expected (int|float) <= [\d.e+]+"):
         read_recipe(tiny_recipe, [override])
 
 
-def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe: Path) -> None:
+def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe):
     more = ["classifier.architecture=wrn-9996-999", "classifier.width=128"]
     with pytest.raises(RecipeError, match=r"D is 6n \+ 4 \(10, 16, 22, 28, …, 1000\) and K 1 to 64"):
         read_recipe(tiny_recipe, more)
@@ -85,17 +83,15 @@ def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe: Pat
     ],
 )
 def test_a_shift_by_a_whole_image_is_refused_before_anything_is_trained(
-    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], override: str, message: str
-) -> None:
+    tiny_recipe, tmp_path, command, override, message
+):
     result = command("run", tiny_recipe, "--workspace", tmp_path, "--set", override)
     assert (result.code, message in result.err) == (1, True), result.err
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} <= {"ingest", "log", "logs"}
 
 
-def test_a_shard_that_would_fill_the_memory_is_refused(
-    tiny_workspace: Path, tiny_recipe: Path, command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def begun(*_: object, **__: object) -> None:
+def test_a_shard_that_would_fill_the_memory_is_refused(tiny_workspace, tiny_recipe, command, monkeypatch):
+    def begun(*_, **__):
         raise ValueError("a pool of gigabytes was begun")  # so that a broken check fails instead of filling the memory
 
     monkeypatch.setattr("lsmix.pipeline.stages.mix.create_pool", begun)
@@ -105,9 +101,7 @@ def test_a_shard_that_would_fill_the_memory_is_refused(
     assert "mix lsmix: chunk_rows of the pool: expected at most 10226112 for rows of 105 bytes" in result.err
 
 
-def test_rebuild_checks_the_disk_as_mix_does(
-    tiny_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rebuild_checks_the_disk_as_mix_does(tiny_workspace, tiny_recipe, tmp_path, command, monkeypatch):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (flow,) = (tiny_workspace / "train-glow").iterdir()
     (data,) = (tiny_workspace / "ingest").iterdir()

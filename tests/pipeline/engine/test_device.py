@@ -1,7 +1,5 @@
 """Devices are named by the user, checked before work begins, and give the same bytes each time."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -19,9 +17,9 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def cards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def cards(monkeypatch):
     """Let this machine have two cards; return what is done to them."""
-    done: list[str] = []
+    done = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -31,7 +29,7 @@ def cards(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return done
 
 
-def test_a_device_is_resolved_to_one_of_this_machine(cards: list[str]) -> None:
+def test_a_device_is_resolved_to_one_of_this_machine(cards):
     assert [resolve_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
     assert device_name("cuda:1") == "card of cuda:1"
     for wrong in ("cuda:2", "cuda:x", "cuda:-1"):
@@ -41,7 +39,7 @@ def test_a_device_is_resolved_to_one_of_this_machine(cards: list[str]) -> None:
         resolve_device("tpu")
 
 
-def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
     assert device_name("cpu")
@@ -49,14 +47,14 @@ def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch:
         resolve_device("cuda")
 
 
-def test_a_card_is_made_deterministic(cards: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_card_is_made_deterministic(cards, monkeypatch):
     for name, value in (("benchmark", True), ("deterministic", False)):
         monkeypatch.setattr(torch.backends.cudnn, name, value)
     prepare_device("cuda")
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
 
 
-def test_unused_memory_of_a_card_is_released(cards: list[str]) -> None:
+def test_unused_memory_of_a_card_is_released(cards):
     free_device_memory()
     assert cards == ["synchronize", "empty"]
 
@@ -65,20 +63,16 @@ def test_unused_memory_of_a_card_is_released(cards: list[str]) -> None:
     ("driver", "version", "expected"),
     [(True, "2.13.0", "cuda"), (True, "2.13.0+cu130", "cuda"), (True, "2.13.0+cpu", "cpu"), (False, "2.13.0", "cpu")],
 )
-def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(
-    driver: bool, version: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(driver, version, expected, monkeypatch):
     monkeypatch.setattr("lsmix.pipeline.engine.device.Path.exists", lambda self: driver)
     monkeypatch.setattr("lsmix.pipeline.engine.device.metadata.version", lambda name: version)
     assert likely_device() == expected
 
 
-def test_an_estimate_uses_the_last_artifact_made_on_that_kind_of_device(
-    finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_estimate_uses_the_last_artifact_made_on_that_kind_of_device(finished_workspace, monkeypatch):
     resolver, cost = Resolver(Workspace(finished_workspace)), Cost(bytes=0, flops=1.2e15)
 
-    def estimate(device: str) -> float:
+    def estimate(device):
         monkeypatch.setattr("lsmix.pipeline.engine.resolver.likely_device", lambda: device)
         return resolver.seconds("train-glow", cost)
 

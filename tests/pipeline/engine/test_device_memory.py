@@ -44,7 +44,7 @@ def test_a_sharded_stage_names_its_setting_and_half_of_its_value(
     stage, direction, setting, tiny_recipe, finished_workspace, tiny_workspace, command, monkeypatch
 ):
     words = (stage, tiny_recipe, "--workspace", tiny_workspace, "--force", "--device", "cpu")
-    seen: list[int] = []
+    seen = []
     hold_at_most(monkeypatch, Flow, direction, 32, seen)
     result = command(*words)
     assert result.code == 1
@@ -144,7 +144,7 @@ def test_the_error_of_torch_is_recognised_and_the_failed_pass_holds_no_memory():
         held = Held()  # noqa: F841 - a variable of the pass that fails, such as its activations
         torch.empty(1 << 60, dtype=torch.uint8)
 
-    freed: list[str] = []
+    freed = []
     text = ""
     try:
         with device_memory(*SETTING):

@@ -66,7 +66,7 @@ _STREAM = """
 """
 
 
-def _peaks(work: str, *words: Path) -> tuple[int, int]:
+def _peaks(work, *words):
     """Return how much memory of its own, and how much with pages of mapped files, a process had at most, bytes."""
     # One arena: how glibc spreads memory over those of several threads is another matter.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
@@ -77,7 +77,7 @@ def _peaks(work: str, *words: Path) -> tuple[int, int]:
 
 
 @pytest.fixture(scope="module")
-def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+def sources(tmp_path_factory):
     """Return a data set of invented images of each size."""
     folder = tmp_path_factory.mktemp("sources")
     draw = np.random.default_rng(0)
@@ -95,10 +95,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peaks are read from Linux's /proc")
 @pytest.mark.parametrize("method", ["ls-mix", "mixup"])
-def test_peaks_of_encode_mix_and_streaming_do_not_grow_with_the_images(
-    method: str, sources: dict[int, Path], tmp_path: Path
-) -> None:
-    peaks: dict[str, list[tuple[int, int]]] = {"encode": [], "mix": [], "stream": []}
+def test_peaks_of_encode_mix_and_streaming_do_not_grow_with_the_images(method, sources, tmp_path):
+    peaks = {"encode": [], "mix": [], "stream": []}
     for count, source in sources.items():
         recipe, workspace = tmp_path / f"{count}.toml", tmp_path / f"runs{count}"
         recipe.write_text(_RECIPE.format(source=source, method=method), encoding="utf-8")

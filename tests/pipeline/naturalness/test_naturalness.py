@@ -32,8 +32,8 @@ SETTINGS = ["naturalness.pairs=20", "naturalness.bootstrap=50", "naturalness.bat
 class Telling(NullProgress):
     """Keeps warnings."""
 
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
+    def __init__(self):
+        self.warnings = []
 
     def warning(self, message):
         self.warnings.append(message)
@@ -58,14 +58,14 @@ def report_of(item):
     return SimpleNamespace(artifacts={"naturalness": artifact})
 
 
-def samples_of(measured, **fields) -> SampleSet:
+def samples_of(measured, **fields):
     config = NaturalnessConfig(pairs=20, batch_size=16, **fields)
     dataset = open_dataset(measured["ingest"].folder / "dataset.h5")
     flow = load_flow(measured["train-glow/tiny"].folder)
     return SampleSet(dataset, open_latents(measured["encode"].folder), flow, config, count=20)
 
 
-def images_of(samples: SampleSet, name: str, *parts: slice) -> np.ndarray:
+def images_of(samples, name, *parts):
     (sample,) = (sample for sample in samples.all() if sample.name == name)
     return np.concatenate([sample.block(part).images for part in parts or (slice(0, 20),)])
 

@@ -15,7 +15,7 @@ CIFAR = FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=4)
 DIM, CELL = 3072, 192
 
 
-def drawn(region: np.ndarray) -> list[str]:
+def drawn(region):
     """Return the rows of the 4×4 grid, # where a cell is the second image's, having checked that cells are whole."""
     cells = region.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(4, 4, 64)
     assert (cells.all(axis=2) == cells.any(axis=2)).all()

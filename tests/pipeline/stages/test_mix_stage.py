@@ -1,8 +1,5 @@
 """Laws of the mix stage, on a finished workspace and with flows that cannot decode."""
 
-from pathlib import Path
-from typing import Any
-
 import msgspec
 import numpy as np
 import pytest
@@ -11,7 +8,7 @@ from factory import artifact_folder
 from lsmix.data.artifact import Artifact
 from lsmix.data.dataset import DATASET_NAME, open_dataset
 from lsmix.data.latents import open_latents
-from lsmix.data.pool import STATUSES, Pool, open_pool
+from lsmix.data.pool import STATUSES, open_pool
 from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
 from lsmix.pipeline.engine.shards import ShardJob
@@ -21,11 +18,11 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def pool(finished_workspace: Path) -> Pool:
+def pool(finished_workspace):
     return open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
 
 
-def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(finished_workspace: Path) -> None:
+def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     pool = open_pool(artifact_folder(finished_workspace, "mix", "zero"))
     count = pool.images_per_copy
@@ -35,7 +32,7 @@ def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(fin
     assert (pool.share_b[count:] == 1).all()
 
 
-def test_every_latent_decodes_to_its_training_image(finished_workspace: Path) -> None:
+def test_every_latent_decodes_to_its_training_image(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     latents = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
     flow = load_flow(artifact_folder(finished_workspace, "train-glow", "tiny"))
@@ -43,7 +40,7 @@ def test_every_latent_decodes_to_its_training_image(finished_workspace: Path) ->
     assert latents.manifest.counts["exact_round_trips"] == len(train)
 
 
-def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, pool: Pool) -> None:
+def test_labels_and_shares_are_those_of_the_sources(finished_workspace, pool):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     np.testing.assert_array_equal(pool.label_a[:], train.labels[pool.source_a[:]])
     np.testing.assert_array_equal(pool.label_b[:], train.labels[pool.source_b[:]])
@@ -55,7 +52,7 @@ def test_labels_and_shares_are_those_of_the_sources(finished_workspace: Path, po
     assert (pool.share_b[:] != expected.astype(np.float32)).mean() < 0.01
 
 
-def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: Pool) -> None:
+def test_no_test_or_held_out_image_is_a_source(finished_workspace, pool):
     dataset = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny"))
     sources = set(pool.source_a[:].tolist()) | set(pool.source_b[:].tolist())
     assert sources <= set(range(len(dataset.train)))
@@ -68,7 +65,7 @@ def test_no_test_or_held_out_image_is_a_source(finished_workspace: Path, pool: P
     assert not published[1] & published[2]
 
 
-def _processor(workspace: Path, **fields: Any) -> MixProcessor:
+def _processor(workspace, **fields):
     folder = artifact_folder(workspace, "mix", "lsmix")
     found = {}
     for record in open_pool(folder).manifest.inputs:
@@ -89,13 +86,13 @@ def _processor(workspace: Path, **fields: Any) -> MixProcessor:
     return MixProcessor(job, folder, found, "cpu")
 
 
-def _no_advance(images: int) -> None:
+def _no_advance(images):
     """Count nothing."""
 
 
 def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
-    finished_workspace: Path,
-) -> None:
+    finished_workspace,
+):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
     worker = _processor(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
@@ -107,7 +104,7 @@ def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_
     assert (made["decode_failed"] == (made["status"] != STATUSES.index("ok"))).all()
 
 
-def test_keep_leaves_failed_decodes_as_they_are(finished_workspace: Path, pool: Pool) -> None:
+def test_keep_leaves_failed_decodes_as_they_are(finished_workspace, pool):
     worker = _processor(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
     loaded = worker.load(0)
     made = worker.compute(loaded, _no_advance)
@@ -116,7 +113,7 @@ def test_keep_leaves_failed_decodes_as_they_are(finished_workspace: Path, pool: 
     np.testing.assert_array_equal(made["source_b"], loaded.pairs.others[:, 0])
 
 
-def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace: Path) -> None:
+def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace):
     first, again = _processor(finished_workspace, tolerance=0.02), _processor(finished_workspace, tolerance=0.02)
     one = first.compute(first.load(1), _no_advance)
     first.compute(first.load(0), _no_advance)
@@ -128,10 +125,8 @@ def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the
 
 
 @pytest.mark.parametrize("pool", ["lsmix", "cutmix"])
-def test_rows_come_out_the_same_in_parts_of_any_size(
-    pool: str, finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def made() -> dict[str, Any]:
+def test_rows_come_out_the_same_in_parts_of_any_size(pool, finished_workspace, monkeypatch):
+    def made():
         if pool == "lsmix":
             worker = _processor(finished_workspace, tolerance=0.02, corner="random")
             return worker.compute(worker.load(0), _no_advance)

@@ -1,9 +1,7 @@
 """What ``verify`` finds in a pool whose checksums all fit: rows that are not what the plan says, one column after another."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,7 +15,7 @@ from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, MixingMethod, row_r
 from lsmix.data.pool import open_pool, pool_store, write_pool_shard
 from lsmix.data.pool_spec import read_spec
 from lsmix.glow.latent_mixing import mix_latents
-from lsmix.pipeline.api import RunResult, run, verify
+from lsmix.pipeline.api import run, verify
 from lsmix.pipeline.verify.rows import planned_shares
 
 LATENT, PIXEL = LATENT_METHODS.builtin(), PIXEL_METHODS.builtin()
@@ -31,19 +29,19 @@ KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
 
 @pytest.fixture(scope="module")
-def made(methods_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+def made(methods_workspace, tmp_path_factory):
     recipe = tmp_path_factory.mktemp("checked") / "checked.toml"
     recipe.write_text(RECIPE + POOLS, encoding="utf-8")
     return run(recipe, workspace=methods_workspace, stage="mix", device="cpu")
 
 
 @pytest.fixture
-def given(made: RunResult, tmp_path: Path) -> Callable[[str], Path]:
+def given(made, tmp_path):
     """Return a function that gives a pool away: a copy of it, without its workspace."""
     return lambda name: Path(shutil.copytree(made[f"mix/{name}"].folder, tmp_path / name))
 
 
-def forge(folder: Path, column: str, row: int, value: Any) -> None:
+def forge(folder, column, row, value):
     """Put a value into a row of a pool, with fitting checksums everywhere."""
     store = pool_store(folder)
     shard = row // store.chunk_rows
@@ -58,12 +56,12 @@ def forge(folder: Path, column: str, row: int, value: Any) -> None:
     reseal(folder)
 
 
-def row_in_status(folder: Path, status: int) -> int:
+def row_in_status(folder, status):
     return int(np.flatnonzero(open_pool(folder).status[:] == status)[0])
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_recomputed_pixels_of_every_kind_of_pool_are_equal(made: RunResult, name: str) -> None:
+def test_recomputed_pixels_of_every_kind_of_pool_are_equal(made, name):
     facts = verify(made[f"mix/{name}"].folder, deep=True, sample=40, device="cpu")
     assert facts["unchecked"] == []
     assert [line.partition(":")[0] for line in facts["checked"]] == ["sources", "labels", "plan", "shares"]
@@ -72,15 +70,13 @@ def test_recomputed_pixels_of_every_kind_of_pool_are_equal(made: RunResult, name
     assert facts["deep"]["pixels_differing"] == 0
 
 
-def test_the_pools_have_rows_of_every_status(made: RunResult) -> None:
+def test_the_pools_have_rows_of_every_status(made):
     assert set(open_pool(made["mix/strict"].folder).status[:].tolist()) == {0, 1, 2}
     assert set(open_pool(made["mix/never"].folder).status[:].tolist()) == {0, 2}
     assert made["mix/keep"].manifest.counts["decode_failed"] > 0
 
 
-def test_an_image_of_the_test_split_is_refused_by_row_and_index(
-    given: Callable[[str], Path], command: Callable[..., Any]
-) -> None:
+def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
     folder = given("ls-mix")
     images = read_spec(folder).origin.train_images
     forge(folder, "source_b", 97, images)
@@ -119,9 +115,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(
         ("three", "share_more", 0.125, r"share_more\[0\] is 0.125, but the plan has"),
     ],
 )
-def test_a_forged_value_is_refused_by_row_and_value(
-    given: Callable[[str], Path], name: str, column: str, value: Any, told: str
-) -> None:
+def test_a_forged_value_is_refused_by_row_and_value(given, name, column, value, told):
     folder = given(name)
     row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
     forge(folder, column, row, value)
@@ -129,7 +123,7 @@ def test_a_forged_value_is_refused_by_row_and_value(
         verify(folder)
 
 
-def test_a_drawn_corner_is_that_of_the_plan(given: Callable[[str], Path]) -> None:
+def test_a_drawn_corner_is_that_of_the_plan(given):
     folder = given("corners")
     there = int(open_pool(folder).columns["corner"][40])
     forge(folder, "corner", 40, (there + 1) % 4)
@@ -138,7 +132,7 @@ def test_a_drawn_corner_is_that_of_the_plan(given: Callable[[str], Path]) -> Non
 
 
 @pytest.mark.parametrize("column", ["label_a", "label_b"])
-def test_one_training_image_has_one_label(given: Callable[[str], Path], made: RunResult, column: str) -> None:
+def test_one_training_image_has_one_label(given, made, column):
     folder = given("ls-mix")
     pool = open_pool(folder)
     wrong = (int(pool.columns[column][130]) + 1) % 10
@@ -153,9 +147,7 @@ def test_one_training_image_has_one_label(given: Callable[[str], Path], made: Ru
         verify(folder, data=made["ingest"].folder)
 
 
-def test_labels_that_are_all_wrong_are_found_with_the_data_set_only(
-    given: Callable[[str], Path], made: RunResult
-) -> None:
+def test_labels_that_are_all_wrong_are_found_with_the_data_set_only(given, made):
     folder = given("mixup")
     store, pool = pool_store(folder), open_pool(folder)
     for shard in range(store.shards):
@@ -171,7 +163,7 @@ def test_labels_that_are_all_wrong_are_found_with_the_data_set_only(
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_forged_redrawn_and_replaced_rows_are_refused(given: Callable[[str], Path], status: int) -> None:
+def test_forged_redrawn_and_replaced_rows_are_refused(given, status):
     folder = given("strict")
     row = row_in_status(folder, status)
     forge(folder, "lam", row, 0.3125)
@@ -179,7 +171,7 @@ def test_forged_redrawn_and_replaced_rows_are_refused(given: Callable[[str], Pat
         verify(folder)
 
 
-def test_a_replaced_row_has_no_share(given: Callable[[str], Path]) -> None:
+def test_a_replaced_row_has_no_share(given):
     folder = given("strict")
     row = row_in_status(folder, 2)
     forge(folder, "share_b", row, 0.5)
@@ -187,7 +179,7 @@ def test_a_replaced_row_has_no_share(given: Callable[[str], Path]) -> None:
         verify(folder)
 
 
-def test_a_changed_pixel_is_found_by_the_deep_check_only(given: Callable[[str], Path], made: RunResult) -> None:
+def test_a_changed_pixel_is_found_by_the_deep_check_only(given, made):
     folder = given("three")
     image = open_pool(folder).image[31]
     image[2, 3] ^= 1
@@ -208,9 +200,7 @@ def test_a_changed_pixel_is_found_by_the_deep_check_only(given: Callable[[str], 
         verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
 
 
-def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(
-    given: Callable[[str], Path], made: RunResult
-) -> None:
+def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(given, made):
     folder = given("mixup")
     image = open_pool(folder).image[5]
     image[0, 0] ^= 1
@@ -220,7 +210,7 @@ def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(
         verify(folder, deep=True, sample=10_000, data=made["ingest"].folder)
 
 
-def test_a_sample_is_drawn_from_its_seed(given: Callable[[str], Path], made: RunResult) -> None:
+def test_a_sample_is_drawn_from_its_seed(given, made):
     folder = given("fmix")
     image = open_pool(folder).image[8]
     image[0, 0] ^= 1
@@ -236,9 +226,7 @@ def test_a_sample_is_drawn_from_its_seed(given: Callable[[str], Path], made: Run
 
 
 @pytest.mark.parametrize("dequantise", ["uniform", "center"])
-def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(
-    methods_workspace: Path, tmp_path: Path, dequantise: str
-) -> None:
+def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(methods_workspace, tmp_path, dequantise):
     (tmp_path / "r.toml").write_text(RECIPE + "[pools.p]\n", encoding="utf-8")
     options = [f"latents.dequantise={dequantise}", "latents.seed=3"]
     result = run(tmp_path / "r.toml", workspace=methods_workspace, stage="mix", device="cpu", overrides=options)
@@ -260,7 +248,7 @@ def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(
         ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
-def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change: dict[str, Any], told: str) -> None:
+def test_a_plan_of_another_pool_is_refused(given, change, told):
     folder = given("ls-mix")
     path = folder / "plan.json"
     plan = msgspec.json.decode(path.read_bytes())
@@ -272,7 +260,7 @@ def test_a_plan_of_another_pool_is_refused(given: Callable[[str], Path], change:
         verify(folder)
 
 
-def test_counts_that_do_not_fit_the_rows_are_refused(given: Callable[[str], Path]) -> None:
+def test_counts_that_do_not_fit_the_rows_are_refused(given):
     folder = given("strict")
     counts = read_manifest(folder).counts
     reseal(folder, counts={**counts, "redrawn": 0})
@@ -283,9 +271,7 @@ def test_counts_that_do_not_fit_the_rows_are_refused(given: Callable[[str], Path
         verify(folder)
 
 
-def test_verify_lists_what_it_cannot_check_without_a_plan(
-    given: Callable[[str], Path], command: Callable[..., Any]
-) -> None:
+def test_verify_lists_what_it_cannot_check_without_a_plan(given, command):
     folder = given("ls-mix")
     (folder / "plan.json").unlink()
     reseal(folder)
@@ -298,7 +284,7 @@ def test_verify_lists_what_it_cannot_check_without_a_plan(
         verify(folder)
 
 
-def test_a_plan_of_another_version_of_the_stage_is_not_checked(given: Callable[[str], Path]) -> None:
+def test_a_plan_of_another_version_of_the_stage_is_not_checked(given):
     folder = given("ls-mix")
     plan = msgspec.json.decode((folder / "plan.json").read_bytes())
     (folder / "plan.json").write_bytes(msgspec.json.encode({**plan, "stage_version": 1}))
@@ -306,7 +292,7 @@ def test_a_plan_of_another_version_of_the_stage_is_not_checked(given: Callable[[
     assert any("drawn by version 1 of stage 'mix'" in line for line in verify(folder)["unchecked"])
 
 
-def test_a_deep_check_names_its_missing_inputs(given: Callable[[str], Path], made: RunResult) -> None:
+def test_a_deep_check_names_its_missing_inputs(given, made):
     folder, flow = given("ls-mix"), made["train-glow"].folder
     with pytest.raises(MissingError, match="the pool's flow is not at hand: name it with '--flow'"):
         verify(folder, deep=True, data=made["ingest"].folder, device="cpu")
@@ -321,12 +307,10 @@ def test_a_deep_check_names_its_missing_inputs(given: Callable[[str], Path], mad
 
 
 @pytest.mark.parametrize("content_counts", [False, True])
-def test_a_method_of_another_package_is_checked_as_far_as_possible(
-    given: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, content_counts: bool
-) -> None:
+def test_a_method_of_another_package_is_checked_as_far_as_possible(given, monkeypatch, content_counts):
     from lsmix.classifiers import pixel_mixing
 
-    def method(x1: Any, x2: Any, lam: Any, draws: Any) -> Any:
+    def method(x1, x2, lam, draws):
         mixed, share = pixel_mixing.mixup(x1, x2, lam, draws)
         return mixed, share * (x1.double().mean(dim=(1, 2, 3)) / 255 if content_counts else 1.0)
 
@@ -344,16 +328,14 @@ def test_a_method_of_another_package_is_checked_as_far_as_possible(
             verify(folder)
 
 
-def test_a_method_that_is_not_installed_is_not_checked(
-    given: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_that_is_not_installed_is_not_checked(given, monkeypatch):
     monkeypatch.setattr(PIXEL_METHODS, "_builtin", {})
     facts = verify(given("mixup"))
     assert "shares: the method 'mixup' is not installed; install its package" in facts["unchecked"]
 
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
-def test_planned_shares_are_those_that_the_methods_return(made: RunResult, method: str) -> None:
+def test_planned_shares_are_those_that_the_methods_return(made, method):
     plan = read_spec(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
     draws = row_rngs(5, "shares")
@@ -367,7 +349,7 @@ def test_planned_shares_are_those_that_the_methods_return(made: RunResult, metho
     np.testing.assert_array_equal(shares[:, 0], expected)
 
 
-def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None:
+def test_rows_picked_from_a_plan_are_those_of_the_whole(made):
     from lsmix.pipeline.stages.pair_sampler import PairSampler
 
     plan = read_spec(made["mix/three"].folder)
@@ -377,7 +359,7 @@ def test_rows_picked_from_a_plan_are_those_of_the_whole(made: RunResult) -> None
         np.testing.assert_array_equal(picked, column[rows])
 
 
-def test_verify_prints_one_document_or_a_line_for_each_thing(made: RunResult, command: Callable[..., Any]) -> None:
+def test_verify_prints_one_document_or_a_line_for_each_thing(made, command):
     folder = made["mix/strict"].folder
     text = command("verify", folder, "--deep", "--sample", "20", "--device", "cpu").out
     assert "checked     plan: sources, λ and corners are those that plan.json draws" in text

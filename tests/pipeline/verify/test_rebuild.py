@@ -1,9 +1,7 @@
 """Rebuilding a pool from its plan: the same content digest, or a clear error."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -28,7 +26,7 @@ RECIPE = (
 class Given:
     """What a receiver has: a pool's plan, the flow's two files, and the base set."""
 
-    def __init__(self, workspace: Path, folder: Path) -> None:
+    def __init__(self, workspace, folder):
         self.original = artifact_folder(workspace, "mix", "lsmix")
         self.content_digest = read_manifest(self.original).content_digest
         self.flow = folder / "flow"
@@ -40,11 +38,11 @@ class Given:
 
 
 @pytest.fixture
-def given(finished_workspace: Path, tmp_path: Path) -> Given:
+def given(finished_workspace, tmp_path):
     return Given(finished_workspace, tmp_path)
 
 
-def altered(plan: Path, **changes: Any) -> Path:
+def altered(plan, **changes):
     """Write a changed copy of a plan; a dictionary changes single fields."""
     content = msgspec.json.decode(plan.read_bytes())
     for name, value in changes.items():
@@ -54,7 +52,7 @@ def altered(plan: Path, **changes: Any) -> Path:
     return other
 
 
-def test_a_plan_with_the_flow_and_the_published_images_gives_the_same_pool(given: Given, tmp_path: Path) -> None:
+def test_a_plan_with_the_flow_and_the_published_images_gives_the_same_pool(given, tmp_path):
     result = rebuild(
         given.plan, data="digits", flow=given.flow, out=tmp_path / "pool", expect=given.content_digest, device="cpu"
     )
@@ -66,7 +64,7 @@ def test_a_plan_with_the_flow_and_the_published_images_gives_the_same_pool(given
 
 
 @pytest.mark.parametrize("lone", [False, True])
-def test_a_data_set_of_the_ingest_stage_can_be_given(given: Given, tmp_path: Path, lone: bool) -> None:
+def test_a_data_set_of_the_ingest_stage_can_be_given(given, tmp_path, lone):
     data = Path(shutil.copy(given.dataset / "dataset.h5", tmp_path)) if lone else given.dataset
     result = rebuild(given.plan, data=data, flow=given.flow, workspace=tmp_path / "w", device="cpu")
     assert (result.content_digest, result.expected, result.equal) == (given.content_digest, "", None)
@@ -74,7 +72,7 @@ def test_a_data_set_of_the_ingest_stage_can_be_given(given: Given, tmp_path: Pat
     assert (again.content_digest, again.cached) == (given.content_digest, True)
 
 
-def test_workers_make_the_shards(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_make_the_shards(given, tmp_path, monkeypatch):
     asked = []  # that Dask gives the same bytes is tested in test_dask.py
     executor = lambda **options: asked.append(options["workers"]) or InProcessExecutor()  # noqa: E731 - one line
     monkeypatch.setattr("lsmix.pipeline.engine.dask.DaskExecutor", executor)
@@ -82,7 +80,7 @@ def test_workers_make_the_shards(given: Given, tmp_path: Path, monkeypatch: pyte
     assert (result.equal, asked) == (True, [2])
 
 
-def test_a_pool_of_pixels_needs_no_flow(tmp_path: Path, given: Given, command: Callable[..., Any]) -> None:
+def test_a_pool_of_pixels_needs_no_flow(tmp_path, given, command):
     (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
     original = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix")["mix/p"].folder
     result = command("rebuild", original / "plan.json", "--data", "digits", "--out", tmp_path / "pool", "--json")
@@ -93,12 +91,12 @@ def test_a_pool_of_pixels_needs_no_flow(tmp_path: Path, given: Given, command: C
         rebuild(original, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 
-def test_an_interrupted_rebuild_continues(given: Given, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_rebuild_continues(given, tmp_path, monkeypatch):
     from lsmix.pipeline.stages.mix import MixProcessor
 
     store, done = MixProcessor.store, []
 
-    def fail(self: MixProcessor, shard: int, computed: Any) -> Any:
+    def fail(self, shard, computed):
         if shard == 2:
             raise OSError("no space left on device")
         done.append(shard)
@@ -119,7 +117,7 @@ def test_an_interrupted_rebuild_continues(given: Given, tmp_path: Path, monkeypa
     assert not before & set(done), "no shard is made twice"
 
 
-def test_the_original_pool_itself_is_refused(given: Given, tiny_workspace: Path) -> None:
+def test_the_original_pool_itself_is_refused(given, tiny_workspace):
     with pytest.raises(RecipeError, match=r"is the original itself, .* nothing was made again"):
         rebuild(
             artifact_folder(tiny_workspace, "mix", "lsmix"), data="digits", flow=given.flow, workspace=tiny_workspace
@@ -134,9 +132,7 @@ def test_the_original_pool_itself_is_refused(given: Given, tiny_workspace: Path)
         ({"licence": "none"}, "its licence is 'CC BY 4.0', expected 'none'"),
     ],
 )
-def test_another_data_set_is_refused_with_what_differs(
-    given: Given, tmp_path: Path, changes: dict[str, Any], told: str
-) -> None:
+def test_another_data_set_is_refused_with_what_differs(given, tmp_path, changes, told):
     origin = msgspec.json.decode(given.plan.read_bytes())["origin"]
     config = {**origin["config"], **changes.pop("config", {})}
     root = origin["content_digest"] if "licence" not in changes else "1" * 64
@@ -145,7 +141,7 @@ def test_another_data_set_is_refused_with_what_differs(
         rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 
-def test_a_lone_data_set_of_another_subset_is_refused_and_leaves_nothing(given: Given, tmp_path: Path) -> None:
+def test_a_lone_data_set_of_another_subset_is_refused_and_leaves_nothing(given, tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
     other = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="ingest")["ingest"].folder
     lone = Path(shutil.copy(other / "dataset.h5", tmp_path))
@@ -155,7 +151,7 @@ def test_a_lone_data_set_of_another_subset_is_refused_and_leaves_nothing(given: 
     assert not list((tmp_path / "w").rglob("*.h5"))
 
 
-def test_another_flow_is_refused_by_its_digest(given: Given, tmp_path: Path) -> None:
+def test_another_flow_is_refused_by_its_digest(given, tmp_path):
     plan = altered(given.plan, inputs={"flow": "ab" * 32})
     with pytest.raises(RecipeError, match=r"is not the one that the plan names: .* expected abababababab…"):
         rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
@@ -187,9 +183,7 @@ def test_another_flow_is_refused_by_its_digest(given: Given, tmp_path: Path) -> 
         ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 of 1 training images"),
     ],
 )
-def test_a_hostile_or_damaged_plan_is_refused(
-    given: Given, tmp_path: Path, changes: dict[str, Any], error: type[Exception], told: str
-) -> None:
+def test_a_hostile_or_damaged_plan_is_refused(given, tmp_path, changes, error, told):
     with pytest.raises(error, match=told):
         rebuild(altered(given.plan, **changes), data="digits", flow=given.flow, workspace=tmp_path / "w")
 
@@ -197,7 +191,7 @@ def test_a_hostile_or_damaged_plan_is_refused(
 @pytest.mark.parametrize(
     "content", [b"", b"[" * 100_000, b"{}", b"\xff\xfe", b'{"format_version": 1}', b" " * (2 << 20)]
 )
-def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_no_plan_is_refused(tmp_path, content):
     path = tmp_path / "plan.json"
     path.write_bytes(content)
     with pytest.raises(FormatError, match="is no plan"):
@@ -206,14 +200,14 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, content: bytes) -> No
         read_spec(tmp_path / "nothing.json")
 
 
-def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: Path) -> None:
+def test_a_plan_that_was_altered_in_its_pool_is_refused(given, tmp_path):
     pool = Path(shutil.copytree(given.original, tmp_path / "pool"))
     altered(pool / "plan.json", pool={"seed": 5}).replace(pool / "plan.json")
     with pytest.raises(CorruptError, match="is not the plan of its pool"):
         rebuild(pool, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 
-def test_nothing_is_overwritten(given: Given, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(given, tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(RecipeError, match="there is something at"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "there")
@@ -221,7 +215,7 @@ def test_nothing_is_overwritten(given: Given, tmp_path: Path) -> None:
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "a" / "b")
 
 
-def reforged(original: Path, folder: Path, levels: int, **environment: Any) -> Path:
+def reforged(original, folder, levels, **environment):
     """Return a copy of a pool in which three pixels differ by some levels, sealed, from another machine perhaps."""
     shutil.copytree(original, folder)
     store, pool = pool_store(folder), open_pool(folder)
@@ -233,9 +227,7 @@ def reforged(original: Path, folder: Path, levels: int, **environment: Any) -> P
     return folder
 
 
-def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(
-    given: Given, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(given, tmp_path, command):
     other = reforged(given.original, tmp_path / "other", 1, device_kind="cuda")
     words = ("rebuild", given.plan, "--data", "digits", "--flow", given.flow, "--device", "cpu", "--quiet")
     result = command(*words, "--out", tmp_path / "pool", "--compare", other)
@@ -255,9 +247,7 @@ def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(
 
 
 @pytest.mark.parametrize(("levels", "kind"), [(1, "the same"), (2, "another")])
-def test_pixels_that_no_device_explains_are_refused(
-    given: Given, tmp_path: Path, command: Callable[..., Any], levels: int, kind: str
-) -> None:
+def test_pixels_that_no_device_explains_are_refused(given, tmp_path, command, levels, kind):
     environment = {"device_kind": "cuda"} if kind == "another" else {}
     other = reforged(given.original, tmp_path / "other", levels, **environment)
     words = ("rebuild", other / "plan.json", "--data", "digits", "--flow", given.flow, "--device", "cpu")
@@ -266,9 +256,7 @@ def test_pixels_that_no_device_explains_are_refused(
     assert f"is not the original {str(other)!r}, although made on {kind} kind of device: 3 of 38400" in result.err
 
 
-def test_another_digest_without_a_pool_to_compare_with_is_refused(
-    given: Given, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_another_digest_without_a_pool_to_compare_with_is_refused(given, tmp_path, command):
     words = ("rebuild", given.plan, "--data", "digits", "--flow", given.flow, "--workspace", tmp_path / "w", "-q")
     result = command(*words, "--expect", "0123456789ab", "--device", "cpu")
     assert result.code == 5
@@ -280,9 +268,7 @@ def test_another_digest_without_a_pool_to_compare_with_is_refused(
     assert "(already in the workspace)" in text
 
 
-def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(
-    given: Given, finished_workspace: Path, tmp_path: Path
-) -> None:
+def test_pools_of_other_shapes_are_not_compared_and_every_column_counts(given, finished_workspace, tmp_path):
     (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
     other = run(tmp_path / "r.toml", workspace=tmp_path / "runs", stage="mix")["mix/p"].folder
     with pytest.raises(RecipeError, match="cannot be compared"):

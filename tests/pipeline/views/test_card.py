@@ -6,9 +6,7 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -47,14 +45,14 @@ HOSTILE = [
 
 
 @pytest.fixture(scope="module")
-def pool_folder(finished_workspace: Path) -> Path:
+def pool_folder(finished_workspace):
     """Return a pool as the mix stage left it; never change what is in it."""
     (folder,) = (finished_workspace / "mix").glob("lsmix-*")
     return folder
 
 
 @pytest.fixture(scope="module")
-def made(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(pool_folder, tmp_path_factory):
     """Return the card of that pool; never change what is in it."""
     folder = tmp_path_factory.mktemp("card") / "made"
     write_card(pool_folder, folder)
@@ -62,17 +60,17 @@ def made(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def alone(pool_folder: Path, tmp_path: Path) -> Path:
+def alone(pool_folder, tmp_path):
     """Return a copy of the pool that came alone, to be changed at will."""
     return Path(shutil.copytree(pool_folder, tmp_path / "alone"))
 
 
-def card_of(pool: Path, **options: Any) -> Path:
+def card_of(pool, **options):
     """Write the card of a pool beside it."""
     return Path(write_card(pool, pool.with_name(f"{pool.name}-card"), **options)["folder"])
 
 
-def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tuple(HOSTILE), **words: str) -> Path:
+def foreign_pool(folder, *, sources=2, names=tuple(HOSTILE), **words):
     """Make a pool of 200 rows that no run of ours made, without a card."""
     origin = {
         "content_digest": "ab" * 32,
@@ -81,21 +79,21 @@ def foreign_pool(folder: Path, *, sources: int = 2, names: tuple[str, ...] = tup
         "citation": words.pop("citation", ""),
         "train_images": 100,
     }
-    size: dict[str, Any] = {"rows": 200, "chunk_rows": 200, "image_shape": (4, 4, 3), "corners": sources > 2}
+    size = {"rows": 200, "chunk_rows": 200, "image_shape": (4, 4, 3), "corners": sources > 2}
     fields = {"method": "ls-mix", "name": "a: <b>|pool</b>", "stage_version": 2, **words}
     return write_pool(folder, class_names=names, sources=sources, origin=origin, **size, **fields)
 
 
-def front_matter(folder: Path) -> dict[str, Any]:
+def front_matter(folder):
     _, head, _ = (folder / "README.md").read_text(encoding="utf-8").split("---\n", 2)
     return yaml.safe_load(head)
 
 
-def croissant_of(folder: Path) -> dict[str, Any]:
+def croissant_of(folder):
     return msgspec.json.decode((folder / "croissant.json").read_bytes())
 
 
-def table_of(folder: Path) -> list[dict[str, str]]:
+def table_of(folder):
     with (folder / "samples.csv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
 
@@ -103,7 +101,7 @@ def table_of(folder: Path) -> list[dict[str, str]]:
 # What the mix stage makes.
 
 
-def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root(pool_folder: Path) -> None:
+def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root(pool_folder):
     manifest = read_manifest(pool_folder)
     described = {file.path for file in manifest.files if not file.payload and not file.path.endswith("zarr.json")}
     assert described == {"README.md", "LICENSES/images.txt", "LICENSES/lsmix.txt"} <= set(DESCRIPTION_FILES)
@@ -116,8 +114,8 @@ def test_a_pool_is_made_with_a_readme_and_notices_which_do_not_count_in_its_root
     assert front_matter(pool_folder)["license"] == "cc-by-4.0"
 
 
-def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder: Path, tmp_path: Path) -> None:
-    def times() -> dict[str, int]:
+def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder, tmp_path):
+    def times():
         return {str(path): path.stat().st_mtime_ns for path in [pool_folder, *pool_folder.rglob("*")]}
 
     before = times()
@@ -130,13 +128,13 @@ def test_a_card_is_an_artifact_that_changes_nothing_in_its_pool(pool_folder: Pat
     assert verify(tmp_path / "card")["stage"] == "card"
 
 
-def test_the_same_pool_gives_the_same_card(pool_folder: Path, made: Path, tmp_path: Path) -> None:
+def test_the_same_pool_gives_the_same_card(pool_folder, made, tmp_path):
     write_card(pool_folder, tmp_path / "again")
     for name in DESCRIPTION_FILES:
         assert (tmp_path / "again" / name).read_bytes() == (made / name).read_bytes()
 
 
-def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path, command):
     draws = generator(0, "test", "licence")
     images, labels = draws.integers(256, size=(40, 8, 8, 1)).astype(np.uint8), draws.integers(3, size=40)
     np.savez(tmp_path / "own.npz", images=images, labels=labels)
@@ -172,7 +170,7 @@ def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path: Pat
 # What it says is so.
 
 
-def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
+def test_the_front_matter_is_what_the_hub_reads(made):
     head = front_matter(made)
     assert head["license"] == "cc-by-4.0"
     assert head["task_categories"] == ["image-classification"]
@@ -181,7 +179,7 @@ def test_the_front_matter_is_what_the_hub_reads(made: Path) -> None:
     assert "ls-mix" in head["tags"]
 
 
-def test_the_hub_library_loads_the_table_by_the_front_matter(made: Path, pool_folder: Path, tmp_path: Path) -> None:
+def test_the_hub_library_loads_the_table_by_the_front_matter(made, pool_folder, tmp_path):
     datasets = pytest.importorskip("datasets")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -190,7 +188,7 @@ def test_the_hub_library_loads_the_table_by_the_front_matter(made: Path, pool_fo
 
 
 @pytest.mark.parametrize("sources", [2, 4])
-def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) -> None:
+def test_the_example_has_the_numbers_of_its_row(sources, tmp_path):
     folder = foreign_pool(tmp_path / "pool", sources=sources, names=("cat", "dog", "fox"))
     text, pool = (card_of(folder) / "README.md").read_text(encoding="utf-8"), open_pool(folder)
     row = int(re.findall(r"For example, row (\d+):", text)[0])
@@ -206,7 +204,7 @@ def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) ->
     assert f"| first | {sample.label_a} | {pool.class_names[sample.label_a]} | {sample.source_a} |" in text
 
 
-def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
+def test_the_statistics_are_those_of_the_columns(tmp_path):
     pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
     facts = card_statistics(pool, pool.spec, 0)
     assert [(name, count) for name, count, _ in facts.events] == [
@@ -220,15 +218,13 @@ def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
         assert (first, second) == ((pool.label_a[:] == label).sum(), (pool.label_b[:] == label).sum())
 
 
-def loading_blocks() -> list[str]:
+def loading_blocks():
     text = (ROOT / "pipeline" / "views" / "dataset_card" / "card.md.j2").read_text(encoding="utf-8")
     return re.findall(r"^```python\n(?:import sys\n\n)?(import \w+)", text, re.MULTILINE)
 
 
 @pytest.mark.parametrize("place", range(4), ids=loading_blocks())
-def test_the_code_that_loads_the_pool_runs(
-    place: int, made: Path, pool_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_code_that_loads_the_pool_runs(place, made, pool_folder, monkeypatch):
     code = re.findall(
         r"^```python\n(.*?)^```", (made / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
@@ -236,7 +232,7 @@ def test_the_code_that_loads_the_pool_runs(
     for module in re.findall(r"^(?:import|from) (\w+)", code[place], re.MULTILINE):
         pytest.importorskip(module)
     monkeypatch.setattr("sys.argv", ["load.py", str(pool_folder)])
-    names: dict[str, Any] = {}
+    names = {}
     with warnings.catch_warnings():
         if "dask" in code[place]:
             warnings.simplefilter("ignore")
@@ -253,19 +249,19 @@ def test_the_code_that_loads_the_pool_runs(
         assert len(names["images"]) > 0
 
 
-def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_soft_labels_of_more_sources_load_as_the_card_says(tmp_path, monkeypatch):
     folder = foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog"))
     code = re.findall(
         r"^```python\n(.*?)^```", (card_of(folder) / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
     monkeypatch.setattr("sys.argv", ["load.py", str(folder)])
-    names: dict[str, Any] = {}
+    names = {}
     exec(compile(code[0], "README.md", "exec"), names)
     assert names["targets"].shape[1] == 2
 
 
 @pytest.mark.parametrize("sources", [2, 4])
-def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: Path) -> None:
+def test_the_table_holds_every_narrow_column_to_the_bit(sources, tmp_path):
     folder = foreign_pool(tmp_path / "pool", sources=sources)
     pool, table = open_pool(folder), table_of(card_of(folder))
     assert [int(line["row"]) for line in table] == list(range(len(pool)))
@@ -283,7 +279,7 @@ def test_the_table_holds_every_narrow_column_to_the_bit(sources: int, tmp_path: 
         assert line.get("corner", "top-left") == sample.corner
 
 
-def test_the_table_names_the_file_and_the_place_of_every_image(made: Path, pool_folder: Path) -> None:
+def test_the_table_names_the_file_and_the_place_of_every_image(made, pool_folder):
     pool = open_pool(pool_folder)
     chunk_rows = pool.columns.table.chunk_rows
     for line in table_of(made):
@@ -291,17 +287,13 @@ def test_the_table_names_the_file_and_the_place_of_every_image(made: Path, pool_
         assert int(line["image"].split("/")[3]) * chunk_rows + int(line["image_row"]) == int(line["row"]) < len(pool)
 
 
-def test_the_table_does_not_depend_on_the_size_of_blocks(
-    made: Path, pool_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_table_does_not_depend_on_the_size_of_blocks(made, pool_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(samples, "_BLOCK_ROWS", 7)
     samples.write_samples(open_pool(pool_folder), tmp_path / "again.csv", in_zarr=True)
     assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
 
 
-def test_the_picture_shows_the_sources_if_the_data_set_is_available(
-    finished_workspace: Path, pool_folder: Path, made: Path, alone: Path
-) -> None:
+def test_the_picture_shows_the_sources_if_the_data_set_is_available(finished_workspace, pool_folder, made, alone):
     with Image.open(made / "card.png") as picture:
         pixels = np.asarray(picture.convert("RGBA"))
     (dataset,) = (finished_workspace / "ingest").glob("*")
@@ -316,7 +308,7 @@ def test_the_picture_shows_the_sources_if_the_data_set_is_available(
     assert "by growing share" in (far / "README.md").read_text(encoding="utf-8")
 
 
-def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path: Path) -> None:
+def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_path):
     origin = {"content_digest": "ab" * 32, "config": {}, "licence": "MIT", "citation": "", "train_images": 8}
     pool = write_pool(
         tmp_path / "pool", rows=8, copies=1, image_shape=(4, 4, 2), method="cutmix", origin=origin, stage_version=2
@@ -327,7 +319,7 @@ def test_images_that_are_neither_grey_nor_rgb_have_a_card_without_a_picture(tmp_
     verify(folder)
 
 
-def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) -> None:
+def test_the_mit_text_and_the_citations_are_those_of_the_repository(made):
     notice = (made / "LICENSES" / "lsmix.txt").read_text(encoding="utf-8")
     assert notice.endswith((ROOT / "LICENSE").read_text(encoding="utf-8"))
     assert "does not cover any image" in notice
@@ -342,9 +334,7 @@ def test_the_mit_text_and_the_citations_are_those_of_the_repository(made: Path) 
 
 
 @pytest.mark.parametrize("kind", ["made", "foreign", "export"])
-def test_croissant_validates_and_its_record_sets_iterate(
-    kind: str, made: Path, pool_folder: Path, tmp_path: Path
-) -> None:
+def test_croissant_validates_and_its_record_sets_iterate(kind, made, pool_folder, tmp_path):
     mlcroissant = pytest.importorskip("mlcroissant")
     source = foreign_pool(tmp_path / "pool", sources=3) if kind == "foreign" else pool_folder
     folder = tmp_path / "out"
@@ -372,7 +362,7 @@ def test_croissant_validates_and_its_record_sets_iterate(
     np.testing.assert_array_equal(share, pool.share_b[:])
 
 
-def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: Path, pool_folder: Path) -> None:
+def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made, pool_folder):
     document = croissant_of(made)
     assert document["conformsTo"] == "http://mlcommons.org/croissant/1.1"
     for name in ("@context", "@type", "name", "description", "license", "url", "distribution", "recordSet", "citeAs"):
@@ -392,7 +382,7 @@ def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made: 
 # Strangers' words.
 
 
-def test_hostile_text_is_escaped_in_every_file(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped_in_every_file(tmp_path):
     name = " ".join(HOSTILE[1].split())  # a name that does not print is refused with its manifest
     words = {"licence": HOSTILE[1], "citation": HOSTILE[0], "name": name, "method": HOSTILE[0]}
     folder = card_of(foreign_pool(tmp_path / "pool", **words), creator=HOSTILE[0] + HOSTILE[4])
@@ -419,7 +409,7 @@ def test_hostile_text_is_escaped_in_every_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
 )
-def test_numbers_out_of_range_are_refused_and_no_card_is_left(column: str, value: float, alone: Path) -> None:
+def test_numbers_out_of_range_are_refused_and_no_card_is_left(column, value, alone):
     pool = open_pool(alone)
     store = pool.columns.table
     arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
@@ -432,7 +422,7 @@ def test_numbers_out_of_range_are_refused_and_no_card_is_left(column: str, value
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"stage_version": 2}', b"[" * (2 << 20)], ids=["cut", "fields", "long"])
-def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_damaged_plan_is_refused(content, tmp_path):
     folder = foreign_pool(tmp_path / "pool")
     (folder / "plan.json").write_bytes(content)
     reseal(folder)
@@ -443,7 +433,7 @@ def test_a_damaged_plan_is_refused(content: bytes, tmp_path: Path) -> None:
 # Damage and kills.
 
 
-def test_a_damaged_pool_has_no_card(alone: Path) -> None:
+def test_a_damaged_pool_has_no_card(alone):
     shard = alone / "pool.zarr/image/c/0/0/0/0"
     os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(CorruptError, match="is damaged"):
@@ -452,11 +442,11 @@ def test_a_damaged_pool_has_no_card(alone: Path) -> None:
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_an_interrupted_card_leaves_nothing(at: int, alone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
     writes = 0
 
-    def failing(name: str, write: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
+    def failing(name, write):
+        def call(*args, **options):
             nonlocal writes
             if writes == at:
                 raise KeyboardInterrupt
@@ -474,13 +464,13 @@ def test_an_interrupted_card_leaves_nothing(at: int, alone: Path, monkeypatch: p
     verify(card_of(alone))
 
 
-def test_a_card_replaces_nothing(alone: Path) -> None:
+def test_a_card_replaces_nothing(alone):
     card_of(alone)
     with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
         card_of(alone)
 
 
-def test_shards_that_the_manifest_does_not_list_are_refused(alone: Path) -> None:
+def test_shards_that_the_manifest_does_not_list_are_refused(alone):
     manifest = read_manifest(alone)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
     write_manifest(alone, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
@@ -488,7 +478,7 @@ def test_shards_that_the_manifest_does_not_list_are_refused(alone: Path) -> None
         card_of(alone)
 
 
-def test_only_finished_pools_have_a_card(finished_workspace: Path, alone: Path) -> None:
+def test_only_finished_pools_have_a_card(finished_workspace, alone):
     (dataset,) = (finished_workspace / "ingest").glob("*")
     with pytest.raises(FormatError, match="stage 'ingest'; only pools have a card"):
         write_card(dataset, alone.parent / "card")
@@ -497,9 +487,7 @@ def test_only_finished_pools_have_a_card(finished_workspace: Path, alone: Path) 
         write_card(alone, alone.parent / "card")
 
 
-def test_the_command_lists_the_files_that_it_wrote(
-    alone: Path, command: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_lists_the_files_that_it_wrote(alone, command, monkeypatch):
     monkeypatch.chdir(alone.parent)
     shown = command("card", alone, "--licence", "my own terms")
     assert shown.code == 0

@@ -11,7 +11,7 @@ from lsmix.pipeline.views.error_rates import RunSummary, paired_difference
 from lsmix.pipeline.views.report.results import error_table, verdicts
 
 
-def drawn(rng: np.random.Generator, seeds: int, images: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+def drawn(rng, seeds, images, shift):
     """Whether two ways of training are wrong, where images, and trainings within a way, differ in difficulty."""
     image = rng.normal(0.0, 1.0, images)
     either = image + rng.normal(0.0, 0.1, (2, seeds, 1)) + rng.normal(0.0, 0.7, (2, seeds, images))
@@ -45,7 +45,7 @@ def test_one_seed_gives_no_interval_and_equal_trainings_give_an_empty_one():
     assert paired_difference(wrong, wrong) == Interval(value=0.0, low=0.0, high=0.0)
 
 
-def summary(label: str, low: float, high: float) -> RunSummary:
+def summary(label, low, high):
     difference = Interval(value=(low + high) / 2, low=low, high=high)
     return RunSummary(label=label, errors=(5.0, 5.0), difference=difference)
 

@@ -2,9 +2,8 @@
 
 import io
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -24,7 +23,6 @@ from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
 from lsmix.pipeline.views.figures import (
     FIGURES,
-    PaperFigure,
     choose_figure_pairs,
     draw_figure,
     figure_png,
@@ -41,32 +39,32 @@ class Opened(NamedTuple):
     latents: Latents
     dataset: DataSet
 
-    def draw(self, name: str, pairs: int = 3, seed: int = 0, methods: Sequence[str] = ()) -> PaperFigure:
+    def draw(self, name, pairs=3, seed=0, methods=()):
         return draw_figure(name, *self, pairs=pairs, seed=seed, methods=methods)
 
-    def chosen(self, pairs: int = 3, seed: int = 0) -> tuple[list[int], list[int]]:
+    def chosen(self, pairs=3, seed=0):
         chosen = choose_figure_pairs(self.dataset.train.labels, pairs, seed)
         return [first for first, _ in chosen], [second for _, second in chosen]
 
-    def decoded(self, z: np.ndarray) -> np.ndarray:
+    def decoded(self, z):
         return self.flow.decode(z)
 
 
 @pytest.fixture(scope="module")
-def opened(finished_workspace: Path) -> Opened:
+def opened(finished_workspace):
     (ingest,), (flow,), (latents,) = (
         list((finished_workspace / stage).glob("tiny-*")) for stage in ("ingest", "train-glow", "encode")
     )
     return Opened(load_flow(flow), open_latents(latents), open_dataset(ingest))
 
 
-def column(sheet: PaperFigure, place: int) -> np.ndarray:
+def column(sheet, place):
     images = [row[place] for row in sheet.rows]
     return np.stack([image for image in images if image is not None])
 
 
 @pytest.mark.parametrize("name", FIGURES)
-def test_a_figure_is_the_same_bytes_each_time_and_whole(opened: Opened, name: str) -> None:
+def test_a_figure_is_the_same_bytes_each_time_and_whole(opened, name):
     sheet = opened.draw(name)
     data = figure_png(sheet)
     assert data == figure_png(opened.draw(name))
@@ -79,7 +77,7 @@ def test_a_figure_is_the_same_bytes_each_time_and_whole(opened: Opened, name: st
         assert picture.height > 8 * len(sheet.rows)
 
 
-def test_figure_1_has_the_columns_that_its_titles_say(opened: Opened) -> None:
+def test_figure_1_has_the_columns_that_its_titles_say(opened):
     sheet = opened.draw("fig1")
     first, second = opened.chosen()
     images, z = opened.dataset.train.images, opened.latents.z
@@ -96,7 +94,7 @@ def test_figure_1_has_the_columns_that_its_titles_say(opened: Opened) -> None:
     assert sheet.decoded == 3
 
 
-def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end(opened: Opened) -> None:
+def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end(opened):
     sheet = opened.draw("fig3")
     assert sheet.column_titles == ["x", *(f"{n}/12" for n in range(1, 12))]
     assert sheet.decoded == 3 * 11
@@ -118,9 +116,7 @@ def test_figure_3_begins_with_the_image_and_keeps_only_its_first_cell_to_the_end
         ("appendix-e", ["ls-mix", "linear", "bern-mix", "swap-mix", "reverse-mix"], 2),  # half of 3, rounded up
     ],
 )
-def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(
-    opened: Opened, name: str, methods: list[str], pairs: int
-) -> None:
+def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(opened, name, methods, pairs):
     sheet = opened.draw(name)
     assert sheet.column_titles == ["x₁", *(f"λ={n}/16" for n in RATES), "x₂"]
     assert len(sheet.rows) == pairs * len(methods)
@@ -148,16 +144,14 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(
     assert sheet.row_titles[::pairs] == titled
 
 
-def test_figure_7_shows_the_pairs_of_figure_4(opened: Opened) -> None:
+def test_figure_7_shows_the_pairs_of_figure_4(opened):
     four, seven = opened.draw("fig4"), opened.draw("fig7")
     for place in (0, 7):
         np.testing.assert_array_equal(column(seven, place)[:3], column(four, place))
         np.testing.assert_array_equal(column(seven, place)[3:], column(four, place))
 
 
-def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(opened, monkeypatch):
     other = "lsmix.glow.latent_mixing:linear"  # as an entry point of another package would name its own
     monkeypatch.setattr(LATENT_METHODS, "_others", lambda: {"from-elsewhere": other})
     own = ["LS-Mix", "Linear", "Bern-Mix", "Swap-Mix", "Reverse-Mix"]
@@ -169,7 +163,7 @@ def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(
         np.testing.assert_array_equal(linear, elsewhere)
 
 
-def test_failed_decodes_are_counted_and_shown(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_decodes_are_counted_and_shown(opened, monkeypatch):
     def explode(z1, z2, lam, draws):
         return z1 * 1e30, lam
 
@@ -180,7 +174,7 @@ def test_failed_decodes_are_counted_and_shown(opened: Opened, monkeypatch: pytes
 
 
 @given(labels=st.lists(st.integers(0, 3), max_size=30), count=st.integers(1, 8), seed=st.integers(0, 5))
-def test_pairs_are_disjoint_and_of_two_classes_if_possible(labels: list[int], count: int, seed: int) -> None:
+def test_pairs_are_disjoint_and_of_two_classes_if_possible(labels, count, seed):
     array = np.array(labels, np.int64)
     pairs = choose_figure_pairs(array, count, seed)
     assert pairs == choose_figure_pairs(array, count, seed)
@@ -193,7 +187,7 @@ def test_pairs_are_disjoint_and_of_two_classes_if_possible(labels: list[int], co
             assert len({labels[row] for row in left}) == 1
 
 
-def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> None:
+def test_latents_of_other_images_are_refused(opened, tmp_path):
     from lsmix.data.readers.dataset_writer import write_dataset
     from lsmix.data.readers.digits import read_digits
 
@@ -205,9 +199,7 @@ def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> 
 # The command.
 
 
-def test_the_command_draws_from_finished_artifacts(
-    finished_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
-) -> None:
+def test_the_command_draws_from_finished_artifacts(finished_workspace, tiny_recipe, tmp_path, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = command("figure", "fig4", tiny_recipe, "--workspace", finished_workspace, "--device", "cpu", "--rows", "2")
     assert result.code == 0, result.err
@@ -228,9 +220,7 @@ def test_the_command_draws_from_finished_artifacts(
     assert (tmp_path / document["content"]["path"]).read_bytes() == written.read_bytes()
 
 
-def test_the_command_makes_only_what_a_figure_needs(
-    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_the_command_makes_only_what_a_figure_needs(tiny_recipe, tmp_path, command):
     small = ["--set", "flow.training.iterations=2", "--set", "data.limit=150", "--device", "cpu", "-q"]
     target, workspace = tmp_path / "sheet.png", tmp_path / "runs"
     result = command("figure", "fig1", tiny_recipe, "--workspace", workspace, "--out", target, *small)
@@ -240,7 +230,7 @@ def test_the_command_makes_only_what_a_figure_needs(
     assert target.is_file()
 
 
-def test_a_dry_run_draws_nothing(tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_a_dry_run_draws_nothing(tiny_recipe, tmp_path, command):
     target = tmp_path / "sheet.png"
     result = command("figure", "fig1", tiny_recipe, "--workspace", tmp_path, "--out", target, "--dry-run")
     assert result.code == 0
@@ -248,9 +238,7 @@ def test_a_dry_run_draws_nothing(tiny_recipe: Path, tmp_path: Path, command: Cal
     assert not list(tmp_path.iterdir())
 
 
-def test_a_flow_of_another_folder_is_used(
-    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_a_flow_of_another_folder_is_used(finished_workspace, tmp_path, command):
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
     recipe = tmp_path / "given.toml"
     recipe.write_text(
@@ -279,8 +267,8 @@ def test_a_flow_of_another_folder_is_used(
     ],
 )
 def test_a_mistake_is_refused_in_one_sentence_before_anything_is_made(
-    words: list[str], message: str, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any], monkeypatch: Any
-) -> None:
+    words, message, tiny_recipe, tmp_path, command, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     plain = tmp_path / "plain.toml"
     plain.write_text('name = "plain"\n[data]\nformat = "digits"\ntest = 50\n[runs.baseline]\n')
@@ -292,7 +280,7 @@ def test_a_mistake_is_refused_in_one_sentence_before_anything_is_made(
     assert list(tmp_path.iterdir()) == [plain]
 
 
-def test_every_figure_is_documented() -> None:
+def test_every_figure_is_documented():
     from lsmix.cli import cli
 
     page = (DOCS / "figures.md").read_text(encoding="utf-8")

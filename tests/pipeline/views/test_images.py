@@ -11,7 +11,7 @@ from PIL import Image
 from lsmix.pipeline.views.images import image_grid, in_rows, page_grid, png_bytes
 
 
-def random_image(seed: int, height: int = 4, width: int = 5, channels: int = 3) -> np.ndarray:
+def random_image(seed, height=4, width=5, channels=3):
     return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 

@@ -2,9 +2,7 @@
 
 import os
 import stat
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -12,17 +10,17 @@ from lsmix.data.atomic import atomic_path, write_atomic
 from lsmix.data.errors import RecipeError
 
 
-def _pipe(path: Path) -> None:
+def _pipe(path):
     os.mkfifo(path)
 
 
-def _link(path: Path) -> None:
+def _link(path):
     target = path.with_name("elsewhere")
     target.write_bytes(b"somebody's")
     path.symlink_to(target)
 
 
-def _device(path: Path) -> None:
+def _device(path):
     path.symlink_to("/dev/null")  # as /dev/stdout is a link; a device of our own needs root
 
 
@@ -30,7 +28,7 @@ KINDS = {"pipe": _pipe, "link": _link, "broken link": lambda path: path.symlink_
 
 
 @pytest.mark.parametrize("make", [*KINDS.values(), Path.mkdir])
-def test_durable_writes_replace_regular_files_only(tmp_path: Path, make: Callable[[Path], None]) -> None:
+def test_durable_writes_replace_regular_files_only(tmp_path, make):
     path = tmp_path / "output"
     make(path)
     before = path.lstat()
@@ -47,19 +45,19 @@ def test_durable_writes_replace_regular_files_only(tmp_path: Path, make: Callabl
 
 
 @pytest.fixture
-def pool(invented_pool: Callable[..., Path]) -> Path:
+def pool(invented_pool):
     """Return a small pool."""
     return invented_pool()
 
 
 @pytest.fixture
-def no_renames(monkeypatch: pytest.MonkeyPatch) -> None:
+def no_renames(monkeypatch):
     """Let a broken check fail the test instead of destroying a device of this machine."""
     monkeypatch.setattr(Path, "replace", lambda *_: pytest.fail("a device was about to be replaced"))
 
 
 @pytest.mark.usefixtures("no_renames")
-def test_dev_null_is_refused_and_stays_a_device() -> None:
+def test_dev_null_is_refused_and_stays_a_device():
     with pytest.raises(RecipeError, match="is a device"):
         write_atomic(Path("/dev/null"), b"")
     assert stat.S_ISCHR(os.lstat("/dev/null").st_mode)
@@ -67,9 +65,7 @@ def test_dev_null_is_refused_and_stays_a_device() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("option", ["--image", "--html"])
-def test_show_refuses_an_output_that_is_no_regular_file(
-    invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], option: str, kind: str
-) -> None:
+def test_show_refuses_an_output_that_is_no_regular_file(invented_pool, tmp_path, command, option, kind):
     target = tmp_path / "output"
     KINDS[kind](target)
     before = target.lstat()
@@ -80,16 +76,14 @@ def test_show_refuses_an_output_that_is_no_regular_file(
 
 @pytest.mark.usefixtures("pool", "no_renames")
 @pytest.mark.parametrize("path", ["/dev/stdout", "/dev/null"])
-def test_show_refuses_the_terminal_and_devices(pool: Path, command: Callable[..., Any], path: str) -> None:
+def test_show_refuses_the_terminal_and_devices(pool, command, path):
     before = os.lstat(path)
     result = command("show", pool, "--image", path)
     assert (result.code, "only regular files are replaced" in result.err) == (1, True)
     assert os.lstat(path).st_ino == before.st_ino
 
 
-def test_a_figure_is_refused_before_anything_is_made(
-    tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_a_figure_is_refused_before_anything_is_made(tiny_recipe, tmp_path, command):
     out = tmp_path / "fig4.png"
     os.mkfifo(out)
     result = command("figure", "fig4", tiny_recipe, "--workspace", tmp_path / "runs", "--out", out)
@@ -98,9 +92,7 @@ def test_a_figure_is_refused_before_anything_is_made(
 
 
 @pytest.mark.parametrize("words", [("export", "--format", "hdf5"), ("pull",)])
-def test_a_folder_is_not_made_over_a_broken_link(
-    invented_pool: Callable[..., Path], tmp_path: Path, command: Callable[..., Any], words: tuple[str, ...]
-) -> None:
+def test_a_folder_is_not_made_over_a_broken_link(invented_pool, tmp_path, command, words):
     target = tmp_path / "dest"
     target.symlink_to("nothing")
     name, *options = words
@@ -108,9 +100,7 @@ def test_a_folder_is_not_made_over_a_broken_link(
     assert target.is_symlink()
 
 
-def test_a_rebuild_is_not_made_over_a_broken_link(
-    tiny_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_a_rebuild_is_not_made_over_a_broken_link(tiny_workspace, tmp_path, command):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (flow,) = (tiny_workspace / "train-glow").iterdir()
     (data,) = (tiny_workspace / "ingest").iterdir()

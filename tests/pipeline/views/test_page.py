@@ -25,11 +25,11 @@ VOID = {"img", "meta", "br", "hr", "link", "input"}
 class Reader(HTMLParser):
     """Keeps tags, attributes and text, and checks that tags close in order."""
 
-    def __init__(self, document: str) -> None:
+    def __init__(self, document):
         super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.open = []
+        self.tags = []
+        self.words = []
         self.feed(document)
         self.close()
         assert self.open == []
@@ -45,11 +45,11 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         self.words.append(data)
 
-    def of(self, tag: str) -> list[dict[str, str | None]]:
+    def of(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-def whole_page(text: str = "plain") -> Page:
+def whole_page(text="plain"):
     """Return a page with ``text`` in every place that takes words."""
     svg = Figure(name="rates", data=error_rate_plot(RUNS), alt=f"alt {text}", caption=text)
     png = Figure(name="mixes", data=png_bytes(image_grid([[np.zeros((4, 4, 3), np.uint8)]], scale=5)), alt="mixes")

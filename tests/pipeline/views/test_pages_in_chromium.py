@@ -12,9 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -39,7 +37,7 @@ os.execv(sys.argv[3], sys.argv[3:])
 class Browser:
     """One page in a headless Chromium, by the DevTools protocol."""
 
-    def __init__(self, program: str, folder: Path) -> None:
+    def __init__(self, program, folder):
         down, self._write = os.pipe()
         self._read, up = os.pipe()
         flags = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--remote-debugging-pipe"]
@@ -60,15 +58,15 @@ class Browser:
         self._buffer = b""
         self._number = 0
         self._session = ""
-        self.events: list[dict[str, Any]] = []
+        self.events = []
 
-    def start(self) -> None:
+    def start(self):
         target = self.send("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
 
-    def send(self, method: str, **parameters: Any) -> dict[str, Any]:
+    def send(self, method, **parameters):
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         if self._session:
@@ -79,7 +77,7 @@ class Browser:
         assert "error" not in answer, f"{method}: {answer['error']}"
         return dict(answer["result"])
 
-    def _next(self) -> dict[str, Any]:
+    def _next(self):
         end = time.monotonic() + SECONDS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0.0, end - time.monotonic()))
@@ -90,7 +88,7 @@ class Browser:
         message, _, self._buffer = self._buffer.partition(b"\0")
         return dict(json.loads(message))
 
-    def open(self, page: Path, *, width: int = 1400, theme: str = "light", scripts: bool = True) -> None:
+    def open(self, page, *, width=1400, theme="light", scripts=True):
         features = [{"name": "prefers-color-scheme", "value": theme}]
         self.send("Emulation.setEmulatedMedia", features=features)
         self.send(
@@ -102,12 +100,12 @@ class Browser:
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._next())
 
-    def ask(self, expression: str) -> Any:
+    def ask(self, expression):
         result = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def click(self, selector: str) -> None:
+    def click(self, selector):
         self.ask(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
         x, y = self.ask(
             f"(r => [r.x + r.width / 2, r.y + r.height / 2])(document.querySelector({selector!r}).getBoundingClientRect())"
@@ -115,16 +113,16 @@ class Browser:
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
-    def press(self, key: str, code: int, times: int = 1) -> None:
+    def press(self, key, code, times=1):
         for _ in range(times):
             for kind in ("keyDown", "keyUp"):
                 self.send("Input.dispatchKeyEvent", type=kind, key=key, code=key, windowsVirtualKeyCode=code)
 
-    def photograph(self, target: Path) -> None:
+    def photograph(self, target):
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=True)
         target.write_bytes(base64.b64decode(shot["data"]))
 
-    def close(self) -> None:
+    def close(self):
         os.close(self._write)  # with its pipe gone, Chromium ends
         try:
             self._process.wait(10)
@@ -135,7 +133,7 @@ class Browser:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+def browser(tmp_path_factory):
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs Chromium; there is none on the PATH")
@@ -148,13 +146,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def pool_folder(finished_workspace: Path) -> Path:
+def pool_folder(finished_workspace):
     named = os.environ.get("LSMIX_PHOTOGRAPHED_POOL")  # to look at another one
     return Path(named) if named else next((finished_workspace / "mix").glob("lsmix-*"))
 
 
 @pytest.fixture(scope="module")
-def page(pool_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def page(pool_folder, tmp_path_factory):
     target = tmp_path_factory.mktemp("page") / "pool.html"
     target.write_text(render_pool_page(pool_folder)[0], encoding="utf-8")
     return target
@@ -174,23 +172,23 @@ SIDEWAYS = """Array.from(document.querySelectorAll('body *')).filter(one => {
 }).map(one => one.outerHTML.slice(0, 80))"""
 
 
-def visible(browser: Browser) -> list[dict[str, str]]:
+def visible(browser):
     return list(browser.ask(VISIBLE))
 
 
-def complaints(browser: Browser) -> list[dict[str, Any]]:
+def complaints(browser):
     browser.ask("1")  # so that what came before it has been read
     return [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
 
 
-def choose(browser: Browser, selector: str, place: int) -> None:
+def choose(browser, selector, place):
     """Choose an entry of a list by the keyboard, as the open list is no part of the page."""
     browser.ask(f"document.querySelector({selector!r}).focus()")
     browser.press("Home", 36)
     browser.press("ArrowDown", 40, times=place)
 
 
-def test_filters_leave_exactly_what_fits(browser: Browser, page: Path, pool_folder: Path) -> None:
+def test_filters_leave_exactly_what_fits(browser, page, pool_folder):
     browser.open(page)
     browser.ask(UNFOLD)
     everything = visible(browser)
@@ -225,7 +223,7 @@ def test_filters_leave_exactly_what_fits(browser: Browser, page: Path, pool_fold
     assert all(url.startswith(("file:", "data:")) for url in asked)
 
 
-def test_states_are_filtered_and_an_empty_choice_says_so(browser: Browser, page: Path) -> None:
+def test_states_are_filtered_and_an_empty_choice_says_so(browser, page):
     browser.open(page)
     browser.ask(UNFOLD)
     everything = visible(browser)
@@ -239,7 +237,7 @@ def test_states_are_filtered_and_an_empty_choice_says_so(browser: Browser, page:
     assert browser.ask("document.getElementById('nothing').checkVisibility()") == (not left)
 
 
-def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser: Browser, page: Path) -> None:
+def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser, page):
     browser.open(page)
     reached = []
     browser.click("summary")
@@ -250,7 +248,7 @@ def test_the_keyboard_reaches_every_filter_in_the_order_of_reading(browser: Brow
     assert reached == ["label", "status", "by", "low", "high", "Show all"]
 
 
-def test_without_scripts_everything_is_shown_and_nothing_pretends_to_work(browser: Browser, page: Path) -> None:
+def test_without_scripts_everything_is_shown_and_nothing_pretends_to_work(browser, page):
     browser.open(page, scripts=False)
     assert len(visible(browser)) == 9
     browser.ask(UNFOLD)
@@ -261,7 +259,7 @@ def test_without_scripts_everything_is_shown_and_nothing_pretends_to_work(browse
     browser.send("Emulation.setScriptExecutionDisabled", value=False)
 
 
-def test_no_other_script_than_its_own_may_run(browser: Browser, page: Path, tmp_path: Path) -> None:
+def test_no_other_script_than_its_own_may_run(browser, page, tmp_path):
     text = page.read_text(encoding="utf-8")
     changed = tmp_path / "changed.html"
     changed.write_text(
@@ -273,7 +271,7 @@ def test_no_other_script_than_its_own_may_run(browser: Browser, page: Path, tmp_
 
 
 @pytest.fixture(scope="module")
-def report(finished_workspace: Path) -> Path:
+def report(finished_workspace):
     (folder,) = (finished_workspace / "report").iterdir()
     return folder / "report.html"
 
@@ -281,9 +279,7 @@ def report(finished_workspace: Path) -> Path:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [400, 1400])
 @pytest.mark.parametrize("which", ["report", "page"])
-def test_pages_fit_and_read_in_both_themes(
-    which: str, width: int, theme: str, browser: Browser, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_pages_fit_and_read_in_both_themes(which, width, theme, browser, request, tmp_path):
     browser.open(request.getfixturevalue(which), width=width, theme=theme)
     assert browser.ask("Array.from(document.images).every(image => image.complete && image.naturalWidth > 0)")
     assert browser.ask("document.documentElement.scrollHeight") < 6000
@@ -311,14 +307,14 @@ def test_pages_fit_and_read_in_both_themes(
     assert browser.ask(SIDEWAYS) == []
 
 
-def colour(browser: Browser, name: str) -> tuple[int, ...]:
+def colour(browser, name):
     value = browser.ask(f"getComputedStyle(document.documentElement).getPropertyValue('--{name}').trim().slice(1)")
     digits = value if len(value) == 6 else "".join(2 * digit for digit in value)
     return tuple(bytes.fromhex(digits))
 
 
-def contrast(first: tuple[int, ...], second: tuple[int, ...]) -> float:
-    def luminance(rgb: tuple[int, ...]) -> float:
+def contrast(first, second):
+    def luminance(rgb):
         linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in (value / 255 for value in rgb)]
         return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 

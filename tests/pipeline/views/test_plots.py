@@ -31,7 +31,7 @@ INTERVAL = Interval(value=0.25, low=0.0, high=0.5)
 LAM = np.random.default_rng(0).beta(0.4, 0.4, 200)
 
 
-def every_plot() -> dict[str, bytes]:
+def every_plot():
     nan = float("nan")
     return {
         "error rates": error_rate_plot(RUNS),
@@ -56,11 +56,11 @@ def every_plot() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def plots() -> dict[str, bytes]:
+def plots():
     return every_plot()
 
 
-def texts(svg: bytes) -> list[str]:
+def texts(svg):
     return [element.text or "" for element in ET.fromstring(svg).iter("{http://www.w3.org/2000/svg}text")]
 
 

@@ -2,9 +2,7 @@
 
 import re
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -20,29 +18,29 @@ EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
 
 
 def make_pool(
-    folder: Path,
+    folder,
     *,
-    rows: int = 3000,
-    side: int = 8,
-    channels: int = 3,
-    classes: tuple[str, ...] = ("cat", "dog", "owl"),
-    redrawn: Sequence[int] = (),
-    kept: Sequence[int] = (),
-    **manifest: Any,
-) -> Path:
+    rows=3000,
+    side=8,
+    channels=3,
+    classes=("cat", "dog", "owl"),
+    redrawn=(),
+    kept=(),
+    **manifest,
+):
     """Make a pool of noise with shares from 0 to 1."""
 
-    def columns(own: np.ndarray) -> dict[str, np.ndarray]:
+    def columns(own):
         labels = {"label_a": own % len(classes), "label_b": (own + 1) % len(classes)}
         shares = {"lam": own / rows, "share_b": own / rows}
         return {"source_a": own, "source_b": rows - 1 - own, **labels, **shares, "status": np.isin(own, redrawn)}
 
     manifest = {"counts": {"decode_failed_rows": [*redrawn, *kept]}, **manifest}
-    size: dict[str, Any] = {"rows": rows, "copies": 1, "chunk_rows": 512, "image_shape": (side, side, channels)}
+    size = {"rows": rows, "copies": 1, "chunk_rows": 512, "image_shape": (side, side, channels)}
     return write_pool(folder, class_names=classes, method="ls-mix", columns=columns, **size, **manifest)
 
 
-def shown(page: str) -> list[dict[str, str]]:
+def shown(page):
     """Return the data attributes of all samples on a page, and how many pictures each has."""
     items = re.findall(r'<li class="card"(.*?)</li>', page, re.DOTALL)
     return [{**dict(re.findall(r'data-(\w+)="(.*?)"', item)), "pictures": str(item.count("<img "))} for item in items]
@@ -51,7 +49,7 @@ def shown(page: str) -> list[dict[str, str]]:
 # What is counted, and what is chosen.
 
 
-def test_a_summary_counts_every_row(tmp_path: Path) -> None:
+def test_a_summary_counts_every_row(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p", redrawn=(5, 700), kept=(9,)))
     summary = summarise_pool(pool)
     for counts in (summary.lam, summary.share):
@@ -62,7 +60,7 @@ def test_a_summary_counts_every_row(tmp_path: Path) -> None:
     assert summary.decode_failed == [5, 700, 9]
 
 
-def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spread(tmp_path: Path) -> None:
+def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spread(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p", redrawn=range(0, 3000, 5)))
     rows = np.array([*summarise_pool(pool, 100).chosen])
     assert len(set(rows.tolist())) == 100
@@ -73,7 +71,7 @@ def test_statuses_of_the_sample_are_in_their_true_proportion_and_shares_are_spre
     assert not few.status[[*summarise_pool(few, 100).chosen]].any()
 
 
-def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path) -> None:
+def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p"))
     rows = np.array([*summarise_pool(pool, 50).chosen])
     share = pool.share_b[rows]
@@ -84,7 +82,7 @@ def test_a_sample_begins_with_really_mixed_rows_of_the_whole_pool(tmp_path: Path
     assert (np.diff(share[30:]) >= 0).all()
 
 
-def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path: Path) -> None:
+def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path):
     pool = open_pool(make_pool(tmp_path / "p", rows=300))
     assert summarise_pool(pool, 40).chosen == summarise_pool(pool, 40).chosen
     assert summarise_pool(pool, 40).chosen != summarise_pool(pool, 40, seed=1).chosen
@@ -92,7 +90,7 @@ def test_the_sample_depends_on_the_seed_and_has_at_most_all_rows(tmp_path: Path)
 
 
 @pytest.mark.parametrize("rows", [[100], [-1], ["0"], "0", [2**70]])
-def test_a_manifest_with_row_numbers_out_of_range_is_refused(rows: Any, tmp_path: Path) -> None:
+def test_a_manifest_with_row_numbers_out_of_range_is_refused(rows, tmp_path):
     folder = make_pool(tmp_path / "p", rows=100, counts={"decode_failed_rows": rows})
     with pytest.raises(CorruptError, match=r"decode_failed_rows|its counts is"):
         render_pool_page(folder)
@@ -101,7 +99,7 @@ def test_a_manifest_with_row_numbers_out_of_range_is_refused(rows: Any, tmp_path
 # What the page shows.
 
 
-def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace: Path) -> None:
+def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace):
     folder = artifact_folder(finished_workspace, "mix", "lsmix")
     page, what = render_pool_page(folder, samples=30)
     assert "between their sources" in what
@@ -119,7 +117,7 @@ def test_a_pool_in_its_workspace_is_shown_between_its_sources(finished_workspace
     assert pool.manifest.content_digest in page
 
 
-def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_their_own_section(tmp_path: Path) -> None:
+def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_their_own_section(tmp_path):
     page, _ = render_pool_page(make_pool(tmp_path / "p", redrawn=range(30), kept=(17 * 30,)), samples=50)
     assert "2,969 ok (98.97 %), 30 redrawn (1.00 %), 1 decode failed (0.03 %)" in re.sub(r"\s+", " ", page)
     assert "24 further rows that failed to decode at first" in page
@@ -130,8 +128,8 @@ def test_statuses_are_counted_over_the_whole_pool_and_failed_rows_have_their_own
 
 
 def test_a_pool_without_its_workspace_is_shown_without_sources_until_data_is_given(
-    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+    finished_workspace, tmp_path, command
+):
     alone = Path(shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), tmp_path / "alone"))
     page = tmp_path / "page.html"
     result = command("show", alone, "--html", page, "--rows", "20")
@@ -148,7 +146,7 @@ def test_a_pool_without_its_workspace_is_shown_without_sources_until_data_is_giv
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_hostile_text_is_escaped_and_shortened(tmp_path: Path) -> None:
+def test_hostile_text_is_escaped_and_shortened(tmp_path):
     classes = (EVIL, "x" * 100_000, "owl")
     folder = make_pool(tmp_path / "p", rows=100, classes=classes, name=EVIL, config={EVIL: EVIL * 1000})
     page, _ = render_pool_page(folder, samples=12)
@@ -160,7 +158,7 @@ def test_hostile_text_is_escaped_and_shortened(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("side", "channels"), [(64, 3), (300, 3), (32, 1)])
-def test_a_page_never_outgrows_its_limit(side: int, channels: int, tmp_path: Path) -> None:
+def test_a_page_never_outgrows_its_limit(side, channels, tmp_path):
     # Noise is the worst case.
     folder = make_pool(tmp_path / "p", rows=400, side=side, channels=channels)
     page, what = render_pool_page(folder, samples=1000)
@@ -169,9 +167,7 @@ def test_a_page_never_outgrows_its_limit(side: int, channels: int, tmp_path: Pat
     assert ("Pictures are reduced" in page) == (side > 96)
 
 
-def test_pools_of_many_classes_and_of_three_sources_have_their_page(
-    tmp_path: Path, finished_workspace: Path, tiny_recipe: Path
-) -> None:
+def test_pools_of_many_classes_and_of_three_sources_have_their_page(tmp_path, finished_workspace, tiny_recipe):
     page, _ = render_pool_page(make_pool(tmp_path / "p", classes=tuple(f"class {i}" for i in range(30))))
     assert "The most frequent of 900 possible pairs" in page
     from lsmix.pipeline.api import run
@@ -188,9 +184,7 @@ def test_pools_of_many_classes_and_of_three_sources_have_their_page(
 # What is refused, with the reason.
 
 
-def test_other_artifacts_and_other_sources_are_refused(
-    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_other_artifacts_and_other_sources_are_refused(finished_workspace, tmp_path, command):
     dataset, pool = (
         artifact_folder(finished_workspace, "ingest", "tiny"),
         artifact_folder(finished_workspace, "mix", "lsmix"),
@@ -205,7 +199,7 @@ def test_other_artifacts_and_other_sources_are_refused(
     assert command("show", pool, "--rows", "65").code == 1
 
 
-def test_labels_that_differ_from_their_sources_are_refused(tmp_path: Path, tiny_workspace: Path) -> None:
+def test_labels_that_differ_from_their_sources_are_refused(tmp_path, tiny_workspace):
     folder = artifact_folder(tiny_workspace, "mix", "lsmix")
     pool = open_pool(folder)
     arrays = {name: column[:] for name, column in pool.columns.items()}
@@ -219,7 +213,7 @@ def test_labels_that_differ_from_their_sources_are_refused(tmp_path: Path, tiny_
 
 
 @pytest.mark.parametrize("column", ["lam", "share_b"])
-def test_impossible_numbers_are_refused(column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_impossible_numbers_are_refused(column, tmp_path, monkeypatch):
     pool = open_pool(make_pool(tmp_path / "p", rows=100))
     values = pool.columns[column][:]
     values[7] = np.nan
@@ -228,6 +222,6 @@ def test_impossible_numbers_are_refused(column: str, tmp_path: Path, monkeypatch
         summarise_pool(pool)
 
 
-def test_images_of_two_channels_are_refused_by_name(tmp_path: Path) -> None:
+def test_images_of_two_channels_are_refused_by_name(tmp_path):
     with pytest.raises(LsmixError, match="1 or 3 channels"):
         render_pool_page(make_pool(tmp_path / "p", rows=10, channels=2))

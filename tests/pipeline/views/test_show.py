@@ -2,9 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +17,8 @@ from lsmix.pipeline.views.images import mixed_rows
 
 
 def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_second(
-    finished_workspace: Path,
-) -> None:
+    finished_workspace,
+):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     flow = load_flow(artifact_folder(finished_workspace, "train-glow", "tiny"))
     latents = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
@@ -37,9 +34,7 @@ def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_
         assert train.labels[first] != train.labels[second]
 
 
-def test_show_draws_a_pool_between_its_sources(
-    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_show_draws_a_pool_between_its_sources(finished_workspace, tmp_path, command):
     sheet = tmp_path / "sheet.png"
     result = command("show", artifact_folder(finished_workspace, "mix", "lsmix"), "--image", sheet, "--rows", "2")
     assert result.code == 0
@@ -48,9 +43,7 @@ def test_show_draws_a_pool_between_its_sources(
         assert picture.width > 8 * len(INTERPOLATION_TITLES)
 
 
-def test_show_draws_a_pool_without_its_workspace(
-    finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_show_draws_a_pool_without_its_workspace(finished_workspace, tmp_path, command):
     alone = tmp_path / "alone"
     shutil.copytree(artifact_folder(finished_workspace, "mix", "lsmix"), alone)
     result = command("show", alone, "--image", tmp_path / "sheet.png")
@@ -59,9 +52,7 @@ def test_show_draws_a_pool_without_its_workspace(
 
 
 @pytest.mark.parametrize(("stage", "drawn"), [("ingest", True), ("train-glow", True), ("encode", False)])
-def test_show_summarises_any_artifact(
-    stage: str, drawn: bool, finished_workspace: Path, tmp_path: Path, command: Callable[..., Any]
-) -> None:
+def test_show_summarises_any_artifact(stage, drawn, finished_workspace, tmp_path, command):
     sheet = tmp_path / "sheet.png"
     folder = artifact_folder(finished_workspace, stage, "tiny")
     result = command("show", folder, "--image", sheet)
@@ -70,7 +61,7 @@ def test_show_summarises_any_artifact(
     assert sheet.is_file() == drawn
 
 
-def test_the_report_is_one_file_with_everything_in_it(finished_workspace: Path) -> None:
+def test_the_report_is_one_file_with_everything_in_it(finished_workspace):
     folder = artifact_folder(finished_workspace, "report", "tiny")
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r"(?:src|href)=[\"'](?!data:|#)", page)

@@ -3,9 +3,6 @@
 import json
 import unicodedata
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -52,14 +49,14 @@ STRANGE = "".join(NAMES) + SURROGATES
 COUNTS = np.arange(40) / 40
 
 
-def check(text: str) -> None:
+def check(text):
     """Fail if the text has a character, but for a newline, that does not print."""
     odd = {letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp")} - {"\n"}
     assert not odd, sorted(map(hex, map(ord, odd)))
 
 
 @pytest.fixture
-def pool(invented_pool: Callable[..., Path]) -> Path:
+def pool(invented_pool):
     """Return a pool whose classes, licence and citation are strange, with a plan of which a card can be made."""
     folder = invented_pool(class_names=NAMES)
     path = folder / "pool.zarr" / "zarr.json"
@@ -76,7 +73,7 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
 
 
 @pytest.mark.parametrize("form", ["pool", *EXPORT_FORMATS.names()])
-def test_the_card_of_a_pool_and_of_its_exports_prints(pool: Path, tmp_path: Path, form: str) -> None:
+def test_the_card_of_a_pool_and_of_its_exports_prints(pool, tmp_path, form):
     if form == "pool":
         write_card(pool, tmp_path / "out", creator=STRANGE)
     else:
@@ -90,7 +87,7 @@ def test_the_card_of_a_pool_and_of_its_exports_prints(pool: Path, tmp_path: Path
         assert any(line.startswith(f"| {label} | {shown}") for line in table), label
 
 
-def test_show_prints(pool: Path, tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_show_prints(pool, tmp_path, command):
     check(render_pool_page(pool)[0])
     for options in ((), ("--json",)):
         shown = command("show", pool, "--image", tmp_path / "sheet.png", *options)
@@ -98,7 +95,7 @@ def test_show_prints(pool: Path, tmp_path: Path, command: Callable[..., Any]) ->
         check(shown.out + shown.err)
 
 
-def test_plots_with_strange_labels_are_valid_xml() -> None:
+def test_plots_with_strange_labels_are_valid_xml():
     interval = Interval(value=0.25, low=0.0, high=0.5)
     names = [*dict.fromkeys((*NAMES, STRANGE, CONTROLS, BIDI))]
     plots = [
@@ -113,7 +110,7 @@ def test_plots_with_strange_labels_are_valid_xml() -> None:
         assert ET.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
 
 
-def test_reports_of_strange_recipes_print() -> None:
+def test_reports_of_strange_recipes_print():
     runs = [RunSummary(label=STRANGE, errors=(5.1, 4.9), paper=STRANGE)]
     figure = Figure(name="f", data=error_rate_plot(runs), alt=STRANGE, caption=STRANGE)
     table = Table(title=STRANGE, columns=(STRANGE,), rows=((STRANGE,),), note=STRANGE)
@@ -133,13 +130,13 @@ def test_reports_of_strange_recipes_print() -> None:
     text.encode()
 
 
-def test_lines_stay_and_everything_else_that_does_not_print_is_escaped() -> None:
+def test_lines_stay_and_everything_else_that_does_not_print_is_escaped():
     assert printable_lines(f"a\nb{CONTROLS}").count("\n") == 2
     check(printable_lines(STRANGE))
     assert printable_lines("ë 🦊") == "ë 🦊"
 
 
-def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_class_names_that_are_no_characters_are_refused_in_one_sentence(tmp_path):
     path = tmp_path / "set.npz"
     names = np.array(["aa", "bb"])
     np.savez(path, images=np.zeros((4, 8, 8, 3), np.uint8), labels=np.array([0, 1, 0, 1]), class_names=names)
