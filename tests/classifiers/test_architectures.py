@@ -19,7 +19,7 @@ SHAPE = (8, 8, 3)
 
 @pytest.fixture
 def package(monkeypatch):
-    """Return a module that stands for an installed package; whatever is put in it can be named in a recipe."""
+    """Return a module that stands for an installed package; what is put in it can be named in a recipe."""
     module = types.ModuleType("somebodys_nets")
     module.__spec__ = types.SimpleNamespace(name=module.__name__)
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -64,12 +64,12 @@ def test_other_names_are_refused(name, message):
 def test_a_recipe_with_an_unknown_architecture_is_refused_at_once(tmp_path):
     path = tmp_path / "my.toml"
     path.write_text('name = "a"\n[data]\nformat = "digits"\n[runs.wide]\n', encoding="utf-8")
-    told = r"unknown architecture 'wnr-28-10'\. Did you mean 'wrn-28-10'\? Known: .*:CALLABLE\.$"
+    expected = r"unknown architecture 'wnr-28-10'\. Did you mean 'wrn-28-10'\? Known: .*:CALLABLE\.$"
     for key, where in (
         ("classifier", r"recipe '.*': classifier"),
         ("runs.wide.classifier", r"^runs\.wide\.classifier"),
     ):
-        with pytest.raises(RecipeError, match=f"{where}: {told}"):
+        with pytest.raises(RecipeError, match=f"{where}: {expected}"):
             read_recipe(path, [f"{key}.architecture=wnr-28-10"])
 
 

@@ -219,14 +219,6 @@ def test_a_mixed_run_learns_and_is_not_a_plain_one():
     assert learner.evaluate(*stripes(64, seed=9)) < 10.0
 
 
-def test_a_wide_network_learns_with_sgd_and_normalised_inputs():
-    learner = trainer(**WIDE)
-    source = ListSource(*stripes(128), batch_size=16)
-    for _ in range(4):
-        learner.run_epoch(source)
-    assert learner.evaluate(*stripes(64, seed=9)) < 5.0
-
-
 def test_sgd_is_the_written_out_nesterov_step_with_decay_and_clipped_gradient():
     fields = {**SGD, "schedule": "constant", "weight_decay": 0.1, "grad_clip": 0.5, "translate": 0, "flip": False}
     learner = trainer(**fields)

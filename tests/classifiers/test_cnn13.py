@@ -31,7 +31,7 @@ def test_it_has_the_convolutions_of_table_5():
 
 
 def test_its_layers_are_the_rows_of_table_5():
-    def told(layer):
+    def described(layer):
         names = " ".join(type(part).__name__.lstrip("_") for part in layer)
         if names == "MaxPool2d Dropout":
             return f"{layer[0].kernel_size}×{layer[0].kernel_size} max-pool, dropout {layer[1].p}"
@@ -42,7 +42,7 @@ def test_its_layers_are_the_rows_of_table_5():
 
     model = Cnn13(10, final_batch_norm=True)
     # [P Table 5], rows 1 to 14, in its words; each convolution there goes on with "BNorm, lReLU".
-    assert [told(layer) for layer in model.features] == [
+    assert [described(layer) for layer in model.features] == [
         "3×3 conv. 128 same padding",
         "3×3 conv. 128 same padding",
         "3×3 conv. 128 same padding",

@@ -113,11 +113,7 @@ def little_memory():
 
 @pytest.mark.parametrize(
     ("stage", "setting"),
-    [
-        ("train-glow", "flow.training.batch_size"),
-        ("encode", "latents.batch_size"),
-        ("mix", "pools.lsmix.batch_size"),
-    ],
+    [("train-glow", "flow.training.batch_size"), ("encode", "latents.batch_size"), ("mix", "pools.lsmix.batch_size")],
 )
 @pytest.mark.usefixtures("little_memory")
 @pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # which wants more memory

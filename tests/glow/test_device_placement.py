@@ -107,7 +107,7 @@ def test_components_are_set_to_zero_on_the_device(to_device):
 
 @contextlib.contextmanager
 def _real():
-    """Compute on real tensors inside the block, whatever mode is on."""
+    """Compute on real tensors inside the block, in any mode."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():

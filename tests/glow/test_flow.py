@@ -27,15 +27,7 @@ def _images(count, height, width, channels):
 def _trained(height, width, channels, levels, scale="sigmoid"):
     """Return a flow after a few hard steps, so that no layer is near its start; shared, since tests only read it."""
     flow = Flow(
-        FlowConfig(
-            height=height,
-            width=width,
-            channels=channels,
-            levels=levels,
-            steps=2,
-            hidden=8,
-            scale=scale,
-        )
+        FlowConfig(height=height, width=width, channels=channels, levels=levels, steps=2, hidden=8, scale=scale)
     )
     config = FlowTraining(batch_size=16, learning_rate=3e-3, translate=0)
     trainer = FlowTrainer(flow, config, _images(64, height, width, channels))
@@ -48,12 +40,7 @@ SHAPES = st.sampled_from([(8, 8, 1, 1), (8, 8, 3, 3), (5, 7, 1, 2), (1, 9, 2, 2)
 
 
 @settings(max_examples=15, deadline=None)
-@given(
-    shape=SHAPES,
-    scale=st.sampled_from(["sigmoid", "tanh"]),
-    count=st.integers(0, 9),
-    seed=st.integers(0, 99),
-)
+@given(shape=SHAPES, scale=st.sampled_from(["sigmoid", "tanh"]), count=st.integers(0, 9), seed=st.integers(0, 99))
 def test_decoding_gives_back_every_byte(shape, scale, count, seed):
     flow = _trained(*shape, scale)
     images = np.random.default_rng(seed).integers(0, 256, (count, *shape[:3]), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""A coupling network's convolutions as matrix products, which CUDA takes in full float32: the same numbers, whatever the shape."""
+"""A coupling network's convolutions as matrix products, which CUDA takes in full float32: the same numbers for every shape."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Work that is recorded as a CUDA graph: the same numbers as plain calls, whatever moves, fails or diverges meanwhile.
+"""Work that is recorded as a CUDA graph: the same numbers as plain calls, also after moves, failures and divergence.
 
 An emulation records on the CPU; what it asks of CUDA itself is tested with stand-ins for torch.cuda, and on a device by
 tests/glow/test_cuda.py.

@@ -65,12 +65,7 @@ def test_first_192_components_belong_to_the_first_cell_alone():
 
 
 @settings(deadline=None)
-@given(
-    rows=st.integers(1, 5),
-    columns=st.integers(1, 5),
-    channels=st.integers(1, 3),
-    levels=st.integers(1, 3),
-)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 5), channels=st.integers(1, 3), levels=st.integers(1, 3))
 def test_splitting_undoes_joining(rows, columns, channels, levels):
     shapes = part_shapes(rows << levels, columns << levels, channels, levels)
     rng = np.random.default_rng(0)

@@ -28,7 +28,7 @@ class Event:
 
 
 class Stream:
-    """Does what is queued only once somebody waits for it, so that an order nobody asked for does not come about."""
+    """Does queued work only when something waits for it, so that only the order that was asked for is kept."""
 
     def __init__(self, *_):
         self._queue, self.queued, self._done = deque(), 0, 0
@@ -65,7 +65,7 @@ def lazy_device(monkeypatch):
     Device.log, Device.stream = [], Stream()
 
     def copied(source, target):
-        target.fill_(113)  # what is there until the copy is done
+        target.fill_(113)  # until the copy is done
         stream = Device.stream
         stream.add(lambda: target.copy_(source))
         return target

@@ -36,12 +36,7 @@ def test_the_recipe_for_a_folder_of_photographs_runs_as_it_is(tmp_path, monkeypa
     assert "in all." in printed
     (tmp_path / "my.toml").write_text(printed, encoding="utf-8")
     recipe = read_recipe(tmp_path / "my.toml")
-    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.path) == (
-        "my-photos",
-        32,
-        3,
-        "natural-32",
-    )
+    assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.path) == ("my-photos", 32, 3, "natural-32")
     small = [
         "pools.lsmix.copies=1",
         "classifier.width=4",
@@ -104,13 +99,13 @@ def test_a_warning_comes_before_work_of_more_than_a_day(tmp_path, command, monke
     assert "(lower flow.training.iterations, flow.steps, flow.hidden or data.size). Or use a GPU." in result.err
     assert "~" in next(line for line in result.out.splitlines() if "train-glow" in line)
     assert not command("status", recipe, "--workspace", tmp_path / "runs").err
-    told = []
-    monkeypatch.setattr(NullProgress, "warning", lambda self, message: told.append(message))
-    monkeypatch.setattr(NullProgress, "info", lambda self, message: stop() if told else None)
+    warned = []
+    monkeypatch.setattr(NullProgress, "warning", lambda self, message: warned.append(message))
+    monkeypatch.setattr(NullProgress, "info", lambda self, message: stop() if warned else None)
 
     def stop():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run(recipe, workspace=tmp_path / "runs", device="cpu", overrides=long)
-    assert [f"warning: {told[0]}\n"] == [result.err]
+    assert [f"warning: {warned[0]}\n"] == [result.err]

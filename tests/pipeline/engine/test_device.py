@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from lsmix.data.errors import RecipeError
-from lsmix.pipeline.engine.device import (
-    device_name,
-    free_device_memory,
-    likely_device,
-    prepare_device,
-    resolve_device,
-)
+from lsmix.pipeline.engine.device import device_name, free_device_memory, likely_device, prepare_device, resolve_device
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.stage import Cost
 from lsmix.pipeline.workspace.workspace import Workspace

@@ -193,11 +193,11 @@ def test_if_recording_runs_out_of_memory_the_plain_call_runs_or_its_error_names_
             raise torch.OutOfMemoryError(CUDA_SAYS)
         return [x + 1.0]
 
-    told = contextlib.nullcontext() if plain_fits else pytest.raises(DeviceMemoryError, match="batch_size = 4")
+    expectation = contextlib.nullcontext() if plain_fits else pytest.raises(DeviceMemoryError, match="batch_size = 4")
     with emulate_cuda_graphs() as recorder:
         recorder.fault = "no memory"
         replayed = Replayed(function)
-        with pytest.warns(RuntimeWarning, match="without a CUDA graph"), told, device_memory(*SETTING):
+        with pytest.warns(RuntimeWarning, match="without a CUDA graph"), expectation, device_memory(*SETTING):
             replayed(torch.ones(4))
         if plain_fits:
             replayed(torch.ones(4))

@@ -120,7 +120,7 @@ def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(s
     assert digest() == first
     assert len(hashed) == 2
     digest()
-    assert len(hashed) == 2, "a file that changed must be remembered anew"
+    assert len(hashed) == 2, "a file that changed must be remembered again"
     copy = source.with_suffix(".copy")
     shutil.copy2(source, copy)  # same size, same time, another inode
     copy.replace(source)

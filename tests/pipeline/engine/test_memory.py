@@ -1,6 +1,6 @@
-"""Memory is bounded whatever the number of images: a stage's peak at two sizes, each in a process of its own.
+"""Memory does not grow with the number of images: a stage's peak at two sizes, each in a process of its own.
 
-A bound is in bytes for each image more, far below the 3,072 of one, so that whoever holds them all is found
+A bound is in bytes for each image more, far below the 3,072 of one, so that holding all of them is found
 and noise is not.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-_SIZES = (20_000, 52_000)  # both of several blocks, of whatever is done in blocks of rows
+_SIZES = (20_000, 52_000)  # both of several blocks, where work is done in blocks of rows
 _BYTES_AN_IMAGE = 1024  # by which a peak may grow: a third of an image, a twelfth of its latent vector
 _RECIPE = """
 name = "memory"

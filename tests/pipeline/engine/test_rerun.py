@@ -230,7 +230,7 @@ def times(folder):
 
 
 def test_a_second_run_touches_nothing(tiny_recipe, tiny_workspace, command):
-    command("run", tiny_recipe, "--workspace", tiny_workspace)  # locks and the like are made anew in a copy
+    command("run", tiny_recipe, "--workspace", tiny_workspace)  # a copy has no locks and the like
     before = times(tiny_workspace)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == 0

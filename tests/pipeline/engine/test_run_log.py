@@ -37,10 +37,7 @@ def test_a_run_that_makes_something_leaves_a_log_and_one_that_makes_nothing_does
     assert (log[0]["event"], log[0]["command"], log[0]["recipe"]) == ("begin", "run", str(tiny_recipe))
     assert (log[-1]["event"], log[-1]["outcome"]) == ("end", "done")
     assert sorted(line["shard"] for line in log if line["event"] == "shard") == [0, 1, 2, 3, 4]
-    assert [line["label"] for line in log if line["event"] == "artifact"] == [
-        "ingest tiny",
-        "encode tiny",
-    ]
+    assert [line["label"] for line in log if line["event"] == "artifact"] == ["ingest tiny", "encode tiny"]
     finish = next(line for line in log if line["event"] == "finish" and line["label"] == "encode tiny")
     assert (finish["done"], finish["total"], finish["seconds_left"]) == (300, 300, 0.0)
     assert all(line["at"].startswith("20") for line in log)

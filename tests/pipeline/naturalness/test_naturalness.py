@@ -1,4 +1,4 @@
-"""The naturalness stage on digits: what is compared with what, the same bytes twice, and what is told."""
+"""The naturalness stage on digits: what is compared, the same bytes twice, and the report."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ from lsmix.pipeline.views.report.naturalness import naturalness_section
 SETTINGS = ["naturalness.pairs=20", "naturalness.bootstrap=50", "naturalness.batch_size=16"]
 
 
-class Telling(NullProgress):
+class Warnings(NullProgress):
     """Keeps warnings."""
 
     def __init__(self):
@@ -245,7 +245,7 @@ def test_two_runs_give_the_same_bytes(measured, tiny_recipe):
 
 
 def test_too_few_held_out_images_shrink_every_sample_with_a_warning(measured, tiny_recipe):
-    progress = Telling()
+    progress = Warnings()
     settings = ["naturalness.bootstrap=10", 'naturalness.methods=["hard-cut"]']
     result = run(
         tiny_recipe,
@@ -455,12 +455,7 @@ def test_show_prints_its_counts_and_draws_its_sheet(measured, command, tmp_path)
 def test_measures_on_cuda_are_nearly_those_on_the_cpu(measured, found, tiny_recipe, tmp_path):
     workspace = shutil.copytree(measured["naturalness"].folder.parent.parent, tmp_path / "runs")
     again = run(
-        tiny_recipe,
-        workspace=workspace,
-        stage="naturalness",
-        device="cuda",
-        overrides=SETTINGS,
-        force="naturalness",
+        tiny_recipe, workspace=workspace, stage="naturalness", device="cuda", overrides=SETTINGS, force="naturalness"
     )
     on_cuda = read_naturalness(again["naturalness"].folder)
     for sample in found.samples:

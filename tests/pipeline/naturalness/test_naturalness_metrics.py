@@ -6,13 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from lsmix.pipeline.naturalness.metrics import (
-    Resamples,
-    border_gradients,
-    frechet_distance,
-    interval,
-    transport,
-)
+from lsmix.pipeline.naturalness.metrics import Resamples, border_gradients, frechet_distance, interval, transport
 
 numbers = st.floats(-10, 10, allow_subnormal=False)
 samples = arrays(np.float64, st.integers(1, 12), elements=numbers)

@@ -90,9 +90,7 @@ def _no_advance(images):
     """Count nothing."""
 
 
-def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(
-    finished_workspace,
-):
+def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
     worker = _processor(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)

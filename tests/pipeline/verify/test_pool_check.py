@@ -1,4 +1,4 @@
-"""What ``verify`` finds in a pool whose checksums all fit: rows that are not what the plan says, one column after another."""
+"""``verify`` finds forged rows in a pool whose checksums all fit, column by column."""
 
 import shutil
 from pathlib import Path
@@ -90,7 +90,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
 
 
 @pytest.mark.parametrize(
-    ("name", "column", "value", "told"),
+    ("name", "column", "value", "message"),
     [
         ("ls-mix", "source_a", 3, "source_a is 3, but the plan has"),
         ("ls-mix", "source_b", 3, "source_b is 3, but the plan has"),
@@ -115,11 +115,11 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
         ("three", "share_more", 0.125, r"share_more\[0\] is 0.125, but the plan has"),
     ],
 )
-def test_a_forged_value_is_refused_by_row_and_value(given, name, column, value, told):
+def test_a_forged_value_is_refused_by_row_and_value(given, name, column, value, message):
     folder = given(name)
     row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
     forge(folder, column, row, value)
-    with pytest.raises(CorruptError, match=rf"in row {row} (source_b is \[|.*){told}"):
+    with pytest.raises(CorruptError, match=rf"in row {row} (source_b is \[|.*){message}"):
         verify(folder)
 
 
@@ -142,8 +142,8 @@ def test_one_training_image_has_one_label(given, made, column):
         verify(folder)
     assert "row 130" in str(without.value)
     # With the base set at hand there is no doubt which of the two is wrong.
-    told = rf"in row 130 {column} is {wrong}, but the data set .* has label \d for the same training image {image}"
-    with pytest.raises(CorruptError, match=told):
+    message = rf"in row 130 {column} is {wrong}, but the data set .* has label \d for the same training image {image}"
+    with pytest.raises(CorruptError, match=message):
         verify(folder, data=made["ingest"].folder)
 
 
@@ -237,7 +237,7 @@ def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(methods_wor
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"pool": {"seed": 1}}, "its configured seed is 0, but plan.json says 1"),
         ({"pool": {"alpha": 0.5}}, "its configured alpha is 0.7, but plan.json says 0.5"),
@@ -248,7 +248,7 @@ def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(methods_wor
         ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
-def test_a_plan_of_another_pool_is_refused(given, change, told):
+def test_a_plan_of_another_pool_is_refused(given, change, message):
     folder = given("ls-mix")
     path = folder / "plan.json"
     plan = msgspec.json.decode(path.read_bytes())
@@ -256,7 +256,7 @@ def test_a_plan_of_another_pool_is_refused(given, change, told):
         plan[name] = {**plan[name], **value} if isinstance(value, dict) else value
     path.write_bytes(msgspec.json.encode(plan))
     reseal(folder)
-    with pytest.raises(CorruptError, match=told):
+    with pytest.raises(CorruptError, match=message):
         verify(folder)
 
 

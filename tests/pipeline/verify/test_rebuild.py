@@ -125,19 +125,19 @@ def test_the_original_pool_itself_is_refused(given, tiny_workspace):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         ({"config": {"limit": 331}}, "it has 301 training images, expected 300"),
         ({"config": {"seed": 1}}, "as many images, but others or in another order"),
         ({"licence": "none"}, "its licence is 'CC BY 4.0', expected 'none'"),
     ],
 )
-def test_another_data_set_is_refused_with_what_differs(given, tmp_path, changes, told):
+def test_another_data_set_is_refused_with_what_differs(given, tmp_path, changes, message):
     origin = msgspec.json.decode(given.plan.read_bytes())["origin"]
     config = {**origin["config"], **changes.pop("config", {})}
     root = origin["content_digest"] if "licence" not in changes else "1" * 64
     plan = altered(given.plan, origin={**changes, "config": config, "content_digest": root})
-    with pytest.raises(RecipeError, match=f"is not the one behind the pool: .*{told}"):
+    with pytest.raises(RecipeError, match=f"is not the one behind the pool: .*{message}"):
         rebuild(plan, data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 
@@ -163,7 +163,7 @@ def test_another_flow_is_refused_by_its_digest(given, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "error", "told"),
+    ("changes", "error", "message"),
     [
         ({"format_version": 2}, FormatError, "has format 2; this version of lsmix reads format 1"),
         (
@@ -183,8 +183,8 @@ def test_another_flow_is_refused_by_its_digest(given, tmp_path):
         ({"origin": {"train_images": 1}}, CorruptError, "it mixes 2 of 1 training images"),
     ],
 )
-def test_a_hostile_or_damaged_plan_is_refused(given, tmp_path, changes, error, told):
-    with pytest.raises(error, match=told):
+def test_a_hostile_or_damaged_plan_is_refused(given, tmp_path, changes, error, message):
+    with pytest.raises(error, match=message):
         rebuild(altered(given.plan, **changes), data="digits", flow=given.flow, workspace=tmp_path / "w")
 
 

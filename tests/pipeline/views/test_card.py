@@ -1,4 +1,4 @@
-"""Laws of the card of a pool: it is true, it parses, its code runs, and no stranger's word gets out of its quotes."""
+"""The card of a pool is true and parses, its code runs, and hostile text in it is escaped."""
 
 import csv
 import hashlib
@@ -167,7 +167,7 @@ def test_a_pool_without_a_licence_can_be_made_and_warns_everywhere(tmp_path, com
     verify(named)
 
 
-# What it says is so.
+# What it says is true.
 
 
 def test_the_front_matter_is_what_the_hub_reads(made):
@@ -351,7 +351,7 @@ def test_croissant_validates_and_its_record_sets_iterate(kind, made, pool_folder
         statuses = list(dataset.records("statuses"))
     issues = dataset.metadata.ctx.issues
     assert not issues.errors
-    assert all("datePublished" in warning for warning in issues.warnings)  # nobody knows when a pool will be published
+    assert all("datePublished" in warning for warning in issues.warnings)  # the day is not known
     assert str(dataset.metadata.ctx.conforms_to.value) == "http://mlcommons.org/croissant/1.1"
     assert [record["classes/name"] for record in classes] == list(pool.class_names)
     assert [record["statuses/name"] for record in statuses] == list(STATUSES)
@@ -379,7 +379,7 @@ def test_croissant_has_the_required_fields_and_the_checksum_of_every_file(made, 
     assert [source["prov:label"] for source in sources] == ["The base set, 300 training images", "The Glow flow"]
 
 
-# Strangers' words.
+# Hostile text.
 
 
 def test_hostile_text_is_escaped_in_every_file(tmp_path):

@@ -21,12 +21,7 @@ from lsmix.data.pool_spec import PoolConfig
 from lsmix.glow.checkpoint import load_flow
 from lsmix.glow.flow import Flow
 from lsmix.glow.latent_mixing import is_failed_decode, mix_latents, zero_fill
-from lsmix.pipeline.views.figures import (
-    FIGURES,
-    choose_figure_pairs,
-    draw_figure,
-    figure_png,
-)
+from lsmix.pipeline.views.figures import FIGURES, choose_figure_pairs, draw_figure, figure_png
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 RATES = [2, 5, 7, 9, 11, 14]  # sixteenths, of [P Fig. 4]
@@ -215,8 +210,8 @@ def test_the_command_draws_from_finished_artifacts(finished_workspace, tiny_reci
     assert not again.err
     document = json.loads(again.out)
     assert document["schema"] == "lsmix/figure/1"
-    told = next(line for line in (DOCS / "cli.md").read_text().splitlines() if "`lsmix/figure/1`" in line)
-    assert all(f"`{name}`" in told for name in document["content"])
+    documented = next(line for line in (DOCS / "cli.md").read_text().splitlines() if "`lsmix/figure/1`" in line)
+    assert all(f"`{name}`" in documented for name in document["content"])
     assert (tmp_path / document["content"]["path"]).read_bytes() == written.read_bytes()
 
 

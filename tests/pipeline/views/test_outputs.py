@@ -1,4 +1,4 @@
-"""Laws of outputs that the user names: only regular files are replaced, and everything else is refused by name."""
+"""Outputs that the user names: only regular files are replaced, and everything else is refused by name."""
 
 import os
 import stat

@@ -1,4 +1,4 @@
-"""A page holds all that it was given, escapes it, and asks for nothing from outside."""
+"""A page holds all that it was given, escapes it, and loads nothing from outside."""
 
 import re
 from html.parser import HTMLParser
@@ -156,8 +156,8 @@ def test_every_row_has_its_budget_and_how_often_images_were_seen():
         RunSummary(label="b", errors=(5.0,), images=3750, updates=60),
     ]
     table = budget_table(runs)
-    told = "pool p: 1,000 images, 3× each; training images: 500 images, 1.5× each"
-    assert table.rows == (("a", "3,750", "60", told), ("b", "3,750", "60", "–"))
+    seen_text = "pool p: 1,000 images, 3× each; training images: 500 images, 1.5× each"
+    assert table.rows == (("a", "3,750", "60", seen_text), ("b", "3,750", "60", "–"))
     assert table.note == "All runs have the same budget."
     assert "not fair" in budget_table([*runs, RunSummary(label="c", errors=(), images=1)]).note
 

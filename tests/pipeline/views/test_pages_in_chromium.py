@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 SECONDS = 60  # for an answer, on a busy machine
 
-# Chromium reads commands from descriptor 3 and answers on 4, whatever the pipes' own numbers are.
+# Chromium reads commands from descriptor 3 and answers on 4, not on the pipes' own numbers.
 LAUNCH = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
@@ -164,7 +164,7 @@ VISIBLE = """Array.from(document.querySelectorAll('.samples:not(.failures) > li'
 
 
 UNFOLD = "document.querySelectorAll('details').forEach(part => { part.open = true; })"
-# Whatever can be scrolled sideways, and whatever ends outside of the page.
+# Elements that can be scrolled sideways, and those that end outside of the page.
 SIDEWAYS = """Array.from(document.querySelectorAll('body *')).filter(one => {
     const style = getComputedStyle(one), box = one.getBoundingClientRect();
     return (['auto', 'scroll'].includes(style.overflowX) && one.scrollWidth > one.clientWidth + 1)

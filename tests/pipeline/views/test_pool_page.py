@@ -1,4 +1,4 @@
-"""Laws of the page on a pool: it shows what the pool holds, escapes what strangers wrote, and stays small."""
+"""The page of a pool shows what the pool holds, escapes hostile text, and stays small."""
 
 import re
 import shutil
@@ -17,17 +17,7 @@ from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
 EVIL = "<img src=x onerror=alert(1)>'\"&</script>"
 
 
-def make_pool(
-    folder,
-    *,
-    rows=3000,
-    side=8,
-    channels=3,
-    classes=("cat", "dog", "owl"),
-    redrawn=(),
-    kept=(),
-    **manifest,
-):
+def make_pool(folder, *, rows=3000, side=8, channels=3, classes=("cat", "dog", "owl"), redrawn=(), kept=(), **manifest):
     """Make a pool of noise with shares from 0 to 1."""
 
     def columns(own):

@@ -16,9 +16,7 @@ from lsmix.pipeline.views.figures import INTERPOLATION_TITLES, interpolation_gri
 from lsmix.pipeline.views.images import mixed_rows
 
 
-def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_second(
-    finished_workspace,
-):
+def test_a_grid_of_growing_shares_begins_with_the_first_image_and_ends_with_the_second(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     flow = load_flow(artifact_folder(finished_workspace, "train-glow", "tiny"))
     latents = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))

@@ -1,4 +1,4 @@
-"""Laws of text that comes with data: in every text for people what does not print is shown as its escape."""
+"""Text that comes with data: characters that do not print are shown as escapes in every output for people."""
 
 import json
 import unicodedata
@@ -17,14 +17,7 @@ from lsmix.pipeline.config.results import Interval
 from lsmix.pipeline.views.dataset_card.card import write_card
 from lsmix.pipeline.views.error_rates import RunSummary
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
-from lsmix.pipeline.views.plots import (
-    Series,
-    curves,
-    distance_plot,
-    error_rate_plot,
-    pair_matrix,
-    spread_plot,
-)
+from lsmix.pipeline.views.plots import Series, curves, distance_plot, error_rate_plot, pair_matrix, spread_plot
 from lsmix.pipeline.views.pool_page import render_pool_page
 from lsmix.pipeline.views.report.results import error_table
 
