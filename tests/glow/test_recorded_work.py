@@ -321,10 +321,9 @@ def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(recorde
     steps = FlowTrainer.steps
     monkeypatch.setattr(FlowTrainer, "steps", lambda self, count: (sizes.append(count), steps(self, count))[1])
     settings = ["flow.training.iterations=40", "flow.checkpoint_every=25", "flow.evaluate_every=20"]
-    run(small_recipe, workspace=tmp_path / "runs", device="cpu", stage="train-glow", overrides=settings)
-    assert sizes == [16, 4, 5, 15]
-    (folder,) = (tmp_path / "runs" / "train-glow").glob("small-*")
-    log = read_log(folder)
+    made = run(small_recipe, workspace=tmp_path / "runs", device="cpu", stage="train-glow", overrides=settings)
+    assert sizes == 2 * [16, 4, 5, 15]  # of the flow and of the evaluator
+    log = read_log(made["train-glow/small"].folder)
     assert [line.iteration for line in log] == list(range(1, 41))
     assert [line.iteration for line in log if line.heldout_bits_per_dim is not None] == [20, 40]
 
