@@ -367,7 +367,7 @@ class Pool:
         png = io.BytesIO()
         Image.fromarray(strip if strip.shape[2] == 3 else strip[..., 0]).save(png, "PNG")
         shown = base64.b64encode(png.getvalue()).decode()
-        return f'{text}<br><img alt="its first images" style="height: 4rem" src="data:image/png;base64,{shown}">'
+        return f'{text}<br><img alt="its first images" style="height: 4rem; image-rendering: pixelated" src="data:image/png;base64,{shown}">'
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.reopen, ()  # a map of a file belongs to one process; another opens its own
