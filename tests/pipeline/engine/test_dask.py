@@ -1,5 +1,6 @@
 """Dask makes the bytes of one process; a lost worker loses no shard, a crashing shard is skipped, a lost scheduler is reported."""
 
+import dataclasses
 import shutil
 import subprocess
 import sys
@@ -176,6 +177,16 @@ def test_no_cluster_is_started_without_shards(tmp_path):
     with DaskExecutor(workers=2, say=print) as executor:
         executor.run(stubborn_job(tmp_path), [], print)
         assert executor._client is None
+
+
+def test_only_workers_of_this_machine_get_its_folder_of_a_url(tmp_path, monkeypatch):
+    folders = []
+    monkeypatch.setattr(DaskExecutor, "_connected", lambda self: None)
+    monkeypatch.setattr(DaskExecutor, "_run", lambda self, client, job, *_: folders.append(job.folder))
+    job = dataclasses.replace(stubborn_job(tmp_path), url="s3://bucket/runs")
+    for options in ({"workers": 1, "device": "cpu"}, {"scheduler": "tcp://somewhere"}):
+        DaskExecutor(**options, say=print).run(job, [0], print)
+    assert folders == [str(tmp_path), ""]
 
 
 def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
