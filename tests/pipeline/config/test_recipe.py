@@ -12,6 +12,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        # Unknown keys: the message names the nearest.
         ("flwo.steps=3", r"unknown key 'flwo'\. Did you mean 'flow'\?"),
         ("data.limmit=3", r"unknown key 'data\.limmit'\. Did you mean 'limit'\?"),
         ("flow.stepps=3", r"unknown key 'flow\.stepps'\. Did you mean 'steps'\?"),
@@ -22,16 +23,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
         ("runs.lsmix.poool='x'", r"unknown key 'runs\.lsmix\.poool'\. Did you mean 'pool'\?"),
         ("runs.lsmix.classifier.epoch=3", r"runs\.lsmix\.classifier: unknown key 'epoch'\. Did you mean 'epochs'\?"),
         ("report.titel='x'", r"unknown key 'report\.titel'\. Did you mean 'title'\?"),
-    ],
-)
-def test_an_unknown_key_names_the_nearest_at_every_level(tiny_recipe, override, message):
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(tiny_recipe, [override])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
+        # Values out of range.
         ("pools.lsmix.alpha=0", r"pools\.lsmix\.alpha: expected float > 0\.0, got 0"),
         ("pools.lsmix.alpha=-0.5", r"pools\.lsmix\.alpha: expected float > 0\.0, got -0\.5"),
         ("pools.lsmix.alpha=nan", r"pools\.lsmix\.alpha: expected a finite number, got nan"),
@@ -57,9 +49,34 @@ def test_an_unknown_key_names_the_nearest_at_every_level(tiny_recipe, override, 
         ("name='a/b'", r"name: a name may contain letters, .* Got 'a/b'"),
         ("name='a\\n'", r"name: a name may contain"),
         ("pools.a/b={alpha = 1}", r"pools: a name may contain letters"),
+        # A misspelt name: no section is added.
+        (
+            "pools.lsmx.alpha=0.3",
+            r"'--set pools\.lsmx\.alpha=0\.3': there is no pool 'lsmx'; .* Did you mean 'lsmix'\?",
+        ),
+        ("runs.basline.seeds=[1]", r"there is no run 'basline'; .* Did you mean 'baseline'\?"),
+        ("scale.small.data.limit=3", r"there is no scale 'small'; the recipe has none"),
+        # Mixing that cannot be done.
+        ("pools.lsmix.method=lsmix", r"pools\.lsmix\.method: unknown mixing method 'lsmix'\. Did you mean 'ls-mix'\?"),
+        ("pools.lsmix.sources=9", r"pools\.lsmix\.sources: expected int <= 8, got 9"),
+        ("pools.zero.sources=3", r"pools\.zero\.lambdas: a fixed λ is the share of one of two sources"),
+        ("pools.lsmix.corner=middle", r"pools\.lsmix\.corner: "),
+        ('pools.p={ method = "linear", sources = 3 }', r"pools\.p\.sources: more than two are mixed by 'ls-mix' only"),
+        ('pools.p={ method = "cutmix", corner = "random" }', r"pools\.p\.corner: only methods in latent space"),
+        ('pools.p={ method = "mixup", flow = "x" }', r"pools\.p\.flow: 'mixup' mixes pixels and needs none"),
+        ('runs.r={ mix = [{ method = "mixpu" }] }', r"runs\.r\.mix\[0\]\.method: .*Did you mean 'mixup'\?"),
+        ('runs.r={ mix = [{ method = "ls-mix" }] }', r"runs\.r\.mix\[0\]\.method: 'ls-mix' mixes in latent space"),
+        ('runs.r={ mix = [{ pool = "nope" }] }', r"runs\.r\.mix\[0\]\.pool: there is no pool 'nope'"),
+        ("runs.r={ mix = [{}] }", r"runs\.r\.mix\[0\]: expected either a 'pool' or a 'method'"),
+        ('runs.r={ mix = [{ method = "mixup", weight = 0 }] }', r"runs\.r\.mix\[0\]\.weight: expected float > 0"),
+        ('runs.lsmix.mix=[{ method = "mixup" }]', r"runs\.lsmix\.mix: say the pool in 'mix' as well"),
+        (
+            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], mode = "chain" }',
+            r"runs\.r\.mix\[1\]\.pool: in a chain a pool comes first",
+        ),
     ],
 )
-def test_a_value_out_of_range_is_named_with_its_place_and_itself(tiny_recipe, override, message):
+def test_a_wrong_field_is_refused_with_its_place(tiny_recipe, override, message):
     override = override.replace("'", '"')  # in a basic string of TOML, escapes count
     with pytest.raises(RecipeError, match=message):
         read_recipe(tiny_recipe, [override])
@@ -132,22 +149,6 @@ def test_set_takes_toml_values_and_bare_words(tiny_recipe, override, get, expect
 @pytest.mark.parametrize("override", ["alpha", "=1", "pools..alpha=1", "", ".=1"])
 def test_set_without_a_key_and_a_value_is_refused(tiny_recipe, override):
     with pytest.raises(RecipeError, match=r"is no 'section\.key=value', such as"):
-        read_recipe(tiny_recipe, [override])
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        (
-            "pools.lsmx.alpha=0.3",
-            r"'--set pools\.lsmx\.alpha=0\.3': there is no pool 'lsmx'; .* Did you mean 'lsmix'\?",
-        ),
-        ("runs.basline.seeds=[1]", r"there is no run 'basline'; .* Did you mean 'baseline'\?"),
-        ("scale.small.data.limit=3", r"there is no scale 'small'; the recipe has none"),
-    ],
-)
-def test_set_adds_no_section_for_a_misspelt_name(tiny_recipe, override, message):
-    with pytest.raises(RecipeError, match=message):
         read_recipe(tiny_recipe, [override])
 
 
@@ -259,33 +260,6 @@ def test_a_wrong_scale_is_refused_even_if_it_is_not_used(sized, override, messag
     sized.write_text(text.replace("limit = 50\n", "") if name == "limit" else text, encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         read_recipe(sized)
-
-
-@pytest.mark.parametrize(
-    ("override", "message"),
-    [
-        ("pools.lsmix.method=lsmix", r"pools\.lsmix\.method: unknown mixing method 'lsmix'\. Did you mean 'ls-mix'\?"),
-        ("pools.lsmix.sources=9", r"pools\.lsmix\.sources: expected int <= 8, got 9"),
-        ("pools.zero.sources=3", r"pools\.zero\.lambdas: a fixed λ is the share of one of two sources"),
-        ("pools.lsmix.corner=middle", r"pools\.lsmix\.corner: "),
-        ('pools.p={ method = "linear", sources = 3 }', r"pools\.p\.sources: more than two are mixed by 'ls-mix' only"),
-        ('pools.p={ method = "cutmix", corner = "random" }', r"pools\.p\.corner: only methods in latent space"),
-        ('pools.p={ method = "mixup", flow = "x" }', r"pools\.p\.flow: 'mixup' mixes pixels and needs none"),
-        ('runs.r={ mix = [{ method = "mixpu" }] }', r"runs\.r\.mix\[0\]\.method: .*Did you mean 'mixup'\?"),
-        ('runs.r={ mix = [{ method = "ls-mix" }] }', r"runs\.r\.mix\[0\]\.method: 'ls-mix' mixes in latent space"),
-        ('runs.r={ mix = [{ pool = "nope" }] }', r"runs\.r\.mix\[0\]\.pool: there is no pool 'nope'"),
-        ("runs.r={ mix = [{}] }", r"runs\.r\.mix\[0\]: expected either a 'pool' or a 'method'"),
-        ('runs.r={ mix = [{ method = "mixup", weight = 0 }] }', r"runs\.r\.mix\[0\]\.weight: expected float > 0"),
-        ('runs.lsmix.mix=[{ method = "mixup" }]', r"runs\.lsmix\.mix: say the pool in 'mix' as well"),
-        (
-            'runs.r={ mix = [{ method = "mixup" }, { pool = "zero" }], mode = "chain" }',
-            r"runs\.r\.mix\[1\]\.pool: in a chain a pool comes first",
-        ),
-    ],
-)
-def test_mixing_that_cannot_be_done_is_refused_with_its_place(tiny_recipe, override, message):
-    with pytest.raises(RecipeError, match=message):
-        read_recipe(tiny_recipe, [override])
 
 
 @pytest.mark.parametrize("name", [name for name in builtin_recipes() if name.startswith(("table", "naturalness"))])

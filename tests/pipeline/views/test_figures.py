@@ -139,13 +139,6 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(opened, name, 
     assert sheet.row_titles[::pairs] == titled
 
 
-def test_figure_7_shows_the_pairs_of_figure_4(opened):
-    four, seven = opened.draw("fig4"), opened.draw("fig7")
-    for place in (0, 7):
-        np.testing.assert_array_equal(column(seven, place)[:3], column(four, place))
-        np.testing.assert_array_equal(column(seven, place)[3:], column(four, place))
-
-
 def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(opened, monkeypatch):
     other = "lsmix.glow.latent_mixing:linear"  # as an entry point of another package would name its own
     monkeypatch.setattr(LATENT_METHODS, "_others", lambda: {"from-elsewhere": other})
