@@ -1,11 +1,12 @@
-"""Squeezing and the latent order: where each pixel goes."""
+"""Squeezing and the latent order: where each pixel goes, from each corner."""
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lsmix.glow.latent_order import cell_order, join_parts, part_shapes, split_parts
+from lsmix.glow.latent_order import cell_order, corner_index, join_parts, part_shapes, split_parts
 from lsmix.glow.layers import depth_to_space, space_to_depth
 
 SIZES = st.integers(1, 4)
@@ -74,3 +75,42 @@ def test_splitting_undoes_joining(rows, columns, channels, levels):
     assert z.shape == (2, sum(part[0].numel() for part in parts))
     for part, back in zip(parts, split_parts(z, shapes), strict=True):
         assert torch.equal(part, back)
+
+
+# The four corners at which the order may begin.
+
+SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)).map(
+    lambda s: part_shapes(s[0] << s[3], s[1] << s[3], s[2], s[3])
+)
+FLAGS = st.booleans()
+
+
+@given(shapes=SHAPES, bottom=FLAGS, right=FLAGS)
+def test_a_corner_is_a_mirrored_order_and_its_own_inverse(shapes, bottom, right):
+    index = corner_index(shapes, bottom=bottom, right=right)
+    assert torch.equal(index.sort().values, torch.arange(len(index)))
+    assert torch.equal(index[index], torch.arange(len(index)))
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, *shape, generator=generator) for shape in shapes]
+    axes = [axis for axis, mirrored in ((2, bottom), (3, right)) if mirrored]
+    expected = join_parts([part.flip(axes) for part in parts])
+    assert torch.equal(join_parts(parts)[:, index], expected)
+
+
+# The grid of a 4×4 image of one level: which cells the first 5 of 16 components belong to [P Fig. 2, mirrored].
+@pytest.mark.parametrize(
+    ("bottom", "right", "picture"),
+    [
+        (False, False, ["##..", "##..", "....", "...."]),
+        (False, True, ["..##", "..##", "....", "...."]),
+        (True, False, ["....", "....", "##..", "##.."]),
+        (True, True, ["....", "....", "..##", "..##"]),
+    ],
+)
+def test_the_first_quarter_is_in_the_corner(bottom, right, picture):
+    shapes = [(1, 4, 4)]
+    index = corner_index(shapes, bottom=bottom, right=right)
+    inverse_of_order = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15])  # Morton, by cell
+    cells = inverse_of_order[index[:4]].tolist()
+    drawn = ["".join("#" if 4 * row + column in cells else "." for column in range(4)) for row in range(4)]
+    assert drawn == picture
