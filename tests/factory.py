@@ -177,7 +177,6 @@ def write_pool(
     """
     import numpy as np
 
-    from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
     from lsmix.data.pool import create_pool, write_pool_shard
 
     draw, images = np.random.default_rng(seed), rows // copies
@@ -221,17 +220,18 @@ def write_pool(
     else:
         (folder / "samples.csv").touch()
         (folder / "README.md").write_text("hello")
-    files = record_files(folder)
-    fields = {
-        "stage": "mix",
-        "stage_version": 1,
-        "name": "mine",
-        "cache_key": "0123456789ab",
-        "config": {},
-        "inputs": [],
-    }
-    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**fields, **manifest}))
+    complete_artifact(folder, **manifest)
     return folder
+
+
+def complete_artifact(folder: Path, **manifest: Any) -> None:
+    """Write the manifest of a folder: of a pool, unless ``manifest`` says otherwise."""
+    from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
+
+    files = record_files(folder)
+    digests = {"cache_key": "0123456789ab", "content_digest": content_digest(files)}
+    fields = {"stage": "mix", "stage_version": 1, "name": "mine", "config": {}, "inputs": [], **digests, **manifest}
+    write_manifest(folder, Manifest(files=files, **fields))
 
 
 def reseal(folder: Path, **changes: Any) -> None:

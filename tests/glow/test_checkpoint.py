@@ -7,11 +7,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from factory import complete_artifact
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save
 
-from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError
 from lsmix.glow.checkpoint import CONFIG_NAME, WEIGHTS_NAME, load_flow, save_flow
 from lsmix.glow.config import FlowConfig, FlowTraining
@@ -50,23 +50,6 @@ def _edit_weights(folder, **changes):
     _edit_json(folder, weights_sha256=hashlib.sha256(content).hexdigest())
 
 
-def _write_manifest(folder):
-    files = record_files(folder)
-    write_manifest(
-        folder,
-        Manifest(
-            stage="train-glow",
-            stage_version=1,
-            name="x",
-            cache_key="0" * 12,
-            content_digest=content_digest(files),
-            config={},
-            inputs=[],
-            files=files,
-        ),
-    )
-
-
 def test_a_loaded_flow_is_the_saved_one(folder):
     flow = load_flow(folder)
     assert flow.config == _flow().config
@@ -88,7 +71,7 @@ def test_the_same_flow_gives_the_same_bytes(folder, tmp_path):
 
 
 def test_an_artifacts_sizes_are_checked_first(folder):
-    _write_manifest(folder)
+    complete_artifact(folder, stage="train-glow")
     assert isinstance(load_flow(folder), Flow)
     with (folder / WEIGHTS_NAME).open("ab") as file:
         file.write(b"x")
