@@ -85,15 +85,18 @@ def find_base(
 
 def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:
     """Return an artifact of a stage with this content digest, all of its bytes checked; None if there is none."""
-    for folder, manifest in home.manifests(stage):
-        if manifest.content_digest == content_digest:
-            artifact = Artifact(folder=folder, manifest=manifest)
-            try:
-                verify_files(folder, manifest)
-            except LsmixError:
-                continue
-            return artifact
-    return None
+    artifact = home.find_content(stage, content_digest) if content_digest else None
+    try:
+        return artifact and _verified(artifact)
+    except LsmixError:
+        return None
+
+
+def _verified(artifact: Artifact) -> Artifact:
+    """Return an artifact, all bytes of one in a folder checked; files from a URL are checked as they come."""
+    if artifact.is_local and artifact.manifest.cache_key:  # a flow without a manifest has just been hashed
+        verify_files(artifact.folder, artifact.manifest)
+    return artifact
 
 
 def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
@@ -106,9 +109,7 @@ def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
     wanted = plan.inputs.get("flow")
     if wanted is None:
         raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
-    artifact = open_input(flow, "flow")
-    if artifact.is_local and artifact.manifest.cache_key:  # files from a URL are checked as they come
-        verify_files(artifact.folder, artifact.manifest)
+    artifact = _verified(open_input(flow, "flow"))
     if artifact.manifest.content_digest != wanted:
         raise RecipeError(
             f"flow {artifact.location!r} is not the one that the plan names: its content digest is {artifact.manifest.content_digest[:12]}…, "
@@ -140,9 +141,7 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
     path = local_folder(data)
     folder = path.parent if path and path.name == DATASET_NAME and path.is_file() else path
     if folder is None or (folder / MANIFEST_NAME).is_file():
-        artifact = open_input(folder or data, "dataset")
-        if artifact.is_local:  # files from a URL are checked as they come
-            verify_files(artifact.folder, artifact.manifest)
+        artifact = _verified(open_input(folder or data, "dataset"))
         settings = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
         if artifact.manifest.content_digest == origin.content_digest and settings != origin.config:
             raise CorruptError(

@@ -24,7 +24,7 @@ from lsmix.data.store import open_artifact
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.workspace.workspace import home_workspace
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
@@ -126,7 +126,8 @@ def render_pool_page(
 def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None) -> SplitArrays | None:
     """Return the images that the pool is made of; None if they are not on this machine."""
     if data is None:
-        found = _in_the_workspace(pool.artifact, origin) if origin else None
+        home = home_workspace(pool.artifact)
+        found = home.find_content("ingest", origin.content_digest) if home and origin else None
         if found is None:
             return None
     else:
@@ -143,21 +144,6 @@ def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None)
             f"pool {pool.location!r} has images of {pool.image_shape}, its data set {found.location!r} of {train.images.shape[1:]}."
         )
     return train
-
-
-def _in_the_workspace(pool: Artifact, origin: Provenance) -> Artifact | None:
-    if not pool.is_local:
-        return None
-    workspace = Workspace(pool.folder.resolve().parent.parent)
-    manifests = (manifest for _, manifest in workspace.manifests("ingest"))
-    return next(
-        (
-            workspace.find("ingest", each.cache_key)
-            for each in manifests
-            if each.content_digest == origin.content_digest
-        ),
-        None,
-    )
 
 
 def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:

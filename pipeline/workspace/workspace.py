@@ -25,7 +25,7 @@ from lsmix.data.store import local_folder, open_artifact, shipped_flow
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_root
 
-__all__ = ["Entry", "Workspace", "pool_inputs"]
+__all__ = ["Entry", "Workspace", "home_workspace", "pool_inputs"]
 
 _PAUSE_SECONDS = 0.5  # while another process copies the same artifact
 _STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     cache_key: str
     folder: Path  # on this machine
     location: str  # the folder, or its URL
-    bytes: int
+    manifest: Manifest | None  # None of unfinished work, and if it is unreadable
 
 
 class Workspace:
@@ -118,47 +118,49 @@ class Workspace:
                     shutil.rmtree(folder)
 
     def entries(self, stage: str) -> Iterator[Entry]:
-        """Go through the artifacts and the unfinished work of a stage with their sizes, links excepted."""
+        """Go through the artifacts and the unfinished work of a stage, those on this machine last and oldest first."""
         names = self._remote_names(stage)
         for name in names:
-            sizes = self.remote.sizes(f"{stage}/{name}") if self.remote else {}
-            label, _, key = name.rpartition("-")
-            if sizes and is_key(key):  # some list a folder whose files are gone
-                folder = self.root / stage / name
-                yield Entry(label, key, folder, self.url_of(folder), sum(sizes.values()))
+            entry = self._entry(self.root / stage / name, self.url_of(self.root / stage / name))
+            if entry and (entry.manifest or self.size(entry)):  # some list a folder whose files are gone
+                yield entry
         for folder in self._folders(stage):
-            name, _, key = folder.name.rpartition("-")
-            if is_key(key) and not folder.is_symlink() and folder.name not in names:
-                yield Entry(name, key, folder, str(folder), folder_bytes(folder))
+            entry = self._entry(folder, str(folder)) if folder.name not in names else None
+            if entry:
+                yield entry
 
-    def manifest(self, entry: Entry) -> Manifest | None:
-        """Return the manifest of an artifact that ``entries`` found; None of unfinished work, and if it is unreadable."""
-        try:
-            here = entry.location == str(entry.folder)
-            return read_manifest(entry.folder) if here else open_artifact(entry.location).manifest
-        except LsmixError:
+    def _entry(self, folder: Path, location: str) -> Entry | None:
+        """Return what is in a folder or at its URL; None if it has no key in its name."""
+        name, _, key = folder.name.rpartition("-")
+        if not is_key(key):
             return None
+        try:
+            manifest = read_manifest(folder) if location == str(folder) else open_artifact(location).manifest
+        except LsmixError:
+            manifest = None
+        return Entry(name, key, folder, location, manifest)
+
+    def size(self, entry: Entry) -> int:
+        """Return the bytes of all files of an artifact or of unfinished work."""
+        if self.remote and entry.location != str(entry.folder):
+            return sum(self.remote.sizes(_path(entry.folder)).values())
+        return folder_bytes(entry.folder)
 
     def folder_names(self, stage: str) -> list[str]:
         """Return the names of all folders of a stage, at the URL and on this machine, complete or not."""
         return list(dict.fromkeys([*self._remote_names(stage), *(folder.name for folder in self._folders(stage))]))
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
-        """Go through the complete artifacts of a stage, those on this machine oldest first; unreadable ones are left out."""
-        for name in self._remote_names(stage):
-            try:
-                artifact = self._open_remote(stage, name)
-            except LsmixError:
-                continue
-            if artifact:
-                yield self.root / stage / name, artifact.manifest
-        for folder in self._folders(stage):
-            if (folder / MANIFEST_NAME).is_file():
-                try:
-                    manifest = read_manifest(folder)
-                except LsmixError:
-                    continue
-                yield folder, manifest
+        """Go through the complete artifacts of a stage as ``entries`` does; unreadable ones are left out."""
+        return ((entry.folder, entry.manifest) for entry in self.entries(stage) if entry.manifest)
+
+    def find_content(self, stage: str, content_digest: str) -> Artifact | None:
+        """Return an artifact of a stage by its content digest, all files in their sizes; None if there is none."""
+        for entry in self.entries(stage):
+            if entry.manifest and entry.manifest.content_digest == content_digest:
+                with contextlib.suppress(LsmixError):
+                    return open_artifact(entry.location)
+        return None
 
     def local_copy(self, artifact: Artifact) -> Path:
         """Return a folder on this machine that holds all files of an artifact, downloaded and checked if need be.
@@ -262,19 +264,21 @@ def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
         )
 
 
+def home_workspace(artifact: Artifact) -> Workspace | None:
+    """Return the workspace on this machine that an artifact is in; None of one at a URL."""
+    return Workspace(artifact.folder.resolve().parent.parent) if artifact.is_local else None
+
+
 def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
     """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it, or the flow is NATURAL_32."""
-    if not pool.is_local:
+    home = home_workspace(pool)
+    if home is None:
         return None
-    workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
+    found = {}
     for record in pool.manifest.inputs:
-        try:
-            artifact = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.cache_key)
-        except LsmixError:
-            return None
-        if artifact is None and record.role == "flow":
-            artifact = shipped_flow(record.content_digest)
-        if artifact is None or artifact.manifest.content_digest != record.content_digest:
+        digest = record.content_digest
+        artifact = home.find_content(_STAGE_OF_ROLE.get(record.role, record.role), digest) or shipped_flow(digest)
+        if artifact is None:
             return None
         found[record.role] = artifact
     return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

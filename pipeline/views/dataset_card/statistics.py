@@ -3,15 +3,12 @@
 import math
 from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
 from lsmix.data.dataset import open_dataset
 from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
 from lsmix.data.pool_spec import PoolSpec
 from lsmix.pipeline.views.images import GRID_TITLES, image_grid, in_rows, png_bytes, sample_grid
 from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.workspace.workspace import home_workspace
 
 __all__ = ["CardStatistics", "SourcePart", "card_statistics"]
 
@@ -106,7 +103,9 @@ def _picture(pool: Pool, spec: PoolSpec, chosen: list[int]) -> tuple[bytes, bool
         return b"", False
     side = max(pool.image_shape[:2])
     step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
-    train = _train_images(pool, spec.origin.content_digest)
+    home = home_workspace(pool.artifact)
+    base = home.find_content("ingest", spec.origin.content_digest) if home else None
+    train = open_dataset(base).train.images if base else None
     if train is None:
         shown = sorted(chosen, key=lambda row: float(pool.share_b[row]))
         images = [pool.image[row] for row in shown]
@@ -116,12 +115,3 @@ def _picture(pool: Pool, spec: PoolSpec, chosen: list[int]) -> tuple[bytes, bool
     small = [[image[::step, ::step] for image in row] for row in rows]
     titles = GRID_TITLES if train is not None else []
     return png_bytes(image_grid(small, scale=scale, column_titles=titles)), train is not None
-
-
-def _train_images(pool: Pool, content_digest: str) -> NDArray[np.uint8] | None:
-    if not pool.artifact.is_local:
-        return None
-    for place, manifest in Workspace(pool.path.resolve().parent.parent).manifests("ingest"):
-        if manifest.content_digest == content_digest:
-            return open_dataset(place).train.images
-    return None
