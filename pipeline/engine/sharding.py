@@ -69,26 +69,17 @@ def make_missing_shards(
     """
     if task.url:
         send_work(task.folder, task.url)
-    records, computed = dict(records), dict.fromkeys(wanted, 0)  # images by shard, as far as they are counted
-    rows = {shard: len(store.shard_range(shard)) for shard in wanted}
-    missing = [shard for shard in wanted if shard not in records]
-    done = sum(rows.values()) - sum(rows[shard] for shard in missing)
-    task.progress.start(task.label, sum(rows.values()), "image", done=done)
-
-    def count(shard: int, images: int) -> None:
-        change = min(images, rows[shard]) - computed[shard]
-        computed[shard] += change
-        if change:
-            task.progress.advance(change)
+    records, missing = dict(records), [shard for shard in wanted if shard not in records]
+    total, left = (sum(len(store.shard_range(shard)) for shard in shards) for shards in (wanted, missing))
+    task.progress.start(task.label, total, "image", done=total - left)
 
     def report(record: ShardRecord) -> None:
         records[record.shard] = record
         facts = {"label": task.label, "shard": record.shard, "seconds": record.seconds, "made_on": record.made_on}
         task.progress.event("shard", **facts)
-        count(record.shard, rows[record.shard])
 
     if task.executor:
-        task.executor.run(_job(task, task.executor, processor), missing, report, count)
+        task.executor.run(_job(task, task.executor, processor), missing, report, task.progress.advance)
     elif missing:
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
         raise PartialError(

@@ -28,7 +28,6 @@ from lsmix.pipeline.workspace.locks import work_root
 __all__ = [
     "LEDGER",
     "Advance",
-    "Counter",
     "Executor",
     "OpenJob",
     "Report",
@@ -50,7 +49,7 @@ __all__ = [
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
 
-# A computation calls it after each batch, with the number of images; it raises to stop the computation.
+# Called with a number of images that were computed since the last call; where it raises, the computation stops.
 Advance = Callable[[int], None]
 
 
@@ -112,7 +111,6 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
-Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
 
 
 class Executor(ABC):
@@ -129,10 +127,8 @@ class Executor(ABC):
         return device
 
     @abstractmethod
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
-        """Make ``shards`` of an artifact; call ``report`` for each, and ``count`` while one is computed.
+    def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
+        """Make ``shards`` of an artifact; call ``report`` for each, and ``advance`` while they are computed.
 
         Raises:
             PartialError: some shards failed; all others are complete.
