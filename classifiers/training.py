@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lsmix.classifiers.augment import augment
-from lsmix.classifiers.checkpoint import flat_state, restore_state
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.evaluation import logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
@@ -29,6 +28,7 @@ from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_device
 from lsmix.data.loaders.cuda_graph import Replayed
 from lsmix.data.loaders.epoch_loader import EpochLoader
 from lsmix.data.loaders.ranks import ALONE, Ranks
+from lsmix.data.loaders.training_state import flat_state, restore_state
 from lsmix.data.rng import generator
 
 __all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "learning_rate"]

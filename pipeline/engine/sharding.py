@@ -7,7 +7,7 @@ import msgspec
 
 from lsmix.data.errors import PartialError
 from lsmix.data.progress import stop_point
-from lsmix.data.table import Table
+from lsmix.data.table import METADATA_NAME, Table
 from lsmix.pipeline.engine.shards import (
     Executor,
     ShardJob,
@@ -17,7 +17,6 @@ from lsmix.pipeline.engine.shards import (
     merge_counts,
     read_ledger,
     send_shard,
-    send_work,
 )
 from lsmix.pipeline.engine.stage import StageTask
 
@@ -67,8 +66,6 @@ def make_missing_shards(
     Raises:
         PartialError: some shards failed, or are missing and there is no executor.
     """
-    if task.url:
-        send_work(task.folder, task.url)
     records, missing = dict(records), [shard for shard in wanted if shard not in records]
     total, left = (sum(len(store.shard_range(shard)) for shard in shards) for shards in (wanted, missing))
     task.progress.start(task.label, total, "image", done=total - left)
@@ -79,7 +76,7 @@ def make_missing_shards(
         task.progress.event("shard", **facts)
 
     if task.executor:
-        task.executor.run(_job(task, task.executor, processor), missing, report, task.progress.advance)
+        task.executor.run(_job(task, store, task.executor, processor), missing, report, task.progress.advance)
     elif missing:
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
         raise PartialError(
@@ -112,7 +109,7 @@ def _local_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     }
 
 
-def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
+def _job(task: StageTask, store: Table, executor: Executor, processor: str) -> ShardJob:
     workspace, inputs = task.folder.resolve().parent.parent, {}
     for role, artifact in task.inputs.items():
         location = artifact.url
@@ -129,4 +126,9 @@ def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
         device=executor.worker_device(task.device),
         folder=str(task.folder.resolve()),
         url=task.url,
+        metadata={
+            path.relative_to(task.folder).as_posix(): path.read_text(encoding="utf-8")
+            for path in (store.folder / METADATA_NAME, *store.folder.glob(f"*/{METADATA_NAME}"))
+            if task.url
+        },
     )

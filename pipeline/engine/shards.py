@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -21,7 +21,6 @@ from lsmix.data.cache import fetch_file
 from lsmix.data.errors import CorruptError
 from lsmix.data.remote import open_remote
 from lsmix.data.store import open_flow_artifact
-from lsmix.data.table import METADATA_NAME
 from lsmix.pipeline.engine.device import device_name, free_device_memory, resolve_device
 from lsmix.pipeline.workspace.locks import work_root
 
@@ -36,7 +35,6 @@ __all__ = [
     "ShardRecord",
     "close_job",
     "fetch_shard",
-    "fetch_work",
     "finished_shards",
     "merge_counts",
     "open_job",
@@ -44,7 +42,6 @@ __all__ = [
     "record_name",
     "run_shard",
     "send_shard",
-    "send_work",
 ]
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
@@ -68,6 +65,7 @@ class ShardJob:
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
     folder: str  # of the artifact; "" for a process that shares none, and works in a copy of what is at ``url``
     url: str = ""  # of the artifact in a remote workspace, to which each shard is sent
+    metadata: dict[str, str] = field(default_factory=dict)  # of the store, by path; for a process without the folder
 
     @property
     def label(self) -> str:
@@ -171,12 +169,13 @@ class OpenJob:
 
 
 def _working_copy(job: ShardJob) -> Path:
-    """Return the folder on this machine in which shards are made; downloads what that needs from a URL."""
+    """Return the folder on this machine in which shards are made; one of its own gets the store's metadata."""
     if job.folder:
         return Path(job.folder)
     home, stage, name = job.url.rsplit("/", 2)
     folder = work_root(home) / stage / name
-    fetch_work(folder, job.url)
+    for path, text in job.metadata.items():
+        write_atomic(folder / path, text.encode())
     return folder
 
 
@@ -268,25 +267,6 @@ def record_name(shard: int) -> str:
 
 _JOBS = 8  # small files on their way at a time
 _MOST_RECORD_BYTES = 16 << 20
-
-
-def send_work(folder: Path, url: str) -> None:
-    """Send what workers on other machines need to begin: the metadata of the store."""
-    place = open_remote(url)
-    for path in folder.rglob(METADATA_NAME):
-        place.write(path.relative_to(folder).as_posix(), path)
-
-
-def fetch_work(folder: Path, url: str) -> None:
-    """Fetch what ``send_work`` sent, as far as it is not here."""
-    place = open_remote(url)
-    sizes = place.sizes("")
-    paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
-    check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
-    for path in paths:
-        content = place.read(path, _MOST_RECORD_BYTES)
-        if not (folder / path).is_file() or (folder / path).read_bytes() != content:
-            write_atomic(folder / path, content)
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:

@@ -99,12 +99,8 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
                 inputs[role] = pools[part.pool]
             parts.append(msgspec.structs.replace(part, pool=role))
         for seed in run.seeds:
-            shared = recipe.run_config(name, seed)
-            config = TrainConfig(
-                **{field: getattr(shared, field) for field in shared.__struct_fields__},
-                parts=tuple(parts),
-                mode=run.mode,
-            )
+            shared = msgspec.structs.asdict(recipe.run_config(name, seed))
+            config = TrainConfig(**shared, parts=tuple(parts), mode=run.mode)
             training = training_name(name, seed)
             nodes[training] = Node(stage=TRAIN, name=training, config=config, inputs=inputs)
     return nodes

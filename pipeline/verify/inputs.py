@@ -14,11 +14,11 @@ from lsmix.data.artifact import (
     Artifact,
     Manifest,
     content_digest,
-    record_files,
+    record_file,
     verify_files,
     write_manifest,
 )
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.dataset import DATASET_NAME, DataSet, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool_spec import PoolSpec, Provenance
@@ -148,7 +148,7 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
                 f"{artifact.location!r} has the plan's data set, but its manifest was altered. Fetch it again."
             )
     elif path and path != folder:
-        artifact = open_artifact(_adopted(path, origin, workspace))
+        artifact = _adopted(path, origin, workspace)
     else:
         node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
         (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
@@ -156,19 +156,13 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
             made.location
         )  # its configuration in the order of the file, as latents and pools keep it
     if artifact.manifest.content_digest != origin.content_digest:
-        raise RecipeError(_difference(data, artifact, artifact.manifest, origin))
+        raise RecipeError(_difference(data, open_dataset(artifact), artifact.manifest, origin))
     return artifact
 
 
-def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
-    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one; return its folder."""
-    folder = workspace.folder("ingest", "given", origin.content_digest[:KEY_DIGITS])
-    if (folder / MANIFEST_NAME).is_file():
-        return folder
-    counts = dataset_counts(open_dataset(file))  # refuses an invalid file before it is copied
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, folder / DATASET_NAME)
-    files = record_files(folder, {DATASET_NAME})
+def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Artifact:
+    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one."""
+    dataset, files = open_dataset(file), [record_file(file.parent, DATASET_NAME, payload=True)]
     manifest = Manifest(
         stage=INGEST.name,
         stage_version=INGEST.version,
@@ -178,18 +172,20 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
         config=dict(origin.config),
         inputs=[],
         files=files,
-        counts=counts,
+        counts=dataset_counts(dataset),
     )
     if manifest.content_digest != origin.content_digest:
-        shutil.rmtree(folder)
-        raise RecipeError(_difference(file, file, manifest, origin))
-    write_manifest(folder, manifest)
-    return folder
+        raise RecipeError(_difference(file, dataset, manifest, origin))
+    folder = workspace.folder(INGEST.name, manifest.name, manifest.cache_key)
+    if not (folder / MANIFEST_NAME).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / DATASET_NAME)
+        write_manifest(folder, manifest)
+    return open_artifact(folder)
 
 
-def _difference(data: Path | str, made: Path | Artifact, manifest: Manifest, origin: Provenance) -> str:
+def _difference(data: Path | str, found: DataSet, manifest: Manifest, origin: Provenance) -> str:
     """Say how a data set differs from the one that is wanted."""
-    found = open_dataset(made)
     hints = []
     if len(found.train) != origin.train_images:
         hints.append(f"it has {len(found.train)} training images, expected {origin.train_images}")

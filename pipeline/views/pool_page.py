@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.dataset import SplitArrays, open_dataset
-from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
+from lsmix.data.dataset import SplitArrays
+from lsmix.data.errors import CorruptError, FormatError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS, Provenance, read_provenance
 from lsmix.data.store import open_artifact
+from lsmix.pipeline.views.images import source_images
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
-from lsmix.pipeline.workspace.workspace import home_workspace
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
@@ -92,7 +92,7 @@ def render_pool_page(
         )
     has_origin = "origin" in pool.columns.attributes
     origin = read_provenance(pool.columns.attributes, f"pool {where!r}") if has_origin else None
-    train = _train_split(pool, origin, data)
+    train = source_images(pool, data)
     room = max(1, _PAGE_BYTES // _most_bytes(pool, with_sources=train is not None))  # samples that fit on the page
     summary = summarise_pool(pool, min(samples, room))
     cards = [_card(pool, train, row, event) for row, event in summary.chosen.items()]
@@ -113,29 +113,6 @@ def render_pool_page(
     )
     sources = "between their sources" if train else "without their sources; name their data set with --data"
     return page, f"{len(cards):,} of {len(pool):,} images {sources}"
-
-
-def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None) -> SplitArrays | None:
-    """Return the images that the pool is made of; None if they are not on this machine."""
-    if data is None:
-        home = home_workspace(pool.artifact)
-        found = home.find_content("ingest", origin.content_digest) if home and origin else None
-        if found is None:
-            return None
-    else:
-        found = open_artifact(data)
-        digest = found.manifest.content_digest
-        if origin is None or digest != origin.content_digest:
-            raise RecipeError(
-                f"pool {pool.location!r} was made from the data set with content digest {origin.content_digest[:12] if origin else 'unknown'}, "
-                f"got {found.location!r} with content digest {digest[:12]}. Name the artifact of the pool's own data set."
-            )
-    train = open_dataset(found).train
-    if train.images.shape[1:] != pool.image_shape:
-        raise CorruptError(
-            f"pool {pool.location!r} has images of {pool.image_shape}, its data set {found.location!r} of {train.images.shape[1:]}."
-        )
-    return train
 
 
 def _most_bytes(pool: Pool, *, with_sources: bool) -> int:
@@ -178,11 +155,10 @@ def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> _Picture:
 def _source_picture(
     pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int, name: str
 ) -> _Picture:
-    if source >= len(train) or int(train.labels[source]) != label:
-        got = f"class {int(train.labels[source])}" if source < len(train) else f"a split of {len(train)} images"
+    if (got := int(train.labels[source])) != label:
         raise CorruptError(
             f"pool {pool.location!r} is damaged: in row {row} training image {source} is of class {label}, the data "
-            f"set has {got}. Run 'lsmix verify'."
+            f"set has class {got}. Run 'lsmix verify'."
         )
     title = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}"
     return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))

@@ -21,14 +21,13 @@ from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingErro
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.remote import open_remote
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
-from lsmix.data.store import local_folder, open_artifact, shipped_flow
+from lsmix.data.store import local_folder, open_artifact
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_root
 
-__all__ = ["Entry", "Workspace", "home_workspace", "pool_inputs"]
+__all__ = ["Entry", "Workspace"]
 
 _PAUSE_SECONDS = 0.5  # while another process copies the same artifact
-_STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
 
 
 class Entry(NamedTuple):
@@ -262,23 +261,3 @@ def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
             f"{artifact.location!r} holds {manifest.stage} {manifest.cache_key} by its manifest: it was moved there. "
             "Give it its own name again, or remove it."
         )
-
-
-def home_workspace(artifact: Artifact) -> Workspace | None:
-    """Return the workspace on this machine that an artifact is in; None of one at a URL."""
-    return Workspace(artifact.folder.resolve().parent.parent) if artifact.is_local else None
-
-
-def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
-    """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it, or the flow is NATURAL_32."""
-    home = home_workspace(pool)
-    if home is None:
-        return None
-    found = {}
-    for record in pool.manifest.inputs:
-        digest = record.content_digest
-        artifact = home.find_content(_STAGE_OF_ROLE.get(record.role, record.role), digest) or shipped_flow(digest)
-        if artifact is None:
-            return None
-        found[record.role] = artifact
-    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None

@@ -1,20 +1,15 @@
 """The statistics, the example and the picture of a pool's card, all from one pass over the pool."""
 
-import math
 from typing import Final, NamedTuple
 
-from lsmix.data.dataset import open_dataset
 from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
-from lsmix.data.pool_spec import PoolSpec
-from lsmix.pipeline.views.images import GRID_TITLES, image_grid, own_images, png_bytes, sample_grid
+from lsmix.pipeline.views.images import png_bytes, pool_picture
 from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
-from lsmix.pipeline.workspace.workspace import home_workspace
 
 __all__ = ["CardStatistics", "card_statistics"]
 
 _ROWS = 4  # of the picture
 _CANDIDATES = 48  # rows from which the example is chosen
-_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
 _DECODE_FAILED: Final = "the flow could not decode it well, and it was kept as the settings ask"
 
 
@@ -32,7 +27,7 @@ class CardStatistics(NamedTuple):
     picture_has_sources: bool  # whether it shows each mix between its sources
 
 
-def card_statistics(pool: Pool, spec: PoolSpec, size: int) -> CardStatistics:
+def card_statistics(pool: Pool, size: int) -> CardStatistics:
     """Return what a card says of a pool's rows; ``size`` is the number of bytes that the card describes.
 
     Raises:
@@ -45,7 +40,10 @@ def card_statistics(pool: Pool, spec: PoolSpec, size: int) -> CardStatistics:
     names = pool.class_names
     example_row = max(summary.chosen, key=lambda row: _shows(pool, row))
     example = pool[example_row]
-    picture, has_sources = _picture(pool, spec)
+    picture, has_sources = b"", False
+    if pool.image_shape[2] in (1, 3):
+        drawn, has_sources = pool_picture(pool, _ROWS)
+        picture = png_bytes(drawn)
     words = POOL_COLUMNS["status"].words
     meanings = {**words, "decode failed": _DECODE_FAILED}
     return CardStatistics(
@@ -73,18 +71,3 @@ def _shows(pool: Pool, row: int) -> float:
     sample = pool[row]
     plain = sample.label_a != sample.label_b and sample.status == "ok"
     return min(sample.share_b, 1 - sample.share_b) if plain else -1.0
-
-
-def _picture(pool: Pool, spec: PoolSpec) -> tuple[bytes, bool]:
-    """Return mixes between their sources where the data set is in the pool's workspace, else the first ones alone, as PNG."""
-    if pool.image_shape[2] not in (1, 3):
-        return b"", False
-    side = max(pool.image_shape[:2])
-    step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
-    home = home_workspace(pool.artifact)
-    base = home.find_content("ingest", spec.origin.content_digest) if home else None
-    train = open_dataset(base).train.images if base else None
-    rows = own_images(pool, _ROWS) if train is None else sample_grid(pool, train, _ROWS)
-    small = [[image[::step, ::step] for image in row] for row in rows]
-    titles = GRID_TITLES if train is not None else []
-    return png_bytes(image_grid(small, scale=scale, column_titles=titles)), train is not None
