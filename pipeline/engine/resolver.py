@@ -116,7 +116,7 @@ class Resolver:
         if node.stage.reads_source:
             return node.stage.estimate(node.config, self._listed_size(node) or DatasetSize())
         size = self._size(node) or self._listed_size(node)
-        return size and node.stage.estimate(node.config, size)
+        return node.stage.estimate(node.config, size) if size else None
 
     def slow_seconds(self, nodes: Sequence[Node]) -> list[float] | None:
         """Return the seconds of each node that is still to make, but none if even all would take no day; None if not known."""

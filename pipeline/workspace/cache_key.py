@@ -74,9 +74,8 @@ class SourceDigests:
         """
         lines, changed = [], {}
         folder, before, inside = "\0", "", ""  # no folder has this name
-        for file in map(
-            os.fspath, files
-        ):  # os instead of Path, which takes most of the time for tens of thousands of files
+        # os instead of Path, which takes most of the time for tens of thousands of files
+        for file in (os.fspath(path) for path in files):
             its_folder, slash, name = file.rpartition("/")
             if its_folder != folder:  # files come folder by folder
                 folder, relative = its_folder, os.path.relpath(its_folder + slash or ".", root)
