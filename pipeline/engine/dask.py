@@ -89,7 +89,7 @@ class DaskExecutor(Executor):
             except KilledWorker:
                 killed.append(shard)
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
                 result = error
             if isinstance(result, CancelledError | MemoryError):
                 raise result

@@ -55,7 +55,7 @@ class InProcessExecutor(Executor):
                 yield
             except _FATAL:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
                 errors[shard] = error
 
         def advance_or_stop(images: int) -> None:

@@ -1,6 +1,6 @@
 """The encode stage: data set + flow → ``latents.zarr``, the latent vector of every training image.
 
-Latents are of use only if they decode to the very same images, so the stage checks that for all of them unless the recipe
+Latents are of use only if they decode to the same images, so the stage checks that for all of them unless the recipe
 switches it off, and puts the count into the manifest.
 """
 

@@ -51,7 +51,7 @@ class PoolInputs:
         if self.dataset:
             return open_dataset(self.dataset).train.labels, f"the data set {self.given or self.dataset.location!r}"
         if self.latents:
-            return open_latents(self.latents).label[:], f"the latents {self.latents.location!r}"
+            return open_latents(self.latents).labels, f"the latents {self.latents.location!r}"
         return None, ""
 
 

@@ -7,11 +7,12 @@ import hashlib
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, read_manifest
 from lsmix.data.atomic import fsync_folder
 from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, open_pool
@@ -39,34 +40,17 @@ class RebuildResult:
     """A pool that was made again."""
 
     folder: Path
-    manifest: Manifest  # of the new pool
+    content_digest: str  # of the new pool
     expected: str  # content digest of the original; "" if it is not known
-    comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
+    equal: bool | None  # whether it is the original, byte for byte; None if the original's digest is not known
     cached: bool  # whether the workspace had it already, so that nothing was made
     seconds: float
-
-    @property
-    def content_digest(self) -> str:
-        """Content digest of the new pool."""
-        return self.manifest.content_digest
-
-    @property
-    def equal(self) -> bool | None:
-        """Whether it is the original, byte for byte; None if the original's digest is not known."""
-        return self.content_digest == self.expected if self.expected else None
+    images: int
+    comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results, ready for JSON."""
-        return {
-            "folder": str(self.folder),
-            "content_digest": self.content_digest,
-            "expected": self.expected or None,
-            "equal": self.equal,
-            "cached": self.cached,
-            "seconds": round(self.seconds, 3),
-            "images": self.manifest.counts.get("images"),
-            "comparison": self.comparison.to_dict() if self.comparison else None,
-        }
+        return {**asdict(self), "folder": str(self.folder), "expected": self.expected or None}
 
 
 def rebuild(
@@ -133,20 +117,23 @@ def rebuild(
         folder = folder.replace(target)
         fsync_folder(target.absolute().parent)
         shutil.rmtree(place.root)
-    if expected and made.manifest.content_digest.startswith(expected):
-        expected = made.manifest.content_digest  # of which the beginning was given
+    digest = made.manifest.content_digest
+    if expected and digest.startswith(expected):
+        expected = digest  # of which the beginning was given
     comparison = None
-    if original and _has_images(original) and (compare is not None or made.manifest.content_digest != expected):
+    if original and _has_images(original) and (compare is not None or digest != expected):
         comparison = compare_pools(open_pool(folder), open_pool(original.location))
     result = RebuildResult(
         folder=folder,
-        manifest=made.manifest,
+        content_digest=digest,
         expected=expected,
-        comparison=comparison,
+        equal=digest == expected if expected else None,
         cached=made.cached,
-        seconds=time.monotonic() - begun,
+        seconds=round(time.monotonic() - begun, 3),
+        images=made.manifest.counts["images"],
+        comparison=comparison,
     )
-    _check_result(result, content, original)
+    _check_result(result, made.manifest.environment, content, original)
     return result
 
 
@@ -268,12 +255,14 @@ def _scratch(out: Path) -> Path:
     return scratch
 
 
-def _check_result(result: RebuildResult, plan: PoolSpec, original: Artifact | None) -> None:
+def _check_result(
+    result: RebuildResult, environment: Mapping[str, Any], plan: PoolSpec, original: Artifact | None
+) -> None:
     """Raise CorruptError if the new pool is known to differ from the original."""
     if result.equal and result.comparison is None:
         return
     before = original.manifest.environment if original else {}
-    exact = not plan.latent or same_kind_of_device(result.manifest.environment, before)
+    exact = not plan.latent or same_kind_of_device(environment, before)
     if original and result.comparison:
         if not result.comparison.within(0 if exact else 1):
             raise CorruptError(

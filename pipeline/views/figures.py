@@ -72,7 +72,7 @@ def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) ->
     """
     from lsmix.glow.latent_mixing import mix_latents
 
-    first, second = (latents.z.gather([pair[place] for pair in pairs]) for place in (0, 1))
+    first, second = (latents.gather([pair[place] for pair in pairs]) for place in (0, 1))
     rates = _FIG4_RATES.values()
     return np.stack([mix_latents(method, first, second, float(rate), seed=seed)[0] for rate in rates], axis=1)
 
@@ -116,16 +116,10 @@ def draw_figure(
         methods: in latent space, that "appendix-e" shows; empty for those of lsmix alone.
 
     Raises:
-        RecipeError: there is no such figure, the data set has no pair, or flow, latents and data set do not belong together.
+        RecipeError: there is no such figure, or the data set has no pair.
     """
     check_figure(name)
     train = dataset.train
-    if len(latents) != len(train) or latents.dim != flow.dim:
-        raise RecipeError(
-            f"cannot draw {name!r}: {len(latents)} latents of length {latents.dim} do not belong to {len(train)} training "
-            f"images and a flow of {flow.dim} components. Encode these images with this flow."
-        )
-    flow.check_images(train.images[:1])
     chosen = choose_figure_pairs(train.labels, pairs, seed)
     if not chosen:
         raise RecipeError(
@@ -167,7 +161,7 @@ def _side_by_side(sources: _Sources) -> PaperFigure:
     first, second = sources.images[rows1], sources.images[rows2]
     in_pixels = ("mixup", "cutmix")
     pixels = [mix_images(method, first, second, 0.5, seed=sources.seed)[0] for method in in_pixels]
-    gather = sources.latents.z.gather
+    gather = sources.latents.gather
     z, _ = mix_latents("ls-mix", gather(rows1), gather(rows2), 0.5, seed=sources.seed)
     images, failed = _decode(sources.flow, z[:, None])
     titles = [*(PIXEL_METHODS.entry(method).title for method in in_pixels), LATENT_METHODS.entry("ls-mix").title]
@@ -188,7 +182,7 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
     from lsmix.glow.latent_mixing import zero_fill
 
     rows = [first for first, _ in sources.pairs]
-    z = sources.latents.z.gather(rows)
+    z = sources.latents.gather(rows)
     zeroed = [zero_fill(z, int(rate * sources.latents.dim)) for rate in _FIG3_RATES.values()]
     images, failed = _decode(sources.flow, np.stack(zeroed, axis=1))
     return PaperFigure(

@@ -1,6 +1,6 @@
-"""Strangers' words in documents of ours: class names, licences, citations and names, escaped for Markdown and YAML.
+"""Untrusted text in the documents of a card: class names, licences and citations, escaped for Markdown and YAML.
 
-Templates escape whatever they print; only a ``Markup`` of our own making goes through as it is.
+Templates escape all that they print; only a ``Markup`` that this program made goes through as it is.
 """
 
 import html
