@@ -49,7 +49,8 @@ class Latents:
     @cached_property
     def labels(self) -> NDArray[np.int64]:
         """The classes of all images, int64 (N,), read once."""
-        return self.label[:]
+        labels: NDArray[np.int64] = self.label[:]
+        return labels
 
     def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return some latent vectors, float32 (n, D)."""

@@ -72,7 +72,7 @@ def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) ->
     """
     from lsmix.glow.latent_mixing import mix_latents
 
-    first, second = (latents.gather([pair[place] for pair in pairs]) for place in (0, 1))
+    first, second = (latents.z.gather([pair[place] for pair in pairs]) for place in (0, 1))
     rates = _FIG4_RATES.values()
     return np.stack([mix_latents(method, first, second, float(rate), seed=seed)[0] for rate in rates], axis=1)
 
@@ -161,7 +161,7 @@ def _side_by_side(sources: _Sources) -> PaperFigure:
     first, second = sources.images[rows1], sources.images[rows2]
     in_pixels = ("mixup", "cutmix")
     pixels = [mix_images(method, first, second, 0.5, seed=sources.seed)[0] for method in in_pixels]
-    gather = sources.latents.gather
+    gather = sources.latents.z.gather
     z, _ = mix_latents("ls-mix", gather(rows1), gather(rows2), 0.5, seed=sources.seed)
     images, failed = _decode(sources.flow, z[:, None])
     titles = [*(PIXEL_METHODS.entry(method).title for method in in_pixels), LATENT_METHODS.entry("ls-mix").title]
@@ -182,7 +182,7 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
     from lsmix.glow.latent_mixing import zero_fill
 
     rows = [first for first, _ in sources.pairs]
-    z = sources.latents.gather(rows)
+    z = sources.latents.z.gather(rows)
     zeroed = [zero_fill(z, int(rate * sources.latents.dim)) for rate in _FIG3_RATES.values()]
     images, failed = _decode(sources.flow, np.stack(zeroed, axis=1))
     return PaperFigure(
