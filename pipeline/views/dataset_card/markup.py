@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 
-from lsmix.data.errors import printable_words
+from lsmix.data.errors import escape_json, printable_words
 
 __all__ = ["Markup", "clean", "markdown", "render", "yaml_text"]
 
@@ -56,6 +57,11 @@ def yaml_text(text: str) -> Markup:
     return Markup('"' + "".join(_yaml_letter(letter) for letter in clean(text)) + '"')
 
 
+def yaml_json(value: Any) -> Markup:
+    """Return a value as JSON on one line, which is YAML, too; what does not print is escaped."""
+    return Markup(escape_json(msgspec.json.encode(value).decode()))
+
+
 def _yaml_letter(letter: str) -> str:
     if letter in '\\"':
         return f"\\{letter}"
@@ -77,5 +83,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"as_is": Markup, "plain": plain, "yaml_text": yaml_text}
+    environment.filters |= {"as_is": Markup, "plain": plain, "yaml_json": yaml_json, "yaml_text": yaml_text}
     return environment
