@@ -14,7 +14,7 @@ import msgspec
 
 from lsmix.data.errors import escape_json, printable_words
 
-__all__ = ["Markup", "clean", "markdown", "render", "yaml_text"]
+__all__ = ["Markup", "clean", "markdown", "render", "yaml_value"]
 
 
 class Markup(str):
@@ -46,26 +46,16 @@ def plain(value: Any) -> Markup:
     return Markup(printable_words(str(value)))
 
 
-def yaml_text(text: str) -> Markup:
-    r"""Return the text as a double-quoted YAML scalar, on one line.
+def yaml_value(value: Any) -> Markup:
+    r"""Return text or other values as JSON on one line, which is YAML, too; what does not print is escaped.
 
     Example:
-        >>> from lsmix.pipeline.views.dataset_card.markup import yaml_text
-        >>> print(yaml_text('a "b": {c}\n'))
-        "a \"b\": {c}\U0000000a"
+        >>> from lsmix.pipeline.views.dataset_card.markup import yaml_value
+        >>> print(yaml_value('a "b": {c}\x9b'))
+        "a \"b\": {c}\u009b"
     """
-    return Markup('"' + "".join(_yaml_letter(letter) for letter in clean(text)) + '"')
-
-
-def yaml_json(value: Any) -> Markup:
-    """Return a value as JSON on one line, which is YAML, too; what does not print is escaped."""
+    value = clean(value) if isinstance(value, str) else value
     return Markup(escape_json(msgspec.json.encode(value).decode()))
-
-
-def _yaml_letter(letter: str) -> str:
-    if letter in '\\"':
-        return f"\\{letter}"
-    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -83,5 +73,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"as_is": Markup, "plain": plain, "yaml_json": yaml_json, "yaml_text": yaml_text}
+    environment.filters |= {"as_is": Markup, "plain": plain, "yaml": yaml_value}
     return environment
