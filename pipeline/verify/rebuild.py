@@ -4,16 +4,16 @@ A rebuilt pool counts as the original only by its content digest, or by comparis
 """
 
 import hashlib
-import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, read_manifest
-from lsmix.data.atomic import fsync_folder
+from lsmix.data.atomic import atomic_folder
 from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import MOST_SPEC_BYTES, PLAN_NAME, PoolSpec, check_pool, parse_spec
@@ -33,6 +33,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 __all__ = ["RebuildResult", "rebuild"]
 
 _NAME = "rebuilt"
+_WORK = "work"  # the workspace beside the new pool, while it is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +75,8 @@ def rebuild(
             ``data``, ``flow`` and ``compare``, a URL may be given; of the plan's pool only these two files are downloaded.
         data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
-        out: folder of the new pool, which must not exist; None leaves the pool in the workspace.
-        workspace: where artifacts are found and made; with ``out``, a temporary hidden folder beside it is used instead.
+        out: folder of the new pool, which must not exist or be empty; None leaves the pool in the workspace.
+        workspace: where artifacts are found and made; with ``out``, a temporary folder beside it, "OUT.part", instead.
         expect: content digest of the original, or its first 12 digits or more; "" takes that of the manifest.
         compare: folder of the original pool, to compare pixels; None compares, if needed, with the one that holds the plan.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -85,6 +86,8 @@ def rebuild(
 
     Raises:
         RecipeError: data set or flow are not those of the plan, or there is something at ``out`` already.
+        MissingError: there is no folder to put ``out`` in.
+        LockedError: another process makes ``out``.
         FormatError: the plan is of a version that this lsmix does not read or mix.
         CorruptError: the result is another pool: its content digest is not the expected one, and either there is no original
             to compare with, or pixels differ by more than another kind of device explains, or anything else differs.
@@ -101,22 +104,24 @@ def rebuild(
     _check_version(content, where, original)
     check_pool(content.pool)
     expected, opened = _expected(expect, original), _flow_of(content, flow)
-    place = Workspace(_scratch(target) if target else workspace)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    with graceful_signals(), executor:
+    with ExitStack() as stack:
+        part = stack.enter_context(atomic_folder(target, resume=True)) if target else None
+        place = Workspace(part.with_name(_WORK) if part else workspace)
+        stack.enter_context(graceful_signals())
+        stack.enter_context(executor)
         dataset = provide_dataset(data, content.origin, place, progress)
         nodes = _nodes(content, dataset, opened, original.manifest.name if original else _NAME)
         made = _run(nodes, content, place, executor, progress, device)
-    if original and _resolved(made.artifact) == _resolved(original):
-        raise RecipeError(
-            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
-            "Give '--out', or another '--workspace'."
-        )
-    folder = made.folder
-    if target:
-        folder = folder.replace(target)
-        fsync_folder(target.absolute().parent)
-        shutil.rmtree(place.root)
+        if original and _resolved(made.artifact) == _resolved(original):
+            raise RecipeError(
+                f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
+                "Give '--out', or another '--workspace'."
+            )
+        if part:
+            shutil.rmtree(part)
+            made.folder.replace(part)
+    folder = target or made.folder
     digest = made.manifest.content_digest
     if expected and digest.startswith(expected):
         expected = digest  # of which the beginning was given
@@ -239,20 +244,6 @@ def _run(
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
     return built[-1]
-
-
-def _scratch(out: Path) -> Path:
-    """Return where a pool for ``out`` is made, so that it appears there whole or not at all."""
-    if os.path.lexists(out):
-        raise RecipeError(f"there is something at {str(out)!r} already. Remove it, or choose another '--out'.")
-    if not out.absolute().parent.is_dir():
-        raise RecipeError(
-            f"there is no folder {str(out.parent)!r} to put the pool into. Make it, or choose another '--out'."
-        )
-    scratch = out.parent / f".{out.name}.rebuild"
-    if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
-        raise RecipeError(f"{str(scratch)!r} is in the way: it is not a folder that lsmix made. Rename or remove it.")
-    return scratch
 
 
 def _check_result(
