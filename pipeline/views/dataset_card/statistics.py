@@ -38,8 +38,8 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
         (summary.pairs.sum(axis=axis).tolist() for axis in (1, 0)) if summary.pairs is not None else ([], [])
     )
     names = pool.class_names
-    example_row = max(summary.chosen, key=lambda row: _shows(pool, row))
-    example = pool[example_row]
+    # Really mixed rows come first.
+    example_row = next((row for row, event in summary.chosen.items() if event == "ok"), next(iter(summary.chosen)))
     picture, has_sources = b"", False
     if pool.image_shape[2] in (1, 3):
         drawn, has_sources = pool_picture(pool, _ROWS)
@@ -60,14 +60,7 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
         ],
         classes=[*zip(names, first or [None] * len(names), second or [None] * len(names), strict=True)],
         example_row=example_row,
-        example=example,
+        example=pool[example_row],
         picture=picture,
         picture_has_sources=has_sources,
     )
-
-
-def _shows(pool: Pool, row: int) -> float:
-    """Return how much a row shows as an example: much of two sources of different classes, as first drawn."""
-    sample = pool[row]
-    plain = sample.label_a != sample.label_b and sample.status == "ok"
-    return min(sample.share_b, 1 - sample.share_b) if plain else -1.0
