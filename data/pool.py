@@ -171,14 +171,6 @@ class Sample(NamedTuple):
     more: tuple[Source, ...] = ()  # the third image and those behind it
     corner: str = CORNERS[0]  # where x₂ begins
 
-    def parts(self) -> list[tuple[int, int, float]]:
-        """Return the row in the train split, the class and the share of each source, from the first on."""
-        others = [
-            (self.source_b, self.label_b, self.share_b),
-            *((one.source, one.label, one.share) for one in self.more),
-        ]
-        return [(self.source_a, self.label_a, max(0.0, 1 - sum(share for *_, share in others))), *others]
-
 
 class PoolItem(TypedDict):
     """A row of a ``PoolDataset``; those of pools that mix more than two sources have the last two as well."""

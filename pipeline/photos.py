@@ -1,5 +1,6 @@
 """``lsmix demo --photos``: a user's own photographs, mixed by the flow that comes with lsmix."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from lsmix.data.progress import Progress
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import ImageConfig, ImageError
 from lsmix.data.store import NATURAL_32
-from lsmix.pipeline.api import RunResult
+from lsmix.pipeline.engine.runner import Built
 from lsmix.pipeline.starter import split_sizes
 from lsmix.pipeline.views.figures import draw_figure, figure_png
 
@@ -85,15 +86,16 @@ def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
     return np.stack(rows)
 
 
-def draw_photos(made: RunResult) -> Path:
+def draw_photos(built: Sequence[Built]) -> Path:
     """Write a sheet with pairs of photographs, mixed at growing λ, to the current folder; return its path."""
     from lsmix.glow.checkpoint import load_flow
 
+    made = {item.stage: item.artifact for item in built}
     drawn = draw_figure(
         "fig4",
         load_flow(NATURAL_32),
-        open_latents(made["encode"].artifact),
-        open_dataset(made["ingest"].artifact),
+        open_latents(made["encode"]),
+        open_dataset(made["ingest"]),
         pairs=_SHEET_ROWS,
     )
     write_atomic(Path(_SHEET), figure_png(drawn))

@@ -112,12 +112,7 @@ def rebuild(
         stack.enter_context(executor)
         dataset = provide_dataset(data, content.origin, place, progress)
         nodes = _nodes(content, dataset, opened, original.manifest.name if original else _NAME)
-        made = _run(nodes, content, place, executor, progress, device)
-        if original and _resolved(made.artifact) == _resolved(original):
-            raise RecipeError(
-                f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
-                "Give '--out', or another '--workspace'."
-            )
+        made = _run(nodes, content, place, executor, progress, device, original)
         if part:
             shutil.rmtree(part)
             made.folder.replace(part)
@@ -125,9 +120,7 @@ def rebuild(
     digest = made.manifest.content_digest
     if expected and digest.startswith(expected):
         expected = digest  # of which the beginning was given
-    comparison = None
-    if original and _has_images(original) and (compare is not None or digest != expected):
-        comparison = compare_pools(open_pool(folder), open_pool(original.location))
+    needed = compare is not None or digest != expected
     result = RebuildResult(
         folder=folder,
         content_digest=digest,
@@ -136,7 +129,7 @@ def rebuild(
         cached=made.cached,
         seconds=round(time.monotonic() - begun, 3),
         images=made.manifest.counts["images"],
-        comparison=comparison,
+        comparison=_compare(folder, original) if original and needed else None,
     )
     _check_result(result, made.manifest.environment, content, original)
     return result
@@ -172,9 +165,11 @@ def _resolved(artifact: Artifact) -> str:
     return str(artifact.folder.resolve()) if artifact.is_local else artifact.location
 
 
-def _has_images(original: Artifact) -> bool:
-    """Return whether a pool has more than its plan and its manifest."""
-    return not original.is_local or (original.folder / POOL_NAME).is_dir()
+def _compare(folder: Path, original: Artifact) -> PoolComparison | None:
+    """Compare a pool with the original; None where only the plan and the manifest of that are at hand."""
+    if original.is_local and not (original.folder / POOL_NAME).is_dir():
+        return None
+    return compare_pools(open_pool(folder), open_pool(original.location))
 
 
 def _check_original(pool: Artifact, plan: bytes, where: str) -> None:
@@ -227,9 +222,15 @@ def _nodes(plan: PoolSpec, dataset: Artifact, flow: Artifact | None, name: str) 
 
 
 def _run(
-    nodes: list[Node], plan: PoolSpec, place: Workspace, executor: Executor, progress: Progress, device: str
+    nodes: list[Node],
+    plan: PoolSpec,
+    place: Workspace,
+    executor: Executor,
+    progress: Progress,
+    device: str,
+    original: Artifact | None,
 ) -> Built:
-    """Make the nodes; return the last one, the pool."""
+    """Make the nodes; return the last one, the pool, which is not the original itself."""
     try:
         built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
     except DeviceMemoryError as error:
@@ -243,7 +244,13 @@ def _run(
                 f"the latents came out with content digest {item.manifest.content_digest[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
-    return built[-1]
+    made = built[-1]
+    if original and _resolved(made.artifact) == _resolved(original):
+        raise RecipeError(
+            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
+            "Give '--out', or another '--workspace'."
+        )
+    return made
 
 
 def _check_result(

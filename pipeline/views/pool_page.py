@@ -24,7 +24,7 @@ from lsmix.data.store import open_artifact
 from lsmix.pipeline.views.images import source_images
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
-from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
+from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, source_parts, summarise_pool
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
@@ -125,7 +125,7 @@ def _most_bytes(pool: Pool, *, with_sources: bool) -> int:
 
 def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _Card:
     sample = pool[row]
-    parts = sample.parts()
+    parts = source_parts(sample)
     names = [_short(pool.class_names[label], _NAME_LENGTH) for _, label, _ in parts]
     labels = tuple((name, f"{100 * share:.0f} %") for name, (*_, share) in zip(names, parts, strict=True))
     pictures = [_mix_picture(sample, labels)]

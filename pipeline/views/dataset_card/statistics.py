@@ -4,7 +4,7 @@ from typing import Final, NamedTuple
 
 from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
 from lsmix.pipeline.views.images import png_bytes, pool_picture
-from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
+from lsmix.pipeline.views.pool_summary import BINS, source_parts, summarise_pool
 
 __all__ = ["CardStatistics", "card_statistics"]
 
@@ -23,6 +23,7 @@ class CardStatistics(NamedTuple):
     classes: list[tuple[str, int | None, int | None]]  # name, rows as first and as second label; None if not counted
     example_row: int
     example: Sample
+    parts: list[tuple[int, int, float]]  # of the example: row in the train split, class and share of each source
     picture: bytes  # PNG; b"" where the images are neither grey nor RGB
     picture_has_sources: bool  # whether it shows each mix between its sources
 
@@ -40,6 +41,7 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
     names = pool.class_names
     # Really mixed rows come first.
     example_row = next((row for row, event in summary.chosen.items() if event == "ok"), next(iter(summary.chosen)))
+    example = pool[example_row]
     picture, has_sources = b"", False
     if pool.image_shape[2] in (1, 3):
         drawn, has_sources = pool_picture(pool, _ROWS)
@@ -60,7 +62,8 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
         ],
         classes=[*zip(names, first or [None] * len(names), second or [None] * len(names), strict=True)],
         example_row=example_row,
-        example=pool[example_row],
+        example=example,
+        parts=source_parts(example),
         picture=picture,
         picture_has_sources=has_sources,
     )
