@@ -43,7 +43,7 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
         DownloadError: the URL cannot be reached.
     """
     manifest = open_artifact(artifact).manifest
-    facts: dict[str, Any] = {
+    facts = {
         "artifact": f"{manifest.stage} {manifest.name}",
         "cache_key": manifest.cache_key,
         "content_digest": manifest.content_digest,
@@ -56,9 +56,8 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
             f"{record.role} {record.cache_key or record.content_digest[:12]}" for record in manifest.inputs
         ),
     }
-    facts |= {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
-    facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}
-    return facts
+    counts = {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
+    return {**facts, "counts": counts, "config": {name: _short(value) for name, value in manifest.config.items()}}
 
 
 def _short(value: Any) -> Any:
