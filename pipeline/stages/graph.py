@@ -27,8 +27,7 @@ from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW, check_start
-from lsmix.pipeline.workspace.lookup import find_artifact
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace, find_artifact
 
 if TYPE_CHECKING:
     from lsmix.data.readers.images.memory import MemorySource
