@@ -84,12 +84,12 @@ def check_tensors(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
     for names, what in ((expected.keys() - state.keys(), "lacks"), (state.keys() - expected.keys(), "has the unknown")):
         if names:
             raise FormatError(
-                f"the state {what} tensor {min(names)!r}: it belongs to another configuration. Train again."
+                f"the state {what} tensor {min(names)!r}: it belongs to another configuration. Remove it and train again."
             )
     for name, tensor in expected.items():
         got = state[name]
         if got.shape != tensor.shape or got.dtype != tensor.dtype:
             raise FormatError(
                 f"tensor {name!r} of the state: expected {tensor.dtype} {tuple(tensor.shape)}, "
-                f"got {got.dtype} {tuple(got.shape)}. It belongs to another configuration. Train again."
+                f"got {got.dtype} {tuple(got.shape)}. It belongs to another configuration. Remove it and train again."
             )
