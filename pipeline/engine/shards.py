@@ -3,11 +3,12 @@
 A shard is complete when its record is on disk, which is written after its bytes.
 """
 
+import contextlib
 import importlib
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -220,17 +221,18 @@ def run_shard(job: ShardJob, shard: int) -> ShardRecord:
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     """Return the records of complete shards whose files have their sizes; shards with damaged records count as missing."""
-    finished = {}
-    for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
-        try:
-            record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
-        except DECODE_ERRORS:
-            continue
-        if path.name == Path(record_name(record.shard)).name and all(
-            _is_whole(folder / file.path, file.bytes) for file in record.files
-        ):
-            finished[record.shard] = record
-    return finished
+    contents = (path.read_bytes() for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")))
+    return _whole_shards(contents, lambda file: _is_whole(folder / file.path, file.bytes))
+
+
+def _whole_shards(contents: Iterable[bytes], is_whole: Callable[[FileRecord], bool]) -> dict[int, ShardRecord]:
+    records = {}
+    for content in contents:
+        with contextlib.suppress(*DECODE_ERRORS):
+            record = msgspec.json.decode(content, type=ShardRecord)
+            if all(map(is_whole, record.files)):
+                records[record.shard] = record
+    return records
 
 
 def _is_whole(path: Path, size: int) -> bool:
@@ -282,15 +284,9 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
         contents = threads.map(lambda path: place.read(path, _MOST_RECORD_BYTES), sorted(names))
-        records = {}
-        for content in contents:
-            try:
-                record = msgspec.json.decode(content, type=ShardRecord)
-            except DECODE_ERRORS:
-                continue
-            if all(sizes.get(file.path) == file.bytes for file in record.files):
-                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
-                records[record.shard] = record
+        records = _whole_shards(contents, lambda file: sizes.get(file.path) == file.bytes)
+    for record in records.values():
+        check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
     return records
 
 
