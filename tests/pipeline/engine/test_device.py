@@ -64,11 +64,11 @@ def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(driver, versi
 
 
 def test_an_estimate_uses_the_last_artifact_made_on_that_kind_of_device(finished_workspace, monkeypatch):
-    resolver, cost = Resolver(Workspace(finished_workspace)), Cost(bytes=0, flops=1.2e15)
+    cost = Cost(bytes=0, flops=1.2e15)
 
     def estimate(device):
         monkeypatch.setattr("lsmix.pipeline.engine.resolver.likely_device", lambda: device)
-        return resolver.seconds("train-glow", cost)
+        return Resolver(Workspace(finished_workspace)).seconds("train-glow", cost)
 
     assert estimate("cuda") == pytest.approx(1.0 + 1.2e15 / 1.2e13)  # nothing was made there: a guess
     assert estimate("cpu") > 100 * estimate("cuda")
