@@ -231,7 +231,7 @@ class WorkersElsewhere(Executor):
     def __init__(self, machine):
         self._machine = machine
 
-    def run(self, job, shards, report, count=None):
+    def run(self, job, shards, report, advance=None):
         self._machine("worker")
         job = pickle.loads(pickle.dumps(dataclasses.replace(job, folder="")))
         for shard in shards:
