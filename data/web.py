@@ -1,6 +1,5 @@
 """URLs that are accepted, and HTTP requests with limits of time and size."""
 
-import errno
 import http.client
 import io
 import ipaddress
@@ -13,25 +12,22 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from lsmix.data.errors import DiskSpaceError, DownloadError, RecipeError
+from lsmix.data.errors import DownloadError, RecipeError
 from lsmix.data.progress import ROUND_SECONDS, bounded, stop_point
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 __all__ = [
-    "LEAST_PROGRESS_BYTES",
     "AbsentError",
     "TransientError",
-    "append_block",
     "checked_url",
     "file_path",
     "is_web",
     "open_web",
-    "reason_of",
 ]
 
 _WEB: Final = ("http", "https")
@@ -122,7 +118,6 @@ _PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the f
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_OTHER_BYTES = 1 << 20  # headers, trailers
 _MOST_REDIRECTS = 5
-LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 
@@ -211,22 +206,6 @@ class _Web(urllib.request.AbstractHTTPHandler):
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
-def append_block(stream: IO[bytes], block: bytes, name: str) -> None:
-    """Write a block whole to an unbuffered stream; ``name`` is what the file is called in messages.
-
-    Raises:
-        DiskSpaceError: the disk is full.
-    """
-    rest = memoryview(block)
-    try:
-        while rest:
-            rest = rest[stream.write(rest) :]
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskSpaceError(f"the disk became full while {name} came. Free some space, run again.") from error
-
-
 @contextmanager
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
     """Ask for a file from byte ``have`` on; yield None where the server says that there is no such byte.
@@ -261,8 +240,8 @@ def _asked(url: str, have: int) -> http.client.HTTPResponse:
         answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise DownloadError(f"{url!r} cannot be trusted: {reason_of(error)}. Fetch the file by hand.") from error
-        raise TransientError(reason_of(error)) from error
+            raise DownloadError(f"{url!r} cannot be trusted: {_reason_of(error)}. Fetch the file by hand.") from error
+        raise TransientError(_reason_of(error)) from error
     return answer
 
 
@@ -294,7 +273,7 @@ def _target(url: str, location: str) -> str:
     return target
 
 
-def reason_of(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     """Return why a request failed, as text."""
     reason = getattr(error, "reason", None) or error
     return str(reason) or type(reason).__name__

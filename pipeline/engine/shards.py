@@ -340,7 +340,7 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
         part = folder / WORK_FOLDER / "fetched" / wanted.sha256
         part.parent.mkdir(parents=True, exist_ok=True)
         with locked_file(part, wait=True) as stream:
-            fetch_file(place, wanted, stream, lambda _: None)
+            fetch_file(place, wanted.path, wanted.bytes, wanted.sha256, stream, lambda _: None)
             (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(folder / wanted.path)
     write_atomic(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))
