@@ -34,7 +34,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         )
     with (
         (job.folder / _LINES).open("wb") as lines,
-        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as table,
+        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as append,
     ):
         rows: list[dict[str, Any]] = []  # that are not in the table yet
         for image, facts in job.samples(range(len(job.pool))):
@@ -49,7 +49,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
             rows.append({"file_name": name, **facts})
             lines.write(msgspec.json.encode(rows[-1]) + b"\n")
             if len(rows) == _GROUP_ROWS or row == len(job.pool) - 1:
-                table.write({key: [facts[key] for facts in rows] for key in rows[0]})
+                append({key: [facts[key] for facts in rows] for key in rows[0]})
                 rows.clear()
             yield path
     yield job.folder / _LINES

@@ -6,8 +6,6 @@ unpacks to exactly its size. Held-out images of a ``dataset.h5`` count as traini
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
-from lsmix.data.errors import LsmixError, SourceError
+from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, has_ending, most_unpacked
+from lsmix.data.readers.source_images import (
+    UNPACK_RATIO,
+    PublishedData,
+    SourceFormat,
+    Split,
+    has_ending,
+    most_unpacked,
+    refused_if_damaged,
+)
 
 __all__ = ["HDF5"]
 
@@ -36,6 +42,8 @@ _CHECKSUM_BYTES = 4  # that fletcher32 puts behind a chunk
 _FILTERS = frozenset(
     [h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF]
 )
+# What h5py raises on damaged files.
+_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error)
 
 
 def _recognise(path: Path) -> bool:
@@ -43,7 +51,11 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    with _opened_hdf5(path) as file:
+    # Locking is off, since read-only mounts refuse locks.
+    with (
+        refused_if_damaged(repr(str(path)), "HDF5 file", *_ERRORS, advice="Write it again."),
+        h5py.File(path, "r", locking=False) as file,
+    ):
         ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
         data = None if ours else _read_foreign(path, file)
     return data or _from_ours(open_dataset(path))
@@ -73,20 +85,6 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     stored = _find_array(where, file, _NAMES)
     class_names = number_classes(where, splits) if stored is None else _read_names(path, stored)
     return PublishedData(splits=splits, class_names=class_names)
-
-
-@contextmanager
-def _opened_hdf5(path: Path) -> Iterator[Any]:
-    """Open a stranger's HDF5 file for reading; whatever h5py raises on damage is a SourceError."""
-    try:
-        # Locking is off, since read-only mounts refuse locks.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except LsmixError:
-        raise
-    # What h5py raises on damaged files.
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error) as error:
-        raise SourceError(f"{str(path)!r} is damaged or no HDF5 file ({error}). Write it again.") from error
 
 
 def _find_array(where: str, file: Any, name: str) -> Any:

@@ -17,7 +17,14 @@ from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, has_ending, most_unpacked
+from lsmix.data.readers.source_images import (
+    UNPACK_RATIO,
+    PublishedData,
+    SourceFormat,
+    has_ending,
+    most_unpacked,
+    refused_if_damaged,
+)
 from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
@@ -40,13 +47,12 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, archive)
-    except SourceError:
-        raise
-    except (*ARCHIVE_ERRORS, MemoryError) as error:  # MemoryError: of a header nested too deeply for Python's parser
-        raise SourceError(f"{str(path)!r} is damaged or no .npz archive ({error}). Write it again.") from error
+    where = repr(str(path))
+    with (
+        refused_if_damaged(where, ".npz archive", *ARCHIVE_ERRORS, advice="Write it again."),
+        zipfile.ZipFile(path) as archive,
+    ):
+        return _read_archive(path, archive)
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
@@ -85,11 +91,9 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
     check_packing(info, where)
     with archive.open(info) as file:
         head = io.BytesIO(file.read(_HEAD_BYTES))  # alone: a header may claim four gigabytes
-        try:
+        with refused_if_damaged(where, "array", *_HEADER_ERRORS, advice="Write it again."):
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
             shape, _, dtype = read_header(head)
-        except _HEADER_ERRORS as error:
-            raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
         if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
             raise SourceError(
                 f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."

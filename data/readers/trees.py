@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked
+from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked, refused_if_damaged
 
 __all__ = [
     "ARCHIVE_ERRORS",
@@ -51,7 +51,7 @@ _LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYP
 _EXTENSIONS = (*_LONG_NAMES, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)  # headers that are no members
 # What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
 ARCHIVE_ERRORS = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
 )  # fmt: skip
 
 
@@ -221,10 +221,8 @@ class _Archive:
 class _ZipTree(_Archive):
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        try:
+        with refused_if_damaged(repr(str(path)), "zip archive", *ARCHIVE_ERRORS):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
-        except ARCHIVE_ERRORS as error:
-            raise SourceError(f"{str(path)!r} is damaged or no zip archive ({error}). Fetch it again.") from error
         listed, packed = self._archive.infolist(), path.stat().st_size
         unpacked = sum(member.file_size for member in listed)
         if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
@@ -266,7 +264,7 @@ class TarTree(_Archive):
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        try:
+        with refused_if_damaged(repr(str(path)), "tar", *ARCHIVE_ERRORS):
             self._file: IO[bytes] = stack.enter_context(path.open("rb"))
             if _is_gzip(self._file):
                 self._file = _unpacked(path, self._file, stack)
@@ -276,10 +274,6 @@ class TarTree(_Archive):
                     raise EOFError(f"{ascii(member.name)[:100]} goes on past its end")
                 if not member.isdir():
                     self._add(member.name, (begin, member.size), plain=member.isreg())
-        except ARCHIVE_ERRORS as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(f"{str(path)!r} is damaged, cut short or no tar ({error}). Fetch it again.") from error
 
     def in_order(self) -> list[str]:
         """Return the names in the order of the archive."""

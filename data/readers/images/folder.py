@@ -18,7 +18,7 @@ from lsmix.data.readers.images.labels_table import (
     read_table,
     suggested_fields,
 )
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, is_image_name
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
 from lsmix.data.readers.source_images import (
     ImageConfig,
@@ -40,8 +40,8 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        return any(_is_image(name) and not _is_hidden(name) for name in walk(path))
-    return has_ending(path, TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
+        return any(is_image_name(name) and not _is_hidden(name) for name in walk(path))
+    return has_ending(path, TREE_ENDINGS) and any(map(is_image_name, peek_names(path)))
 
 
 def _files(path: Path) -> Sequence[str | Path]:
@@ -67,7 +67,7 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     report = SourceReport(found=len(hidden) + sum(not name.endswith("/") for name in shown))
     for name in hidden:
         report.leave_out(_HIDDEN, name)
-    images = [name for name in shown if _is_image(name)]
+    images = [name for name in shown if is_image_name(name)]
     known, tables = set(images), _tables(shown, config)
     labelled = _from_tables(tree, tables, images, config, report) if tables else None
     if labelled is None:
@@ -93,10 +93,6 @@ def _is_hidden(name: str) -> bool:
 def _ending(name: str) -> str:
     stem, dot, ending = name[name.rfind("/") + 1 :].rpartition(".")
     return f".{ending.lower()}" if stem and dot else ""
-
-
-def _is_image(name: str) -> bool:
-    return _ending(name) in IMAGE_ENDINGS
 
 
 # Class folders.

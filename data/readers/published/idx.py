@@ -11,7 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, check_file
+from lsmix.data.readers.source_images import (
+    PublishedData,
+    SourceFormat,
+    Split,
+    check_complete,
+    check_file,
+    refused_if_damaged,
+)
 
 __all__ = ["IDX"]
 
@@ -47,17 +54,17 @@ def _read(path: Path) -> PublishedData:
 def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
     check_file(file)
     head_bytes = 4 * (1 + dimensions)
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
-            size = math.prod(shape)
-            if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
-                raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
-            if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
-                raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
-            content = b"".join(_pieces(stream, size))
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise SourceError(f"{str(file)!r} is damaged or no idx file ({error}). Fetch it again.") from error
+    with (
+        refused_if_damaged(repr(str(file)), "idx file", OSError, EOFError, struct.error, zlib.error),
+        gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream,
+    ):
+        magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
+        size = math.prod(shape)
+        if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
+            raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
+        if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
+            raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
+        content = b"".join(_pieces(stream, size))
     if len(content) != size:
         raise SourceError(f"{str(file)!r} holds {len(content)} of {size} bytes, or more. Fetch it again.")
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import most_unpacked
+from lsmix.data.readers.source_images import most_unpacked, refused_if_damaged
 
 __all__ = ["read_arrays"]
 
@@ -39,15 +39,11 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         SourceError: it is no MATLAB 5 file, damaged, or has an array that unpacks to far more than it is.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    try:
+    with refused_if_damaged(repr(str(path)), "MATLAB 5 file", ValueError, LookupError, struct.error, zlib.error):
         for matrix in _matrices(path):
             name, numbers = _parse(matrix)
             if numbers is not None and name not in arrays:
                 arrays[name] = numbers
-    except (ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{str(path)!r} is damaged or no MATLAB 5 file ({error}). Fetch it again.") from error
     return arrays
 
 

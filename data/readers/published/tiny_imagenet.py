@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.pixels import is_image_name
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageEntry,
@@ -136,8 +136,7 @@ def _lines(tree: FileTree, name: str) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    file = name.rpartition("/")[2]
-    return not file.startswith(".") and Path(file).suffix.lower() in IMAGE_ENDINGS
+    return not name.rpartition("/")[2].startswith(".") and is_image_name(name)
 
 
 TINY_IMAGENET = SourceFormat(
