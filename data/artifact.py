@@ -494,6 +494,3 @@ class Artifact:
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download listed files that will be opened next, several at a time."""
-
-    def check_limits(self, prefix: str) -> None:
-        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""

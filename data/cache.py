@@ -112,19 +112,6 @@ class RemoteArtifact(Artifact):
         self._files = private_folder(folder, "files")
         self._checked: set[tuple[str, int, int]] = set()  # files that this process has checked
 
-    def check_limits(self, prefix: str) -> None:
-        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""
-        for record in self.manifest.files:
-            if record.path.startswith(prefix):
-                self._check_limit(record)
-
-    def _check_limit(self, record: FileRecord) -> None:
-        if record.bytes > self._limit_bytes:
-            raise RecipeError(
-                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
-                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
-            )
-
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download the files that are missing, several at a time, as far as half of the cache holds them."""
         missing = []
@@ -190,7 +177,11 @@ class RemoteArtifact(Artifact):
 
     def _fetch(self, record: FileRecord) -> IO[bytes] | None:
         """Download a file and return it opened; None if another process did so in between."""
-        self._check_limit(record)
+        if record.bytes > self._limit_bytes:
+            raise RecipeError(
+                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+            )
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:

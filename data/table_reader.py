@@ -209,11 +209,9 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         MissingError: it has no such table.
         FormatError: the table is of a format that this version does not read.
         CorruptError: a file is damaged, or not in the manifest.
-        RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
     prefix = f"{name}/"
-    artifact.check_limits(prefix)
     files = TableFiles(
         location=artifact.where(name),
         sizes={

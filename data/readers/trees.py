@@ -10,7 +10,7 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
@@ -87,8 +87,8 @@ def open_tree(path: Path) -> Iterator[FileTree]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or a folder that it is in is hidden, by the name that ``walk`` gives."""
-    return name.startswith(".") or "/." in name
+    """Tell whether a file or a folder that it is in is hidden or made by macOS, by the name that ``walk`` gives."""
+    return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
@@ -139,7 +139,7 @@ class _Folder:
         self._base = base
 
     def names(self) -> list[str]:
-        return _sorted(walk(self._base))
+        return sorted(walk(self._base), key=part_order)
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         file = self._base / name
@@ -196,7 +196,7 @@ class _Archive:
         self._members: dict[str, Any] = {}
 
     def names(self) -> list[str]:
-        return _sorted(self._members)
+        return sorted(self._members, key=part_order)
 
     def label(self, name: str) -> str:
         return f"{name!r} in {str(self._path)!r}"
@@ -376,10 +376,6 @@ def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
 def part_order(name: str) -> str:
     """Return the key by which names are sorted part by part, as in a walk through sorted folders."""
     return name.replace("/", "\0")
-
-
-def _sorted(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=part_order)
 
 
 def _too_big(label: str, max_bytes: int) -> ImageError:

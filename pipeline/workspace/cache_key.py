@@ -9,8 +9,9 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,27 +75,22 @@ class SourceDigests:
             SourceError: a file is a folder, or its name is no text.
         """
         lines, changed = [], {}
-        with ExitStack() as stack:
-            folder, before, inside, opened = "\0", "", "", -1  # no folder has this name
-            # os instead of Path, which would take most of the time for tens of thousands of files; so would whole paths.
-            for file in (os.fspath(file) for file in files):
-                its_folder, slash, name = file.rpartition("/")
-                if its_folder != folder:  # files come folder by folder
-                    stack.close()
-                    folder, relative = its_folder, os.path.relpath(its_folder + slash or ".", root)
-                    before = "" if relative == "." else f"{relative}/"
-                    inside = f"{os.path.realpath(folder + slash)}/"
-                    opened = _open_folder(inside, file)
-                    stack.callback(os.close, opened)
-                try:
-                    facts = os.stat(name, dir_fd=opened)
-                except FileNotFoundError as error:
-                    raise _missing(file) from error
-                real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
-                known = self._known.get(real)
-                if known is None or known[1:] != stamp:
-                    known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
-                lines.append((before + name, known[0]))
+        # os instead of Path, which would take most of the time for tens of thousands of files; so would whole paths.
+        for folder, group in groupby((os.fspath(file) for file in files), key=lambda file: file[: file.rfind("/") + 1]):
+            relative, inside = os.path.relpath(folder or ".", root), f"{os.path.realpath(folder)}/"
+            before = "" if relative == "." else f"{relative}/"
+            with _opened_folder(inside) as opened:
+                for file in group:
+                    name = file[len(folder) :]
+                    try:
+                        facts = os.stat(name, dir_fd=opened)
+                    except FileNotFoundError as error:
+                        raise _missing(file) from error
+                    real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+                    known = self._known.get(real)
+                    if known is None or known[1:] != stamp:
+                        known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
+                    lines.append((before + name, known[0]))
         if remember and changed:
             # It only saves time, so that it cannot be written is no error.
             with contextlib.suppress(OSError):
@@ -102,11 +98,16 @@ class SourceDigests:
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
 
-def _open_folder(folder: str, file: str) -> int:
+@contextmanager
+def _opened_folder(folder: str) -> Iterator[int]:
     try:
-        return os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))  # which a folder that may not be listed allows
+        opened = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))  # which a folder that may not be listed allows
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise _missing(file) from error
+        raise _missing(folder) from error
+    try:
+        yield opened
+    finally:
+        os.close(opened)
 
 
 def _missing(file: str) -> MissingError:

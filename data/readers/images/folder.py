@@ -40,7 +40,7 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        return any(is_image_name(name) and not _is_hidden(name) for name in walk(path))
+        return any(is_image_name(name) and not is_hidden(name) for name in walk(path))
     return has_ending(path, TREE_ENDINGS) and any(map(is_image_name, peek_names(path)))
 
 
@@ -49,7 +49,7 @@ def _files(path: Path) -> Sequence[str | Path]:
     if not path.is_dir():
         return [path]
     counting = tuple(IMAGE_ENDINGS.union(TABLE_ENDINGS))
-    names = [name for name in walk(path, dangling=False) if name.lower().endswith(counting) and not _is_hidden(name)]
+    names = [name for name in walk(path, dangling=False) if name.lower().endswith(counting) and not is_hidden(name)]
     base = os.path.join(path, "")  # noqa: PTH118  # of many files, Path would take most of the time and memory
     return [base + name for name in sorted(names, key=part_order)]
 
@@ -62,8 +62,8 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 
 def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     names = tree.names()
-    hidden = [name for name in names if _is_hidden(name)]
-    shown = [name for name in names if not _is_hidden(name)] if hidden else names
+    hidden = [name for name in names if is_hidden(name)]
+    shown = [name for name in names if not is_hidden(name)] if hidden else names
     report = SourceReport(found=len(hidden) + sum(not name.endswith("/") for name in shown))
     for name in hidden:
         report.leave_out(_HIDDEN, name)
@@ -84,10 +84,6 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
         return tree.read(name)
 
     return make_listing(labelled, where, report, read, tree.label)
-
-
-def _is_hidden(name: str) -> bool:
-    return is_hidden(name) or name.startswith("__MACOSX/")
 
 
 def _ending(name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
+from lsmix.data.readers.named_arrays import number_classes
 from lsmix.data.readers.source_images import (
     PublishedData,
     SourceFormat,
@@ -47,8 +48,7 @@ def _read(path: Path) -> PublishedData:
         split: Split(images[..., None], labels.astype(np.int64))
         for split, images, labels in zip(_PREFIXES, arrays[::2], arrays[1::2], strict=True)
     }
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    return PublishedData(splits=splits, class_names=tuple(map(str, range(classes))))
+    return PublishedData(splits=splits, class_names=number_classes(repr(str(path)), splits))
 
 
 def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
