@@ -64,8 +64,8 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One file of an artifact."""
 
     path: str  # relative to the artifact's folder, with forward slashes
-    bytes: int  # size
-    sha256: str  # hex
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)]  # size
+    sha256: _Digest
     payload: bool  # whether the next stage reads it, so that it counts in the content digest
 
 
@@ -243,16 +243,11 @@ def _is_modest(value: Any, depth: int) -> bool:
 
 
 def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
-    """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike, sizes possible."""
+    """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike."""
     names: set[str] = set()
     folders: set[str] = set()
     for file in files:
         _check_relative(manifest_path, file.path)
-        if not 0 <= file.bytes <= _MOST_BYTES or not re.fullmatch("[0-9a-f]{64}", file.sha256):
-            raise CorruptError(
-                f"{manifest_path!r} gives the file {file.path!r} {file.bytes} bytes and the sha256 {file.sha256[:80]!r}, which "
-                "cannot be. Do not use this artifact."
-            )
         if file.path in names:
             raise CorruptError(f"{manifest_path!r} lists the file {file.path!r} twice. Do not use this artifact.")
         names.add(file.path)

@@ -5,7 +5,6 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 """
 
 import contextlib
-import errno
 import functools
 import hashlib
 import os
@@ -27,7 +26,6 @@ from lsmix.data.artifact import (
 from lsmix.data.atomic import check_room, locked_file
 from lsmix.data.errors import (
     CorruptError,
-    DiskSpaceError,
     DownloadError,
     LockedError,
     LsmixError,
@@ -285,7 +283,7 @@ def fetch_file(
     Raises:
         CorruptError: the place has another file; the stream is empty then, unless the size tells.
         DownloadError: it cannot be reached; what came so far is in the stream.
-        DiskSpaceError: the disk is full.
+        OSError: it cannot be written here.
     """
     fetched, got = 0, ""
     for _ in range(2):
@@ -315,7 +313,7 @@ def _complete(place: RemoteFS, path: str, size: int, stream: IO[bytes], advance:
         try:
             for block in place.stream(path, have, size):
                 stop_point()
-                _append(stream, block[: size - have], place.where(path))
+                _append(stream, block[: size - have])
                 have += len(block)
                 fetched += len(block)
                 advance(len(block))
@@ -331,16 +329,11 @@ def _complete(place: RemoteFS, path: str, size: int, stream: IO[bytes], advance:
             wait_to_retry(place.where(path), reason, PAUSES_SECONDS[failures - 1])
 
 
-def _append(stream: IO[bytes], block: bytes, where: str) -> None:
+def _append(stream: IO[bytes], block: bytes) -> None:
     """Write a block whole to an unbuffered stream."""
     rest = memoryview(block)
-    try:
-        while rest:
-            rest = rest[stream.write(rest) :]
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskSpaceError(f"the disk became full while {where!r} came. Free some space, run again.") from error
+    while rest:
+        rest = rest[stream.write(rest) :]
 
 
 def _digest_of(stream: IO[bytes], algorithm: str = "sha256") -> str:

@@ -12,7 +12,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -20,7 +20,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from lsmix.data.atomic import atomic_path, lock_open_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import NoAnswerError, Stopped, bounded, pause
-from lsmix.data.web import AbsentError, TransientError, checked_url, file_path, is_web, open_web
+from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
 
 __all__ = ["PAUSES_SECONDS", "FsspecFS", "LocalFile", "RemoteFS", "open_remote", "retried", "wait_to_retry"]
 
@@ -275,12 +275,12 @@ class _Web(RemoteFS):
 
     @retried
     def size(self, path: str) -> int | None:
-        with self._opened(path, 0) as answer:
+        with open_web(self._file(path)) as answer:
             return None if answer is None else answer.length
 
     @retried
     def first(self, path: str, count: int) -> bytes | None:
-        with self._opened(path, 0) as answer:
+        with open_web(self._file(path)) as answer:
             if answer is None:
                 return None
             content = b"".join(_blocks(answer, count))
@@ -289,7 +289,7 @@ class _Web(RemoteFS):
             return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        with self._opened(path, start) as answer:
+        with open_web(self._file(path), start) as answer:
             if answer is None:  # it is not there, or has no such byte
                 self.check_end(path, self.size(path), size)
                 raise TransientError("the server says that there is nothing from this byte on")
@@ -302,15 +302,6 @@ class _Web(RemoteFS):
             for block in _blocks(answer, size - first):
                 yield block[max(start - first, 0) :]
                 first += len(block)
-
-    @contextmanager
-    def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
-        with ExitStack() as stack:
-            try:
-                answer = stack.enter_context(open_web(self._file(path), start))
-            except AbsentError:
-                answer = None
-            yield answer
 
 
 def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes]:

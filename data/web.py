@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 __all__ = [
-    "AbsentError",
     "TransientError",
     "checked_url",
     "file_path",
@@ -103,15 +102,12 @@ _LEAST_BYTES_PER_SECOND = 4096
 _MOST_OTHER_BYTES = 1 << 20  # headers, trailers
 _MOST_REDIRECTS = 5
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
+_ABSENT = frozenset([404, 410, 416])  # there is no such file, or no such byte
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 
 
 class TransientError(Exception):  # no error yet: another attempt may get the rest
     """The connection failed in a way that may pass."""
-
-
-class AbsentError(DownloadError):
-    """The server has no such file."""
 
 
 class _Stream(io.RawIOBase):
@@ -192,20 +188,19 @@ class _Web(urllib.request.AbstractHTTPHandler):
 
 @contextmanager
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
-    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such byte.
+    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such file or byte.
 
     Redirects are followed, but to the web only. A server that knows nothing of ranges answers with status 200 and the whole file.
 
     Raises:
         TransientError: it failed in a way that may pass.
-        AbsentError: the server has no such file.
         DownloadError: it cannot be fetched.
     """
     asked = url
     for _ in range(_MOST_REDIRECTS + 1):
         with _asked(url, have) as answer:
             if answer.status not in _REDIRECTS:
-                yield answer if _is_there(answer, url, have) else None
+                yield answer if _is_there(answer, url) else None
                 return
             url = _target(url, answer.headers.get("Location", ""))
     raise DownloadError(
@@ -229,17 +224,16 @@ def _asked(url: str, have: int) -> http.client.HTTPResponse:
     return answer
 
 
-def _is_there(answer: http.client.HTTPResponse, url: str, have: int) -> bool:
-    """Tell whether an answer brings bytes of the file, or says that it ends before byte ``have``."""
+def _is_there(answer: http.client.HTTPResponse, url: str) -> bool:
+    """Tell whether an answer brings bytes of the file, or says that there are none."""
     if answer.status in (http.client.OK, http.client.PARTIAL_CONTENT):
         return True
-    if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+    if answer.status in _ABSENT:
         return False
     said = f"the server answers {answer.status} {answer.reason}"
     if answer.status in _TRANSIENT:
         raise TransientError(said)
-    kind = AbsentError if answer.status in (http.client.NOT_FOUND, http.client.GONE) else DownloadError
-    raise kind(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
+    raise DownloadError(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
 
 
 def _target(url: str, location: str) -> str:
