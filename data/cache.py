@@ -281,7 +281,7 @@ def fetch_file(
         The number of bytes that were fetched.
 
     Raises:
-        CorruptError: the place has another file; the stream is empty then, unless the size tells.
+        CorruptError: the place has another file, or none.
         DownloadError: it cannot be reached; what came so far is in the stream.
         OSError: it cannot be written here.
     """
