@@ -9,8 +9,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,43 +74,27 @@ class SourceDigests:
             SourceError: a file is a folder, or its name is no text.
         """
         lines, changed = [], {}
-        # os instead of Path, which would take most of the time for tens of thousands of files; so would whole paths.
+        # os instead of Path, which would take most of the time for tens of thousands of files.
         for folder, group in groupby((os.fspath(file) for file in files), key=lambda file: file[: file.rfind("/") + 1]):
             relative, inside = os.path.relpath(folder or ".", root), f"{os.path.realpath(folder)}/"
             before = "" if relative == "." else f"{relative}/"
-            with _opened_folder(inside) as opened:
-                for file in group:
-                    name = file[len(folder) :]
-                    try:
-                        facts = os.stat(name, dir_fd=opened)
-                    except FileNotFoundError as error:
-                        raise _missing(file) from error
-                    real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
-                    known = self._known.get(real)
-                    if known is None or known[1:] != stamp:
-                        known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
-                    lines.append((before + name, known[0]))
+            for file in group:
+                name = file[len(folder) :]
+                real = inside + name
+                try:
+                    facts = os.stat(real)  # noqa: PTH116 - as above
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.") from error
+                stamp = facts.st_size, facts.st_mtime_ns, facts.st_ino
+                known = self._known.get(real)
+                if known is None or known[1:] != stamp:
+                    known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
+                lines.append((before + name, known[0]))
         if remember and changed:
             # It only saves time, so that it cannot be written is no error.
             with contextlib.suppress(OSError):
                 write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
-
-
-@contextmanager
-def _opened_folder(folder: str) -> Iterator[int]:
-    try:
-        opened = os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))  # which a folder that may not be listed allows
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _missing(folder) from error
-    try:
-        yield opened
-    finally:
-        os.close(opened)
-
-
-def _missing(file: str) -> MissingError:
-    return MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.")
 
 
 def _file_digest(file: Path, real: str) -> str:
