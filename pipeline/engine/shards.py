@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 
 import msgspec
 
-from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
+from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing, is_expected_path
 from lsmix.data.atomic import DECODE_ERRORS, locked_file, write_atomic
 from lsmix.data.cache import fetch_file
 from lsmix.data.errors import CorruptError
@@ -180,7 +180,7 @@ def _working_copy(job: ShardJob) -> Path:
         return Path(job.folder)
     home, stage, name = job.url.rsplit("/", 2)
     folder = work_root(home) / stage / name
-    fetch_work(folder, job.url)
+    fetch_work(folder, job.url, job.stage)
     return folder
 
 
@@ -281,13 +281,12 @@ def send_work(folder: Path, url: str) -> None:
         place.write(path.relative_to(folder).as_posix(), path)
 
 
-def fetch_work(folder: Path, url: str) -> None:
+def fetch_work(folder: Path, url: str, stage: str) -> None:
     """Fetch what ``send_work`` sent, as far as it is not here."""
     place = open_remote(url)
-    sizes = place.sizes("")
-    paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
-    check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
-    for path in paths:
+    for path in place.sizes(""):
+        if path.rpartition("/")[2] != METADATA_NAME or not is_expected_path(stage, path):
+            continue
         content = place.read(path, _MOST_RECORD_BYTES)
         if not (folder / path).is_file() or (folder / path).read_bytes() != content:
             write_atomic(folder / path, content)
@@ -304,7 +303,7 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
         place.write(path, folder / path)
 
 
-def read_ledger(url: str) -> dict[int, ShardRecord]:
+def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
     """Return the records of all shards at a URL whose files are there in full; damaged ones count as unfinished.
 
     Raises:
@@ -323,7 +322,7 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
             except DECODE_ERRORS:
                 continue
             if all(sizes.get(file.path) == file.bytes for file in record.files):
-                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
+                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", stage, record.files)
                 records[record.shard] = record
     return records
 
