@@ -45,10 +45,7 @@ _SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shr
 _PIECE_BYTES = 1 << 20
 _PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
 _PEEK_MEMBERS = 64
-_BLOCK_BYTES = 512  # of tar: a header, and what contents are filled up to
-_MOST_NAME_BYTES = 1 << 16  # of a tar's header of a long name
-_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)  # of the member behind them
-_EXTENSIONS = (*_LONG_NAMES, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)  # headers that are no members
+_MOST_HEADER_BYTES = 1 << 16  # of one member of a tar, with those of its long name
 # What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
@@ -269,11 +266,11 @@ class TarTree(_Archive):
             if _is_gzip(self._file):
                 self._file = _unpacked(path, self._file, stack)
             end = os.fstat(self._file.fileno()).st_size
-            for member, begin in _tar_members(self._file):
-                if begin + member.size > end:
+            for member in _tar_members(self._file):
+                if member.offset_data + member.size > end:
                     raise EOFError(f"{ascii(member.name)[:100]} goes on past its end")
                 if not member.isdir():
-                    self._add(member.name, (begin, member.size), plain=member.isreg())
+                    self._add(member.name, (member.offset_data, member.size), plain=member.isreg())
 
     def in_order(self) -> list[str]:
         """Return the names in the order of the archive."""
@@ -287,54 +284,39 @@ class TarTree(_Archive):
         return os.pread(self._file.fileno(), size, begin)
 
 
-def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yield each member of a tar with the place of its content.
+class _Headers:
+    """A tar as tarfile reads its headers: those of a member may take some bytes, whatever size they claim."""
 
-    Not by tarfile's own reader, which reads long names as a whole, whatever size they claim, and takes a damaged header
-    for the end of the archive.
-    """
-    at = 0
-    changes: dict[str, str] = {}  # what long headers say of the next member
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.left = _MOST_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.HeaderError(f"a member's headers have more than {_MOST_HEADER_BYTES} bytes")
+        return self._file.read(size)
+
+
+def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tarfile.TarInfo]:
+    """Yield each member of a tar."""
+    headers: Any = _Headers(file)
+    archive = tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape")  # noqa: SIM115 - of the caller's file
     for _ in range(_MOST_MEMBERS):
-        file.seek(at)
-        block = file.read(_BLOCK_BYTES)
-        if len(block) == _BLOCK_BYTES and not block.strip(b"\0"):
-            return
-        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        begin = at + _BLOCK_BYTES
-        if member.type in _LONG_NAMES:
-            changes |= _long_name(file.read(min(member.size, _MOST_NAME_BYTES + 1)), member.type)
-        elif member.type not in _EXTENSIONS:
-            member.name = changes.get("path", member.name).removeprefix("./")
-            member.size = int(changes.get("size", member.size))
-            changes = {}
-        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+        headers.left = _MOST_HEADER_BYTES
+        if (member := archive.next()) is None:
+            break
+        archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header read
+        if member.size < 0 or member.issparse():
             raise tarfile.HeaderError(f"{ascii(member.name)[:100]} has a size below 0, or holes")
-        if member.type not in _EXTENSIONS:
-            yield member, begin
-        # Behind a folder, a link or a device there is no content, whatever size it has.
-        filled = member.isreg() or member.type in _EXTENSIONS or member.type not in tarfile.SUPPORTED_TYPES
-        at = begin + (-(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES if filled else 0)
-    raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
-
-
-def _long_name(content: bytes, kind: bytes) -> dict[str, str]:
-    """Return the fields that a header of GNU or of POSIX gives the next member."""
-    if len(content) > _MOST_NAME_BYTES:
-        raise tarfile.HeaderError(f"it has a name of more than {_MOST_NAME_BYTES} bytes")
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
-    fields, at = {}, 0
-    while at < len(content):  # records such as b"20 path=folder/name\n", with their own length in front
-        space = content.index(b" ", at, at + 8)
-        end = at + int(content[at:space])
-        name, _, value = content[space + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
-        if end <= space or end > len(content) or name.startswith("GNU.sparse"):
-            raise tarfile.HeaderError(
-                f"it has the header field {ascii(name)[:100]}, which is damaged or of a file with holes"
-            )
-        fields[name], at = value, end
-    return fields
+        member.name = member.name.removeprefix("./")
+        yield member
+    else:
+        raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # for tarfile, a damaged header is the end, too
+        raise tarfile.HeaderError("it is cut short, or has a damaged header")
 
 
 def peek_names(path: Path) -> list[str]:
@@ -344,7 +326,7 @@ def peek_names(path: Path) -> list[str]:
         if has_ending(path, ".zip"):
             return zipfile.ZipFile(raw).namelist()
         left = _PEEK_BYTES
-        for member, _ in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):
+        for member in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):
             left -= member.size
             names.append(member.name)
             if left < 0 or len(names) >= _PEEK_MEMBERS:
