@@ -49,7 +49,6 @@ def read_digits(path: Path | None = None) -> PublishedData:
 
 DIGITS = SourceFormat(
     name="digits",
-    looks_for="nothing: the digits come with lsmix and have no path",
     recognise=lambda path: False,
     files=lambda path: [],
     read=read_digits,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
@@ -22,6 +21,7 @@ from lsmix.data.readers.source_images import (
     SourceFormat,
     Split,
     has_ending,
+    join_splits,
     most_unpacked,
     refused_if_damaged,
 )
@@ -30,10 +30,6 @@ __all__ = ["HDF5"]
 
 _KEYS = sorted({name for layout in LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
-_LOOKS_FOR = (
-    "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
-    "or train/images + train/labels (+ test/…)"
-)
 _SPARE_BYTES = 256 << 20  # that any array may take: labels alone can shrink a thousandfold, images don't
 _MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
 _PIECE_BYTES = 1 << 16
@@ -62,14 +58,10 @@ def _read(path: Path) -> PublishedData:
 
 
 def _from_ours(data: DataSet) -> PublishedData:
-    train, heldout, test = data.train, data.heldout, data.test
-    splits = {"train": Split(train.images, train.labels)}
-    if len(heldout):
-        splits["train"] = Split(
-            np.concatenate([train.images, heldout.images]), np.concatenate([train.labels, heldout.labels])
-        )
-    if len(test):
-        splits["test"] = Split(test.images, test.labels)
+    own = {name: Split(split.images, split.labels) for name, split in data.splits.items() if len(split)}
+    splits = {"train": join_splits([own[name] for name in ("train", "heldout") if name in own])}
+    if "test" in own:
+        splits["test"] = own["test"]
     return PublishedData(splits=splits, class_names=data.class_names, licence=data.licence, citation=data.citation)
 
 
@@ -77,9 +69,7 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
     keys = [key for key in _KEYS if _find_array(where, file, key) is not None]
     splits = {}
-    if not keys:  # what there is may have the right name, and be a group
-        raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
-    for split, names in choose_names(where, keys, _LOOKS_FOR).items():
+    for split, names in choose_names(where, keys, file).items():
         images, labels = (_read_numbers(path, _find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = _find_array(where, file, _NAMES)
@@ -227,4 +217,4 @@ def _lzf_size(packed: bytes, most: int) -> int:
 
 
 _UNPACKED_SIZES = {h5py.h5z.FILTER_DEFLATE: _deflated_size, h5py.h5z.FILTER_LZF: _lzf_size}
-HDF5 = SourceFormat(name="hdf5", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)
+HDF5 = SourceFormat(name="hdf5", recognise=_recognise, read=_read)

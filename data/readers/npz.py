@@ -30,9 +30,6 @@ from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 __all__ = ["NPZ"]
 
 _NAMES = "class_names"
-_LOOKS_FOR = (
-    "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
-)
 _HEAD_BYTES = 1 << 14  # more than any header has that NumPy reads
 _MAX_DIMENSIONS = 4
 _MAX_LENGTH = 1 << 48  # of a dimension
@@ -64,7 +61,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     splits = {}
-    for split, names in choose_names(repr(str(path)), keys, _LOOKS_FOR).items():
+    for split, names in choose_names(repr(str(path)), keys, keys).items():
         images, labels = (_read_array(path, archive, name) for name in names)
         splits[split] = to_split(repr(str(path)), names, images, labels)
     named = _NAMES in keys
@@ -115,4 +112,4 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
     return array
 
 
-NPZ = SourceFormat(name="npz", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)
+NPZ = SourceFormat(name="npz", recognise=_recognise, read=_read)

@@ -39,6 +39,7 @@ __all__ = [
     "check_complete",
     "check_file",
     "has_ending",
+    "join_splits",
     "most_unpacked",
     "refused_if_damaged",
 ]
@@ -148,6 +149,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Return the images of several splits, of one shape, behind one another."""
+    return Split(np.concatenate([split.images for split in splits]), np.concatenate([split.labels for split in splits]))
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -329,9 +335,8 @@ class SourceFormat:
     """
 
     name: str  # as in a recipe: format = "..."
-    looks_for: str  # what makes a path one of these, for messages
     recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
-    files: Callable[[Path], Sequence[str | Path]]  # the files whose content counts
+    files: Callable[[Path], Sequence[str | Path]] = lambda path: [path]  # the files whose content counts
     read: Callable[[Path], PublishedData] | None = None
     images: Callable[[Path, ImageConfig], AbstractContextManager[ImageListing]] | None = None
     general: bool = False  # whether other formats that fit a path, too, are preferred

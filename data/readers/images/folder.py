@@ -228,7 +228,6 @@ def _role_of(name: str) -> str:
 
 IMAGE_FOLDER = SourceFormat(
     name="image-folder",
-    looks_for=_LOOKS_FOR,
     recognise=_recognise,
     files=_files,
     images=_images,

@@ -203,7 +203,6 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] |
 
 PARQUET = SourceFormat(
     name="parquet",
-    looks_for="Parquet or Arrow files with a column of images and one of labels, as Hugging Face has them",
     recognise=_recognise,
     files=_files,
     images=_images,

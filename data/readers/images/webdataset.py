@@ -101,7 +101,6 @@ def _label(tree: TarTree, name: str, config: ImageConfig) -> str | int | None:
 
 WEBDATASET = SourceFormat(
     name="webdataset",
-    looks_for="a tar, or a folder of tars, of images with .cls or .json",
     recognise=_recognise,
     files=_tars,
     images=_images,

@@ -80,7 +80,6 @@ def _pieces(stream: Any, size: int) -> Any:
 
 IDX = SourceFormat(
     name="idx",
-    looks_for="MNIST's train-images-idx3-ubyte, …, in the folder",
     recognise=lambda path: path.is_dir() and _find(path, "train", "images") is not None,
     files=_files,
     read=_read,

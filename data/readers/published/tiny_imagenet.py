@@ -141,7 +141,6 @@ def _is_image(name: str) -> bool:
 
 TINY_IMAGENET = SourceFormat(
     name="tiny-imagenet",
-    looks_for=f"{_WNIDS!r} and train/…/images in the folder or in its {_FOLDER!r}, or their zip",
     recognise=_recognise,
     files=_files,
     images=_images,
