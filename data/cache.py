@@ -234,7 +234,7 @@ def _remove(path: Path) -> bool:
 
 
 def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
-    """Return the manifest of the artifact at a place, and its very bytes.
+    """Return the manifest of the artifact at a place, and its bytes.
 
     Raises:
         MissingError: there is no complete artifact.

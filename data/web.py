@@ -240,15 +240,14 @@ def _target(url: str, location: str) -> str:
     """Return the URL that a redirect leads to."""
     try:
         target = checked_url(quote(urljoin(url, location), safe=string.punctuation))
+        if is_web(target):
+            return target
+        reason = "it is not on the web."
     except ValueError as error:  # a RecipeError, or what urljoin raises
-        raise DownloadError(
-            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {error} Fetch the file by hand."
-        ) from error
-    if not is_web(target):
-        raise DownloadError(
-            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which is not on the web. Fetch the file by hand."
-        )
-    return target
+        reason = str(error)
+    raise DownloadError(
+        f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {reason} Fetch the file by hand."
+    )
 
 
 def _reason_of(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
 
-An image lies under the class of its *first* label; the second label and its share stand in
-``metadata.jsonl`` and ``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
-names give the labels, and never hold what a stranger's class name could smuggle in.
+An image is in the folder of its *first* label; the second label and its share are in ``metadata.jsonl`` and
+``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
+names give the labels. Of class names they keep letters, digits, "_" and "-" only.
 """
 
 import re
@@ -18,7 +18,7 @@ from lsmix.data.exports.parquet import parquet_file
 
 __all__ = ["FOLDER_FORMAT"]
 
-_LINES = "metadata.jsonl"  # for people
+_LINES = "metadata.jsonl"  # for people and scripts
 _TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
 _GROUP_ROWS = 10_000  # of the table, written at once
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs

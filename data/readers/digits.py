@@ -22,7 +22,7 @@ _LEVELS = 16  # a pixel counts the set bits of 4×4 binary pixels
 
 
 def read_digits(path: Path | None = None) -> PublishedData:
-    """Return the digits: 1,500 train and 297 test images, uint8 (N, 8, 8, 1); ``path`` is not looked at.
+    """Return the digits: 1,500 train and 297 test images, uint8 (N, 8, 8, 1); ``path`` is ignored.
 
     The file does not keep the authors' split, so the test images are a fixed choice, with every class at its share.
 

@@ -81,7 +81,7 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:  # such as a link to itself
-        raise SourceError(f"{str(path)!r} cannot be looked at ({error.strerror}). Check the path.") from error
+        raise SourceError(f"{str(path)!r} cannot be read: {error.strerror}. Check the path.") from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise SourceError(
             f"{str(path)!r} is a device, pipe or socket, which is never read; expected a file or folder. Check the path."

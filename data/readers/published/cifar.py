@@ -66,7 +66,6 @@ def _files(layout: _Layout, path: Path) -> list[Path]:
 
 
 def _read(layout: _Layout, path: Path) -> PublishedData:
-    _files(layout, path)
     with open_published(path, layout.folder) as tree:
         names = set(tree.names())
         check_complete(path, layout.folder, [name for name in layout.files if name not in names])

@@ -1,4 +1,4 @@
-"""MNIST and its kin (Fashion-MNIST, KMNIST) as published: four idx files, perhaps gzipped, in one folder."""
+"""MNIST and data sets in its format (Fashion-MNIST, KMNIST): four idx files, plain or gzipped, in one folder."""
 
 import gzip
 import math

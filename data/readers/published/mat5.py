@@ -54,7 +54,7 @@ def _matrices(path: Path) -> Iterator[bytes]:
         if header.startswith(b"MATLAB 7.3"):
             raise SourceError(f"{str(path)!r} is a MATLAB 7.3 file; expected MATLAB 5. Fetch the original.")
         if header[126:] != b"IM":
-            raise ValueError("its header is another")
+            raise ValueError("it has another header")
         size = path.stat().st_size
         while tag := stream.read(8):
             kind, length = struct.unpack("<II", tag)
@@ -79,7 +79,7 @@ def _unpacked(path: Path, content: bytes) -> bytes:
 
 
 def _parse(matrix: bytes) -> tuple[str, npt.NDArray[Any] | None]:
-    """Return the name and the numbers of a matrix; None in place of what are no real numbers."""
+    """Return the name and the numbers of a matrix; None in place of other things than real numbers."""
     kind, _, flags_type, flags_bytes, flags = struct.unpack_from("<5I", matrix)
     if (kind, flags_type, flags_bytes) != (_MATRIX, 6, 8):
         raise ValueError("an array has another header than expected")
