@@ -189,10 +189,11 @@ def _check_free(place: RemoteFS, note: bytes, found: dict[str, bool]) -> None:
 
 
 def _check_begun(place: RemoteFS, note: bytes) -> None:
-    try:
-        same = place.read(_BEGUN, len(note)) == note
-    except (CorruptError, MissingError):  # it is longer, or not there
-        same = False
+    with tempfile.NamedTemporaryFile(prefix="lsmix-") as file:
+        file.write(note)
+        file.flush()
+        local = LocalFile(Path(file.name), hashlib.sha256(note).hexdigest())
+        same = not place.missing({_BEGUN: local})
     if not same:
         raise RecipeError(
             f"another artifact is being pushed to {place.url!r}, or was in part. Choose another URL, or remove it there first."
