@@ -1,28 +1,28 @@
 """Grids of images as PNG, and the rows of a pool that a grid shows."""
 
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lsmix.data.dataset import SplitArrays
 from lsmix.data.pool import Pool
 
 __all__ = [
     "GRID_COLUMNS",
     "GRID_TITLES",
-    "SourceImages",
     "image_grid",
     "in_rows",
-    "mixed_rows",
-    "own_images",
     "page_grid",
     "png_bytes",
+    "pool_picture",
     "sample_grid",
 ]
 
@@ -32,6 +32,7 @@ _PAGE_DENSITY = 2  # pixels of a picture for each CSS pixel, so that its letters
 _TEXT_SIZES = range(13, 23)  # of titles on a page, in CSS pixels: the largest that fits, for readers on a telephone
 _TRIPLES = 3  # of x₁, mix, x₂ in a row
 _CANDIDATES = 4096  # rows of a pool that are looked at
+_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side of a pool's image as drawn
 GRID_TITLES: Final = ["x₁", "mix", "x₂"] * _TRIPLES
 GRID_COLUMNS: Final = 12  # of a grid without sources
 
@@ -152,40 +153,34 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-class SourceImages(Protocol):
-    """Images of a train split by row, such as an array of them, uint8 (N, H, W, C)."""
+def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
+    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
 
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
-        """Return images, uint8 (n, H, W, C)."""
-        ...
-
-
-def mixed_rows(pool: Pool, count: int) -> NDArray[np.intp]:
-    """Return up to ``count`` rows from the first 4,096 of a pool, the really mixed ones first.
-
-    A row is really mixed if its two classes differ and it has 20 % to 80 % of x₂.
+    ``train`` holds the images of the train split, uint8 (N, H, W, C). Of the pool's first 4,096 rows, those come first that
+    are really mixed: their two classes differ, and they have 20 % to 80 % of x₂.
     """
     share = pool.share_b[:_CANDIDATES]
     differ = pool.label_a[:_CANDIDATES] != pool.label_b[:_CANDIDATES]
-    return np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[:count]
-
-
-def sample_grid(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
-
-    ``train`` holds the images of the train split, uint8 (N, H, W, C). Really mixed rows come first.
-    """
-    chosen = mixed_rows(pool, _TRIPLES * count)
-    # One read for all sources: they may have to be decoded.
-    sources = train[np.concatenate([pool.source_a[chosen], pool.source_b[chosen]])]
-    triples = zip(sources[: len(chosen)], pool.image[chosen], sources[len(chosen) :], strict=True)
+    chosen = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count]
+    found = pool.gather(chosen, ("image", "source_a", "source_b"))
+    triples = zip(train[found["source_a"]], found["image"], train[found["source_b"]], strict=True)
     return in_rows([image for triple in triples for image in triple], len(GRID_TITLES))
 
 
-def own_images(pool: Pool, count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a grid of the pool's first images, ordered by their share of x₂."""
-    order = np.argsort(pool.share_b[: count * GRID_COLUMNS], kind="stable")
-    return in_rows(pool.image[: len(order)][order], GRID_COLUMNS)
+def pool_picture(pool: Pool, train: SplitArrays | None, count: int) -> Image.Image:
+    """Return a picture of up to ``count`` rows of a pool's images, each between its sources among those of ``train``.
+
+    Without these, the pool's first images are ordered by their share of x₂. Large images are reduced.
+    """
+    if train:
+        rows = sample_grid(pool, train.images, count)
+    else:
+        order = np.argsort(pool.share_b[: count * GRID_COLUMNS], kind="stable")
+        rows = in_rows(pool.image[: len(order)][order], GRID_COLUMNS)
+    side = max(pool.image_shape[:2])
+    step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
+    small = [[image[::step, ::step] for image in row] for row in rows]
+    return image_grid(small, scale=scale, column_titles=GRID_TITLES if train else [])
 
 
 def in_rows(images: Any, columns: int) -> list[list[NDArray[np.uint8]]]:
