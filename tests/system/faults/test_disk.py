@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from driver import FAIL, KILL, ROOM, SHORT
@@ -24,51 +24,35 @@ pytestmark = pytest.mark.faults
 FORMS = ("hdf5", "parquet", "webdataset", "folder")
 COMMANDS = (*STAGES, *(f"export {form}" for form in FORMS), "push", "pull", "card")
 # In how many steps the short form goes through the calls of a command, so that it takes seconds.
-SHORT_FORM = {"ingest": 9, "mix": 90, "export hdf5": 15, "pull": 60}
+SHORT_FORM = {"ingest": 9, "export hdf5": 15, "pull": 60, "mix": 90}  # those without torch first
 STRIDES = {"report": 4}  # a page with its plots takes a second, so every fourth call
 
 
-class Setting(NamedTuple):
-    """Where a command runs, and what it makes."""
-
-    words: list[Any]
-    within: Path  # folder below which calls fail
-    made: list[Path]
-    kept: list[Path]
-    saved: Path | str = ""
-
-    def scene(self, *trials: dict[str, Any]) -> dict[str, Any]:
-        return {**self._asdict(), "words": list(map(str, self.words)), "trials": trials}
-
-
 @pytest.fixture
-def setting(small_recipe: Path, small_workspace: Path, tmp_path: Path) -> Callable[[str], Setting]:
-    """Return a function that sets the stage for a command."""
-    pool = next((small_workspace / "mix").iterdir())
+def setting(small_recipe: Path, small_workspace: Path, tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """Return a function that prepares the folders of a command; see ``driver.Scene``."""
+    pool, place = next((small_workspace / "mix").iterdir()), tmp_path / "place"
 
-    def of_stage(stage: str) -> Setting:
-        for later in STAGES[STAGES.index(stage) + 1 :]:
-            shutil.rmtree(small_workspace / later)
-        words = [stage, small_recipe, "--workspace", small_workspace, "--device", "cpu", "-q"]
-        made = [small_workspace / stage, small_workspace / ".locks"]
-        kept = [small_workspace / other for other in STAGES if other != stage]
-        return Setting(words, small_workspace, made, [*kept, small_recipe.parent])
-
-    def set_up(command: str) -> Setting:
+    def set_up(command: str) -> dict[str, Any]:
         if command in STAGES:
-            return of_stage(command)
-        place = tmp_path / "place"
+            for later in STAGES[STAGES.index(command) + 1 :]:
+                shutil.rmtree(small_workspace / later)
+            return {
+                "words": [command, small_recipe, "--workspace", small_workspace, "--device", "cpu", "-q"],
+                "within": small_workspace,
+                "made": [small_workspace / command, small_workspace / ".locks"],
+                "kept": [*(small_workspace / stage for stage in STAGES if stage != command), small_recipe.parent],
+            }
         place.mkdir()
         name, _, form = command.partition(" ")
-        made, kept = [place / "new"], [small_workspace]
-        if name == "export":
-            return Setting([name, pool, made[0], "--format", form, "-q"], place, made, kept)
-        if name == "push":
-            return Setting([name, pool, made[0], "-q"], place, made, kept)
+        kept = [small_workspace]
         if name == "pull":
-            push(pool, str(tmp_path / "there"))
-            return Setting([name, tmp_path / "there", made[0], "-q"], place, made, [*kept, tmp_path / "there"])
-        return Setting([name, pool, made[0], "--licence", "CC-BY-4.0", "--creator", "A. Nother"], place, made, kept)
+            push(pool, str(tmp_path / "remote"))
+            kept.append(tmp_path / "remote")
+        options = {"export": ["--format", form], "card": ["--licence", "CC-BY-4.0", "--creator", "A. Nother"]}
+        source = kept[-1] if name == "pull" else pool
+        words = [name, source, place / "new", *options.get(name, ()), *(["-q"] if name != "card" else [])]
+        return {"words": words, "within": place, "made": [place / "new"], "kept": kept}
 
     return set_up
 
@@ -91,10 +75,7 @@ def seen(command, short, played, setting, trials) -> dict[str, list[dict[str, An
             "short": {"mode": SHORT, "stride": -(-step // 3)},
             "room": {"mode": ROOM, "rooms": [0, 700] if short else [0, 1, 100, 700, 1500, 4000, 8000]},
         }
-        shown: dict[str, list[dict[str, Any]]] = {name: [] for name in wanted}
-        for line in trials(**setting(command).scene(*wanted.values())):
-            shown[list(wanted)[line.pop("trial")]].append(line)
-        played[command, short] = shown
+        played[command, short] = dict(zip(wanted, trials(**setting(command), trials=[*wanted.values()]), strict=True))
     return played[command, short]
 
 

@@ -62,7 +62,7 @@ def test_signals_at_any_call_end_with_130_or_well_and_the_next_run_goes_on(
         shutil.rmtree(small_workspace / later)
     scene = scene_of(small_workspace, small_recipe, [stage], [stage], STAGES[: STAGES.index(stage)])
     wanted = {"mode": SIGNAL, "numbers": [signal.SIGTERM, signal.SIGINT], "stride": 5}
-    undisturbed, *each = trials(**scene, trials=[wanted])
+    ((undisturbed, *each),) = trials(**scene, trials=[wanted])
     codes = []
     for trial in each:
         first = trial["first"]
@@ -92,7 +92,7 @@ def test_runs_at_the_same_moment_end_well_or_with_4_and_never_spoil_anything(
 ):
     scene = scene_of(tmp_path / "runs", small_recipe, ["mix"])
     expected = {name: root for name, root in roots(small_finished).items() if "evaluator" not in name}
-    _, *each = trials(**scene, trials=[{"mode": COUNT, "races": races}])
+    ((_, *each),) = trials(**scene, trials=[{"mode": COUNT, "races": races}])
     assert len(each) == len(races)
     codes = []
     for race in each:
@@ -157,7 +157,7 @@ def test_a_clock_that_is_wrong_or_jumps_in_mid_run_changes_no_digest(
         shutil.rmtree(small_workspace / stage)
     scene = scene_of(small_workspace, small_recipe, ["run"], STAGES[2:], STAGES[:2])
     clocks = [[-YEAR, -YEAR, 0], [0, -YEAR, 20], [YEAR, 0, 5], [0, -60 * YEAR, 3]]
-    undisturbed, *each = trials(**scene, trials=[{"mode": COUNT, "clocks": clocks}])
+    ((undisturbed, *each),) = trials(**scene, trials=[{"mode": COUNT, "clocks": clocks}])
     assert len(each) == len(clocks)
     for trial in each:
         first = trial["first"]
@@ -236,7 +236,7 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
     ]
     scene = {**scene_of(workspace, small_recipe, ["status"], (), ()), "words": ["status", *recipe]}
     before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
-    _, *said = trials(**scene, trials=[{"mode": READ_ONLY, "commands": [*looks, *writes]}])
+    ((_, *said),) = trials(**scene, trials=[{"mode": READ_ONLY, "commands": [*looks, *writes]}])
     for words, told in zip([*looks, *writes], said, strict=True):
         if words in looks:
             assert told["code"] == 0, (words, told)
