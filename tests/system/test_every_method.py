@@ -2,6 +2,7 @@
 
 import html
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -164,7 +165,7 @@ def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> Non
         np.testing.assert_allclose(target[row], expected, atol=1e-6)
 
 
-def test_two_labels_cannot_tell_of_three_sources(made: RunResult) -> None:
+def test_three_sources_need_soft_labels(made: RunResult) -> None:
     from lsmix.data.errors import RecipeError
 
     with pytest.raises(RecipeError, match="mixes 3 sources, which two labels cannot tell"):
@@ -187,23 +188,33 @@ def test_every_arm_sees_as_many_images_in_as_many_updates(made: RunResult) -> No
         ("either", {"training images": 150, "pool ls-mix": 450}),
     ],
 )
-def test_the_manifest_tells_how_often_each_image_was_seen(made: RunResult, arm: str, sources: dict[str, int]) -> None:
+def test_the_manifest_records_how_often_each_image_was_seen(made: RunResult, arm: str, sources: dict[str, int]) -> None:
     seen = made[f"train/{arm}-seed0"].manifest.counts["seen"]
     assert {one["source"]: one["images"] for one in seen} == sources
     assert sum(one["images"] * one["times"] for one in seen) == pytest.approx(450, abs=1)
 
 
-def test_the_same_run_in_another_place_has_the_same_bytes(made: RunResult, recipe: Path, tmp_path: Path) -> None:
-    roots = [(item.stage, item.name, item.manifest.content_digest) for item in made.built]
-    assert [(item.stage, item.name, item.manifest.content_digest) for item in make(recipe, tmp_path).built] == roots
-
-
-def test_the_report_shows_pools_of_every_kind_and_tells_each_arms_budget(
-    made: RunResult, recipe: Path, methods_workspace: Path
+def test_the_same_pools_and_trainings_in_another_workspace_have_the_same_bytes(
+    made: RunResult, recipe: Path, methods_workspace: Path, tmp_path: Path
 ) -> None:
-    report = run(recipe, workspace=methods_workspace, device="cpu")["report"].folder
-    figures = {path.stem for path in (report / "figures").iterdir()}
-    assert {f"pool-{name}" for name in (*LATENT, *PIXEL, "corners", "three")} <= figures
+    for stage in ("ingest", "train-glow", "encode"):
+        shutil.copytree(methods_workspace / stage, tmp_path / stage)
+    digests = [(item.stage, item.name, item.manifest.content_digest) for item in made.built]
+    assert [(item.stage, item.name, item.manifest.content_digest) for item in make(recipe, tmp_path).built] == digests
+
+
+def test_the_report_shows_pools_of_every_kind_and_the_budget_of_each_arm(
+    made: RunResult, methods_workspace: Path, tmp_path: Path
+) -> None:
+    kinds = ("ls-mix", "cutmix", "corners", "three")
+    pools = [
+        section
+        for section in re.split(r"(?m)^(?=\[pools)", POOLS)
+        if section.startswith(tuple(f"[pools.{name}]" for name in kinds))
+    ]
+    (tmp_path / "kinds.toml").write_text(RECIPE + "".join(pools) + RUNS, encoding="utf-8")
+    report = run(tmp_path / "kinds.toml", workspace=methods_workspace, device="cpu")["report"].folder
+    assert {f"pool-{name}" for name in kinds} <= {path.stem for path in (report / "figures").iterdir()}
     page = html.unescape(re.sub(r"<[^>]+>", "|", (report / "report.html").read_text(encoding="utf-8")))
     assert re.search(r"\|either\|+450\|+15\|", page)
     assert "pool three: 300 images, 1.5× each" in page

@@ -23,7 +23,7 @@ from fuzzing import fuzz, read_bytes
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-INPUTS = 25  # for each reader, in the normal run
+INPUTS = 10  # for each reader, in the normal run
 SECONDS = 10  # for each reader, in the slow one
 PROCESS_SECONDS = 240  # which that may take in all, imports and a busy machine included
 DRIVER = Path(__file__).with_name("fuzzing.py")
@@ -92,7 +92,7 @@ def scratch(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @pytest.mark.parametrize("target", JSON_TARGETS)
 @given(data=st.data())
 def test_any_value_in_place_of_another_is_read_or_refused(target, scratch, data):
