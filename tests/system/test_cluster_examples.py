@@ -56,7 +56,7 @@ from pathlib import Path
 assert sys.argv[1] == "requeue"
 Path(os.environ["STATE"], f"requeue-{sys.argv[2]}").touch()
 """
-# Runs the containers of the Jobs that it is told to apply, each pod in turn, with the volumes' folders in STATE.
+# Runs the containers of the Jobs that it applies, each pod in turn, with the volumes' folders in STATE.
 KUBECTL = r"""
 import os, subprocess, sys, yaml
 from pathlib import Path

@@ -140,12 +140,7 @@ def test_three_sources_share_each_image(made: RunResult, dataset: DataSet) -> No
     # Each share is its λ, but for the two components that rounding down may move.
     assert np.abs(more["share"] - more["lam"]).max() <= 1 / 64 + 1e-6
     assert np.abs(pool.share_b[:] - pool.lam[:]).max() <= 1 / 64 + 1e-6
-    sample = pool[5]
-    assert [source.label for source in sample.more] == more["label"][5].tolist()
-    for images, target in PoolLoader(pool, 64, labels="soft"):
-        assert images.shape[1:] == (1, 8, 8)
-        np.testing.assert_allclose(target.sum(dim=1), 1.0, atol=1e-6)
-        assert float(target.min()) >= -1e-6
+    assert [source.label for source in pool[5].more] == more["label"][5].tolist()
 
 
 def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> None:

@@ -253,10 +253,10 @@ def test_a_contender_that_does_not_invert_is_recorded_and_not_dropped(capsys):
 
     figures = glow._inversions({"good": Fixed(1e-6), "bad": Fixed(0.02), "broken": Fixed(float("nan"))}, "float32")
     assert figures["bad, largest error"] == 0.02
-    told = capsys.readouterr().out
-    assert "bad does not invert" in told
-    assert "broken does not invert" in told
-    assert "good does not invert" not in told
+    printed = capsys.readouterr().out
+    assert "bad does not invert" in printed
+    assert "broken does not invert" in printed
+    assert "good does not invert" not in printed
     glow._inversions({"bad": Fixed(0.02)}, "tf32")
     assert "does not invert" not in capsys.readouterr().out
 

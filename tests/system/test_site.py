@@ -238,7 +238,7 @@ def kinds(cells: list[Any]) -> list[list[tuple[str, list[str]]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, none of which we can mend
+@pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, which we cannot fix
 def test_the_notebook_runs_and_gives_its_stored_outputs(tmp_path, monkeypatch):
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name, reason="needs pip install 'lsmix[test]'")

@@ -216,6 +216,7 @@ def main() -> None:
         scene = Scene(facts, faults)
         scene.warm_up()
         print(json.dumps([list(trials(scene, wanted)) for wanted in facts["trials"]]), flush=True)
+        signal.alarm(0)
 
 
 if __name__ == "__main__":
