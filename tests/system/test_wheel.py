@@ -135,5 +135,6 @@ runpy.run_path(script, run_name="__main__")
 
 
 def test_the_base_packages_make_a_pool_verify_it_and_train_on_it(ask, tmp_path):
-    (tmp_path / "tiny.toml").write_text(factory.TINY_RECIPE, encoding="utf-8")
+    recipe = factory.TINY_RECIPE.replace("limit = 330", "limit = 100").replace("iterations = 40", "iterations = 4")
+    (tmp_path / "tiny.toml").write_text(recipe, encoding="utf-8")
     assert "loss" in ask("python", "-c", USE, str(ROOT / "examples" / "plain_pytorch.py"))

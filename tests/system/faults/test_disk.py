@@ -22,8 +22,8 @@ pytestmark = pytest.mark.faults
 
 FORMS = ("hdf5", "parquet", "webdataset", "folder")
 COMMANDS = (*STAGES, *(f"export {form}" for form in FORMS), "push", "pull", "card")
-# Without slow tests, the calls of a command that are tried: every ninth, and so on. Those that do not load torch go first.
-SHORT_FORM = {"ingest": 9, "export hdf5": 15, "pull": 60, "mix": 90}
+# Without slow tests, the calls of a command that are tried: every twelfth, and so on. Those that do not load torch go first.
+SHORT_FORM = {"ingest": 12, "export hdf5": 30, "pull": 70, "mix": 100}
 STRIDES = {"report": 4}  # a page with its plots takes a second, so every fourth call
 
 
