@@ -136,7 +136,7 @@ def test_pax_headers_that_take_minutes_to_parse_are_refused(tmp_path):
     good = TARGETS["cifar-tar"].seeds()[0]
     header = tar_header(tarfile.XHDTYPE, 200 * 1024) + b"1" * (200 * 1024)
     (tmp_path / "cifar-10-python.tar").write_bytes(header + good)
-    assert "a name of more than 65536 bytes" in read_alone(tmp_path / "cifar-10-python.tar", "cifar10-python")
+    assert "headers have more than 65536 bytes" in read_alone(tmp_path / "cifar-10-python.tar", "cifar10-python")
 
 
 @pytest.mark.parametrize(
@@ -326,14 +326,9 @@ def test_a_link_to_nothing_in_place_of_an_image_is_named(form, tmp_path):
     assert part.name in read_alone(tmp_path / "data", form)
 
 
-@pytest.mark.parametrize(
-    ("size", "words"), [(1 << 40, "has 1099511627776 bytes; at most"), (8 << 30, "the others are holes")]
-)
 @pytest.mark.parametrize("write", [lambda path: path.write_bytes(TARGETS["npz"].seeds()[0]), lambda path: hdf5_with(path, (64, 4, 4, 1), bytes(1024))], ids=["npz", "hdf5"])  # fmt: skip
-def test_a_file_of_holes_is_refused_before_it_is_hashed(write: Callable, size, words, tmp_path, request):
+def test_a_file_far_too_big_is_refused_before_it_is_hashed(write: Callable, tmp_path, request):
     path = tmp_path / ("a.npz" if "npz" in request.node.callspec.id else "a.h5")
     write(path)
-    os.truncate(path, size)
-    if not path.stat().st_blocks:
-        pytest.skip("this file system does not count what is on the disk")
-    assert words in read_alone(path, "auto")
+    os.truncate(path, 1 << 40)
+    assert "has 1099511627776 bytes; at most" in read_alone(path, "auto")
