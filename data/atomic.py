@@ -17,7 +17,7 @@ from typing import IO, Final, TypeVar
 import msgspec
 
 from lsmix.data.errors import DiskSpaceError, FormatError, LockedError, MissingError, RecipeError
-from lsmix.data.progress import ROUND_SECONDS, pause
+from lsmix.data.progress import pause
 
 __all__ = [
     "DECODE_ERRORS",
@@ -134,6 +134,7 @@ def sha256_file(path: Path) -> str:
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _warned: set[Path] = set()  # folders
+_LOCK_POLL_SECONDS = 0.01  # downloads in several threads take turns at the lock of the cache
 
 
 def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: bool = False) -> None:
@@ -154,7 +155,7 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
         except BlockingIOError:
             if not wait:
                 raise
-            pause(ROUND_SECONDS)
+            pause(_LOCK_POLL_SECONDS)
             continue
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
