@@ -32,7 +32,7 @@ def test_every_flipped_byte_of_a_manifest_is_found(pool):
     for place in range(len(content)):
         flipped = bytearray(content)
         flipped[place] ^= int(draw.integers(1, 256))
-        with pytest.raises(CorruptError, match="'pool/manifest.json' is damaged"):
+        with pytest.raises(CorruptError, match=r"'pool/manifest\.json' is damaged"):
             parse_manifest(bytes(flipped), "pool")
     assert parse_manifest(content, "pool") == read_manifest(pool)
 

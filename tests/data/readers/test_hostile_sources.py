@@ -167,10 +167,10 @@ def test_a_tar_of_long_names_without_end_is_no_recursion_without_end(tmp_path, i
 
 
 def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ingest):
-    packer = zlib.compressobj(9, wbits=31)
+    packer = zlib.compressobj(1, wbits=31)
     huge = tarfile.TarInfo("cifar-10-batches-py/readme.html")
     huge.size = 2 << 30
-    content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(300))
+    content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(30))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content + packer.flush())
     result = ingest(tmp_path / "cifar-10-python.tar.gz", "cifar10-python", memory=True)
     assert_refused(result, 1, "unpacks to more than", "no data set does")
