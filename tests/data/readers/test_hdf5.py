@@ -6,7 +6,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsmix.data.dataset import open_dataset
@@ -212,6 +212,7 @@ def whole(request, tmp_path_factory):
     return path, path.read_bytes()
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_or_gives_whole_arrays(whole, data):
     path, content = whole

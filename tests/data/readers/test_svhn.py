@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.io import loadmat, savemat
 
@@ -197,6 +197,7 @@ def damaged(request, tmp_path_factory):
     return folder, (folder / "train_32x32.mat").read_bytes()
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_or_harmless_never_a_crash(damaged, data):
     folder, whole = damaged
