@@ -326,16 +326,6 @@ def test_a_folder_of_class_folders_is_one_train_split(tmp_path):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), image)
 
 
-@pytest.mark.parametrize(("tests", "count"), [(["test"], 1), (["val"], 1), (["val", "test"], 2)])
-def test_train_and_test_or_val_folders_are_splits(tmp_path, tests, count):
-    fill(tmp_path / "train", {"a": 2, "b": 1})
-    for number, name in enumerate(tests, 1):
-        fill(tmp_path / name, {"b": number})
-    data = read(tmp_path)
-    assert data.splits["train"].labels.tolist() == [0, 0, 1]
-    assert data.splits["test"].labels.tolist() == [1] * count
-
-
 def test_grey_images_have_one_channel_unless_another_has_colour(tmp_path):
     fill(tmp_path, {"a": 1, "b": 1}, mode="L")
     grey = read(tmp_path).splits["train"].images
@@ -350,16 +340,6 @@ def test_grey_images_have_one_channel_unless_another_has_colour(tmp_path):
 def test_other_kinds_of_images_are_read(tmp_path, ending):
     fill(tmp_path, {"a": 1, "b": 1}, ending=ending)
     assert read(tmp_path).splits["train"].images.shape == (2, 5, 6, 3)
-
-
-def test_images_of_two_sizes_are_both_named(tmp_path):
-    fill(tmp_path, {"a": 2})
-    fill(tmp_path, {"b": 1}, size=(7, 5))
-    with pytest.raises(
-        SourceError,
-        match=r"6×5 \(2, such as '.*a/000.png'\), 7×5 \(1, such as '.*b/000.png'\). Add a line such as 'size = 5'",
-    ):
-        read(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40), b"%!PS-Adobe-3.0 EPSF-3.0\n"])
