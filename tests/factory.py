@@ -154,6 +154,22 @@ def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
     return spec.to_json()
 
 
+def finish_artifact(folder: Path, **fields: Any) -> None:
+    """Write the manifest that lists all files in a folder, which makes them a complete artifact."""
+    from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
+
+    files = record_files(folder)
+    known = {
+        "stage": "mix",
+        "stage_version": 1,
+        "name": "mine",
+        "cache_key": "0123456789ab",
+        "config": {},
+        "inputs": [],
+    }
+    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**known, **fields}))
+
+
 def write_pool(
     folder: Path,
     *,
@@ -167,12 +183,13 @@ def write_pool(
     sources: int = 2,
     corners: bool = False,
     origin: dict[str, Any] | None = None,
+    contents: "dict[str, np.ndarray] | None" = None,
+    complete: bool = True,
     **manifest: Any,
 ) -> Path:
-    """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status."""
+    """Write a pool of random images, or of ``contents``. With ``origin`` it has a plan, and rows of every status."""
     import numpy as np
 
-    from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
     from lsmix.data.pool import create_pool, write_pool_shard
 
     draw, images = np.random.default_rng(seed), rows // copies
@@ -207,20 +224,12 @@ def write_pool(
             arrays |= {name: draw.random(more.shape, dtype=np.float32) for name in ("lam_more", "share_more")}
         if corners:
             arrays["corner"] = draw.integers(0, 4, count).astype(np.uint8)
-        write_pool_shard(folder, shard, arrays)
+        write_pool_shard(folder, shard, arrays | {name: values[here] for name, values in (contents or {}).items()})
     if origin:
         (folder / "plan.json").write_bytes(invented_plan(origin, method))
     else:
         (folder / "samples.csv").touch()
         (folder / "README.md").write_text("hello")
-    files = record_files(folder)
-    fields = {
-        "stage": "mix",
-        "stage_version": 1,
-        "name": "mine",
-        "cache_key": "0123456789ab",
-        "config": {},
-        "inputs": [],
-    }
-    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **{**fields, **manifest}))
+    if complete:
+        finish_artifact(folder, **manifest)
     return folder
