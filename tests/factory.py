@@ -1,5 +1,6 @@
 """The small recipes, data sets and pools that tests use."""
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,6 +153,19 @@ def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
         dim=48 if latent else None,
     )
     return spec.to_json()
+
+
+def flip(path: Path, place: int | None = None) -> None:
+    """Change one bit of a file: of the byte at ``place``, or in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder by its relative path, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def finish_artifact(folder: Path, **fields: Any) -> None:

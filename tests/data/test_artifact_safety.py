@@ -132,8 +132,7 @@ def test_an_export_holds_nothing_that_python_runs():
         assert not is_expected_path("export", name)
 
 
-def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(invented_pool, tmp_path, command, monkeypatch):
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+def test_an_export_that_lists_code_is_refused_by_verify_and_by_fetching(invented_pool, tmp_path, command):
     exported = tmp_path / "exported"
     assert command("export", invented_pool(), exported, "--format", "hdf5", "-q").code == 0
     verify(exported)

@@ -14,13 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from factory import write_pool
+from factory import flip, write_pool
 from places import Meter, web_server
 
 import lsmix
-from lsmix.data import cache as cache_module
 from lsmix.data import remote, web
-from lsmix.data import remote as remote_module
 from lsmix.data.atomic import locked_file
 from lsmix.data.errors import DownloadError, LsmixError, RecipeError
 from lsmix.data.progress import graceful_signals, pause
@@ -30,10 +28,6 @@ from lsmix.data.store import open_artifact
 from lsmix.data.web import checked_url
 from lsmix.pipeline.workspace.workspace import Workspace
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-]
 SHARD = "pool.zarr/image/c/0/0/0/0"
 
 
@@ -50,9 +44,7 @@ def served(pool):
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+def own_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
 
@@ -244,8 +236,7 @@ ENDLESS = {
 def test_a_server_that_never_ends_is_given_up(head, more, seconds, said, monkeypatch):
     monkeypatch.setattr(web, "_PATIENCE_SECONDS", 0.15)
     monkeypatch.setattr(web, "_MOST_OTHER_BYTES", 1 << 16)
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0,))
+    monkeypatch.setattr(remote, "PAUSES_SECONDS", (0.0,))
     monkeypatch.setattr(remote, "_PATIENCE_SECONDS", 0.15)
     with scripted_server(head, more, seconds=seconds) as (url, came):
         place = open_remote(url)
@@ -261,9 +252,7 @@ def test_redirects_in_a_circle_are_given_up_and_their_pages_never_read():
         assert len(came) == 6
 
 
-def test_a_byte_an_attempt_is_not_taken_for_progress(served, monkeypatch, tmp_path):
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
+def test_a_byte_an_attempt_is_not_taken_for_progress(served, tmp_path):
     served.cuts = _Always(1, but="pool/manifest.json")
     with pytest.raises(DownloadError, match="cannot be fetched"):
         pull_artifact(f"{served.url}/pool", tmp_path / "here", Meter())
@@ -414,16 +403,9 @@ def test_the_first_ctrl_c_ends_the_threads_of_a_pull(served, tmp_path):
 # The cache.
 
 
-def swap(path):
-    """Let a file hold other bytes, as many."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 def test_a_cached_file_whose_bytes_were_swapped_is_fetched_again(served, pool):
     file = open_artifact(f"{served.url}/pool").file(SHARD)
-    swap(file)
+    flip(file)
     assert open_artifact(f"{served.url}/pool").file(SHARD) == file
     assert file.read_bytes() == (pool / SHARD).read_bytes()
 
@@ -431,10 +413,10 @@ def test_a_cached_file_whose_bytes_were_swapped_is_fetched_again(served, pool):
 def test_a_cached_input_of_a_remote_workspace_whose_bytes_were_swapped_is_fetched_again(pool):
     lsmix.push(pool, "memory://runs/mix/mine-0123456789ab")
     workspace, content = Workspace("memory://runs"), (pool / SHARD).read_bytes()
-    swap(workspace.find("mix", "0123456789ab").file(SHARD))
+    flip(workspace.find("mix", "0123456789ab").file(SHARD))
     found = workspace.find("mix", "0123456789ab")
     assert found.file(SHARD).read_bytes() == content
-    swap(workspace.local_copy(found) / SHARD)
+    flip(workspace.local_copy(found) / SHARD)
     assert (workspace.local_copy(found) / SHARD).read_bytes() == content
 
 

@@ -10,7 +10,6 @@ from hub_server import hub_server
 from places import TESTS, Meter
 
 import lsmix
-from lsmix.data import remote
 from lsmix.data.artifact import read_manifest
 from lsmix.data.errors import DownloadError, MissingError, RecipeError
 from lsmix.data.sharing import hub as hub_module
@@ -20,12 +19,6 @@ from lsmix.pipeline.api import pull, push, verify
 # Of httpx, by what huggingface_hub gives it to upload.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
 URL = "hf://datasets/me/pool"
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch, tmp_path):
-    monkeypatch.setattr(remote, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture

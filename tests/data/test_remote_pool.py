@@ -11,12 +11,10 @@ import numpy as np
 import places
 import pytest
 import torch
-from factory import write_pool
-from places import make_bucket, s3_server, web_server
+from factory import flip, write_pool
+from places import web_server
 from torch.utils.data import DataLoader
 
-from lsmix.data import cache as cache_module
-from lsmix.data import remote as remote_module
 from lsmix.data.artifact import read_manifest
 from lsmix.data.cache import cache_folder
 from lsmix.data.errors import (
@@ -31,19 +29,7 @@ from lsmix.data.loaders.pool_loader import PoolLoader
 from lsmix.data.pool import open_pool
 from lsmix.pipeline.api import push
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-]
 SHARD = "pool/pool.zarr/image/c/1/0/0/0"
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch, tmp_path):
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")
@@ -59,11 +45,9 @@ def web(artifact, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def s3_url(artifact):
-    with s3_server():
-        make_bucket("streams")
-        push(artifact, "s3://streams/pool")
-        yield "s3://streams/pool"
+def s3_url(artifact, s3):
+    push(artifact, "s3://bucket/pool")
+    return "s3://bucket/pool"
 
 
 @pytest.fixture(params=["web", "memory", "s3"])
@@ -153,9 +137,7 @@ def test_a_damaged_shard_is_fetched_once_more_and_then_refused(web, artifact):
 def test_damage_in_the_cache_is_found_and_repaired(web, artifact, tmp_path):
     batches(open_pool(f"{web.url}/pool"))
     for path in cached(tmp_path):
-        content = bytearray(path.read_bytes())
-        content[len(content) // 2] ^= 1
-        path.write_bytes(content)
+        flip(path)
     assert same(batches(open_pool(f"{web.url}/pool")), batches(open_pool(artifact)))
 
 

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from factory import write_pool
+from factory import contents, flip, write_pool
 from guarded import sealed_again
 from places import Meter, make_bucket, s3_server, web_server
 
-from lsmix.data import cache as cache_module
-from lsmix.data import remote as remote_module
 from lsmix.data.artifact import content_digest, read_manifest
 from lsmix.data.atomic import add_checksum, locked_file
 from lsmix.data.errors import (
@@ -34,29 +32,10 @@ from lsmix.data.sharing.transfer import pull_artifact, push_artifact
 from lsmix.data.store import local_folder
 from lsmix.pipeline.api import pull, push, verify
 
-# Of botocore under Python 3.12 and newer, and of sessions that fsspec closes when its loop has ended already.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-]
-
-
-@pytest.fixture(autouse=True)
-def hurry(monkeypatch):
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "*")
-
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory):
     return write_pool(tmp_path_factory.mktemp("made") / "mix-0123456789ab")
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture
@@ -65,14 +44,6 @@ def web(artifact, tmp_path):
     shutil.copytree(artifact, tmp_path / "www" / "pool")
     with web_server(tmp_path / "www") as server:
         yield server
-
-
-def contents(folder):
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture(params=["folder", "memory"])
@@ -133,10 +104,7 @@ def test_an_unfinished_push_is_no_artifact_and_goes_on(artifact, place, tmp_path
 
 def test_a_damaged_artifact_is_not_sent(artifact, place, tmp_path):
     broken = shutil.copytree(artifact, tmp_path / "broken")
-    path = broken / "pool.zarr/image/c/1/0/0/0"
-    content = bytearray(path.read_bytes())
-    content[100] ^= 4
-    path.write_bytes(content)
+    flip(broken / "pool.zarr/image/c/1/0/0/0")
     with pytest.raises(CorruptError, match=r"image/c/1.* is damaged.* It was not sent"):
         push(broken, place)
     with pytest.raises(MissingError):

@@ -14,13 +14,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from factory import write_pool
+from factory import contents, flip, write_pool
 from guarded import sealed_again
-from places import make_bucket, s3_server, serving, web_server
+from places import serving, web_server
 
 import lsmix
-from lsmix.data import cache as cache_module
-from lsmix.data import remote as remote_module
 from lsmix.data.artifact import DESCRIPTION_FILES, read_manifest
 from lsmix.data.errors import (
     CorruptError,
@@ -38,29 +36,14 @@ from lsmix.pipeline.api import export_pool, list_artifacts, plan, pull, push, ru
 from lsmix.pipeline.verify.rebuild import rebuild
 from lsmix.pipeline.views.dataset_card.card import write_card
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-]
 SHARD = "pool.zarr/image/c/0/0/0/0"
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    """Let each test have a cache and a current folder of its own, and wait for nothing."""
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+def own_folder(monkeypatch, tmp_path):
+    """Let each test have a current folder of its own."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-
-
-@pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        make_bucket("bucket")
-        yield server
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +129,6 @@ def copies(tmp_path):
 
 def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): sha(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def payload(folder):
@@ -439,8 +418,7 @@ def test_processes_at_once_fetch_each_file_once(web):
 
 
 def test_a_file_that_was_damaged_in_the_cache_is_fetched_again(web):
-    path = open_artifact(f"{web.url}/pool").file(SHARD)
-    path.write_bytes(flipped(path.read_bytes()))
+    flip(open_artifact(f"{web.url}/pool").file(SHARD))
     assert sha(open_artifact(f"{web.url}/pool").file(SHARD)) == payload(web.artifact)[SHARD]
 
 

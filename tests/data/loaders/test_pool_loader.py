@@ -222,10 +222,7 @@ def test_an_iterator_that_is_dropped_stops_its_thread(pool):
 
 def test_damage_met_by_the_thread_reaches_the_loop(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "p")
-    path = tmp_path / "p/pool.zarr/image/c/1/0/0/0"
-    content = bytearray(path.read_bytes())
-    content[5] ^= 1
-    path.write_bytes(content)
+    factory.flip(tmp_path / "p/pool.zarr/image/c/1/0/0/0", 5)
     with pytest.raises(CorruptError, match=r"image/c/1/0/0/0' is damaged"):
         list(PoolLoader(open_pool(tmp_path / "p"), 16))
 
