@@ -132,7 +132,7 @@ def read_all(url, limit, out):
 
 
 class Meter:
-    """Counts what a transfer tells."""
+    """Counts the bytes that a transfer reports."""
 
     def __init__(self, stop_at=None):
         self.count, self.total, self.stop_at = 0, 0, stop_at

@@ -304,7 +304,7 @@ def test_zarr_metadata_of_16_megabytes_are_refused_in_little_memory(pool):
     assert peak < 100
 
 
-def test_a_store_of_very_many_columns_is_refused_before_they_are_read(pool):
+def test_a_table_of_too_many_columns_is_refused_before_they_are_read(pool):
     content = (pool / "pool.zarr/lam/zarr.json").read_bytes()
     for number in range(65):
         (pool / f"pool.zarr/x{number}").mkdir()

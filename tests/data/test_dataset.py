@@ -1,4 +1,4 @@
-"""The data-set store: splits that never mix, the same bytes each time, and nothing read that lies elsewhere."""
+"""The data-set store: splits that never mix, the same bytes each time, and nothing read from other files."""
 
 import copy
 import pickle
@@ -126,7 +126,7 @@ def test_a_published_heldout_split_is_the_heldout_split():
         plan_of(data, heldout=7, test=0, limit=None, seed=0)
 
 
-def test_another_seed_chooses_others():
+def test_another_seed_holds_out_other_images():
     plans = [plan_of(published(), **PLAN | {"seed": seed})["heldout"].index.tolist() for seed in range(5)]
     assert len(set(map(tuple, plans))) == 5
 
@@ -151,7 +151,7 @@ def test_impossible_splits_are_refused_with_the_arithmetic(test_images, change, 
 @pytest.mark.parametrize("test_images", [12, 0])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("heldout", [0, 5])
-def test_what_is_written_is_what_is_read(tmp_path, test_images, channels, heldout):
+def test_a_data_set_is_read_as_it_was_written(tmp_path, test_images, channels, heldout):
     data = published(test=test_images, channels=channels)
     counts = write_dataset(tmp_path / "dataset.h5", data, heldout=heldout, test=6, limit=30, seed=1)
     opened = open_dataset(tmp_path)
@@ -182,7 +182,7 @@ def test_the_same_arguments_give_the_same_bytes_at_another_time(tmp_path, stored
     assert (tmp_path / "again.h5").read_bytes() == stored.read_bytes()
 
 
-def test_nothing_is_left_where_writing_breaks_off(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk on fire")
 
@@ -364,7 +364,7 @@ def test_class_names_too_long_to_be_stored_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_label_and_a_text_of_any_kind_survive(tmp_path):
+def test_class_names_licences_and_citations_of_any_text_are_kept(tmp_path):
     split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))
     data = PublishedData(
         splits={"train": split, "test": split}, class_names=('ä"\\\n', ""), licence="", citation="é" * 300

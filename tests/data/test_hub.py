@@ -62,7 +62,7 @@ def test_a_pushed_pool_is_opened_verified_and_pulled(server, artifact, tmp_path)
     assert verify(tmp_path / "here")["edited"] == []
 
 
-def test_a_killed_push_goes_on_with_the_rest(server, large):
+def test_a_killed_push_is_completed_by_the_next(server, large):
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
         "from lsmix.data.sharing.transfer import push_artifact\n"
@@ -129,7 +129,7 @@ def test_a_rate_limit_of_hours_ends_the_push_and_a_busy_hub_is_asked_again(serve
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_wrong_token_is_told(server, artifact, status):
+def test_a_wrong_token_is_named_with_advice(server, artifact, status):
     server.repositories["me/pool"] = {}
     server.refusals["commit/main"] = [(status, {})]
     with pytest.raises(DownloadError, match=r"is refused: .* log in with 'hf auth login' or HF_TOKEN"):

@@ -139,7 +139,7 @@ def test_dimensions_have_names_that_xarray_takes_for_all_columns_together(tmp_pa
     assert written.attrs["class_names"] == list(factory.CLASSES)
 
 
-def test_what_zarr_reads_otherwise_is_found(folder, monkeypatch):
+def test_rows_that_zarr_reads_differently_are_found(folder, monkeypatch):
     pool = open_pool(folder)
     pool.columns.check_against_zarr()
     row = len(pool) - 1
@@ -150,7 +150,7 @@ def test_what_zarr_reads_otherwise_is_found(folder, monkeypatch):
         pool.columns.check_against_zarr()
 
 
-def test_a_pool_travels_to_another_process(folder):
+def test_a_pool_can_be_sent_to_another_process(folder):
     pool = pickle.loads(pickle.dumps(open_pool(folder)))
     np.testing.assert_array_equal(pool.image[:], pool_rows(22)["image"])
     with multiprocessing.get_context("spawn").Pool(1) as processes:

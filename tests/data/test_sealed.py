@@ -57,7 +57,7 @@ def test_a_manifest_without_its_checksum_is_refused(pool):
     assert path.read_bytes() == content
 
 
-def test_a_newer_version_is_told_from_damage(pool):
+def test_a_newer_version_is_not_reported_as_damage(pool):
     path = pool / "manifest.json"
     content = path.read_bytes()
     newer = without_checksum(content).replace(b'"format_version": 1', b'"format_version": 2')

@@ -61,7 +61,7 @@ def create_with_zarr(folder, name, content, chunk_rows):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 8, 9, 21, 24])
-def test_zarr_python_reads_what_we_write(tmp_path, rows):
+def test_zarr_python_reads_tables_of_lsmix(tmp_path, rows):
     written(tmp_path / "t.zarr", rows)
     group = zarr.open_group(tmp_path / "t.zarr", mode="r")
     assert dict(group.attrs) == {"note": "λ"}
@@ -72,7 +72,7 @@ def test_zarr_python_reads_what_we_write(tmp_path, rows):
 
 
 @pytest.mark.parametrize("rows", [1, 7, 9, 24])
-def test_we_read_what_zarr_python_writes(tmp_path, rows):
+def test_lsmix_reads_tables_of_zarr_python(tmp_path, rows):
     zarr.create_group(tmp_path / "t.zarr", attributes={"note": "λ"})
     for name, content in contents(rows).items():
         create_with_zarr(tmp_path / "t.zarr", name, content, 8)[:] = content

@@ -209,7 +209,7 @@ def test_a_byte_that_stays_wrong_is_one_sentence_and_exit_code_5(web, command, t
     verify(tmp_path / "here")
 
 
-def test_a_wrong_beginning_of_a_file_is_thrown_away(web, artifact, tmp_path):
+def test_a_wrong_beginning_of_a_file_is_removed(web, artifact, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pull_artifact(f"{web.url}/pool", tmp_path / "here", Meter(stop_at=6000))
     for path in (tmp_path / "here.part").rglob("*"):

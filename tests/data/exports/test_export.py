@@ -130,7 +130,7 @@ def test_datasets_loads_an_export_by_its_folder_alone_with_class_labels(form, ki
             assert getattr(feature, "names", None) == (list(NAMES) if name.startswith("label") else None)
 
 
-def test_datasets_loads_exports_of_classes_that_share_a_name_or_hold_strange_letters(invented_pool, tmp_path, offline):
+def test_datasets_loads_exports_with_equal_or_non_ascii_class_names(invented_pool, tmp_path, offline):
     for number, names in enumerate([("cat", "cat", "dog"), ("a: b", '"\u2028#', "\x9b😀\\")]):
         pool = invented_pool(f"pool{number}", class_names=names)
         for form in EXPORT_FORMATS.builtin():
@@ -162,7 +162,7 @@ def test_webdataset_is_read_by_webdataset(kind, invented_pool, tmp_path):
     assert all(facts["class_b"] == NAMES[facts["label_b"]] for _, facts in samples)
 
 
-def test_tars_hold_nothing_of_who_wrote_them_and_say_whose_images_they_are(invented_pool, tmp_path):
+def test_tars_name_the_licence_and_no_user(invented_pool, tmp_path):
     pool = invented_pool()
     export_pool(pool, tmp_path / "out", format="webdataset")
     with tarfile.open(tmp_path / "out" / "pool-00000.tar") as archive:

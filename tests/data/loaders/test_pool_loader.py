@@ -125,7 +125,7 @@ def test_soft_targets_say_the_same_as_the_pair(pool):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 13])
 @pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
-def test_a_resumed_epoch_goes_on_with_the_very_next_batch(pool, done, read_ahead_bytes):
+def test_a_resumed_epoch_starts_with_the_next_batch(pool, done, read_ahead_bytes):
     whole = list(PoolLoader(pool, 16, seed=5, epoch=3))
     assert len(whole) == 13
     loader = PoolLoader(pool, 16, seed=5, epoch=3, read_ahead_bytes=read_ahead_bytes)
@@ -220,7 +220,7 @@ def test_an_iterator_that_is_dropped_stops_its_thread(pool):
     assert not running()
 
 
-def test_damage_met_by_the_thread_reaches_the_loop(folder, tmp_path):
+def test_damage_that_the_reading_thread_finds_is_raised_in_the_loop(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "p")
     factory.flip(tmp_path / "p/pool.zarr/image/c/1/0/0/0", 5)
     with pytest.raises(CorruptError, match=r"image/c/1/0/0/0' is damaged"):

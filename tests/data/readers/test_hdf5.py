@@ -77,7 +77,7 @@ def test_class_names_and_grey_images_are_taken(path):
     np.testing.assert_array_equal(data.splits["train"].images, IMAGES[..., :1])
 
 
-def test_a_data_set_of_ours_is_read_with_its_heldout_images_in_train(path):
+def test_a_data_set_of_lsmix_is_read_with_its_heldout_images_in_train(path):
     digits = read_digits()
     write_dataset(path, digits, heldout=100, test=0, limit=None, seed=0)
     ours, again = open_dataset(path), read(path)
@@ -89,7 +89,7 @@ def test_a_data_set_of_ours_is_read_with_its_heldout_images_in_train(path):
     assert (again.class_names, again.licence, again.citation) == (digits.class_names, digits.licence, digits.citation)
 
 
-def test_a_damaged_data_set_of_ours_is_said_to_be_so(path):
+def test_a_data_set_of_lsmix_with_another_format_version_is_refused(path):
     write_dataset(path, read_digits(), heldout=0, test=0, limit=None, seed=0)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 9
@@ -196,7 +196,7 @@ def test_a_chunk_that_is_stored_in_far_more_than_it_holds_is_refused(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", b"\x89HDF\r\n\x1a\n"])
-def test_what_is_no_hdf5_file_is_said(path, content):
+def test_other_files_than_hdf5_are_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(SourceError, match="is damaged or no HDF5 file"):
         read(path)

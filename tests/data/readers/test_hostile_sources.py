@@ -55,7 +55,7 @@ class Gadget:
 
 
 def gadgets(ran: Path) -> dict[str, bytes]:
-    """Return pickles that would leave a file behind, by the way in which they come to their code."""
+    """Return pickles that would leave a file behind, by the opcode that reaches the code."""
     return {
         "REDUCE": pickle.dumps({"data": Gadget(os.system, (f"touch {ran}",))}, 2),
         "STACK_GLOBAL": pickle.dumps(Gadget(os.mkdir, (str(ran),)), 4),
@@ -146,7 +146,7 @@ def test_a_tar_of_thousands_of_long_names_is_refused(tmp_path, ingest):
     assert_refused(ingest(tmp_path / "cifar-10-python.tar", "cifar10-python"), 1, "is not a whole cifar-10-batches-py")
 
 
-def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ingest):
+def test_a_tar_gz_that_unpacks_to_gigabytes_is_refused_while_it_is_unpacked(tmp_path, ingest):
     packer = zlib.compressobj(1, wbits=31)
     huge = tarfile.TarInfo("cifar-10-batches-py/readme.html")
     huge.size = 2 << 30

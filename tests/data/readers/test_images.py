@@ -595,7 +595,7 @@ def test_a_column_split_gives_splits(tmp_path):
     assert used(read(tmp_path)) == {"train": 6, "test": 3, "classes": 2}
 
 
-def test_what_a_table_lists_too_much_or_not_is_named(tmp_path):
+def test_rows_without_a_file_and_files_without_a_row_are_named(tmp_path):
     as_table(tree(), tmp_path)
     put(tmp_path / "more.png", side=8)
     with (tmp_path / "metadata.csv").open("a") as file:

@@ -235,7 +235,7 @@ def test_a_shape_that_no_array_of_a_data_set_has_is_refused_in_one_sentence(shap
 
 @pytest.mark.parametrize("code", [0xFFFFFFFF, 0x110000, 0xD800, 0x80000000])
 @pytest.mark.parametrize("order", "<>")
-def test_a_class_name_of_what_is_no_character_is_refused(code, order, tmp_path):
+def test_a_class_name_with_an_invalid_character_is_refused(code, order, tmp_path):
     arrays = {"images": np.zeros((2, 4, 4), np.uint8), "labels": np.array([0, 1])}
     names = np.frombuffer(struct.pack(f"{order}4I", 97, 0, 98, code), f"{order}U2")
     np.savez(tmp_path / "a.npz", **arrays, class_names=names)

@@ -63,7 +63,7 @@ def test_every_format_can_be_named_and_no_other():
         msgspec.convert({"pth": "x"}, SourceConfig)
 
 
-def test_a_path_that_is_missing_or_too_much_is_said():
+def test_a_missing_or_superfluous_path_is_refused():
     with pytest.raises(RecipeError, match="no path given"):
         read_source(SourceConfig())
     with pytest.raises(RecipeError, match="have no path; got 'x'"):
@@ -73,7 +73,7 @@ def test_a_path_that_is_missing_or_too_much_is_said():
             source_files(SourceConfig(path="/none/at/all", format=kind))
 
 
-def test_what_fits_no_format_is_said_with_what_was_looked_for(tmp_path):
+def test_the_error_for_no_format_names_all_formats(tmp_path):
     with pytest.raises(
         SourceError,
         match=r"fits no known format.*cifar10-python.*cifar100-binary.*svhn.*tiny-imagenet.*npz.*hdf5.*image-folder",
@@ -81,14 +81,14 @@ def test_what_fits_no_format_is_said_with_what_was_looked_for(tmp_path):
         read(tmp_path)
 
 
-def test_what_fits_several_formats_is_asked_about(tmp_path):
+def test_the_error_for_several_formats_names_them(tmp_path):
     (tmp_path / "data_batch_1").touch()
     (tmp_path / "data_batch_1.bin").touch()
     with pytest.raises(SourceError, match="fits several formats: cifar10-python, cifar10-binary"):
         read(tmp_path)
 
 
-def test_what_changes_the_images_or_labels_is_in_the_key_and_nothing_else():
+def test_only_fields_that_change_images_or_labels_are_in_the_key():
     from lsmix.pipeline.config.schema import DataConfig
     from lsmix.pipeline.stages.ingest import INGEST
     from lsmix.pipeline.workspace.cache_key import key_fields

@@ -185,7 +185,7 @@ def test_a_stream_that_goes_on_past_its_array_is_refused(tmp_path):
         (hand_made(8, bytes(8), stored=8), "is damaged"),
     ],
 )
-def test_what_is_no_matlab_file_is_said(tmp_path, content, message):
+def test_other_files_than_matlab_5_are_refused(tmp_path, content, message):
     (tmp_path / "x.mat").write_bytes(content)
     with pytest.raises(SourceError, match=message):
         read_arrays(tmp_path / "x.mat")

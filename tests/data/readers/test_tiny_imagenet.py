@@ -148,7 +148,7 @@ ANNOTATIONS = files()["val/val_annotations.txt"]
         ({"train/n01/images/n01_0.JPEG": bytes(2 << 20)}, r"n01_0.JPEG.* has more than 1048576 bytes"),
     ],
 )  # fmt: skip
-def test_what_is_missing_odd_or_damaged_is_named(place, tmp_path, change, message):
+def test_missing_inconsistent_and_damaged_files_are_named(place, tmp_path, change, message):
     tree = {name: content for name, content in (files() | change).items() if content is not None}
     with pytest.raises(SourceError, match=message):
         read(place(tmp_path, tree))
