@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import socket
 import threading
 import warnings
 from contextlib import contextmanager
@@ -82,6 +83,46 @@ def web_server(folder):
         server.handle_error = lambda *_: None  # a client that goes away is what some tests are about
         with serving(server):
             yield server
+
+
+@contextmanager
+def scripted_server(head, more=b"", *, seconds=0.0):
+    """Answer each connection with ``head``, and then with ``more`` without end; yield the URL and the connections."""
+    came, done = [], threading.Event()
+
+    def answer(connection):
+        with connection:
+            try:
+                connection.recv(1 << 16)
+                connection.sendall(head)
+                while more and not done.wait(seconds):
+                    connection.sendall(more if seconds else more * 1000)
+                if head == b"":
+                    done.wait()
+            except OSError:
+                pass
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            came.append(threading.Thread(target=answer, args=(connection,)))
+            came[-1].start()
+
+    server = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", came
+    finally:
+        done.set()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+        for each in came:
+            each.join()
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from factory import flip, write_pool
-from places import Meter, web_server
+from places import Meter, scripted_server, web_server
 
 import lsmix
 from lsmix.data import remote, web
@@ -173,46 +173,6 @@ def test_a_schedulers_address_is_never_taken_from_a_recipe(section, tmp_path, co
 
 
 # Servers.
-
-
-@contextmanager
-def scripted_server(head, more=b"", *, seconds=0.0):
-    """Answer each connection with ``head``, and then with ``more`` without end; yield the URL and the connections."""
-    came, done = [], threading.Event()
-
-    def answer(connection):
-        with connection:
-            try:
-                connection.recv(1 << 16)
-                connection.sendall(head)
-                while more and not done.wait(seconds):
-                    connection.sendall(more if seconds else more * 1000)
-                if head == b"":
-                    done.wait()
-            except OSError:
-                pass
-
-    def accept():
-        while True:
-            try:
-                connection, _ = server.accept()
-            except OSError:
-                return
-            came.append(threading.Thread(target=answer, args=(connection,)))
-            came[-1].start()
-
-    server = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=accept)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", came
-    finally:
-        done.set()
-        server.shutdown(socket.SHUT_RDWR)
-        server.close()
-        thread.join()
-        for each in came:
-            each.join()
 
 
 OK = b"HTTP/1.1 200 OK\r\n"

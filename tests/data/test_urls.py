@@ -1,7 +1,6 @@
 """Every command that takes an artifact takes a URL of one: the same result, the URL's name in every error, nothing twice."""
 
 import hashlib
-import http.server
 import re
 import shutil
 import subprocess
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from factory import contents, write_pool
 from guarded import sealed_again
-from places import serving, web_server
+from places import scripted_server, web_server
 
 import lsmix
 from lsmix.data.artifact import DESCRIPTION_FILES, read_manifest
@@ -271,24 +270,12 @@ def test_a_command_says_that_it_tries_again(command, web):
     )
 
 
-class _Refusing(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        self.send_response(403)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_PUT = do_GET
-
-
 @pytest.mark.parametrize("name", ["show", "push"])
 def test_refused_credentials_are_named_with_advice(name, command, monkeypatch):
     from fsspec.config import conf
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server, serving(server):
-        endpoint = f"http://127.0.0.1:{server.server_port}"
+    with scripted_server(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as (url, _):
+        endpoint = url.removesuffix("/pool")
         monkeypatch.setitem(conf, "s3", {"endpoint_url": endpoint, "key": "a", "secret": "b"})
         result = command(*(word.replace("URL", "s3://theirs/pool") for word in COMMANDS[name]))
     assert result.code == 1

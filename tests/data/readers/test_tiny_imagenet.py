@@ -154,14 +154,6 @@ def test_missing_inconsistent_and_damaged_files_are_named(place, tmp_path, chang
         read(place(tmp_path, tree))
 
 
-def test_an_image_of_far_too_many_pixels_is_an_error(place, tmp_path, monkeypatch):
-    path = place(tmp_path, files())
-    for limit in (40, 20):  # Pillow warns above the limit and refuses above its double; both must be errors
-        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-        with pytest.raises(SourceError, match="is far too big"):
-            read(path)
-
-
 def test_a_zip_cut_short_anywhere_is_an_error(tmp_path):
     content = zipped(tmp_path / "tiny-imagenet-200.zip", files()).read_bytes()
     for length in range(0, len(content) - 1, len(content) // 31):
