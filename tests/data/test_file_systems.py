@@ -11,6 +11,7 @@ import pytest
 from factory import write_pool
 
 import lsmix
+from lsmix.data import table_reader
 from lsmix.data.errors import CorruptError, SystemLimitError
 from lsmix.data.progress import NullProgress
 from lsmix.data.sharing.transfer import push_artifact
@@ -74,6 +75,7 @@ def test_files_of_file_managers_and_hubs_are_ignored_and_mentioned(pool, tmp_pat
 @contextmanager
 def few_open_files(more: int) -> Iterator[None]:
     """Let this process open only so many files more than it has open already."""
+    table_reader._map_chunk.cache_clear()  # maps of other tests, which hold files open
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = os.open(".", os.O_RDONLY)  # the lowest number that is free
     os.close(used)
