@@ -36,9 +36,10 @@ style: $(STAMP)
 bench: $(BENCH)/.installed-from-lock
 	$(BENCH)/bin/python -m benchmarks $(BENCHMARKS)
 
-$(BENCH)/.installed-from-lock: requirements-bench.lock pyproject.toml
+$(BENCH)/.installed-from-lock: requirements-torch.lock requirements-bench.lock pyproject.toml
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	$(BENCH)/bin/python -m pip install --quiet --requirement requirements-bench.lock
+	$(BENCH)/bin/python -m pip install --quiet --requirement requirements-torch.lock
+	$(BENCH)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-bench.lock
 	$(BENCH)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
@@ -55,34 +56,35 @@ gpu-packages:
 
 # The site, in site/, to be opened from there. To edit with a preview: .venv/bin/mkdocs serve.
 docs: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/python -m pip install --quiet --group docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 setup: $(STAMP)
 
-$(STAMP): requirements.lock pyproject.toml
+$(STAMP): requirements-torch.lock requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit("lsmix needs Python 3.11 or newer, got " + sys.version.split()[0] + "; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --requirement requirements-torch.lock
+	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
-# Writes requirements.lock and requirements-bench.lock anew from pyproject.toml. torch stays at the version that is named here, whatever its build
-# (an index may serve it as +cpu or +cu…); its CUDA libraries are left out, since pip fetches those that the build wants.
+# Updates requirements.lock and requirements-bench.lock from pyproject.toml, for all Pythons and systems. torch stays at the version in
+# requirements-torch.lock, without a hash: an index may serve it for the CPU or for CUDA, and pip fetches the libraries that its build wants.
 lock:
-	$(MAKE) lock-of EXTRA=dev LOCK=requirements.lock
-	$(MAKE) lock-of EXTRA=bench LOCK=requirements-bench.lock
-
-lock-of:
 	rm -rf .venv-lock
 	$(PYTHON) -m venv .venv-lock
-	.venv-lock/bin/python -m pip install --quiet "torch==2.13.0" setuptools wheel
-	.venv-lock/bin/python -m pip install --quiet --no-build-isolation --editable ".[$(EXTRA)]" "torch==2.13.0"
-	( echo "# Every package of 'pip install .[$(EXTRA)]' with its version. Written by 'make lock'."; \
-	  .venv-lock/bin/python -m pip freeze --all --exclude-editable --exclude pip \
-	  | sed -E 's/^(torch==[^+]+)\+.*/\1/' | grep -Ev '^(nvidia-|triton|pytorch-triton|cuda-|#)' ) > $(LOCK).part
-	mv $(LOCK).part $(LOCK)
+	.venv-lock/bin/python -m pip install --quiet uv
+	$(MAKE) lock-of WANTED="--group dev --extra heic --extra hub --extra parquet --extra report --extra s3" LOCK=requirements.lock
+	$(MAKE) lock-of WANTED="--group bench" LOCK=requirements-bench.lock
 	rm -rf .venv-lock
+
+lock-of:
+	.venv-lock/bin/uv pip compile pyproject.toml $(WANTED) --constraint requirements-torch.lock --universal --python-version 3.11 \
+	  --generate-hashes --no-annotate --no-header --quiet --output-file $(LOCK).part
+	( echo "# All packages but torch, of 'uv pip compile pyproject.toml $(WANTED)'. Written by 'make lock'."; \
+	  awk '/^[^ ]/ { wanted = $$0 !~ /^(torch==|nvidia-|cuda-|triton==)/ } wanted' $(LOCK).part ) > $(LOCK)
+	rm $(LOCK).part
 
 clean:
 	rm -rf .venv .venv-bench .venv-lock build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage htmlcov site

@@ -453,8 +453,11 @@ def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
     prepare_logging()
-    # Waiting threads that spin made a training step over ten times slower on a busy machine. OpenMP reads it as torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    # Threads that spin while they wait slow a busy machine by up to 28 times, and those that never do, tiny networks on an idle
+    # one by two: so they spin a little (results/2026-11-27-waiting). OpenMP reads this as torch loads.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "_LSMIX_COMPLETE" in os.environ:
         cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
     if code := _exit_code():

@@ -8,7 +8,7 @@ import sys
 import time
 
 _NAMES = ("start", "glow", "mix", "stream", "train", "scaling", "executors", "scheduler", "export", "memory")
-_MORE = ("one_core",)  # parts of these, to be asked for by name
+_MORE = ("one_core", "waiting")  # parts of these, to be asked for by name
 
 _COMMANDS = {"gpu": "gpu", "gpu-evidence": "evidence", "sheets": "sheets", "desk": "desk"}  # with options of their own
 

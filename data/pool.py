@@ -4,23 +4,15 @@
 mix more than two sources, or begin at drawn corners; then it has extra columns, and the others mean the same.
 """
 
+import base64
 import functools
+import html
+import io
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    NamedTuple,
-    NotRequired,
-    TypedDict,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast, overload
 
 import msgspec
 import numpy as np
@@ -63,6 +55,7 @@ _STATUS_MEANINGS: Final = {
 }
 STATUSES: Final = tuple(_STATUS_MEANINGS)
 _ITER_ROWS = 256  # read together by a loop over a pool
+_SHOWN = 12  # images in a notebook
 
 
 @dataclass(frozen=True)
@@ -362,6 +355,19 @@ class Pool:
     def __repr__(self) -> str:
         height, width, channels = self.image_shape
         return f"Pool({self.location!r}, {len(self)} images {height}×{width}×{channels}, method={self.method!r})"
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what it is and, unless that would fetch it from a URL, its first images."""
+        text = f"<code>{html.escape(repr(self))}</code>"
+        if not self.artifact.is_local:
+            return text
+        from PIL import Image
+
+        strip = np.concatenate(list(self.image[:_SHOWN]), axis=1)  # (H, n·W, C)
+        png = io.BytesIO()
+        Image.fromarray(strip if strip.shape[2] == 3 else strip[..., 0]).save(png, "PNG")
+        shown = base64.b64encode(png.getvalue()).decode()
+        return f'{text}<br><img alt="its first images" style="height: 4rem; image-rendering: pixelated" src="data:image/png;base64,{shown}">'
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self.reopen, ()  # a map of a file belongs to one process; another opens its own

@@ -13,7 +13,7 @@ import msgspec
 from lsmix.data.artifact import MANIFEST_NAME, Artifact, FileRecord, read_manifest
 from lsmix.data.atomic import check_replaceable, write_atomic
 from lsmix.data.dataset import open_dataset
-from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.errors import MissingError, RecipeError, format_count
 from lsmix.data.latents import open_latents
 from lsmix.data.mixing import LATENT_METHODS, nearest
 from lsmix.data.pool import open_pool
@@ -94,6 +94,13 @@ class RunResult:
     def report_place(self) -> str:
         """Path or URL of the report's HTML page; "" unless the run made or found it."""
         return next((f"{item.location}/report.html" for item in self.built if item.stage == "report"), "")
+
+    def _repr_html_(self) -> str:
+        from lsmix.pipeline.views.report.results import notebook_html
+
+        made = f"{sum(not item.cached for item in self.built)} of {format_count(len(self.built), 'artifact')} made."
+        summary = f"{made} Report: {self.report_place}" if self.report_place else made
+        return notebook_html(f"Run of {self.recipe.name}", summary, self.error_rates)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results, ready for JSON."""

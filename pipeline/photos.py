@@ -54,8 +54,10 @@ def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any
         fields["limit"] = _MOST_IMAGES
     recipe["data"] = fields
     if len(summary.class_names) > 1:
-        recipe["classifier"] = {"width": 16, "epochs": _EPOCHS, "batch_size": 64, "schedule": "cosine"}
-        recipe["runs"] = {"baseline": {"seeds": [0, 1]}, "lsmix": {"pool": "lsmix", "seeds": [0, 1]}}
+        recipe["classifier"] = {"architecture": "wrn-10-1", "epochs": _EPOCHS, "batch_size": 64, "schedule": "cosine"}
+        cutmix, lsmix = {"method": "cutmix"}, {"pool": "lsmix"}
+        arms = {"baseline": [], "cutmix": [cutmix], "lsmix": [lsmix], "cutmix-lsmix": [cutmix, lsmix]}
+        recipe["runs"] = {name: {"mix": mix, "seeds": [0, 1]} for name, mix in arms.items()}
     return recipe, None
 
 

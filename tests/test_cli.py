@@ -419,13 +419,22 @@ def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp
     assert not (tmp_path / "runs").exists()
 
 
-def test_waiting_threads_do_not_spin_unless_the_user_says_so(monkeypatch, command):
-    for chosen in ("", "active"):
-        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
-        if not chosen:
-            monkeypatch.delenv("OMP_WAIT_POLICY")
-        assert command("--version").code == 0
-        assert os.environ["OMP_WAIT_POLICY"] == (chosen or "passive")
+@pytest.mark.parametrize(
+    ("chosen", "expected"),
+    [
+        ({}, ("passive", "1000")),
+        ({"OMP_WAIT_POLICY": "active"}, ("active", None)),
+        ({"GOMP_SPINCOUNT": "7"}, ("passive", "7")),
+    ],
+)
+def test_waiting_threads_spin_a_little_unless_the_user_says_otherwise(monkeypatch, command, chosen, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.delenv(name)
+    for name, value in chosen.items():
+        monkeypatch.setenv(name, value)
+    assert command("--version").code == 0
+    assert (os.environ.get("OMP_WAIT_POLICY"), os.environ.get("GOMP_SPINCOUNT")) == expected
 
 
 @pytest.fixture

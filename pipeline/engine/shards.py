@@ -19,7 +19,8 @@ from lsmix.data.artifact import WORK_FOLDER, Artifact, FileRecord, check_listing
 from lsmix.data.atomic import DECODE_ERRORS, locked_file, write_atomic
 from lsmix.data.cache import fetch_file
 from lsmix.data.errors import CorruptError
-from lsmix.data.remote import open_remote
+from lsmix.data.remote import LocalFile, open_remote
+from lsmix.data.sharing.hub import open_target
 from lsmix.data.store import open_flow_artifact
 from lsmix.data.table import METADATA_NAME
 from lsmix.pipeline.engine.device import device_name, free_device_memory, resolve_device
@@ -276,9 +277,8 @@ _MOST_RECORD_BYTES = 16 << 20
 
 def send_work(folder: Path, url: str) -> None:
     """Send what workers on other machines need to begin: the metadata of the store."""
-    place = open_remote(url)
-    for path in folder.rglob(METADATA_NAME):
-        place.write(path.relative_to(folder).as_posix(), path)
+    paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
+    open_target(url).update({path: LocalFile(folder / path, "") for path in paths})
 
 
 def fetch_work(folder: Path, url: str) -> None:
@@ -294,14 +294,13 @@ def fetch_work(folder: Path, url: str) -> None:
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
-    """Send the files of a shard, and then its record.
+    """Send the files of a shard, and then its record; in one commit to the Hub.
 
     Raises:
         DownloadError: the URL cannot be reached.
     """
-    place = open_remote(url)
-    for path in [*(file.path for file in record.files), f"{WORK_FOLDER}/{record_name(record.shard)}"]:
-        place.write(path, folder / path)
+    paths = [*(file.path for file in record.files), f"{WORK_FOLDER}/{record_name(record.shard)}"]
+    open_target(url).update({path: LocalFile(folder / path, "") for path in paths})
 
 
 def read_ledger(url: str) -> dict[int, ShardRecord]:

@@ -19,7 +19,7 @@ from lsmix.data.atomic import folder_bytes
 from lsmix.data.cache import RemoteArtifact
 from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
 from lsmix.data.progress import NullProgress, Progress, pause
-from lsmix.data.remote import open_remote
+from lsmix.data.sharing.hub import open_target
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
 from lsmix.data.store import local_folder, open_artifact, shipped_flow
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
@@ -51,7 +51,7 @@ class Workspace:
 
     def __init__(self, where: Path | str) -> None:
         folder = local_folder(where)
-        self.remote = open_remote(str(where)) if folder is None else None
+        self.remote = open_target(str(where)) if folder is None else None
         self.location = self.remote.url if self.remote else str(folder)
         self.root = folder or work_root(self.location.rstrip("/"))
 
@@ -234,8 +234,7 @@ class Workspace:
     def _clear(self, path: str) -> None:
         """Remove all files below a folder at the URL."""
         if self.remote:
-            for name in self.remote.sizes(path):
-                self.remote.remove(f"{path}/{name}")
+            self.remote.update({}, [f"{path}/{name}" for name in self.remote.sizes(path)])
 
     def _check_sizes(self, path: str, artifact: Artifact) -> None:
         found = self.remote.sizes(path) if self.remote else {}

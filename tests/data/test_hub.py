@@ -140,3 +140,12 @@ def test_waits_are_read_from_either_header():
     assert hub_module._seconds_to_wait({"ratelimit": '"api";r=0;t=55'}) == 55
     assert hub_module._seconds_to_wait({"retry-after": "7"}) == 7
     assert hub_module._seconds_to_wait({}) == 60
+
+
+def test_a_run_in_a_workspace_there_is_a_commit_for_each_shard(server, tiny_recipe, finished_workspace):
+    lsmix.run(tiny_recipe, workspace="hf://datasets/me/runs", stage="encode", device="cpu")
+    latents = lsmix.run(tiny_recipe, workspace=finished_workspace, stage="encode", device="cpu")["encode"].artifact
+    encoded = [commit for commit in server.commits if commit[0].startswith("encode/")]
+    shards = {path.rpartition("/c/")[2].split("/")[0] for path in latents.records if "/c/" in path}
+    assert len(shards) > 1
+    assert len(encoded) == len(shards) + 3  # the metadata first; the manifest, and the removal of the records, last

@@ -38,7 +38,7 @@ def test_photographs_in_class_folders_are_compared_by_classifiers(tmp_path):
         put(tmp_path / f"{'ab'[row % 2]}/{row}.png")
     recipe, data = photos_recipe(tmp_path, NullProgress())
     assert data is None
-    assert list(recipe["runs"]) == ["baseline", "lsmix"]
+    assert list(recipe["runs"]) == ["baseline", "cutmix", "lsmix", "cutmix-lsmix"]
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])

@@ -167,7 +167,19 @@ def _run(path: Path, words: list[str], workspace: Path) -> None:
         recipe = str(workspace.parent / f"{recipe}.toml")
         Path(recipe).parent.mkdir(parents=True, exist_ok=True)
         Path(recipe).write_bytes(text)
-    call = [sys.executable, "-m", "lsmix", "run", recipe, *words[1:], "--workspace", str(workspace), "--device", "cpu"]
+    command = "mix" if words == ["demo"] else "run"  # the demo's classifiers are others now
+    call = [
+        sys.executable,
+        "-m",
+        "lsmix",
+        command,
+        recipe,
+        *words[1:],
+        "--workspace",
+        str(workspace),
+        "--device",
+        "cpu",
+    ]
     subprocess.run([*call, "--quiet"], env=environment, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -129,7 +130,7 @@ def test_every_state_is_told():
 
 
 def test_every_field_option_and_column_of_the_reference_tables_is_described():
-    pytest.importorskip("mkdocs", reason="needs pip install 'lsmix[docs]'")
+    pytest.importorskip("mkdocs", reason="needs pip install --group docs")
     sys.path.insert(0, str(ROOT / "docs" / "hooks"))
     try:
         import reference_tables as reference
@@ -159,9 +160,13 @@ def test_every_dependency_is_told():
     told = {name for row in rows("docs/dependencies.md") for name in row[0].split(", ")}
     assert {name_of(line) for line in project["dependencies"]} <= told
     text = text_of("docs/dependencies.md")
-    for extra, lines in project["optional-dependencies"].items():
-        for name in {name_of(line) for line in lines} - {"lsmix"}:
-            assert re.search(rf"\b{name}\b", text), f"{name} of the extra {extra!r} is not told of"
+    wanted = {
+        *required_by("dev", list(project["optional-dependencies"])),
+        *required_by("bench", []),
+        *required_by("docs", []),
+    }
+    missing = {name for name in map(name_of, wanted) if not re.search(rf"\b{name}\b", text)}
+    assert not missing, f"docs/dependencies.md describes neither of {sorted(missing)}"
 
 
 def name_of(requirement: str) -> str:
@@ -190,17 +195,30 @@ def test_the_workflow_tests_every_python_that_the_classifiers_name():
     )
 
 
-@pytest.mark.parametrize(("lock", "extras"), [("requirements", ["test", "dev"]), ("requirements-bench", ["bench"])])
-def test_a_lock_pins_everything_and_names_no_place(lock, extras):
+@pytest.mark.parametrize(
+    ("lock", "group", "extras"),
+    [
+        ("requirements", "dev", ["heic", "hub", "parquet", "report", "s3"]),
+        ("requirements-bench", "bench", []),
+    ],
+)
+def test_a_lock_pins_and_hashes_everything_and_names_no_place(lock, group, extras):
     lines = [line for line in text_of(f"{lock}.lock").splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[A-Za-z0-9_.]+", line) for line in lines)
-    names = {re.sub("[-_.]+", "-", line.split("==")[0]).lower() for line in lines}
-    assert {"setuptools", "wheel", "torch"} <= names
-    assert "torch==2.13.0" in lines
+    pins = [line for line in lines if not line.startswith(" ")]
+    names = {re.fullmatch(r"([a-z0-9-]+)==[a-z0-9.]+(?: ; [^;]+)? \\", line)[1] for line in pins}
+    assert all(re.fullmatch(r" {4}--hash=sha256:[0-9a-f]{64}(?: \\)?", line) for line in lines if line not in pins)
     assert not any(name.startswith(("nvidia", "triton", "cuda")) for name in names)
-    project = tomllib.loads(text_of("pyproject.toml"))["project"]
-    wanted = [*project["dependencies"], *(line for extra in extras for line in project["optional-dependencies"][extra])]
-    assert {re.split(r"[>\[]", line)[0].lower() for line in wanted} - {"lsmix"} <= names
+    assert text_of("requirements-torch.lock") == "torch==2.13.0\n"
+    assert {name_of(line).lower() for line in required_by(group, extras)} - {"lsmix", "torch"} <= names
+
+
+def required_by(group: str, extras: list[str]) -> Iterator[str]:
+    content = tomllib.loads(text_of("pyproject.toml"))
+    yield from content["project"]["dependencies"]
+    for extra in extras:
+        yield from content["project"]["optional-dependencies"][extra]
+    for line in content["dependency-groups"][group]:
+        yield from [line] if isinstance(line, str) else required_by(line["include-group"], [])
 
 
 # What is shown, is so.

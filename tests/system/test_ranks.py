@@ -53,11 +53,14 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Return the folder of two_ranks.py, and what each rank found; it resumed the flow that is begun here."""
+    """Return the folder of two_ranks.py, and what each rank found; it resumed what one process begins here."""
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     begun = flow()
     losses(begun, 3)
     save_file(begun.state_dict(), folder / "flow-one.safetensors")
+    learner = classifier()
+    epochs(learner, 1)
+    save_file(learner.state_dict(), folder / "classifier-one.safetensors")
     processes = [start(Path(__file__).with_name("two_ranks.py"), folder, rank=rank, port=port) for rank in range(2)]
     for process in processes:
         _, errors = process.communicate(timeout=120)
@@ -90,11 +93,14 @@ def test_recorded_steps_are_the_plain_ones_and_nothing_is_sent_in_a_recording(tr
     assert first["recordings"] == 2
 
 
-def two_parts(epochs: int) -> tuple[list[float], dict[str, torch.Tensor]]:
+def two_parts(epochs: range, begun: Path | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train in one process with batch-norm statistics and dropout for each half of a batch; return losses and state."""
     halves, source, found = [classifier(), classifier()], ArrayLoader(IMAGES, LABELS, 16), []
+    if begun:
+        for half in halves:
+            half.load_state_dict(load_file(begun))
     rate = halves[0].optimiser.param_groups[0]["lr"]  # constant
-    for epoch in range(epochs):
+    for epoch in epochs:
         source.set_epoch(epoch)
         total, draws = 0.0, []
         for rank, half in enumerate(halves):
@@ -129,7 +135,7 @@ def two_parts(epochs: int) -> tuple[list[float], dict[str, torch.Tensor]]:
 
 def test_a_classifier_is_one_process_s_with_the_statistics_of_each_half_batch(trained):
     folder, (first, second) = trained
-    expected, weights = two_parts(2)
+    expected, weights = two_parts(range(2))
     assert first["classifier"] == second["classifier"]
     assert [row[1:] for row in first["classifier"]] == [[3, 41], [3, 41]]
     np.testing.assert_allclose([row[0] for row in first["classifier"]], expected, **CLOSE)
@@ -145,6 +151,13 @@ def test_one_process_resumes_a_classifier(trained):
     alone.load_state_dict(load_file(folder / "classifier-half-0.safetensors"))
     assert alone.epoch == 1
     assert epochs(alone, 1)[0][1:] == [3, 41]
+
+
+def test_two_ranks_resume_a_classifier_that_one_process_began(trained):
+    folder, (first, second) = trained
+    expected, _ = two_parts(range(1, 2), folder / "classifier-one.safetensors")
+    assert first["classifier resumed"] == second["classifier resumed"]
+    np.testing.assert_allclose([row[0] for row in first["classifier resumed"]], expected, **CLOSE)
 
 
 def test_one_rank_s_signal_stops_all_and_the_first_rank_s_word_holds(trained):

@@ -48,7 +48,7 @@ def module_at(path: Path) -> ModuleType:
 
 
 def hook(name: str) -> ModuleType:
-    pytest.importorskip("mkdocs", reason="needs pip install 'lsmix[docs]'")
+    pytest.importorskip("mkdocs", reason="needs pip install --group docs")
     return module_at(DOCS / "hooks" / f"{name}.py")
 
 
@@ -143,7 +143,7 @@ def test_a_notebook_becomes_a_page():
 
 
 def test_the_comment_behind_a_field_documents_it():
-    pytest.importorskip("griffe", reason="needs pip install 'lsmix[docs]'")
+    pytest.importorskip("griffe", reason="needs pip install --group docs")
     comment = hook("docstrings").comment_behind
     assert comment(["    bits: int = 5  # of a pixel, 1 to 8"]) == "of a pixel, 1 to 8"
     assert comment(['name: str = "# none"']) == ""
@@ -157,7 +157,7 @@ def test_the_comment_behind_a_field_documents_it():
 @pytest.fixture(scope="session")
 def site(tmp_path_factory):
     for name in ("mkdocs", "material", "mkdocstrings"):
-        pytest.importorskip(name, reason="needs pip install 'lsmix[docs]'")
+        pytest.importorskip(name, reason="needs pip install --group docs")
     folder = tmp_path_factory.mktemp("site")
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)],  # --quiet would hide warnings
@@ -246,7 +246,7 @@ def kinds(cells: list[Any]) -> list[list[tuple[str, list[str]]]]:
 @pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, none of which we can mend
 def test_the_notebook_runs_and_gives_the_outputs_that_are_shown(tmp_path, monkeypatch):
     for name in ("nbclient", "ipykernel"):
-        pytest.importorskip(name, reason="needs pip install 'lsmix[test]'")
+        pytest.importorskip(name, reason="needs pip install --group test")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
         monkeypatch.setenv(name, str(tmp_path / name))
     (tmp_path / "empty").mkdir()

@@ -69,6 +69,9 @@ def _main(folder: Path) -> None:
     save_file(learner.state_dict(), folder / f"classifier-half-{ranks.rank}.safetensors")
     found["classifier"] += epochs(learner, 1)
     save_file(learner.state_dict(), folder / f"classifier-{ranks.rank}.safetensors")
+    resumed_learner = classifier(ranks)
+    resumed_learner.load_state_dict(load_file(folder / "classifier-one.safetensors"))
+    found["classifier resumed"] = epochs(resumed_learner, 1)
     found["broadcast"] = ranks.broadcast(ranks.rank + 5)
     if not ranks.first:
         asked.set()

@@ -6,11 +6,11 @@ import numpy as np
 
 from lsmix.pipeline.config.results import read_metrics
 from lsmix.pipeline.views.error_rates import RunSummary
-from lsmix.pipeline.views.page import Figure, Section, Table
+from lsmix.pipeline.views.page import Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import Series, curves, difference_plot, error_rate_plot
 from lsmix.pipeline.views.report.inputs import ReportInputs
 
-__all__ = ["budget_table", "error_table", "results_sections"]
+__all__ = ["budget_table", "error_table", "notebook_html", "results_sections"]
 
 _LONG_TABLE = 6  # runs, beyond which the best three are highlighted
 
@@ -72,6 +72,12 @@ def verdicts(runs: Sequence[RunSummary]) -> str:
     parts = [f"{verdict} {end}: {', '.join(found[verdict])}" for verdict, end in ends.items() if verdict in found]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
+
+
+def notebook_html(title: str, summary: str, runs: Sequence[RunSummary]) -> str:
+    """Return a notebook's view of a run's results: a line, and the error rates, where there are any, with their verdicts."""
+    sections = [Section(title="", text=verdicts(runs), items=(error_table(runs, title=""),))] if runs else []
+    return render_page(Page(title=title, summary=summary, sections=sections), "notebook.html.j2")
 
 
 def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
