@@ -3,8 +3,6 @@
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -362,9 +360,3 @@ def test_a_default_chunk_is_25_megabytes_or_an_eighth_of_the_rows(row_bytes, row
 )
 def test_a_chunk_of_32x32x3_images_has_8192_rows_and_small_tables_have_smaller_ones(rows, chunk_rows):
     assert default_chunk_rows(3072, rows) == chunk_rows
-
-
-def test_reading_tables_imports_neither_zarr_nor_torch():
-    code = "import sys, lsmix.data.pool, lsmix.data.latents; print({'zarr', 'torch', 'dask'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -459,14 +458,14 @@ def test_commands_say_what_was_moved(artifact, command, tmp_path):
     assert content_digest(read_manifest(tmp_path / "here").files) == document["content"]["content_digest"]
 
 
-def test_local_transfers_import_no_fsspec_and_no_torch(artifact, tmp_path):
+def test_local_data_are_opened_and_pulled_without_heavy_imports(artifact, tmp_path):
     code = (
-        "import sys\nfrom lsmix.data.pool import open_pool\n"
-        f"open_pool({str(artifact)!r})\n"
-        "assert not {'fsspec', 'urllib.request', 'lsmix.data.remote', 'concurrent.futures'} & set(sys.modules)\n"
-        "from lsmix.pipeline.api import pull\n"
-        f"pull({str(artifact)!r}, {str(tmp_path / 'here')!r})\n"
-        "assert not {'fsspec', 'torch', 'aiohttp'} & set(sys.modules)"
+        "import sys\nimport lsmix.data.latents\nfrom lsmix.data.pool import open_pool\nopen_pool(sys.argv[1])\n"
+        "remote = {'fsspec', 'urllib.request', 'lsmix.data.remote', 'concurrent.futures'}\n"
+        "assert not {'zarr', 'dask', 'torch', *remote} & {*sys.modules}, {*sys.modules}\n"
+        "import lsmix.data.dataset, lsmix.data.readers.registry\nfrom lsmix.pipeline.api import pull\npull(*sys.argv[1:])\n"
+        "assert not {'zarr', 'dask', 'torch', 'fsspec', 'aiohttp'} & {*sys.modules}, {*sys.modules}"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env={**os.environ})
+    words = [sys.executable, "-c", code, artifact, tmp_path / "here"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -112,16 +112,6 @@ def test_a_folder_that_holds_nothing_but_an_archive_stands_for_it(tmp_path, kind
         read(tmp_path, kind)
 
 
-def test_opening_sources_imports_no_torch():
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, lsmix.data.readers.registry, lsmix.data.dataset; print({'torch', 'dask', 'zarr'} & {*sys.modules})"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "set()\n"
-
-
 # The arrays that every reader hands over.
 
 
