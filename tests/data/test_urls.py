@@ -52,8 +52,8 @@ def made(finished_workspace):
     return {name: next(finished_workspace.glob(pattern)) for name, pattern in names.items()}
 
 
-class There:
-    """Artifacts at a place, by name: each is put there when its URL is first asked for."""
+class StoredArtifacts:
+    """Artifacts at a place, by name: each is stored when its URL is first asked for."""
 
     def __init__(self, kind, base, folder, made):
         self.kind, self._base, self._folder, self._made = kind, base, folder, dict(made)
@@ -88,21 +88,21 @@ class There:
 
 
 @pytest.fixture(scope="module", params=("file", "memory", "web"))
-def there(request, made, tmp_path_factory):
+def stored(request, made, tmp_path_factory):
     """The finished artifacts at a place of each kind; leave them as they are."""
-    kind, folder = request.param, tmp_path_factory.mktemp("there")
+    kind, folder = request.param, tmp_path_factory.mktemp("stored")
     if kind == "web":
         with web_server(folder) as server:
-            yield There(kind, server.url, folder, made)
+            yield StoredArtifacts(kind, server.url, folder, made)
         return
     if kind == "s3":
         request.getfixturevalue("s3")
     base = {"file": f"file://{folder}", "memory": f"memory://{folder.name}", "s3": "s3://bucket/some"}[kind]
-    yield There(kind, base, folder if kind == "file" else None, made)
+    yield StoredArtifacts(kind, base, folder if kind == "file" else None, made)
 
 
 def at(*kinds):
-    return pytest.mark.parametrize("there", kinds, indirect=True, scope="module")
+    return pytest.mark.parametrize("stored", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -139,8 +139,8 @@ def payload(folder):
 
 
 @at("file", "web")
-def test_every_command_takes_urls_as_it_takes_folders(there, made, command, tmp_path):
-    pool, data, flow = there["pool"], there["data"] + "/dataset.h5", there["flow"]
+def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp_path):
+    pool, data, flow = stored["pool"], stored["data"] + "/dataset.h5", stored["flow"]
 
     shown = command("show", pool, "--image", "s.png", "--html", "p.html", "--data", data)
     near = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
@@ -153,14 +153,14 @@ def test_every_command_takes_urls_as_it_takes_folders(there, made, command, tmp_
     checked = command("verify", pool, "--data", data, "--flow", flow, "--deep", "--sample", "20", "--device", "cpu")
     assert checked.code == 0, checked.err
     assert str(tmp_path / "cache") not in checked.out
-    if there.kind != "file":
+    if stored.kind != "file":
         assert checked.out.splitlines()[0].split() == ["artifact", pool]
-        assert f"those of the data set '{there['data']}'" in checked.out
+        assert f"those of the data set '{stored['data']}'" in checked.out
         assert "not checked  files that were added" in checked.out
 
     assert command("export", pool, "near", "--format", "hdf5", "-q").code == 0
-    there.put("exported", Path("near"))
-    assert command("verify", there["exported"]).code == 0
+    stored.put("exported", Path("near"))
+    assert command("verify", stored["exported"]).code == 0
 
     other = f"memory://{tmp_path.name}-other/pool"
     sent = command("push", pool, other, "-q")
@@ -175,30 +175,30 @@ def test_every_command_takes_urls_as_it_takes_folders(there, made, command, tmp_
     assert not any(path.name.endswith(":") for path in Path.cwd().iterdir())
 
 
-def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(there, made):
+def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(stored, made):
     images = lsmix.open_pool(made["pool"]).image[:4]
     np.testing.assert_array_equal(
-        lsmix.load_flow(there["flow"]).encode(images), lsmix.load_flow(made["flow"]).encode(images)
+        lsmix.load_flow(stored["flow"]).encode(images), lsmix.load_flow(made["flow"]).encode(images)
     )
 
 
 @at("file", "web")
-def test_a_recipe_with_the_url_of_a_flow_makes_the_same_latents_and_pools(there, tiny_recipe, tiny_workspace, command):
+def test_a_recipe_with_the_url_of_a_flow_makes_the_same_latents_and_pools(stored, tiny_recipe, tiny_workspace, command):
     shutil.rmtree(tiny_workspace / "train-glow")
-    words = ("--workspace", tiny_workspace, "--set", f"flow.path={there['flow']}")
+    words = ("--workspace", tiny_workspace, "--set", f"flow.path={stored['flow']}")
     status = command("status", tiny_recipe, *words, "--json")
     assert status.code == 0, status.err
     states = {(node["stage"], node["state"]) for node in msgspec.json.decode(status.out)["content"]}
     assert {("encode", "cached"), ("mix", "cached")} < states
     assert {stage for stage, _ in states}.isdisjoint({"train-glow"})
-    pools = run(tiny_recipe, workspace=tiny_workspace, stage="mix", overrides=[f"pools.zero.flow={there['flow']}"])
+    pools = run(tiny_recipe, workspace=tiny_workspace, stage="mix", overrides=[f"pools.zero.flow={stored['flow']}"])
     assert all(item.cached for item in pools.built if item.stage in ("encode", "mix") and item.name != "zero")
 
 
 @at("memory", "web")
-def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(there, made, command, tmp_path):
-    before = there.place("pool").read("manifest.json", 1 << 20)
-    done = command("card", there["pool"], tmp_path / "written", "--creator", "Ann", "--json")
+def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(stored, made, command, tmp_path):
+    before = stored.place("pool").read("manifest.json", 1 << 20)
+    done = command("card", stored["pool"], tmp_path / "written", "--creator", "Ann", "--json")
     assert done.code == 0, done.err
     write_card(shutil.copytree(made["pool"], tmp_path / "near" / "pool"), tmp_path / "near" / "card", creator="Ann")
     written, expected = contents(tmp_path / "written"), contents(tmp_path / "near" / "card")
@@ -208,9 +208,9 @@ def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(there, made, comman
     assert (
         msgspec.json.decode(done.out)["content"]["content_digest"]
         == read_manifest(tmp_path / "written").inputs[0].content_digest
-        == open_pool(there["pool"]).manifest.content_digest
+        == open_pool(stored["pool"]).manifest.content_digest
     )
-    assert there.place("pool").read("manifest.json", 1 << 20) == before
+    assert stored.place("pool").read("manifest.json", 1 << 20) == before
 
 
 # What goes wrong.
@@ -311,39 +311,39 @@ def test_a_missing_bucket_a_wrong_key_and_a_dead_endpoint_each_get_their_own_sen
 
 @at("memory")
 @pytest.mark.parametrize("name", ["show", "verify", "export", "card", "push"])
-def test_a_damaged_file_is_exit_code_5_and_named_by_its_url(name, there, command, tmp_path):
-    words = [word.replace("URL", there["pool"]) for word in COMMANDS[name]]
-    with there.changed("pool", SHARD, flipped):
+def test_a_damaged_file_is_exit_code_5_and_named_by_its_url(name, stored, command, tmp_path):
+    words = [word.replace("URL", stored["pool"]) for word in COMMANDS[name]]
+    with stored.changed("pool", SHARD, flipped):
         result = command(*words)
     assert (result.code, result.out) == (5, "")
-    assert f"'{there['pool']}/{SHARD}' is damaged: expected sha256" in result.err
+    assert f"'{stored['pool']}/{SHARD}' is damaged: expected sha256" in result.err
     assert str(tmp_path / "cache") not in result.err
     assert list(Path.cwd().glob("out*")) == [] or name == "push"  # which another push can complete
     assert not Path("out/manifest.json").exists()
 
 
-def test_damage_of_what_a_rebuild_is_given_is_found(there, tmp_path):
+def test_damage_of_what_a_rebuild_is_given_is_found(stored, tmp_path):
     for name, path in (("data", "dataset.h5"), ("flow", "glow.safetensors"), ("pool", "plan.json")):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        with there.changed(name, path, flipped), pytest.raises(CorruptError) as error:
-            rebuild(there["pool"], data=there["data"], flow=there["flow"], out=tmp_path / "out", device="cpu")
-        assert f"{name}/{path}" in str(error.value) or there.kind == "file"
+        with stored.changed(name, path, flipped), pytest.raises(CorruptError) as error:
+            rebuild(stored["pool"], data=stored["data"], flow=stored["flow"], out=tmp_path / "out", device="cpu")
+        assert f"{name}/{path}" in str(error.value) or stored.kind == "file"
         assert str(tmp_path / "cache") not in str(error.value)
 
 
 @at("file", "memory")
-def test_errors_about_a_copy_name_the_url(there, tmp_path):
+def test_errors_about_a_copy_name_the_url(stored, tmp_path):
     for error, start, call in (
-        (FormatError, rf"{there['flow']}' holds .* only pools have a card", lambda: write_card(there["flow"])),
+        (FormatError, rf"{stored['flow']}' holds .* only pools have a card", lambda: write_card(stored["flow"])),
         (
             RecipeError,
-            f"{there['flow']}' is no pool but the result of stage 'train-glow'",
-            lambda: verify(there["flow"], deep=True),
+            f"{stored['flow']}' is no pool but the result of stage 'train-glow'",
+            lambda: verify(stored["flow"], deep=True),
         ),
         (
             MissingError,
-            f"{there['data']}' is no flow but the result of stage 'ingest'",
-            lambda: verify(there["pool"], flow=there["data"]),
+            f"{stored['data']}' is no flow but the result of stage 'ingest'",
+            lambda: verify(stored["pool"], flow=stored["data"]),
         ),
     ):
         with pytest.raises(error, match=start.removeprefix("file://")) as caught:
@@ -395,19 +395,19 @@ def test_processes_at_once_fetch_each_file_once(web):
     assert len(files) == len(set(files))
 
 
-# Verify: what is stored there.
+# Verify: what is stored stored.
 
 
 @at("file", "s3", "web")
-def test_verify_checks_the_stored_bytes_and_no_cached_copy(there, made, tmp_path):
-    if there.kind != "file":
-        open_artifact(there["pool"]).file(SHARD)
-    assert verify(there["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
+def test_verify_checks_the_stored_bytes_and_no_cached_copy(stored, made, tmp_path):
+    if stored.kind != "file":
+        open_artifact(stored["pool"]).file(SHARD)
+    assert verify(stored["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
     with (
-        there.changed("pool", SHARD, flipped),
+        stored.changed("pool", SHARD, flipped),
         pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"),
     ):
-        verify(there["pool"])
+        verify(stored["pool"])
     assert copies(tmp_path) == []
 
 
@@ -426,18 +426,18 @@ def test_the_copy_of_a_killed_verify_is_removed_by_the_next(web, tmp_path):
 
 
 @at("file", "memory", "web")
-def test_an_export_at_a_url_is_verified_file_by_file(there, invented_pool, tmp_path):
-    form = {"file": "hdf5", "memory": "hdf5", "web": "folder"}[there.kind]
+def test_an_export_at_a_url_is_verified_file_by_file(stored, invented_pool, tmp_path):
+    form = {"file": "hdf5", "memory": "hdf5", "web": "folder"}[stored.kind]
     export_pool(invented_pool(), tmp_path / "out", format=form)
-    there.put("out", tmp_path / "out")
-    facts = verify(there["out"])
+    stored.put("out", tmp_path / "out")
+    facts = verify(stored["out"])
     assert (facts["stage"], facts["files"]) == ("export", verify(tmp_path / "out")["files"])
-    assert there.kind == "file" or facts["folder"] == there["out"]
+    assert stored.kind == "file" or facts["folder"] == stored["out"]
     name = next(path for path in contents(tmp_path / "out") if path.endswith((".h5", "0.png")))
     for path, change in ((name, flipped), ("SHA256SUMS", flipped), (name, lambda content: content[:-1])):
-        with there.changed("out", path, change), pytest.raises(CorruptError, match=r"is damaged|bytes") as error:
-            verify(there["out"])
-        assert there["out"].removeprefix("file://") in str(error.value)
+        with stored.changed("out", path, change), pytest.raises(CorruptError, match=r"is damaged|bytes") as error:
+            verify(stored["out"])
+        assert stored["out"].removeprefix("file://") in str(error.value)
         assert str(tmp_path / "cache") not in str(error.value)
 
 
@@ -468,40 +468,42 @@ def test_a_missing_file_of_an_export_is_named(web, invented_pool, tmp_path):
 
 
 @pytest.fixture
-def far_pool(made, tmp_path):
+def remote_pool(made, tmp_path):
     push(made["pool"], f"memory://{tmp_path.name}/pool")
     return f"memory://{tmp_path.name}/pool"
 
 
-def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_content_digest(far_pool, made):
-    sent, here = open_pool(far_pool).manifest, read_manifest(made["pool"])
+def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_content_digest(remote_pool, made):
+    sent, here = open_pool(remote_pool).manifest, read_manifest(made["pool"])
     assert sent.content_digest == here.content_digest
     listed = {file.path for file in sent.files}
     assert listed == {file.path for file in here.files} | set(DESCRIPTION_FILES)
-    assert b"## Statistics" in open_remote(far_pool).read("README.md", 1 << 20)
+    assert b"## Statistics" in open_remote(remote_pool).read("README.md", 1 << 20)
     assert b"## Statistics" not in (made["pool"] / "README.md").read_bytes()
-    assert verify(far_pool)["edited"] == []
+    assert verify(remote_pool)["edited"] == []
 
 
-def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(far_pool, made, tmp_path, monkeypatch):
+def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(remote_pool, made, tmp_path, monkeypatch):
     write_card(made["pool"], tmp_path / "card", licence="MIT", creator="Ann")
-    kind, sent = type(open_remote(far_pool)), []
+    kind, sent = type(open_remote(remote_pool)), []
     write = kind.write
     monkeypatch.setattr(kind, "write", lambda self, path, source: (sent.append(path), write(self, path, source)))
-    push(made["pool"], far_pool, card=tmp_path / "card")
+    push(made["pool"], remote_pool, card=tmp_path / "card")
     assert sent[-1] == "manifest.json"
     assert sorted(sent[:-1]) == ["LICENSES/images.txt", "README.md", "croissant.json"]
-    assert b"Ann" in open_remote(far_pool).read("croissant.json", 1 << 20)
-    assert verify(far_pool)["edited"] == []
+    assert b"Ann" in open_remote(remote_pool).read("croissant.json", 1 << 20)
+    assert verify(remote_pool)["edited"] == []
     sent.clear()
-    push(made["pool"], far_pool, card=tmp_path / "card")
+    push(made["pool"], remote_pool, card=tmp_path / "card")
     assert sent == []
 
 
-def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(far_pool, made, tmp_path, monkeypatch):
+def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
+    remote_pool, made, tmp_path, monkeypatch
+):
     write_card(made["pool"], tmp_path / "card", licence="MIT")
-    kind, sent = type(open_remote(far_pool)), []
-    write, digest = kind.write, open_pool(far_pool).manifest.content_digest
+    kind, sent = type(open_remote(remote_pool)), []
+    write, digest = kind.write, open_pool(remote_pool).manifest.content_digest
 
     def write_one_more(self, path, source):
         if len(sent) == allowed:
@@ -512,13 +514,13 @@ def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
     monkeypatch.setattr(kind, "write", write_one_more)
     for allowed in range(4):  # noqa: B007  # which write_one_more reads
         with pytest.raises(KeyboardInterrupt):
-            push(made["pool"], far_pool, card=tmp_path / "card")
-        assert verify(far_pool)["content_digest"] == digest
+            push(made["pool"], remote_pool, card=tmp_path / "card")
+        assert verify(remote_pool)["content_digest"] == digest
     assert len(sent) == 3
     monkeypatch.setattr(kind, "write", write)
-    push(made["pool"], far_pool, card=tmp_path / "card")
-    assert verify(far_pool)["edited"] == []
-    assert b"MIT" in open_remote(far_pool).read("README.md", 1 << 20)
+    push(made["pool"], remote_pool, card=tmp_path / "card")
+    assert verify(remote_pool)["edited"] == []
+    assert b"MIT" in open_remote(remote_pool).read("README.md", 1 << 20)
 
 
 def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
@@ -559,11 +561,11 @@ def test_a_file_url_is_a_folder_to_write_to(made, tmp_path):
 
 
 @at("file", "memory")
-def test_a_recipe_with_the_url_of_no_flow_names_it(there, tiny_recipe):
-    with pytest.raises(MissingError, match=there["nothing"].removeprefix("file://")):
-        plan(tiny_recipe, overrides=[f"flow.path={there['nothing']}"])
-    if there.kind != "file":
-        with pytest.raises(MissingError, match=f"'{there['data']}' is no flow but the result of stage 'ingest'"):
-            plan(tiny_recipe, overrides=[f"flow.path={there['data']}"])
+def test_a_recipe_with_the_url_of_no_flow_names_it(stored, tiny_recipe):
+    with pytest.raises(MissingError, match=stored["nothing"].removeprefix("file://")):
+        plan(tiny_recipe, overrides=[f"flow.path={stored['nothing']}"])
+    if stored.kind != "file":
+        with pytest.raises(MissingError, match=f"'{stored['data']}' is no flow but the result of stage 'ingest'"):
+            plan(tiny_recipe, overrides=[f"flow.path={stored['data']}"])
         with pytest.raises(DownloadError, match=r"'http://127\.0\.0\.1:9/flow' cannot be reached"):
             plan(tiny_recipe, overrides=["flow.path=http://127.0.0.1:9/flow"])
