@@ -192,7 +192,7 @@ def demo(workspace: str, photos: str | None, **options: Any) -> None:
         recipe, options["data"] = photos_recipe(photos, bars) if photos else (recipe_path("demo"), None)
     result = _run("", recipe, workspace=workspace, overrides=(), scale="", as_json=False, **options)
     if photos and result:
-        click.echo(escape_terminal(f"sheet       {draw_photos(result['mix'].artifact)}"))
+        click.echo(escape_terminal(f"sheet       {draw_photos(result.built)}"))
 
 
 @cli.command(epilog="Example: lsmix ls")

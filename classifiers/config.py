@@ -10,7 +10,7 @@ import msgspec
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import PIXEL_METHODS, nearest
 
-__all__ = ["CNN13", "WIDE_RESNET", "ClassifierTraining", "PixelMix", "check_architecture", "depth_and_widening"]
+__all__ = ["CNN13", "ClassifierTraining", "PixelMix", "check_architecture", "depth_and_widening"]
 
 _Epochs = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 _CNN13_WIDTH = 128  # [P Table 5]
@@ -70,7 +70,7 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 _KNOWN = [CNN13, "wrn-28-10", "wrn-D-K", "timm:NAME", "PACKAGE.MODULE:CALLABLE"]
 _MOST_DEPTH, _MOST_WIDENING = 1000, 64  # of a wide residual network
-WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
+_WIDE_RESNET = re.compile(r"wrn-([0-9]{1,4})-([0-9]{1,3})")
 _CALLABLE = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _TIMM = re.compile(r"[A-Za-z0-9_.]+")  # timm's "hf-hub:" and "local-dir:" would fetch or read untrusted files
 
@@ -79,9 +79,9 @@ def check_architecture(name: str) -> None:
     """Raise RecipeError unless ``name`` is an architecture whose package, if any, is installed."""
     if name == CNN13:
         return
-    if WIDE_RESNET.fullmatch(name):
-        depth_and_widening(name)
-    elif name.startswith("timm:"):
+    if depth_and_widening(name):
+        return
+    if name.startswith("timm:"):
         if not _TIMM.fullmatch(name.removeprefix("timm:")):
             raise RecipeError(f"{name!r} is no architecture: a name of timm has letters, digits, '_' and '.' only.")
         _check_installed(name, "timm", "pip install 'lsmix[timm]'")
@@ -92,9 +92,16 @@ def check_architecture(name: str) -> None:
         raise RecipeError(f"unknown architecture {name!r}.{nearest(name, _KNOWN)}")
 
 
-def depth_and_widening(name: str) -> tuple[int, int]:
-    """Return depth D and widening factor K of "wrn-D-K"."""
-    _, depth, widening = name.split("-")
+def depth_and_widening(name: str) -> tuple[int, int] | None:
+    """Return depth D and widening factor K of "wrn-D-K"; None of another name.
+
+    Raises:
+        RecipeError: there is no network of this depth and width.
+    """
+    found = _WIDE_RESNET.fullmatch(name)
+    if not found:
+        return None
+    depth, widening = found.groups()
     if not 10 <= int(depth) <= _MOST_DEPTH or (int(depth) - 4) % 6 or not 1 <= int(widening) <= _MOST_WIDENING:
         raise RecipeError(
             f"{name!r} is no wide residual network: in wrn-D-K, D is 6n + 4 (10, 16, 22, 28, …, {_MOST_DEPTH}) and K 1 to "

@@ -6,7 +6,7 @@ to a download or to a file.
 
 from typing import TYPE_CHECKING
 
-from lsmix.classifiers.config import CNN13, WIDE_RESNET, check_architecture, depth_and_widening
+from lsmix.classifiers.config import CNN13, check_architecture, depth_and_widening
 from lsmix.data.errors import RecipeError
 from lsmix.data.mixing import import_object
 
@@ -38,7 +38,7 @@ def build_classifier(config: "ClassifierTraining", classes: int, image_shape: tu
 
 def is_own(architecture: str) -> bool:
     """Tell whether a network is one of lsmix's, and of no other package."""
-    return architecture == CNN13 or WIDE_RESNET.fullmatch(architecture) is not None
+    return architecture == CNN13 or depth_and_widening(architecture) is not None
 
 
 def cost_per_pixel(config: "ClassifierTraining", height: int, width: int, channels: int) -> tuple[int, float]:
@@ -52,9 +52,7 @@ def cost_per_pixel(config: "ClassifierTraining", height: int, width: int, channe
         products = 2 * 9 * 128**2 + 9 * (128 * 256 + 2 * 256**2) / 4 + (9 * 256 * 512 + 512 * 256 + 256 * 128) / 16
         share = (config.width / 128) ** 2
         return int(3_130_000 * share), products * share
-    depth, widening = depth_and_widening(
-        config.architecture if WIDE_RESNET.fullmatch(config.architecture) else "wrn-16-4"
-    )
+    depth, widening = depth_and_widening(config.architecture) or (16, 4)
     blocks, inside, parameters = (depth - 4) // 6, 16, 9 * channels * 16
     products, share = float(parameters), 1.0 if min(height, width) < 64 else 0.25
     for outside in (16 * widening, 32 * widening, 64 * widening):
@@ -71,10 +69,10 @@ def _network(config: "ClassifierTraining", classes: int, image_shape: tuple[int,
         from lsmix.classifiers.cnn13 import Cnn13
 
         return Cnn13(classes, channels, (height, width), config.width, config.final_batch_norm)
-    if WIDE_RESNET.fullmatch(name):
+    if shape := depth_and_widening(name):
         from lsmix.classifiers.wide_resnet import WideResNet
 
-        return WideResNet(classes, channels, (height, width), *depth_and_widening(name))
+        return WideResNet(classes, channels, (height, width), *shape)
     return _foreign(name, classes, image_shape)
 
 

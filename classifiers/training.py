@@ -2,6 +2,8 @@
 
 An epoch depends only on the state at its start, on (seed, epoch) and on the source's batches, so that a resumed training
 equals an uninterrupted one.
+
+Axes: B images, C channels, H rows, W columns.
 """
 
 import math
@@ -16,8 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from lsmix.classifiers.augment import augment
-from lsmix.classifiers.checkpoint import flat_state, restore_state
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.evaluation import logits_of, passes, seeded
 from lsmix.classifiers.normalise import ChannelStatistics, Normalised
@@ -29,9 +29,10 @@ from lsmix.data.loaders.batch import Batch, SoftBatch, soft_target, to_device
 from lsmix.data.loaders.cuda_graph import Replayed
 from lsmix.data.loaders.epoch_loader import EpochLoader
 from lsmix.data.loaders.ranks import ALONE, Ranks
+from lsmix.data.loaders.training_state import flat_state, restore_state
 from lsmix.data.rng import generator
 
-__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "learning_rate"]
+__all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "augment", "learning_rate"]
 
 # (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
@@ -219,6 +220,37 @@ class ClassifierTrainer:
                 f"the classifier's loss is no longer finite in epoch {self.epoch}, by update {self.update}. "
                 f"Use a learning_rate below {self.config.learning_rate:g}, or precision 'float32'."
             )
+
+
+def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.Generator) -> Tensor:
+    """Return each image moved by −translate..translate pixels on either axis, and flipped half of the time.
+
+    ``images`` is (B, C, H, W) of any dtype and is left as it was; pixels from beyond its edges are 0. The result has
+    the same shape, dtype and device, in channels-last memory, and is the same on every device.
+
+    Example:
+        >>> import numpy as np, torch
+        >>> from lsmix.classifiers.training import augment
+        >>> moved = augment(torch.ones(4, 3, 8, 8), translate=2, flip=True, generator=np.random.default_rng(0))
+        >>> moved.shape, bool((moved <= 1).all())
+        (torch.Size([4, 3, 8, 8]), True)
+    """
+    count, _, height, width = images.shape
+    # All three are always drawn, so that turning flips on does not change how the images move.
+    down = generator.integers(-translate, translate, size=count, endpoint=True)
+    right = generator.integers(-translate, translate, size=count, endpoint=True)
+    mirrored = generator.integers(0, 1, size=count, endpoint=True).astype(bool) & flip
+    if translate == 0 and not flip:
+        return images.contiguous(memory_format=torch.channels_last)
+    columns = np.where(mirrored[:, None], np.arange(width)[::-1], np.arange(width)) - right[:, None] + translate
+    rows = np.arange(height) - down[:, None] + translate
+
+    images_BHWC = images.permute(0, 2, 3, 1)
+    padded_BHWC = functional.pad(images_BHWC, (0, 0, translate, translate, translate, translate))
+    rows_BH = to_device(torch.from_numpy(rows), images.device)
+    columns_BW = to_device(torch.from_numpy(columns), images.device)
+    index_B = torch.arange(count, device=images.device)
+    return padded_BHWC[index_B[:, None, None], rows_BH[:, :, None], columns_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
 def _backward(model: nn.Module, precision: str, images: Tensor, target: Tensor, share: float = 1.0) -> Tensor:

@@ -4,6 +4,7 @@ Rows are in the order of the data set's train split, so row i belongs to image i
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,6 +45,16 @@ class Latents:
         self.log_prob = columns["log_prob"]  # log-likelihood of each n-bit image in nats, float64 (N,)
         self.bits_per_dim = columns["bits_per_dim"]  # the same in bits per dimension, float32 (N,)
         self.dim = self.z.shape[1]  # length D of a latent vector
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """The classes of all images, int64 (N,), read once."""
+        labels: NDArray[np.int64] = self.label[:]
+        return labels
+
+    def gather(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return some latent vectors, float32 (n, D)."""
+        return self.z.gather(rows)
 
     def __len__(self) -> int:
         return len(self.z)

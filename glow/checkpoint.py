@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, decode_versioned, write_atomic
-from lsmix.data.errors import CorruptError, FormatError, MissingError
+from lsmix.data.errors import CorruptError, FormatError
 from lsmix.data.store import open_flow_artifact
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
@@ -60,7 +60,7 @@ def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -
         FormatError: the checkpoint is of another kind or version, or its architecture is not accepted.
         CorruptError: bytes are damaged, or the tensors are not those of the architecture.
     """
-    artifact = _open(path)
+    artifact = open_flow_artifact(path)
     checkpoint = _read_checkpoint(artifact)
     weights_path, where = artifact.file(WEIGHTS_NAME), artifact.where(WEIGHTS_NAME)
     with torch.device("meta"):
@@ -78,15 +78,6 @@ def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -
     flow = blank.to_empty(device="cpu")  # keeps the channels-last strides, unlike assigning the loaded tensors
     flow.load_state_dict(tensors)
     return flow.to(device).eval()
-
-
-def _open(path: Path | str | Artifact) -> Artifact:
-    artifact = open_flow_artifact(path)
-    if CONFIG_NAME not in artifact.records:
-        raise MissingError(
-            f"no flow at {artifact.location!r}: expected {CONFIG_NAME} in it. Name the folder that train-glow made."
-        )
-    return artifact
 
 
 def _read_checkpoint(artifact: Artifact) -> _Checkpoint:

@@ -14,11 +14,12 @@ import msgspec
 import numpy as np
 import torch
 
-from lsmix.data.errors import DivergedError, FormatError, RecipeError
+from lsmix.data.errors import DivergedError, RecipeError
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import to_device
 from lsmix.data.loaders.cuda_graph import Replayed, can_record
 from lsmix.data.loaders.ranks import ALONE, Ranks
+from lsmix.data.loaders.training_state import flat_state, restore_state
 from lsmix.data.rng import generator
 from lsmix.glow.config import FlowTraining
 from lsmix.glow.flow import Flow
@@ -279,39 +280,15 @@ class FlowTrainer:
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return all that a later trainer needs to go on: weights, Adam's moments, the iteration. Names are flat."""
-        state = {f"flow.{name}": value.detach().clone() for name, value in self.flow.state_dict().items()}
-        for name, parameter in self.flow.named_parameters():
-            for moment in _MOMENTS:
-                if parameter in self._adam.state:
-                    state[f"adam.{moment}.{name}"] = self._adam.state[parameter][moment].detach().clone()
-        state["iteration"] = torch.tensor(self.iteration)
-        return {name: value.contiguous() for name, value in state.items()}
+        return flat_state(self.flow, self._adam, {"iteration": self.iteration})
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
         """Go on from what ``state_dict`` returned, to the bit.
 
         Raises:
-            FormatError: the state is not one of a trainer of this flow.
+            FormatError: the state is not one of a trainer of this flow; nothing is changed then.
         """
-        weights = {name.removeprefix("flow."): value for name, value in state.items() if name.startswith("flow.")}
-        started = any(name.startswith("adam.") for name in state)
-        try:
-            self.flow.load_state_dict(weights)
-            self.iteration = int(state["iteration"])
-            self._adam.state.clear()
-            for name, parameter in self.flow.named_parameters() if started else ():
-                first, second, step = (state[f"adam.{moment}.{name}"] for moment in _MOMENTS)
-                self._adam.state[parameter] = {
-                    # Copied over zeros of the parameter's own strides: fused kernels read both in one order.
-                    "exp_avg": torch.zeros_like(parameter, requires_grad=False).copy_(first),
-                    "exp_avg_sq": torch.zeros_like(parameter, requires_grad=False).copy_(second),
-                    "step": step.to(parameter.device, copy=True),
-                }
-        except (KeyError, RuntimeError, ValueError, OverflowError) as error:
-            raise FormatError(
-                f"the training state does not fit this flow: {error}. It is from another architecture or version; "
-                "remove it and train from the start."
-            ) from error
+        self.iteration = restore_state(self.flow, self._adam, ("iteration",), state)["iteration"]
 
 
 def sample(flow: Flow, n: int, *, temperature: float = 1.0, seed: int = 0, batch_size: int = 64) -> np.ndarray:

@@ -407,14 +407,14 @@ def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
     place, found = Workspace(workspace), []
     for stage in STAGES:
         for entry in place.entries(stage):
-            manifest, written = place.manifest(entry), entry.folder / MANIFEST_NAME
+            manifest, written = entry.manifest, entry.folder / MANIFEST_NAME
             found.append(
                 {
                     "stage": stage,
                     "name": entry.name,
                     "cache_key": entry.cache_key,
                     "folder": entry.location,
-                    "bytes": entry.bytes,
+                    "bytes": place.size(entry),
                     "complete": manifest is not None,
                     "age_seconds": time.time() - written.stat().st_mtime if written.is_file() else None,
                     "inputs": {each.role: each.cache_key for each in manifest.inputs} if manifest else {},

@@ -70,7 +70,7 @@ class ArtifactName(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the artifact's path or URL; an unknown name as it is."""
-        from lsmix.pipeline.workspace.lookup import artifact_location
+        from lsmix.pipeline.workspace.workspace import artifact_location
 
         if ctx is None or value in self._words:
             return value

@@ -232,16 +232,13 @@ def _fact(name: str, value: Any) -> str:
 
 def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
     """Return the facts of an artifact, its configuration below them, and the files that ``show`` wrote."""
-    config = {name.removeprefix("config."): value for name, value in facts.items() if name.startswith("config.")}
     files = [
         f"{one.kind}: {one.target} ({one.what})" if one.what else "an artifact of this stage has no images to show"
         for one in drawn
     ]
-    rest = {name: value for name, value in facts.items() if not name.startswith("config.")}
-    head = list(rest).index("inputs") + 1
-    parts = [dict(list(rest.items())[:head]), dict(list(rest.items())[head:])]
-    lines = [line for part in parts for line in fact_lines(part)]
-    return [*lines, *(["configuration", *(f"  {line}" for line in fact_lines(config))] if config else []), *files]
+    head = {name: value for name, value in facts.items() if name not in ("counts", "config")}
+    config = [f"  {line}" for line in fact_lines(facts["config"])]
+    return [*fact_lines(head), *fact_lines(facts["counts"]), *(["configuration", *config] if config else []), *files]
 
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:

@@ -1,19 +1,23 @@
 """``lsmix demo --photos``: a user's own photographs, mixed by the flow that comes with lsmix."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.artifact import Artifact
+from lsmix.data.atomic import write_atomic
+from lsmix.data.dataset import open_dataset
 from lsmix.data.errors import MissingError, RecipeError, SourceError, format_count
+from lsmix.data.latents import open_latents
 from lsmix.data.progress import Progress
 from lsmix.data.readers.registry import SourceConfig, summarise_source
 from lsmix.data.readers.source_images import ImageConfig, ImageError
 from lsmix.data.store import NATURAL_32
+from lsmix.pipeline.engine.runner import Built
 from lsmix.pipeline.starter import split_sizes
-from lsmix.pipeline.views.show import write_image
+from lsmix.pipeline.views.figures import draw_figure, figure_png
 
 __all__ = ["draw_photos", "photos_recipe"]
 
@@ -84,7 +88,17 @@ def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
     return np.stack(rows)
 
 
-def draw_photos(pool: Artifact) -> Path:
-    """Write the sheet with pairs of photographs and their mixes to the current folder; return its path."""
-    write_image(pool, Path(_SHEET), rows=_SHEET_ROWS)
+def draw_photos(built: Sequence[Built]) -> Path:
+    """Write a sheet with pairs of photographs, mixed at growing λ, to the current folder; return its path."""
+    from lsmix.glow.checkpoint import load_flow
+
+    made = {item.stage: item.artifact for item in built}
+    drawn = draw_figure(
+        "fig4",
+        load_flow(NATURAL_32),
+        open_latents(made["encode"]),
+        open_dataset(made["ingest"]),
+        pairs=_SHEET_ROWS,
+    )
+    write_atomic(Path(_SHEET), figure_png(drawn))
     return Path(_SHEET).resolve()

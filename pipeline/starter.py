@@ -34,7 +34,7 @@ __all__ = ["split_sizes", "starter_recipe"]
 _FLOW_SECONDS = 2400  # that the training of the flow may take, and each of the other stages half of it
 _FLOWS = ((8, 64), (4, 48))  # steps and hidden channels, the best first
 _ITERATIONS = (500, 8200)  # the least that are worth while, and the paper's
-_FLOW_EPOCHS = 200  # after which a flow knows its training images by heart
+_FLOW_EPOCHS = 200  # after which a flow overfits its training images
 _BATCH = 64
 _EPOCHS = (3, 50)
 _WIDTHS = (32, 16)  # of the classifier, the best first
@@ -66,7 +66,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
 
     Raises:
         MissingError: there is nothing at the path.
-        SourceError: what is there cannot be read as a data set.
+        SourceError: it cannot be read as a data set.
         RecipeError: there are too few images to hold some out.
     """
     fields: dict[str, Any] = {"path": path}

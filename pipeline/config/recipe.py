@@ -112,9 +112,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def report_config(self) -> RecipeReport:
         """Return the configuration of the report, with the label, figure and seeds of each run."""
-        shared = {name: getattr(self.report, name) for name in ReportConfig.__struct_fields__}
         return RecipeReport(
-            **shared,
+            **msgspec.structs.asdict(self.report),
             rows={name: RowText(label=run.label, paper=run.paper, seeds=run.seeds) for name, run in self.runs.items()},
         )
 

@@ -1,9 +1,8 @@
 """The results that stages write: training logs, error rates, naturalness. Reading checks sizes and types."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -42,6 +41,7 @@ PREDICTIONS_FILE = "predictions.json"
 SHEET_FILE = "sheet.png"
 WEIGHTS_FILE = "classifier.safetensors"
 _FORMAT = 2
+_Result = TypeVar("_Result")
 
 
 class Interval(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,12 +99,13 @@ def write_naturalness(folder: Path, result: Naturalness) -> None:
     write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
-@contextmanager
-def _opened(place: Path | Artifact, name: str, command: str) -> Iterator[Path]:
-    """Yield a file of an artifact; if decoding it fails, raise a CorruptError that names the command that makes it."""
+def _read(place: Path | Artifact, name: str, command: str, decode: Callable[[bytes], _Result]) -> _Result:
+    """Return what a file of an artifact, or in its folder, holds; ``command`` makes it."""
     path = place / name if isinstance(place, Path) else place.file(name)
     try:
-        yield path
+        return decode(read_small(path))
+    except FileNotFoundError as error:
+        raise MissingError(f"no {name} in {str(place)!r}. Make it with 'lsmix {command}'.") from error
     except DECODE_ERRORS as error:
         raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
 
@@ -117,11 +118,14 @@ def read_naturalness(folder: Path | Artifact) -> Naturalness:
         FormatError: it is of a format that this version does not read.
         CorruptError: it is damaged.
     """
-    with _opened(folder, NATURALNESS_FILE, "naturalness") as path:
-        if not path.is_file():
-            raise MissingError(f"no {NATURALNESS_FILE} in {str(folder)!r}. Make it with 'lsmix naturalness'.")
-        remedy = "Use a newer lsmix, or make it again with 'lsmix naturalness'."
-        return decode_versioned(read_small(path), Naturalness, _FORMAT, what=f"{str(path)!r} has", remedy=remedy)
+    location = folder if isinstance(folder, Path) else folder.location
+    words = {"what": f"{NATURALNESS_FILE} of {str(location)!r} has", "remedy": "Use a newer lsmix, or make it again."}
+    return _read(
+        folder,
+        NATURALNESS_FILE,
+        "naturalness",
+        lambda content: decode_versioned(content, Naturalness, _FORMAT, **words),
+    )
 
 
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -141,8 +145,7 @@ def read_log(folder: Path | Artifact) -> list[LogLine]:
     Raises:
         CorruptError: it is damaged.
     """
-    with _opened(folder, LOG_FILE, "train-glow") as path:
-        return [msgspec.json.decode(line, type=LogLine) for line in read_small(path).splitlines()]
+    return _read(folder, LOG_FILE, "train-glow", msgspec.json.Decoder(LogLine).decode_lines)
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
@@ -164,9 +167,7 @@ def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
     Raises:
         CorruptError: they are damaged.
     """
-    with _opened(folder, METRICS_FILE, "train") as path:
-        metrics: list[EpochMetrics] = msgspec.json.decode(read_small(path), type=_Metrics)
-    return metrics
+    return _read(folder, METRICS_FILE, "train", msgspec.json.Decoder(_Metrics).decode)
 
 
 _Class = Annotated[int, Meta(ge=0, le=1_000_000)]
@@ -189,8 +190,7 @@ def read_predictions(folder: Path | Artifact) -> Predictions:
     Raises:
         CorruptError: they are damaged.
     """
-    with _opened(folder, PREDICTIONS_FILE, "train") as path:
-        return msgspec.json.decode(read_small(path), type=Predictions)
+    return _read(folder, PREDICTIONS_FILE, "train", msgspec.json.Decoder(Predictions).decode)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

@@ -18,7 +18,7 @@ from typing import Any
 from lsmix.data.errors import CorruptError, PartialError, RecipeError
 from lsmix.data.progress import bounded, stop_point
 from lsmix.pipeline.engine.executor import InProcessExecutor, raise_failures
-from lsmix.pipeline.engine.shards import Counter, Executor, Report, ShardJob, ShardRecord, close_job, run_shard
+from lsmix.pipeline.engine.shards import Advance, Executor, Report, ShardJob, ShardRecord, close_job, run_shard
 
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
@@ -64,9 +64,7 @@ class DaskExecutor(Executor):
         self._device = device  # resolved, which the cluster must know when it starts
         return device.partition(":")[0]
 
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
+    def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
         """Make the shards on the cluster; shards that fail are skipped until all others are complete.
 
         Images are counted shard by shard, since a batch is not worth a message.
@@ -91,13 +89,14 @@ class DaskExecutor(Executor):
             except KilledWorker:
                 killed.append(shard)
                 return
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
                 result = error
             if isinstance(result, CancelledError | MemoryError):
                 raise result
             if isinstance(result, ShardRecord):
                 made += 1
                 report(result)
+                advance(result.counts.get("images", 0))
                 return
             errors[shard] = result
             if not made and len(errors) >= _MOST_FAILURES:

@@ -4,14 +4,14 @@ A shard that fails is skipped until the others are done; an error that the next 
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 from lsmix.data.errors import LsmixError, PartialError
 from lsmix.data.progress import stop_point
-from lsmix.pipeline.engine.shards import Counter, Executor, OpenJob, Report, ShardJob, ShardRecord, close_job, open_job
+from lsmix.pipeline.engine.shards import Advance, Executor, OpenJob, Report, ShardJob, ShardRecord, close_job, open_job
 
 __all__ = ["InProcessExecutor", "raise_failures"]
 
@@ -37,18 +37,16 @@ def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) 
 class InProcessExecutor(Executor):
     """Makes shards one after another: computes on this thread, while one thread loads and one stores."""
 
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
+    def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
         """Make the shards. An interrupt stops after the current batch; a computed shard is stored first."""
         if not shards:
             return
         try:
-            self._run(open_job(job), shards, report, count)
+            self._run(open_job(job), shards, report, advance)
         finally:
             close_job()  # or the next stage would have less of the device's memory
 
-    def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, count: Counter) -> None:
+    def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, advance: Advance) -> None:
         errors: dict[int, Exception] = {}
 
         @contextmanager
@@ -57,9 +55,12 @@ class InProcessExecutor(Executor):
                 yield
             except _FATAL:
                 raise
-            except Exception as error:  # noqa: BLE001 - whatever it is, the other shards can be made
+            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
                 errors[shard] = error
-                count(shard, 0)
+
+        def advance_or_stop(images: int) -> None:
+            advance(images)
+            stop_point()
 
         with ThreadPoolExecutor(1, "load") as loading, ThreadPoolExecutor(1, "store") as storing:
             ahead: Future[Any] = loading.submit(opened.processor.load, shards[0])
@@ -81,7 +82,7 @@ class InProcessExecutor(Executor):
                         ahead = loading.submit(opened.processor.load, shards[position + 1])
                     computed = None
                     with skipping(shard):
-                        computed = opened.processor.compute(loaded.result(), _advance(shard, count))
+                        computed = opened.processor.compute(loaded.result(), advance_or_stop)
                     del loaded
                     if shard not in errors:
                         settle()
@@ -91,16 +92,3 @@ class InProcessExecutor(Executor):
                 ahead.cancel()
                 settle()
         raise_failures(opened.job, len(shards), errors)
-
-
-def _advance(shard: int, count: Counter) -> Callable[[int], None]:
-    """Return what a computation calls after each batch: it counts the batch, and honours an interrupt."""
-    done = 0
-
-    def advance(images: int) -> None:
-        nonlocal done
-        done += images
-        count(shard, done)
-        stop_point()
-
-    return advance

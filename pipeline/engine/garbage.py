@@ -36,10 +36,16 @@ def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool
     for stage in ARTIFACT_FILES:
         for entry in workspace.entries(stage):
             places = {str(entry.folder.resolve()), entry.location}
-            if entry.cache_key in wanted or (stage, entry.name) in unknown or places & outside:
+            if (
+                entry.cache_key in wanted
+                or (stage, entry.name) in unknown
+                or places & outside
+                or entry.folder.is_symlink()
+            ):
                 continue
+            size = workspace.size(entry)
             removed = delete and _remove_unlocked(workspace, stage, entry)
-            found.append(Garbage(folder=entry.location, bytes=entry.bytes, removed=removed))
+            found.append(Garbage(folder=entry.location, bytes=size, removed=removed))
     return found
 
 

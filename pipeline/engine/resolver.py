@@ -54,6 +54,7 @@ class Resolver:
         self._sources: dict[int, InputRecord] = {}
         self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
         self._expected: dict[int, DatasetSize | None] = {}
+        self._rates: dict[str, float] = {}  # by stage
 
     def inputs(self, node: Node) -> dict[str, Artifact] | None:
         """Return the finished inputs of a node by role; None while one is missing."""
@@ -112,8 +113,10 @@ class Resolver:
 
     def cost(self, node: Node) -> Cost | None:
         """Return what a node will cost, by the listing of its data set if that was not read yet; None if there is no listing."""
-        size = DatasetSize() if node.stage.reads_source else self._size(node) or self._listed_size(node)
-        return None if size is None else node.stage.estimate(node.config, size)
+        if node.stage.reads_source:
+            return node.stage.estimate(node.config, self._listed_size(node) or DatasetSize())
+        size = self._size(node) or self._listed_size(node)
+        return node.stage.estimate(node.config, size) if size else None
 
     def slow_seconds(self, nodes: Sequence[Node]) -> list[float] | None:
         """Return the seconds of each node that is still to make, but none if even all would take no day; None if not known."""
@@ -129,8 +132,14 @@ class Resolver:
 
     def seconds(self, stage: str, cost: Cost) -> float:
         """Return how long an artifact of this cost will take, by the rate of its stage's last one on such a device or a guess."""
+        if stage not in self._rates:
+            self._rates[stage] = self._rate(stage)
+        return _STARTING_SECONDS + cost.flops / self._rates[stage]
+
+    def _rate(self, stage: str) -> float:
+        """Return the floating-point operations that a stage does in a second here."""
         device = likely_device()
-        rates = [
+        rates: list[float] = [
             gflop * 1e9 / manifest.seconds
             for _, manifest in self.workspace.manifests(stage)
             if manifest.seconds > _STARTING_SECONDS
@@ -138,7 +147,7 @@ class Resolver:
             and isinstance(gflop := manifest.counts.get("gflop"), float)
             and gflop > 0
         ]
-        return _STARTING_SECONDS + cost.flops / (rates[-1] if rates else _GUESSED_RATES[device])
+        return rates[-1] if rates else _GUESSED_RATES[device]
 
     def check(self, node: Node) -> bool:
         """Check what of a node's configuration depends on the data set; return whether that was read yet.

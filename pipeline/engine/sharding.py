@@ -7,7 +7,7 @@ import msgspec
 
 from lsmix.data.errors import PartialError
 from lsmix.data.progress import stop_point
-from lsmix.data.table import Table
+from lsmix.data.table import METADATA_NAME, Table
 from lsmix.pipeline.engine.shards import (
     Executor,
     ShardJob,
@@ -17,7 +17,6 @@ from lsmix.pipeline.engine.shards import (
     merge_counts,
     read_ledger,
     send_shard,
-    send_work,
 )
 from lsmix.pipeline.engine.stage import StageTask
 
@@ -67,28 +66,17 @@ def make_missing_shards(
     Raises:
         PartialError: some shards failed, or are missing and there is no executor.
     """
-    if task.url:
-        send_work(task.folder, task.url)
-    records, computed = dict(records), dict.fromkeys(wanted, 0)  # images by shard, as far as they are counted
-    rows = {shard: len(store.shard_range(shard)) for shard in wanted}
-    missing = [shard for shard in wanted if shard not in records]
-    done = sum(rows.values()) - sum(rows[shard] for shard in missing)
-    task.progress.start(task.label, sum(rows.values()), "image", done=done)
-
-    def count(shard: int, images: int) -> None:
-        change = min(images, rows[shard]) - computed[shard]
-        computed[shard] += change
-        if change:
-            task.progress.advance(change)
+    records, missing = dict(records), [shard for shard in wanted if shard not in records]
+    total, left = (sum(len(store.shard_range(shard)) for shard in shards) for shards in (wanted, missing))
+    task.progress.start(task.label, total, "image", done=total - left)
 
     def report(record: ShardRecord) -> None:
         records[record.shard] = record
         facts = {"label": task.label, "shard": record.shard, "seconds": record.seconds, "made_on": record.made_on}
         task.progress.event("shard", **facts)
-        count(record.shard, rows[record.shard])
 
     if task.executor:
-        task.executor.run(_job(task, task.executor, processor), missing, report, count)
+        task.executor.run(_job(task, store, task.executor, processor), missing, report, task.progress.advance)
     elif missing:
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
         raise PartialError(
@@ -121,7 +109,7 @@ def _local_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     }
 
 
-def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
+def _job(task: StageTask, store: Table, executor: Executor, processor: str) -> ShardJob:
     workspace, inputs = task.folder.resolve().parent.parent, {}
     for role, artifact in task.inputs.items():
         location = artifact.url
@@ -138,4 +126,9 @@ def _job(task: StageTask, executor: Executor, processor: str) -> ShardJob:
         device=executor.worker_device(task.device),
         folder=str(task.folder.resolve()),
         url=task.url,
+        metadata={
+            path.relative_to(task.folder).as_posix(): path.read_text(encoding="utf-8")
+            for path in (store.folder / METADATA_NAME, *store.folder.glob(f"*/{METADATA_NAME}"))
+            if task.url
+        },
     )

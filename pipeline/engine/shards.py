@@ -3,13 +3,14 @@
 A shard is complete when its record is on disk, which is written after its bytes.
 """
 
+import contextlib
 import importlib
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -22,14 +23,12 @@ from lsmix.data.errors import CorruptError
 from lsmix.data.remote import LocalFile, open_remote
 from lsmix.data.sharing.hub import open_target
 from lsmix.data.store import open_flow_artifact
-from lsmix.data.table import METADATA_NAME
 from lsmix.pipeline.engine.device import device_name, free_device_memory, resolve_device
 from lsmix.pipeline.workspace.locks import work_root
 
 __all__ = [
     "LEDGER",
     "Advance",
-    "Counter",
     "Executor",
     "OpenJob",
     "Report",
@@ -38,7 +37,6 @@ __all__ = [
     "ShardRecord",
     "close_job",
     "fetch_shard",
-    "fetch_work",
     "finished_shards",
     "merge_counts",
     "open_job",
@@ -46,12 +44,11 @@ __all__ = [
     "record_name",
     "run_shard",
     "send_shard",
-    "send_work",
 ]
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
 
-# A computation calls it after each batch, with the number of images; it raises to stop the computation.
+# Called with a number of images that were computed since the last call; where it raises, the computation stops.
 Advance = Callable[[int], None]
 
 
@@ -70,6 +67,7 @@ class ShardJob:
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
     folder: str  # of the artifact; "" for a process that shares none, and works in a copy of what is at ``url``
     url: str = ""  # of the artifact in a remote workspace, to which each shard is sent
+    metadata: dict[str, str] = field(default_factory=dict)  # of the store, by path; for a process without the folder
 
     @property
     def label(self) -> str:
@@ -113,7 +111,6 @@ class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
-Counter = Callable[[int, int], None]  # called with a shard, and how many of its images are computed so far
 
 
 class Executor(ABC):
@@ -130,10 +127,8 @@ class Executor(ABC):
         return device
 
     @abstractmethod
-    def run(
-        self, job: ShardJob, shards: Sequence[int], report: Report, count: Counter = lambda shard, images: None
-    ) -> None:
-        """Make ``shards`` of an artifact; call ``report`` for each, and ``count`` while one is computed.
+    def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
+        """Make ``shards`` of an artifact; call ``report`` for each, and ``advance`` while they are computed.
 
         Raises:
             PartialError: some shards failed; all others are complete.
@@ -176,12 +171,13 @@ class OpenJob:
 
 
 def _working_copy(job: ShardJob) -> Path:
-    """Return the folder on this machine in which shards are made; downloads what that needs from a URL."""
+    """Return the folder on this machine in which shards are made; one of its own gets the store's metadata."""
     if job.folder:
         return Path(job.folder)
     home, stage, name = job.url.rsplit("/", 2)
     folder = work_root(home) / stage / name
-    fetch_work(folder, job.url)
+    for path, text in job.metadata.items():
+        write_atomic(folder / path, text.encode())
     return folder
 
 
@@ -225,17 +221,18 @@ def run_shard(job: ShardJob, shard: int) -> ShardRecord:
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     """Return the records of complete shards whose files have their sizes; shards with damaged records count as missing."""
-    finished = {}
-    for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")):
-        try:
-            record = msgspec.json.decode(path.read_bytes(), type=ShardRecord)
-        except DECODE_ERRORS:
-            continue
-        if path.name == Path(record_name(record.shard)).name and all(
-            _is_whole(folder / file.path, file.bytes) for file in record.files
-        ):
-            finished[record.shard] = record
-    return finished
+    contents = (path.read_bytes() for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")))
+    return _whole_shards(contents, lambda file: _is_whole(folder / file.path, file.bytes))
+
+
+def _whole_shards(contents: Iterable[bytes], is_whole: Callable[[FileRecord], bool]) -> dict[int, ShardRecord]:
+    records = {}
+    for content in contents:
+        with contextlib.suppress(*DECODE_ERRORS):
+            record = msgspec.json.decode(content, type=ShardRecord)
+            if all(map(is_whole, record.files)):
+                records[record.shard] = record
+    return records
 
 
 def _is_whole(path: Path, size: int) -> bool:
@@ -248,21 +245,11 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, Any]:
-    """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards.
-
-    Raises:
-        CorruptError: a record was altered.
-    """
+    """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards."""
     total: dict[str, Any] = {}
     for shard in range(shards):
         for name, value in records[shard].counts.items():
-            try:
-                total[name] = value if name not in total else total[name] + value
-            except TypeError as error:
-                raise CorruptError(
-                    f"the record of shard {shard} in the ledger does not count as the others do ({name!r}). Remove it, and "
-                    "run the stage again."
-                ) from error
+            total[name] = total[name] + value if name in total else value
     return total
 
 
@@ -273,24 +260,6 @@ def record_name(shard: int) -> str:
 
 _JOBS = 8  # small files on their way at a time
 _MOST_RECORD_BYTES = 16 << 20
-
-
-def send_work(folder: Path, url: str) -> None:
-    """Send what workers on other machines need to begin: the metadata of the store."""
-    paths = [path.relative_to(folder).as_posix() for path in folder.rglob(METADATA_NAME)]
-    open_target(url).update({path: LocalFile(folder / path, "") for path in paths})
-
-
-def fetch_work(folder: Path, url: str) -> None:
-    """Fetch what ``send_work`` sent, as far as it is not here."""
-    place = open_remote(url)
-    sizes = place.sizes("")
-    paths = [path for path in sizes if path.rpartition("/")[2] == METADATA_NAME]
-    check_listing(url, [FileRecord(path=path, bytes=sizes[path], sha256="0" * 64, payload=True) for path in paths])
-    for path in paths:
-        content = place.read(path, _MOST_RECORD_BYTES)
-        if not (folder / path).is_file() or (folder / path).read_bytes() != content:
-            write_atomic(folder / path, content)
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
@@ -315,15 +284,9 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
     names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
         contents = threads.map(lambda path: place.read(path, _MOST_RECORD_BYTES), sorted(names))
-        records = {}
-        for content in contents:
-            try:
-                record = msgspec.json.decode(content, type=ShardRecord)
-            except DECODE_ERRORS:
-                continue
-            if all(sizes.get(file.path) == file.bytes for file in record.files):
-                check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
-                records[record.shard] = record
+        records = _whole_shards(contents, lambda file: sizes.get(file.path) == file.bytes)
+    for record in records.values():
+        check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
     return records
 
 

@@ -114,7 +114,7 @@ def _network_weights(channels: int, hidden: int) -> int:
 class Cost:
     """What an artifact will cost."""
 
-    bytes: int  # on the disk, with what lies under work
+    bytes: int  # on the disk, with unfinished work
     flops: float = 0.0  # floating-point operations
 
 

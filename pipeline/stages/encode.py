@@ -1,6 +1,6 @@
 """The encode stage: data set + flow → ``latents.zarr``, the latent vector of every training image.
 
-Latents are of use only if they decode to the very same images, so the stage checks that for all of them unless the recipe
+Latents are of use only if they decode to the same images, so the stage checks that for all of them unless the recipe
 switches it off, and puts the count into the manifest.
 """
 
@@ -63,7 +63,9 @@ class EncodeProcessor:
 
     def _encode(self, loaded: _Loaded, advance: Advance) -> dict[str, npt.NDArray[Any]]:
         config = self._config
-        passes = 2 if config.check_round_trip else 1  # over the images, each of which counts for its part of a batch
+        first = (
+            2 if config.check_round_trip else 1
+        )  # the part of a batch that encoding counts for; decoding has the rest
         z, log_prob = self._flow.encode(
             loaded.images,
             dequantise=config.dequantise,
@@ -71,7 +73,7 @@ class EncodeProcessor:
             seed=config.seed,
             first_index=loaded.first,
             return_log_prob=True,
-            advance=lambda images: advance(images // passes),
+            advance=lambda images: advance(images // first),
         )
         if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
             raise CorruptError(
@@ -86,7 +88,7 @@ class EncodeProcessor:
         }
         if config.check_round_trip:
             decoded = self._flow.decode(
-                z, batch_size=config.batch_size, advance=lambda images: advance(images // passes)
+                z, batch_size=config.batch_size, advance=lambda images: advance(images - images // first)
             )
             columns["exact"] = (decoded == loaded.images).all(axis=(1, 2, 3))
         return columns

@@ -27,8 +27,7 @@ from lsmix.pipeline.stages.naturalness import NATURALNESS
 from lsmix.pipeline.stages.report import REPORT
 from lsmix.pipeline.stages.train import TRAIN
 from lsmix.pipeline.stages.train_flow import TRAIN_GLOW, check_start
-from lsmix.pipeline.workspace.lookup import find_artifact
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.workspace.workspace import Workspace, find_artifact
 
 if TYPE_CHECKING:
     from lsmix.data.readers.images.memory import MemorySource
@@ -99,12 +98,8 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
                 inputs[role] = pools[part.pool]
             parts.append(msgspec.structs.replace(part, pool=role))
         for seed in run.seeds:
-            shared = recipe.run_config(name, seed)
-            config = TrainConfig(
-                **{field: getattr(shared, field) for field in shared.__struct_fields__},
-                parts=tuple(parts),
-                mode=run.mode,
-            )
+            shared = msgspec.structs.asdict(recipe.run_config(name, seed))
+            config = TrainConfig(**shared, parts=tuple(parts), mode=run.mode)
             training = training_name(name, seed)
             nodes[training] = Node(stage=TRAIN, name=training, config=config, inputs=inputs)
     return nodes

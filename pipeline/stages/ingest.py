@@ -3,22 +3,21 @@
 Later stages that make pools read the train split alone, so no test image can get into one.
 """
 
-import math
-import os
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.errors import RecipeError
+from lsmix.data.errors import LsmixError, RecipeError
 from lsmix.data.pool_spec import LOCATION_FIELDS, Provenance
 from lsmix.data.progress import Progress
 from lsmix.data.readers.hub import hub_folder, is_hub
-from lsmix.data.readers.published_sets import ARCHIVE_ENDINGS, files_to_fetch
-from lsmix.data.readers.registry import expand_home, read_source
+from lsmix.data.readers.published_sets import files_to_fetch
+from lsmix.data.readers.registry import expand_home, read_source, source_files
 from lsmix.pipeline.config.results import DATASET_FILE
 from lsmix.pipeline.config.schema import DataConfig
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask
@@ -30,7 +29,7 @@ __all__ = ["INGEST", "SPLIT_WORDS", "dataset_counts", "fetch_source", "provenanc
 
 
 SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
-_JPEG_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet
+_ZIP_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet, and so of an archive of such
 
 
 def fetch_source(config: DataConfig, progress: Progress) -> None:
@@ -110,23 +109,14 @@ def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
 
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
-    """Estimate by the source's size: images are stored uncompressed; small photographs hardly compress but as JPEG."""
-    if not config.path or not os.path.exists(config.path):  # noqa: PTH110  # a path may be anything here
-        return Cost(bytes=0)
-    if os.path.isfile(config.path):  # noqa: PTH113
-        return Cost(bytes=_unpacked_bytes(config.path, config))
-    files = (os.path.join(folder, name) for folder, _, names in os.walk(config.path) for name in names)  # noqa: PTH118
-    return Cost(bytes=sum(_unpacked_bytes(file, config) for file in files))
-
-
-def _unpacked_bytes(file: str, config: DataConfig) -> int:
-    packed = file.lower().endswith((".jpeg", ".jpg", ".jfif", ".zip"))
-    if config.target and not file.endswith(ARCHIVE_ENDINGS):
-        return 2 * 3 * math.prod(config.target)  # once in the temporary file
+    """Estimate by the listing of image files, else by the source's size: images are stored uncompressed, at first twice."""
+    if size.images:
+        return Cost(bytes=2 * (size.images + size.test_images) * size.image_bytes)
     try:
-        return (_JPEG_RATIO if packed else 2) * os.stat(file).st_size  # noqa: PTH116  # Path is slow for many files
-    except OSError:  # a link to a missing file
-        return 0
+        sizes = {str(file): Path(file).stat().st_size for file in source_files(config)}
+    except (LsmixError, OSError):  # ingest raises it
+        return Cost(bytes=0)
+    return Cost(bytes=sum((_ZIP_RATIO if file.endswith(".zip") else 2) * count for file, count in sizes.items()))
 
 
 INGEST = Stage(

@@ -42,7 +42,7 @@ from lsmix.pipeline.engine.sharding import make_shards
 from lsmix.pipeline.engine.shards import Advance, ShardJob
 from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, StageTask, check_chunk_rows
 from lsmix.pipeline.stages.ingest import provenance_of
-from lsmix.pipeline.stages.pool_builder import LoadedRows, PoolBuilder, StoredLatents
+from lsmix.pipeline.stages.pool_builder import LoadedRows, PoolBuilder
 
 __all__ = ["MIX", "MixProcessor"]
 
@@ -66,7 +66,7 @@ class MixProcessor:
         self._setting = f"pools.{job.name}.batch_size"
         with device_memory(job.label, device):
             flow = load_flow(inputs["flow"], device=device)
-        self._builder = PoolBuilder(config, StoredLatents(open_latents(inputs["latents"])), flow)
+        self._builder = PoolBuilder(config, open_latents(inputs["latents"]), flow)
 
     def load(self, shard: int) -> LoadedRows:
         """Read what a shard mixes."""

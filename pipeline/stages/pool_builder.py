@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.latents import Latents
 from lsmix.data.mixing import RowRng
 from lsmix.data.pool import STATUSES
 from lsmix.data.pool_spec import CORNERS, PoolConfig
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from lsmix.glow.flow import Flow
 
-__all__ = ["LoadedRows", "PoolBuilder", "RowSource", "StoredLatents"]
+__all__ = ["LoadedRows", "PoolBuilder", "RowSource"]
 
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _Shapes = tuple[tuple[int, int, int], ...]  # (height, width, channels) of each part of a latent
@@ -30,7 +29,7 @@ _PIXEL_BATCH_BYTES = 1 << 20  # of x₁ that are mixed at a time: MixUp takes so
 
 
 class RowSource(Protocol):
-    """What is mixed: images, such as the training split of a data set, or latents."""
+    """What is mixed: the images of a train split, or ``Latents``."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -38,18 +37,6 @@ class RowSource(Protocol):
 
     def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Return some training images, uint8 (n, H, W, C), or their latents, float32 (n, D)."""
-
-
-class StoredLatents:
-    """The latents of an artifact as a source."""
-
-    def __init__(self, latents: Latents) -> None:
-        self._latents = latents
-        self.labels: npt.NDArray[np.int64] = latents.label[:]
-
-    def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return latents, float32 (n, D)."""
-        return self._latents.z.gather(rows)
 
 
 class LoadedRows(NamedTuple):

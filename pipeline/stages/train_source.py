@@ -1,6 +1,6 @@
 """What a training trains on: pools, the training images, or both, mixed on the fly or not.
 
-Whatever is combined, an epoch has as many images in as many batches as the training split alone.
+However sources are combined, an epoch has as many images in as many batches as the training split alone.
 """
 
 from collections.abc import Mapping, Sequence

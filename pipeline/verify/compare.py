@@ -4,7 +4,7 @@ Another kind of device may move a pixel by one level and nothing else, so only p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,7 @@ class PoolComparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures, ready for JSON."""
-        names = ("images", "images_differing", "pixels", "pixels_differing", "largest", "columns")
-        return {name: getattr(self, name) for name in names}
+        return asdict(self)
 
     def text(self) -> str:
         """Return the figures in a sentence or two."""

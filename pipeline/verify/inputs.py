@@ -14,11 +14,11 @@ from lsmix.data.artifact import (
     Artifact,
     Manifest,
     content_digest,
-    record_files,
+    record_file,
     verify_files,
     write_manifest,
 )
-from lsmix.data.dataset import DATASET_NAME, open_dataset
+from lsmix.data.dataset import DATASET_NAME, DataSet, open_dataset
 from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError, RecipeError
 from lsmix.data.latents import open_latents
 from lsmix.data.pool_spec import PoolSpec, Provenance
@@ -51,7 +51,7 @@ class PoolInputs:
         if self.dataset:
             return open_dataset(self.dataset).train.labels, f"the data set {self.given or self.dataset.location!r}"
         if self.latents:
-            return open_latents(self.latents).label[:], f"the latents {self.latents.location!r}"
+            return open_latents(self.latents).labels, f"the latents {self.latents.location!r}"
         return None, ""
 
 
@@ -85,15 +85,18 @@ def find_base(
 
 def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:
     """Return an artifact of a stage with this content digest, all of its bytes checked; None if there is none."""
-    for folder, manifest in home.manifests(stage):
-        if manifest.content_digest == content_digest:
-            artifact = Artifact(folder=folder, manifest=manifest)
-            try:
-                verify_files(folder, manifest)
-            except LsmixError:
-                continue
-            return artifact
-    return None
+    artifact = home.find_content(stage, content_digest) if content_digest else None
+    try:
+        return artifact and _verified(artifact)
+    except LsmixError:
+        return None
+
+
+def _verified(artifact: Artifact) -> Artifact:
+    """Return an artifact, all bytes of one in a folder checked; files from a URL are checked as they come."""
+    if artifact.is_local and artifact.manifest.cache_key:  # a flow without a manifest has just been hashed
+        verify_files(artifact.folder, artifact.manifest)
+    return artifact
 
 
 def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
@@ -106,9 +109,7 @@ def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
     wanted = plan.inputs.get("flow")
     if wanted is None:
         raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
-    artifact = open_input(flow, "flow")
-    if artifact.is_local and artifact.manifest.cache_key:  # files from a URL are checked as they come
-        verify_files(artifact.folder, artifact.manifest)
+    artifact = _verified(open_input(flow, "flow"))
     if artifact.manifest.content_digest != wanted:
         raise RecipeError(
             f"flow {artifact.location!r} is not the one that the plan names: its content digest is {artifact.manifest.content_digest[:12]}…, "
@@ -140,16 +141,14 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
     path = local_folder(data)
     folder = path.parent if path and path.name == DATASET_NAME and path.is_file() else path
     if folder is None or (folder / MANIFEST_NAME).is_file():
-        artifact = open_input(folder or data, "dataset")
-        if artifact.is_local:  # files from a URL are checked as they come
-            verify_files(artifact.folder, artifact.manifest)
+        artifact = _verified(open_input(folder or data, "dataset"))
         settings = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
         if artifact.manifest.content_digest == origin.content_digest and settings != origin.config:
             raise CorruptError(
                 f"{artifact.location!r} has the plan's data set, but its manifest was altered. Fetch it again."
             )
     elif path and path != folder:
-        artifact = open_artifact(_adopted(path, origin, workspace))
+        artifact = _adopted(path, origin, workspace)
     else:
         node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
         (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
@@ -157,19 +156,13 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
             made.location
         )  # its configuration in the order of the file, as latents and pools keep it
     if artifact.manifest.content_digest != origin.content_digest:
-        raise RecipeError(_difference(data, artifact, artifact.manifest, origin))
+        raise RecipeError(_difference(data, open_dataset(artifact), artifact.manifest, origin))
     return artifact
 
 
-def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
-    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one; return its folder."""
-    folder = workspace.folder("ingest", "given", origin.content_digest[:KEY_DIGITS])
-    if (folder / MANIFEST_NAME).is_file():
-        return folder
-    counts = dataset_counts(open_dataset(file))  # refuses an invalid file before it is copied
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(file, folder / DATASET_NAME)
-    files = record_files(folder, {DATASET_NAME})
+def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Artifact:
+    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one."""
+    dataset, files = open_dataset(file), [record_file(file.parent, DATASET_NAME, payload=True)]
     manifest = Manifest(
         stage=INGEST.name,
         stage_version=INGEST.version,
@@ -179,18 +172,20 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Path:
         config=dict(origin.config),
         inputs=[],
         files=files,
-        counts=counts,
+        counts=dataset_counts(dataset),
     )
     if manifest.content_digest != origin.content_digest:
-        shutil.rmtree(folder)
-        raise RecipeError(_difference(file, file, manifest, origin))
-    write_manifest(folder, manifest)
-    return folder
+        raise RecipeError(_difference(file, dataset, manifest, origin))
+    folder = workspace.folder(INGEST.name, manifest.name, manifest.cache_key)
+    if not (folder / MANIFEST_NAME).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, folder / DATASET_NAME)
+        write_manifest(folder, manifest)
+    return open_artifact(folder)
 
 
-def _difference(data: Path | str, made: Path | Artifact, manifest: Manifest, origin: Provenance) -> str:
+def _difference(data: Path | str, found: DataSet, manifest: Manifest, origin: Provenance) -> str:
     """Say how a data set differs from the one that is wanted."""
-    found = open_dataset(made)
     hints = []
     if len(found.train) != origin.train_images:
         hints.append(f"it has {len(found.train)} training images, expected {origin.train_images}")

@@ -4,15 +4,16 @@ A rebuilt pool counts as the original only by its content digest, or by comparis
 """
 
 import hashlib
-import os
 import shutil
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.artifact import MANIFEST_NAME, Artifact, Manifest, read_manifest
-from lsmix.data.atomic import fsync_folder
+from lsmix.data.artifact import MANIFEST_NAME, Artifact, read_manifest
+from lsmix.data.atomic import atomic_folder
 from lsmix.data.errors import CorruptError, DeviceMemoryError, FormatError, MissingError, RecipeError
 from lsmix.data.pool import POOL_NAME, open_pool
 from lsmix.data.pool_spec import MOST_SPEC_BYTES, PLAN_NAME, PoolSpec, check_pool, parse_spec
@@ -32,6 +33,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 __all__ = ["RebuildResult", "rebuild"]
 
 _NAME = "rebuilt"
+_WORK = "work"  # the workspace beside the new pool, while it is made
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,34 +41,17 @@ class RebuildResult:
     """A pool that was made again."""
 
     folder: Path
-    manifest: Manifest  # of the new pool
+    content_digest: str  # of the new pool
     expected: str  # content digest of the original; "" if it is not known
-    comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
+    equal: bool | None  # whether it is the original, byte for byte; None if the original's digest is not known
     cached: bool  # whether the workspace had it already, so that nothing was made
     seconds: float
-
-    @property
-    def content_digest(self) -> str:
-        """Content digest of the new pool."""
-        return self.manifest.content_digest
-
-    @property
-    def equal(self) -> bool | None:
-        """Whether it is the original, byte for byte; None if the original's digest is not known."""
-        return self.content_digest == self.expected if self.expected else None
+    images: int
+    comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
 
     def to_dict(self) -> dict[str, Any]:
         """Return all results, ready for JSON."""
-        return {
-            "folder": str(self.folder),
-            "content_digest": self.content_digest,
-            "expected": self.expected or None,
-            "equal": self.equal,
-            "cached": self.cached,
-            "seconds": round(self.seconds, 3),
-            "images": self.manifest.counts.get("images"),
-            "comparison": self.comparison.to_dict() if self.comparison else None,
-        }
+        return {**asdict(self), "folder": str(self.folder), "expected": self.expected or None}
 
 
 def rebuild(
@@ -90,8 +75,8 @@ def rebuild(
             ``data``, ``flow`` and ``compare``, a URL may be given; of the plan's pool only these two files are downloaded.
         data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
         flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
-        out: folder of the new pool, which must not exist; None leaves the pool in the workspace.
-        workspace: where artifacts are found and made; with ``out``, a temporary hidden folder beside it is used instead.
+        out: folder of the new pool, which must not exist or be empty; None leaves the pool in the workspace.
+        workspace: where artifacts are found and made; with ``out``, a temporary folder beside it, "OUT.part", instead.
         expect: content digest of the original, or its first 12 digits or more; "" takes that of the manifest.
         compare: folder of the original pool, to compare pixels; None compares, if needed, with the one that holds the plan.
         device: "auto", "cpu", "cuda" or "cuda:N".
@@ -101,6 +86,8 @@ def rebuild(
 
     Raises:
         RecipeError: data set or flow are not those of the plan, or there is something at ``out`` already.
+        MissingError: there is no folder to put ``out`` in.
+        LockedError: another process makes ``out``.
         FormatError: the plan is of a version that this lsmix does not read or mix.
         CorruptError: the result is another pool: its content digest is not the expected one, and either there is no original
             to compare with, or pixels differ by more than another kind of device explains, or anything else differs.
@@ -117,36 +104,34 @@ def rebuild(
     _check_version(content, where, original)
     check_pool(content.pool)
     expected, opened = _expected(expect, original), _flow_of(content, flow)
-    place = Workspace(_scratch(target) if target else workspace)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    with graceful_signals(), executor:
+    with ExitStack() as stack:
+        part = stack.enter_context(atomic_folder(target, resume=True)) if target else None
+        place = Workspace(part.with_name(_WORK) if part else workspace)
+        stack.enter_context(graceful_signals())
+        stack.enter_context(executor)
         dataset = provide_dataset(data, content.origin, place, progress)
         nodes = _nodes(content, dataset, opened, original.manifest.name if original else _NAME)
-        made = _run(nodes, content, place, executor, progress, device)
-    if original and _resolved(made.artifact) == _resolved(original):
-        raise RecipeError(
-            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
-            "Give '--out', or another '--workspace'."
-        )
-    folder = made.folder
-    if target:
-        folder = folder.replace(target)
-        fsync_folder(target.absolute().parent)
-        shutil.rmtree(place.root)
-    if expected and made.manifest.content_digest.startswith(expected):
-        expected = made.manifest.content_digest  # of which the beginning was given
-    comparison = None
-    if original and _has_images(original) and (compare is not None or made.manifest.content_digest != expected):
-        comparison = compare_pools(open_pool(folder), open_pool(original.location))
+        made = _run(nodes, content, place, executor, progress, device, original)
+        if part:
+            shutil.rmtree(part)
+            made.folder.replace(part)
+    folder = target or made.folder
+    digest = made.manifest.content_digest
+    if expected and digest.startswith(expected):
+        expected = digest  # of which the beginning was given
+    needed = compare is not None or digest != expected
     result = RebuildResult(
         folder=folder,
-        manifest=made.manifest,
+        content_digest=digest,
         expected=expected,
-        comparison=comparison,
+        equal=digest == expected if expected else None,
         cached=made.cached,
-        seconds=time.monotonic() - begun,
+        seconds=round(time.monotonic() - begun, 3),
+        images=made.manifest.counts["images"],
+        comparison=_compare(folder, original) if original and needed else None,
     )
-    _check_result(result, content, original)
+    _check_result(result, made.manifest.environment, content, original)
     return result
 
 
@@ -180,9 +165,11 @@ def _resolved(artifact: Artifact) -> str:
     return str(artifact.folder.resolve()) if artifact.is_local else artifact.location
 
 
-def _has_images(original: Artifact) -> bool:
-    """Return whether a pool has more than its plan and its manifest."""
-    return not original.is_local or (original.folder / POOL_NAME).is_dir()
+def _compare(folder: Path, original: Artifact) -> PoolComparison | None:
+    """Compare a pool with the original; None where only the plan and the manifest of that are at hand."""
+    if original.is_local and not (original.folder / POOL_NAME).is_dir():
+        return None
+    return compare_pools(open_pool(folder), open_pool(original.location))
 
 
 def _check_original(pool: Artifact, plan: bytes, where: str) -> None:
@@ -235,9 +222,15 @@ def _nodes(plan: PoolSpec, dataset: Artifact, flow: Artifact | None, name: str) 
 
 
 def _run(
-    nodes: list[Node], plan: PoolSpec, place: Workspace, executor: Executor, progress: Progress, device: str
+    nodes: list[Node],
+    plan: PoolSpec,
+    place: Workspace,
+    executor: Executor,
+    progress: Progress,
+    device: str,
+    original: Artifact | None,
 ) -> Built:
-    """Make the nodes; return the last one, the pool."""
+    """Make the nodes; return the last one, the pool, which is not the original itself."""
     try:
         built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
     except DeviceMemoryError as error:
@@ -251,29 +244,23 @@ def _run(
                 f"the latents came out with content digest {item.manifest.content_digest[:12]}…, not {plan.inputs['latents'][:12]}… as "
                 "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
             )
-    return built[-1]
-
-
-def _scratch(out: Path) -> Path:
-    """Return where a pool for ``out`` is made, so that it appears there whole or not at all."""
-    if os.path.lexists(out):
-        raise RecipeError(f"there is something at {str(out)!r} already. Remove it, or choose another '--out'.")
-    if not out.absolute().parent.is_dir():
+    made = built[-1]
+    if original and _resolved(made.artifact) == _resolved(original):
         raise RecipeError(
-            f"there is no folder {str(out.parent)!r} to put the pool into. Make it, or choose another '--out'."
+            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
+            "Give '--out', or another '--workspace'."
         )
-    scratch = out.parent / f".{out.name}.rebuild"
-    if scratch.is_symlink() or (scratch.exists() and not scratch.is_dir()):
-        raise RecipeError(f"{str(scratch)!r} is in the way: it is not a folder that lsmix made. Rename or remove it.")
-    return scratch
+    return made
 
 
-def _check_result(result: RebuildResult, plan: PoolSpec, original: Artifact | None) -> None:
+def _check_result(
+    result: RebuildResult, environment: Mapping[str, Any], plan: PoolSpec, original: Artifact | None
+) -> None:
     """Raise CorruptError if the new pool is known to differ from the original."""
     if result.equal and result.comparison is None:
         return
     before = original.manifest.environment if original else {}
-    exact = not plan.latent or same_kind_of_device(result.manifest.environment, before)
+    exact = not plan.latent or same_kind_of_device(environment, before)
     if original and result.comparison:
         if not result.comparison.within(0 if exact else 1):
             raise CorruptError(

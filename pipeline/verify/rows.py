@@ -28,7 +28,7 @@ _Array = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 _Shares = npt.NDArray[np.float32]
-_Rows = dict[str, _Array]  # (n,) each, by name; "source_more[0]" is the first column of source_more
+_Rows = dict[str, _Array]  # (n,) each, by column; "source", "label", "lam" and "share" (n, sources − 1), of all but x₁
 
 
 class PoolChecks(NamedTuple):
@@ -106,7 +106,7 @@ def _refuse(pool: Pool, what: str) -> NoReturn:
 
 
 def _name(kind: str, place: int) -> str:
-    """Return the name of a value of the second source (place 0), or of a later one."""
+    """Return what messages call a value of the second source (place 0), or of a later one."""
     if place:
         return f"{kind}_more[{place - 1}]"
     return "lam" if kind == "lam" else f"{kind}_b"
@@ -129,16 +129,17 @@ class _RowChecker:
     def check(self, start: int, stop: int) -> None:
         """Check some rows."""
         rows = np.arange(start, stop)
-        found: _Rows = {}
-        for name, values in self._pool.rows(start, stop).items():
-            found |= {name: values} if values.ndim == 1 else {f"{name}[{i}]": v for i, v in enumerate(values.T)}
-        for share in (_name("share", place) for place in range(self._pool.sources - 1)):
-            bad = (found["status"] == _REPLACED) & (found[share] != 0)
-            self._refuse_first(rows, share, found[share], bad, lambda _: "a replaced row has share 0")
+        found: _Rows = self._pool.rows(start, stop)
+        for kind in ("source", "label", "lam", "share"):
+            second = found.pop(_name(kind, 0))[:, None]
+            found[kind] = np.concatenate([second, found.pop(f"{kind}_more", second[:, :0])], axis=1)
+        bad = (found["status"] == _REPLACED)[:, None] & (found["share"] != 0)
+        self._refuse_first(rows, "share", found["share"], bad, lambda _: "a replaced row has share 0")
         if self._plan:  # before labels, since a wrong source has the wrong label too
             self._check_plan(rows, found, self._plan)
-        for label in [name for name in found if name.startswith("label_")]:
-            self._check_labels(rows, label, found[label.replace("label", "source")], found[label])
+        self._check_labels(rows, "label_a", found["source_a"], found["label_a"])
+        for place in range(self._pool.sources - 1):
+            self._check_labels(rows, _name("label", place), found["source"][:, place], found["label"][:, place])
         self._statuses += np.bincount(found["status"], minlength=len(STATUSES))
         self._decode_failed += rows[found["status"] != _OK].tolist()
 
@@ -180,7 +181,7 @@ class _RowChecker:
         self._seen_in[source[new]] = rows[new]
         self._label[source[new]] = label[new]
 
-        def why(at: int) -> str:
+        def why(at: tuple[int, ...]) -> str:
             image = int(source[at])
             witness = self._base or f"row {self._seen_in[image]}"
             return f"{witness} has label {self._label[image]} for the same training image {image}"
@@ -194,9 +195,7 @@ class _RowChecker:
         corner = np.full_like(draw.corner, CORNERS.index(plan.pool.corner)) if fixed else draw.corner
         self._check_equal(rows, found, {"source_a": draw.source_a, "corner": corner})
         attempts = self._redrawn(rows, found, draw, plan)
-        places = range(plan.pool.sources - 1)
-        self._check_equal(rows, found, {_name("source", place): draw.others[:, place] for place in places})
-        self._check_equal(rows, found, {_name("lam", place): draw.lam[:, place].astype(np.float32) for place in places})
+        self._check_equal(rows, found, {"source": draw.others, "lam": draw.lam.astype(np.float32)})
         if self._shares_unknown:
             return
 
@@ -208,7 +207,7 @@ class _RowChecker:
             self._shares_unknown = shares
             return
         shares[found["status"] == _REPLACED] = 0
-        self._check_equal(rows, found, {_name("share", place): shares[:, place] for place in places})
+        self._check_equal(rows, found, {"share": shares})
 
     def _redrawn(self, rows: _Ints, found: _Rows, draw: PairBatch, plan: PoolSpec) -> _Ints:
         """Put what was drawn at the last attempt of each row into ``draw``; return these attempts, 0 for the first draw."""
@@ -218,10 +217,7 @@ class _RowChecker:
             why = f"no row is drawn again, since {reason}"
             self._refuse_first(rows, "status", status, status != _OK, lambda _: why)
         attempts = np.where(status == _REPLACED, config.attempts, 0)
-        source, lam = (
-            np.stack([found[_name(kind, place)] for place in range(config.sources - 1)], axis=1)
-            for kind in ("source", "lam")
-        )
+        source, lam = found["source"], found["lam"]
         for at in np.flatnonzero(status == _REDRAWN).tolist():
             for attempt in range(1, config.attempts + 1):
                 others, rates = self._sampler.resample(int(rows[at]), attempt)
@@ -239,18 +235,19 @@ class _RowChecker:
     def _check_equal(self, rows: _Ints, found: _Rows, planned: _Rows) -> None:
         for name in [name for name in planned if name in found]:  # a pool without corners has no such column
 
-            def why(at: int, name: str = name) -> str:
+            def why(at: tuple[int, ...], name: str = name) -> str:
                 return f"the plan has {planned[name][at]}"
 
             self._refuse_first(rows, name, found[name], found[name] != planned[name], why)
 
     def _refuse_first(
-        self, rows: _Ints, name: str, values: _Array, bad: npt.NDArray[np.bool_], why: Callable[[int], str]
+        self, rows: _Ints, name: str, values: _Array, bad: npt.NDArray[np.bool_], why: Callable[[tuple[int, ...]], str]
     ) -> None:
-        """Refuse the pool at the first bad row, if there is one; ``why`` gets its place among ``rows``."""
+        """Refuse the pool at the first bad value, if there is one; ``why`` gets its index in ``values``."""
         if bad.any():
-            at = int(bad.argmax())
-            _refuse(self._pool, f"in row {rows[at]} {name} is {values[at]}, but {why(at)}")
+            row, *place = at = tuple(np.argwhere(bad)[0].tolist())
+            named = _name(name, *place) if place else name
+            _refuse(self._pool, f"in row {rows[row]} {named} is {values[at]}, but {why(at)}")
 
 
 def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floats, row_rng: RowRng) -> _Shares | str:

@@ -24,7 +24,7 @@ from lsmix.data.sharing.descriptions import edited_descriptions, stray_files
 from lsmix.data.sharing.transfer import temporary_copy
 from lsmix.data.store import local_folder, trim_location
 from lsmix.pipeline.engine.device import describe_environment, device_memory, prepare_device, resolve_device
-from lsmix.pipeline.stages.pool_builder import PoolBuilder, StoredLatents
+from lsmix.pipeline.stages.pool_builder import PoolBuilder
 from lsmix.pipeline.verify.compare import PoolComparison, same_kind_of_device
 from lsmix.pipeline.verify.inputs import PoolInputs, find_base, require
 from lsmix.pipeline.verify.rows import check_rows, plan_of_pool
@@ -184,7 +184,7 @@ def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
     prepare_device(device)
     flow = require(base.flow, "flow", "--flow")
     source = (
-        StoredLatents(open_latents(base.latents))
+        open_latents(base.latents)
         if base.latents
         else _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
     )

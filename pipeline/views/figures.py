@@ -25,13 +25,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURES",
-    "INTERPOLATION_TITLES",
     "PaperFigure",
     "check_figure",
     "choose_figure_pairs",
     "draw_figure",
     "figure_png",
-    "interpolation_grid",
 ]
 
 Image = NDArray[np.uint8]
@@ -39,7 +37,7 @@ Pair = tuple[int, int]
 # By their titles, unreduced as in the paper: λ of the columns of [P Fig. 4], share of zeros in those of [P Fig. 3].
 _FIG4_RATES: Final = {f"{n}/16": Fraction(n, 16) for n in (2, 5, 7, 9, 11, 14)}
 _FIG3_RATES: Final = {f"{n}/12": Fraction(n, 12) for n in range(1, 12)}
-INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES), "x₂")
+_INTERPOLATION_TITLES: Final = ("x₁", *(f"λ={rate}" for rate in _FIG4_RATES), "x₂")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +63,6 @@ class _Sources:
     pairs: list[Pair]  # rows of the train split
     seed: int  # of the draws of methods with chance
     methods: tuple[str, ...]  # that Appendix E shows
-
-
-def interpolation_grid(
-    flow: "Flow", latents: "Latents", pairs: Sequence[Pair], *, method: str = "ls-mix"
-) -> list[list[Image]]:
-    """Return a row for each pair of source rows: x₁, the mixes at the rates of Fig. 4, x₂; all decoded from latents.
-
-    Raises:
-        RecipeError: the method is unknown.
-    """
-    first, second = (latents.z.gather([pair[place] for pair in pairs])[:, None] for place in (0, 1))
-    z = np.concatenate([first, _mixed(latents, pairs, method, seed=0), second], axis=1)
-    return [list(row) for row in _decode(flow, z)[0]]
 
 
 def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) -> NDArray[np.float32]:
@@ -131,16 +116,10 @@ def draw_figure(
         methods: in latent space, that "appendix-e" shows; empty for those of lsmix alone.
 
     Raises:
-        RecipeError: there is no such figure, the data set has no pair, or flow, latents and data set do not belong together.
+        RecipeError: there is no such figure, or the data set has no pair.
     """
     check_figure(name)
     train = dataset.train
-    if len(latents) != len(train) or latents.dim != flow.dim:
-        raise RecipeError(
-            f"cannot draw {name!r}: {len(latents)} latents of length {latents.dim} do not belong to {len(train)} training "
-            f"images and a flow of {flow.dim} components. Encode these images with this flow."
-        )
-    flow.check_images(train.images[:1])
     chosen = choose_figure_pairs(train.labels, pairs, seed)
     if not chosen:
         raise RecipeError(
@@ -233,7 +212,7 @@ def _interpolations(
     ]
     return PaperFigure(
         rows=rows,
-        column_titles=list(INTERPOLATION_TITLES),
+        column_titles=list(_INTERPOLATION_TITLES),
         # One method needs no title; several have theirs at the first row of their block.
         row_titles=[line for title in titles for line in (title, *[""] * (len(pairs) - 1))] if len(titles) > 1 else [],
         alt=f"{len(pairs)} pairs of images, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",

@@ -1,29 +1,35 @@
 """Grids of images as PNG, and the rows of a pool that a grid shows."""
 
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from lsmix.data.artifact import Artifact
+from lsmix.data.dataset import SplitArrays, open_dataset
+from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.pool import Pool
+from lsmix.data.pool_spec import read_provenance
+from lsmix.data.store import open_artifact
+from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = [
     "GRID_COLUMNS",
     "GRID_TITLES",
-    "SourceImages",
     "image_grid",
     "in_rows",
-    "mixed_rows",
-    "own_images",
     "page_grid",
     "png_bytes",
+    "pool_picture",
     "sample_grid",
+    "source_images",
 ]
 
 _INK = (128, 136, 148, 255)  # contrast of at least 3.5 on white and on near-black
@@ -32,6 +38,7 @@ _PAGE_DENSITY = 2  # pixels of a picture for each CSS pixel, so that its letters
 _TEXT_SIZES = range(13, 23)  # of titles on a page, in CSS pixels: the largest that fits, for readers on a telephone
 _TRIPLES = 3  # of x₁, mix, x₂ in a row
 _CANDIDATES = 4096  # rows of a pool that are looked at
+_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side of a pool's image as drawn
 GRID_TITLES: Final = ["x₁", "mix", "x₂"] * _TRIPLES
 GRID_COLUMNS: Final = 12  # of a grid without sources
 
@@ -152,40 +159,67 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-class SourceImages(Protocol):
-    """Images of a train split by row, such as an array of them, uint8 (N, H, W, C)."""
+def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | None:
+    """Return the training images that a pool was made from; None if they are not on this machine.
 
-    def __getitem__(self, rows: NDArray[np.int64], /) -> NDArray[np.uint8]:
-        """Return images, uint8 (n, H, W, C)."""
-        ...
+    Args:
+        pool: the pool.
+        data: the artifact of its data set or its URL; None looks in the pool's own workspace.
+
+    Raises:
+        RecipeError: ``data`` is not the pool's data set.
+        CorruptError: the data set has other images than the pool, or one of both is damaged.
+    """
+    where, attributes = f"pool {pool.location!r}", pool.columns.attributes
+    wanted = read_provenance(attributes, where).content_digest if "origin" in attributes else ""
+    found: Artifact | None = None
+    if data is not None:
+        found = open_artifact(data)
+        if (got := found.manifest.content_digest) != wanted:
+            raise RecipeError(
+                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, got {found.location!r} "
+                f"with content digest {got[:12]}. Name the artifact of the pool's own data set."
+            )
+    elif wanted and pool.artifact.is_local:
+        found = Workspace(pool.path.resolve().parent.parent).find_content("ingest", wanted)
+    if found is None:
+        return None
+    train = open_dataset(found).train
+    if train.images.shape != (expected := (pool.images_per_copy, *pool.image_shape)):
+        raise CorruptError(f"{where} has sources {expected}, its data set {found.location!r} {train.images.shape}.")
+    return train
 
 
-def mixed_rows(pool: Pool, count: int) -> NDArray[np.intp]:
-    """Return up to ``count`` rows from the first 4,096 of a pool, the really mixed ones first.
+def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
+    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
 
-    A row is really mixed if its two classes differ and it has 20 % to 80 % of x₂.
+    ``train`` holds the images of the train split, uint8 (N, H, W, C). Of the pool's first 4,096 rows, those come first that
+    are really mixed: their two classes differ, and they have 20 % to 80 % of x₂.
     """
     share = pool.share_b[:_CANDIDATES]
     differ = pool.label_a[:_CANDIDATES] != pool.label_b[:_CANDIDATES]
-    return np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[:count]
-
-
-def sample_grid(pool: Pool, train: SourceImages, count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
-
-    ``train`` holds the images of the train split, uint8 (N, H, W, C). Really mixed rows come first.
-    """
-    chosen = mixed_rows(pool, _TRIPLES * count)
-    # One read for all sources: they may have to be decoded.
-    sources = train[np.concatenate([pool.source_a[chosen], pool.source_b[chosen]])]
-    triples = zip(sources[: len(chosen)], pool.image[chosen], sources[len(chosen) :], strict=True)
+    chosen = np.argsort(~(differ & (share > 0.2) & (share < 0.8)), kind="stable")[: _TRIPLES * count]
+    found = pool.gather(chosen, ("image", "source_a", "source_b"))
+    triples = zip(train[found["source_a"]], found["image"], train[found["source_b"]], strict=True)
     return in_rows([image for triple in triples for image in triple], len(GRID_TITLES))
 
 
-def own_images(pool: Pool, count: int) -> list[list[NDArray[np.uint8]]]:
-    """Return up to ``count`` rows of a grid of the pool's first images, ordered by their share of x₂."""
-    order = np.argsort(pool.share_b[: count * GRID_COLUMNS], kind="stable")
-    return in_rows(pool.image[: len(order)][order], GRID_COLUMNS)
+def pool_picture(pool: Pool, count: int) -> tuple[Image.Image, bool]:
+    """Return a picture of up to ``count`` rows of a pool's images, and whether it shows them between their sources.
+
+    Their data set must be in the pool's own workspace for that; else the pool's first images are ordered by their share of x₂.
+    Large images are reduced.
+    """
+    train = source_images(pool)
+    if train:
+        rows = sample_grid(pool, train.images, count)
+    else:
+        order = np.argsort(pool.share_b[: count * GRID_COLUMNS], kind="stable")
+        rows = in_rows(pool.image[: len(order)][order], GRID_COLUMNS)
+    side = max(pool.image_shape[:2])
+    step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
+    small = [[image[::step, ::step] for image in row] for row in rows]
+    return image_grid(small, scale=scale, column_titles=GRID_TITLES if train else []), train is not None
 
 
 def in_rows(images: Any, columns: int) -> list[list[NDArray[np.uint8]]]:

@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from lsmix.data.artifact import Artifact
-from lsmix.data.dataset import SplitArrays, open_dataset
-from lsmix.data.errors import CorruptError, FormatError, RecipeError, format_bytes
+from lsmix.data.dataset import SplitArrays
+from lsmix.data.errors import CorruptError, FormatError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS, Provenance, read_provenance
 from lsmix.data.store import open_artifact
+from lsmix.pipeline.views.images import source_images
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
-from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, summarise_pool
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, source_parts, summarise_pool
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]
 
@@ -63,11 +63,6 @@ class _Card:
     status: str  # one of EVENTS
     corner: str  # "" for the first one
 
-    @property
-    def bytes(self) -> int:
-        """Its size on the page, about."""
-        return _TEXT_BYTES + sum(len(picture.uri) for picture in self.pictures)
-
 
 def render_pool_page(
     place: Path | str | Artifact, *, samples: int = PAGE_SAMPLES, data: Path | str | None = None
@@ -97,15 +92,12 @@ def render_pool_page(
         )
     has_origin = "origin" in pool.columns.attributes
     origin = read_provenance(pool.columns.attributes, f"pool {where!r}") if has_origin else None
-    train = _train_split(pool, origin, data)
-    summary = summarise_pool(pool, samples)
-    cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
-    if len(cards) < len(summary.chosen):  # choose fewer, so that these represent the pool, too
-        summary = summarise_pool(pool, len(cards))
-        cards = _fitting(_PAGE_BYTES, (_card(pool, train, row, event) for row, event in summary.chosen.items()))
-    left = _PAGE_BYTES - sum(card.bytes for card in cards)
-    others = [row for row in summary.decode_failed if row not in summary.chosen][:_FAILED_SAMPLES]
-    failures = _fitting(left, (_card(pool, train, row) for row in others))
+    train = source_images(pool, data)
+    room = max(1, _PAGE_BYTES // _most_bytes(pool, with_sources=train is not None))  # samples that fit on the page
+    summary = summarise_pool(pool, min(samples, room))
+    cards = [_card(pool, train, row, event) for row, event in summary.chosen.items()]
+    others = [row for row in summary.decode_failed if row not in summary.chosen]
+    failures = [_card(pool, train, row) for row in others[: min(_FAILED_SAMPLES, room - len(cards))]]
     present = sorted({label for card in cards for label in card.classes})
     page = render_page(
         _page(pool, origin, summary),
@@ -123,64 +115,24 @@ def render_pool_page(
     return page, f"{len(cards):,} of {len(pool):,} images {sources}"
 
 
-def _train_split(pool: Pool, origin: Provenance | None, data: Path | str | None) -> SplitArrays | None:
-    """Return the images that the pool is made of; None if they are not on this machine."""
-    if data is None:
-        found = _in_the_workspace(pool.artifact, origin) if origin else None
-        if found is None:
-            return None
-    else:
-        found = open_artifact(data)
-        digest = found.manifest.content_digest
-        if origin is None or digest != origin.content_digest:
-            raise RecipeError(
-                f"pool {pool.location!r} was made from the data set with content digest {origin.content_digest[:12] if origin else 'unknown'}, "
-                f"got {found.location!r} with content digest {digest[:12]}. Name the artifact of the pool's own data set."
-            )
-    train = open_dataset(found).train
-    if train.images.shape[1:] != pool.image_shape:
-        raise CorruptError(
-            f"pool {pool.location!r} has images of {pool.image_shape}, its data set {found.location!r} of {train.images.shape[1:]}."
-        )
-    return train
-
-
-def _in_the_workspace(pool: Artifact, origin: Provenance) -> Artifact | None:
-    if not pool.is_local:
-        return None
-    workspace = Workspace(pool.folder.resolve().parent.parent)
-    manifests = (manifest for _, manifest in workspace.manifests("ingest"))
-    return next(
-        (
-            workspace.find("ingest", each.cache_key)
-            for each in manifests
-            if each.content_digest == origin.content_digest
-        ),
-        None,
-    )
-
-
-def _fitting(size: int, cards: Iterator[_Card]) -> list[_Card]:
-    """Return the first cards that take at most ``size`` bytes."""
-    taken: list[_Card] = []
-    for card in cards:
-        size -= card.bytes
-        if size < 0:
-            break
-        taken.append(card)
-    return taken
+def _most_bytes(pool: Pool, *, with_sources: bool) -> int:
+    """Return the most bytes that a sample takes on the page: text, and PNGs in base64 that cannot be compressed."""
+    height, width, channels = pool.image_shape
+    factor = -(-max(height, width) // _LARGEST_SIDE)
+    picture = 200 + 1.4 * channels * -(-height // factor) * -(-width // factor)
+    return int(_TEXT_BYTES + (pool.sources + 1 if with_sources else 1) * picture)
 
 
 def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _Card:
     sample = pool[row]
-    others = [(sample.source_b, sample.label_b, sample.share_b), *((m.source, m.label, m.share) for m in sample.more)]
-    first = (sample.source_a, sample.label_a, max(0.0, 1 - sum(share for _, _, share in others)))
-    parts = [first, *others]
-    labels = tuple((_name(pool, label, row), f"{100 * share:.0f} %") for _, label, share in parts)
+    parts = source_parts(sample)
+    names = [_short(pool.class_names[label], _NAME_LENGTH) for _, label, _ in parts]
+    labels = tuple((name, f"{100 * share:.0f} %") for name, (*_, share) in zip(names, parts, strict=True))
     pictures = [_mix_picture(sample, labels)]
     if train is not None:
         sources = [
-            _source_picture(pool, train, row, place, source, label) for place, (source, label, _) in enumerate(parts)
+            _source_picture(pool, train, row, place, source, label, names[place])
+            for place, (source, label, _) in enumerate(parts)
         ]
         pictures = [sources[0], pictures[0], *sources[1:]]
     return _Card(
@@ -200,21 +152,16 @@ def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> _Picture:
     return _Picture(title="mix", name="", alt=f"mix: {shares}", uri=_png_uri(sample.image))
 
 
-def _source_picture(pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int) -> _Picture:
-    if not 0 <= source < len(train) or int(train.labels[source]) != label:
-        got = f"class {int(train.labels[source])}" if 0 <= source < len(train) else f"a split of {len(train)} images"
+def _source_picture(
+    pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int, name: str
+) -> _Picture:
+    if (got := int(train.labels[source])) != label:
         raise CorruptError(
             f"pool {pool.location!r} is damaged: in row {row} training image {source} is of class {label}, the data "
-            f"set has {got}. Run 'lsmix verify'."
+            f"set has class {got}. Run 'lsmix verify'."
         )
-    title, name = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}", _name(pool, label, row)
+    title = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}"
     return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
-
-
-def _name(pool: Pool, label: int, row: int) -> str:
-    if not 0 <= label < len(pool.class_names):
-        raise CorruptError(f"pool {pool.location!r} is damaged: row {row} has label {label}. Run 'lsmix verify'.")
-    return _short(pool.class_names[label], _NAME_LENGTH)
 
 
 def _short(text: str, length: int) -> str:

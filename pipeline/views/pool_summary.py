@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lsmix.data.errors import CorruptError
-from lsmix.data.pool import STATUSES, Pool
+from lsmix.data.pool import STATUSES, Pool, Sample
 from lsmix.data.rng import generator
 
-__all__ = ["BINS", "EVENTS", "PoolSummary", "summarise_pool"]
+__all__ = ["BINS", "EVENTS", "PoolSummary", "source_parts", "summarise_pool"]
 
 BINS = 20  # of the histograms, over 0 to 1
 EVENTS = (*STATUSES, "decode failed")  # what happened to a row; the last: kept although its decode failed
@@ -76,6 +76,13 @@ def summarise_pool(pool: Pool, count: int = 1, *, seed: int = 0) -> PoolSummary:
         chosen=dict(zip(candidates[order][chosen].tolist(), (EVENTS[one] for one in event[chosen]), strict=True)),
         decode_failed=decode_failed.tolist(),
     )
+
+
+def source_parts(sample: Sample) -> list[tuple[int, int, float]]:
+    """Return the row in the train split, the class and the share of each source of a mix, from the first on."""
+    others = [(sample.source_b, sample.label_b, sample.share_b)]
+    others += [(one.source, one.label, one.share) for one in sample.more]
+    return [(sample.source_a, sample.label_a, max(0.0, 1 - sum(share for *_, share in others))), *others]
 
 
 def _choose(

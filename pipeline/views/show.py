@@ -13,7 +13,6 @@ from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.readers.source_images import SourceReport
 from lsmix.data.store import local_target, open_artifact
 from lsmix.pipeline.config.results import SHEET_FILE
-from lsmix.pipeline.workspace.workspace import pool_inputs
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -44,7 +43,7 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
         DownloadError: the URL cannot be reached.
     """
     manifest = open_artifact(artifact).manifest
-    facts: dict[str, Any] = {
+    facts = {
         "artifact": f"{manifest.stage} {manifest.name}",
         "cache_key": manifest.cache_key,
         "content_digest": manifest.content_digest,
@@ -57,9 +56,8 @@ def artifact_facts(artifact: Path | str) -> dict[str, Any]:
             f"{record.role} {record.cache_key or record.content_digest[:12]}" for record in manifest.inputs
         ),
     }
-    facts |= {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
-    facts |= {f"config.{name}": _short(value) for name, value in manifest.config.items()}
-    return facts
+    counts = {name: _COUNT_TEXTS.get(name, _short)(value) for name, value in manifest.counts.items()}
+    return {**facts, "counts": counts, "config": {name: _short(value) for name, value in manifest.config.items()}}
 
 
 def _short(value: Any) -> Any:
@@ -137,9 +135,8 @@ def draw_artifact(
 def write_image(artifact: Path | str | Artifact, target: Path, *, rows: int) -> str:
     """Write a PNG with images of an artifact; return what it shows, or "" if the stage has no images.
 
-    A pool is shown as x₁ | mixes at growing λ | x₂ if its latents and flow are in the same workspace, a pool mixed in
-    pixels as x₁ | mix | x₂ if its data set is. All other pools, and those with more sources or drawn corners, are shown
-    as their own images, ordered by their share of x₂.
+    A pool is shown as x₁ | mix | x₂ if its data set is in the same workspace, else as its own images, ordered by their share
+    of x₂.
     """
     from lsmix.pipeline.views.images import png_bytes
 
@@ -159,26 +156,10 @@ def write_image(artifact: Path | str | Artifact, target: Path, *, rows: int) -> 
 
 def _pool_grid(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.pool import open_pool
-    from lsmix.pipeline.views.images import GRID_TITLES, image_grid, mixed_rows, own_images, sample_grid
+    from lsmix.pipeline.views.images import pool_picture
 
-    pool = open_pool(artifact)
-    inputs = pool_inputs(artifact)
-    plain = pool.sources == 2 and "corner" not in pool.columns  # growing λ shows two sources, and the first corner
-    if inputs is None or not (plain or "dataset" in inputs):
-        return image_grid(own_images(pool, rows)), "images of the pool, ordered by their share of x₂"
-    if "dataset" in inputs:
-        from lsmix.data.dataset import open_dataset
-
-        train = open_dataset(inputs["dataset"]).train.images
-        return image_grid(sample_grid(pool, train, rows), column_titles=GRID_TITLES), "x₁ | mix | x₂"
-    from lsmix.data.latents import open_latents
-    from lsmix.glow.checkpoint import load_flow
-    from lsmix.pipeline.views.figures import INTERPOLATION_TITLES, interpolation_grid
-
-    chosen = mixed_rows(pool, rows)
-    pairs = list(zip(pool.source_a[chosen].tolist(), pool.source_b[chosen].tolist(), strict=True))
-    grid = interpolation_grid(load_flow(inputs["flow"]), open_latents(inputs["latents"]), pairs, method=pool.method)
-    return image_grid(grid, column_titles=INTERPOLATION_TITLES), "x₁ | mixes at growing λ | x₂"
+    picture, has_sources = pool_picture(open_pool(artifact), rows)
+    return picture, "x₁ | mix | x₂" if has_sources else "images of the pool, ordered by their share of x₂"
 
 
 def _dataset_grid(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":

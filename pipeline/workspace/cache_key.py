@@ -10,7 +10,6 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -74,43 +73,28 @@ class SourceDigests:
             SourceError: a file is a folder, or its name is no text.
         """
         lines, changed = [], {}
-        with ExitStack() as stack:
-            folder, before, inside, opened = "\0", "", "", -1  # no folder has this name
-            # os instead of Path, which would take most of the time for tens of thousands of files; so would whole paths.
-            for file in (os.fspath(file) for file in files):
-                its_folder, slash, name = file.rpartition("/")
-                if its_folder != folder:  # files come folder by folder
-                    stack.close()
-                    folder, relative = its_folder, os.path.relpath(its_folder + slash or ".", root)
-                    before = "" if relative == "." else f"{relative}/"
-                    inside = f"{os.path.realpath(folder + slash)}/"
-                    opened = _open_folder(inside, file)
-                    stack.callback(os.close, opened)
-                try:
-                    facts = os.stat(name, dir_fd=opened)
-                except FileNotFoundError as error:
-                    raise _missing(file) from error
-                real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
-                known = self._known.get(real)
-                if known is None or known[1:] != stamp:
-                    known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
-                lines.append((before + name, known[0]))
+        folder, before, inside = "\0", "", ""  # no folder has this name
+        # os instead of Path, which takes most of the time for tens of thousands of files
+        for file in (os.fspath(path) for path in files):
+            its_folder, slash, name = file.rpartition("/")
+            if its_folder != folder:  # files come folder by folder
+                folder, relative = its_folder, os.path.relpath(its_folder + slash or ".", root)
+                before = "" if relative == "." else f"{relative}/"
+                inside = f"{os.path.realpath(folder + slash)}/"
+            try:
+                facts = os.stat(file)  # noqa: PTH116  # Path is slow for many files
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.") from error
+            real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
+            known = self._known.get(real)
+            if known is None or known[1:] != stamp:
+                known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
+            lines.append((before + name, known[0]))
         if remember and changed:
             # It only saves time, so that it cannot be written is no error.
             with contextlib.suppress(OSError):
                 write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
-
-
-def _open_folder(folder: str, file: str) -> int:
-    try:
-        return os.open(folder, getattr(os, "O_PATH", os.O_RDONLY))  # which a folder that may not be listed allows
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise _missing(file) from error
-
-
-def _missing(file: str) -> MissingError:
-    return MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.")
 
 
 def _file_digest(file: Path, real: str) -> str:

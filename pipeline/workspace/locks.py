@@ -117,18 +117,12 @@ def removal_lock(workspace: Path, key: str, label: str) -> AbstractContextManage
     return _lock(workspace, f"{key}.inuse.lock", message=message)
 
 
-class InputLocks:
+class InputLocks(ExitStack):
     """Locks on artifacts that a run reads, so that no other process removes them; each is held until the end of the run."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._held: set[str] = set()
-        self._stack = ExitStack()
-
-    def __enter__(self) -> "InputLocks":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
 
     def hold(self, artifact: Artifact) -> None:
         """Keep an artifact from being removed by this machine, unless it is in no workspace, or in a read-only one.
@@ -145,7 +139,7 @@ class InputLocks:
         try:
             root = Path(home) if artifact.is_local else work_root(home)
             lock = _lock(root, f"{manifest.cache_key}.inuse.lock", shared=True, message=message)
-            self._stack.enter_context(lock)
+            self.enter_context(lock)
         except LockedError:
             raise
         except OSError:  # it cannot be written to, so nothing is removed there

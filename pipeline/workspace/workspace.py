@@ -10,25 +10,25 @@ have no locks: runs on one machine exclude each other, and runs on several machi
 import contextlib
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from lsmix.data.artifact import MANIFEST_NAME, WORK_FOLDER, Artifact, Manifest, read_manifest
 from lsmix.data.atomic import folder_bytes
 from lsmix.data.cache import RemoteArtifact
-from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError
+from lsmix.data.errors import CorruptError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import NullProgress, Progress, pause
 from lsmix.data.sharing.hub import open_target
 from lsmix.data.sharing.transfer import pull_artifact, push_artifact
-from lsmix.data.store import local_folder, open_artifact, shipped_flow
+from lsmix.data.store import local_folder, open_artifact
 from lsmix.pipeline.workspace.cache_key import SourceDigests, is_key
 from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_root
 
-__all__ = ["Entry", "Workspace", "pool_inputs"]
+__all__ = ["Entry", "Workspace", "artifact_location", "find_artifact"]
 
 _PAUSE_SECONDS = 0.5  # while another process copies the same artifact
-_STAGE_OF_ROLE = {"latents": "encode", "flow": "train-glow", "dataset": "ingest"}  # of a pool's inputs
+_FEWEST_DIGITS = 6  # of a cache key, by which a user names an artifact
 
 
 class Entry(NamedTuple):
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
     cache_key: str
     folder: Path  # on this machine
     location: str  # the folder, or its URL
-    bytes: int
+    manifest: Manifest | None  # None of unfinished work, and if it is unreadable
 
 
 class Workspace:
@@ -118,47 +118,49 @@ class Workspace:
                     shutil.rmtree(folder)
 
     def entries(self, stage: str) -> Iterator[Entry]:
-        """Go through the artifacts and the unfinished work of a stage with their sizes, links excepted."""
+        """Go through the artifacts and the unfinished work of a stage, those on this machine last and oldest first."""
         names = self._remote_names(stage)
         for name in names:
-            sizes = self.remote.sizes(f"{stage}/{name}") if self.remote else {}
-            label, _, key = name.rpartition("-")
-            if sizes and is_key(key):  # some list a folder whose files are gone
-                folder = self.root / stage / name
-                yield Entry(label, key, folder, self.url_of(folder), sum(sizes.values()))
+            entry = self._entry(self.root / stage / name, self.url_of(self.root / stage / name))
+            if entry and (entry.manifest or self.size(entry)):  # some list a folder whose files are gone
+                yield entry
         for folder in self._folders(stage):
-            name, _, key = folder.name.rpartition("-")
-            if is_key(key) and not folder.is_symlink() and folder.name not in names:
-                yield Entry(name, key, folder, str(folder), folder_bytes(folder))
+            entry = self._entry(folder, str(folder)) if folder.name not in names else None
+            if entry:
+                yield entry
 
-    def manifest(self, entry: Entry) -> Manifest | None:
-        """Return the manifest of an artifact that ``entries`` found; None of unfinished work, and if it is unreadable."""
-        try:
-            here = entry.location == str(entry.folder)
-            return read_manifest(entry.folder) if here else open_artifact(entry.location).manifest
-        except LsmixError:
+    def _entry(self, folder: Path, location: str) -> Entry | None:
+        """Return what is in a folder or at its URL; None if it has no key in its name."""
+        name, _, key = folder.name.rpartition("-")
+        if not is_key(key):
             return None
+        try:
+            manifest = read_manifest(folder) if location == str(folder) else open_artifact(location).manifest
+        except LsmixError:
+            manifest = None
+        return Entry(name, key, folder, location, manifest)
+
+    def size(self, entry: Entry) -> int:
+        """Return the bytes of all files of an artifact or of unfinished work."""
+        if self.remote and entry.location != str(entry.folder):
+            return sum(self.remote.sizes(_path(entry.folder)).values())
+        return folder_bytes(entry.folder)
 
     def folder_names(self, stage: str) -> list[str]:
         """Return the names of all folders of a stage, at the URL and on this machine, complete or not."""
         return list(dict.fromkeys([*self._remote_names(stage), *(folder.name for folder in self._folders(stage))]))
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
-        """Go through the complete artifacts of a stage, those on this machine oldest first; unreadable ones are left out."""
-        for name in self._remote_names(stage):
-            try:
-                artifact = self._open_remote(stage, name)
-            except LsmixError:
-                continue
-            if artifact:
-                yield self.root / stage / name, artifact.manifest
-        for folder in self._folders(stage):
-            if (folder / MANIFEST_NAME).is_file():
-                try:
-                    manifest = read_manifest(folder)
-                except LsmixError:
-                    continue
-                yield folder, manifest
+        """Go through the complete artifacts of a stage as ``entries`` does; unreadable ones are left out."""
+        return ((entry.folder, entry.manifest) for entry in self.entries(stage) if entry.manifest)
+
+    def find_content(self, stage: str, content_digest: str) -> Artifact | None:
+        """Return an artifact of a stage by its content digest, all files in their sizes; None if there is none."""
+        for entry in self.entries(stage):
+            if entry.manifest and entry.manifest.content_digest == content_digest:
+                with contextlib.suppress(LsmixError):
+                    return open_artifact(entry.location)
+        return None
 
     def local_copy(self, artifact: Artifact) -> Path:
         """Return a folder on this machine that holds all files of an artifact, downloaded and checked if need be.
@@ -261,19 +263,42 @@ def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
         )
 
 
-def pool_inputs(pool: Artifact) -> dict[str, Artifact] | None:
-    """Return what a pool was made from, by role; None unless its own workspace, on this machine, has all of it, or the flow is NATURAL_32."""
-    if not pool.is_local:
-        return None
-    workspace, found = Workspace(pool.folder.resolve().parent.parent), {}
-    for record in pool.manifest.inputs:
-        try:
-            artifact = workspace.find(_STAGE_OF_ROLE.get(record.role, record.role), record.cache_key)
-        except LsmixError:
-            return None
-        if artifact is None and record.role == "flow":
-            artifact = shipped_flow(record.content_digest)
-        if artifact is None or artifact.manifest.content_digest != record.content_digest:
-            return None
-        found[record.role] = artifact
-    return found if "dataset" in found or {"latents", "flow"} <= found.keys() else None
+def find_artifact(name: str, workspace: Workspace, stages: Sequence[str]) -> Artifact | None:
+    """Return the complete artifact of a workspace that a user named; None if there is none.
+
+    Args:
+        name: its name, the name of its folder, or the first six digits or more of its cache key; each may begin with the
+            stage, as in "mix/lsmix".
+        workspace: where to look.
+        stages: the stages that may have made it.
+
+    Raises:
+        RecipeError: several artifacts fit.
+        CorruptError: the artifact is damaged.
+    """
+    stage, _, label = name.rpartition("/")
+    fits = [
+        (each, folder)
+        for each in stages
+        for folder in workspace.folder_names(each)
+        if stage in ("", each) and _fits(label, folder) and workspace.exists(workspace.root / each / folder)
+    ]
+    if len(fits) > 1:
+        several = ", ".join(f"{each}/{folder}" for each, folder in fits)
+        raise RecipeError(f"{name!r} could be {several}. Name one of them by its cache key.")
+    return workspace.find(fits[0][0], fits[0][1].rpartition("-")[2]) if fits else None
+
+
+def _fits(label: str, folder: str) -> bool:
+    name, _, key = folder.rpartition("-")
+    is_start = len(label) >= _FEWEST_DIGITS and key.startswith(label)
+    return is_key(key) and (label in (name, folder) or is_start)
+
+
+def artifact_location(name: str, workspace: str, stages: Sequence[str]) -> str:
+    """Return the folder or URL of an artifact that a user named, as ``find_artifact``; a path, a URL and an unknown name as it is."""
+    path = local_folder(name)
+    if path is None or path.exists() or len(Path(name).parts) > 2:
+        return name
+    found = find_artifact(name, Workspace(workspace), stages)
+    return found.location if found else name

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lsmix.classifiers.augment import augment
+from lsmix.classifiers.training import augment
 
 
 def moved_by_hand(image: np.ndarray, down: int, right: int, mirrored: bool) -> np.ndarray:

@@ -15,12 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from lsmix.classifiers import training
-from lsmix.classifiers.augment import augment
 from lsmix.classifiers.config import ClassifierTraining, PixelMix
 from lsmix.classifiers.evaluation import logits_of, passes
 from lsmix.classifiers.normalise import channel_statistics
 from lsmix.classifiers.pixel_mixing import mix_batch
-from lsmix.classifiers.training import ClassifierTrainer
+from lsmix.classifiers.training import ClassifierTrainer, augment
 from lsmix.data.loaders import cuda_graph
 from lsmix.data.loaders.arithmetic import arithmetic
 from lsmix.data.loaders.batch import Batch, soft_target, to_device

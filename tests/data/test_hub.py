@@ -148,4 +148,4 @@ def test_a_run_in_a_workspace_there_is_a_commit_for_each_shard(server, tiny_reci
     encoded = [commit for commit in server.commits if commit[0].startswith("encode/")]
     shards = {path.rpartition("/c/")[2].split("/")[0] for path in latents.records if "/c/" in path}
     assert len(shards) > 1
-    assert len(encoded) == len(shards) + 3  # the metadata first; the manifest, and the removal of the records, last
+    assert len(encoded) == len(shards) + 2  # the manifest, and the removal of the records, last

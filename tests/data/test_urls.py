@@ -146,7 +146,7 @@ def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp
     near = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
     assert shown.code == 0, shown.err
     assert shown.out == near.out.replace("n.png", "s.png").replace("q.html", "p.html").replace(
-        "x₁ | mixes at growing λ | x₂", "images of the pool, ordered by their share of x₂"
+        "x₁ | mix | x₂", "images of the pool, ordered by their share of x₂"
     )
     assert Path("p.html").read_bytes() == Path("q.html").read_bytes()
 

@@ -128,7 +128,7 @@ def write_card_files(
     """
     described = PoolDescription.of(pool)
     named = read_licence(described.spec.origin.licence if licence is None else licence)
-    statistics = card_statistics(pool, described.spec, sum(file.bytes for file in files))
+    statistics = card_statistics(pool, sum(file.bytes for file in files))
     if form and form.folder_images:  # readers of image folders would take the picture for one of the images
         statistics = statistics._replace(picture=b"")
     if statistics.picture:

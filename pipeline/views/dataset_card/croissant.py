@@ -95,7 +95,7 @@ def content_uri(content_digest: str) -> str:
     """Return the URI (RFC 6920) that names a thing by its SHA-256, given in hex."""
     try:
         digest = base64.urlsafe_b64encode(bytes.fromhex(content_digest)).decode().rstrip("=")
-    except ValueError:  # a stranger's words where a digest should stand
+    except ValueError:  # the manifest is untrusted
         return "ni:///sha-256;"
     return f"ni:///sha-256;{digest}"
 

@@ -1,6 +1,6 @@
-"""Strangers' words in documents of ours: class names, licences, citations and names, escaped for Markdown and YAML.
+"""Untrusted text in the documents of a card: class names, licences and citations, escaped for Markdown and YAML.
 
-Templates escape whatever they print; only a ``Markup`` of our own making goes through as it is.
+Templates escape all that they print; only a ``Markup`` that this program made goes through as it is.
 """
 
 import html
@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import msgspec
 
-from lsmix.data.errors import printable_words
+from lsmix.data.errors import escape_json, printable_words
 
-__all__ = ["Markup", "clean", "markdown", "render", "yaml_text"]
+__all__ = ["Markup", "clean", "markdown", "render", "yaml_value"]
 
 
 class Markup(str):
@@ -45,21 +46,16 @@ def plain(value: Any) -> Markup:
     return Markup(printable_words(str(value)))
 
 
-def yaml_text(text: str) -> Markup:
-    r"""Return the text as a double-quoted YAML scalar, on one line.
+def yaml_value(value: Any) -> Markup:
+    r"""Return text or other values as JSON on one line, which is YAML, too; what does not print is escaped.
 
     Example:
-        >>> from lsmix.pipeline.views.dataset_card.markup import yaml_text
-        >>> print(yaml_text('a "b": {c}\n'))
-        "a \"b\": {c}\U0000000a"
+        >>> from lsmix.pipeline.views.dataset_card.markup import yaml_value
+        >>> print(yaml_value('a "b": {c}\x9b'))
+        "a \"b\": {c}\u009b"
     """
-    return Markup('"' + "".join(_yaml_letter(letter) for letter in clean(text)) + '"')
-
-
-def _yaml_letter(letter: str) -> str:
-    if letter in '\\"':
-        return f"\\{letter}"
-    return letter if letter.isprintable() else f"\\U{ord(letter):08x}"
+    value = clean(value) if isinstance(value, str) else value
+    return Markup(escape_json(msgspec.json.encode(value).decode()))
 
 
 def render(template: str, **values: Any) -> bytes:
@@ -77,5 +73,5 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"as_is": Markup, "plain": plain, "yaml_text": yaml_text}
+    environment.filters |= {"as_is": Markup, "plain": plain, "yaml": yaml_value}
     return environment

@@ -14,7 +14,7 @@ from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS
 from lsmix.data.pool import Pool, PoolAttributes
 from lsmix.data.pool_spec import PLAN_NAME, PoolSpec
 from lsmix.pipeline.views.dataset_card.licence import NO_LICENCE, Licence
-from lsmix.pipeline.views.dataset_card.markup import Markup, render, yaml_text
+from lsmix.pipeline.views.dataset_card.markup import clean, render
 
 if TYPE_CHECKING:
     from lsmix.data.exports.format import ExportFormat
@@ -134,31 +134,22 @@ def write_readme(
     write_atomic(folder / "LICENSES" / "lsmix.txt", render("lsmix.txt.j2"))
 
 
-def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[Markup]:
-    """Return the lines of YAML that say what the columns of an export are, as Hugging Face ``datasets`` reads them."""
-    attributes = described.attributes
-    names, pad = attributes.class_names, "    " if rows == "sample" else "  "
-    labels = [f"{pad}    class_label:", f"{pad}      names:"]
-    labels += [f'{pad}        "{number}": {yaml_text(name)}' for number, name in enumerate(names)]
-    if rows == "sample":
-        lines = [f"  - name: {encoding}", "    dtype: image", "  - name: json", "    struct:"]
-    else:
-        sizes = [f"        - {size}" for size in described.image_shape]
-        lines = ["  - name: image", "    dtype:", "      array3_d:", "        dtype: uint8", "        shape:", *sizes]
-    for column in attributes.columns():
+def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[dict[str, Any]]:
+    """Return what the columns of an export are, as Hugging Face ``datasets`` reads it; ``rows`` is the form's ``hub_row``."""
+    names, columns = described.attributes.class_names, list[dict[str, Any]]()
+    # datasets refuses names that stand for two classes.
+    classes = {"class_label": {"names": {str(number): clean(name) for number, name in enumerate(names)}}}
+    labels = classes if len(set(names)) == len(names) else "int64"
+    for column in described.attributes.columns():
         if column.row != "image":
-            kind = "list" if column.row == "more" else "dtype"
-            lines.append(f"{pad}- name: {column.name}")
-            # datasets refuses names that stand for two classes.
-            if column.kind == "label" and len(set(names)) == len(names):
-                lines += [f"{pad}  {kind}:", *labels]
-            else:
-                lines.append(f"{pad}  {kind}: {column.dtype}")
-    if rows == "sample":
-        for name, kind in _FACTS.items():
-            lines += [f"{pad}- name: {name}", f"{pad}  dtype: {kind}"]
-        lines += ["  - name: __key__", "    dtype: string", "  - name: __url__", "    dtype: string"]
-    return [Markup(line) for line in lines]
+            kind = labels if column.kind == "label" else column.dtype
+            columns.append({"name": column.name, "list" if column.row == "more" else "dtype": kind})
+    if rows != "sample":
+        image = {"array3_d": {"dtype": "uint8", "shape": list(described.image_shape)}}
+        return [{"name": "image", "dtype": image}, *columns]
+    columns += [{"name": name, "dtype": kind} for name, kind in _FACTS.items()]
+    beside = [{"name": name, "dtype": "string"} for name in ("__key__", "__url__")]
+    return [{"name": encoding, "dtype": "image"}, {"name": "json", "struct": columns}, *beside]
 
 
 def _settings(described: PoolDescription) -> list[tuple[str, Any]]:

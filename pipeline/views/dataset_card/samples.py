@@ -1,7 +1,7 @@
 """``samples.csv``: the narrow columns of a pool as a table that any program reads, written with its card.
 
-It holds numbers and words of our own only, no names that a stranger chose, so that no reader can take one
-for a missing value or a formula; what a class is called stands in ``croissant.json``.
+It holds numbers and fixed words only, no class names, so that no reader takes one for a missing value or a formula;
+``croissant.json`` names the classes.
 """
 
 import csv

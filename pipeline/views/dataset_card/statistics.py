@@ -1,34 +1,16 @@
 """The statistics, the example and the picture of a pool's card, all from one pass over the pool."""
 
-import math
 from typing import Final, NamedTuple
 
-import numpy as np
-from numpy.typing import NDArray
-
-from lsmix.data.dataset import open_dataset
 from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
-from lsmix.data.pool_spec import PoolSpec
-from lsmix.pipeline.views.images import GRID_TITLES, image_grid, in_rows, png_bytes, sample_grid
-from lsmix.pipeline.views.pool_summary import BINS, summarise_pool
-from lsmix.pipeline.workspace.workspace import Workspace
+from lsmix.pipeline.views.images import png_bytes, pool_picture
+from lsmix.pipeline.views.pool_summary import BINS, source_parts, summarise_pool
 
-__all__ = ["CardStatistics", "SourcePart", "card_statistics"]
+__all__ = ["CardStatistics", "card_statistics"]
 
-_ROWS, _COLUMNS = 4, 12  # of the picture
-_LARGEST, _SMALLEST = 128, 48  # pixels of the longer side as drawn
-_PLACES: Final = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_ROWS = 4  # of the picture
+_CANDIDATES = 48  # rows from which the example is chosen
 _DECODE_FAILED: Final = "the flow could not decode it well, and it was kept as the settings ask"
-
-
-class SourcePart(NamedTuple):
-    """One source of the example."""
-
-    which: str  # "first", "second", …
-    label: int
-    name: str  # of its class
-    source: int  # its row in the train split
-    weight: float  # in the loss
 
 
 class CardStatistics(NamedTuple):
@@ -41,25 +23,29 @@ class CardStatistics(NamedTuple):
     classes: list[tuple[str, int | None, int | None]]  # name, rows as first and as second label; None if not counted
     example_row: int
     example: Sample
-    parts: list[SourcePart]
+    parts: list[tuple[int, int, float]]  # of the example: row in the train split, class and share of each source
     picture: bytes  # PNG; b"" where the images are neither grey nor RGB
     picture_has_sources: bool  # whether it shows each mix between its sources
 
 
-def card_statistics(pool: Pool, spec: PoolSpec, size: int) -> CardStatistics:
+def card_statistics(pool: Pool, size: int) -> CardStatistics:
     """Return what a card says of a pool's rows; ``size`` is the number of bytes that the card describes.
 
     Raises:
         CorruptError: a value is out of its range, or a chunk is damaged.
     """
-    summary = summarise_pool(pool, _ROWS * _COLUMNS)
+    summary = summarise_pool(pool, _CANDIDATES)
     first, second = (
         (summary.pairs.sum(axis=axis).tolist() for axis in (1, 0)) if summary.pairs is not None else ([], [])
     )
     names = pool.class_names
-    example_row = max(summary.chosen, key=lambda row: _shows(pool, row))
+    # Really mixed rows come first.
+    example_row = next((row for row, event in summary.chosen.items() if event == "ok"), next(iter(summary.chosen)))
     example = pool[example_row]
-    picture, has_sources = _picture(pool, spec, sorted(summary.chosen))
+    picture, has_sources = b"", False
+    if pool.image_shape[2] in (1, 3):
+        drawn, has_sources = pool_picture(pool, _ROWS)
+        picture = png_bytes(drawn)
     words = POOL_COLUMNS["status"].words
     meanings = {**words, "decode failed": _DECODE_FAILED}
     return CardStatistics(
@@ -77,51 +63,7 @@ def card_statistics(pool: Pool, spec: PoolSpec, size: int) -> CardStatistics:
         classes=[*zip(names, first or [None] * len(names), second or [None] * len(names), strict=True)],
         example_row=example_row,
         example=example,
-        parts=_parts(example, names),
+        parts=source_parts(example),
         picture=picture,
         picture_has_sources=has_sources,
     )
-
-
-def _shows(pool: Pool, row: int) -> float:
-    """Return how much a row shows as an example: much of two sources of different classes, as first drawn."""
-    sample = pool[row]
-    plain = sample.label_a != sample.label_b and sample.status == "ok"
-    return min(sample.share_b, 1 - sample.share_b) if plain else -1.0
-
-
-def _parts(sample: Sample, names: tuple[str, ...]) -> list[SourcePart]:
-    rest = 1 - sample.share_b - sum(source.share for source in sample.more)
-    found = [(sample.label_a, sample.source_a, rest), (sample.label_b, sample.source_b, sample.share_b)]
-    found += [(source.label, source.source, source.share) for source in sample.more]
-    return [
-        SourcePart(_PLACES[place] if place < len(_PLACES) else str(place + 1), label, names[label], source, weight)
-        for place, (label, source, weight) in enumerate(found)
-    ]
-
-
-def _picture(pool: Pool, spec: PoolSpec, chosen: list[int]) -> tuple[bytes, bool]:
-    """Return mixes between their sources where the data set is in the pool's workspace, else the chosen images, as PNG."""
-    if pool.image_shape[2] not in (1, 3):
-        return b"", False
-    side = max(pool.image_shape[:2])
-    step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
-    train = _train_images(pool, spec.origin.content_digest)
-    if train is None:
-        shown = sorted(chosen, key=lambda row: float(pool.share_b[row]))
-        images = [pool.image[row] for row in shown]
-        rows = in_rows(images, _COLUMNS)
-    else:
-        rows = sample_grid(pool, train, _ROWS)
-    small = [[image[::step, ::step] for image in row] for row in rows]
-    titles = GRID_TITLES if train is not None else []
-    return png_bytes(image_grid(small, scale=scale, column_titles=titles)), train is not None
-
-
-def _train_images(pool: Pool, content_digest: str) -> NDArray[np.uint8] | None:
-    if not pool.artifact.is_local:
-        return None
-    for place, manifest in Workspace(pool.path.resolve().parent.parent).manifests("ingest"):
-        if manifest.content_digest == content_digest:
-            return open_dataset(place).train.images
-    return None

@@ -76,11 +76,11 @@ def test_a_gpu_is_likely_with_a_driver_and_a_torch_that_can_use_it(
 def test_an_estimate_goes_by_the_last_artifact_that_was_made_on_such_a_device(
     finished_workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolver, cost = Resolver(Workspace(finished_workspace)), Cost(bytes=0, flops=1.2e15)
+    cost = Cost(bytes=0, flops=1.2e15)
 
     def estimate(device: str) -> float:
         monkeypatch.setattr("lsmix.pipeline.engine.resolver.likely_device", lambda: device)
-        return resolver.seconds("train-glow", cost)
+        return Resolver(Workspace(finished_workspace)).seconds("train-glow", cost)
 
     assert estimate("cuda") == pytest.approx(1.0 + 1.2e15 / 1.2e13)  # nothing was made there: a guess
     assert estimate("cpu") > 100 * estimate("cuda")

@@ -63,7 +63,7 @@ def test_a_plan_the_flow_and_the_published_images_make_the_very_pool_again(given
     )
     assert (result.equal, result.cached, result.folder) == (True, False, tmp_path / "pool")
     assert given.plan.stat().st_size < 4096
-    assert not list(tmp_path.glob(".*")), "what it was made in is gone"
+    assert not list(tmp_path.glob("*.part")), "what it was made in is gone"
     facts = verify(tmp_path / "pool", deep=True, sample=100, data="digits", flow=given.flow, device="cpu")
     assert (facts["content_digest"], facts["unchecked"]) == (given.content_digest, [])
 
@@ -212,10 +212,10 @@ def test_a_plan_that_was_altered_in_its_pool_is_refused(given: Given, tmp_path: 
 
 
 def test_nothing_is_written_over(given: Given, tmp_path: Path) -> None:
-    (tmp_path / "there").mkdir()
-    with pytest.raises(RecipeError, match="there is something at"):
+    (tmp_path / "there").write_bytes(b"")
+    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "there")
-    with pytest.raises(RecipeError, match="there is no folder"):
+    with pytest.raises(MissingError, match="there is no folder"):
         rebuild(given.plan, data="digits", flow=given.flow, out=tmp_path / "a" / "b")
 
 

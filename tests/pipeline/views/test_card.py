@@ -234,12 +234,12 @@ def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) ->
     assert [label for _, label in terms] == [sample.label_a, *(label for _, label in expected)]
     np.testing.assert_allclose([weight for weight, _ in terms[1:]], [weight for weight, _ in expected], atol=1e-6)
     assert abs(sum(weight for weight, _ in terms) - 1) < 1e-5  # six decimals each
-    assert f"| first | {sample.label_a} | {pool.class_names[sample.label_a]} | {sample.source_a} |" in text
+    assert f"| x1 | {sample.label_a} | {pool.class_names[sample.label_a]} | {sample.source_a} |" in text
 
 
 def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
     pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
-    facts = card_statistics(pool, pool.spec, 0)
+    facts = card_statistics(pool, 0)
     assert [(name, count) for name, count, _ in facts.events] == [
         (name, int((pool.status[:] == number).sum())) for number, name in enumerate(STATUSES)
     ]

@@ -15,7 +15,6 @@ from PIL import Image
 
 from lsmix.classifiers.pixel_mixing import mix_images
 from lsmix.data.dataset import DataSet, open_dataset
-from lsmix.data.errors import RecipeError
 from lsmix.data.latents import Latents, open_latents
 from lsmix.data.mixing import LATENT_METHODS
 from lsmix.data.pool_spec import PoolConfig
@@ -191,15 +190,6 @@ def test_pairs_are_apart_and_of_two_classes_wherever_they_can_be(labels: list[in
         if labels[first] == labels[second]:  # then the later ones were all of this class
             left = set(range(len(labels))) - {row for pair in pairs[:number] for row in pair}
             assert len({labels[row] for row in left}) == 1
-
-
-def test_latents_of_other_images_are_refused(opened: Opened, tmp_path: Path) -> None:
-    from lsmix.data.readers.dataset_writer import write_dataset
-    from lsmix.data.readers.digits import read_digits
-
-    write_dataset(tmp_path / "dataset.h5", read_digits(), heldout=0, test=100, limit=150, seed=0)
-    with pytest.raises(RecipeError, match=r"300 latents of length 64 do not belong to 150 training images"):
-        draw_figure("fig1", opened.flow, opened.latents, open_dataset(tmp_path))
 
 
 # The command.

@@ -114,7 +114,7 @@ def test_a_rebuild_is_not_made_over_a_broken_link(
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (flow,) = (tiny_workspace / "train-glow").iterdir()
     (data,) = (tiny_workspace / "ingest").iterdir()
-    for name in ("out", ".out.rebuild"):
+    for name in ("out", "out.part"):
         link = tmp_path / name
         link.symlink_to("nothing")
         result = command("rebuild", pool, "--data", data, "--flow", flow, "--out", tmp_path / "out")
