@@ -353,6 +353,7 @@ def test_the_recipe_is_lsmix_toml_and_the_workspace_from_the_environment_unless_
     monkeypatch.chdir(tmp_path)
     missing = command("status")
     assert (missing.code, "no recipe at 'lsmix.toml'" in missing.err) == (1, True)
+    assert "'lsmix init demo > my.toml'" in command("status", "demo").err
     shutil.copy(tiny_recipe, "lsmix.toml")
     monkeypatch.setenv("LSMIX_WORKSPACE", str(finished_workspace))
     assert command("status", "--check").code == 0

@@ -21,6 +21,7 @@ from lsmix.data.pool_spec import EncodeConfig, check_pool, in_latent_space
 from lsmix.data.readers.hub import is_hub
 from lsmix.data.readers.registry import expand_home
 from lsmix.data.rng import Seed
+from lsmix.pipeline.config.recipes import builtin_recipes
 from lsmix.pipeline.config.schema import (
     HARD_CUT,
     DataConfig,
@@ -193,7 +194,8 @@ def read_recipe(source: RecipeSource, overrides: Sequence[str] = (), scale: str 
 
 def _read_table(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
-        raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init NAME > my.toml' writes one to start from.")
+        name = path.stem if path.stem in builtin_recipes() else "NAME"
+        raise MissingError(f"no recipe at {str(path)!r}. 'lsmix init {name} > my.toml' writes one to start from.")
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"{where} has {path.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
     try:

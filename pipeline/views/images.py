@@ -12,13 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lsmix.data.artifact import Artifact
-from lsmix.data.dataset import SplitArrays, open_dataset
-from lsmix.data.errors import CorruptError, RecipeError
+from lsmix.data.dataset import SplitArrays
 from lsmix.data.pool import Pool
-from lsmix.data.pool_spec import read_provenance
-from lsmix.data.store import open_artifact
-from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = [
     "GRID_COLUMNS",
@@ -29,7 +24,6 @@ __all__ = [
     "png_bytes",
     "pool_picture",
     "sample_grid",
-    "source_images",
 ]
 
 _INK = (128, 136, 148, 255)  # contrast of at least 3.5 on white and on near-black
@@ -159,37 +153,6 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf", size)
 
 
-def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | None:
-    """Return the training images that a pool was made from; None if they are not on this machine.
-
-    Args:
-        pool: the pool.
-        data: the artifact of its data set or its URL; None looks in the pool's own workspace.
-
-    Raises:
-        RecipeError: ``data`` is not the pool's data set.
-        CorruptError: the data set has other images than the pool, or one of both is damaged.
-    """
-    where, attributes = f"pool {pool.location!r}", pool.columns.attributes
-    wanted = read_provenance(attributes, where).content_digest if "origin" in attributes else ""
-    found: Artifact | None = None
-    if data is not None:
-        found = open_artifact(data)
-        if (got := found.manifest.content_digest) != wanted:
-            raise RecipeError(
-                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, got {found.location!r} "
-                f"with content digest {got[:12]}. Name the artifact of the pool's own data set."
-            )
-    elif wanted and pool.artifact.is_local:
-        found = Workspace(pool.path.resolve().parent.parent).find_content("ingest", wanted)
-    if found is None:
-        return None
-    train = open_dataset(found).train
-    if train.images.shape != (expected := (pool.images_per_copy, *pool.image_shape)):
-        raise CorruptError(f"{where} has sources {expected}, its data set {found.location!r} {train.images.shape}.")
-    return train
-
-
 def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
     """Return up to ``count`` rows of a grid titled GRID_TITLES: three mixes each, between their first two sources.
 
@@ -204,13 +167,11 @@ def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[N
     return in_rows([image for triple in triples for image in triple], len(GRID_TITLES))
 
 
-def pool_picture(pool: Pool, count: int) -> tuple[Image.Image, bool]:
-    """Return a picture of up to ``count`` rows of a pool's images, and whether it shows them between their sources.
+def pool_picture(pool: Pool, train: SplitArrays | None, count: int) -> Image.Image:
+    """Return a picture of up to ``count`` rows of a pool's images, each between its sources among those of ``train``.
 
-    Their data set must be in the pool's own workspace for that; else the pool's first images are ordered by their share of x₂.
-    Large images are reduced.
+    Without these, the pool's first images are ordered by their share of x₂. Large images are reduced.
     """
-    train = source_images(pool)
     if train:
         rows = sample_grid(pool, train.images, count)
     else:
@@ -219,7 +180,7 @@ def pool_picture(pool: Pool, count: int) -> tuple[Image.Image, bool]:
     side = max(pool.image_shape[:2])
     step, scale = math.ceil(side / _LARGEST), max(1, _SMALLEST // side, min(3, _LARGEST // side))
     small = [[image[::step, ::step] for image in row] for row in rows]
-    return image_grid(small, scale=scale, column_titles=GRID_TITLES if train else []), train is not None
+    return image_grid(small, scale=scale, column_titles=GRID_TITLES if train else [])
 
 
 def in_rows(images: Any, columns: int) -> list[list[NDArray[np.uint8]]]:

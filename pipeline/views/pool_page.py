@@ -21,9 +21,9 @@ from lsmix.data.errors import CorruptError, FormatError, format_bytes
 from lsmix.data.pool import Pool, Sample, open_pool
 from lsmix.data.pool_spec import CORNERS, Provenance, read_provenance
 from lsmix.data.store import open_artifact
-from lsmix.pipeline.views.images import source_images
 from lsmix.pipeline.views.page import Fact, Figure, Page, Section, Table, render_page
 from lsmix.pipeline.views.plots import histogram, pair_matrix
+from lsmix.pipeline.views.pool_sources import source_images
 from lsmix.pipeline.views.pool_summary import EVENTS, PoolSummary, source_parts, summarise_pool
 
 __all__ = ["PAGE_SAMPLES", "render_pool_page"]

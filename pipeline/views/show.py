@@ -157,9 +157,12 @@ def write_image(artifact: Path | str | Artifact, target: Path, *, rows: int) -> 
 def _pool_grid(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":
     from lsmix.data.pool import open_pool
     from lsmix.pipeline.views.images import pool_picture
+    from lsmix.pipeline.views.pool_sources import source_images
 
-    picture, has_sources = pool_picture(open_pool(artifact), rows)
-    return picture, "x₁ | mix | x₂" if has_sources else "images of the pool, ordered by their share of x₂"
+    pool = open_pool(artifact)
+    train = source_images(pool)
+    what = "x₁ | mix | x₂" if train else "images of the pool, ordered by their share of x₂"
+    return pool_picture(pool, train, rows), what
 
 
 def _dataset_grid(artifact: Artifact, rows: int) -> "tuple[Image.Image, str]":

@@ -29,6 +29,7 @@ from lsmix.pipeline.views.dataset_card.markup import clean
 from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
 from lsmix.pipeline.views.dataset_card.samples import SAMPLES_FILE, write_samples
 from lsmix.pipeline.views.dataset_card.statistics import card_statistics
+from lsmix.pipeline.views.pool_sources import source_images
 
 __all__ = ["CARD_STAGE", "card_text", "write_card", "write_card_files"]
 
@@ -128,7 +129,7 @@ def write_card_files(
     """
     described = PoolDescription.of(pool)
     named = read_licence(described.spec.origin.licence if licence is None else licence)
-    statistics = card_statistics(pool, sum(file.bytes for file in files))
+    statistics = card_statistics(pool, sum(file.bytes for file in files), source_images(pool))
     if form and form.folder_images:  # readers of image folders would take the picture for one of the images
         statistics = statistics._replace(picture=b"")
     if statistics.picture:

@@ -2,6 +2,7 @@
 
 from typing import Final, NamedTuple
 
+from lsmix.data.dataset import SplitArrays
 from lsmix.data.pool import POOL_COLUMNS, Pool, Sample
 from lsmix.pipeline.views.images import png_bytes, pool_picture
 from lsmix.pipeline.views.pool_summary import BINS, source_parts, summarise_pool
@@ -28,8 +29,10 @@ class CardStatistics(NamedTuple):
     picture_has_sources: bool  # whether it shows each mix between its sources
 
 
-def card_statistics(pool: Pool, size: int) -> CardStatistics:
-    """Return what a card says of a pool's rows; ``size`` is the number of bytes that the card describes.
+def card_statistics(pool: Pool, size: int, train: SplitArrays | None) -> CardStatistics:
+    """Return what a card says of a pool's rows.
+
+    ``size`` is the number of bytes that the card describes, ``train`` the images that the pool was made from, where they are here.
 
     Raises:
         CorruptError: a value is out of its range, or a chunk is damaged.
@@ -42,10 +45,7 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
     # Really mixed rows come first.
     example_row = next((row for row, event in summary.chosen.items() if event == "ok"), next(iter(summary.chosen)))
     example = pool[example_row]
-    picture, has_sources = b"", False
-    if pool.image_shape[2] in (1, 3):
-        drawn, has_sources = pool_picture(pool, _ROWS)
-        picture = png_bytes(drawn)
+    picture = png_bytes(pool_picture(pool, train, _ROWS)) if pool.image_shape[2] in (1, 3) else b""
     words = POOL_COLUMNS["status"].words
     meanings = {**words, "decode failed": _DECODE_FAILED}
     return CardStatistics(
@@ -65,5 +65,5 @@ def card_statistics(pool: Pool, size: int) -> CardStatistics:
         example=example,
         parts=source_parts(example),
         picture=picture,
-        picture_has_sources=has_sources,
+        picture_has_sources=train is not None,
     )

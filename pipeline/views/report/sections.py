@@ -53,16 +53,16 @@ def _summary(inputs: ReportInputs) -> str:
 
 
 def _facts(inputs: ReportInputs) -> Iterator[Fact]:
-    finished = [run for run in inputs.runs if run.errors]
-    if finished:
-        best = min(finished, key=lambda run: run.mean)
-        yield Fact(label="lowest error rate", value=f"{best.mean:.2f} %", note=best.label)
-    if inputs.has_flow:
-        yield from _flow_facts(inputs)
     pools = [item.manifest.counts for item in inputs.named("pool").values()]
     if pools:
         images, decode_failed = (sum(counts[name] for counts in pools) for name in ("images", "decode_failed"))
         yield Fact(label="mixed images", value=f"{images:,}", note=f"{decode_failed:,} failed to decode at first")
+    if inputs.has_flow:
+        yield from _flow_facts(inputs)
+    finished = [run for run in inputs.runs if run.errors]
+    if finished:
+        best = min(finished, key=lambda run: run.mean)
+        yield Fact(label="lowest error rate", value=f"{best.mean:.2f} %", note=best.label)
 
 
 def _flow_facts(inputs: ReportInputs) -> Iterator[Fact]:

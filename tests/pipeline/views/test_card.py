@@ -239,7 +239,7 @@ def test_the_example_has_the_numbers_of_its_row(sources: int, tmp_path: Path) ->
 
 def test_the_statistics_are_those_of_the_columns(tmp_path: Path) -> None:
     pool = open_pool(foreign_pool(tmp_path / "pool", sources=3, names=("cat", "dog")))
-    facts = card_statistics(pool, 0)
+    facts = card_statistics(pool, 0, None)
     assert [(name, count) for name, count, _ in facts.events] == [
         (name, int((pool.status[:] == number).sum())) for number, name in enumerate(STATUSES)
     ]
