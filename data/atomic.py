@@ -213,7 +213,7 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
 
     Args:
         target: where nothing is yet; with ``resume`` also an empty folder.
-        resume: whether to begin with what an earlier call left, and to leave it if something is raised.
+        resume: whether to begin with the files that an earlier call left, and to leave files if something is raised.
 
     Raises:
         RecipeError: there is something at ``target``, or something that is not ours in the way.
@@ -243,7 +243,7 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
                 fsync_folder(target.absolute().parent)
                 done = True
             finally:
-                if done or not resume:
+                if done or not resume or not any(path.is_file() and path.name != _MARK for path in part.rglob("*")):
                     _clear(part)
                     (part / _MARK).unlink(missing_ok=True)
     finally:
