@@ -54,8 +54,7 @@ STRAY_NAMES: Final = frozenset(
 _MOST_DEPTH = 32  # of a configuration; ours have four levels
 _MOST_SECONDS = 1e10  # three hundred years
 _MOST_BYTES = 2**48  # of a file
-_MOST_NAME_BYTES = 255  # of one part of a path, as file systems have it
-_MOST_PATH_BYTES = 1024
+_MOST_NAME_BYTES = 255  # of a file's path, and of what file systems allow for each part of it
 _Digest = Annotated[str, msgspec.Meta(pattern=r"\A[0-9a-f]{64}\Z")]  # SHA-256, hex
 _Key = Annotated[str, msgspec.Meta(pattern=r"\A([0-9a-f]{12})?\Z")]
 
@@ -64,8 +63,8 @@ class FileRecord(msgspec.Struct, frozen=True, kw_only=True):
     """One file of an artifact."""
 
     path: str  # relative to the artifact's folder, with forward slashes
-    bytes: int  # size
-    sha256: str  # hex
+    bytes: Annotated[int, msgspec.Meta(ge=0, le=_MOST_BYTES)]  # size
+    sha256: _Digest
     payload: bool  # whether the next stage reads it, so that it counts in the content digest
 
 
@@ -140,10 +139,12 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
         CorruptError: the folder holds a file that no artifact of this stage has, or too many for a manifest.
     """
     path, content = folder / MANIFEST_NAME, dump_checksummed(manifest)
-    if odd := _unexpected(manifest):
-        raise CorruptError(
-            f"{str(folder / odd)!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
-        )
+    for file in manifest.files:
+        if not is_expected_path(manifest.stage, file.path):
+            where = f"{folder}/{file.path}"
+            raise CorruptError(
+                f"{where!r} was not made by the stage {manifest.stage!r}. Move it elsewhere, and run again."
+            )
     _check_size(path, len(content))
     fsync_tree(folder)
     write_atomic(path, content)
@@ -196,18 +197,8 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
         raise CorruptError(f"{path!r} is no manifest of ours: {wrong}. Do not use this artifact.")
     if manifest.stage not in ARTIFACT_FILES:
         raise FormatError(f"{path!r} is of the unknown stage {manifest.stage!r}. Use a newer lsmix.")
-    check_listing(path, manifest.files)
-    if odd := _unexpected(manifest):
-        raise CorruptError(
-            f"{path!r} lists the file {odd!r}, which no artifact of the stage {manifest.stage!r} has. "
-            "Do not use this artifact."
-        )
+    check_listing(path, manifest.stage, manifest.files)
     return manifest
-
-
-def _unexpected(manifest: Manifest) -> str:
-    """Return the path of a listed file that the stage does not make; "" where there is none."""
-    return next((file.path for file in manifest.files if not is_expected_path(manifest.stage, file.path)), "")
 
 
 def _check_size(manifest_path: Path, size: int) -> None:
@@ -242,37 +233,29 @@ def _is_modest(value: Any, depth: int) -> bool:
     return not isinstance(value, int) or abs(value) < 2**63
 
 
-def check_listing(manifest_path: str, files: list[FileRecord]) -> None:
-    """Raise CorruptError unless files may be written by a list of them: paths inside, no two alike, sizes possible."""
+def check_listing(where: str, stage: str, files: list[FileRecord]) -> None:
+    """Raise CorruptError unless files may be written by a list of them: paths that the stage makes, no two alike.
+
+    Args:
+        where: the file with the list, for messages.
+        stage: that made the files.
+        files: the list, from a stranger.
+    """
     names: set[str] = set()
     folders: set[str] = set()
     for file in files:
-        _check_relative(manifest_path, file.path)
-        if not 0 <= file.bytes <= _MOST_BYTES or not re.fullmatch("[0-9a-f]{64}", file.sha256):
+        if not is_expected_path(stage, file.path):
             raise CorruptError(
-                f"{manifest_path!r} gives the file {file.path!r} {file.bytes} bytes and the sha256 {file.sha256[:80]!r}, which "
-                "cannot be. Do not use this artifact."
+                f"{where!r} lists the file {file.path[:200]!r}, which no artifact of the stage {stage!r} has. "
+                "Do not use this artifact."
             )
         if file.path in names:
-            raise CorruptError(f"{manifest_path!r} lists the file {file.path!r} twice. Do not use this artifact.")
+            raise CorruptError(f"{where!r} lists the file {file.path!r} twice. Do not use this artifact.")
         names.add(file.path)
         parts = file.path.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if both := names & folders:
-        raise CorruptError(f"{manifest_path!r} lists {min(both)!r} as a file and a folder. Do not use this artifact.")
-
-
-def _check_relative(manifest_path: str, relative: str) -> None:
-    parts = relative.split("/")
-    if "" in parts or "." in parts or ".." in parts or "\\" in relative or not relative.isprintable():
-        raise CorruptError(
-            f"{manifest_path!r} names the file {relative[:200]!r}, which lies outside its folder. Do not use this artifact."
-        )
-    long = max(len(part.encode()) for part in parts) > _MOST_NAME_BYTES or len(relative.encode()) > _MOST_PATH_BYTES
-    if long or parts[0] in (MANIFEST_NAME, WORK_FOLDER):
-        raise CorruptError(
-            f"{manifest_path!r} names the file {relative[:200]!r}, which no artifact has. Do not use this artifact."
-        )
+        raise CorruptError(f"{where!r} lists {min(both)!r} as a file and a folder. Do not use this artifact.")
 
 
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
@@ -390,7 +373,7 @@ _EXPORT = (
     r"images/[0-9]+(-[A-Za-z0-9_-]+)?/[0-9]+/[0-9]+\.(png|webp)"
 )
 
-# By stage: a regular expression that a whole path must match.
+# By stage: a regular expression that a whole path must match. None lets a path out of the folder.
 ARTIFACT_FILES: Final = {
     "ingest": r"dataset\.h5",
     "train-glow": r"glow\.(json|safetensors)|log\.jsonl|samples\.png",
@@ -412,7 +395,8 @@ def is_expected_path(stage: str, path: str) -> bool:
         >>> is_expected_path("mix", "pool.zarr/image/c/0/0/0/0"), is_expected_path("mix", "lsmix.py")
         (True, False)
     """
-    return stage in ARTIFACT_FILES and re.fullmatch(ARTIFACT_FILES[stage], path) is not None
+    pattern = ARTIFACT_FILES.get(stage)
+    return pattern is not None and len(path) <= _MOST_NAME_BYTES and re.fullmatch(pattern, path) is not None
 
 
 class Artifact:
@@ -494,6 +478,3 @@ class Artifact:
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download listed files that will be opened next, several at a time."""
-
-    def check_limits(self, prefix: str) -> None:
-        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""

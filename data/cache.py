@@ -5,6 +5,7 @@ use. The files used longest ago are removed when room is needed; an open or mapp
 """
 
 import contextlib
+import functools
 import hashlib
 import os
 import stat
@@ -31,9 +32,9 @@ from lsmix.data.errors import (
     MissingError,
     RecipeError,
 )
-from lsmix.data.progress import pause, stop_point
-from lsmix.data.remote import PAUSES_SECONDS, RemoteFS
-from lsmix.data.web import LEAST_PROGRESS_BYTES, TransientError, append_block
+from lsmix.data.progress import stop_point
+from lsmix.data.remote import PAUSES_SECONDS, RemoteFS, wait_to_retry
+from lsmix.data.web import TransientError
 
 __all__ = [
     "RemoteArtifact",
@@ -46,6 +47,7 @@ __all__ = [
 _ANOTHER_FOLDER = "Name another folder with LSMIX_CACHE, or with cache= where a pool is opened."
 _PART = ".part"  # ends the name of a file that is being fetched: SHA-256, size, ".part"
 _JOBS = 4  # files on their way at a time
+_LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
 
 
 def cache_folder() -> Path:
@@ -107,19 +109,6 @@ class RemoteArtifact(Artifact):
         self._limit_bytes = limit_bytes
         self._files = private_folder(folder, "files")
         self._checked: set[tuple[str, int, int]] = set()  # files that this process has checked
-
-    def check_limits(self, prefix: str) -> None:
-        """Raise RecipeError if a listed file whose path begins with ``prefix`` is larger than the cache may be."""
-        for record in self.manifest.files:
-            if record.path.startswith(prefix):
-                self._check_limit(record)
-
-    def _check_limit(self, record: FileRecord) -> None:
-        if record.bytes > self._limit_bytes:
-            raise RecipeError(
-                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
-                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
-            )
 
     def prefetch(self, paths: Sequence[str]) -> None:
         """Download the files that are missing, several at a time, as far as half of the cache holds them."""
@@ -186,7 +175,11 @@ class RemoteArtifact(Artifact):
 
     def _fetch(self, record: FileRecord) -> IO[bytes] | None:
         """Download a file and return it opened; None if another process did so in between."""
-        self._check_limit(record)
+        if record.bytes > self._limit_bytes:
+            raise RecipeError(
+                f"{self.where(record.path)!r} has {record.bytes} bytes, more than the cache of {self._limit_bytes} "
+                "may hold. Raise cache_bytes, or fetch the whole artifact with 'lsmix pull'."
+            )
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"
         with locked_file(part, wait=True) as stream:
@@ -196,7 +189,7 @@ class RemoteArtifact(Artifact):
             self._make_room(part)
             needed = record.bytes - part.stat().st_size
             check_room(self._files, needed, repr(record.path), "name another folder with cache= or LSMIX_CACHE")
-            fetch_file(self._place, record, stream, lambda _: None)
+            fetch_file(self._place, record.path, record.bytes, record.sha256, stream, lambda _: None)
             self._checked.add(_identity(stream, record))
             opened = part.open("rb")
             part.replace(path)
@@ -241,7 +234,7 @@ def _remove(path: Path) -> bool:
 
 
 def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
-    """Return the manifest of the artifact at a place, and its very bytes.
+    """Return the manifest of the artifact at a place, and its bytes.
 
     Raises:
         MissingError: there is no complete artifact.
@@ -263,68 +256,89 @@ def fetch_manifest(place: RemoteFS) -> tuple[Manifest, bytes]:
     return manifest, content
 
 
-def fetch_file(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
+def fetch_file(
+    place: RemoteFS,
+    path: str,
+    size: int,
+    checksum: str,
+    stream: IO[bytes],
+    advance: Callable[[int], None],
+    *,
+    algorithm: str = "sha256",
+) -> int:
     """Complete a file that was fetched in part, or not at all, and check it.
 
     Args:
         place: where it is stored.
-        record: its path, size and checksum.
+        path: its path there; "" where the place is a file itself.
+        size: its bytes.
+        checksum: in hex.
         stream: opened unbuffered to read and append; what is in it is taken for the beginning of the file.
         advance: gets the number of bytes that came; a negative one when they are thrown away.
+        algorithm: of the checksum.
 
     Returns:
         The number of bytes that were fetched.
 
     Raises:
-        CorruptError: the place has another file; the stream is empty then.
+        CorruptError: the place has another file, or none.
         DownloadError: it cannot be reached; what came so far is in the stream.
-        DiskSpaceError: the disk is full.
+        OSError: it cannot be written here.
     """
     fetched, got = 0, ""
     for _ in range(2):
-        fetched += _complete(place, record, stream, advance)
-        got = _digest_of(stream)
-        if got == record.sha256:
+        fetched += _complete(place, path, size, stream, advance)
+        got = _digest_of(stream, algorithm)
+        if got == checksum:
             os.fsync(stream.fileno())
             return fetched
         stream.truncate(0)
-        advance(-record.bytes)
+        advance(-size)
     raise CorruptError(
-        f"{place.url + '/' + record.path!r} is damaged: expected sha256 {record.sha256[:12]}…, got {got[:12]}…, twice. "
-        "Ask its owner to send it again, or fetch it elsewhere."
+        f"{place.where(path)!r} is damaged: expected {algorithm} {checksum}, got {got}, twice. Check its address, ask its "
+        "owner to send it again, or fetch it elsewhere."
     )
 
 
-def _complete(place: RemoteFS, record: FileRecord, stream: IO[bytes], advance: Callable[[int], None]) -> int:
+def _complete(place: RemoteFS, path: str, size: int, stream: IO[bytes], advance: Callable[[int], None]) -> int:
     fetched = failures = 0
     while True:
         have = os.fstat(stream.fileno()).st_size
-        if have > record.bytes:  # of another file
+        if have > size:  # of another file
             stream.truncate(0)
             have = 0
-        if have == record.bytes:
+        if have == size:
             return fetched
         before = have
         try:
-            for block in place.stream(record.path, have, record.bytes):
+            for block in place.stream(path, have, size):
                 stop_point()
-                append_block(stream, block[: record.bytes - have], repr(record.path))
+                _append(stream, block[: size - have])
                 have += len(block)
                 fetched += len(block)
                 advance(len(block))
-            reason: TransientError | str = f"the connection ended after {have} of {record.bytes} bytes"
+            reason: TransientError | str = f"the connection ended after {have} of {size} bytes"
         except TransientError as error:
             reason = error
-        if have < record.bytes:
-            failures = 1 if have >= before + LEAST_PROGRESS_BYTES else failures + 1
+        if have < size:
+            failures = 1 if have >= before + _LEAST_PROGRESS_BYTES else failures + 1
             if failures > len(PAUSES_SECONDS):
                 raise DownloadError(
-                    f"{place.url + '/' + record.path!r} cannot be fetched: {reason}. What came is kept; run again to go on."
+                    f"{place.where(path)!r} cannot be fetched: {reason}. What came is kept; run again to go on."
                 )
-            pause(PAUSES_SECONDS[failures - 1])
+            wait_to_retry(place.where(path), reason, PAUSES_SECONDS[failures - 1])
 
 
-def _digest_of(stream: IO[bytes]) -> str:
-    """Return the SHA-256 of all bytes of an open file, in hex; the file is left at its end."""
+def _append(stream: IO[bytes], block: bytes) -> None:
+    """Write a block whole to an unbuffered stream."""
+    rest = memoryview(block)
+    while rest:
+        rest = rest[stream.write(rest) :]
+
+
+def _digest_of(stream: IO[bytes], algorithm: str = "sha256") -> str:
+    """Return the checksum of all bytes of an open file, in hex; the file is left at its end."""
     stream.seek(0)
-    return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]  # files have readinto, unlike IO
+    # Authors publish md5; it finds damage, not forgery.
+    digest = functools.partial(hashlib.new, algorithm, usedforsecurity=False)
+    return hashlib.file_digest(stream, digest).hexdigest()  # type: ignore[arg-type]  # files have readinto, unlike IO

@@ -9,7 +9,6 @@ attribute ``published_split`` names. The dataset ``class_names`` holds the bytes
 """
 
 import math
-import mmap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,6 @@ from lsmix.data.errors import (
 from lsmix.data.store import local_folder, open_artifact
 
 __all__ = [
-    "BLOCK_BYTES",
     "COLUMNS",
     "DATASET_NAME",
     "FORMAT_VERSION",
@@ -40,13 +38,11 @@ __all__ = [
     "DataSet",
     "SplitArrays",
     "open_dataset",
-    "release_pages",
 ]
 
 DATASET_NAME = "dataset.h5"
 FORMAT_VERSION = 2
 SPLIT_NAMES = ("train", "heldout", "test")
-BLOCK_BYTES = 16 << 20  # images copied at a time, so that writing and gathering need little memory beyond them
 MAX_TEXT_BYTES = 60_000  # an attribute of HDF5 ends at 64 KiB
 MAX_NAMES_BYTES = 16 << 20  # of all class names; those of ImageNet-21k have 500 kB
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -66,17 +62,10 @@ class SplitArrays:
         return len(self.labels)
 
     def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return a copy of some images, uint8 (n, H, W, C), and let go of the pages that they were read from.
-
-        Pages of a map count as memory of the process until the kernel wants them back; a stage that goes over all images
-        would seem to hold them all. Pages that are wanted again come from the kernel's cache.
-        """
+        """Return a copy of some images, uint8 (n, H, W, C), read in the order of the file."""
         images = np.empty((len(rows), *self.images.shape[1:]), np.uint8)
-        order = np.argsort(rows, kind="stable")
-        block = rows[order] // max(1, BLOCK_BYTES // math.prod(images.shape[1:]))
-        for part in np.split(order, np.flatnonzero(np.diff(block)) + 1):
-            images[part] = self.images[rows[part]]
-            release_pages(self.images)
+        order = np.argsort(rows)
+        images[order] = self.images[rows[order]]
         return images
 
     def __reduce__(self) -> NoReturn:
@@ -263,15 +252,6 @@ def _map_array(path: Path, where: str, group: Any, name: str, dtype: str, dimens
     plain: npt.NDArray[Any] = mapped.view(np.ndarray)
     plain.flags.writeable = False
     return plain
-
-
-def release_pages(array: npt.NDArray[Any]) -> None:
-    """Let the kernel take back the pages of the map behind an array, if there is one."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if isinstance(owner, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-        owner.madvise(mmap.MADV_DONTNEED)
 
 
 def _check_whole(data_set: DataSet) -> None:

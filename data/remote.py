@@ -12,7 +12,7 @@ import logging
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -20,9 +20,9 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from lsmix.data.atomic import atomic_path, lock_open_file
 from lsmix.data.errors import CorruptError, DownloadError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import NoAnswerError, Stopped, bounded, pause
-from lsmix.data.web import AbsentError, TransientError, checked_url, file_path, is_web, open_web
+from lsmix.data.web import TransientError, checked_url, file_path, is_web, open_web
 
-__all__ = ["PAUSES_SECONDS", "FsspecFS", "LocalFile", "RemoteFS", "open_remote", "retried"]
+__all__ = ["PAUSES_SECONDS", "FsspecFS", "LocalFile", "RemoteFS", "open_remote", "retried", "wait_to_retry"]
 
 _RANGE_BYTES = 8 << 20  # asked for at once of an object store
 _BLOCK_BYTES = 1 << 18
@@ -53,6 +53,10 @@ class RemoteFS(ABC):
     def __init__(self, url: str) -> None:
         self.url = url
 
+    def where(self, path: str) -> str:
+        """Return how to call a file in messages; "" is the place itself, for a URL that names one file."""
+        return f"{self.url}/{path}" if path else self.url
+
     @abstractmethod
     def size(self, path: str) -> int | None:
         """Return a file's size in bytes; None if it is not there."""
@@ -78,10 +82,10 @@ class RemoteFS(ABC):
         """
         content = self.first(path, most_bytes + 1)
         if content is None:
-            raise MissingError(f"{f'{self.url}/{path}'!r} is not there.")
+            raise MissingError(f"{self.where(path)!r} is not there.")
         if len(content) > most_bytes:
             raise CorruptError(
-                f"{f'{self.url}/{path}'!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
+                f"{self.where(path)!r} has more than {most_bytes} bytes, the most that lsmix reads of it."
             )
         return content
 
@@ -132,9 +136,9 @@ class RemoteFS(ABC):
     def check_end(self, path: str, got: int | None, size: int) -> None:
         """Raise CorruptError unless a file has ``size`` bytes."""
         if got is None:
-            raise CorruptError(f"{f'{self.url}/{path}'!r} is missing; the manifest lists it with {size} bytes.")
+            raise CorruptError(f"{self.where(path)!r} is missing; expected a file of {size} bytes. Check the URL.")
         if got != size:
-            raise CorruptError(f"{f'{self.url}/{path}'!r} is not the listed file: expected {size} bytes, got {got}.")
+            raise CorruptError(f"{self.where(path)!r} is not the listed file: expected {size} bytes, got {got}.")
 
 
 def open_remote(url: Path | str) -> RemoteFS:
@@ -172,11 +176,16 @@ def retried(method: Callable[Concatenate[Any, _Asked], _Answer]) -> Callable[Con
             except TransientError as reason:
                 if seconds is None:
                     raise DownloadError(f"{place.url!r} cannot be reached: {reason}. {place.advice}") from reason
-                _LOG.warning("%r cannot be reached: %s. Trying again in %g s", place.url, reason, seconds)
-                pause(seconds)
+                wait_to_retry(place.url, reason, seconds)
         raise AssertionError  # unreachable: the last pause is None
 
     return call
+
+
+def wait_to_retry(where: str, reason: object, seconds: float) -> None:
+    """Log why an attempt failed, and pause before the next one."""
+    _LOG.warning("%r cannot be reached: %s. Trying again in %g s", where, reason, seconds)
+    pause(seconds)
 
 
 class _Folder(RemoteFS):
@@ -259,17 +268,19 @@ class _Web(RemoteFS):
     """A folder on a web server. Ranges are asked for, but a server that knows none is read from the beginning."""
 
     def _file(self, path: str) -> str:
+        if not path:
+            return self.url
         parts = urlsplit(self.url)
         return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{quote(path)}"))
 
     @retried
     def size(self, path: str) -> int | None:
-        with self._opened(path, 0) as answer:
+        with open_web(self._file(path)) as answer:
             return None if answer is None else answer.length
 
     @retried
     def first(self, path: str, count: int) -> bytes | None:
-        with self._opened(path, 0) as answer:
+        with open_web(self._file(path)) as answer:
             if answer is None:
                 return None
             content = b"".join(_blocks(answer, count))
@@ -278,7 +289,7 @@ class _Web(RemoteFS):
             return content
 
     def stream(self, path: str, start: int, size: int) -> Iterator[bytes]:
-        with self._opened(path, start) as answer:
+        with open_web(self._file(path), start) as answer:
             if answer is None:  # it is not there, or has no such byte
                 self.check_end(path, self.size(path), size)
                 raise TransientError("the server says that there is nothing from this byte on")
@@ -291,15 +302,6 @@ class _Web(RemoteFS):
             for block in _blocks(answer, size - first):
                 yield block[max(start - first, 0) :]
                 first += len(block)
-
-    @contextmanager
-    def _opened(self, path: str, start: int) -> Iterator[http.client.HTTPResponse | None]:
-        with ExitStack() as stack:
-            try:
-                answer = stack.enter_context(open_web(self._file(path), start))
-            except AbsentError:
-                answer = None
-            yield answer
 
 
 def _blocks(answer: http.client.HTTPResponse, most_bytes: int) -> Iterator[bytes]:
@@ -450,7 +452,7 @@ class FsspecFS(RemoteFS):
 
     def _asked(self, path: str, action: Callable[[], Any], size: int = 0) -> Any:
         """Return what a call of the file system returns, in the time that ``size`` bytes may take; raise what a place may raise."""
-        where, seconds = f"{self.url}/{path}", self._patience_seconds + size / _LEAST_BYTES_PER_SECOND
+        where, seconds = self.where(path), self._patience_seconds + size / _LEAST_BYTES_PER_SECOND
         try:
             return bounded(action, seconds)
         except Stopped:

@@ -57,8 +57,7 @@ class ColumnReader:
     def __getitem__(self, key: SupportsIndex | slice | ArrayLike) -> Any:
         """Return rows; one index gives one row, a slice or a list of indices an array of rows."""
         if isinstance(key, slice):
-            start, stop, step = key.indices(len(self))
-            return self._span(start, max(start, stop)) if step == 1 else self.gather(np.arange(start, stop, step))
+            return self.gather(np.arange(*key.indices(len(self))))
         rows = np.asarray(key)
         if rows.dtype.kind not in "iu" and rows.size:
             raise TypeError(f"rows of column {self._column.name!r} are picked by integers, got {rows.dtype}.")
@@ -81,21 +80,14 @@ class ColumnReader:
         taken = np.empty(len(row), self._row_dtype)
         order = np.argsort(chunk, kind="stable")
         edges = np.flatnonzero(np.diff(chunk[order], prepend=-1, append=self._table.shards)).tolist()
-        self._prefetch(chunk[order[edges[:-1]]].tolist())
-        for begin, end in pairwise(edges):
+        chunks = chunk[order[edges[:-1]]].tolist()
+        if len(chunks) > 1:
+            self._files.prefetch([self._column.chunk_path(number) for number in chunks])
+        for number, (begin, end) in zip(chunks, pairwise(edges), strict=True):
             own = order[begin:end]
-            taken[own] = _map_chunk(self, int(chunk[own[0]]))[row[own]]
-        return self._as_rows(taken)
-
-    def _span(self, start: int, stop: int) -> NDArray[Any]:
-        taken = np.empty(stop - start, self._row_dtype)
-        size = self._table.chunk_rows
-        chunks = range(start // size, -(-stop // size) if stop > start else 0)
-        self._prefetch(list(chunks))
-        for chunk in chunks:
-            low, high = max(start, chunk * size), min(stop, (chunk + 1) * size)
-            taken[low - start : high - start] = _map_chunk(self, chunk)[low - chunk * size : high - chunk * size]
-        return self._as_rows(taken)
+            taken[own] = _map_chunk(self, number)[row[own]]
+        stored = taken.view(self.dtype.newbyteorder("<")).reshape(-1, *self._column.row_shape)
+        return stored.astype(self.dtype, copy=False)
 
     def _wrap(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         if not rows.size:
@@ -105,14 +97,6 @@ class ColumnReader:
             bad = high if high >= len(self) else low
             raise IndexError(f"row {bad} is outside of column {self._column.name!r}, which has {len(self)} rows.")
         return rows if low >= 0 else np.where(rows < 0, rows + len(self), rows)
-
-    def _as_rows(self, taken: NDArray[np.void]) -> NDArray[Any]:
-        stored = taken.view(self.dtype.newbyteorder("<")).reshape(-1, *self._column.row_shape)
-        return stored.astype(self.dtype, copy=False)
-
-    def _prefetch(self, chunks: list[int]) -> None:
-        if len(chunks) > 1:
-            self._files.prefetch([self._column.chunk_path(chunk) for chunk in chunks])
 
 
 @functools.lru_cache(maxsize=64)  # maps of a process, of all tables together; it needs no lock that a fork could break
@@ -209,11 +193,9 @@ def open_artifact_table(artifact: Artifact, name: str, *, check_crc: bool = True
         MissingError: it has no such table.
         FormatError: the table is of a format that this version does not read.
         CorruptError: a file is damaged, or not in the manifest.
-        RecipeError: a file is larger than the cache may be.
         DownloadError: the URL cannot be reached.
     """
     prefix = f"{name}/"
-    artifact.check_limits(prefix)
     files = TableFiles(
         location=artifact.where(name),
         sizes={

@@ -1,9 +1,7 @@
 """URLs that are accepted, and HTTP requests with limits of time and size."""
 
-import errno
 import http.client
 import io
-import ipaddress
 import re
 import socket
 import ssl
@@ -13,32 +11,26 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from lsmix.data.errors import DiskSpaceError, DownloadError, RecipeError
+from lsmix.data.errors import DownloadError, RecipeError
 from lsmix.data.progress import ROUND_SECONDS, bounded, stop_point
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer as Buffer
 
 __all__ = [
-    "LEAST_PROGRESS_BYTES",
-    "AbsentError",
     "TransientError",
-    "append_block",
     "checked_url",
     "file_path",
     "is_web",
     "open_web",
-    "reason_of",
 ]
 
 _WEB: Final = ("http", "https")
 _SCHEMES: Final = ("abfs", "az", "file", "gcs", "gs", "hf", "http", "https", "memory", "s3", "s3a")
 _MOST_SHOWN: Final = 200
-_HOST_LABEL: Final = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
-_MOST_HOST: Final = 253
 
 
 def is_web(url: str) -> bool:
@@ -73,7 +65,8 @@ def checked_url(url: str) -> str:
     normal = f"{scheme.lower()}://{rest}"
     try:
         parts = urlsplit(normal)
-        _ = parts.port if parts.scheme in _WEB else None
+        if parts.scheme in _WEB:
+            _ = parts.port, (parts.hostname or "").encode("idna")  # which raise what a request would
     except ValueError as error:
         raise RecipeError(f"{shown} is not a valid URL: {error}. Check its host and port.") from error
     user, _, host = parts.netloc.rpartition("@")
@@ -86,10 +79,13 @@ def checked_url(url: str) -> str:
         raise RecipeError(f"{shown} holds '::', which chains file systems. lsmix reads plain URLs only.")
     if parts.scheme == "file":
         _check_file(parts, shown)
-    elif parts.scheme in _WEB:
-        _check_web(parts, shown, normal)
-    elif not parts.netloc and parts.scheme != "memory":
-        raise RecipeError(f"{shown} names no bucket. Write it as {parts.scheme}://BUCKET/PATH.")
+    elif not (parts.hostname if parts.scheme in _WEB else parts.netloc) and parts.scheme != "memory":
+        what = "host" if parts.scheme in _WEB else "bucket"
+        raise RecipeError(f"{shown} names no {what}. Write it as {parts.scheme}://{what.upper()}/PATH.")
+    elif parts.scheme in _WEB and not re.fullmatch(r"[!-~]+", normal):
+        raise RecipeError(
+            f"{shown} holds spaces or characters beyond ASCII. Write them percent-encoded, such as %20, and the host as 'xn--…'."
+        )
     return normal
 
 
@@ -100,39 +96,18 @@ def _check_file(parts: SplitResult, shown: str) -> None:
         raise RecipeError(f"{shown} is not a valid file URL. Write file:///path, with '%23' for '#' and '%3F' for '?'.")
 
 
-def _check_web(parts: SplitResult, shown: str, url: str) -> None:
-    if not re.fullmatch(r"[!-~]+", url):
-        raise RecipeError(
-            f"{shown} holds spaces or characters beyond ASCII. Write them percent-encoded, such as %20, and the host as 'xn--…'."
-        )
-    host = parts.hostname or ""
-    if parts.netloc.startswith("["):
-        try:
-            ipaddress.IPv6Address(host)
-        except ValueError as error:
-            raise RecipeError(f"{shown} is not a valid URL: {error}. Check its host and port.") from error
-        return
-    labels = host.removesuffix(".").split(".")
-    if len(host) > _MOST_HOST or not all(_HOST_LABEL.fullmatch(label) for label in labels):
-        raise RecipeError(f"{shown} names no valid host: got {host[:_MOST_SHOWN]!r}. Write http://HOST/PATH.")
-
-
 _TIMEOUT_SECONDS = 30.0  # without a byte
 _PATIENCE_SECONDS = 60.0  # spent waiting, with less than so many bytes of the file a second
 _LEAST_BYTES_PER_SECOND = 4096
 _MOST_OTHER_BYTES = 1 << 20  # headers, trailers
 _MOST_REDIRECTS = 5
-LEAST_PROGRESS_BYTES = 1 << 16  # of an attempt that gets on
 _TRANSIENT = frozenset([408, 425, 429, 500, 502, 503, 504])  # statuses that may be gone in a moment
+_ABSENT = frozenset([404, 410, 416])  # there is no such file, or no such byte
 _REDIRECTS = frozenset([301, 302, 303, 307, 308])
 
 
 class TransientError(Exception):  # no error yet: another attempt may get the rest
     """The connection failed in a way that may pass."""
-
-
-class AbsentError(DownloadError):
-    """The server has no such file."""
 
 
 class _Stream(io.RawIOBase):
@@ -211,38 +186,21 @@ class _Web(urllib.request.AbstractHTTPHandler):
     http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
 
 
-def append_block(stream: IO[bytes], block: bytes, name: str) -> None:
-    """Write a block whole to an unbuffered stream; ``name`` is what the file is called in messages.
-
-    Raises:
-        DiskSpaceError: the disk is full.
-    """
-    rest = memoryview(block)
-    try:
-        while rest:
-            rest = rest[stream.write(rest) :]
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskSpaceError(f"the disk became full while {name} came. Free some space, run again.") from error
-
-
 @contextmanager
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
-    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such byte.
+    """Ask for a file from byte ``have`` on; yield None where the server says that there is no such file or byte.
 
     Redirects are followed, but to the web only. A server that knows nothing of ranges answers with status 200 and the whole file.
 
     Raises:
         TransientError: it failed in a way that may pass.
-        AbsentError: the server has no such file.
         DownloadError: it cannot be fetched.
     """
     asked = url
     for _ in range(_MOST_REDIRECTS + 1):
         with _asked(url, have) as answer:
             if answer.status not in _REDIRECTS:
-                yield answer if _is_there(answer, url, have) else None
+                yield answer if _is_there(answer, url) else None
                 return
             url = _target(url, answer.headers.get("Location", ""))
     raise DownloadError(
@@ -261,40 +219,38 @@ def _asked(url: str, have: int) -> http.client.HTTPResponse:
         answer: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise DownloadError(f"{url!r} cannot be trusted: {reason_of(error)}. Fetch the file by hand.") from error
-        raise TransientError(reason_of(error)) from error
+            raise DownloadError(f"{url!r} cannot be trusted: {_reason_of(error)}. Fetch the file by hand.") from error
+        raise TransientError(_reason_of(error)) from error
     return answer
 
 
-def _is_there(answer: http.client.HTTPResponse, url: str, have: int) -> bool:
-    """Tell whether an answer brings bytes of the file, or says that it ends before byte ``have``."""
+def _is_there(answer: http.client.HTTPResponse, url: str) -> bool:
+    """Tell whether an answer brings bytes of the file, or says that there are none."""
     if answer.status in (http.client.OK, http.client.PARTIAL_CONTENT):
         return True
-    if answer.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and have:
+    if answer.status in _ABSENT:
         return False
     said = f"the server answers {answer.status} {answer.reason}"
     if answer.status in _TRANSIENT:
         raise TransientError(said)
-    kind = AbsentError if answer.status in (http.client.NOT_FOUND, http.client.GONE) else DownloadError
-    raise kind(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
+    raise DownloadError(f"{url!r} cannot be fetched: {said}. Check the URL, or fetch the file by hand.")
 
 
 def _target(url: str, location: str) -> str:
     """Return the URL that a redirect leads to."""
     try:
         target = checked_url(quote(urljoin(url, location), safe=string.punctuation))
+        if is_web(target):
+            return target
+        reason = "it is not on the web."
     except ValueError as error:  # a RecipeError, or what urljoin raises
-        raise DownloadError(
-            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {error} Fetch the file by hand."
-        ) from error
-    if not is_web(target):
-        raise DownloadError(
-            f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which is not on the web. Fetch the file by hand."
-        )
-    return target
+        reason = str(error)
+    raise DownloadError(
+        f"{url!r} leads to {location[:_MOST_SHOWN]!r}, which was not followed: {reason} Fetch the file by hand."
+    )
 
 
-def reason_of(error: Exception) -> str:
+def _reason_of(error: Exception) -> str:
     """Return why a request failed, as text."""
     reason = getattr(error, "reason", None) or error
     return str(reason) or type(reason).__name__

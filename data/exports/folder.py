@@ -1,8 +1,8 @@
 """Pools as a folder of images, one sub-folder a class, as torchvision's ``ImageFolder`` reads them.
 
-An image lies under the class of its *first* label; the second label and its share stand in
-``metadata.jsonl`` and ``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
-names give the labels, and never hold what a stranger's class name could smuggle in.
+An image is in the folder of its *first* label; the second label and its share are in ``metadata.jsonl`` and
+``metadata.parquet``, which have every column of every row. Names of folders begin with the label's number, so that sorted
+names give the labels. Of class names they keep letters, digits, "_" and "-" only.
 """
 
 import re
@@ -18,7 +18,7 @@ from lsmix.data.exports.parquet import parquet_file
 
 __all__ = ["FOLDER_FORMAT"]
 
-_LINES = "metadata.jsonl"  # for people
+_LINES = "metadata.jsonl"  # for people and scripts
 _TABLE = "metadata.parquet"  # the same for datasets, which takes the labels for numbers otherwise
 _GROUP_ROWS = 10_000  # of the table, written at once
 _MOST_ENTRIES = 9999  # of a folder, for the big hubs
@@ -34,7 +34,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
         )
     with (
         (job.folder / _LINES).open("wb") as lines,
-        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as table,
+        parquet_file(job.folder / _TABLE, job, {"file_name": "string", "row": "int64"}) as append,
     ):
         rows: list[dict[str, Any]] = []  # that are not in the table yet
         for image, facts in job.samples(range(len(job.pool))):
@@ -49,7 +49,7 @@ def _write(job: ExportJob) -> Iterator[Path]:
             rows.append({"file_name": name, **facts})
             lines.write(msgspec.json.encode(rows[-1]) + b"\n")
             if len(rows) == _GROUP_ROWS or row == len(job.pool) - 1:
-                table.write({key: [facts[key] for facts in rows] for key in rows[0]})
+                append({key: [facts[key] for facts in rows] for key in rows[0]})
                 rows.clear()
             yield path
     yield job.folder / _LINES

@@ -3,7 +3,7 @@
 Columns are plain and uncompressed, since the images are compressed already.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,31 +14,16 @@ import numpy as np
 from lsmix.data.errors import LsmixError
 from lsmix.data.exports.format import ExportFormat, ExportJob
 
-__all__ = ["PARQUET_FORMAT", "ParquetFile", "parquet_file"]
+__all__ = ["PARQUET_FORMAT", "parquet_file"]
 
 _FACTS_KEY = b"lsmix"
 _HUB_KEY = b"huggingface"
-
-
-class ParquetFile:
-    """A Parquet file that is being written; use ``parquet_file``."""
-
-    def __init__(self, writer: Any, schema: Any) -> None:
-        self._writer = writer
-        self._schema = schema
-
-    def write(self, columns: Mapping[str, Any]) -> None:
-        """Append rows, as one group: by column, an array (n,) or a list."""
-        import pyarrow as pa
-
-        arrays = [pa.array(columns[field.name], field.type) for field in self._schema]
-        table = pa.Table.from_arrays(arrays, schema=self._schema)
-        self._writer.write_table(table, row_group_size=len(table))
+_Append = Callable[[Mapping[str, Any]], None]  # takes arrays (n,) or lists
 
 
 @contextmanager
-def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iterator[ParquetFile]:
-    """Make a Parquet file for the columns of a pool but the image.
+def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iterator[_Append]:
+    """Make a Parquet file for the columns of a pool but the image; yield what appends rows as one group, by column.
 
     Args:
         path: of the file.
@@ -75,16 +60,21 @@ def parquet_file(path: Path, job: ExportJob, leading: Mapping[str, str]) -> Iter
     schema = pa.schema(fields).with_metadata(about)
     options = {"compression": "none", "use_dictionary": False, "write_statistics": False, "version": "2.6"}
     with pa.parquet.ParquetWriter(path, schema, **options) as writer:
-        yield ParquetFile(writer, schema)
+
+        def append(columns: Mapping[str, Any]) -> None:
+            table = pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
+            writer.write_table(table, row_group_size=len(table))
+
+        yield append
 
 
 def _write(job: ExportJob) -> Iterator[Path]:
     for path, rows in job.shards("parquet"):
-        with parquet_file(path, job, {"image": "image"}) as file:
+        with parquet_file(path, job, {"image": "image"}) as append:
             for block in job.blocks(rows):
                 images = [{"bytes": job.encode(image)} for image in block.pop("image")]
                 numbers = {name: values if values.ndim == 1 else list(values) for name, values in block.items()}
-                file.write({"image": images, **numbers})
+                append({"image": images, **numbers})
         yield path
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.atomic import atomic_path
-from lsmix.data.dataset import BLOCK_BYTES, COLUMNS, FORMAT_VERSION, MAX_NAMES_BYTES, MAX_TEXT_BYTES, release_pages
+from lsmix.data.dataset import COLUMNS, FORMAT_VERSION, MAX_NAMES_BYTES, MAX_TEXT_BYTES
 from lsmix.data.errors import (
     RecipeError,
     SourceError,
@@ -23,7 +23,7 @@ from lsmix.data.rng import stratified_sample
 
 __all__ = ["Rows", "plan_splits", "write_dataset"]
 
-
+_BLOCK_BYTES = 16 << 20  # images copied at a time
 Labels = npt.NDArray[np.int64]
 
 
@@ -143,13 +143,12 @@ def _write_file(path: Path, published: PublishedData, plan: Mapping[str, Rows]) 
     with new_hdf5(path, lambda file: _lay_out(file, published, plan)) as (stream, places):
         for name, rows in plan.items():
             source = published.splits[rows.published_split]
-            block = max(1, BLOCK_BYTES // math.prod(source.images.shape[1:]))
+            block = max(1, _BLOCK_BYTES // math.prod(source.images.shape[1:]))
             for start in range(0, len(rows.index), block):
                 index = rows.index[start : start + block]
                 write_rows(stream, places[f"{name}/images"], start, source.images[index])
                 write_rows(stream, places[f"{name}/labels"], start, source.labels[index].astype("<i8"))
                 write_rows(stream, places[f"{name}/source_index"], start, index.astype("<i8"))
-                release_pages(source.images)
 
 
 def _lay_out(file: Any, published: PublishedData, plan: Mapping[str, Rows]) -> dict[str, Extent]:

@@ -22,7 +22,7 @@ _LEVELS = 16  # a pixel counts the set bits of 4×4 binary pixels
 
 
 def read_digits(path: Path | None = None) -> PublishedData:
-    """Return the digits: 1,500 train and 297 test images, uint8 (N, 8, 8, 1); ``path`` is not looked at.
+    """Return the digits: 1,500 train and 297 test images, uint8 (N, 8, 8, 1); ``path`` is ignored.
 
     The file does not keep the authors' split, so the test images are a fixed choice, with every class at its share.
 
@@ -49,7 +49,6 @@ def read_digits(path: Path | None = None) -> PublishedData:
 
 DIGITS = SourceFormat(
     name="digits",
-    looks_for="nothing: the digits come with lsmix and have no path",
     recognise=lambda path: False,
     files=lambda path: [],
     read=read_digits,

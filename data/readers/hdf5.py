@@ -6,28 +6,30 @@ unpacks to exactly its size. Held-out images of a ``dataset.h5`` count as traini
 
 import math
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.dataset import SPLIT_NAMES, DataSet, open_dataset
-from lsmix.data.errors import LsmixError, SourceError
+from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import LAYOUTS, choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, Split, has_ending, most_unpacked
+from lsmix.data.readers.source_images import (
+    UNPACK_RATIO,
+    PublishedData,
+    SourceFormat,
+    Split,
+    has_ending,
+    join_splits,
+    most_unpacked,
+    refused_if_damaged,
+)
 
 __all__ = ["HDF5"]
 
 _KEYS = sorted({name for layout in LAYOUTS for names in layout for name in names})
 _NAMES = "class_names"
-_LOOKS_FOR = (
-    "an .h5 or .hdf5 with images + labels, train_images + train_labels (+ test_…), x_train + y_train (+ x_test + y_test) "
-    "or train/images + train/labels (+ test/…)"
-)
 _SPARE_BYTES = 256 << 20  # that any array may take: labels alone can shrink a thousandfold, images don't
 _MAX_CHUNK_BYTES = 256 << 20  # HDF5 unpacks a chunk in memory, and takes up to four times as much on the way
 _PIECE_BYTES = 1 << 16
@@ -36,6 +38,8 @@ _CHECKSUM_BYTES = 4  # that fletcher32 puts behind a chunk
 _FILTERS = frozenset(
     [h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32, h5py.h5z.FILTER_LZF]
 )
+# What h5py raises on damaged files.
+_ERRORS = (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error)
 
 
 def _recognise(path: Path) -> bool:
@@ -43,21 +47,21 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    with _opened_hdf5(path) as file:
+    # Locking is off, since read-only mounts refuse locks.
+    with (
+        refused_if_damaged(repr(str(path)), "HDF5 file", *_ERRORS, advice="Write it again."),
+        h5py.File(path, "r", locking=False) as file,
+    ):
         ours = "format_version" in file.attrs and set(SPLIT_NAMES) <= set(file)
         data = None if ours else _read_foreign(path, file)
     return data or _from_ours(open_dataset(path))
 
 
 def _from_ours(data: DataSet) -> PublishedData:
-    train, heldout, test = data.train, data.heldout, data.test
-    splits = {"train": Split(train.images, train.labels)}
-    if len(heldout):
-        splits["train"] = Split(
-            np.concatenate([train.images, heldout.images]), np.concatenate([train.labels, heldout.labels])
-        )
-    if len(test):
-        splits["test"] = Split(test.images, test.labels)
+    own = {name: Split(split.images, split.labels) for name, split in data.splits.items() if len(split)}
+    splits = {"train": join_splits([own[name] for name in ("train", "heldout") if name in own])}
+    if "test" in own:
+        splits["test"] = own["test"]
     return PublishedData(splits=splits, class_names=data.class_names, licence=data.licence, citation=data.citation)
 
 
@@ -65,28 +69,12 @@ def _read_foreign(path: Path, file: Any) -> PublishedData:
     where = repr(str(path))
     keys = [key for key in _KEYS if _find_array(where, file, key) is not None]
     splits = {}
-    if not keys:  # what there is may have the right name, and be a group
-        raise SourceError(f"{where} must be exactly one of: {_LOOKS_FOR}. It holds {sorted(file)[:20]}.")
-    for split, names in choose_names(where, keys, _LOOKS_FOR).items():
+    for split, names in choose_names(where, keys, file).items():
         images, labels = (_read_numbers(path, _find_array(where, file, name)) for name in names)
         splits[split] = to_split(where, names, images, labels)
     stored = _find_array(where, file, _NAMES)
     class_names = number_classes(where, splits) if stored is None else _read_names(path, stored)
     return PublishedData(splits=splits, class_names=class_names)
-
-
-@contextmanager
-def _opened_hdf5(path: Path) -> Iterator[Any]:
-    """Open a stranger's HDF5 file for reading; whatever h5py raises on damage is a SourceError."""
-    try:
-        # Locking is off, since read-only mounts refuse locks.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except LsmixError:
-        raise
-    # What h5py raises on damaged files.
-    except (OSError, RuntimeError, LookupError, TypeError, ValueError, OverflowError, MemoryError, zlib.error) as error:
-        raise SourceError(f"{str(path)!r} is damaged or no HDF5 file ({error}). Write it again.") from error
 
 
 def _find_array(where: str, file: Any, name: str) -> Any:
@@ -229,4 +217,4 @@ def _lzf_size(packed: bytes, most: int) -> int:
 
 
 _UNPACKED_SIZES = {h5py.h5z.FILTER_DEFLATE: _deflated_size, h5py.h5z.FILTER_LZF: _lzf_size}
-HDF5 = SourceFormat(name="hdf5", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)
+HDF5 = SourceFormat(name="hdf5", recognise=_recognise, read=_read)

@@ -25,7 +25,7 @@ LAYOUTS: tuple[tuple[Names, ...], ...] = (
 )
 
 
-def choose_names(where: str, keys: Collection[str], looks_for: str) -> dict[str, Names]:
+def choose_names(where: str, keys: Collection[str], held: Collection[str]) -> dict[str, Names]:
     """Return the names of each split's images and labels: "train", and "heldout" and "test" where they are there.
 
     Validation arrays are the held-out split beside test arrays, and the test split without them.
@@ -33,14 +33,17 @@ def choose_names(where: str, keys: Collection[str], looks_for: str) -> dict[str,
     Args:
         where: what to call the file in messages.
         keys: the names of its arrays.
-        looks_for: the names in use, for messages.
+        held: all that it holds, for messages.
 
     Raises:
         SourceError: not exactly one layout fits, or half of another split is there.
     """
     found = [layout for layout in LAYOUTS if set(layout[0]) <= set(keys)]
     if len(found) != 1:
-        raise SourceError(f"{where} must be exactly one of: {looks_for}. It holds {sorted(keys)[:20]}.")
+        pairs = ", ".join(" + ".join(layout[0]) for layout in LAYOUTS)
+        raise SourceError(
+            f"{where} must hold exactly one of: {pairs}, and perhaps the same of test and val. It holds {sorted(held)[:20]}."
+        )
     train, *others = found[0]
     there = [names for names in others if set(names) & set(keys)]
     for images, labels in there:

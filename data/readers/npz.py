@@ -17,15 +17,19 @@ from numpy.lib import format as npy
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.named_arrays import choose_names, number_classes, to_split
-from lsmix.data.readers.source_images import UNPACK_RATIO, PublishedData, SourceFormat, has_ending, most_unpacked
+from lsmix.data.readers.source_images import (
+    UNPACK_RATIO,
+    PublishedData,
+    SourceFormat,
+    has_ending,
+    most_unpacked,
+    refused_if_damaged,
+)
 from lsmix.data.readers.trees import ARCHIVE_ERRORS, check_packing
 
 __all__ = ["NPZ"]
 
 _NAMES = "class_names"
-_LOOKS_FOR = (
-    "an .npz with images + labels, train_images + train_labels (+ test_…) or x_train + y_train (+ x_test + y_test)"
-)
 _HEAD_BYTES = 1 << 14  # more than any header has that NumPy reads
 _MAX_DIMENSIONS = 4
 _MAX_LENGTH = 1 << 48  # of a dimension
@@ -40,13 +44,12 @@ def _recognise(path: Path) -> bool:
 
 
 def _read(path: Path) -> PublishedData:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_archive(path, archive)
-    except SourceError:
-        raise
-    except (*ARCHIVE_ERRORS, MemoryError) as error:  # MemoryError: of a header nested too deeply for Python's parser
-        raise SourceError(f"{str(path)!r} is damaged or no .npz archive ({error}). Write it again.") from error
+    where = repr(str(path))
+    with (
+        refused_if_damaged(where, ".npz archive", *ARCHIVE_ERRORS, advice="Write it again."),
+        zipfile.ZipFile(path) as archive,
+    ):
+        return _read_archive(path, archive)
 
 
 def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
@@ -58,7 +61,7 @@ def _read_archive(path: Path, archive: zipfile.ZipFile) -> PublishedData:
         )
     keys = {name.removesuffix(".npy") for name in archive.namelist()}
     splits = {}
-    for split, names in choose_names(repr(str(path)), keys, _LOOKS_FOR).items():
+    for split, names in choose_names(repr(str(path)), keys, keys).items():
         images, labels = (_read_array(path, archive, name) for name in names)
         splits[split] = to_split(repr(str(path)), names, images, labels)
     named = _NAMES in keys
@@ -85,11 +88,9 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
     check_packing(info, where)
     with archive.open(info) as file:
         head = io.BytesIO(file.read(_HEAD_BYTES))  # alone: a header may claim four gigabytes
-        try:
+        with refused_if_damaged(where, "array", *_HEADER_ERRORS, advice="Write it again."):
             read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(head)]
             shape, _, dtype = read_header(head)
-        except _HEADER_ERRORS as error:
-            raise SourceError(f"{where} is damaged or no array ({error}). Write it again.") from error
         if dtype.hasobject or dtype.fields or dtype.subdtype or not dtype.itemsize:
             raise SourceError(
                 f"{where} holds Python objects or records ({dtype}), which are never read; save plain arrays."
@@ -111,4 +112,4 @@ def _read_array(path: Path, archive: zipfile.ZipFile, key: str) -> npt.NDArray[A
     return array
 
 
-NPZ = SourceFormat(name="npz", looks_for=_LOOKS_FOR, recognise=_recognise, files=lambda path: [path], read=_read)
+NPZ = SourceFormat(name="npz", recognise=_recognise, read=_read)

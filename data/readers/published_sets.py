@@ -29,35 +29,27 @@ class PublishedFile:
     size: int = 0  # bytes; 0 where it is not known
 
 
-def _toronto(name: str, md5: str, size: int) -> tuple[PublishedFile]:
-    return (PublishedFile(f"https://www.cs.toronto.edu/~kriz/{name}", name, "md5", md5, size),)
+def _file(url: str, md5: str, size: int) -> PublishedFile:
+    return PublishedFile(url, url.rpartition("/")[2], "md5", md5, size)
 
 
-def _svhn(name: str, md5: str, size: int) -> PublishedFile:
-    return PublishedFile(f"http://ufldl.stanford.edu/housenumbers/{name}", name, "md5", md5, size)
-
-
+_CIFAR = "https://www.cs.toronto.edu/~kriz"
+_SVHN = "http://ufldl.stanford.edu/housenumbers"
+_STANFORD = "http://cs231n.stanford.edu"
 # Of CIFAR the authors' page gives the checksums; those of SVHN and TinyImageNet are the ones in general use.
-_SVHN = (
-    _svhn("train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
-    _svhn("test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
+_SVHN_FILES = (
+    _file(f"{_SVHN}/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", 182_040_794),
+    _file(f"{_SVHN}/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", 64_275_384),
 )
+_SVHN_EXTRA = _file(f"{_SVHN}/extra_32x32.mat", "a93ce644f1a588dc4d68dda5feec44a7", 1_329_278_602)
 _SETS: dict[str, tuple[PublishedFile, ...]] = {
-    "cifar10": _toronto("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071),
-    "cifar10-binary": _toronto("cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),
-    "cifar100": _toronto("cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),
-    "cifar100-binary": _toronto("cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 168_513_733),
-    "svhn": _SVHN,
-    "svhn-extra": (*_SVHN, _svhn("extra_32x32.mat", "a93ce644f1a588dc4d68dda5feec44a7", 1_329_278_602)),
-    "tiny-imagenet": (
-        PublishedFile(
-            "http://cs231n.stanford.edu/tiny-imagenet-200.zip",
-            "tiny-imagenet-200.zip",
-            "md5",
-            "90528d7ca1a48142e341f4ef8d21d0de",
-            248_100_043,
-        ),
-    ),
+    "cifar10": (_file(f"{_CIFAR}/cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a", 170_498_071),),
+    "cifar10-binary": (_file(f"{_CIFAR}/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", 170_052_171),),
+    "cifar100": (_file(f"{_CIFAR}/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", 169_001_437),),
+    "cifar100-binary": (_file(f"{_CIFAR}/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", 168_513_733),),
+    "svhn": _SVHN_FILES,
+    "svhn-extra": (*_SVHN_FILES, _SVHN_EXTRA),
+    "tiny-imagenet": (_file(f"{_STANFORD}/tiny-imagenet-200.zip", "90528d7ca1a48142e341f4ef8d21d0de", 248_100_043),),
 }
 
 

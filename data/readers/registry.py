@@ -64,7 +64,7 @@ DATA_FORMATS: Final = Registry(
 
 
 class SourceConfig(ImageConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where a published data set lies, in which format, and which of its readings is wanted.
+    """The location of a published data set, its format, and which of its labels and files to use.
 
     Raises:
         RecipeError: the format is unknown, or ``download`` names nothing that can be fetched.
@@ -105,7 +105,7 @@ def read_source(
         check: called with the labels of each split and the class names before image files are decoded.
 
     Raises:
-        RecipeError: the configuration names a path where there is none to name, or none where there must be one.
+        RecipeError: the path is missing, or given for the built-in data set.
         MissingError: there is nothing at the path.
         SourceError: the path is not a data set of the format.
 
@@ -194,7 +194,7 @@ def _formats() -> list[SourceFormat]:
 
 
 def _path(config: SourceConfig) -> Path:
-    """Return where the data lie; a folder that holds nothing but one archive stands for the archive."""
+    """Return the path of the data; of a folder that holds nothing but one archive, the archive's."""
     if is_hub(config.path):
         return hub_folder(config.path)
     path = expand_home(config.path)

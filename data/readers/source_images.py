@@ -7,8 +7,8 @@ Readers of arrays return ``PublishedData``; readers of image files list them in 
 import re
 import stat
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.errors import SourceError
+from lsmix.data.errors import LsmixError, SourceError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -39,7 +39,9 @@ __all__ = [
     "check_complete",
     "check_file",
     "has_ending",
+    "join_splits",
     "most_unpacked",
+    "refused_if_damaged",
 ]
 
 _SPLIT_NAMES = ("train", "heldout", "test")
@@ -54,8 +56,6 @@ SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], obje
 _EXAMPLES = 3  # names given for each reason why files were left out
 _MAX_FILE_BYTES = 64 << 30  # a data set is read into memory as a whole; ImageNet at 64×64 pixels has 16 GB
 UNPACK_RATIO = 100  # more than this many times a file's bytes is a bomb
-_HOLES_RATIO = 100  # a file of more than this many times its bytes on the disk …
-_HOLES_BYTES = 1 << 30  # … and of more than this is all holes: file systems that compress shrink no images so far
 
 
 def has_ending(path: Path, endings: str | tuple[str, ...]) -> bool:
@@ -69,7 +69,7 @@ def most_unpacked(packed: int, spare: int) -> int:
 
 
 def check_file(path: Path) -> None:
-    """Refuse what could be read without end: a device, a pipe, a socket, or a file far too big for a data set, perhaps by holes.
+    """Refuse what could be read without end: a device, a pipe, a socket, or a file far too big for a data set.
 
     Links are followed. What is not there, and a folder, pass.
 
@@ -81,21 +81,14 @@ def check_file(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:  # such as a link to itself
-        raise SourceError(f"{str(path)!r} cannot be looked at ({error.strerror}). Check the path.") from error
+        raise SourceError(f"{str(path)!r} cannot be read: {error.strerror}. Check the path.") from error
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
         raise SourceError(
             f"{str(path)!r} is a device, pipe or socket, which is never read; expected a file or folder. Check the path."
         )
-    if not stat.S_ISREG(found.st_mode):
-        return
-    if found.st_size > _MAX_FILE_BYTES:
+    if stat.S_ISREG(found.st_mode) and found.st_size > _MAX_FILE_BYTES:
         raise SourceError(
             f"{str(path)!r} has {found.st_size} bytes; at most {_MAX_FILE_BYTES} are read of a data set's file. Wrong file?"
-        )
-    on_disk = 512 * found.st_blocks  # 0 where the file system does not count them
-    if found.st_size > _HOLES_BYTES and 0 < _HOLES_RATIO * on_disk < found.st_size:
-        raise SourceError(
-            f"{str(path)!r} has {found.st_size} bytes, of which {on_disk} are on the disk: the others are holes. Fetch it again."
         )
 
 
@@ -109,6 +102,26 @@ def check_complete(
     """
     if missing:
         raise SourceError(f"{str(path)!r} is not a whole {data_set}: {', '.join(map(repr, missing))} missing. {advice}")
+
+
+@contextmanager
+def refused_if_damaged(
+    where: str, kind: str, *errors: type[Exception], advice: str = "Fetch it again."
+) -> Iterator[None]:
+    """Raise SourceError in place of what a parser raises on damaged files; errors of lsmix pass.
+
+    Args:
+        where: what to call the file in the message.
+        kind: what it should be.
+        errors: what the parser raises.
+        advice: ends the message.
+    """
+    try:
+        yield
+    except LsmixError:
+        raise
+    except errors as error:
+        raise SourceError(f"{where} is damaged or no {kind} ({error}). {advice}") from error
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -136,6 +149,11 @@ class Split:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def join_splits(splits: Sequence[Split]) -> Split:
+    """Return the images of several splits, of one shape, behind one another."""
+    return Split(np.concatenate([split.images for split in splits]), np.concatenate([split.labels for split in splits]))
 
 
 @dataclass(frozen=True, eq=False, slots=True, kw_only=True)
@@ -317,9 +335,8 @@ class SourceFormat:
     """
 
     name: str  # as in a recipe: format = "..."
-    looks_for: str  # what makes a path one of these, for messages
     recognise: Callable[[Path], bool]  # whether an existing path looks like one, at little cost
-    files: Callable[[Path], Sequence[str | Path]]  # the files whose content counts
+    files: Callable[[Path], Sequence[str | Path]] = lambda path: [path]  # the files whose content counts
     read: Callable[[Path], PublishedData] | None = None
     images: Callable[[Path, ImageConfig], AbstractContextManager[ImageListing]] | None = None
     general: bool = False  # whether other formats that fit a path, too, are preferred

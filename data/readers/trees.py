@@ -10,13 +10,13 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked
+from lsmix.data.readers.source_images import ImageError, check_file, has_ending, most_unpacked, refused_if_damaged
 
 __all__ = [
     "ARCHIVE_ERRORS",
@@ -45,13 +45,10 @@ _SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shr
 _PIECE_BYTES = 1 << 20
 _PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
 _PEEK_MEMBERS = 64
-_BLOCK_BYTES = 512  # of tar: a header, and what contents are filled up to
-_MOST_NAME_BYTES = 1 << 16  # of a tar's header of a long name
-_LONG_NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)  # of the member behind them
-_EXTENSIONS = (*_LONG_NAMES, tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE)  # headers that are no members
+_MOST_HEADER_BYTES = 1 << 16  # of one member of a tar, with those of its long name
 # What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
 ARCHIVE_ERRORS = (
-    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError
+    zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
 )  # fmt: skip
 
 
@@ -87,8 +84,8 @@ def open_tree(path: Path) -> Iterator[FileTree]:
 
 
 def is_hidden(name: str) -> bool:
-    """Tell whether a file or a folder that it is in is hidden, by the name that ``walk`` gives."""
-    return name.startswith(".") or "/." in name
+    """Tell whether a file or a folder that it is in is hidden or made by macOS, by the name that ``walk`` gives."""
+    return name.startswith((".", "__MACOSX/")) or "/." in name
 
 
 def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
@@ -139,7 +136,7 @@ class _Folder:
         self._base = base
 
     def names(self) -> list[str]:
-        return _sorted(walk(self._base))
+        return sorted(walk(self._base), key=part_order)
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
         file = self._base / name
@@ -196,7 +193,7 @@ class _Archive:
         self._members: dict[str, Any] = {}
 
     def names(self) -> list[str]:
-        return _sorted(self._members)
+        return sorted(self._members, key=part_order)
 
     def label(self, name: str) -> str:
         return f"{name!r} in {str(self._path)!r}"
@@ -221,10 +218,8 @@ class _Archive:
 class _ZipTree(_Archive):
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        try:
+        with refused_if_damaged(repr(str(path)), "zip archive", *ARCHIVE_ERRORS):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
-        except ARCHIVE_ERRORS as error:
-            raise SourceError(f"{str(path)!r} is damaged or no zip archive ({error}). Fetch it again.") from error
         listed, packed = self._archive.infolist(), path.stat().st_size
         unpacked = sum(member.file_size for member in listed)
         if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
@@ -266,20 +261,16 @@ class TarTree(_Archive):
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
-        try:
+        with refused_if_damaged(repr(str(path)), "tar", *ARCHIVE_ERRORS):
             self._file: IO[bytes] = stack.enter_context(path.open("rb"))
             if _is_gzip(self._file):
                 self._file = _unpacked(path, self._file, stack)
             end = os.fstat(self._file.fileno()).st_size
-            for member, begin in _tar_members(self._file):
-                if begin + member.size > end:
+            for member in _tar_members(self._file):
+                if member.offset_data + member.size > end:
                     raise EOFError(f"{ascii(member.name)[:100]} goes on past its end")
                 if not member.isdir():
-                    self._add(member.name, (begin, member.size), plain=member.isreg())
-        except ARCHIVE_ERRORS as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(f"{str(path)!r} is damaged, cut short or no tar ({error}). Fetch it again.") from error
+                    self._add(member.name, (member.offset_data, member.size), plain=member.isreg())
 
     def in_order(self) -> list[str]:
         """Return the names in the order of the archive."""
@@ -293,54 +284,39 @@ class TarTree(_Archive):
         return os.pread(self._file.fileno(), size, begin)
 
 
-def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tuple[tarfile.TarInfo, int]]:
-    """Yield each member of a tar with the place of its content.
+class _Headers:
+    """A tar as tarfile reads its headers: those of a member may take some bytes, whatever size they claim."""
 
-    Not by tarfile's own reader, which reads long names as a whole, whatever size they claim, and takes a damaged header
-    for the end of the archive.
-    """
-    at = 0
-    changes: dict[str, str] = {}  # what long headers say of the next member
+    def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.left = _MOST_HEADER_BYTES
+
+    def read(self, size: int) -> bytes:
+        self.left -= size
+        if size < 0 or self.left < 0:
+            raise tarfile.HeaderError(f"a member's headers have more than {_MOST_HEADER_BYTES} bytes")
+        return self._file.read(size)
+
+
+def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tarfile.TarInfo]:
+    """Yield each member of a tar."""
+    headers: Any = _Headers(file)
+    archive = tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape")  # noqa: SIM115 - of the caller's file
     for _ in range(_MOST_MEMBERS):
-        file.seek(at)
-        block = file.read(_BLOCK_BYTES)
-        if len(block) == _BLOCK_BYTES and not block.strip(b"\0"):
-            return
-        member = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-        begin = at + _BLOCK_BYTES
-        if member.type in _LONG_NAMES:
-            changes |= _long_name(file.read(min(member.size, _MOST_NAME_BYTES + 1)), member.type)
-        elif member.type not in _EXTENSIONS:
-            member.name = changes.get("path", member.name).removeprefix("./")
-            member.size = int(changes.get("size", member.size))
-            changes = {}
-        if member.size < 0 or member.type == tarfile.GNUTYPE_SPARSE:
+        headers.left = _MOST_HEADER_BYTES
+        if (member := archive.next()) is None:
+            break
+        archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header read
+        if member.size < 0 or member.issparse():
             raise tarfile.HeaderError(f"{ascii(member.name)[:100]} has a size below 0, or holes")
-        if member.type not in _EXTENSIONS:
-            yield member, begin
-        # Behind a folder, a link or a device there is no content, whatever size it has.
-        filled = member.isreg() or member.type in _EXTENSIONS or member.type not in tarfile.SUPPORTED_TYPES
-        at = begin + (-(-member.size // _BLOCK_BYTES) * _BLOCK_BYTES if filled else 0)
-    raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
-
-
-def _long_name(content: bytes, kind: bytes) -> dict[str, str]:
-    """Return the fields that a header of GNU or of POSIX gives the next member."""
-    if len(content) > _MOST_NAME_BYTES:
-        raise tarfile.HeaderError(f"it has a name of more than {_MOST_NAME_BYTES} bytes")
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return {"path": content.partition(b"\0")[0].decode("utf-8", "surrogateescape")}
-    fields, at = {}, 0
-    while at < len(content):  # records such as b"20 path=folder/name\n", with their own length in front
-        space = content.index(b" ", at, at + 8)
-        end = at + int(content[at:space])
-        name, _, value = content[space + 1 : end - 1].decode("utf-8", "surrogateescape").partition("=")
-        if end <= space or end > len(content) or name.startswith("GNU.sparse"):
-            raise tarfile.HeaderError(
-                f"it has the header field {ascii(name)[:100]}, which is damaged or of a file with holes"
-            )
-        fields[name], at = value, end
-    return fields
+        member.name = member.name.removeprefix("./")
+        yield member
+    else:
+        raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
+    file.seek(archive.offset)
+    if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # for tarfile, a damaged header is the end, too
+        raise tarfile.HeaderError("it is cut short, or has a damaged header")
 
 
 def peek_names(path: Path) -> list[str]:
@@ -350,7 +326,7 @@ def peek_names(path: Path) -> list[str]:
         if has_ending(path, ".zip"):
             return zipfile.ZipFile(raw).namelist()
         left = _PEEK_BYTES
-        for member, _ in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):
+        for member in _tar_members(gzip.GzipFile(fileobj=raw) if _is_gzip(raw) else raw):
             left -= member.size
             names.append(member.name)
             if left < 0 or len(names) >= _PEEK_MEMBERS:
@@ -382,10 +358,6 @@ def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
 def part_order(name: str) -> str:
     """Return the key by which names are sorted part by part, as in a walk through sorted folders."""
     return name.replace("/", "\0")
-
-
-def _sorted(names: Iterable[str]) -> list[str]:
-    return sorted(names, key=part_order)
 
 
 def _too_big(label: str, max_bytes: int) -> ImageError:

@@ -356,7 +356,7 @@ def _fetch(place: RemoteFS, target: Path, record: FileRecord, advance: Callable[
         with target.open("a+b", buffering=0) as stream:
             have = os.fstat(stream.fileno()).st_size
             advance(have if have <= record.bytes else 0)
-            return fetch_file(place, record, stream, advance)
+            return fetch_file(place, record.path, record.bytes, record.sha256, stream, advance)
     except (CorruptError, MissingError):
         if not is_description(record):
             raise

@@ -105,7 +105,7 @@ def finalize_array(
             continue
         folder = workspace.folder(node.stage.name, node.name, key)
         url = workspace.url_of(folder)
-        if finished_shards(folder) or (url and read_ledger(url)) or resolver.artifact(node):
+        if finished_shards(folder) or (url and read_ledger(url, node.stage.name)) or resolver.artifact(node):
             built += bring_up_to_date([node], workspace, executor=None, progress=progress, device=device)
         else:
             progress.info(f"{node.label}: not begun")

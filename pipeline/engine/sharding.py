@@ -95,7 +95,7 @@ def complete_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
     local = _local_shards(task, store)
     if not task.url:
         return local
-    remote = read_ledger(task.url)
+    remote = read_ledger(task.url, task.stage)
     for shard in local.keys() - remote.keys():
         send_shard(task.folder, task.url, local[shard])
     return local | {shard: record for shard, record in remote.items() if shard < store.shards}

@@ -221,16 +221,18 @@ def run_shard(job: ShardJob, shard: int) -> ShardRecord:
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
     """Return the records of complete shards whose files have their sizes; shards with damaged records count as missing."""
-    contents = (path.read_bytes() for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")))
+    contents = ((path.name, path.read_bytes()) for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")))
     return _whole_shards(contents, lambda file: _is_whole(folder / file.path, file.bytes))
 
 
-def _whole_shards(contents: Iterable[bytes], is_whole: Callable[[FileRecord], bool]) -> dict[int, ShardRecord]:
+def _whole_shards(
+    contents: Iterable[tuple[str, bytes]], is_whole: Callable[[FileRecord], bool]
+) -> dict[int, ShardRecord]:
     records = {}
-    for content in contents:
+    for name, content in contents:
         with contextlib.suppress(*DECODE_ERRORS):
             record = msgspec.json.decode(content, type=ShardRecord)
-            if all(map(is_whole, record.files)):
+            if name == Path(record_name(record.shard)).name and all(map(is_whole, record.files)):
                 records[record.shard] = record
     return records
 
@@ -272,7 +274,7 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
     open_target(url).update({path: LocalFile(folder / path, "") for path in paths})
 
 
-def read_ledger(url: str) -> dict[int, ShardRecord]:
+def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
     """Return the records of all shards at a URL whose files are there in full; damaged ones count as unfinished.
 
     Raises:
@@ -281,12 +283,12 @@ def read_ledger(url: str) -> dict[int, ShardRecord]:
     """
     place = open_remote(url)
     sizes = place.sizes("")
-    names = [path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/")]
+    names = sorted(path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/"))
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
-        contents = threads.map(lambda path: place.read(path, _MOST_RECORD_BYTES), sorted(names))
+        contents = threads.map(lambda path: (Path(path).name, place.read(path, _MOST_RECORD_BYTES)), names)
         records = _whole_shards(contents, lambda file: sizes.get(file.path) == file.bytes)
     for record in records.values():
-        check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", record.files)
+        check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", stage, record.files)
     return records
 
 
@@ -302,7 +304,7 @@ def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
         part = folder / WORK_FOLDER / "fetched" / wanted.sha256
         part.parent.mkdir(parents=True, exist_ok=True)
         with locked_file(part, wait=True) as stream:
-            fetch_file(place, wanted, stream, lambda _: None)
+            fetch_file(place, wanted.path, wanted.bytes, wanted.sha256, stream, lambda _: None)
             (folder / wanted.path).parent.mkdir(parents=True, exist_ok=True)
             part.replace(folder / wanted.path)
     write_atomic(folder / WORK_FOLDER / record_name(record.shard), msgspec.json.encode(record))

@@ -73,7 +73,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     folder = workspace.folder(node.stage.name, node.name, key)
     status = replace(status, cache_key=key, folder=str(folder))
     url = workspace.url_of(folder)
-    remote = read_ledger(url) if url and node.stage.create else {}
+    remote = read_ledger(url, node.stage.name) if url and node.stage.create else {}
     if not folder.is_dir() and not remote:
         return replace(status, state="to-run", why=_why(node, resolver.fields(node), records, workspace))
     progress = (

@@ -37,7 +37,7 @@ def fetch_source(config: DataConfig, progress: Progress) -> None:
 
     Raises:
         RecipeError: the recipe does not say what to fetch, or where to.
-        DownloadError, DiskSpaceError, LockedError: as ``data.download.download``.
+        DownloadError, DiskSpaceError, LockedError: as ``download``.
     """
     # Imported here since it takes a while, which a run without a download should not pay.
     from lsmix.data.readers.published.download import download

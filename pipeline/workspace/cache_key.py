@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -73,23 +74,22 @@ class SourceDigests:
             SourceError: a file is a folder, or its name is no text.
         """
         lines, changed = [], {}
-        folder, before, inside = "\0", "", ""  # no folder has this name
-        # os instead of Path, which takes most of the time for tens of thousands of files
-        for file in (os.fspath(path) for path in files):
-            its_folder, slash, name = file.rpartition("/")
-            if its_folder != folder:  # files come folder by folder
-                folder, relative = its_folder, os.path.relpath(its_folder + slash or ".", root)
-                before = "" if relative == "." else f"{relative}/"
-                inside = f"{os.path.realpath(folder + slash)}/"
-            try:
-                facts = os.stat(file)  # noqa: PTH116  # Path is slow for many files
-            except (FileNotFoundError, NotADirectoryError) as error:
-                raise MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.") from error
-            real, stamp = inside + name, (facts.st_size, facts.st_mtime_ns, facts.st_ino)
-            known = self._known.get(real)
-            if known is None or known[1:] != stamp:
-                known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
-            lines.append((before + name, known[0]))
+        # os instead of Path, which would take most of the time for tens of thousands of files.
+        for folder, group in groupby((os.fspath(file) for file in files), key=lambda file: file[: file.rfind("/") + 1]):
+            relative, inside = os.path.relpath(folder or ".", root), f"{os.path.realpath(folder)}/"
+            before = "" if relative == "." else f"{relative}/"
+            for file in group:
+                name = file[len(folder) :]
+                real = inside + name
+                try:
+                    facts = os.stat(real)  # noqa: PTH116 - as above
+                except (FileNotFoundError, NotADirectoryError) as error:
+                    raise MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.") from error
+                stamp = facts.st_size, facts.st_mtime_ns, facts.st_ino
+                known = self._known.get(real)
+                if known is None or known[1:] != stamp:
+                    known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
+                lines.append((before + name, known[0]))
         if remember and changed:
             # It only saves time, so that it cannot be written is no error.
             with contextlib.suppress(OSError):

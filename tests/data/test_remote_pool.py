@@ -157,7 +157,7 @@ def test_missing_damaged_and_unreachable_pools_are_named(web):
     with pytest.raises(DownloadError, match="cannot be reached"):
         open_pool("http://127.0.0.1:9/pool")
     with pytest.raises(RecipeError, match=r"Raise cache_bytes"):
-        open_pool(f"{web.url}/pool", cache_bytes=10)
+        _ = open_pool(f"{web.url}/pool", cache_bytes=10).image[:]
     with pytest.raises(MissingError, match="lsmix pull"):
         _ = open_pool(f"{web.url}/pool").path
 

@@ -281,7 +281,7 @@ HOSTILE = {
 @pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE)
 def test_a_hostile_manifest_is_refused_before_anything_is_written(web, tmp_path, change):
     rewrite(Path(web.folder, "pool"), lambda files: files[0].update(change))
-    with pytest.raises(CorruptError, match="Do not use this artifact"):
+    with pytest.raises(CorruptError, match=r"Do not use this artifact|is damaged: Expected"):
         pull(f"{web.url}/pool", tmp_path / "in" / "here")
     assert not (tmp_path / "in").exists()
     assert [path for path, _ in web.asked] == ["pool/manifest.json"]
@@ -292,7 +292,7 @@ def test_files_listed_twice_or_as_folders_are_refused(web, tmp_path):
     with pytest.raises(CorruptError, match="twice"):
         pull(f"{web.url}/pool", tmp_path / "here")
     rewrite(Path(web.folder, "pool"), lambda files: files.pop())
-    rewrite(Path(web.folder, "pool"), lambda files: files.append({**files[0], "path": "pool.zarr"}))
+    rewrite(Path(web.folder, "pool"), lambda files: files.append({**files[0], "path": "pool.zarr/lam/c/0/0"}))
     with pytest.raises(CorruptError, match="as a file and a folder"):
         pull(f"{web.url}/pool", tmp_path / "here")
 

@@ -1,4 +1,4 @@
-"""The files of examples/clusters do what they say: they are run whole, with stand-ins for the clusters' own programs."""
+"""The files of examples/clusters work: they run whole, with stand-ins for the programs of the clusters."""
 
 import json
 import os
@@ -18,8 +18,8 @@ from lsmix.pipeline.workspace.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "clusters"
 
-# Runs what it is sent at once, the tasks of an array side by side and with the variables that SLURM sets, and again what
-# asked for it; notes options and exit codes. What depends on a job that failed is not run.
+# Runs each job at once, the tasks of an array side by side with the variables that SLURM sets, and requeued tasks again;
+# records options and exit codes. Jobs that depend on a failed one do not run.
 SBATCH = r"""
 import json, os, re, subprocess, sys
 from pathlib import Path
@@ -56,7 +56,7 @@ from pathlib import Path
 assert sys.argv[1] == "requeue"
 Path(os.environ["STATE"], f"requeue-{sys.argv[2]}").touch()
 """
-# Runs the containers of the Jobs that it is told to apply, each pod in turn, with the volumes' folders in STATE.
+# Runs the containers of the Jobs that it applies, each pod in turn, with the volumes' folders in STATE.
 KUBECTL = r"""
 import os, subprocess, sys, yaml
 from pathlib import Path
@@ -122,7 +122,7 @@ def bare(workspace):
     return workspace
 
 
-def roots(workspace):
+def digests(workspace):
     return {
         manifest.name: manifest.content_digest
         for stage in ("encode", "mix", "train")
@@ -141,7 +141,7 @@ def test_scripts_are_executable_and_parse(path):
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.iterdir()), ids=lambda path: path.name)
-def test_every_file_is_told_of(path):
+def test_every_file_is_documented(path):
     for page in ("examples/README.md", "docs/clusters.md"):
         assert path.name in (ROOT / page).read_text(encoding="utf-8")
 
@@ -150,7 +150,7 @@ def test_every_file_is_told_of(path):
 
 
 @pytest.mark.slow
-def test_a_recipe_sent_to_slurm_comes_to_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
+def test_slurm_makes_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
     bare(tiny_workspace)
     script = EXAMPLES / "slurm-submit.sh"
     done = made(script, tiny_recipe, tiny_workspace, 2, "--partition=some", env={**os.environ, "GPU": "--gres=gpu:a:1"})
@@ -159,20 +159,17 @@ def test_a_recipe_sent_to_slurm_comes_to_the_same_bytes(place, tiny_recipe, tiny
     steps = [job["words"][0] for job in jobs]
     assert steps == ["train-glow", "encode", "finalize", "mix", "finalize", "run"]
     assert done.stdout.splitlines() == [f"{step}: job {job}" for job, step in enumerate(steps, 101)]
-    assert [job["codes"] for job in jobs] == [
-        {"0": 0, "1": 0} if step in ("encode", "mix") else {"0": 0} for step in steps
-    ]
-    assert [job["options"].get("--dependency", "") for job in jobs] == [
-        "",
-        *(f"afterok:{job}" for job in range(101, 106)),
-    ]
+    two, one = {"0": 0, "1": 0}, {"0": 0}
+    assert [job["codes"] for job in jobs] == [two if step in ("encode", "mix") else one for step in steps]
+    before = [job["options"].get("--dependency", "") for job in jobs]
+    assert before == ["", *(f"afterok:{job}" for job in range(101, 106))]
     assert all(job["options"]["--partition"] == "some" for job in jobs)
     assert ["--gres" in job["options"] for job in jobs] == [step != "finalize" for step in steps]
-    assert roots(tiny_workspace) == roots(finished_workspace)
+    assert digests(tiny_workspace) == digests(finished_workspace)
     assert not list(tiny_workspace.glob("*/*/work"))
 
 
-def test_after_a_step_that_fails_none_is_run(place, tiny_recipe):
+def test_slurm_runs_no_step_after_one_that_failed(place, tiny_recipe):
     write_program(place, "lsmix", '#!/bin/sh\n[ "$1" != encode ] || [ "${7}" = 0 ] || exit 1\n')
     done = made(EXAMPLES / "slurm-submit.sh", tiny_recipe, place / "runs", 3)
     assert done.returncode == 0, done.stderr
@@ -189,7 +186,7 @@ i=0; while [ $i -lt 600 ]; do sleep 0.05; i=$((i + 1)); done
 
 
 @pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, True), (signal.SIGTERM, False)])
-def test_when_its_time_is_up_a_job_stops_and_goes_on_later_and_when_cancelled_it_does_not(place, number, requeued):
+def test_a_job_is_requeued_when_its_time_is_up_but_not_when_cancelled(place, number, requeued):
     write_program(place, "lsmix", STUBBORN)
     script = EXAMPLES / "slurm-array.sh"
     facts = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "1"}
@@ -206,7 +203,7 @@ def test_when_its_time_is_up_a_job_stops_and_goes_on_later_and_when_cancelled_it
 @pytest.mark.parametrize(
     ("code", "restarts", "requeued"), [(0, 0, 0), (1, 0, 0), (2, 0, 0), (4, 0, 1), (6, 2, 1), (6, 3, 0), (130, 0, 0)]
 )
-def test_what_another_try_may_mend_is_tried_again_three_times(place, code, restarts, requeued):
+def test_exit_codes_that_another_try_may_change_are_tried_again_three_times(place, code, restarts, requeued):
     write_program(place, "lsmix", f'#!/bin/sh\necho "$@" > "$STATE/words"\nexit {code}\n')
     facts = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2", "SLURM_RESTART_COUNT": str(restarts)}
     done = made("bash", EXAMPLES / "slurm-array.sh", "mix", "my.toml", "runs", 4, env=facts)
@@ -218,7 +215,7 @@ def test_what_another_try_may_mend_is_tried_again_three_times(place, code, resta
 # distributed keeps sockets of its own that are collected late.
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_dask_workers_as_slurm_jobs_come_to_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
+def test_dask_workers_as_slurm_jobs_make_the_same_bytes(place, tiny_recipe, tiny_workspace, finished_workspace):
     bare(tiny_workspace)
     (place / "dask_jobqueue.py").write_text(DASK_JOBQUEUE, encoding="utf-8")
     path = os.pathsep.join(filter(None, [str(place), os.environ.get("PYTHONPATH")]))
@@ -226,7 +223,7 @@ def test_dask_workers_as_slurm_jobs_come_to_the_same_bytes(place, tiny_recipe, t
     done = made(sys.executable, EXAMPLES / "slurm_dask.py", *words, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"report: {tiny_workspace}")
-    assert roots(tiny_workspace) == roots(finished_workspace)
+    assert digests(tiny_workspace) == digests(finished_workspace)
 
 
 # Kubernetes
@@ -237,7 +234,7 @@ def resources():
     return list(yaml.safe_load_all((EXAMPLES / "kubernetes-job.yaml").read_text(encoding="utf-8")))
 
 
-def test_the_kubernetes_resources_are_as_the_api_wants_them(resources):
+def test_the_kubernetes_resources_follow_the_api(resources):
     kinds = {"ConfigMap": "v1", "PersistentVolumeClaim": "v1", "Job": "batch/v1"}
     assert all(kinds[item["kind"]] == item["apiVersion"] for item in resources)
     jobs = [item for item in resources if item["kind"] == "Job"]
@@ -253,10 +250,8 @@ def test_the_kubernetes_resources_are_as_the_api_wants_them(resources):
         assert container["resources"]["limits"]["memory"]
         assert all(isinstance(entry["value"], str) for entry in container["env"])
         disturbed, hopeless = spec["podFailurePolicy"]["rules"]
-        assert disturbed == {
-            "action": "Ignore",
-            "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}],
-        }
+        conditions = [{"type": "DisruptionTarget", "status": "True"}]
+        assert disturbed == {"action": "Ignore", "onPodConditions": conditions}
         assert hopeless["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [2, 5]}
         indexed = spec.get("completionMode") == "Indexed"
         assert ("backoffLimitPerIndex" in spec, "backoffLimit" in spec) == (indexed, not indexed)
@@ -290,15 +285,15 @@ def kubernetes(place, tiny_recipe):
 
 
 @pytest.mark.slow
-def test_a_recipe_on_kubernetes_comes_to_the_same_bytes(kubernetes, place, tiny_workspace, finished_workspace):
+def test_kubernetes_makes_the_same_bytes(kubernetes, place, tiny_workspace, finished_workspace):
     assert bare(tiny_workspace) == place / "runs"
     done = kubernetes()
     assert done.returncode == 0, done.stderr
-    assert roots(tiny_workspace) == roots(finished_workspace)
+    assert digests(tiny_workspace) == digests(finished_workspace)
     assert not list(tiny_workspace.glob("*/*/work"))
 
 
-def test_on_kubernetes_nothing_is_applied_after_a_step_that_failed(kubernetes, place):
+def test_kubernetes_runs_no_step_after_one_that_failed(kubernetes, place):
     write_program(place, "lsmix", '#!/bin/sh\necho "$@" >> "$STATE/calls"\n[ "$1" != encode ] || exit 6\n')
     done = kubernetes()
     assert done.returncode == 1
@@ -309,7 +304,7 @@ def test_on_kubernetes_nothing_is_applied_after_a_step_that_failed(kubernetes, p
     assert sorted(calls[1:]) == [f"encode {usual} --array-index {part} --array-size 2" for part in (0, 1)]
 
 
-def test_the_image_is_built_of_what_is_there():
+def test_the_image_is_built_from_existing_files():
     lines = (EXAMPLES / "Containerfile").read_text(encoding="utf-8").splitlines()
     assert [line.split()[0] for line in lines if not line.startswith("#")] == ["FROM", "COPY", "RUN", "USER", "WORKDIR"]
     assert "--constraint /src/requirements.lock /src" in "\n".join(lines)

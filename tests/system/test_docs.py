@@ -1,4 +1,4 @@
-"""The documentation against the code: commands, fields, exit codes and names are told, and what is shown runs."""
+"""The documentation against the code: commands, fields, exit codes and names are documented, and examples run."""
 
 import inspect
 import re
@@ -30,38 +30,6 @@ PAGES = (
     "examples/README.md",
     *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
 )
-TINY = """
-name = "tiny"
-[data]
-format = "digits"
-limit = 80
-heldout = 8
-test = 20
-[flow]
-levels = 2
-steps = 1
-hidden = 4
-threads = 1
-evaluate_images = 8
-[flow.training]
-iterations = 2
-batch_size = 16
-flip = false
-[pools.lsmix]
-copies = 2
-[classifier]
-threads = 1
-width = 4
-epochs = 1
-batch_size = 32
-flip = false
-[runs.baseline]
-[runs.lsmix]
-pool = "lsmix"
-[report]
-pairs = 1
-bits_images = 8
-"""
 
 
 def text_of(page: str) -> str:
@@ -78,23 +46,23 @@ def rows(page: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
 
-@pytest.fixture(scope="session")
-def place(tmp_path_factory):
-    """Make a folder as a reader of the README has it: my.toml, its finished runs, and a pool that somebody gave."""
+@pytest.fixture(scope="module")
+def reader_folder(tiny_recipe, finished_workspace, tmp_path_factory):
+    """Return a folder as a reader of the README has it: my.toml, its finished runs, and a pool that they were given."""
     folder = tmp_path_factory.mktemp("reader")
-    (folder / "my.toml").write_text(TINY, encoding="utf-8")
-    result = lsmix.run(folder / "my.toml", workspace=folder / "runs", device="cpu")
-    shutil.copytree(result["mix/lsmix"].folder, folder / "lsmix-pool")
+    shutil.copy(tiny_recipe, folder / "my.toml")
+    shutil.copytree(finished_workspace, folder / "runs")
+    shutil.copytree(next((finished_workspace / "mix").glob("lsmix-*")), folder / "lsmix-pool")
     return folder
 
 
 @pytest.fixture
-def inside(place, monkeypatch):
-    monkeypatch.chdir(place)
-    return place
+def inside(reader_folder, monkeypatch):
+    monkeypatch.chdir(reader_folder)
+    return reader_folder
 
 
-# What there is, is told.
+# Everything is documented.
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))
@@ -107,13 +75,13 @@ def test_every_command_has_help_and_an_example(name):
     command.make_context(name, parsed(arguments))
 
 
-def test_help_is_laid_out_as_meant():
+def test_help_shows_no_layout_marks():
     shown = CliRunner().invoke(cli, ["--help"]).output
     assert "\\b" not in shown  # click's mark for lines to keep, which must not be in a raw string
     assert "Exit codes: 0 done" in shown
 
 
-def test_every_exit_code_is_told():
+def test_every_exit_code_is_documented():
     table = {row[0]: row for row in rows("docs/cli.md") if row[0].isdigit()}
     kinds = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, errors.LsmixError)]
     for kind in kinds:
@@ -122,7 +90,7 @@ def test_every_exit_code_is_told():
     assert set(table) == {"0", "2", "130", "141", *(str(kind.exit_code) for kind in kinds)}
 
 
-def test_every_state_is_told():
+def test_every_state_is_documented():
     from lsmix.pipeline.engine.status import NodeStatus
 
     states = next(field.type for field in msgspec.structs.fields(NodeStatus) if field.name == "state").__args__
@@ -173,7 +141,7 @@ def name_of(requirement: str) -> str:
     return re.split(r"[\[<>=]", requirement)[0]
 
 
-def test_every_public_name_is_there_and_told():
+def test_every_public_name_exists_and_is_in_the_readme():
     wanted = {"load_flow", "mix_latents", "open_pool", "PoolLoader", "pull", "push", "rebuild", "run", "verify"}
     assert wanted <= set(lsmix.__all__) == set(dir(lsmix))
     for name in wanted:
@@ -221,7 +189,7 @@ def required_by(group: str, extras: list[str]) -> Iterator[str]:
         yield from [line] if isinstance(line, str) else required_by(line["include-group"], [])
 
 
-# What is shown, is so.
+# Examples work.
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -234,7 +202,7 @@ def test_links_lead_somewhere(page):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_files_that_are_named_exist(page):
+def test_named_files_exist(page):
     for name in re.findall(r"`((?:pipeline|glow|classifiers|data|tests|recipes)/[\w./]+)`", text_of(page)):
         assert (ROOT / name).exists(), name
 
@@ -247,7 +215,7 @@ def test_python_blocks_run(page, inside):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")])
-def test_recipes_that_are_shown_are_valid(page, tmp_path):
+def test_shown_recipes_are_valid(page, tmp_path):
     for block in blocks(page, "toml"):
         (tmp_path / "shown.toml").write_text(block, encoding="utf-8")
         read_recipe(tmp_path / "shown.toml")
@@ -274,7 +242,7 @@ def test_shell_blocks_are_real_commands(page):
             cli.commands[words[1]].make_context(words[1], parsed(words[2:]))
 
 
-def keys_told(schema: str) -> set[str]:
+def documented_keys(schema: str) -> set[str]:
     (row,) = (row for row in rows("docs/cli.md") if row[0] == f"`lsmix/{schema}/1`")
     return set(re.findall(r"`([^`]+)`", row[1]))
 
@@ -302,13 +270,13 @@ def test_json_is_as_the_reference_says(inside):
         assert document["schema"] == f"lsmix/{name}/1"
     for name in ("status", "gc", "ls", "logs"):
         for entry in asked[name]["content"]:
-            assert set(entry) <= keys_told(name)
-    assert set(asked["verify"]["content"]) <= keys_told("verify")
-    assert {*asked["diff"]["content"], *asked["diff"]["content"]["differences"][0]} <= keys_told("diff")
+            assert set(entry) <= documented_keys(name)
+    assert set(asked["verify"]["content"]) <= documented_keys("verify")
+    assert {*asked["diff"]["content"], *asked["diff"]["content"]["differences"][0]} <= documented_keys("diff")
     assert {"at", "event"} <= asked["log"]["content"][0].keys()
     run = asked["run"]["content"]
     for entry in (run, *run["artifacts"], *run["error_rates"]):
-        assert set(entry) <= keys_told("run")
+        assert set(entry) <= documented_keys("run")
     assert Path(asked["show"]["content"]["image"]).is_file()
 
 
@@ -324,7 +292,7 @@ def test_a_run_that_is_up_to_date_imports_no_torch(inside):
     assert "0 of " in done.stdout
 
 
-def test_manifest_and_attributes_are_as_the_formats_page_says(inside):
+def test_the_formats_page_has_all_fields_of_manifests_and_attributes(inside):
     page = text_of("docs/formats.md")
     pool = lsmix.open_pool("lsmix-pool")
     for name in (*pool.columns.attributes, *msgspec.structs.asdict(pool.manifest)):

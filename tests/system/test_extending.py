@@ -1,4 +1,4 @@
-"""What docs/extending.md shows works: as a package installed beside lsmix, and as edits of a copy of lsmix itself."""
+"""The code of docs/extending.md works: as a package installed beside lsmix, and as edits of a copy of lsmix itself."""
 
 import importlib
 import os
@@ -65,14 +65,13 @@ def test_each_addition_is_a_short_module_and_an_edit_of_one_file_at_most():
     assert len(EDITS) == 5  # a classifier needs none
 
 
-def test_its_methods_count_like_our_own_only_where_it_is_installed(installed, monkeypatch):
+def test_its_methods_are_known_while_it_is_installed(installed):
     assert "comb" in LATENT_METHODS
     assert PIXEL_METHODS.names()[-1] == "board"
     assert PixelMix(method="board").method == "board"
     with pytest.raises(RecipeError, match=r"Did you mean 'board'\? Known: mixup, cutmix, resizemix, fmix, board\."):
         PixelMix(method="boards")
     assert "checkers.board" not in sys.modules, "checking a name imports nothing"
-    monkeypatch.syspath_prepend("")  # whatever else is there
     sys.path.remove(str(installed))
     importlib.invalidate_caches()
     assert "board" not in PIXEL_METHODS
@@ -80,11 +79,11 @@ def test_its_methods_count_like_our_own_only_where_it_is_installed(installed, mo
         PixelMix(method="board")
 
 
-def test_what_the_page_runs_runs(installed):
+def test_the_example_of_the_page_runs(installed):
     exec(compile(FILES["try.py"], "try.py", "exec"), {})
 
 
-def test_its_methods_hold_to_the_laws(installed):
+def test_its_methods_mix_in_the_given_shares(installed):
     black, white = np.zeros((5, 8, 8, 1), np.uint8), np.full((5, 8, 8, 1), 255, np.uint8)
     mixed, share = mix_images("board", black, white, 0.5)
     np.testing.assert_allclose(mixed.mean(axis=(1, 2, 3)) / 255, share, rtol=0, atol=1e-6)
@@ -111,33 +110,22 @@ def test_its_recipe_trains_its_network_with_its_method(installed):
 
 
 def test_a_whole_run_uses_its_network(installed, command):
-    words = [
-        "--workspace",
-        installed / "runs",
-        "--device",
-        "cpu",
-        "--set",
-        "data.limit=300",
-        "--set",
-        "classifier.epochs=1",
-    ]
-    assert command("train", installed / "my.toml", *words).code == 0
+    words = ("--workspace", installed / "runs", "--device", "cpu", "--set", "data.limit=300")
+    assert command("train", installed / "my.toml", *words, "--set", "classifier.epochs=1").code == 0
     assert list((installed / "runs" / "train").glob("*/classifier.safetensors"))
 
 
-def test_a_recipes_folder_is_no_package(installed):
+def test_modules_beside_a_recipe_are_not_imported(installed, monkeypatch):
     (installed / "recipes").mkdir()
     (installed / "recipes" / "evil_nets.py").write_text("raise SystemExit('run')", encoding="utf-8")
     recipe = FILES["my.toml"].replace("checkers.small:small", "evil_nets:small")
     (installed / "recipes" / "my.toml").write_text(recipe, encoding="utf-8")
-    code = f"import sys; sys.path.pop(0)\nfrom lsmix.pipeline.config.recipe import read_recipe\nread_recipe({str(installed / 'recipes' / 'my.toml')!r})"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=installed / "recipes", capture_output=True, text=True, check=False
-    )
-    assert "needs the package 'evil_nets', which is not installed" in done.stderr
+    monkeypatch.chdir(installed / "recipes")
+    with pytest.raises(RecipeError, match="needs the package 'evil_nets', which is not installed"):
+        read_recipe(Path("my.toml"))
 
 
-def test_its_formats_count_like_our_own(installed):
+def test_its_formats_are_known(installed):
     table = np.arange(2 * 10).reshape(2, 10) % 7
     np.savetxt(installed / "images.csv", table, "%d", delimiter=",")
     published = read_source(SourceConfig(path=str(installed / "images.csv")))
@@ -217,7 +205,7 @@ def apply_edit(path: Path, edit: str) -> None:
         path.write_text(text.replace(before, after) if hunk else text, encoding="utf-8")
 
 
-def test_the_modules_and_edits_of_the_page_make_a_copy_of_lsmix_that_uses_all_of_them(tmp_path):
+def test_a_copy_of_lsmix_with_the_modules_and_edits_of_the_page_uses_all_of_them(tmp_path):
     tree = tmp_path / "tree" / "lsmix"
     for package in ("classifiers", "data", "glow", "pipeline"):
         shutil.copytree(ROOT / package, tree / package, ignore=shutil.ignore_patterns("__pycache__"))
@@ -228,7 +216,7 @@ def test_the_modules_and_edits_of_the_page_make_a_copy_of_lsmix_that_uses_all_of
     for name, edit in EDITS:
         apply_edit(tree / name, edit)
     (tmp_path / "all.toml").write_text(EVERYTHING, encoding="utf-8")
-    paths = {**os.environ, "PYTHONPATH": str(tree.parent)}
-    code = USE.format(tree=str(tree))
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)  # fmt: skip
+    words = [sys.executable, "-c", USE.format(tree=str(tree))]
+    env = {**os.environ, "PYTHONPATH": str(tree.parent)}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

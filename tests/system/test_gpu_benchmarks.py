@@ -1,4 +1,4 @@
-"""The measurements for a GPU, at toy size on the CPU: every section runs, files are written, calls go on from one another."""
+"""The measurements for a GPU, at toy size on the CPU: every section runs, files are written, later calls resume."""
 
 import contextlib
 import importlib
@@ -55,7 +55,7 @@ def test_a_tiny_run_measures_every_section_and_writes_its_files(tmp_path, monkey
     assert exact["measured"] == exact["predicted"] == module("gpu_sections").TINY.images
 
 
-def test_a_section_over_its_time_is_cut_and_one_that_fails_is_recorded_and_the_rest_goes_on(tmp_path):
+def test_sections_that_fail_or_exceed_their_time_are_recorded_and_the_rest_runs(tmp_path):
     results = module("sections").Results(tmp_path, "a title", {})
 
     def slow() -> None:
@@ -102,7 +102,7 @@ def evidence(folder: Path, *words: str) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_later_calls_go_on_from_what_was_carried_and_train_no_flow_again(tmp_path):
+def test_later_calls_resume_from_carried_files_and_train_no_flow_again(tmp_path):
     assert list(evidence(tmp_path, "--steps", "1")) == ["flow"]
     pieces = list((tmp_path / "carry").iterdir())
     assert all(path.stat().st_size < 16 << 20 for path in pieces)
@@ -120,7 +120,7 @@ def test_later_calls_go_on_from_what_was_carried_and_train_no_flow_again(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_training_that_was_interrupted_goes_on_from_its_carried_checkpoint(tmp_path, monkeypatch):
+def test_an_interrupted_training_resumes_from_its_carried_checkpoint(tmp_path, monkeypatch):
     module_ = module("evidence")
     evidence(tmp_path / "whole", "--steps", "1")
 
@@ -146,7 +146,7 @@ def test_a_training_that_was_interrupted_goes_on_from_its_carried_checkpoint(tmp
     assert "checkpoint.safetensors" in log  # was carried over
 
 
-def test_a_call_without_time_left_does_nothing_and_says_what_is_to_do(tmp_path, capsys):
+def test_a_call_without_time_left_does_nothing_and_lists_the_remaining_steps(tmp_path, capsys):
     assert evidence(tmp_path, "--minutes", "0") == {}
     assert "To do: flow, round trips, pool lsmix" in capsys.readouterr().out
 
@@ -179,10 +179,10 @@ def test_the_flow_is_that_of_table_1_and_every_recipe_of_a_step_is_valid(tmp_pat
     assert {pool.copies for pool in recipe.pools.values()} == {10}
 
 
-# What goes between machines.
+# Files that are carried between machines.
 
 
-def test_sheets_give_the_published_bytes_again_and_a_changed_pixel_is_found(tmp_path):
+def test_sheets_restore_the_published_bytes_and_a_changed_pixel_is_found(tmp_path):
     from PIL import Image
 
     sheets = module("sheets")
@@ -232,41 +232,16 @@ def test_a_python_without_our_package_gets_it_with_its_metadata_from_the_checkou
     packages.prepare(tmp_path / "packages")
     packages.prepare(tmp_path / "packages")  # again
     code = "import lsmix, importlib.metadata as m; print(lsmix.__file__); print(m.version('lsmix'), lsmix.__version__)"
-    done = subprocess.run(  # -S: no installed packages at all
-        [sys.executable, "-S", "-c", code],
-        env={"PYTHONPATH": str(tmp_path / "packages")},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    file, versions = done.stdout.splitlines()
+    words = [sys.executable, "-S", "-c", code]  # -S: without installed packages
+    printed = subprocess.check_output(words, env={"PYTHONPATH": str(tmp_path / "packages")}, cwd=tmp_path, text=True)
+    file, versions = printed.splitlines()
     assert Path(file) == tmp_path / "packages" / "lsmix" / "__init__.py"
     assert len(set(versions.split())) == 1
     with pytest.raises(SystemExit, match="No wheels"):
         packages.prepare(tmp_path / "packages", tmp_path)
 
 
-# Glow against peers: like with like.
-
-
-def test_every_glow_contender_has_the_same_precision_and_allocator(monkeypatch):
-    glow = module("glow")
-    started: list[tuple[Any, ...]] = []
-
-    @contextlib.contextmanager
-    def contenders(builders, *, threads, variables):
-        started.append((dict(builders), threads, dict(variables)))
-        yield dict.fromkeys(builders)
-
-    monkeypatch.setattr(glow, "contenders", contenders)
-    for precision in ("float32", "tf32"):
-        with pytest.raises(AttributeError):  # there is nothing behind these contenders to measure
-            glow.speeds({}, threads=1, device="cuda", precision=precision)
-    for (builders, _, variables), precision in zip(started, ("float32", "tf32"), strict=True):
-        assert set(builders) == {"lsmix", "lsmix, memory_light", "normflows", "nflows", "FrEIA", "floor"}
-        assert {arguments[-1] for arguments in builders.values()} == {precision}
-        assert set(variables) == {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}
+# Glow against peers.
 
 
 def test_a_contender_that_does_not_invert_is_recorded_and_not_dropped(capsys):
@@ -278,10 +253,10 @@ def test_a_contender_that_does_not_invert_is_recorded_and_not_dropped(capsys):
 
     figures = glow._inversions({"good": Fixed(1e-6), "bad": Fixed(0.02), "broken": Fixed(float("nan"))}, "float32")
     assert figures["bad, largest error"] == 0.02
-    told = capsys.readouterr().out
-    assert "bad does not invert" in told
-    assert "broken does not invert" in told
-    assert "good does not invert" not in told
+    printed = capsys.readouterr().out
+    assert "bad does not invert" in printed
+    assert "broken does not invert" in printed
+    assert "good does not invert" not in printed
     glow._inversions({"bad": Fixed(0.02)}, "tf32")
     assert "does not invert" not in capsys.readouterr().out
 

@@ -1,11 +1,13 @@
-"""Artifacts, recipes and exports that were made to do harm: each command refuses them in one sentence, and does nothing.
+"""Artifacts, recipes and exports that were forged to do harm: each command refuses them in one sentence and does nothing else.
 
-Checksums are mended after every change, so that what is refused is a lie and no mere damage.
+Checksums are recomputed after every change, so that the forgery is refused and not mere damage.
 """
 
 import hashlib
 import json
 import os
+import shutil
+import socket
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -37,46 +39,62 @@ def guarded(tmp_path: Path, command: Callable) -> Callable:
 
 
 @pytest.fixture
-def pool(tiny_workspace: Path) -> Path:
-    """Return the pool of pixels made in latent space, in a workspace of its own, to be changed at will."""
-    return next((tiny_workspace / "mix").glob("lsmix-*"))
+def pool(finished_workspace: Path, tmp_path: Path) -> Path:
+    """Return a copy of a pool made in latent space."""
+    (made,) = (finished_workspace / "mix").glob("lsmix-*")
+    return Path(shutil.copytree(made, tmp_path / "given-pool"))
 
 
 @pytest.fixture
-def flow(tiny_workspace: Path) -> Path:
-    return next((tiny_workspace / "train-glow").glob("*"))
+def flow(finished_workspace: Path, tmp_path: Path) -> Path:
+    (made,) = (finished_workspace / "train-glow").iterdir()
+    return Path(shutil.copytree(made, tmp_path / "given-flow"))
 
 
 def edit(path: Path, change: Callable) -> None:
-    """Change a JSON file through its Python value."""
+    """Change a JSON file through its Python value, and its checksum if it has one."""
     value = json.loads(path.read_bytes())
-    forged = change(value) or value
-    path.write_bytes(sealed_again(forged) if "checksum" in value else json.dumps(forged).encode())
+    change(value)
+    path.write_bytes(sealed_again(value) if "checksum" in value else json.dumps(value).encode())
 
 
-POOL_COMMANDS = {
-    "show": lambda pool, beside: ("show", pool, "--image", beside / "sheet.png"),
-    "show --html": lambda pool, beside: ("show", pool, "--html", beside / "pool.html"),
-    "verify": lambda pool, beside: ("verify", pool),
-    "card": lambda pool, beside: ("card", pool, beside / "card", "--licence", "MIT"),
-    "export": lambda pool, beside: ("export", pool, beside / "exported", "--format", "hdf5", "-q"),
-    "push": lambda pool, beside: ("push", pool, beside / "pushed", "-q"),
-    "pull": lambda pool, beside: ("pull", pool, beside / "pulled", "-q"),
+def edited(name: str, change: Callable) -> Callable:
+    """Return a function that changes a JSON file of an artifact."""
+    return lambda folder: edit(folder / name, change)
+
+
+def written(name: str, content: bytes) -> Callable:
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def lengthened(name: str) -> Callable:
+    return lambda folder: os.truncate(folder / name, 2 * MEMORY_BYTES)
+
+
+POOL_COMMANDS = {  # what follows the name of the pool; NEW is a path beside it
+    "show": ("--image", "NEW.png"),
+    "show --html": ("--html", "NEW.html"),
+    "verify": (),
+    "card": ("NEW", "--licence", "MIT"),
+    "export": ("NEW", "--format", "hdf5", "-q"),
+    "push": ("NEW", "-q"),
+    "pull": ("NEW", "-q"),
 }
-every_command = pytest.mark.parametrize("words", POOL_COMMANDS.values(), ids=POOL_COMMANDS)
+
+
+def words_of(command: str, pool: Path) -> list[str]:
+    new = str(pool.with_name("new"))
+    return [command.split()[0], str(pool), *(word.replace("NEW", new) for word in POOL_COMMANDS[command])]
 
 
 # Manifests.
 
 
 def with_path(path: str) -> Callable:
-    def change(manifest):
-        manifest["files"][0]["path"] = path
-
-    return change
+    return lambda manifest: manifest["files"][0].update(path=path)
 
 
-HOSTILE_MANIFESTS = {
+FORGED_MANIFESTS = {
     "up": with_path("../outside/canary"),
     "up and down": with_path("pool.zarr/../../../outside/canary"),
     "absolute": with_path("/etc/passwd"),
@@ -100,19 +118,31 @@ HOSTILE_MANIFESTS = {
 }
 
 
-@every_command
-@pytest.mark.parametrize("change", HOSTILE_MANIFESTS.values(), ids=HOSTILE_MANIFESTS)
-def test_a_manifest_that_lies_is_refused_by_every_command(change, words, pool, tmp_path, guarded):
-    edit(pool / "manifest.json", change)
-    assert_refused(guarded(*words(pool, tmp_path)), 5, "manifest.json")
+@pytest.mark.parametrize("forged", FORGED_MANIFESTS)
+def test_a_forged_manifest_is_refused(forged, pool, guarded):
+    edit(pool / "manifest.json", FORGED_MANIFESTS[forged])
+    assert_refused(guarded("verify", pool), 5, "manifest.json")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"[" * 100_000, b'{"a":' * 100_000, b'{"format_version": 1, "seconds": 1e400}', b"\xff\xfe", b"", b'{"format_version": true}', b'{"format_version": 1, "config": ' + b"[" * 5000 + b"}"],
-    ids=["arrays", "objects", "1e400", "no UTF-8", "empty", "a version that is none", "deep inside"],
-)  # fmt: skip
-def test_a_manifest_that_is_no_json_of_ours_is_refused(content, pool, guarded):
+@pytest.mark.parametrize("command_name", POOL_COMMANDS)
+@pytest.mark.parametrize("forged", ["up", "escapes in the name"])
+def test_a_forged_manifest_is_refused_by_every_command(forged, command_name, pool, guarded):
+    edit(pool / "manifest.json", FORGED_MANIFESTS[forged])
+    assert_refused(guarded(*words_of(command_name, pool)), 5, "manifest.json")
+
+
+UNDECODABLE = {
+    "arrays": b"[" * 100_000,
+    "1e400": b'{"format_version": 1, "seconds": 1e400}',
+    "no UTF-8": b"\xff\xfe",
+    "empty": b"",
+    "a version that is no number": b'{"format_version": true}',
+    "deep inside": b'{"format_version": 1, "config": ' + b"[" * 5000 + b"}",
+}
+
+
+@pytest.mark.parametrize("content", UNDECODABLE.values(), ids=UNDECODABLE)
+def test_a_manifest_that_cannot_be_decoded_is_refused(content, pool, guarded):
     (pool / "manifest.json").write_bytes(content)
     assert_refused(guarded("verify", pool), 5, "manifest.json", "is damaged")
 
@@ -122,8 +152,7 @@ def test_a_manifest_of_gigabytes_is_not_read(pool, guarded):
     assert_refused(guarded("verify", pool, memory=True), 5, "has 4294967296 bytes")
 
 
-def test_of_two_values_for_a_key_the_last_counts_for_every_reader(pool, guarded):
-    """So that nobody can show one thing to a person and another to a program: all of lsmix reads through one parser."""
+def test_of_two_values_of_a_key_the_last_counts(pool, guarded):
     record = json.loads((pool / "manifest.json").read_text())
     (pool / "manifest.json").write_bytes(add_checksum(b'{\n"name": "first",' + plain_json(record)[1:]))
     assert read_manifest(pool).name == "lsmix"
@@ -133,31 +162,22 @@ def test_of_two_values_for_a_key_the_last_counts_for_every_reader(pool, guarded)
 # Links.
 
 
-def link_column(pool: Path, outside: Path) -> None:
-    (pool / "pool.zarr/lam").rename(outside / "lam")
-    (pool / "pool.zarr/lam").symlink_to(outside / "lam")
-
-
-def link_store(pool: Path, outside: Path) -> None:
-    (pool / "pool.zarr").rename(outside / "pool.zarr")
-    (pool / "pool.zarr").symlink_to(outside / "pool.zarr")
-
-
-@pytest.mark.parametrize(  # but pull, which copies bytes that fit their checksums, wherever their place has them
-    "words", [words for name, words in POOL_COMMANDS.items() if name != "pull"]
+@pytest.mark.parametrize(
+    ("linked", "command_name"),
+    # pull copies files through links: their bytes fit their checksums
+    [("pool.zarr/lam", "verify"), *(("pool.zarr", name) for name in POOL_COMMANDS if name != "pull")],
 )
-@pytest.mark.parametrize("change", [link_column, link_store])
-def test_a_link_in_place_of_a_folder_is_never_followed(change, words, pool, tmp_path, command):
-    (tmp_path / "away").mkdir()
-    change(pool, tmp_path / "away")
+def test_a_link_in_place_of_a_folder_is_never_followed(linked, command_name, pool, tmp_path, command):
+    away = (pool / linked).rename(tmp_path / "away")
+    (pool / linked).symlink_to(away)
     with watched(tmp_path / "outside") as watch:
-        result = command(*words(pool, tmp_path))
+        result = command(*words_of(command_name, pool))
     watch.check()
     assert_refused(result, 5, "a link")
-    assert not [path for path in watch.opened if path.startswith(str(tmp_path / "away"))]
+    assert not [path for path in watch.opened if path.startswith(str(away))]
 
 
-def test_a_link_that_nobody_lists_is_found_by_verify(pool, tmp_path, guarded):
+def test_verify_finds_a_link_that_is_not_in_the_manifest(pool, tmp_path, guarded):
     (tmp_path / "outside").mkdir()
     (pool / "more").symlink_to(tmp_path / "outside")
     assert_refused(guarded("verify", pool), 5, "more", "is not listed")
@@ -166,45 +186,44 @@ def test_a_link_that_nobody_lists_is_found_by_verify(pool, tmp_path, guarded):
 # Columns.
 
 
-def column_metadata(change: Callable, name: str = "image") -> Callable:
-    return lambda pool: edit(pool / "pool.zarr" / name / "zarr.json", change)
+def column(change: Callable) -> Callable:
+    return edited("pool.zarr/image/zarr.json", change)
 
 
-def grid(metadata, rows: int, chunk_rows: int) -> None:
-    metadata["shape"][0] = rows
-    metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = chunk_rows
+def attributes(**values: object) -> Callable:
+    return edited("pool.zarr/zarr.json", lambda m: m["attributes"].update(values))
 
 
-def everywhere(change: Callable) -> Callable:
-    def all_columns(pool: Path) -> None:
-        for path in (pool / "pool.zarr").glob("*/zarr.json"):
-            edit(path, change)
+def rows(rows: int, chunk_rows: int) -> Callable:
+    """Return a function that makes all columns claim so many rows."""
 
-    return all_columns
+    def claim(metadata) -> None:
+        metadata["shape"][0] = rows
+        metadata["chunk_grid"]["configuration"]["chunk_shape"][0] = chunk_rows
+
+    return lambda pool: [edit(path, claim) for path in (pool / "pool.zarr").glob("*/zarr.json")]
 
 
-@pytest.mark.parametrize(
-    ("change", "code", "words"),
-    [
-        (column_metadata(lambda m: m.update(shape=[2**60, 8, 8, 1])), 1, "shape"),
-        (everywhere(lambda m: grid(m, 2**47, 128)), 5, "is not in the manifest"),
-        (everywhere(lambda m: grid(m, 2**47, 2**47)), 5, "is damaged: expected"),
-        (column_metadata(lambda m: m.update(data_type="object")), 1, "data_type"),
-        (column_metadata(lambda m: m.update(data_type="string")), 1, "data_type"),
-        (column_metadata(lambda m: m["codecs"].append({"name": "pickle"})), 1, "codecs"),
-        (column_metadata(lambda m: m["codecs"][0].update(name="numcodecs.pickle")), 1, "numcodecs.pickle"),
-        (column_metadata(lambda m: m["codecs"][1].update(configuration={"a": 1})), 1, "codecs"),
-        (column_metadata(lambda m: m.update(storage_transformers=[{"name": "x"}])), 1, "storage_transformers"),
-        (column_metadata(lambda m: m.update(dimension_names=["a"])), 1, "dimension_names"),
-        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=[])), 5, "class_names"),
-        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(copies=2**40)), 5, "do not make"),
-        (lambda pool: edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(sources=10**9)), 5, "sources"),
-        (lambda pool: (pool / "pool.zarr/lam/zarr.json").write_bytes(b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
-        (lambda pool: os.truncate(pool / "pool.zarr/lam/zarr.json", 1 << 30), 1, "reads at most"),
-    ],
-    ids=["shape", "rows without files", "one huge shard", "object", "string", "pickle codec", "unknown codec", "codec with settings", "transformer", "dimension names", "no classes", "copies", "sources", "deep", "gigabytes"],
-)  # fmt: skip
-def test_columns_that_claim_the_world_or_want_objects_are_refused(change, code, words, pool, guarded):
+FORGED_COLUMNS = {
+    "shape": (column(lambda m: m.update(shape=[2**60, 8, 8, 1])), 1, "shape"),
+    "rows without files": (rows(2**47, 128), 5, "is not in the manifest"),
+    "one huge shard": (rows(2**47, 2**47), 5, "is damaged: expected"),
+    "object": (column(lambda m: m.update(data_type="object")), 1, "data_type"),
+    "pickle codec": (column(lambda m: m["codecs"].append({"name": "pickle"})), 1, "codecs"),
+    "unknown codec": (column(lambda m: m["codecs"][0].update(name="numcodecs.pickle")), 1, "numcodecs.pickle"),
+    "codec with settings": (column(lambda m: m["codecs"][1].update(configuration={"a": 1})), 1, "codecs"),
+    "transformer": (column(lambda m: m.update(storage_transformers=[{"name": "x"}])), 1, "storage_transformers"),
+    "dimension names": (column(lambda m: m.update(dimension_names=["a"])), 1, "dimension_names"),
+    "no classes": (attributes(class_names=[]), 5, "class_names"),
+    "copies": (attributes(copies=2**40), 5, "do not make"),
+    "sources": (attributes(sources=10**9), 5, "sources"),
+    "deep": (written("pool.zarr/lam/zarr.json", b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
+    "long": (lengthened("pool.zarr/lam/zarr.json"), 1, "reads at most"),
+}
+
+
+@pytest.mark.parametrize(("change", "code", "words"), FORGED_COLUMNS.values(), ids=FORGED_COLUMNS)
+def test_impossible_column_metadata_is_refused(change, code, words, pool, guarded):
     change(pool)
     remake_manifest(pool)
     assert_refused(guarded("verify", pool, memory=True), code, words)
@@ -213,97 +232,89 @@ def test_columns_that_claim_the_world_or_want_objects_are_refused(change, code, 
 # Flows.
 
 
-def tensors(head: bytes, length: int | None = None, body: bytes = b"") -> Callable:
-    """Return a change that writes a safetensors file with this header, which claims a length."""
+def tensors(head: bytes, length: int | None = None) -> bytes:
+    """Return a safetensors file with this header, which claims a length."""
+    return struct.pack("<Q", len(head) if length is None else length) + head
 
+
+def weights(content: bytes, file_bytes: int = 0) -> Callable:
     def change(flow: Path) -> None:
-        (flow / "glow.safetensors").write_bytes(
-            struct.pack("<Q", len(head) if length is None else length) + head + body
-        )
+        (flow / "glow.safetensors").write_bytes(content)
+        os.truncate(flow / "glow.safetensors", max(file_bytes, len(content)))
 
     return change
 
 
 def header(change: Callable) -> Callable:
-    """Return a change of the header of the flow's own weights."""
+    """Return a function that changes the header of the flow's own weights; ``change`` gets two of its tensors."""
 
     def write(flow: Path) -> None:
         content = (flow / "glow.safetensors").read_bytes()
         size = struct.unpack("<Q", content[:8])[0]
         head = json.loads(content[8 : 8 + size])
-        change(head)
-        text = json.dumps(head).encode()
-        (flow / "glow.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+        change(*[one for one in head.values() if one.get("dtype") == "F32" and one["shape"]][:2])
+        weights(tensors(json.dumps(head).encode()) + content[8 + size :])(flow)
 
     return write
 
 
-def first(head: dict) -> dict:
-    return next(facts for name, facts in head.items() if name != "__metadata__" and facts["dtype"] == "F32")
-
-
-def overlap(head: dict) -> None:
-    one, two = [facts for facts in head.values() if facts.get("dtype") == "F32" and facts["shape"]][:2]
-    one["data_offsets"] = two["data_offsets"]
-
-
 def not_a_number(flow: Path) -> None:
-    content = bytearray((flow / "glow.safetensors").read_bytes())
+    content = (flow / "glow.safetensors").read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
-    start = 8 + size + first(json.loads(content[8 : 8 + size]))["data_offsets"][0]
-    content[start : start + 4] = np.float32(np.nan).tobytes()
-    (flow / "glow.safetensors").write_bytes(content)
+    head = json.loads(content[8 : 8 + size])
+    start = 8 + size + next(one["data_offsets"][0] for one in head.values() if one.get("dtype") == "F32")
+    weights(content[:start] + np.float32(np.nan).tobytes() + content[start + 4 :])(flow)
 
 
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (tensors(b"", 2**63), "is damaged"),
-        (tensors(b"{}", 2**64 - 1), "is damaged"),
-        (tensors(b"{}", 200 << 20, bytes(200 << 20)), "is damaged"),
-        (tensors(b"[" * 5000), "is damaged"),
-        (tensors(b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'), "is damaged"),
-        (tensors(b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'), "is damaged"),
-        (tensors(b"{}"), "does not fit its glow.json"),
-        (header(overlap), "is damaged"),
-        (header(lambda head: first(head).update(dtype="F64")), "is damaged"),
-        (header(lambda head: first(head).update(dtype="I32")), "does not fit its glow.json"),
-        (header(lambda head: first(head).update(shape=[1])), "is damaged"),
-        (header(lambda head: first(head).update(data_offsets=[0, -1])), "is damaged"),
-        (not_a_number, "impossible numbers"),
-    ],
-    ids=["endless header", "header beyond 64 bits", "header of 200 MB", "deep header", "terabytes", "a product that overflows", "nothing in it", "overlap", "wider type", "other type", "other shape", "negative offset", "NaN"],
-)  # fmt: skip
-def test_weights_with_a_false_header_are_refused(change, words, flow, tmp_path, guarded):
+TERABYTES = b'{"a":{"dtype":"F32","shape":[1099511627776],"data_offsets":[0,4398046511104]}}'
+OVERFLOW = b'{"a":{"dtype":"F32","shape":[4294967296,4294967296,4294967296],"data_offsets":[0,0]}}'
+FORGED_WEIGHTS = {
+    "endless header": (weights(tensors(b"", 2**63)), "is damaged"),
+    "long header": (weights(tensors(b"{}", MEMORY_BYTES), 2 * MEMORY_BYTES), "is damaged"),
+    "deep header": (weights(tensors(b"[" * 5000)), "is damaged"),
+    "terabytes": (weights(tensors(TERABYTES)), "is damaged"),
+    "a product that overflows": (weights(tensors(OVERFLOW)), "is damaged"),
+    "no tensors": (weights(tensors(b"{}")), "does not fit its glow.json"),
+    "overlap": (header(lambda one, two: one.update(data_offsets=two["data_offsets"])), "is damaged"),
+    "wider type": (header(lambda one, _: one.update(dtype="F64")), "is damaged"),
+    "other type": (header(lambda one, _: one.update(dtype="I32")), "does not fit its glow.json"),
+    "other shape": (header(lambda one, _: one.update(shape=[*one["shape"], 2])), "is damaged"),
+    "negative offset": (header(lambda one, _: one.update(data_offsets=[0, -1])), "is damaged"),
+    "NaN": (not_a_number, "impossible numbers"),
+}
+
+
+@pytest.mark.parametrize(("change", "words"), FORGED_WEIGHTS.values(), ids=FORGED_WEIGHTS)
+def test_forged_weights_are_refused(change, words, flow, tmp_path, guarded):
     change(flow)
-    weights = hashlib.sha256((flow / "glow.safetensors").read_bytes()).hexdigest()
-    edit(flow / "glow.json", lambda facts: facts.update(weights_sha256=weights))
+    digest = hashlib.sha256((flow / "glow.safetensors").read_bytes()).hexdigest()
+    edit(flow / "glow.json", lambda facts: facts.update(weights_sha256=digest))
     remake_manifest(flow)
     result = guarded("show", flow, "--image", tmp_path / "sheet.png", memory=True)
     assert_refused(result, 5, words, "glow.safetensors")
 
 
-@pytest.mark.parametrize(
-    ("change", "code"),
-    [
-        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(hidden=10**9)), 1),
-        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(levels=60)), 1),
-        (lambda flow: edit(flow / "glow.json", lambda f: f["config"].update(height=2**40)), 1),
-        (lambda flow: edit(flow / "glow.json", lambda f: f.update(kind="lsmix-\x1b[2J")), 1),
-        (lambda flow: (flow / "glow.json").write_bytes(b'{"kind":"lsmix-glow","format_version":2,"metadata":' + b"[" * 5000), 5),
-        (lambda flow: (flow / "glow.json").write_bytes(b'{"kind":"lsmix-glow","format_version":2,"metadata":{"a":"\xff"}}'), 5),
-        (lambda flow: os.truncate(flow / "glow.json", 1 << 30), 1),
-    ],
-    ids=["width", "levels", "images", "escapes", "deep", "no UTF-8", "gigabytes"],
-)  # fmt: skip
-def test_an_architecture_that_asks_for_the_world_is_refused(change, code, flow, tmp_path, guarded):
+FLOW = b'{"kind":"lsmix-glow","format_version":2,"metadata":'
+FORGED_FLOWS = {
+    "width": (edited("glow.json", lambda f: f["config"].update(hidden=10**9)), 1),
+    "levels": (edited("glow.json", lambda f: f["config"].update(levels=60)), 1),
+    "images": (edited("glow.json", lambda f: f["config"].update(height=2**40)), 1),
+    "escapes": (edited("glow.json", lambda f: f.update(kind="lsmix-\x1b[2J")), 1),
+    "deep": (written("glow.json", FLOW + b"[" * 5000), 5),
+    "no UTF-8": (written("glow.json", FLOW + b'{"a":"\xff"}}'), 5),
+    "long": (lengthened("glow.json"), 1),
+}
+
+
+@pytest.mark.parametrize(("change", "code"), FORGED_FLOWS.values(), ids=FORGED_FLOWS)
+def test_an_impossible_flow_configuration_is_refused(change, code, flow, tmp_path, guarded):
     change(flow)
     remake_manifest(flow)
     assert_refused(guarded("show", flow, "--image", tmp_path / "sheet.png", memory=True), code, "glow.json")
 
 
 def test_a_picture_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
-    """Pillow hands PostScript to Ghostscript, whatever the file is called."""
+    """Pillow hands PostScript to Ghostscript, whatever its file name."""
     artifact = tmp_path / "naturalness"
     artifact.mkdir()
     (pool / "manifest.json").rename(artifact / "manifest.json")
@@ -318,29 +329,27 @@ def test_a_picture_that_is_no_png_starts_no_program(pool, guarded, tmp_path):
 RECIPE = 'name = "x"\n[data]\nformat = "digits"\n'
 
 
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        (RECIPE + "[scale.a." + ".".join("a" * 3000) + "]\nx = 1\n", "nested too deeply"),
-        (RECIPE + "[scale.a.data]\nx = " + "[" * 3000, "nested too deeply"),
-        (RECIPE + "limit = " + "9" * 5000, "no valid TOML"),
-        (RECIPE + "limit = " + "9" * 30, "expected an integer of at most"),
-        (RECIPE + "[mix]\nalpha = 1e400\n", "expected a finite number"),
-        (RECIPE + "[mix]\nalpha = nan\n", "expected a finite number"),
-        (RECIPE + 'path = "a\\u0000b"\n', "without NUL"),
-        (RECIPE + '"\\u001b[2J" = 1\n', "unknown key"),
-        (RECIPE + 'format = "digits"\n', "no valid TOML"),
-        (RECIPE.replace('"x"', '"../../x"'), "name"),
-        (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
-        (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
-        (RECIPE + '[classifier]\narchitecture = "antigravity:webbrowser"\n', "is of Python itself"),
-        (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
-        ("\0" * 1000, "no valid TOML"),
-        ("\ufeff\u202e", "no valid TOML"),
-    ],
-    ids=["many parts", "brackets", "digits", "beyond 64 bits", "1e400", "nan", "NUL", "escapes", "twice", "a name that leads out", "many scales", "an exit", "an import that does something", "a file", "zeros", "no text"],
-)  # fmt: skip
-def test_a_recipe_of_a_stranger_is_refused(text, words, tmp_path, guarded):
+HOSTILE_RECIPES = {
+    "many parts": (RECIPE + "[scale.a." + ".".join("a" * 3000) + "]\nx = 1\n", "nested too deeply"),
+    "brackets": (RECIPE + "[scale.a.data]\nx = " + "[" * 3000, "nested too deeply"),
+    "digits": (RECIPE + "limit = " + "9" * 5000, "no valid TOML"),
+    "beyond 64 bits": (RECIPE + "limit = " + "9" * 30, "expected an integer of at most"),
+    "1e400": (RECIPE + "[mix]\nalpha = 1e400\n", "expected a finite number"),
+    "nan": (RECIPE + "[mix]\nalpha = nan\n", "expected a finite number"),
+    "NUL": (RECIPE + 'path = "a\\u0000b"\n', "without NUL"),
+    "escapes": (RECIPE + '"\\u001b[2J" = 1\n', "unknown key"),
+    "a key twice": (RECIPE + 'format = "digits"\n', "no valid TOML"),
+    "a name that leads out": (RECIPE.replace('"x"', '"../../x"'), "name"),
+    "many scales": (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
+    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
+    "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "is of Python itself"),
+    "a file": (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
+    "no text": ("\ufeff\u202e\0", "no valid TOML"),
+}
+
+
+@pytest.mark.parametrize(("text", "words"), HOSTILE_RECIPES.values(), ids=HOSTILE_RECIPES)
+def test_a_hostile_recipe_is_refused(text, words, tmp_path, guarded):
     (tmp_path / "my.toml").write_text(text, encoding="utf-8")
     result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
     assert_refused(result, 1, words)
@@ -348,45 +357,30 @@ def test_a_recipe_of_a_stranger_is_refused(text, words, tmp_path, guarded):
 
 
 def test_a_recipe_of_100_megabytes_is_not_read(tmp_path, guarded):
-    with (tmp_path / "my.toml").open("wb") as file:
-        for _ in range(100):
-            file.write(b'a = "b"\n' * (1 << 17))
+    (tmp_path / "my.toml").touch()
+    os.truncate(tmp_path / "my.toml", 100 << 20)
     result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
     assert_refused(result, 1, "has 104857600 bytes; at most 1048576 are read")
 
 
 @pytest.mark.parametrize(
-    ("content", "code"),
-    [
-        (b"[" * 100_000, 1),
-        (b"{}" + b" " * (2 << 20), 1),
-        (b'{"format_version": 1e400}', 1),
-        (b'{"format_version": 99}', 1),
-    ],
+    "content",
+    [b"[" * 100_000, b"{}" + b" " * (2 << 20), b'{"format_version": 1e400}', b'{"format_version": 99}'],
     ids=["deep", "long", "1e400", "newer"],
 )
-def test_a_plan_of_a_stranger_is_refused(content, code, tmp_path, guarded):
+def test_a_hostile_plan_is_refused(content, tmp_path, guarded):
     (tmp_path / "plan.json").write_bytes(content)
-    words = (
-        "rebuild",
-        tmp_path / "plan.json",
-        "--data",
-        "digits",
-        "--workspace",
-        tmp_path / "runs",
-        "--out",
-        tmp_path / "x",
-    )
-    assert_refused(guarded(*words, memory=True), code, "plan.json")
+    words = ("--data", "digits", "--workspace", tmp_path / "runs", "--out", tmp_path / "x")
+    assert_refused(guarded("rebuild", tmp_path / "plan.json", *words, memory=True), 1, "plan.json")
     assert not (tmp_path / "x").exists()
 
 
 # Exports.
 
 
-def test_an_export_whose_checksums_lead_out_is_refused(pool, tmp_path, command, guarded):
+def test_an_export_whose_checksums_name_files_outside_is_refused(pool, tmp_path, command, guarded):
     assert command("export", pool, tmp_path / "out", "--format", "hdf5").code == 0
-    for line in ("../outside/canary", "/etc/passwd", "a/../../outside/canary", "\x1b[2J", "x" * 300, "y" * 100_000):
+    for line in ("../outside/canary", "/etc/passwd", "\x1b[2J", "y" * 100_000):
         content = f"{'f' * 64}  {line}\n".encode()
         (tmp_path / "out" / "SHA256SUMS").write_bytes(content)
 
@@ -398,8 +392,8 @@ def test_an_export_whose_checksums_lead_out_is_refused(pool, tmp_path, command, 
         assert_refused(guarded("verify", tmp_path / "out"), 5, "does not fit the manifest beside it")
 
 
-def test_a_link_in_an_export_is_never_followed(pool, tmp_path, command, guarded):
-    assert command("export", pool, tmp_path / "out", "--format", "folder").code == 0
+def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command, guarded):
+    assert command("export", invented_pool(), tmp_path / "out", "--format", "folder").code == 0
     (tmp_path / "out" / "images").rename(tmp_path / "images")
     (tmp_path / "out" / "images").symlink_to(tmp_path / "images")
     assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; artifacts hold their own files")
@@ -410,7 +404,7 @@ def test_a_link_in_an_export_is_never_followed(pool, tmp_path, command, guarded)
 EVIL = '<img src=x onerror=alert(1)> \x1b[2J*a* "b" ]]>'
 
 
-def test_class_names_are_escaped_on_every_page_and_print_nothing(pool, tmp_path, guarded):
+def test_class_names_are_escaped_on_pages_and_terminals(pool, tmp_path, guarded):
     names = [EVIL, "</script><script>alert(2)</script>", "| --- |", "=1+1", *map(str, range(6))]
     edit(pool / "pool.zarr/zarr.json", lambda m: m["attributes"].update(class_names=names))
     remake_manifest(pool)
@@ -426,79 +420,74 @@ def test_class_names_are_escaped_on_every_page_and_print_nothing(pool, tmp_path,
     assert "\x1b" not in card  # which people read on a terminal, too
 
 
-def test_a_folder_with_escapes_in_its_name_prints_none(tiny_recipe, tiny_workspace, guarded):
+def test_escapes_in_the_name_of_a_folder_are_not_printed(tiny_recipe, tiny_workspace, guarded):
     (whole,) = (tiny_workspace / "ingest").iterdir()
     whole.rename(whole.with_name("\x1b]0;gone\x07" + whole.name))
-    for words in (
-        ("run", tiny_recipe),
-        ("status", tiny_recipe),
-        ("status", tiny_recipe, "--json"),
-        ("gc", tiny_recipe),
-    ):
-        result = guarded(*words, "--workspace", tiny_workspace)
+    for name, *options in (("run",), ("status",), ("status", "--json"), ("gc",)):
+        result = guarded(name, tiny_recipe, *options, "--workspace", tiny_workspace)
         assert result.code == 0
         assert "\x1b" not in result.out + result.err
         assert "\x07" not in result.out + result.err
 
 
-# What lies in a workspace that others may write to.
+# Files in a workspace that others may write to.
 
-
-@pytest.mark.parametrize(
-    "note",
-    [
-        b'{"user":"\\u001b[2J","host":"other","process":1,"since":"now"}',
-        b'{"user":"a","host":"HOST","process":"abc","since":"now"}',
-        b'{"user":"a","host":"HOST","process":99999999999999999999,"since":"now"}',
-        b'{"user":"a","host":"HOST","process":-1,"since":"now"}',
-        b"[" * 100_000,
-        b"\xff",
-        b"",
-        b" " * (8 << 20) + b"{}",
-    ],
-    ids=["escapes", "no number", "a huge number", "a negative number", "deep", "no UTF-8", "empty", "long"],
+OWNERS = (
+    b'{"user":"\\u001b[2J","host":"other","process":1,"since":"now"}',
+    b'{"user":"a","host":"HOST","process":"abc","since":"now"}',
+    b'{"user":"a","host":"HOST","process":99999999999999999999,"since":"now"}',
+    b'{"user":"a","host":"HOST","process":-1,"since":"now"}',
+    b"[" * 100_000,
+    b"\xff",
+    b"",
+    b" " * (8 << 20) + b"{}",
 )
-def test_status_lives_with_any_note_of_an_owner(note, tiny_recipe, tiny_workspace, guarded):
-    import socket
 
+
+def test_status_accepts_any_content_of_a_lock_note(tiny_recipe, tiny_workspace, guarded):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     key = read_manifest(pool).cache_key
     (pool / "manifest.json").unlink()
-    (tiny_workspace / ".locks").mkdir(exist_ok=True)
-    note = note.replace(b"HOST", socket.gethostname().encode())
-    (tiny_workspace / ".locks" / f"{key}.host.1-2.owner.json").write_bytes(note)
-    result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
-    assert result.code == 0
-    assert "\x1b" not in result.out
-    assert "mix lsmix" in result.out
+    for note in OWNERS:
+        path = tiny_workspace / ".locks" / f"{key}.host.1-2.owner.json"
+        path.write_bytes(note.replace(b"HOST", socket.gethostname().encode()))
+        result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
+        assert (result.code, "mix lsmix" in result.out, "\x1b" in result.out) == (0, True, False), note[:80]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"[" * 100_000, b"\xff", b'{"/a": ["../x", 1, 2, 3]}', b'{"shard": 5, "files": [], "seconds": 1, "counts": {}}', b'{"shard": 0, "files": [{"path": "' + b"a" * 5000 + b'", "bytes": 1, "sha256": "", "payload": true}], "seconds": 1, "counts": {}}', b'{"shard": 0, "files": [{"path": "../../../outside/canary", "bytes": 25, "sha256": "", "payload": true}], "seconds": 1e400, "counts": {}}'],
-    ids=["deep", "no UTF-8", "other JSON", "another shard", "a long name", "1e400"],
-)  # fmt: skip
-def test_status_lives_with_any_ledger_and_any_memory_of_sources(content, tiny_recipe, tiny_workspace, guarded):
+RECORDS = (
+    b"[" * 100_000,
+    b"\xff",
+    b'{"/a": ["../x", 1, 2, 3]}',
+    b'{"shard": 5, "files": [], "seconds": 1, "counts": {}}',
+    b'{"shard": 0, "files": [{"path": "%s", "bytes": 1, "sha256": "", "payload": true}], "seconds": 1, "counts": {}}'
+    % (b"a" * 5000),
+    b'{"shard": 0, "files": [{"path": "../../../outside/canary", "bytes": 25, "sha256": "", "payload": true}],'
+    b' "seconds": 1e400, "counts": {}}',
+)
+
+
+def test_status_accepts_any_content_of_shard_records_and_remembered_checksums(tiny_recipe, tiny_workspace, guarded):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (pool / "manifest.json").unlink()
     (pool / "work/ledger").mkdir(parents=True)
-    (pool / "work/ledger/000000.json").write_bytes(content)
-    (tiny_workspace / ".sources.json").write_bytes(content)
-    result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
-    assert result.code == 0
-    assert "was interrupted: 0 shards done" in result.out
+    for content in RECORDS:
+        (pool / "work/ledger/000000.json").write_bytes(content)
+        (tiny_workspace / ".sources.json").write_bytes(content)
+        result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
+        assert (result.code, "was interrupted: 0 shards done" in result.out) == (0, True), content[:80]
 
 
-@pytest.mark.parametrize(
-    ("stage", "name"), [("train", "metrics.json"), ("train", "predictions.json"), ("train-glow", "log.jsonl")]
-)
-@pytest.mark.parametrize("content", [b"[" * 100_000, b"\xff", b"{}", b"[]", b'[{"epoch":1e400}]'])
-def test_results_that_are_none_are_told_by_the_report(content, stage, name, tiny_recipe, tiny_workspace, guarded):
-    import shutil
-
-    for folder in (tiny_workspace / stage).iterdir():
-        (folder / name).write_bytes(content)
-        remake_manifest(folder)
+def test_a_report_refuses_results_that_cannot_be_decoded(tiny_recipe, tiny_workspace, guarded):
     shutil.rmtree(tiny_workspace / "report")
-    result = guarded("report", tiny_recipe, "--workspace", tiny_workspace, "-q")
-    assert_refused(result, 5, name)
+    cases = [("train/*/metrics.json", content) for content in (b"[" * 100_000, b"\xff", b"{}", b'[{"epoch":1e400}]')]
+    for pattern, content in [*cases, ("train/*/predictions.json", b"[]"), ("train-glow/*/log.jsonl", b"[]")]:
+        intact = {path: path.read_bytes() for path in tiny_workspace.glob(pattern)}
+        for path in intact:
+            path.write_bytes(content)
+            remake_manifest(path.parent)
+        result = guarded("report", tiny_recipe, "--workspace", tiny_workspace, "-q")
+        assert_refused(result, 5, Path(pattern).name)
+        for path, original in intact.items():
+            path.write_bytes(original)
+            remake_manifest(path.parent)

@@ -1,4 +1,4 @@
-"""The house rules that a reader relies on: who imports whom, what starts fast, what is documented, and how long files are."""
+"""Conventions of the code: which package imports which, what starts fast, what is documented, and how long files are."""
 
 import ast
 import doctest
@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -37,8 +38,8 @@ LAYERS = (
     "pipeline.verify",
     "pipeline",
 )
-STRANGERS = {("classifiers", "glow")}  # which know nothing of each other
-AT_HOME = {
+INDEPENDENT = {("classifiers", "glow")}
+IMPORTED_ONLY_BY = {
     "click": ("cli.py", "pipeline/cli_options.py"),
     "dask": ("pipeline/engine/dask.py",),
     "distributed": ("pipeline/engine/dask.py",),
@@ -46,31 +47,36 @@ AT_HOME = {
 HEAVY = {"torch", "matplotlib", "dask", "distributed", "zarr", "pandas", "pyarrow"}
 
 
-def sources() -> list[Path]:
-    return sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
+SOURCES = sorted([*ROOT.glob("*.py"), *(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))])
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Go through what a file imports anywhere in it, in functions and for type checkers too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+@cache
+def imports(path: Path) -> list[tuple[int, str, tuple[str, ...]]]:
+    """Return line, module and names of what a file imports anywhere in it, in functions and for type checkers too."""
+    found = []
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{name_of(path)}:{node.lineno} imports relatively"
-            assert node.module
+            names = tuple(alias.name for alias in node.names)
             if node.module == "lsmix":
-                yield from ((node.lineno, f"lsmix.{alias.name}") for alias in node.names)
+                found += [(node.lineno, f"lsmix.{name}", ()) for name in names]
             else:
-                yield node.lineno, node.module
+                found.append((node.lineno, str(node.module), names))
+    return found
 
 
-every_source = pytest.mark.parametrize("path", sources(), ids=name_of)
-
-
+@cache
 def package_of(module: str) -> str:
     """Return the package, without "lsmix.", in which a module is defined."""
     parts = module.split(".")[1:]
@@ -79,77 +85,90 @@ def package_of(module: str) -> str:
     return ".".join(parts)
 
 
-@every_source
-def test_imports_point_one_way(path):
-    here = package_of("lsmix." + ".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if not here:  # the root package and the command line import what they like
-        return
-    for line, module in imports(path):
-        if module.startswith("lsmix."):
-            there = package_of(module)
-            assert LAYERS.index(there) <= LAYERS.index(here), f"{name_of(path)}:{line}: {here} must not import {module}"
-            assert (here, there) not in STRANGERS, f"{name_of(path)}:{line}: {here} must not import {module}"
-
-
-@every_source
-def test_click_and_dask_stay_at_home(path):
-    for line, module in imports(path):
-        homes = AT_HOME.get(module.split(".")[0])
-        assert homes is None or name_of(path) in homes, f"{name_of(path)}:{line}: {module} belongs to {homes} alone"
-
-
+@cache
 def public_names(path: Path) -> list[str] | None:
     """Return what stands in a file's ``__all__``; None where it has none."""
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+    for node in tree_of(path).body:
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]:
             return list(ast.literal_eval(node.value))
     return None
 
 
-@every_source
-def test_every_public_name_is_there_and_documented(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree), f"{name_of(path)} does not open with a sentence on what it holds"
-    public = public_names(path)
-    if path.name not in ("__init__.py", "__main__.py"):
-        assert public, f"{name_of(path)} has no __all__"
+def against_one_way(path: Path) -> Iterator[str]:
+    here = package_of("lsmix." + ".".join(path.relative_to(ROOT).with_suffix("").parts))
+    for line, module, _ in imports(path) if here else ():  # the root package and the command line import what they like
+        if module.startswith("lsmix."):
+            there = package_of(module)
+            if LAYERS.index(there) > LAYERS.index(here) or (here, there) in INDEPENDENT:
+                yield f"{line}: {here} must not import {module}"
+
+
+def against_homes(path: Path) -> Iterator[str]:
+    for line, module, _ in imports(path):
+        homes = IMPORTED_ONLY_BY.get(module.split(".")[0])
+        if homes and name_of(path) not in homes:
+            yield f"{line}: only {homes} may import {module}"
+
+
+def against_private_imports(path: Path) -> Iterator[str]:
+    for line, module, names in imports(path):
+        home = ROOT.joinpath(*module.split(".")[1:]).with_suffix(".py")
+        is_module = module.startswith("lsmix.") and home.is_file()  # else a package, from which a module is taken
+        if is_module and (private := set(names) - set(public_names(home) or ())):
+            yield f"{line}: not in __all__ of {name_of(home)}: {private}"
+
+
+def against_documented_names(path: Path) -> Iterator[str]:
+    tree, public = tree_of(path), public_names(path)
+    if not ast.get_docstring(tree):
+        yield "it has no docstring"
+    if not public and path.name not in ("__init__.py", "__main__.py"):
+        yield "it has no __all__"
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in (public or ()):
-            assert ast.get_docstring(node), f"{name_of(path)}: {node.name} has no docstring"
+        is_public = isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name in (public or ())
+        if is_public and not ast.get_docstring(node):
+            yield f"{node.lineno}: {node.name} has no docstring"
 
 
-@every_source
-def test_only_public_names_are_imported(path):
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lsmix."):
-            home = ROOT.joinpath(*str(node.module).split(".")[1:]).with_suffix(".py")
-            if home.is_file():  # else a package, from which a module is taken
-                private = {alias.name for alias in node.names} - set(public_names(home) or ())
-                assert not private, f"{name_of(path)}:{node.lineno}: not in __all__ of {name_of(home)}: {private}"
+def against_sizes(path: Path) -> Iterator[str]:
+    if (lines := path.read_text(encoding="utf-8").count("\n")) > 500:
+        yield f"it has {lines} lines, not at most 500"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 80:
+            yield f"{node.lineno}: {node.name} has {node.end_lineno - node.lineno + 1} lines, not at most 80"
 
 
-@every_source
-def test_files_and_functions_stay_short(path):
-    text = path.read_text(encoding="utf-8")
-    assert text.count("\n") <= 500
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            assert (node.end_lineno or node.lineno) - node.lineno < 80, f"{name_of(path)}:{node.lineno} {node.name}"
+def against_plain_names(path: Path) -> Iterator[str]:
+    if path.stem in ("utils", "util", "helpers", "common", "misc"):
+        yield "its name does not say what it holds"
+    for word in ("TODO", "FIXME", "NotImplementedError"):
+        if word in path.read_text(encoding="utf-8"):
+            yield f"{word} is unfinished work"
 
 
-@every_source
-def test_no_file_is_a_drawer_for_everything(path):
-    assert path.stem not in ("utils", "util", "helpers", "common", "misc")
-    assert not any(word in path.read_text(encoding="utf-8") for word in ("TODO", "FIXME", "NotImplementedError"))
+RULES = {
+    "imports point one way": against_one_way,
+    "click and Dask are imported by few files": against_homes,
+    "only public names are imported": against_private_imports,
+    "files and public names are documented": against_documented_names,
+    "files and functions are short": against_sizes,
+    "nothing is vague or unfinished": against_plain_names,
+}
 
 
-def test_every_package_is_listed_and_nothing_else_lies_at_the_root():
+@pytest.mark.parametrize("rule", RULES)
+def test_every_file_keeps_the_rules(rule):
+    broken = [f"{name_of(path)}: {finding}" for path in SOURCES for finding in RULES[rule](path)]
+    assert not broken, "\n".join([rule, *broken])
+
+
+def test_every_package_is_listed_and_no_other_module_is_at_the_root():
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
     folders = {path.parent for name in PACKAGES for path in (ROOT / name).rglob("*.py")}
     found = {"lsmix", *("lsmix." + ".".join(folder.relative_to(ROOT).parts) for folder in folders)}
     assert set(settings["packages"]) == found
     assert {path.stem for path in ROOT.glob("*.py")} == ROOT_MODULES
-    for folder in ROOT.iterdir():  # a new room must be added to PACKAGES above, and to MAY_IMPORT
+    for folder in ROOT.iterdir():  # a new package must be added to PACKAGES and LAYERS above
         if (folder / "__init__.py").is_file():
             assert folder.name in (*PACKAGES, "benchmarks")  # which are run from the checkout only
 
@@ -161,31 +180,25 @@ def loaded_by(code: str) -> set[str]:
     return set(json.loads(done.stderr.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", ["lsmix", "lsmix.data.pool", "lsmix.cli", "lsmix.pipeline.api"])
-def test_nothing_heavy_is_imported_before_it_is_needed(module):
-    assert not loaded_by(f"import {module}") & HEAVY
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    assert not loaded_by("import lsmix, lsmix.data.pool, lsmix.cli, lsmix.pipeline.api") & HEAVY
 
 
 def test_help_and_init_answer_without_numpy():
-    for arguments in (["--help"], ["mix", "--help"], ["init"], ["init", "demo"]):
-        code = (
-            f"import sys; sys.argv = ['lsmix', *{arguments}]\n"
-            "from lsmix.cli import main\n"
-            "try: main()\nexcept SystemExit as end: assert not end.code"
-        )
-        assert not loaded_by(code) & {*HEAVY, "numpy", "h5py", "PIL"}, arguments
+    code = (
+        "import sys\n"
+        "from lsmix.cli import main\n"
+        "for words in (['--help'], ['mix', '--help'], ['init'], ['init', 'demo']):\n"
+        "    sys.argv = ['lsmix', *words]\n"
+        "    try: main()\n"
+        "    except SystemExit as end: assert not end.code"
+    )
+    assert not loaded_by(code) & {*HEAVY, "numpy", "h5py", "PIL"}
 
 
-def with_examples() -> list[str]:
-    names = []
-    for path in sources():
-        if ">>> " in path.read_text(encoding="utf-8"):
-            names.append(".".join(["lsmix", *path.relative_to(ROOT).with_suffix("").parts]))
-    return names
-
-
-@pytest.mark.parametrize("module", with_examples())
-def test_the_examples_in_docstrings_run(module):
-    result = doctest.testmod(importlib.import_module(module))
+@pytest.mark.parametrize("path", [path for path in SOURCES if ">>> " in path.read_text(encoding="utf-8")], ids=name_of)
+def test_the_examples_in_docstrings_run(path):
+    module = importlib.import_module(".".join(["lsmix", *path.relative_to(ROOT).with_suffix("").parts]))
+    result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed

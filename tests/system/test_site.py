@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, has a place for everything, loads nothing from elsewhere, and its notebook runs."""
+"""The documentation site: it builds strictly, has a page for everything, loads nothing from other hosts, and its notebook runs."""
 
 import ast
 import importlib.util
@@ -25,7 +25,7 @@ from lsmix.cli import cli
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-ROOMS = ("classifiers", "data", "glow", "pipeline")
+PACKAGES = ("classifiers", "data", "glow", "pipeline")
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
 
 
@@ -57,7 +57,7 @@ def notebook() -> dict[str, Any]:
     return content
 
 
-# What the site is made of.
+# Pages and pictures.
 
 
 def test_every_page_stands_once_in_the_navigation_and_every_entry_is_a_page():
@@ -70,23 +70,18 @@ def test_every_page_stands_once_in_the_navigation_and_every_entry_is_a_page():
 
 
 def test_there_are_the_four_kinds_of_documentation():
-    assert [next(iter(entry)) for entry in SETTINGS["nav"]] == [
-        "Home",
-        "Tutorial",
-        "How-to",
-        "Reference",
-        "Explanation",
-    ]
+    kinds = ["Home", "Tutorial", "How-to", "Reference", "Explanation"]
+    assert [next(iter(entry)) for entry in SETTINGS["nav"]] == kinds
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
-def test_pictures_are_there_and_described(page):
+def test_pictures_exist_and_are_described(page):
     for described, picture in re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
         assert (page.parent / picture).is_file()
-        assert len(described) > 20, f"{picture} needs words for who cannot see it"
+        assert len(described) > 20, f"{picture} needs a description for people who cannot see it"
 
 
-def test_pictures_are_small_and_those_that_the_program_draws():
+def test_pictures_are_small_and_drawn_by_the_program():
     made = module_at(DOCS / "make_pictures.py")
     files = sorted(made.FOLDER.iterdir())
     assert {path.name for path in files} == {"order.png", *made.DRAWN_BY_FIGURE}
@@ -96,7 +91,7 @@ def test_pictures_are_small_and_those_that_the_program_draws():
             assert picture.format == "PNG"
 
 
-def test_the_picture_of_the_order_is_drawn_again_as_it_is():
+def test_the_picture_of_the_order_is_up_to_date():
     made = module_at(DOCS / "make_pictures.py")
     with Image.open(io.BytesIO(made.order_picture())) as new, Image.open(made.FOLDER / "order.png") as old:
         assert new.size == old.size
@@ -121,7 +116,7 @@ def test_links_lead_to_the_sites_own_pages():
     assert rewritten("```\n[x](nowhere.md)\n```\n", "how.md", known) == "```\n[x](nowhere.md)\n```\n"
 
 
-def test_a_link_that_leads_to_nothing_fails_the_build():
+def test_a_broken_link_fails_the_build():
     rewritten = hook("repository_pages").rewritten
     with pytest.raises(Exception, match=r"docs/how\.md: the link to '\.\./nothing\.md' leads to nothing"):
         rewritten("[n](../nothing.md)", "how.md", set())
@@ -151,7 +146,7 @@ def test_the_comment_behind_a_field_documents_it():
     assert comment(["x = (", "    1,  # inside", ")  # of all"]) == "of all"
 
 
-# The site, built.
+# The built site.
 
 
 @pytest.fixture(scope="session")
@@ -178,15 +173,15 @@ def places(site: Path) -> dict[str, str]:
     return {line.split(" ")[0]: line.split(" ")[3] for line in text.splitlines()}
 
 
-def test_every_public_name_has_its_place(site):
+def test_every_public_name_is_on_a_page(site):
     known = places(site)
     for name in lsmix.__all__:
         if not name.startswith("__"):
             assert known[f"lsmix.{name}"].startswith("api/index.html"), name
-    for room in ROOMS:
-        for path in (ROOT / room).glob("*.py"):
+    for package in PACKAGES:
+        for path in (ROOT / package).glob("*.py"):
             if path.stem != "__init__":
-                module = f"lsmix.{room}.{path.stem}"
+                module = f"lsmix.{package}.{path.stem}"
                 for name in _public_names(path):
                     assert f"{module}.{name}" in known, f"{module}.{name}"
 
@@ -206,14 +201,14 @@ def test_pages_of_the_api_show_signatures_and_docstrings(site):
     assert "Its row in the train split." in (site / "api" / "data" / "pool.html").read_text(encoding="utf-8")
 
 
-def test_every_command_has_its_place(site):
+def test_every_command_has_a_page(site):
     overview = (site / "cli.html").read_text(encoding="utf-8")
     for name in cli.commands:
         assert f'href="commands/{name}.html"' in overview
         assert f"lsmix {name}" in (site / "commands" / f"{name}.html").read_text(encoding="utf-8")
 
 
-def test_nothing_is_loaded_from_elsewhere(site):
+def test_nothing_is_loaded_from_other_hosts(site):
     loads = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href)=[\"']?((?:https?:)?//[^\s\"'>]+)")
     for page in site.rglob("*.html"):
         assert not loads.findall(page.read_text(encoding="utf-8")), page
@@ -229,7 +224,7 @@ def test_the_site_holds_no_paths_of_this_machine(site):
 # The notebook.
 
 
-def test_the_notebook_is_stripped_of_what_changes_each_time():
+def test_the_notebook_holds_nothing_that_changes_each_time():
     assert set(notebook()["metadata"]) == {"kernelspec"}
     assert (DOCS / "tutorial.ipynb").stat().st_size < 60_000
     for cell in notebook()["cells"]:
@@ -243,8 +238,8 @@ def kinds(cells: list[Any]) -> list[list[tuple[str, list[str]]]]:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, none of which we can mend
-def test_the_notebook_runs_and_gives_the_outputs_that_are_shown(tmp_path, monkeypatch):
+@pytest.mark.filterwarnings("default")  # of pyzmq, jupyter_client and asyncio, which we cannot fix
+def test_the_notebook_runs_and_gives_its_stored_outputs(tmp_path, monkeypatch):
     for name in ("nbclient", "ipykernel"):
         pytest.importorskip(name, reason="needs pip install --group test")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):

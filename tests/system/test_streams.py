@@ -33,42 +33,42 @@ def pool(invented_pool: Callable[..., Path]) -> Path:
     return invented_pool(class_names=("cat", "λ", "🦊"))
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "latin-1:strict", "ascii:strict"])
+@pytest.mark.parametrize("encoding", ["latin-1:strict", "ascii:strict"])
 def test_a_terminal_that_lacks_a_character_gets_its_escape(pool: Path, tmp_path: Path, encoding: str) -> None:
     shown = run("show", pool, "--image", tmp_path / "🦊.png", PYTHONIOENCODING=encoding)
     assert (shown.returncode, "Traceback" in shown.stderr) == (0, False)
     if encoding.startswith("latin-1"):  # for ASCII click writes UTF-8, since many a system says ASCII wrongly
         assert r"\U0001f98a.png" in shown.stdout
-    printed = run("init", "demo", PYTHONIOENCODING=encoding)
-    assert (printed.returncode, printed.stderr) == (0, "")
     document = run("show", pool, "--image", tmp_path / "🦊.png", "--json", PYTHONIOENCODING=encoding)
     assert json.loads(document.stdout)["content"]["image"].endswith("🦊.png")
     missing = run("show", tmp_path / "🦊λ", PYTHONIOENCODING=encoding)
     assert (missing.returncode, "Traceback" in missing.stderr) == (1, False)
 
 
-def test_json_for_such_a_terminal_is_the_same_document() -> None:
+def test_json_in_ascii_is_the_same_document() -> None:
     text = json.dumps({"a": "ë λ 🦊 \u202e"}, ensure_ascii=False)
     for ascii_only in (True, False):
         assert json.loads(escape_json(text, ascii_only=ascii_only)) == json.loads(text)
     assert escape_json(text, ascii_only=True).isascii()
 
 
-@pytest.mark.parametrize("closed", ["2>&-", ">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", ["2>&-", ">&-", "<&- >&- 2>&-"])
 def test_closed_streams_discard_what_is_written(pool: Path, tmp_path: Path, closed: str) -> None:
     sheet = tmp_path / "sheet.png"
     done = run("show", pool, "--image", sheet, shell=f'"$@" {closed}')
     assert (done.returncode, done.stderr) == (0, "")
     assert sheet.read_bytes().startswith(b"\x89PNG")
-    assert run("show", tmp_path / "nothing", shell=f'"$@" {closed}').returncode == 1
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly_with_the_documented_code(tmp_path: Path) -> None:
-    script = (
-        "import time, click, sys; time.sleep(0.5); sys.argv[1:] = ['init', 'demo']; import lsmix.cli; lsmix.cli.main()"
-    )
-    shell = f'{sys.executable} -c "{script}" | true; echo ${{PIPESTATUS[0]}}'
-    done = run("unused", shell=shell)
+def test_with_closed_streams_an_error_has_its_code(tmp_path: Path) -> None:
+    assert run("show", tmp_path / "nothing", shell='"$@" <&- >&- 2>&-').returncode == 1
+
+
+def test_a_reader_that_goes_away_ends_the_command_silently_with_the_documented_code(tmp_path: Path) -> None:
+    script = "import sys; sys.stdin.read(); sys.argv[1:] = ['init', 'demo']; import lsmix.cli; lsmix.cli.main()"
+    # The reader keeps the command's input open until it ends, and so the command waits for that.
+    shell = f'mkfifo "$FIFO"; {sys.executable} -c "{script}" <"$FIFO" | true >"$FIFO"; echo ${{PIPESTATUS[0]}}'
+    done = run("unused", shell=shell, FIFO=str(tmp_path / "fifo"))
     assert (done.stdout, done.stderr) == ("141\n", "")
     documented = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
     assert "| 141 |" in documented
@@ -90,14 +90,14 @@ def test_completion_of_shells_is_still_answered() -> None:
     assert (done.returncode, "complete" in done.stdout) == (0, True)
 
 
-def test_a_home_that_is_not_known_is_told_in_one_sentence(tmp_path: Path, command: Callable[..., Any]) -> None:
+def test_an_unknown_home_folder_is_one_sentence(tmp_path: Path, command: Callable[..., Any]) -> None:
     recipe = tmp_path / "my.toml"
     recipe.write_text('name = "x"\n[data]\npath = "~nosuchuser/data"\n')
     result = command("status", recipe, "--workspace", tmp_path / "runs")
     assert (result.code, "no home folder is known for '~nosuchuser'" in result.err) == (1, True)
 
 
-def test_an_account_without_a_home_is_told_how_to_name_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_home_folder_the_error_says_how_to_name_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(uid: int) -> None:
         raise KeyError(uid)
 
@@ -110,7 +110,7 @@ def test_an_account_without_a_home_is_told_how_to_name_the_cache(monkeypatch: py
     assert cache_folder() == Path("somewhere")
 
 
-def test_a_flow_whose_weights_overflow_is_unusable_and_not_to_be_tried_again(
+def test_a_flow_whose_weights_overflow_is_unusable_without_advice_to_run_again(
     tiny_workspace: Path, tiny_recipe: Path, tmp_path: Path, command: Callable[..., Any]
 ) -> None:
     (made,) = (tiny_workspace / "train-glow").iterdir()

@@ -1,5 +1,6 @@
-"""What each of two ranks of test_ranks.py does: train a flow and a classifier, and resume what one process began."""
+"""The two ranks of test_ranks.py: they train a flow and a classifier, and resume what one process began."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -83,4 +84,9 @@ def _main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    child = os.fork()  # so that torch is imported once
+    rank = str(int(child == 0))
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank}
     _main(Path(sys.argv[1]))
+    if child:
+        sys.exit(os.waitpid(child, 0)[1] != 0)

@@ -18,7 +18,7 @@ from lsmix.data.readers.images.labels_table import (
     read_table,
     suggested_fields,
 )
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, is_image_name
 from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, make_listing
 from lsmix.data.readers.source_images import (
     ImageConfig,
@@ -40,8 +40,8 @@ _UNLABELLED = "in a split folder without class folders, so without labels"
 
 def _recognise(path: Path) -> bool:
     if path.is_dir():
-        return any(_is_image(name) and not _is_hidden(name) for name in walk(path))
-    return has_ending(path, TREE_ENDINGS) and any(map(_is_image, peek_names(path)))
+        return any(is_image_name(name) and not is_hidden(name) for name in walk(path))
+    return has_ending(path, TREE_ENDINGS) and any(map(is_image_name, peek_names(path)))
 
 
 def _files(path: Path) -> Sequence[str | Path]:
@@ -49,7 +49,7 @@ def _files(path: Path) -> Sequence[str | Path]:
     if not path.is_dir():
         return [path]
     counting = tuple(IMAGE_ENDINGS.union(TABLE_ENDINGS))
-    names = [name for name in walk(path, dangling=False) if name.lower().endswith(counting) and not _is_hidden(name)]
+    names = [name for name in walk(path, dangling=False) if name.lower().endswith(counting) and not is_hidden(name)]
     base = os.path.join(path, "")  # noqa: PTH118  # of many files, Path would take most of the time and memory
     return [base + name for name in sorted(names, key=part_order)]
 
@@ -62,12 +62,12 @@ def _images(path: Path, config: ImageConfig) -> Iterator[ImageListing]:
 
 def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     names = tree.names()
-    hidden = [name for name in names if _is_hidden(name)]
-    shown = [name for name in names if not _is_hidden(name)] if hidden else names
+    hidden = [name for name in names if is_hidden(name)]
+    shown = [name for name in names if not is_hidden(name)] if hidden else names
     report = SourceReport(found=len(hidden) + sum(not name.endswith("/") for name in shown))
     for name in hidden:
         report.leave_out(_HIDDEN, name)
-    images = [name for name in shown if _is_image(name)]
+    images = [name for name in shown if is_image_name(name)]
     known, tables = set(images), _tables(shown, config)
     labelled = _from_tables(tree, tables, images, config, report) if tables else None
     if labelled is None:
@@ -86,17 +86,9 @@ def _list(tree: FileTree, where: str, config: ImageConfig) -> ImageListing:
     return make_listing(labelled, where, report, read, tree.label)
 
 
-def _is_hidden(name: str) -> bool:
-    return is_hidden(name) or name.startswith("__MACOSX/")
-
-
 def _ending(name: str) -> str:
     stem, dot, ending = name[name.rfind("/") + 1 :].rpartition(".")
     return f".{ending.lower()}" if stem and dot else ""
-
-
-def _is_image(name: str) -> bool:
-    return _ending(name) in IMAGE_ENDINGS
 
 
 # Class folders.
@@ -236,7 +228,6 @@ def _role_of(name: str) -> str:
 
 IMAGE_FOLDER = SourceFormat(
     name="image-folder",
-    looks_for=_LOOKS_FOR,
     recognise=_recognise,
     files=_files,
     images=_images,

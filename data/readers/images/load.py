@@ -6,13 +6,13 @@ Pillow releases Python's lock while it decodes and resizes. Rows go to an unname
 
 import os
 import tempfile
-import threading
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import IO
 
@@ -36,8 +36,7 @@ from lsmix.data.readers.source_images import (
 
 __all__ = ["load_images", "resize_arrays", "summarise_images"]
 
-_CHUNK_IMAGES = 32  # decoded by one task of a thread
-_CHUNK_BYTES = 1 << 20  # of pixels in it, about
+_AHEAD = 4  # images that wait for each thread, or to be written
 _MOST_THREADS = 32
 _SAMPLED = 300  # images whose sizes are looked at for a summary
 _NAMED = 20  # unreadable images named in an error
@@ -120,30 +119,23 @@ def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedDat
 
 def _decode_all(listing: ImageListing, config: ImageConfig, rows: "_Rows") -> Iterator[tuple[ImageEntry, _Decoded]]:
     """Yield every entry with what it decodes to, in order; a stop ends the threads after their current image."""
-    stop, waiting = threading.Event(), deque[tuple[Sequence[ImageEntry], Future[list[_Decoded]]]]()
-
-    def decode(entries: Sequence[ImageEntry]) -> list[_Decoded]:
-        return [_decode_entry(listing, entry, config, rows.several_sizes) for entry in entries if not stop.is_set()]
-
     threads = min(
         _MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     with ThreadPoolExecutor(threads, "lsmix-decode") as pool:
+        entries, waiting = iter(listing.entries), deque[tuple[ImageEntry, Future[_Decoded]]]()
         try:
-            start = 0
-            while start < len(listing.entries) or waiting:
-                while start < len(listing.entries) and len(waiting) < (2 * threads if rows.shape else 1):
-                    size = max(1, min(_CHUNK_IMAGES, _CHUNK_BYTES // rows.row_bytes)) if rows.shape else 1
-                    entries = listing.entries[start : start + size]
-                    waiting.append((entries, pool.submit(decode, entries)))
-                    start += len(entries)
-                entries, future = waiting.popleft()
-                while not wait([future], ROUND_SECONDS).done:
-                    stop_point()
+            while True:
+                for entry in islice(entries, _AHEAD * threads - len(waiting)):
+                    waiting.append((entry, pool.submit(_decode_entry, listing, entry, config, rows.several_sizes)))
+                if not waiting:
+                    return
+                entry, future = waiting.popleft()
                 stop_point()
-                yield from zip(entries, future.result(), strict=True)
+                while not future.done() and not wait([future], ROUND_SECONDS).done:
+                    stop_point()
+                yield entry, future.result()
         finally:
-            stop.set()
             pool.shutdown(cancel_futures=True)
 
 
@@ -169,11 +161,6 @@ class _Rows:
         self._grey = True
         self._enlarged = 0
         self.shape: tuple[int, ...] = ()  # (height, width) of the first image
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of a row in the file."""
-        return 3 * self.shape[0] * self.shape[1]
 
     @property
     def several_sizes(self) -> bool:

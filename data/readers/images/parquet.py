@@ -6,18 +6,17 @@ are read one after the other, so one file of a thread's is in memory; Arrow file
 """
 
 import itertools
-import re
 import struct
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from lsmix.data.errors import RecipeError, SourceError
-from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, leave_out_beside, make_listing
+from lsmix.data.readers.images.splits import Labelled, leave_out_beside, make_listing, role_in
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageListing,
@@ -25,6 +24,7 @@ from lsmix.data.readers.source_images import (
     SourceReport,
     has_ending,
     most_unpacked,
+    refused_if_damaged,
 )
 from lsmix.data.readers.trees import is_hidden, part_order, walk
 
@@ -129,8 +129,7 @@ class _Table:
 
     def rows(self, name: str) -> Iterator[Labelled]:
         """Yield every row with its label."""
-        words = re.split(r"[^a-z]+", name.lower())
-        role = next((SPLIT_ROLES[word] for word in words if word in SPLIT_ROLES), "")
+        role = role_in(name)
         with self._readable():
             stored = self._file.read(columns=[self._label_column]) if self._arrow is None else self._arrow
             labels = stored.column(self._label_column).to_pylist()
@@ -163,18 +162,11 @@ class _Table:
             )
         return self._groups[group][row - self._starts[group]].as_py()
 
-    @contextmanager
-    def _readable(self) -> Iterator[None]:
+    def _readable(self) -> AbstractContextManager[None]:
         import pyarrow as pa
 
-        try:
-            yield
-        except (pa.ArrowException, OSError, ValueError, LookupError, struct.error) as error:
-            if isinstance(error, SourceError):
-                raise
-            raise SourceError(
-                f"{str(self._path)!r} is damaged or no {self._path.suffix[1:]} file ({error}). Fetch it again."
-            ) from error
+        errors = (pa.ArrowException, OSError, ValueError, LookupError, struct.error)
+        return refused_if_damaged(repr(str(self._path)), f"{self._path.suffix[1:]} file", *errors)
 
 
 def _check_messages(messages: Iterable[Any]) -> None:
@@ -211,7 +203,6 @@ def _class_names(metadata: dict[bytes, bytes], column: str) -> tuple[str, ...] |
 
 PARQUET = SourceFormat(
     name="parquet",
-    looks_for="Parquet or Arrow files with a column of images and one of labels, as Hugging Face has them",
     recognise=_recognise,
     files=_files,
     images=_images,

@@ -7,6 +7,7 @@ import io
 import math
 from functools import cache
 from importlib.util import find_spec
+from pathlib import PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from lsmix.data.readers.source_images import ImageConfig, ImageError, most_unpacked
 
-__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "flatten_image", "resize_pixels"]
+__all__ = ["IMAGE_ENDINGS", "Picture", "decode_image", "flatten_image", "is_image_name", "resize_pixels"]
 
 _HEIC_ENDINGS = frozenset([".heic", ".heif"])
 IMAGE_ENDINGS = _HEIC_ENDINGS | frozenset(
@@ -45,6 +46,11 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _REDUCING_GAP = 3.0  # Pillow: from here on reducing by whole factors first looks the same as Lanczos alone
+
+
+def is_image_name(name: str) -> bool:
+    """Tell whether a file's name ends as those of images do."""
+    return PurePosixPath(name).suffix.lower() in IMAGE_ENDINGS
 
 
 class Picture(NamedTuple):

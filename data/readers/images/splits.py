@@ -1,18 +1,19 @@
 """From images with labels to a listing: which split of the source is used for what, and how classes are numbered."""
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.pixels import is_image_name
 from lsmix.data.readers.source_images import ImageEntry, ImageListing, SourceReport
 from lsmix.data.readers.trees import is_hidden, walk
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SPLIT_ROLES", "Labelled", "leave_out_beside", "make_listing"]
+__all__ = ["SPLIT_ROLES", "Labelled", "leave_out_beside", "make_listing", "role_in"]
 
 # What the usual names of splits, in lower case, stand for.
 SPLIT_ROLES: Final = (
@@ -32,10 +33,15 @@ class Labelled(NamedTuple):
     split: str  # "train", "val" or "test"; "" if nothing says so, which is train
 
 
+def role_in(name: str) -> str:
+    """Return the split that a word of a file's name stands for; "" if none does."""
+    return next((SPLIT_ROLES[word] for word in re.split("[^a-z]+", name.lower()) if word in SPLIT_ROLES), "")
+
+
 def leave_out_beside(path: Path, report: SourceReport) -> None:
     """Count the image files in the folder of a data set that is in other files."""
     for name in walk(path) if path.is_dir() else ():
-        if Path(name).suffix.lower() in IMAGE_ENDINGS and not is_hidden(name):
+        if is_image_name(name) and not is_hidden(name):
             report.found += 1
             report.leave_out("an image file, but the data set is in other files", name)
 
@@ -61,24 +67,18 @@ def make_listing(
         raise SourceError(f"{where}: the splits are {sorted(found)}; expected 'train' with 'val' or 'test'.")
     used_as = {"train": "train", "test": "test", "val": "heldout" if "test" in found else "test"}
     report.splits = {name: used_as[name] for name in used_as if name in found}
-    labels = {item.label for item in labelled}
-    if not all(isinstance(one, int) for one in labels):
-        labelled = [item._replace(label=str(item.label)) for item in labelled]
-        labels = {item.label for item in labelled}
-        names = class_names or tuple(sorted(map(str, labels)))
-        numbers: dict[str | int, int] = {name: number for number, name in enumerate(names)}
-    elif class_names:
-        names, numbers = class_names, {number: number for number in range(len(class_names))}
-    else:
-        names = tuple(map(str, sorted(labels)))
-        numbers = {one: number for number, one in enumerate(sorted(labels))}
+    numbered = all(isinstance(item.label, int) for item in labelled)
+    labels: set[Any] = {item.label if numbered else str(item.label) for item in labelled}
+    classes = sorted(labels) if class_names is None else range(len(class_names)) if numbered else class_names
+    names = class_names or tuple(map(str, classes))
+    numbers = {one: number for number, one in enumerate(classes)}
     unknown = sorted(map(str, labels - numbers.keys()))
     if unknown or len(names) > _MOST_CLASSES:
         raise SourceError(
             f"{where} has {len(names)} classes, at most {_MOST_CLASSES}, and labels without a class: {unknown[:10]}. Correct it."
         )
     entries = [
-        ImageEntry(split, numbers[item.label], item.name)
+        ImageEntry(split, numbers[item.label if numbered else str(item.label)], item.name)
         for split in _SPLIT_ORDER
         for item in labelled
         if used_as[item.split or "train"] == split

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
-from lsmix.data.readers.images.splits import SPLIT_ROLES, Labelled, leave_out_beside, make_listing
+from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, is_image_name
+from lsmix.data.readers.images.splits import Labelled, leave_out_beside, make_listing, role_in
 from lsmix.data.readers.source_images import ImageConfig, ImageListing, SourceFormat, SourceReport, has_ending
 from lsmix.data.readers.trees import TarTree, peek_names
 
@@ -36,9 +36,7 @@ def _recognise(path: Path) -> bool:
     if not tars:
         return False
     names = peek_names(tars[0])
-    return any(name.endswith(_LABELS) for name in names) and any(
-        Path(name).suffix.lower() in IMAGE_ENDINGS for name in names
-    )
+    return any(name.endswith(_LABELS) for name in names) and any(map(is_image_name, names))
 
 
 @contextmanager
@@ -63,7 +61,7 @@ def _by_tar(trees: dict[str, TarTree], method: str) -> Callable[[str], Any]:
 
 
 def _samples(tar: str, tree: TarTree, config: ImageConfig, report: SourceReport) -> Iterator[Labelled]:
-    role = next((SPLIT_ROLES[word] for word in re.split(r"[^a-z]+", tar.lower()) if word in SPLIT_ROLES), "")
+    role = role_in(tar)
     images: dict[str, list[str]] = {}
     labels: dict[str, str] = {}
     for name in tree.in_order():
@@ -103,7 +101,6 @@ def _label(tree: TarTree, name: str, config: ImageConfig) -> str | int | None:
 
 WEBDATASET = SourceFormat(
     name="webdataset",
-    looks_for="a tar, or a folder of tars, of images with .cls or .json",
     recognise=_recognise,
     files=_tars,
     images=_images,

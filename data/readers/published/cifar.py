@@ -13,7 +13,7 @@ import numpy as np
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.unpickler import load_batch
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, has_ending
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, has_ending, join_splits
 from lsmix.data.readers.trees import TREE_ENDINGS, open_published, peek_names, published_base
 
 __all__ = ["CIFAR10_BINARY", "CIFAR10_PYTHON", "CIFAR100_BINARY", "CIFAR100_PYTHON"]
@@ -66,7 +66,6 @@ def _files(layout: _Layout, path: Path) -> list[Path]:
 
 
 def _read(layout: _Layout, path: Path) -> PublishedData:
-    _files(layout, path)
     with open_published(path, layout.folder) as tree:
         names = set(tree.names())
         check_complete(path, layout.folder, [name for name in layout.files if name not in names])
@@ -76,15 +75,8 @@ def _read(layout: _Layout, path: Path) -> PublishedData:
             return parse_batch(layout, tree.label(name), tree.read(name, _MAX_FILE_BYTES))
 
         *train, test = [name for name in layout.files if "meta" not in name and "names" not in name]
-        batches = [parsed(name) for name in train]
         return PublishedData(
-            splits={
-                "train": Split(
-                    np.concatenate([batch.images for batch in batches]),
-                    np.concatenate([batch.labels for batch in batches]),
-                ),
-                "test": parsed(test),
-            },
+            splits={"train": join_splits(list(map(parsed, train))), "test": parsed(test)},
             class_names=_class_names(layout, tree.label(layout.meta), tree.read(layout.meta, _MAX_FILE_BYTES)),
             citation=_CITATION,  # of a licence the authors say nothing
         )
@@ -158,7 +150,6 @@ def _parse_binary_batch(layout: _Layout, label: str, content: bytes) -> Split:
 def _format(name: str, layout: _Layout, coarse: _Layout | None = None) -> SourceFormat:
     return SourceFormat(
         name=name,
-        looks_for=f"{layout.files[0]!r} … {layout.meta!r} in the folder or in its {layout.folder!r}, or their tar.gz",
         recognise=lambda path: _recognise(layout, path),
         files=lambda path: _files(layout, path),
         read=lambda path: _read(layout, path),

@@ -1,4 +1,4 @@
-"""MNIST and its kin (Fashion-MNIST, KMNIST) as published: four idx files, perhaps gzipped, in one folder."""
+"""MNIST and data sets in its format (Fashion-MNIST, KMNIST): four idx files, plain or gzipped, in one folder."""
 
 import gzip
 import math
@@ -11,7 +11,15 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, check_file
+from lsmix.data.readers.named_arrays import number_classes
+from lsmix.data.readers.source_images import (
+    PublishedData,
+    SourceFormat,
+    Split,
+    check_complete,
+    check_file,
+    refused_if_damaged,
+)
 
 __all__ = ["IDX"]
 
@@ -40,24 +48,23 @@ def _read(path: Path) -> PublishedData:
         split: Split(images[..., None], labels.astype(np.int64))
         for split, images, labels in zip(_PREFIXES, arrays[::2], arrays[1::2], strict=True)
     }
-    classes = 1 + max(int(split.labels.max()) for split in splits.values())
-    return PublishedData(splits=splits, class_names=tuple(map(str, range(classes))))
+    return PublishedData(splits=splits, class_names=number_classes(repr(str(path)), splits))
 
 
 def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
     check_file(file)
     head_bytes = 4 * (1 + dimensions)
-    try:
-        with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
-            magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
-            size = math.prod(shape)
-            if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
-                raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
-            if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
-                raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
-            content = b"".join(_pieces(stream, size))
-    except (OSError, EOFError, struct.error, zlib.error) as error:
-        raise SourceError(f"{str(file)!r} is damaged or no idx file ({error}). Fetch it again.") from error
+    with (
+        refused_if_damaged(repr(str(file)), "idx file", OSError, EOFError, struct.error, zlib.error),
+        gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream,
+    ):
+        magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
+        size = math.prod(shape)
+        if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
+            raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
+        if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
+            raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")
+        content = b"".join(_pieces(stream, size))
     if len(content) != size:
         raise SourceError(f"{str(file)!r} holds {len(content)} of {size} bytes, or more. Fetch it again.")
     return np.frombuffer(content, np.uint8).reshape(shape)
@@ -73,7 +80,6 @@ def _pieces(stream: Any, size: int) -> Any:
 
 IDX = SourceFormat(
     name="idx",
-    looks_for="MNIST's train-images-idx3-ubyte, …, in the folder",
     recognise=lambda path: path.is_dir() and _find(path, "train", "images") is not None,
     files=_files,
     read=_read,

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.source_images import most_unpacked
+from lsmix.data.readers.source_images import most_unpacked, refused_if_damaged
 
 __all__ = ["read_arrays"]
 
@@ -39,15 +39,11 @@ def read_arrays(path: Path) -> dict[str, npt.NDArray[Any]]:
         SourceError: it is no MATLAB 5 file, damaged, or has an array that unpacks to far more than it is.
     """
     arrays: dict[str, npt.NDArray[Any]] = {}
-    try:
+    with refused_if_damaged(repr(str(path)), "MATLAB 5 file", ValueError, LookupError, struct.error, zlib.error):
         for matrix in _matrices(path):
             name, numbers = _parse(matrix)
             if numbers is not None and name not in arrays:
                 arrays[name] = numbers
-    except (ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
-        if isinstance(error, SourceError):
-            raise
-        raise SourceError(f"{str(path)!r} is damaged or no MATLAB 5 file ({error}). Fetch it again.") from error
     return arrays
 
 
@@ -58,7 +54,7 @@ def _matrices(path: Path) -> Iterator[bytes]:
         if header.startswith(b"MATLAB 7.3"):
             raise SourceError(f"{str(path)!r} is a MATLAB 7.3 file; expected MATLAB 5. Fetch the original.")
         if header[126:] != b"IM":
-            raise ValueError("its header is another")
+            raise ValueError("it has another header")
         size = path.stat().st_size
         while tag := stream.read(8):
             kind, length = struct.unpack("<II", tag)
@@ -83,7 +79,7 @@ def _unpacked(path: Path, content: bytes) -> bytes:
 
 
 def _parse(matrix: bytes) -> tuple[str, npt.NDArray[Any] | None]:
-    """Return the name and the numbers of a matrix; None in place of what are no real numbers."""
+    """Return the name and the numbers of a matrix; None in place of other things than real numbers."""
     kind, _, flags_type, flags_bytes, flags = struct.unpack_from("<5I", matrix)
     if (kind, flags_type, flags_bytes) != (_MATRIX, 6, 8):
         raise ValueError("an array has another header than expected")

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from lsmix.data.errors import SourceError
 from lsmix.data.readers.published.mat5 import read_arrays
-from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete
+from lsmix.data.readers.source_images import PublishedData, SourceFormat, Split, check_complete, join_splits
 
 __all__ = ["SVHN"]
 
@@ -34,10 +34,7 @@ def _files(path: Path, names: tuple[str, ...]) -> list[Path]:
 
 def _read(path: Path, names: tuple[str, ...]) -> PublishedData:
     splits = {file.name: _read_file(file) for file in _files(path, names)}
-    train = splits[_TRAIN]
-    if _EXTRA in splits:
-        more = splits.pop(_EXTRA)
-        train = Split(np.concatenate([train.images, more.images]), np.concatenate([train.labels, more.labels]))
+    train = join_splits([splits[name] for name in (_TRAIN, _EXTRA) if name in splits])
     return PublishedData(
         splits={"train": train, "test": splits[_TEST]},
         class_names=tuple("0123456789"),
@@ -76,7 +73,6 @@ def _to_labels(name: str, digits: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
 def _format(names: tuple[str, ...], variants: dict[str, SourceFormat]) -> SourceFormat:
     return SourceFormat(
         name="svhn",
-        looks_for=f"{_TRAIN!r} and {_TEST!r} in the folder",
         recognise=_recognise,
         files=lambda path: _files(path, names),
         read=lambda path: _read(path, names),

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lsmix.data.errors import SourceError
-from lsmix.data.readers.images.pixels import IMAGE_ENDINGS
+from lsmix.data.readers.images.pixels import is_image_name
 from lsmix.data.readers.source_images import (
     ImageConfig,
     ImageEntry,
@@ -136,13 +136,11 @@ def _lines(tree: FileTree, name: str) -> list[str]:
 
 
 def _is_image(name: str) -> bool:
-    file = name.rpartition("/")[2]
-    return not file.startswith(".") and Path(file).suffix.lower() in IMAGE_ENDINGS
+    return not name.rpartition("/")[2].startswith(".") and is_image_name(name)
 
 
 TINY_IMAGENET = SourceFormat(
     name="tiny-imagenet",
-    looks_for=f"{_WNIDS!r} and train/…/images in the folder or in its {_FOLDER!r}, or their zip",
     recognise=_recognise,
     files=_files,
     images=_images,

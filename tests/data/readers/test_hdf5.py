@@ -130,8 +130,8 @@ def virtual(file) -> None:
 @pytest.mark.parametrize(
     ("write", "message"),
     [
-        (lambda file: None, r"must be exactly one of: .* It holds \[\]"),
-        (lambda file: file.create_group("images"), r"must be exactly one of: .* It holds \['images'\]"),
+        (lambda file: None, r"must hold exactly one of: .* It holds \[\]"),
+        (lambda file: file.create_group("images"), r"must hold exactly one of: .* It holds \['images'\]"),
         (replaced("x_train", data=IMAGES), None),
         (replaced("train_images", data=1), None),
         (replaced("images", data=IMAGES.astype("f4")), r"'images' of .* must be uint8, 0 to 255; got float32"),

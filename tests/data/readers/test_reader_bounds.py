@@ -141,7 +141,7 @@ def test_pax_headers_that_take_minutes_to_parse_are_refused(tmp_path):
     good = TARGETS["cifar-tar"].seeds()[0]
     header = tar_header(tarfile.XHDTYPE, 200 * 1024) + b"1" * (200 * 1024)
     (tmp_path / "cifar-10-python.tar").write_bytes(header + good)
-    with pytest.raises(SourceError, match="a name of more than 65536 bytes"):
+    with pytest.raises(SourceError, match="headers have more than 65536 bytes"):
         read_source(SourceConfig(path=str(tmp_path / "cifar-10-python.tar"), format="cifar10-python"))
 
 
@@ -334,17 +334,10 @@ def test_parts_of_data_sets_that_are_no_files_are_refused_by_their_names(tmp_pat
         assert re.search("device, pipe or socket|missing|cannot be opened|no file", said)
 
 
-def test_files_of_holes_are_refused_before_they_are_hashed(tmp_path):
-    words = {1 << 40: "has 1099511627776 bytes; at most", 8 << 30: "the others are holes"}
-    sources = []
-    for size in words:
-        (tmp_path / f"{size}.npz").write_bytes(TARGETS["npz"].seeds()[0])
-        hdf5_with(tmp_path / f"{size}.h5", (64, 4, 4, 1), bytes(1024))
-        for form in ("npz", "h5"):
-            path = tmp_path / f"{size}.{form}"
-            os.truncate(path, size)
-            if not path.stat().st_blocks:
-                pytest.skip("this file system does not count what is on the disk")
-            sources.append((path, "auto"))
-    for said, (path, _) in zip(read_alone(*sources), sources, strict=True):
-        assert words[int(path.stem)] in said
+def test_files_far_too_big_are_refused_before_they_are_hashed(tmp_path):
+    (tmp_path / "a.npz").write_bytes(TARGETS["npz"].seeds()[0])
+    hdf5_with(tmp_path / "a.h5", (64, 4, 4, 1), bytes(1024))
+    for name in ("a.npz", "a.h5"):
+        os.truncate(tmp_path / name, 1 << 40)
+    for said in read_alone((tmp_path / "a.npz", "auto"), (tmp_path / "a.h5", "auto")):
+        assert "has 1099511627776 bytes; at most" in said

@@ -210,7 +210,7 @@ GOOD = {"images": pixels(3, 4, 4, 3), "labels": np.arange(3)}
         ({"class_names": np.array(["a", "b", {}], object)}, r"Python objects or records"),
         ({"class_names": np.array([1, 2, 3])}, r"one-dimensional array of text"),
         ({"class_names": np.array(["a"])}, r"there are 1 class names"),
-        ({"x_train": pixels(1), "y_train": pixels(1)}, r"must be exactly one of"),
+        ({"x_train": pixels(1), "y_train": pixels(1)}, r"must hold exactly one of"),
         ({"images": pixels(0, 4, 4, 3), "labels": np.zeros(0, int)}, r"has no images: its shape is"),
     ],
 )

@@ -14,7 +14,6 @@ import pytest
 from factory import SMALL_RECIPE, write_images
 
 HERE = Path(__file__).resolve().parent
-TIMEOUT_SECONDS = 1200  # of a driver on a busy machine; a whole stage, call by call, takes a tenth of it
 
 
 @pytest.fixture(scope="session")
@@ -54,15 +53,19 @@ def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return library
 
 
-@pytest.fixture
-def trials(faults_library: Path) -> Callable[..., Iterator[dict[str, Any]]]:
-    """Return a function that plays a scene in a driver: the undisturbed run, and then each trial; see ``driver.Scene``."""
+@pytest.fixture(scope="session")
+def trials(faults_library: Path) -> Iterator[Callable[..., list[list[dict[str, Any]]]]]:
+    """Return a function that plays a scene: for each kind of trial the undisturbed run, and then each trial; see ``driver.Scene``."""
+    words = [sys.executable, HERE / "driver.py", faults_library]
+    environment = {**os.environ, "LD_PRELOAD": str(faults_library), "PYTHONHASHSEED": "0"}
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(words, env=environment, text=True, **streams) as driver:
 
-    def play(**scene: Any) -> Iterator[dict[str, Any]]:
-        words = [sys.executable, HERE / "driver.py", faults_library, json.dumps(scene, default=str)]
-        environment = {**os.environ, "LD_PRELOAD": str(faults_library), "PYTHONHASHSEED": "0"}
-        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
-        assert (done.returncode, done.stderr) == (0, ""), done.stderr
-        return (json.loads(line) for line in done.stdout.splitlines())
+        def play(**scene: Any) -> list[list[dict[str, Any]]]:
+            print(json.dumps(scene, default=str), file=driver.stdin, flush=True)
+            answer = driver.stdout.readline()
+            assert answer.startswith("["), answer + driver.stdout.read()
+            return json.loads(answer)
 
-    return play
+        yield play
+        driver.stdin.close()

@@ -1,9 +1,9 @@
-"""Runs a command of lsmix again and again, each time with another fault, and tells what became of it; in a process of its own.
+"""Runs commands of lsmix again and again, each time with another fault, and reports the outcomes; in a process of its own.
 
-This process runs the command once, so that all is imported, and then only forks: every trial is a child's, so
-that a killed one takes nothing with it, none inherits what another left in memory, and torch is loaded once for thousands.
+This process runs the command of a scene once, so that all is imported, and then only forks: every trial is a child's, so
+that a killed one harms no other, none inherits another's memory, and torch is loaded once for thousands.
 
-Called with the library that makes faults in LD_PRELOAD, its path and a scene as JSON; answers a line of JSON a trial.
+Started with the library that makes faults in LD_PRELOAD and its path; reads a scene as a line of JSON, answers it with one.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 COUNT, FAIL, SHORT, KILL, ROOM, READ_ONLY, SIGNAL = range(1, 8)
+TIMEOUT_SECONDS = 1200  # of a scene on a busy machine; a whole stage, call by call, takes a tenth of it
 
 
 class Faults:
@@ -39,16 +40,15 @@ class Faults:
     def arm(self, folder: str, mode: int, place: int = 0, number: int = 0, room: int = 0) -> None:
         self._library.faults_arm(folder.encode(), mode, place, number, room)
 
-    def disarm(self) -> None:
-        self._library.faults_disarm()
-
     def clock(self, before: int, after: int, at: int) -> None:
         self._library.faults_clock(before, after, at)
 
-    def told(self) -> dict[str, Any]:
+    def disarm(self) -> dict[str, Any]:
+        """Return how many calls there were, how many were hit and which one, and how often the clock was read."""
         library = self._library
-        facts = {"calls": library.faults_calls(), "hits": library.faults_hits(), "looks": library.faults_looks()}
-        return {**facts, "hit": library.faults_hit_name().decode()}
+        seen = {"calls": library.faults_calls(), "hits": library.faults_hits(), "looks": library.faults_looks()}
+        library.faults_disarm()
+        return {**seen, "hit": library.faults_hit_name().decode()}
 
 
 def begin(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
@@ -59,7 +59,7 @@ def begin(work: Callable[[], dict[str, Any]]) -> tuple[int, int]:
         os.close(here)
         try:
             answer = work()
-        except BaseException:  # noqa: BLE001 - whatever it is, it is told
+        except BaseException:  # noqa: BLE001 - the test shows it
             answer = {"broken": traceback.format_exc()}
         with os.fdopen(there, "w") as stream:
             json.dump(answer, stream)
@@ -86,7 +86,7 @@ def call(words: list[str]) -> dict[str, Any]:
             main()
         except SystemExit as stop:
             code = int(stop.code or 0)
-        except BaseException:  # noqa: BLE001 - a traceback is what the tests look for
+        except BaseException:  # noqa: BLE001 - the tests look for tracebacks
             traceback.print_exc()
             code = -1
     return {"code": code, "out": out.getvalue(), "err": err.getvalue()}
@@ -102,7 +102,7 @@ def digests(folders: list[str]) -> dict[str, str]:
 
 
 def outcome(folders: list[str]) -> dict[str, str]:
-    """Return the content digest of each artifact in these folders, all of whose bytes were read; of other files their own."""
+    """Verify every artifact in these folders; return their content digests."""
     from lsmix.data.artifact import MANIFEST_NAME, read_manifest, verify_files
 
     found = {}
@@ -116,15 +116,12 @@ def outcome(folders: list[str]) -> dict[str, str]:
 
 
 class Scene:
-    """A command, what it makes, and what else lies there and must stay as it is."""
+    """A command, what it makes, and what must stay as it is."""
 
     def __init__(self, facts: dict[str, Any], faults: Faults) -> None:
         self.words: list[str] = facts["words"]
         self.within: str = facts["within"]  # folder below which calls fail
         self.made: list[str] = facts["made"]  # folders that the command makes things in, removed before each trial
-        self.saved: str = facts.get(
-            "saved", ""
-        )  # copy of what lies at the only folder of ``made`` at first, if anything
         self.kept: list[str] = facts["kept"]  # folders of which every file must stay
         self.faults = faults
 
@@ -132,8 +129,6 @@ class Scene:
         for folder in self.made:
             shutil.rmtree(folder, ignore_errors=True)
             shutil.rmtree(f"{folder}.part", ignore_errors=True)
-        if self.saved:
-            shutil.copytree(self.saved, self.made[0])
 
     def warm_up(self) -> None:
         """Run the command in this process, which imports all that it needs."""
@@ -141,20 +136,18 @@ class Scene:
 
         self.reset()
         said = call(self.words)
-        if said["code"]:
-            raise SystemExit(f"the command fails without any fault: {said}")
+        assert said["code"] == 0, f"the command fails without any fault: {said}"
         shards.close_job()
         gc.freeze()  # or collecting would touch, and so copy, every page of a child
 
     def work(self, mode: int, clock: tuple[int, int, int] = (0, 0, -1), **more: int) -> dict[str, Any]:
-        """Run the command here, with a fault; tell what it said and, where it is done, what came out."""
+        """Run the command here, with a fault; return what it printed and, where it succeeded, what it made."""
         self.faults.clock(*clock)
         self.faults.arm(self.within, mode, **more)
         said = call(self.words)
-        told = self.faults.told()
-        self.faults.disarm()
+        seen = self.faults.disarm()
         is_made = said["code"] == 0 or "is there already, and nothing is overwritten" in said["err"]
-        return {**said, **told, "outcome": outcome(self.made) if is_made else None}
+        return {**said, **seen, "outcome": outcome(self.made) if is_made else None}
 
     def run(self, mode: int, **more: Any) -> dict[str, Any]:
         """Do the same in a child."""
@@ -174,7 +167,7 @@ class Scene:
         return {"runs": [end(*child) for child in children], "again": self.run(COUNT)}
 
     def trial(self, mode: int, **more: Any) -> dict[str, Any]:
-        """Run the command with a fault, and then without; tell what was left in between and came out at last."""
+        """Run the command with a fault, and then without; return what the first run left and what the second made."""
         self.reset()
         before = digests(self.kept)
         first = self.run(mode, **more)
@@ -190,11 +183,11 @@ class Scene:
 
 
 def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Go through the undisturbed run, and then a trial for each thing that is wanted: a place, a room, a clock or a race."""
+    """Go through the undisturbed run, and then a trial for each call, room, clock or race that is wanted."""
     mode, numbers = wanted["mode"], wanted.get("numbers", [0])
     scene.reset()
-    told = scene.run(SHORT if mode == SHORT else COUNT)  # the first of which counts only what writes bytes
-    yield told
+    undisturbed = scene.run(SHORT if mode == SHORT else COUNT)  # the first of which counts only what writes bytes
+    yield undisturbed
     if "commands" in wanted:  # as they are, on what the undisturbed run left
         for scene.words in wanted["commands"]:
             yield scene.run(mode)
@@ -204,25 +197,26 @@ def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
     each = [{"room": room} for room in wanted.get("rooms", ())]
     each += [{"clock": clock} for clock in wanted.get("clocks", ())]
     if "stride" in wanted:
-        places = range(1 + wanted.get("shift", 0), told["calls"] + 1, wanted["stride"])
+        places = range(1 + wanted.get("shift", 0), undisturbed["calls"] + 1, wanted["stride"])
         each += [{"place": place, "number": numbers[index % len(numbers)]} for index, place in enumerate(places)]
     for more in each:
         yield {**more, **scene.trial(mode, **more)}
 
 
 def main() -> None:
-    library, facts = sys.argv[1], json.loads(sys.argv[2])
     import lsmix.data.sharing.transfer
     import lsmix.data.table
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # which processes in the background do not have
     lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that calls come in the same order each time
-    scene = Scene(facts, Faults(library))
-    scene.warm_up()
-    for wanted in facts["trials"]:
-        for answer in trials(scene, wanted):
-            sys.stdout.write(f"{json.dumps({'trial': facts['trials'].index(wanted), **answer})}\n")
-            sys.stdout.flush()
+    faults = Faults(sys.argv[1])
+    for line in sys.stdin:
+        signal.alarm(TIMEOUT_SECONDS)
+        facts = json.loads(line)
+        scene = Scene(facts, faults)
+        scene.warm_up()
+        print(json.dumps([list(trials(scene, wanted)) for wanted in facts["trials"]]), flush=True)
+        signal.alarm(0)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-/* A disk and a clock that fail as they are told, for the tests of faults; loaded by LD_PRELOAD, told by ctypes.
+/* A disk and a clock that fail on request, for the tests of faults; loaded by LD_PRELOAD, controlled through ctypes.
 
-   The one rule: only calls that change something below one folder count and fail; all others pass. A number that a call has
-   in one run it has in the next, as long as the work is done in the same order. */
+   Only calls that change something below one folder count and fail; all others pass. A call has the same number in each
+   run, as long as the work is done in the same order. */
 
 #define _GNU_SOURCE
 #include <dlfcn.h>

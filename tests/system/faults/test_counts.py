@@ -1,4 +1,4 @@
-"""Data sets of no, one or nearly no images: each number works at every stage, or is refused in one sentence."""
+"""Data sets of very few images: each number works at every stage, or is refused in one sentence."""
 
 from pathlib import Path
 
@@ -19,15 +19,12 @@ THREE = [0, 1, 2]
 
 @pytest.fixture
 def recipe_of(tmp_path):
-    """Return a function that writes a data set with these labels, and a recipe that splits it so."""
+    """Return a function that writes a data set with these labels, and a recipe with this split."""
 
-    def write(train, tested=None, *, more="", naturalness=False, **split):
+    def write(train, tested=None, *, naturalness=False, **split):
         labels = np.array(train, np.int64)
         write_images(tmp_path / "images.npz", labels, None if tested is None else np.array(tested, np.int64))
-        text = (
-            SMALL_RECIPE.replace("heldout = 4\n", "".join(f"{name} = {value}\n" for name, value in split.items()))
-            + more
-        )
+        text = SMALL_RECIPE.replace("heldout = 4\n", "".join(f"{name} = {value}\n" for name, value in split.items()))
         if not naturalness:
             text = text[: text.index("[naturalness]")] + text[text.index("[report]") :]
         (tmp_path / HERE).write_text(text, encoding="utf-8")
@@ -46,7 +43,7 @@ def check_refused(result, message, recipe):
     assert len(errors) == 1, result.err
     assert errors[0].startswith("error: ")
     assert message in errors[0], errors[0]
-    for folder in recipe.parent.glob("runs/*/*-*"):  # what was made before is whole
+    for folder in recipe.parent.glob("runs/*/*-*"):  # finished artifacts are intact
         if (folder / "manifest.json").is_file():
             verify(folder)
 
@@ -75,7 +72,7 @@ WORKS = {
 }
 
 
-# Nothing can be mixed of one image, but everything else goes.
+# One image can be encoded and trained on, but not mixed.
 ONE = {
     "one image": (([0], [0]), {}, (1, 0, 1)),
     "a limit of one": (([0] * 12, [0]), {"limit": 1}, (1, 0, 1)),
@@ -86,7 +83,7 @@ ONE = {
 
 
 @pytest.mark.parametrize(("labels", "split", "expected"), in_short(WORKS), ids=WORKS)
-def test_so_few_images_go_the_whole_way(recipe_of, command, labels, split, expected):
+def test_few_images_can_be_mixed_and_trained_on(recipe_of, command, labels, split, expected):
     recipe = recipe_of(*labels, **split)
     result = run(command, recipe)
     assert result.code == 0, result
@@ -100,7 +97,7 @@ def test_so_few_images_go_the_whole_way(recipe_of, command, labels, split, expec
 
 
 @pytest.mark.parametrize(("labels", "split", "expected"), in_short(ONE), ids=ONE)
-def test_one_image_is_encoded_and_learned_from_but_not_mixed(recipe_of, command, labels, split, expected):
+def test_one_image_can_be_encoded_and_trained_on_but_not_mixed(recipe_of, command, labels, split, expected):
     recipe = recipe_of(*labels, **split)
     check_refused(run(command, recipe), "mixing needs at least 2 training images, got 1. Raise 'data.limit'", recipe)
     assert tuple(counts_of(recipe.parent / "runs").values()) == expected
@@ -112,7 +109,7 @@ def test_one_image_is_encoded_and_learned_from_but_not_mixed(recipe_of, command,
 
 
 @pytest.mark.slow
-def test_the_report_of_a_classifier_that_never_errs_has_no_curve_to_draw_and_is_made(recipe_of, command):
+def test_the_report_of_a_classifier_without_errors_is_made(recipe_of, command):
     recipe = recipe_of([0, 0], [0])
     result = run(command, recipe, "run")
     assert result.code == 0, result
@@ -140,7 +137,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("labels", "split", "message"), REFUSED.values(), ids=REFUSED)
-def test_numbers_that_cannot_be_are_refused_in_one_sentence(recipe_of, command, labels, split, message):
+def test_impossible_numbers_are_refused_in_one_sentence(recipe_of, command, labels, split, message):
     recipe = recipe_of(*labels, **split)
     check_refused(run(command, recipe), message, recipe)
     assert not list(recipe.parent.glob("runs/*/*/manifest.json"))

@@ -1,12 +1,10 @@
-"""Damage to any file of any kind of artifact: verify finds every byte, and opening finds what has another size or is gone."""
+"""Damage to any file of any kind of artifact: verify finds every byte, and opening finds missing files and other sizes."""
 
 import itertools
 import os
 import shutil
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -32,12 +30,11 @@ OPENERS = {
     "mix": open_pool,
     "pulled": open_pool,
 }
-FLIPS = 10_000
 
 
 @pytest.fixture(scope="session")
 def every_kind(small_finished: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return a whole artifact of each kind, to be damaged and mended again."""
+    """Return an intact artifact of each kind; tests damage and restore it."""
     place = tmp_path_factory.mktemp("kinds")
     runs = Path(shutil.copytree(small_finished, place / "runs"))
     found = {stage: min((runs / stage).iterdir()) for stage in STAGES}
@@ -83,7 +80,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def check_found(command, folder: Path, path: Path, harm: str) -> None:
-    """Hold that verify ends with 5 and one sentence that names the file."""
+    """Check that verify ends with 5 and one sentence that names the file."""
     result = command("verify", folder)
     if path.name == MANIFEST_NAME and harm == "missing":
         assert (result.code, "has no manifest.json: it is unfinished work or no artifact" in result.err) == (1, True)
@@ -96,17 +93,8 @@ def check_found(command, folder: Path, path: Path, harm: str) -> None:
     assert path.name in result.err, (path, harm, result.err)
 
 
-def each_harm(kind: str, *, all_of_them: bool) -> Any:
-    marks = [pytest.mark.slow] if all_of_them else []
-    return pytest.param(kind, all_of_them, marks=marks, id=kind if all_of_them else f"{kind}, one harm a file")
-
-
-both_forms = pytest.mark.parametrize(
-    ("kind", "all_of_them"), [each_harm(kind, all_of_them=whole) for whole in (False, True) for kind in KINDS]
-)
-
-
-@both_forms
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("all_of_them", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["one each", "all"])
 def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, kind, all_of_them):
     folder = every_kind[kind]
     assert command("verify", folder).code == 0
@@ -131,7 +119,7 @@ def test_verify_finds_every_harm_to_every_file(every_kind, command, tmp_path, ki
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_verify_finds_files_that_changed_places_and_what_was_put_there(every_kind, command, kind):
+def test_verify_finds_exchanged_and_additional_files(every_kind, command, kind):
     folder = every_kind[kind]
     files = files_of(folder)
     for path, other in itertools.pairwise(files):
@@ -148,8 +136,8 @@ def test_verify_finds_files_that_changed_places_and_what_was_put_there(every_kin
         for make in (lambda path: path.write_bytes(b""), lambda path: path.symlink_to(folder.parent)):
             make(place / "extra")
             result = command("verify", folder)
-            told = "put there later" in result.err or "is a link" in result.err
-            assert (result.code, told) == (5, True), result
+            is_found = "put there later" in result.err or "is a link" in result.err
+            assert (result.code, is_found) == (5, True), result
             (place / "extra").unlink()
     assert command("verify", folder).code == 0
 
@@ -177,9 +165,9 @@ def test_opening_finds_every_file_of_another_size(every_kind, kind):
     verify(folder)
 
 
-@pytest.mark.parametrize("flips", [300, pytest.param(FLIPS, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("flips", [200, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_every_flipped_byte_of_every_kind_of_artifact_is_found(every_kind, flips):
-    draw, found = np.random.default_rng(flips), Counter()
+    draw = np.random.default_rng(flips)
     editable = {Path(path).name for path in DESCRIPTION_FILES}
     files = {
         kind: [path for path in files_of(folder) if path.stat().st_size and path.name not in editable]
@@ -196,8 +184,5 @@ def test_every_flipped_byte_of_every_kind_of_artifact_is_found(every_kind, flips
                 verify(every_kind[kind])
             assert path.name in str(raised.value), f"{path} at {place}: {raised.value}"
             os.pwrite(stream.fileno(), byte, place)
-        found[kind] += 1
-    print(f"{sum(found.values())} of {flips} flipped bytes found: {dict(found)}")
-    assert found.total() == flips
     for folder in every_kind.values():
         verify(folder)

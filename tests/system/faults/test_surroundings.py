@@ -1,4 +1,4 @@
-"""What else a run can meet: signals, another run at the same moment, dead owners' locks, a clock that is wrong, a workspace moved."""
+"""Signals, other runs at the same moment, locks of dead processes, a wrong clock, a moved or read-only workspace."""
 
 import json
 import os
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.faults
 
 YEAR = 365 * 24 * 3600
 INTERRUPTED = "interrupted; what is done is kept. Go on with: lsmix "
-# Whose signals are asked for at a safe point. Other commands end at once, as by a kill if it is SIGTERM.
+# These stop at a safe point after a signal. Other commands end at once, as by a kill if it is SIGTERM.
 RUNS = ("train-glow", "encode", "mix", "train", "naturalness")
 
 
@@ -31,7 +31,7 @@ def scene_of(workspace, recipe, words, made=STAGES, kept=()):
     }
 
 
-def roots(workspace):
+def digests(workspace):
     return {path.parent.name: read_manifest(path.parent).content_digest for path in workspace.glob("*/*/manifest.json")}
 
 
@@ -55,21 +55,21 @@ def check_up_to_date(command, recipe, workspace):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", RUNS)
-def test_signals_at_any_call_end_with_130_or_well_and_the_next_run_goes_on(
+def test_after_a_signal_at_any_call_a_run_succeeds_or_ends_with_130_and_the_next_one_continues(
     small_recipe, small_workspace, trials, stage
 ):
     for later in STAGES[STAGES.index(stage) + 1 :]:
         shutil.rmtree(small_workspace / later)
     scene = scene_of(small_workspace, small_recipe, [stage], [stage], STAGES[: STAGES.index(stage)])
     wanted = {"mode": SIGNAL, "numbers": [signal.SIGTERM, signal.SIGINT], "stride": 5}
-    undisturbed, *each = trials(**scene, trials=[wanted])
+    ((undisturbed, *each),) = trials(**scene, trials=[wanted])
     codes = []
     for trial in each:
         first = trial["first"]
         codes.append(first.get("code"))
         if first.get("code") == 0:
             assert first["outcome"] == undisturbed["outcome"]
-        elif "signal" in first:  # before or after the work, where nothing is asked for
+        elif "signal" in first:  # before or after the work
             assert first["signal"] == signal.SIGTERM
         else:
             assert first["code"] == 130
@@ -79,20 +79,19 @@ def test_signals_at_any_call_end_with_130_or_well_and_the_next_run_goes_on(
         assert trial["changed"] == []
         assert trial["again"]["outcome"] == undisturbed["outcome"]
         assert trial["parts"] == []
-    print(f"{stage}: {len(each)} signals at {undisturbed['calls']} calls; {codes.count(130)} ended with 130")
     assert 130 in codes
 
 
 # Others at the same time
 
 
-@pytest.mark.parametrize("races", [[2, 3], pytest.param([2] * 15 + [3] * 5 + [6] * 3, marks=pytest.mark.slow)])
-def test_runs_at_the_same_moment_end_well_or_with_4_and_never_spoil_anything(
+@pytest.mark.parametrize("races", [[3], pytest.param([2] * 15 + [3] * 5 + [6] * 3, marks=pytest.mark.slow)])
+def test_runs_at_the_same_moment_succeed_or_end_with_4_and_harm_nothing(
     small_recipe, small_finished, tmp_path, trials, races
 ):
     scene = scene_of(tmp_path / "runs", small_recipe, ["mix"])
-    expected = {name: root for name, root in roots(small_finished).items() if "evaluator" not in name}
-    _, *each = trials(**scene, trials=[{"mode": COUNT, "races": races}])
+    expected = {name: digest for name, digest in digests(small_finished).items() if "evaluator" not in name}
+    ((_, *each),) = trials(**scene, trials=[{"mode": COUNT, "races": races}])
     assert len(each) == len(races)
     codes = []
     for race in each:
@@ -100,20 +99,19 @@ def test_runs_at_the_same_moment_end_well_or_with_4_and_never_spoil_anything(
             codes.append(run["code"])
             if run["code"] == 4:
                 assert run["err"].count("\n") == 1
-                # The owner's note lies there a moment after its lock.
+                # The owner writes its note a moment after it takes the lock.
                 assert re.search(r"is being made by another run \((user .*|owner unknown)\)", run["err"]), run["err"]
             else:
                 assert run["code"] == 0, run
-        assert 0 in codes[-len(race["runs"]) :], "one of them goes through"
+        assert 0 in codes[-len(race["runs"]) :], "one of them succeeds"
         assert race["again"]["code"] == 0
-        made = {Path(folder).name: root for folder, root in race["again"]["outcome"].items()}
+        made = {Path(folder).name: digest for folder, digest in race["again"]["outcome"].items()}
         assert made.items() <= expected.items()
         assert len(made) == 4
-    print(f"{len(races)} races of {len(codes)} runs: {codes.count(0)} ended well, {codes.count(4)} with 4")
 
 
 @pytest.mark.parametrize("host", [socket.gethostname(), "another-host"])
-def test_a_lock_that_a_dead_process_left_is_nobodys(small_recipe, small_workspace, small_finished, command, host):
+def test_a_lock_of_a_dead_process_stops_no_run(small_recipe, small_workspace, small_finished, command, host):
     folder = next((small_workspace / "encode").iterdir())
     key = read_manifest(folder).cache_key
     shutil.rmtree(folder)
@@ -124,63 +122,43 @@ def test_a_lock_that_a_dead_process_left_is_nobodys(small_recipe, small_workspac
     (locks / f"{key}.owner.json").write_text(json.dumps(owner))
     assert command("status", small_recipe, "--workspace", small_workspace).code == 0
     assert command("encode", small_recipe, "--workspace", small_workspace, "--device", "cpu").code == 0
-    assert roots(small_workspace) == roots(small_finished)
+    assert digests(small_workspace) == digests(small_finished)
     assert not (locks / f"{key}.owner.json").exists()
-
-
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"\xff", b"[1]", b'{"process": "x", "host": 1}', b'{"process": "x"}', b'{"process": 99999999999}'],
-)
-def test_a_damaged_note_of_an_owner_harms_nothing(small_recipe, small_workspace, command, content):
-    folder = next((small_workspace / "encode").iterdir())
-    key = read_manifest(folder).cache_key
-    (folder / "manifest.json").unlink()
-    (small_workspace / ".locks").mkdir(exist_ok=True)
-    (small_workspace / ".locks" / f"{key}.owner.json").write_bytes(content)
-    result = command("status", small_recipe, "--workspace", small_workspace)
-    assert (result.code, result.err) == (0, ""), result
-    note = content.replace(b'{"process"', b'{"host": "%s", "process"' % socket.gethostname().encode())
-    (small_workspace / ".locks" / f"{key}.owner.json").write_bytes(note)
-    result = command("status", small_recipe, "--workspace", small_workspace)
-    assert (result.code, result.err) == (0, ""), result
 
 
 # Time
 
 
 @pytest.mark.slow
-def test_a_clock_that_is_wrong_or_jumps_in_mid_run_changes_no_digest(
-    small_recipe, small_workspace, small_finished, command, trials
-):
+def test_a_wrong_or_jumping_clock_changes_no_digest(small_recipe, small_workspace, small_finished, command, trials):
     for stage in STAGES[2:]:
         shutil.rmtree(small_workspace / stage)
     scene = scene_of(small_workspace, small_recipe, ["run"], STAGES[2:], STAGES[:2])
     clocks = [[-YEAR, -YEAR, 0], [0, -YEAR, 20], [YEAR, 0, 5], [0, -60 * YEAR, 3]]
-    undisturbed, *each = trials(**scene, trials=[{"mode": COUNT, "clocks": clocks}])
+    ((undisturbed, *each),) = trials(**scene, trials=[{"mode": COUNT, "clocks": clocks}])
     assert len(each) == len(clocks)
     for trial in each:
         first = trial["first"]
-        assert first["looks"] > trial["clock"][2], "the clock must be looked at, or nothing is tested"
+        assert first["looks"] > trial["clock"][2], "the clock must be read, or nothing is tested"
         assert (first["code"], first["outcome"]) == (0, undisturbed["outcome"]), first
         assert trial["changed"] == []
         assert "0 of" in trial["again"]["out"]
-    assert roots(small_workspace) == roots(small_finished)
+    assert digests(small_workspace) == digests(small_finished)
     manifests = [read_manifest(path.parent) for path in small_workspace.glob("*/*/manifest.json")]
     assert all(0 <= manifest.seconds < 3600 for manifest in manifests)
     check_up_to_date(command, small_recipe, small_workspace)
 
 
 @pytest.mark.parametrize("seconds", [YEAR, -YEAR], ids=["older", "of the future"])
-def test_times_of_files_mean_nothing(small_recipe, small_workspace, command, seconds):
+def test_modification_times_of_files_do_not_matter(small_recipe, small_workspace, command, seconds):
     age(small_workspace, seconds)
     check_up_to_date(command, small_recipe, small_workspace)
     unfinished = next((small_workspace / "mix").iterdir())
     (unfinished / "manifest.json").unlink()
-    root = roots(small_workspace)
+    before = digests(small_workspace)
     age(unfinished, -2 * seconds)
     assert command("mix", small_recipe, "--workspace", small_workspace, "--device", "cpu").code == 0
-    assert root.items() <= roots(small_workspace).items()
+    assert before.items() <= digests(small_workspace).items()
 
 
 # Places
@@ -195,7 +173,7 @@ def test_a_workspace_moved_copied_or_linked_is_up_to_date(small_recipe, small_wo
     check_up_to_date(command, recipe, moved)
 
 
-def test_unfinished_work_goes_on_where_it_was_moved_to(
+def test_unfinished_work_continues_in_a_moved_workspace(
     small_recipe, small_workspace, small_finished, tmp_path, command
 ):
     folder = next((small_workspace / "mix").iterdir())
@@ -203,10 +181,10 @@ def test_unfinished_work_goes_on_where_it_was_moved_to(
     (folder / "pool.zarr/image/c/1/0/0/0").unlink()
     moved = small_workspace.rename(tmp_path / "moved")
     assert command("mix", small_recipe, "--workspace", moved, "--device", "cpu").code == 0
-    assert roots(moved).items() <= roots(small_finished).items()
+    assert digests(moved).items() <= digests(small_finished).items()
 
 
-def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
+def test_a_read_only_workspace_can_be_read_and_commands_that_write_say_that_it_is_read_only(
     small_recipe, small_finished, tmp_path, trials
 ):
     workspace = Path(shutil.copytree(small_finished, tmp_path / "runs"))
@@ -236,15 +214,13 @@ def test_a_read_only_workspace_can_be_looked_at_and_what_must_write_says_so(
     ]
     scene = {**scene_of(workspace, small_recipe, ["status"], (), ()), "words": ["status", *recipe]}
     before = {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()}
-    _, *said = trials(**scene, trials=[{"mode": READ_ONLY, "commands": [*looks, *writes]}])
-    for words, told in zip([*looks, *writes], said, strict=True):
-        if words in looks:
-            assert told["code"] == 0, (words, told)
-        else:
-            assert told["code"] == 1, (words, told)
-            assert told["hits"] > 0
-            *warnings, error = told["err"].splitlines()
-            assert all(line.startswith("warning: ") for line in warnings), (words, told)
-            assert error.startswith("error: "), (words, told)
-            assert re.search("[Rr]ead-only|cannot be written", told["err"]), (words, told)
+    ((_, *said),) = trials(**scene, trials=[{"mode": READ_ONLY, "commands": [*looks, *writes]}])
+    for words, done in zip([*looks, *writes], said, strict=True):
+        assert done["code"] == (words in writes), (words, done)
+        if words in writes:
+            assert done["hits"] > 0
+            *warnings, error = done["err"].splitlines()
+            assert all(line.startswith("warning: ") for line in warnings), (words, done)
+            assert error.startswith("error: "), (words, done)
+            assert re.search("[Rr]ead-only|cannot be written", done["err"]), (words, done)
     assert {path: path.read_bytes() for path in workspace.rglob("*") if path.is_file()} == before
