@@ -17,7 +17,7 @@ from typing import IO, Final, TypeVar
 import msgspec
 
 from lsmix.data.errors import DiskSpaceError, FormatError, LockedError, MissingError, RecipeError
-from lsmix.data.progress import ROUND_SECONDS, pause
+from lsmix.data.progress import pause
 
 __all__ = [
     "DECODE_ERRORS",
@@ -134,6 +134,7 @@ def sha256_file(path: Path) -> str:
 
 _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
 _warned: set[Path] = set()  # folders
+_LOCK_POLL_SECONDS = 0.01  # downloads in several threads take turns at the lock of the cache
 
 
 def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: bool = False) -> None:
@@ -154,7 +155,7 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
         except BlockingIOError:
             if not wait:
                 raise
-            pause(ROUND_SECONDS)
+            pause(_LOCK_POLL_SECONDS)
             continue
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
@@ -212,7 +213,7 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
 
     Args:
         target: where nothing is yet; with ``resume`` also an empty folder.
-        resume: whether to begin with what an earlier call left, and to leave it if something is raised.
+        resume: whether to begin with the files that an earlier call left, and to leave files if something is raised.
 
     Raises:
         RecipeError: there is something at ``target``, or something that is not ours in the way.
@@ -242,7 +243,7 @@ def atomic_folder(target: Path, *, resume: bool = False) -> Iterator[Path]:
                 fsync_folder(target.absolute().parent)
                 done = True
             finally:
-                if done or not resume:
+                if done or not resume or not any(path.is_file() and path.name != _MARK for path in part.rglob("*")):
                     _clear(part)
                     (part / _MARK).unlink(missing_ok=True)
     finally:

@@ -30,6 +30,14 @@ settings.register_profile(
 settings.load_profile("lsmix")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_flush() -> Iterator[None]:
+    """Leave flushing to the kernel: no test cuts the power, and each flush waits for the disk."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # which fails, too, if the file is closed
+        yield
+
+
 @pytest.fixture(autouse=True)
 def no_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let commands print whole lines, as into a pipe: pytest-xdist tells its workers the width of the terminal."""

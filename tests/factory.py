@@ -1,5 +1,6 @@
 """The small recipes, data sets and pools that tests use."""
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,30 @@ def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
     return spec.to_json()
 
 
+def flip(path: Path, place: int | None = None) -> None:
+    """Change one bit of a file: of the byte at ``place``, or in its middle."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2 if place is None else place] ^= 1
+    path.write_bytes(content)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder by its relative path, sorted."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def list_again(folder: Path, *payload: str) -> None:
+    """Write the manifest of a changed artifact again; ``payload`` names the files that its digest counts."""
+    import msgspec
+
+    from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
+
+    files = record_files(folder, set(payload))
+    manifest = msgspec.structs.replace(read_manifest(folder), content_digest=content_digest(files), files=files)
+    write_manifest(folder, manifest)
+
+
 def write_pool(
     folder: Path,
     *,
@@ -169,6 +194,7 @@ def write_pool(
     corners: bool = False,
     origin: dict[str, Any] | None = None,
     columns: "Callable[[np.ndarray], dict[str, np.ndarray]] | None" = None,
+    complete: bool = True,
     **manifest: Any,
 ) -> Path:
     """Write a complete pool of random images. With ``origin`` it has a plan, and rows of every status.
@@ -220,7 +246,8 @@ def write_pool(
     else:
         (folder / "samples.csv").touch()
         (folder / "README.md").write_text("hello")
-    complete_artifact(folder, **manifest)
+    if complete:
+        complete_artifact(folder, **manifest)
     return folder
 
 

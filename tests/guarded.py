@@ -1,4 +1,4 @@
-"""Watching a command that is given a stranger's file: what it opens, starts and prints.
+"""Watch a command that reads a hostile file: what it opens, starts and prints.
 
 Python's own audit events tell what was opened or started, so a test does not depend on an attack's success.
 """
@@ -26,7 +26,7 @@ def plain_json(record: dict[str, Any]) -> bytes:
 
 
 def sealed_again(record: dict[str, Any]) -> bytes:
-    """Return a record under a checksum that fits, which whoever forges it can compute."""
+    """Return a record with a fitting checksum, as a forger would."""
     return add_checksum(plain_json(record))
 
 

@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import socket
 import threading
 import warnings
 from contextlib import contextmanager
@@ -85,6 +86,46 @@ def web_server(folder):
 
 
 @contextmanager
+def scripted_server(head, more=b"", *, seconds=0.0):
+    """Answer each connection with ``head``, and then with ``more`` without end; yield the URL and the connections."""
+    came, done = [], threading.Event()
+
+    def answer(connection):
+        with connection:
+            try:
+                connection.recv(1 << 16)
+                connection.sendall(head)
+                while more and not done.wait(seconds):
+                    connection.sendall(more if seconds else more * 1000)
+                if head == b"":
+                    done.wait()
+            except OSError:
+                pass
+
+    def accept():
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            came.append(threading.Thread(target=answer, args=(connection,)))
+            came[-1].start()
+
+    server = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=accept)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/pool", came
+    finally:
+        done.set()
+        server.shutdown(socket.SHUT_RDWR)
+        server.close()
+        thread.join()
+        for each in came:
+            each.join()
+
+
+@contextmanager
 def s3_server():
     """Start a server that speaks as S3 does, and point fsspec at it, by the environment as a user would."""
     from fsspec.config import conf, set_conf_env
@@ -132,7 +173,7 @@ def read_all(url, limit, out):
 
 
 class Meter:
-    """Counts what a transfer tells."""
+    """Counts the bytes that a transfer reports."""
 
     def __init__(self, stop_at=None):
         self.count, self.total, self.stop_at = 0, 0, stop_at

@@ -1,4 +1,4 @@
-"""A stage whose shards kill their worker as told, for the tests of executors; workers import it by name."""
+"""A stage whose shards kill their worker where its configuration says so; workers import it by name."""
 
 import hashlib
 import os

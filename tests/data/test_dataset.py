@@ -1,4 +1,4 @@
-"""The data-set store: splits that never mix, the same bytes each time, and nothing read that lies elsewhere."""
+"""The data-set store: splits that never mix, the same bytes each time, and nothing read from other files."""
 
 import copy
 import pickle
@@ -126,7 +126,7 @@ def test_a_published_heldout_split_is_the_heldout_split():
         plan_of(data, heldout=7, test=0, limit=None, seed=0)
 
 
-def test_another_seed_chooses_others():
+def test_another_seed_holds_out_other_images():
     plans = [plan_of(published(), **PLAN | {"seed": seed})["heldout"].index.tolist() for seed in range(5)]
     assert len(set(map(tuple, plans))) == 5
 
@@ -151,7 +151,7 @@ def test_impossible_splits_are_refused_with_the_arithmetic(test_images, change, 
 @pytest.mark.parametrize("test_images", [12, 0])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("heldout", [0, 5])
-def test_what_is_written_is_what_is_read(tmp_path, test_images, channels, heldout):
+def test_a_data_set_is_read_as_it_was_written(tmp_path, test_images, channels, heldout):
     data = published(test=test_images, channels=channels)
     counts = write_dataset(tmp_path / "dataset.h5", data, heldout=heldout, test=6, limit=30, seed=1)
     opened = open_dataset(tmp_path)
@@ -182,7 +182,7 @@ def test_the_same_arguments_give_the_same_bytes_at_another_time(tmp_path, stored
     assert (tmp_path / "again.h5").read_bytes() == stored.read_bytes()
 
 
-def test_nothing_is_left_where_writing_breaks_off(tmp_path, monkeypatch):
+def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
     def fail(*_: object) -> None:
         raise OSError("disk on fire")
 
@@ -242,13 +242,6 @@ def test_another_file_is_no_data_set(tmp_path):
         open_dataset(tmp_path)
 
 
-def test_a_newer_format_is_refused_by_name(stored):
-    with h5py.File(stored, "r+") as file:
-        file.attrs["format_version"] = np.int64(3)
-    with pytest.raises(FormatError, match="has format 3; this version of lsmix reads format 2"):
-        open_dataset(stored)
-
-
 def test_a_file_cut_short_anywhere_is_found(stored):
     content = stored.read_bytes()
     for length in [*range(8, len(content), 97), len(content) - 1]:
@@ -257,15 +250,20 @@ def test_a_file_cut_short_anywhere_is_found(stored):
             open_dataset(stored)
 
 
-def replace_with(make):
-    """Return a change that puts another thing where the training images are."""
+def stored_with(**options):
+    """Return a change that puts another array in the place of the training images."""
 
-    def change(file, folder):
-        shape = file["train/images"].shape
-        del file["train/images"]
-        make(file, folder, shape)
+    def write(file, folder, shape):
+        file.create_dataset("train/images", **({} if "data" in options else {"shape": shape, "dtype": "u1"}), **options)
 
-    return change
+    return write
+
+
+def linked_to(link):
+    def write(file, folder, shape):
+        file["train/images"] = link
+
+    return write
 
 
 def external(file, folder, shape):
@@ -279,62 +277,27 @@ def virtual(file, folder, shape):
     file.create_virtual_dataset("train/images", layout)
 
 
-def external_link(file, folder, shape):
-    file["train/images"] = h5py.ExternalLink(str(folder / "other.h5"), "x")
-
-
-def soft_link(file, folder, shape):
-    file["train/images"] = h5py.SoftLink("/test/images")
-
-
-def chunked(file, folder, shape):
-    file.create_dataset("train/images", shape, "u1", chunks=True)
-
-
-def compressed(file, folder, shape):
-    file.create_dataset("train/images", shape, "u1", compression="gzip")
-
-
-def group(file, folder, shape):
-    file.create_group("train/images")
-
-
-def floats(file, folder, shape):
-    file.create_dataset("train/images", data=np.zeros(shape, "f4"))
-
-
-def flat(file, folder, shape):
-    file.create_dataset("train/images", data=np.zeros(shape[0], "u1"))
-
-
-def fewer(file, folder, shape):
-    file.create_dataset("train/images", data=np.zeros((3, *shape[1:]), "u1"))
-
-
-def nothing(file, folder, shape):
-    pass
-
-
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("write", "message"),
     [
         (external, "external, virtual, chunked or filtered"),
         (virtual, "external, virtual, chunked or filtered"),
-        (chunked, "external, virtual, chunked or filtered"),
-        (compressed, "external, virtual, chunked or filtered"),
-        (external_link, "links 'images' to another place"),
-        (soft_link, "links 'images' to another place"),
-        (group, "of another kind"),
-        (floats, "must be uint8 with 4 dimensions; got float32"),
-        (flat, "must be uint8 with 4 dimensions; got uint8 of shape"),
-        (fewer, "has 3 images, 35 labels"),
-        (nothing, "has no 'images'"),
+        (stored_with(chunks=True), "external, virtual, chunked or filtered"),
+        (stored_with(compression="gzip"), "external, virtual, chunked or filtered"),
+        (linked_to(h5py.ExternalLink("other.h5", "x")), "links 'images' to another place"),
+        (linked_to(h5py.SoftLink("/test/images")), "links 'images' to another place"),
+        (lambda file, *_: file.create_group("train/images"), "of another kind"),
+        (stored_with(data=np.zeros((35, 3, 3, 3), "f4")), "must be uint8 with 4 dimensions; got float32"),
+        (stored_with(data=np.zeros(35, "u1")), "must be uint8 with 4 dimensions; got uint8 of shape"),
+        (stored_with(data=np.zeros((3, 3, 3, 3), "u1")), "has 3 images, 35 labels"),
+        (lambda *_: None, "has no 'images'"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_images_that_lie_elsewhere_or_otherwise_are_refused(stored, tmp_path, make, message):
+def test_images_that_are_stored_elsewhere_or_otherwise_are_refused(stored, tmp_path, write, message):
     with h5py.File(stored, "r+") as file:
-        replace_with(make)(file, tmp_path)
+        shape = file["train/images"].shape
+        del file["train/images"]
+        write(file, tmp_path, shape)
     with pytest.raises(FormatError, match=message):
         open_dataset(stored)
 
@@ -353,26 +316,41 @@ def test_splits_that_share_a_published_image_are_found(stored):
         open_dataset(stored)
 
 
-@pytest.mark.parametrize("name", ["licence", "citation"])
-def test_a_file_without_its_texts_is_no_data_set(stored, name):
+def no_licence(file):
+    del file.attrs["licence"]
+
+
+def no_citation(file):
+    del file.attrs["citation"]
+
+
+def licence_of_free_length(file):
+    file.attrs["licence"] = "CC0"
+
+
+def class_names_that_are_no_list(file):
+    del file["class_names"]
+    file["class_names"] = np.frombuffer(b'{"a": 1}', np.uint8)
+
+
+def newer_format(file):
+    file.attrs["format_version"] = np.int64(3)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (no_licence, FormatError, "has no text 'licence'"),
+        (no_citation, FormatError, "has no text 'citation'"),
+        (licence_of_free_length, FormatError, "has no text 'licence'"),
+        (class_names_that_are_no_list, CorruptError, "class_names is no JSON list of names"),
+        (newer_format, FormatError, "has format 3; this version of lsmix reads format 2"),
+    ],
+)
+def test_a_file_with_wrong_attributes_is_refused(stored, change, error, message):
     with h5py.File(stored, "r+") as file:
-        del file.attrs[name]
-    with pytest.raises(FormatError, match=f"has no text '{name}'"):
-        open_dataset(stored)
-
-
-def test_class_names_that_are_no_list_are_found(stored):
-    with h5py.File(stored, "r+") as file:
-        del file["class_names"]
-        file["class_names"] = np.frombuffer(b'{"a": 1}', np.uint8)
-    with pytest.raises(CorruptError, match="class_names is no JSON list of names"):
-        open_dataset(stored)
-
-
-def test_texts_of_free_length_are_never_read(stored):
-    with h5py.File(stored, "r+") as file:
-        file.attrs["licence"] = "CC0"
-    with pytest.raises(FormatError, match="has no text 'licence'"):
+        change(file)
+    with pytest.raises(error, match=message):
         open_dataset(stored)
 
 
@@ -384,7 +362,7 @@ def test_class_names_too_long_to_be_stored_are_refused(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_label_and_a_text_of_any_kind_survive(tmp_path):
+def test_class_names_licences_and_citations_of_any_text_are_kept(tmp_path):
     split = Split(np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64))
     data = PublishedData(
         splits={"train": split, "test": split}, class_names=('ä"\\\n', ""), licence="", citation="é" * 300

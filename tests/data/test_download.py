@@ -85,7 +85,7 @@ def server(monkeypatch):
 
 
 class Meter(NullProgress):
-    """Remembers what it is told."""
+    """Remembers all calls."""
 
     def __init__(self):
         self.begun, self.bytes = [], 0
@@ -130,7 +130,7 @@ def test_the_length_comes_from_the_recipe_or_from_the_server(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_connection_that_is_cut_goes_on_where_it_was(server, target, caplog):
+def test_a_cut_connection_is_resumed(server, target, caplog):
     server.cuts = [300_000, 1, 200_000]
     meter = Meter()
     download(wanted(server), target, meter)
@@ -140,7 +140,7 @@ def test_a_connection_that_is_cut_goes_on_where_it_was(server, target, caplog):
     assert "the connection ended after 300000 of 1000003 bytes" in caplog.text
 
 
-def test_what_a_killed_download_left_is_gone_on_with(server, target):
+def test_the_part_that_a_killed_download_left_is_completed(server, target):
     target.parent.mkdir()
     (target.parent / "data.npz.part").write_bytes(CONTENT[:777_777])
     meter = Meter()
@@ -150,7 +150,7 @@ def test_what_a_killed_download_left_is_gone_on_with(server, target):
     assert meter.begun == [("data.npz", len(CONTENT), "byte", 777_777)]
 
 
-def test_an_interrupt_leaves_the_part_and_the_next_call_goes_on(server, target):
+def test_an_interrupted_download_is_completed_by_the_next_call(server, target):
     class Impatient(Meter):
         def advance(self, units=1, note=""):
             super().advance(units)
@@ -182,7 +182,7 @@ def test_a_download_that_gives_up_keeps_what_came(server, target):
     assert target.read_bytes() == CONTENT
 
 
-def test_a_server_without_ranges_begins_anew(server, target):
+def test_a_download_from_a_server_without_ranges_starts_again(server, target):
     server.ranges, server.cuts = False, [300_000]
     download(wanted(server), target, Meter())
     assert target.read_bytes() == CONTENT
@@ -191,7 +191,7 @@ def test_a_server_without_ranges_begins_anew(server, target):
 @pytest.mark.parametrize(
     "left", [b"x" * 5000, CONTENT + b"x", b"x" * len(CONTENT)], ids=["shorter", "longer", "as long"]
 )
-def test_a_part_of_another_file_is_noticed_and_the_file_is_fetched_anew(server, target, left):
+def test_a_part_of_another_file_is_replaced(server, target, left):
     target.parent.mkdir()
     (target.parent / "data.npz.part").write_bytes(left)
     download(wanted(server), target, Meter())
@@ -212,7 +212,7 @@ def test_a_wrong_size_is_noticed_before_anything_is_fetched(server, target):
     assert list(target.parent.iterdir()) == []
 
 
-def test_an_answer_of_the_wrong_size_does_not_cost_what_was_fetched_before(server, target):
+def test_an_answer_of_the_wrong_size_keeps_the_part(server, target):
     target.parent.mkdir()
     part = target.parent / "data.npz.part"
     part.write_bytes(CONTENT[:300_000])
@@ -222,7 +222,7 @@ def test_an_answer_of_the_wrong_size_does_not_cost_what_was_fetched_before(serve
     assert part.read_bytes() == CONTENT[:300_000]
 
 
-def test_a_file_that_goes_on_past_its_size_is_refused(server, target):
+def test_a_file_longer_than_its_size_is_refused(server, target):
     server.tells_length = False
     with pytest.raises(CorruptError, match="is damaged: expected sha256"):
         download(wanted(server, size=500_000), target, Meter())
@@ -233,7 +233,7 @@ def test_a_file_that_goes_on_past_its_size_is_refused(server, target):
     ("status", "text"),
     [(404, "is missing"), (403, "cannot be fetched: the server answers 403 Forbidden"), (410, "is missing")],
 )
-def test_what_is_not_there_is_said_at_once(server, target, status, text):
+def test_a_missing_or_refused_file_is_not_tried_again(server, target, status, text):
     server.statuses = [status, status]
     with pytest.raises((CorruptError, DownloadError), match=f"data.npz' {text}"):
         download(wanted(server), target, Meter())
@@ -273,7 +273,7 @@ def test_a_redirect_is_followed_on_the_web_only(server, target):
         download(wanted(server), target, Meter())
 
 
-def test_nobody_at_the_other_end_is_said(server, target):
+def test_a_refused_connection_is_named(server, target):
     with socket.socket() as deaf:  # bound, so that nobody else listens there, and not listening
         deaf.bind(("127.0.0.1", 0))
         server.url = f"http://127.0.0.1:{deaf.getsockname()[1]}/data.npz"
@@ -282,7 +282,7 @@ def test_nobody_at_the_other_end_is_said(server, target):
     assert list(target.parent.iterdir()) == []
 
 
-def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
+def test_a_silent_server_times_out(server, target, monkeypatch):
     monkeypatch.setattr("lsmix.data.web._TIMEOUT_SECONDS", 0.05)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -292,7 +292,7 @@ def test_a_server_that_says_nothing_is_given_up(server, target, monkeypatch):
             download(wanted(server), target, Meter())
 
 
-def test_what_does_not_fit_on_the_disk_is_not_begun(server, target, monkeypatch):
+def test_a_file_that_does_not_fit_on_the_disk_is_not_fetched(server, target, monkeypatch):
     monkeypatch.setattr(atomic.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
     meter = Meter()
     with pytest.raises(DiskSpaceError, match=r"needs 1000003 more bytes in .* where 1000 are free"):
@@ -300,7 +300,7 @@ def test_what_does_not_fit_on_the_disk_is_not_begun(server, target, monkeypatch)
     assert meter.bytes == 0
 
 
-def test_a_file_that_another_run_fetches_is_left_to_it(server, target):
+def test_a_file_that_another_run_fetches_is_locked(server, target):
     class Second(Meter):
         def start(self, *facts, **more):
             with pytest.raises(LockedError, match="is being fetched by another run"):
@@ -344,7 +344,7 @@ def test_known_names_and_urls_with_a_checksum_may_be_asked_for(asked):
         ("https://a.org/x.npz#sha1=" + "0" * 40, "must end in its checksum"),
     ],
 )
-def test_anything_else_is_refused_when_the_recipe_is_read(asked, message, tmp_path):
+def test_other_downloads_are_refused_when_the_recipe_is_read(asked, message, tmp_path):
     with pytest.raises(msgspec.ValidationError, match=message):
         msgspec.convert({"download": asked}, DataConfig)
     with pytest.raises(RecipeError, match=message):
@@ -355,7 +355,7 @@ def names(download: str, path: Path) -> list[str]:
     return [str(target.relative_to(path.parent)) for _, target in files_to_fetch(download, path)]
 
 
-def test_a_path_that_ends_like_a_file_is_the_file_and_another_the_folder(tmp_path):
+def test_a_path_with_an_ending_is_the_file_and_another_the_folder(tmp_path):
     assert names("cifar10", tmp_path / "mine.tar.gz") == ["mine.tar.gz"]
     assert names("cifar10", tmp_path / "cifar") == ["cifar/cifar-10-python.tar.gz"]
     assert names("svhn", tmp_path / "svhn") == ["svhn/train_32x32.mat", "svhn/test_32x32.mat"]
@@ -367,7 +367,7 @@ def test_a_path_that_ends_like_a_file_is_the_file_and_another_the_folder(tmp_pat
     assert names(f"https://a.org/download?id=3#{SHA}", tmp_path / "web.npz") == ["web.npz"]
 
 
-def test_what_is_there_is_never_fetched_again(tmp_path):
+def test_existing_files_are_not_fetched_again(tmp_path):
     (tmp_path / "mine.tar.gz").touch()
     (tmp_path / "file").touch()
     assert names("cifar10", tmp_path / "mine.tar.gz") == names("cifar10", tmp_path / "file") == []
@@ -382,14 +382,14 @@ def test_what_is_there_is_never_fetched_again(tmp_path):
     assert names("svhn", folder) == ["cifar/test_32x32.mat"]
 
 
-def test_a_missing_data_set_that_can_be_fetched_says_how(tmp_path):
+def test_the_error_for_a_missing_data_set_names_the_download_option(tmp_path):
     for path in (tmp_path / "none", tmp_path):
         (tmp_path / "cifar-10-python.tar.gz.part").touch()
         with pytest.raises(MissingError, match=r"Check the path, or let 'lsmix ingest --download' fetch it"):
             source_files(SourceConfig(path=str(path), download="cifar10"))
 
 
-def test_a_recipe_that_does_not_say_what_or_where_is_refused(tmp_path):
+def test_a_download_needs_a_source_and_a_path(tmp_path):
     for config in (DataConfig(format="digits"), DataConfig(path="x"), DataConfig(download="cifar10")):
         with pytest.raises(
             RecipeError, match=r"--download needs data.download, what to fetch, and data.path, where to"
@@ -411,7 +411,7 @@ def published(server, tmp_path) -> str:
 
 @pytest.mark.parametrize("path", ["images.npz", "images"])
 @pytest.mark.parametrize("name", ["ingest", "run"])
-def test_ingest_and_run_fetch_what_is_missing_once(server, published, tmp_path, command, monkeypatch, path, name):
+def test_ingest_and_run_fetch_missing_files_once(server, published, tmp_path, command, monkeypatch, path, name):
     whole = api.build_graph
     monkeypatch.setattr(api, "build_graph", lambda *asked: whole(*asked)[:1])  # run would train, too
     recipe = tmp_path / "my.toml"

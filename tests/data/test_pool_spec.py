@@ -13,7 +13,7 @@ ORIGIN = {"content_digest": "ab" * 32, "config": {"limit": 5}, "licence": "MIT",
 
 
 @pytest.mark.parametrize("method", ["ls-mix", "cutmix"])
-def test_what_is_read_is_written_again_to_the_byte(tmp_path, method):
+def test_a_plan_that_is_read_and_written_has_the_same_bytes(tmp_path, method):
     (tmp_path / PLAN_NAME).write_bytes(invented_plan(ORIGIN, method))
     assert read_spec(tmp_path).to_json() == (tmp_path / PLAN_NAME).read_bytes()
 

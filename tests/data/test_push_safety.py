@@ -5,12 +5,11 @@ import subprocess
 import sys
 
 import fsspec
-import msgspec
 import pytest
-from factory import write_pool
+from factory import list_again, write_pool
 from places import TESTS, Meter
 
-from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
+from lsmix.data.artifact import read_manifest
 from lsmix.data.errors import RecipeError
 from lsmix.data.sharing import transfer
 from lsmix.data.sharing.transfer import push_artifact
@@ -37,7 +36,7 @@ def listing(place):
     return {path.removeprefix(root): there.cat_file(path) for path in there.find(root)}
 
 
-@pytest.mark.parametrize("name", ["README.md", "pool.zarr/zarr.json", "thesis.tex", "deep/folder/x"])
+@pytest.mark.parametrize("name", ["README.md", "deep/folder/x"])
 def test_a_push_leaves_a_folder_alone_that_holds_something_else(artifact, place, name):
     put(place, name, "of its owner")
     before = listing(place)
@@ -59,10 +58,7 @@ def test_a_push_leaves_the_half_pushed_artifact_of_another_alone(artifact, place
 
 
 def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
-    files = record_files(artifact, {"pool.zarr"})
-    write_manifest(
-        artifact, msgspec.structs.replace(read_manifest(artifact), content_digest=content_digest(files), files=files)
-    )
+    list_again(artifact, "pool.zarr")
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, place, Meter(stop_at=5000))
     (artifact / "README.md").write_text("another one")
@@ -70,7 +66,7 @@ def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
     assert verify(place)["edited"] == []
 
 
-def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, place, tmp_path):
+def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, tmp_path):
     target = str(tmp_path / "stick")
     code = (
         "import os, sys\nfrom pathlib import Path\nfrom places import Meter\n"
@@ -85,8 +81,6 @@ def test_a_push_that_was_killed_goes_on_and_leaves_nothing_of_its_own(artifact, 
     assert push(artifact, target).moved_files < len(read_manifest(artifact).files)
     assert not (tmp_path / "stick/work").exists()
     assert verify(target)["content_digest"] == read_manifest(artifact).content_digest
-    push(artifact, place)
-    assert not [name for name in listing(place) if "work" in name]
 
 
 def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by_the_next(
@@ -105,7 +99,7 @@ def test_a_push_stopped_behind_its_manifest_is_a_whole_artifact_and_is_tidied_by
     assert not (tmp_path / "stick/work").exists()
 
 
-def test_of_two_pushes_that_begin_at_once_one_gives_way(artifact, place, tmp_path, monkeypatch):
+def test_one_of_two_pushes_that_begin_at_once_is_refused(artifact, place, tmp_path, monkeypatch):
     other, in_parallel = write_pool(tmp_path / "other", seed=1), transfer._in_parallel
 
     def meanwhile(batches, *words):

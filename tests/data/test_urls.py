@@ -1,11 +1,10 @@
 """Every command that takes an artifact takes a URL of one: the same result, the URL's name in every error, nothing twice."""
 
 import hashlib
-import http.server
+import re
 import shutil
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
 from contextlib import contextmanager
@@ -14,13 +13,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from factory import write_pool
+from factory import contents, write_pool
 from guarded import sealed_again
-from places import make_bucket, s3_server, web_server
+from places import scripted_server, web_server
 
 import lsmix
-from lsmix.data import cache as cache_module
-from lsmix.data import remote as remote_module
 from lsmix.data.artifact import DESCRIPTION_FILES, read_manifest
 from lsmix.data.errors import (
     CorruptError,
@@ -38,85 +35,74 @@ from lsmix.pipeline.api import export_pool, list_artifacts, plan, pull, push, ru
 from lsmix.pipeline.verify.rebuild import rebuild
 from lsmix.pipeline.views.dataset_card.card import write_card
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"),
-]
-KINDS = ("file", "memory", "s3", "web")
 SHARD = "pool.zarr/image/c/0/0/0/0"
 
 
 @pytest.fixture(autouse=True)
-def apart(monkeypatch, tmp_path):
-    """Let each test have a cache and a current folder of its own, and wait for nothing."""
-    for module in (cache_module, remote_module):
-        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+def own_folder(monkeypatch, tmp_path):
+    """Let each test have a current folder of its own."""
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
 
 
 @pytest.fixture(scope="module")
-def s3():
-    with s3_server() as server:
-        yield server
-
-
-@pytest.fixture
 def made(finished_workspace):
     """The folders of a pool, its flow and its data set."""
-
-    def one(stage, name):
-        (folder,) = (finished_workspace / stage).glob(f"{name}-*")
-        return folder
-
-    return {"pool": one("mix", "lsmix"), "flow": one("train-glow", "tiny"), "data": one("ingest", "tiny")}
+    names = {"pool": "mix/lsmix-*", "flow": "train-glow/tiny-*", "data": "ingest/tiny-*"}
+    return {name: next(finished_workspace.glob(pattern)) for name, pattern in names.items()}
 
 
-class There:
-    """Artifacts at a place, by name: their URLs, and how to change what lies there."""
+class StoredArtifacts:
+    """Artifacts at a place, by name: each is stored when its URL is first asked for."""
 
-    def __init__(self, kind, base, folder):
-        self.kind, self.base, self._folder = kind, base, folder
-        self.server = None
+    def __init__(self, kind, base, folder, made):
+        self.kind, self._base, self._folder, self._made = kind, base, folder, dict(made)
 
     def __getitem__(self, name):
-        return f"{self.base}/{name}"
+        if folder := self._made.pop(name, None):
+            self.put(name, folder)
+        return f"{self._base}/{name}"
 
     def put(self, name, folder):
         if self._folder:
             shutil.copytree(folder, self._folder / name)
         else:
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    open_remote(self[name]).write(path.relative_to(folder).as_posix(), path)
+            place = open_remote(self[name])
+            for path in contents(folder):
+                place.write(path, folder / path)
 
-    def change(self, name, path, change):
-        """Put another file in the place of one."""
-        place = open_remote(self._folder / name if self._folder else self[name])
-        changed = Path("changed")
-        changed.write_bytes(change(place.read(path, 1 << 30)))
-        place.write(path, changed)
+    def place(self, name):
+        """Return the place of an artifact, so that its files can be read and written."""
+        url = self[name]
+        return open_remote(self._folder / name if self._folder else url)
 
-    def read(self, name, path):
-        return open_remote(self._folder / name if self._folder else self[name]).read(path, 1 << 30)
+    @contextmanager
+    def changed(self, name, path, change):
+        """Put another file in the place of one, for a while."""
+        place = self.place(name)
+        for index, content in enumerate((whole := place.read(path, 1 << 30), change(whole))):
+            Path(f"{index}.changed").write_bytes(content)
+        place.write(path, Path("1.changed"))
+        yield
+        place.write(path, Path("0.changed"))
 
 
-@pytest.fixture(params=KINDS)
-def there(request, tmp_path):
-    kind = request.param
+@pytest.fixture(scope="module", params=("file", "memory", "web"))
+def stored(request, made, tmp_path_factory):
+    """The finished artifacts at a place of each kind; leave them as they are."""
+    kind, folder = request.param, tmp_path_factory.mktemp("stored")
     if kind == "web":
-        with web_server(tmp_path / "www") as server:
-            found = There(kind, server.url, tmp_path / "www")
-            found.server = server
-            yield found
+        with web_server(folder) as server:
+            yield StoredArtifacts(kind, server.url, folder, made)
         return
     if kind == "s3":
         request.getfixturevalue("s3")
-        make_bucket("bucket")
-    base = {"file": f"file://{tmp_path}/far", "memory": f"memory://{tmp_path.name}", "s3": "s3://bucket/some"}[kind]
-    yield There(kind, base, tmp_path / "far" if kind == "file" else None)
+    base = {"file": f"file://{folder}", "memory": f"memory://{folder.name}", "s3": "s3://bucket/some"}[kind]
+    yield StoredArtifacts(kind, base, folder if kind == "file" else None, made)
+
+
+def at(*kinds):
+    return pytest.mark.parametrize("stored", kinds, indirect=True, scope="module")
 
 
 @pytest.fixture
@@ -144,10 +130,6 @@ def sha(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def contents(folder):
-    return {path.relative_to(folder).as_posix(): sha(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
 def payload(folder):
     """Return the SHA-256 of all files but the manifest."""
     return {path: digest for path, digest in contents(folder).items() if path != "manifest.json"}
@@ -156,10 +138,9 @@ def payload(folder):
 # Every command, with a URL for every artifact.
 
 
-def test_every_command_does_with_urls_what_it_does_with_folders(there, made, command, tmp_path):
-    for name, folder in made.items():
-        there.put(name, folder)
-    pool, data, flow = there["pool"], there["data"] + "/dataset.h5", there["flow"]
+@at("file", "web")
+def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp_path):
+    pool, data, flow = stored["pool"], stored["data"] + "/dataset.h5", stored["flow"]
 
     shown = command("show", pool, "--image", "s.png", "--html", "p.html", "--data", data)
     near = command("show", made["pool"], "--image", "n.png", "--html", "q.html", "--data", made["data"])
@@ -172,21 +153,19 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
     checked = command("verify", pool, "--data", data, "--flow", flow, "--deep", "--sample", "20", "--device", "cpu")
     assert checked.code == 0, checked.err
     assert str(tmp_path / "cache") not in checked.out
-    if there.kind != "file":
+    if stored.kind != "file":
         assert checked.out.splitlines()[0].split() == ["artifact", pool]
-        assert f"those of the data set '{there['data']}'" in checked.out
+        assert f"those of the data set '{stored['data']}'" in checked.out
         assert "not checked  files that were added" in checked.out
 
     assert command("export", pool, "near", "--format", "hdf5", "-q").code == 0
-    there.put("exported", Path("near"))
-    assert command("verify", there["exported"]).code == 0
+    stored.put("exported", Path("near"))
+    assert command("verify", stored["exported"]).code == 0
 
-    sent = command("push", pool, f"memory://{tmp_path.name}-other/pool", "-q")
+    other = f"memory://{tmp_path.name}-other/pool"
+    sent = command("push", pool, other, "-q")
     assert sent.code == 0, sent.err
-    assert (
-        pull(f"memory://{tmp_path.name}-other/pool", "back").content_digest
-        == read_manifest(made["pool"]).content_digest
-    )
+    assert pull(other, "back").content_digest == read_manifest(made["pool"]).content_digest
 
     for index, named in enumerate((pool, f"{pool}/plan.json")):
         words = ("--data", data, "--flow", flow, "--compare", pool, "--out", f"rebuilt{index}", "--device", "cpu", "-q")
@@ -196,40 +175,42 @@ def test_every_command_does_with_urls_what_it_does_with_folders(there, made, com
     assert not any(path.name.endswith(":") for path in Path.cwd().iterdir())
 
 
-def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(there, made, tmp_path):
-    there.put("flow", made["flow"])
+def test_a_flow_at_a_url_encodes_as_the_one_in_a_folder(stored, made):
     images = lsmix.open_pool(made["pool"]).image[:4]
     np.testing.assert_array_equal(
-        lsmix.load_flow(there["flow"]).encode(images), lsmix.load_flow(made["flow"]).encode(images)
+        lsmix.load_flow(stored["flow"]).encode(images), lsmix.load_flow(made["flow"]).encode(images)
     )
 
 
-def test_a_recipe_that_names_a_flow_by_its_url_makes_the_same_latents_and_pools(
-    there, made, tiny_recipe, tiny_workspace, command
-):
-    there.put("flow", made["flow"])
+@at("file", "web")
+def test_a_recipe_with_the_url_of_a_flow_makes_the_same_latents_and_pools(stored, tiny_recipe, tiny_workspace, command):
     shutil.rmtree(tiny_workspace / "train-glow")
-    words = ("--workspace", tiny_workspace, "--set", f"flow.path={there['flow']}")
+    words = ("--workspace", tiny_workspace, "--set", f"flow.path={stored['flow']}")
     status = command("status", tiny_recipe, *words, "--json")
     assert status.code == 0, status.err
     states = {(node["stage"], node["state"]) for node in msgspec.json.decode(status.out)["content"]}
     assert {("encode", "cached"), ("mix", "cached")} < states
     assert {stage for stage, _ in states}.isdisjoint({"train-glow"})
-    pools = run(tiny_recipe, workspace=tiny_workspace, stage="mix", overrides=[f"pools.zero.flow={there['flow']}"])
+    pools = run(tiny_recipe, workspace=tiny_workspace, stage="mix", overrides=[f"pools.zero.flow={stored['flow']}"])
     assert all(item.cached for item in pools.built if item.stage in ("encode", "mix") and item.name != "zero")
 
 
-def test_the_card_of_a_pool_at_a_url_is_that_of_a_pool_which_came_alone(there, made, command, tmp_path):
-    there.put("pool", made["pool"])
-    before = there.read("pool", "manifest.json")
-    done = command("card", there["pool"], tmp_path / "written", "--creator", "Ann", "--json")
+@at("memory", "web")
+def test_the_card_of_a_pool_at_a_url_is_that_of_a_local_pool(stored, made, command, tmp_path):
+    before = stored.place("pool").read("manifest.json", 1 << 20)
+    done = command("card", stored["pool"], tmp_path / "written", "--creator", "Ann", "--json")
     assert done.code == 0, done.err
     write_card(shutil.copytree(made["pool"], tmp_path / "near" / "pool"), tmp_path / "near" / "card", creator="Ann")
-    assert contents(tmp_path / "written").keys() == contents(tmp_path / "near" / "card").keys()
-    assert (tmp_path / "written" / "croissant.json").read_bytes() == (
-        tmp_path / "near/card/croissant.json"
-    ).read_bytes()
-    assert there.read("pool", "manifest.json") == before
+    written, expected = contents(tmp_path / "written"), contents(tmp_path / "near" / "card")
+    assert written.keys() == expected.keys()
+    assert written["croissant.json"] == expected["croissant.json"]
+    assert verify(tmp_path / "written")["edited"] == []
+    assert (
+        msgspec.json.decode(done.out)["content"]["content_digest"]
+        == read_manifest(tmp_path / "written").inputs[0].content_digest
+        == open_pool(stored["pool"]).manifest.content_digest
+    )
+    assert stored.place("pool").read("manifest.json", 1 << 20) == before
 
 
 # What goes wrong.
@@ -242,10 +223,19 @@ COMMANDS = {
     "push": ("push", "URL", "out"),
     "rebuild": ("rebuild", "URL", "--data", "digits", "--out", "out"),
     "rebuild of a file": ("rebuild", "URL/plan.json", "--data", "digits", "--out", "out"),
+    "show with data": ("show", "POOL", "--html", "out.html", "--data", "URL"),
+    "verify with data": ("verify", "POOL", "--data", "URL"),
+    "verify with a flow": ("verify", "POOL", "--flow", "URL"),
+    "rebuild with data": ("rebuild", "POOL", "--data", "URL", "--flow", "FLOW", "--out", "out"),
+    "rebuild with a flow": ("rebuild", "POOL", "--data", "digits", "--flow", "URL", "--out", "out"),
+    "compare": ("rebuild", "POOL", "--data", "digits", "--flow", "FLOW", "--compare", "URL", "--out", "out"),
+    "encode": ("encode", "RECIPE", "--set", "flow.path=URL"),
+    "mix": ("mix", "RECIPE", "--set", "pools.lsmix.flow=URL"),
+    "status": ("status", "RECIPE", "--set", "flow.path=URL"),
 }
 WRONG = {
     "no bucket": ("s3://no-such-bucket/pool", r"is not there: http://127\.0\.0\.1:\d+ has no bucket 'no-such-bucket'"),
-    "no artifact": ("s3://bucket/nothing", r"is not there"),
+    "no artifact": ("s3://bucket/nothing", r"is not there|no artifact at"),
     "unknown kind": ("nonsense://bucket/pool", r"lsmix does not read"),
     "no package": ("gs://bucket/pool", r"needs a package that is not installed"),
     "no host": ("http://127.0.0.1:9/pool", r"cannot be reached|is a web server"),
@@ -253,50 +243,21 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG)
-def test_a_wrong_url_is_one_sentence_that_names_it(words, wrong, s3, command, tmp_path):
-    url, message = wrong
-    make_bucket("bucket")
-    result = command(*(word.replace("URL", url) for word in words))
+@pytest.mark.parametrize(
+    ("name", "wrong"), [*((name, "no artifact") for name in COMMANDS), *(("verify", wrong) for wrong in WRONG)]
+)
+def test_a_wrong_url_is_one_sentence_that_names_it(name, wrong, s3, made, tiny_recipe, command, tmp_path):
+    url, message = WRONG[wrong]
+    known = {"POOL": made["pool"], "FLOW": made["flow"], "RECIPE": tiny_recipe}
+    result = command(*(known.get(word, word.replace("URL", url)) for word in COMMANDS[name]))
     assert (result.code, result.out) == (1, ""), result.err
     last = result.err.splitlines()[-1]
     assert last.startswith("error: ")
     assert url in last
-    assert __import__("re").search(message, last), last
+    assert re.search(message, last), last
     assert "Traceback" not in result.err
     assert list(Path.cwd().iterdir()) == []
     assert copies(tmp_path) == []
-
-
-class _Refusing(http.server.BaseHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        self.send_response(403)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_HEAD = do_PUT = do_GET
-
-
-@contextmanager
-def refusing_server(monkeypatch):
-    """Let S3 be a server that refuses everybody."""
-    from fsspec.config import conf
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Refusing) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setitem(
-            conf, "s3", {"endpoint_url": f"http://127.0.0.1:{server.server_port}", "key": "a", "secret": "b"}
-        )
-        try:
-            yield
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def test_a_command_says_that_it_tries_again(command, web):
@@ -309,10 +270,14 @@ def test_a_command_says_that_it_tries_again(command, web):
     )
 
 
-@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
-def test_refused_credentials_are_told(words, command, monkeypatch):
-    with refusing_server(monkeypatch):
-        result = command(*(word.replace("URL", "s3://theirs/pool") for word in words))
+@pytest.mark.parametrize("name", ["show", "push"])
+def test_refused_credentials_are_named_with_advice(name, command, monkeypatch):
+    from fsspec.config import conf
+
+    with scripted_server(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n") as (url, _):
+        endpoint = url.removesuffix("/pool")
+        monkeypatch.setitem(conf, "s3", {"endpoint_url": endpoint, "key": "a", "secret": "b"})
+        result = command(*(word.replace("URL", "s3://theirs/pool") for word in COMMANDS[name]))
     assert result.code == 1
     assert "'s3://theirs/pool/" in result.err
     assert "is refused: " in result.err
@@ -323,7 +288,6 @@ def test_refused_credentials_are_told(words, command, monkeypatch):
 def test_a_missing_bucket_a_wrong_key_and_a_dead_endpoint_each_get_their_own_sentence(ask, s3, monkeypatch, caplog):
     from fsspec.config import conf
 
-    make_bucket("bucket")
     host = f"http://127.0.0.1:{s3.get_host_and_port()[1]}"
     with pytest.raises(DownloadError, match=f"'s3://nowhere/pool' is not there: {host} has no bucket 'nowhere'"):
         ask("s3://nowhere/pool")
@@ -341,73 +305,63 @@ def test_a_missing_bucket_a_wrong_key_and_a_dead_endpoint_each_get_their_own_sen
     begun = time.time()
     with pytest.raises(DownloadError, match=r"cannot be reached: .*127\.0\.0\.1:9/.*Check the endpoint"):
         ask("s3://bucket/pool")
-    told = [record for record in caplog.records if record.name == "lsmix" and "Trying again" in record.message]
-    assert told[0].created - begun < 5
+    again = [record for record in caplog.records if record.name == "lsmix" and "Trying again" in record.message]
+    assert again[0].created - begun < 5
 
 
-@pytest.mark.parametrize("words", [words for words in COMMANDS.values() if words[0] not in ("rebuild",)])
-def test_a_damaged_file_there_is_exit_code_5_and_named_by_its_url(words, s3, made, command, tmp_path):
-    make_bucket("bucket")
-    found = There("s3", "s3://bucket", None)
-    found.put("pool", made["pool"])
-    found.change("pool", SHARD, flipped)
-    result = command(*(word.replace("URL", found["pool"]) for word in words))
+@at("memory")
+@pytest.mark.parametrize("name", ["show", "verify", "export", "card", "push"])
+def test_a_damaged_file_is_exit_code_5_and_named_by_its_url(name, stored, command, tmp_path):
+    words = [word.replace("URL", stored["pool"]) for word in COMMANDS[name]]
+    with stored.changed("pool", SHARD, flipped):
+        result = command(*words)
     assert (result.code, result.out) == (5, "")
-    assert f"'s3://bucket/pool/{SHARD}' is damaged: expected sha256" in result.err
+    assert f"'{stored['pool']}/{SHARD}' is damaged: expected sha256" in result.err
     assert str(tmp_path / "cache") not in result.err
-    assert list(Path.cwd().glob("out*")) == [] or words[0] == "push"  # which another push can complete
+    assert list(Path.cwd().glob("out*")) == [] or name == "push"  # which another push can complete
     assert not Path("out/manifest.json").exists()
 
 
-def test_damage_of_what_a_rebuild_is_given_is_found(there, made, tmp_path):
-    for name, folder in made.items():
-        there.put(name, folder)
+def test_damage_of_what_a_rebuild_is_given_is_found(stored, tmp_path):
     for name, path in (("data", "dataset.h5"), ("flow", "glow.safetensors"), ("pool", "plan.json")):
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
-        whole = there.read(name, path)
-        there.change(name, path, flipped)
-        with pytest.raises(CorruptError) as error:
-            rebuild(there["pool"], data=there["data"], flow=there["flow"], out=tmp_path / "out", device="cpu")
-        assert f"{name}/{path}" in str(error.value) or there.kind == "file"
+        with stored.changed(name, path, flipped), pytest.raises(CorruptError) as error:
+            rebuild(stored["pool"], data=stored["data"], flow=stored["flow"], out=tmp_path / "out", device="cpu")
+        assert f"{name}/{path}" in str(error.value) or stored.kind == "file"
         assert str(tmp_path / "cache") not in str(error.value)
-        there.change(name, path, lambda _, whole=whole: whole)
 
 
-def test_errors_about_a_copy_name_the_url(there, made, tmp_path):
-    for name, folder in made.items():
-        there.put(name, folder)
-    with pytest.raises(FormatError, match=f"{there['flow'].removeprefix('file://')}' holds .* only pools have a card"):
-        write_card(there["flow"])
-    with pytest.raises(RecipeError, match="is no pool but the result of stage 'train-glow'") as told:
-        verify(there["flow"], deep=True)
-    assert there["flow"].removeprefix("file://") in str(told.value)
-    with pytest.raises(MissingError, match="is no flow but the result of stage 'ingest'") as told:
-        verify(there["pool"], flow=there["data"])
-    assert there["data"].removeprefix("file://") in str(told.value)
-    assert str(tmp_path / "cache") not in str(told.value)
+@at("file", "memory")
+def test_errors_about_a_copy_name_the_url(stored, tmp_path):
+    for error, start, call in (
+        (FormatError, rf"{stored['flow']}' holds .* only pools have a card", lambda: write_card(stored["flow"])),
+        (
+            RecipeError,
+            f"{stored['flow']}' is no pool but the result of stage 'train-glow'",
+            lambda: verify(stored["flow"], deep=True),
+        ),
+        (
+            MissingError,
+            f"{stored['data']}' is no flow but the result of stage 'ingest'",
+            lambda: verify(stored["pool"], flow=stored["data"]),
+        ),
+    ):
+        with pytest.raises(error, match=start.removeprefix("file://")) as caught:
+            call()
+        assert str(tmp_path / "cache") not in str(caught.value)
 
 
 # Files of an artifact at a URL: each downloaded once, when it is asked for.
 
 
-def test_what_is_there_is_not_fetched_again(web):
-    url = f"{web.url}/pool"
-    first = open_artifact(url)
-    assert [path for path, _ in web.asked] == ["pool/manifest.json"]
-    assert {path: sha(first.file(path)) for path in first.records} == payload(web.artifact)
-    web.asked.clear()
-    assert open_artifact(f"{url}/").file(SHARD) == first.file(SHARD)
-    assert [path for path, _ in web.asked] == ["pool/manifest.json"]
-
-
-def test_a_path_is_a_path_and_a_file_url_its_folder(tmp_path):
+def test_paths_and_file_urls_are_read_in_place(tmp_path):
     write_pool(tmp_path / "a b")
     for place in (tmp_path / "a b", str(tmp_path / "a b"), f"file://{tmp_path}/a%20b", tmp_path / "a b" / "pool.zarr"):
         assert open_artifact(place).folder == tmp_path / "a b"
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_artifact_at_a_url_has_no_folder_and_lists_its_files(web):
+def test_a_remote_artifact_has_no_folder_and_lists_its_files(web):
     artifact = open_artifact(f"{web.url}/pool")
     assert not artifact.is_local
     with pytest.raises(MissingError, match=f"'{web.url}/pool' is not on this machine.* lsmix pull {web.url}/pool"):
@@ -416,14 +370,15 @@ def test_an_artifact_at_a_url_has_no_folder_and_lists_its_files(web):
         artifact.file("other")
 
 
-def test_what_changed_there_is_seen_by_the_next_who_opens_it(web):
+def test_an_artifact_opened_again_shows_changes_and_one_opened_before_does_not(web):
     first = open_artifact(f"{web.url}/pool")
+    assert [path for path, _ in web.asked] == ["pool/manifest.json"]
     before = sha(first.file(SHARD))
     shutil.rmtree(web.artifact)
     write_pool(web.artifact, seed=1)
     second = open_artifact(f"{web.url}/pool")
     assert sha(second.file(SHARD)) == payload(web.artifact)[SHARD] != before
-    assert sha(first.file(SHARD)) == before, "who opened it before reads what it was"
+    assert sha(first.file(SHARD)) == before
 
 
 FETCH = (
@@ -433,41 +388,30 @@ FETCH = (
 )
 
 
-def test_processes_that_want_the_same_fetch_it_once(web):
-    processes = [subprocess.Popen([sys.executable, "-c", FETCH, f"{web.url}/pool"]) for _ in range(4)]
-    assert [process.wait() for process in processes] == [0] * 4
+def test_processes_at_once_fetch_each_file_once(web):
+    processes = [subprocess.Popen([sys.executable, "-c", FETCH, f"{web.url}/pool"]) for _ in range(2)]
+    assert [process.wait() for process in processes] == [0, 0]
     files = [path for path, _ in web.asked if not path.endswith("/manifest.json")]
     assert len(files) == len(set(files))
 
 
-def test_an_artifact_larger_than_the_cache_is_exported(web, tmp_path):
-    largest = max(file.bytes for file in read_manifest(web.artifact).files)
-    pool = open_pool(f"{web.url}/pool", cache_bytes=2 * largest)
-    np.testing.assert_array_equal(pool.image[:], open_pool(web.artifact).image[:])
-    assert sum(path.stat().st_size for path in (tmp_path / "cache/files").iterdir()) <= 2 * largest
+# Verify: what is stored stored.
 
 
-def test_a_file_that_flipped_in_the_cache_is_fetched_anew(web):
-    path = open_artifact(f"{web.url}/pool").file(SHARD)
-    path.write_bytes(flipped(path.read_bytes()))
-    assert sha(open_artifact(f"{web.url}/pool").file(SHARD)) == payload(web.artifact)[SHARD]
-
-
-# Verify: what is stored there.
-
-
-def test_verify_looks_at_what_lies_there_and_not_at_a_copy(there, made, tmp_path):
-    there.put("pool", made["pool"])
-    if there.kind != "file":
-        open_artifact(there["pool"]).file(SHARD)
-    assert verify(there["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
-    there.change("pool", SHARD, flipped)
-    with pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"):
-        verify(there["pool"])
+@at("file", "s3", "web")
+def test_verify_checks_the_stored_bytes_and_no_cached_copy(stored, made, tmp_path):
+    if stored.kind != "file":
+        open_artifact(stored["pool"]).file(SHARD)
+    assert verify(stored["pool"])["content_digest"] == read_manifest(made["pool"]).content_digest
+    with (
+        stored.changed("pool", SHARD, flipped),
+        pytest.raises(CorruptError, match=f"{SHARD}' is damaged: expected sha256"),
+    ):
+        verify(stored["pool"])
     assert copies(tmp_path) == []
 
 
-def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
+def test_the_copy_of_a_killed_verify_is_removed_by_the_next(web, tmp_path):
     code = (
         "import os, sys\nfrom lsmix.data.progress import NullProgress\n"
         "from lsmix.data.sharing.transfer import temporary_copy\n"
@@ -481,28 +425,25 @@ def test_a_verify_that_was_killed_leaves_nothing_for_long(web, tmp_path):
     assert list((tmp_path / "cache/copies").iterdir()) == []
 
 
-@pytest.mark.parametrize("form", ["hdf5", "folder"])
-def test_an_export_at_a_url_is_verified_file_by_file(there, form, invented_pool, tmp_path):
+@at("file", "memory", "web")
+def test_an_export_at_a_url_is_verified_file_by_file(stored, invented_pool, tmp_path):
+    form = {"file": "hdf5", "memory": "hdf5", "web": "folder"}[stored.kind]
     export_pool(invented_pool(), tmp_path / "out", format=form)
-    there.put("out", tmp_path / "out")
-    facts = verify(there["out"])
+    stored.put("out", tmp_path / "out")
+    facts = verify(stored["out"])
     assert (facts["stage"], facts["files"]) == ("export", verify(tmp_path / "out")["files"])
-    assert there.kind == "file" or facts["folder"] == there["out"]
+    assert stored.kind == "file" or facts["folder"] == stored["out"]
     name = next(path for path in contents(tmp_path / "out") if path.endswith((".h5", "0.png")))
-    for path in (name, "SHA256SUMS"):
-        whole = there.read("out", path)
-        there.change("out", path, flipped)
-        with pytest.raises(CorruptError) as error:
-            verify(there["out"])
-        assert there["out"].removeprefix("file://") in str(error.value)
+    for path, change in ((name, flipped), ("SHA256SUMS", flipped), (name, lambda content: content[:-1])):
+        with stored.changed("out", path, change), pytest.raises(CorruptError, match=r"is damaged|bytes") as error:
+            verify(stored["out"])
+        assert stored["out"].removeprefix("file://") in str(error.value)
         assert str(tmp_path / "cache") not in str(error.value)
-        there.change("out", path, lambda _, whole=whole: whole)
-    there.change("out", name, lambda content: content[:-1])
-    with pytest.raises(CorruptError, match=r"is damaged|bytes"):
-        verify(there["out"])
 
 
-def test_an_export_whose_manifest_leads_elsewhere_is_refused_before_anything_is_written(web, invented_pool, tmp_path):
+def test_an_export_whose_manifest_names_a_path_outside_is_refused_before_anything_is_written(
+    web, invented_pool, tmp_path
+):
     export_pool(invented_pool(), web.folder / "out", format="hdf5")
     place = web.folder / "out/manifest.json"
     for path in ("../evil", "/tmp/evil", "a\\b", "manifest.json", "x" * 300):
@@ -515,7 +456,7 @@ def test_an_export_whose_manifest_leads_elsewhere_is_refused_before_anything_is_
         assert not (tmp_path / "evil").exists()
 
 
-def test_a_file_that_an_export_lacks_is_named(web, invented_pool, tmp_path):
+def test_a_missing_file_of_an_export_is_named(web, invented_pool, tmp_path):
     export_pool(invented_pool(), web.folder / "out", format="parquet")
     (name,) = (path.name for path in (web.folder / "out").glob("*.parquet"))
     (web.folder / "out" / name).unlink()
@@ -527,68 +468,59 @@ def test_a_file_that_an_export_lacks_is_named(web, invented_pool, tmp_path):
 
 
 @pytest.fixture
-def far_pool(made, tmp_path):
+def remote_pool(made, tmp_path):
     push(made["pool"], f"memory://{tmp_path.name}/pool")
     return f"memory://{tmp_path.name}/pool"
 
 
-def test_a_card_is_written_of_a_pool_at_a_url_and_changes_nothing_there(far_pool, tmp_path):
-    before = open_remote(far_pool).read("manifest.json", 1 << 20)
-    facts = write_card(far_pool, tmp_path / "card", licence="MIT")
-    assert verify(tmp_path / "card")["edited"] == []
-    assert (
-        facts["content_digest"]
-        == read_manifest(tmp_path / "card").inputs[0].content_digest
-        == open_pool(far_pool).manifest.content_digest
-    )
-    assert open_remote(far_pool).read("manifest.json", 1 << 20) == before
-
-
-def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_root(far_pool, made):
-    sent, here = open_pool(far_pool).manifest, read_manifest(made["pool"])
+def test_a_pool_is_pushed_with_its_card_in_the_manifest_and_the_same_content_digest(remote_pool, made):
+    sent, here = open_pool(remote_pool).manifest, read_manifest(made["pool"])
     assert sent.content_digest == here.content_digest
     listed = {file.path for file in sent.files}
     assert listed == {file.path for file in here.files} | set(DESCRIPTION_FILES)
-    assert b"## Statistics" in open_remote(far_pool).read("README.md", 1 << 20)
+    assert b"## Statistics" in open_remote(remote_pool).read("README.md", 1 << 20)
     assert b"## Statistics" not in (made["pool"] / "README.md").read_bytes()
-    assert verify(far_pool)["edited"] == []
+    assert verify(remote_pool)["edited"] == []
 
 
-def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(far_pool, made, tmp_path, monkeypatch):
+def test_a_pool_is_pushed_again_with_another_card_and_only_that_is_sent(remote_pool, made, tmp_path, monkeypatch):
     write_card(made["pool"], tmp_path / "card", licence="MIT", creator="Ann")
-    kind, sent = type(open_remote(far_pool)), []
+    kind, sent = type(open_remote(remote_pool)), []
     write = kind.write
     monkeypatch.setattr(kind, "write", lambda self, path, source: (sent.append(path), write(self, path, source)))
-    push(made["pool"], far_pool, card=tmp_path / "card")
+    push(made["pool"], remote_pool, card=tmp_path / "card")
     assert sent[-1] == "manifest.json"
     assert sorted(sent[:-1]) == ["LICENSES/images.txt", "README.md", "croissant.json"]
-    assert b"Ann" in open_remote(far_pool).read("croissant.json", 1 << 20)
-    assert verify(far_pool)["edited"] == []
+    assert b"Ann" in open_remote(remote_pool).read("croissant.json", 1 << 20)
+    assert verify(remote_pool)["edited"] == []
     sent.clear()
-    push(made["pool"], far_pool, card=tmp_path / "card")
+    push(made["pool"], remote_pool, card=tmp_path / "card")
     assert sent == []
 
 
-@pytest.mark.parametrize("at", range(4))
-def test_a_push_of_another_card_that_was_stopped_leaves_a_pool_that_verifies(far_pool, made, tmp_path, monkeypatch, at):
+def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
+    remote_pool, made, tmp_path, monkeypatch
+):
     write_card(made["pool"], tmp_path / "card", licence="MIT")
-    kind, sent = type(open_remote(far_pool)), []
-    write, root = kind.write, open_pool(far_pool).manifest.content_digest
+    kind, sent = type(open_remote(remote_pool)), []
+    write, digest = kind.write, open_pool(remote_pool).manifest.content_digest
 
-    def stop(self, path, source):
-        if len(sent) == at:
+    def write_one_more(self, path, source):
+        if len(sent) == allowed:
             raise KeyboardInterrupt
         sent.append(path)
         write(self, path, source)
 
-    monkeypatch.setattr(kind, "write", stop)
-    with pytest.raises(KeyboardInterrupt):
-        push(made["pool"], far_pool, card=tmp_path / "card")
+    monkeypatch.setattr(kind, "write", write_one_more)
+    for allowed in range(4):  # noqa: B007  # which write_one_more reads
+        with pytest.raises(KeyboardInterrupt):
+            push(made["pool"], remote_pool, card=tmp_path / "card")
+        assert verify(remote_pool)["content_digest"] == digest
+    assert len(sent) == 3
     monkeypatch.setattr(kind, "write", write)
-    assert verify(far_pool)["content_digest"] == root
-    push(made["pool"], far_pool, card=tmp_path / "card")
-    assert verify(far_pool)["edited"] == []
-    assert b"MIT" in open_remote(far_pool).read("README.md", 1 << 20)
+    push(made["pool"], remote_pool, card=tmp_path / "card")
+    assert verify(remote_pool)["edited"] == []
+    assert b"MIT" in open_remote(remote_pool).read("README.md", 1 << 20)
 
 
 def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
@@ -599,7 +531,7 @@ def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
         push(made["pool"], f"memory://{tmp_path.name}/other", card=made["pool"])
 
 
-# Results stay here.
+# Results are written to this machine.
 
 
 @pytest.mark.parametrize(
@@ -628,39 +560,12 @@ def test_a_file_url_is_a_folder_to_write_to(made, tmp_path):
 # Recipes.
 
 
-def test_a_recipe_whose_flow_is_not_there_or_no_flow_names_the_url(there, made, tiny_recipe, tmp_path):
-    there.put("data", made["data"])
-    with pytest.raises(MissingError) as told:
-        plan(tiny_recipe, overrides=[f"flow.path={there['nothing']}"])
-    assert there["nothing"].removeprefix("file://") in str(told.value)
-    if there.kind == "file":
-        return
-    with pytest.raises(MissingError, match=f"'{there['data']}' is no flow but the result of stage 'ingest'"):
-        plan(tiny_recipe, overrides=[f"flow.path={there['data']}"])
-    with pytest.raises(DownloadError, match=r"'http://127\.0\.0\.1:9/flow' cannot be reached"):
-        plan(tiny_recipe, overrides=["flow.path=http://127.0.0.1:9/flow"])
-
-
-@pytest.mark.parametrize("wrong", ["s3://bucket/nothing", "nonsense://bucket/x", "http://127.0.0.1:9/x"])
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("show", "POOL", "--html", "out.html", "--data", "URL"),
-        ("verify", "POOL", "--data", "URL"),
-        ("verify", "POOL", "--flow", "URL"),
-        ("rebuild", "POOL", "--data", "URL", "--flow", "FLOW", "--out", "out"),
-        ("rebuild", "POOL", "--data", "digits", "--flow", "URL", "--out", "out"),
-        ("rebuild", "POOL", "--data", "digits", "--flow", "FLOW", "--compare", "URL", "--out", "out"),
-        ("encode", "RECIPE", "--set", "flow.path=URL"),
-        ("mix", "RECIPE", "--set", "pools.lsmix.flow=URL"),
-        ("status", "RECIPE", "--set", "flow.path=URL"),
-    ],
-)
-def test_a_wrong_url_in_an_option_or_a_recipe_is_named(words, wrong, s3, made, tiny_recipe, command):
-    make_bucket("bucket")
-    known = {"POOL": made["pool"], "FLOW": made["flow"], "RECIPE": tiny_recipe}
-    result = command(*(known.get(word, word.replace("URL", wrong)) for word in words))
-    assert (result.code, result.out) == (1, "")
-    assert result.err.splitlines()[-1].startswith("error: ")
-    assert wrong in result.err
-    assert list(Path.cwd().iterdir()) == []
+@at("file", "memory")
+def test_a_recipe_with_the_url_of_no_flow_names_it(stored, tiny_recipe):
+    with pytest.raises(MissingError, match=stored["nothing"].removeprefix("file://")):
+        plan(tiny_recipe, overrides=[f"flow.path={stored['nothing']}"])
+    if stored.kind != "file":
+        with pytest.raises(MissingError, match=f"'{stored['data']}' is no flow but the result of stage 'ingest'"):
+            plan(tiny_recipe, overrides=[f"flow.path={stored['data']}"])
+        with pytest.raises(DownloadError, match=r"'http://127\.0\.0\.1:9/flow' cannot be reached"):
+            plan(tiny_recipe, overrides=["flow.path=http://127.0.0.1:9/flow"])

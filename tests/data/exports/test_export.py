@@ -14,6 +14,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import factory
 import h5py
 import numpy as np
 import pytest
@@ -46,7 +47,6 @@ every_form = pytest.mark.parametrize("form", EXPORT_FORMATS.builtin())
 POOLS = {
     "colour": {},
     "grey": {"image_shape": (5, 3, 1)},
-    "three sources": {"sources": 3},
     "five sources from corners": {"sources": 5, "corners": True},
 }
 every_pool = pytest.mark.parametrize("kind", POOLS)
@@ -130,7 +130,7 @@ def test_datasets_loads_an_export_by_its_folder_alone_with_class_labels(form, ki
             assert getattr(feature, "names", None) == (list(NAMES) if name.startswith("label") else None)
 
 
-def test_datasets_loads_exports_of_classes_that_share_a_name_or_hold_strange_letters(invented_pool, tmp_path, offline):
+def test_datasets_loads_exports_with_equal_or_non_ascii_class_names(invented_pool, tmp_path, offline):
     for number, names in enumerate([("cat", "cat", "dog"), ("a: b", '"\u2028#', "\x9b😀\\")]):
         pool = invented_pool(f"pool{number}", class_names=names)
         for form in EXPORT_FORMATS.builtin():
@@ -162,7 +162,7 @@ def test_webdataset_is_read_by_webdataset(kind, invented_pool, tmp_path):
     assert all(facts["class_b"] == NAMES[facts["label_b"]] for _, facts in samples)
 
 
-def test_tars_hold_nothing_of_who_wrote_them_and_say_whose_images_they_are(invented_pool, tmp_path):
+def test_tars_name_the_licence_and_no_user(invented_pool, tmp_path):
     pool = invented_pool()
     export_pool(pool, tmp_path / "out", format="webdataset")
     with tarfile.open(tmp_path / "out" / "pool-00000.tar") as archive:
@@ -211,15 +211,7 @@ def test_the_same_pool_gives_the_same_bytes_and_its_manifest_has_the_digest_of_i
 ):
     pool = invented_pool(sources=3)
     facts = [export_pool(pool, tmp_path / name, format=form, shard_images=20) for name in ("a", "b")]
-    trees = [
-        {
-            path.relative_to(tmp_path / name): path.read_bytes()
-            for path in (tmp_path / name).rglob("*")
-            if path.is_file()
-        }
-        for name in ("a", "b")
-    ]
-    assert trees[0] == trees[1]
+    assert factory.contents(tmp_path / "a") == factory.contents(tmp_path / "b")
     digest = hashlib.sha256(open_pool(pool).image[:].tobytes()).hexdigest()
     manifest = read_manifest(tmp_path / "a")
     assert facts[0]["pixel_digest"] == manifest.counts["pixel_digest"] == digest
@@ -228,7 +220,8 @@ def test_the_same_pool_gives_the_same_bytes_and_its_manifest_has_the_digest_of_i
     )
     assert manifest.config["format"] == form
     assert (tmp_path / "a" / "plan.json").read_bytes() == (pool / "plan.json").read_bytes()
-    assert str(tmp_path).encode() not in b"".join(trees[0].values())
+    for path in factory.contents(tmp_path / "a"):
+        assert str(tmp_path).encode() not in (tmp_path / "a" / path).read_bytes()
 
 
 @every_form
@@ -277,7 +270,7 @@ def test_an_export_is_pushed_and_pulled_as_a_pool_is(form, invented_pool, tmp_pa
 @every_form
 def test_a_failure_in_the_middle_leaves_nothing(form, invented_pool, tmp_path):
     pool = open_pool(invented_pool())
-    for stop_at in (1, 2, 3):
+    for stop_at in (1, 3):
         told = []
 
         def stop(rows: int, told: list = told, stop_at: int = stop_at) -> None:
@@ -291,7 +284,7 @@ def test_a_failure_in_the_middle_leaves_nothing(form, invented_pool, tmp_path):
             assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
-def test_what_a_killed_export_left_is_replaced(invented_pool, tmp_path):
+def test_the_rest_of_a_killed_export_is_replaced(invented_pool, tmp_path):
     pool = invented_pool()
     code = (
         "import os, signal, sys\n"
@@ -312,7 +305,7 @@ def test_what_a_killed_export_left_is_replaced(invented_pool, tmp_path):
     verify(tmp_path / "out")
 
 
-def test_nothing_that_is_there_is_overwritten(invented_pool, tmp_path):
+def test_nothing_is_overwritten(invented_pool, tmp_path):
     pool, mine = invented_pool(), tmp_path / "mine"
     mine.mkdir()
     with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
@@ -326,7 +319,7 @@ def test_nothing_that_is_there_is_overwritten(invented_pool, tmp_path):
         export_pool(pool, tmp_path / "no" / "out", format="hdf5")
 
 
-def test_two_exports_to_one_place_do_not_meet(invented_pool, tmp_path):
+def test_two_exports_to_one_folder_exclude_each_other(invented_pool, tmp_path):
     pool = open_pool(invented_pool())
 
     def again(rows: int) -> None:
@@ -339,10 +332,7 @@ def test_two_exports_to_one_place_do_not_meet(invented_pool, tmp_path):
 
 def test_a_damaged_pool_is_not_exported(invented_pool, tmp_path):
     pool = invented_pool()
-    shard = pool / "pool.zarr" / "image" / "c" / "1" / "0" / "0" / "0"
-    content = bytearray(shard.read_bytes())
-    content[5] ^= 1
-    shard.write_bytes(content)
+    factory.flip(pool / "pool.zarr/image/c/1/0/0/0", 5)
     with pytest.raises(CorruptError, match="damaged"):
         export_pool(pool, tmp_path / "out", format="folder")
     assert not (tmp_path / "out").exists()
@@ -356,7 +346,7 @@ def test_a_damaged_pool_is_not_exported(invented_pool, tmp_path):
         ({"format": "parquet", "image": "gif"}, "unknown image encoding 'gif'"),
     ],
 )
-def test_what_cannot_be_is_refused_before_anything_is_written(options, message, invented_pool, tmp_path):
+def test_wrong_options_are_refused_before_anything_is_written(options, message, invented_pool, tmp_path):
     with pytest.raises(RecipeError, match=message):
         export_pool(invented_pool(), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
@@ -387,20 +377,20 @@ def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, mes
     export_pool(pool, tmp_path / "out", format="hdf5")
 
 
-def test_a_disk_that_is_too_small_is_told_before(invented_pool, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
     with pytest.raises(DiskSpaceError, match="where 100 are free"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
 
 
-def test_a_library_that_is_missing_is_told_with_its_extra(invented_pool, tmp_path, monkeypatch):
+def test_a_missing_library_is_named_with_its_extra(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(LsmixError, match=r"pip install 'lsmix\[parquet\]'"):
         export_pool(invented_pool(), tmp_path / "out", format="parquet")
 
 
-def test_the_commands_are_the_other_door(invented_pool, tmp_path, command: Callable[..., Any]):
+def test_the_commands_export_and_verify(invented_pool, tmp_path, command: Callable[..., Any]):
     pool = invented_pool()
     done = command("export", pool, tmp_path / "out", "--format", "parquet", "--shard-images", "20", "--json", "-q")
     assert (done.code, done.err) == (0, "")
@@ -462,6 +452,7 @@ def test_more_files_than_a_manifest_lists_are_refused_before_anything_is_written
     assert [path.name for path in tmp_path.iterdir()] == ["pool"]
 
 
+@pytest.mark.slow
 def test_a_manifest_of_the_most_files_of_an_export_is_read(tmp_path):
     digest = "f" * 64
     files = [

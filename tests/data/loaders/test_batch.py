@@ -21,7 +21,7 @@ def test_its_cross_entropy_is_that_of_both_labels_by_their_shares(count, classes
     torch.testing.assert_close(functional.cross_entropy(logits, target), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_share_of_zero_is_the_first_label_alone():
+def test_a_share_of_zero_gives_the_first_label():
     target = soft_target(torch.tensor([0, 2]), torch.tensor([1, 0]), torch.zeros(2), 3)
     assert torch.equal(target, torch.eye(3)[[0, 2]])
 

@@ -55,7 +55,7 @@ def test_each_batch_is_that_batch_of_the_chosen_sources_own_epoch():
 
 
 @given(taken=st.integers(0, 7))
-def test_a_pass_goes_on_from_any_batch(taken):
+def test_a_pass_resumes_from_any_batch(taken):
     loader = combined()
     loader.set_epoch(2)
     whole = [batch.images.clone() for batch in loader]

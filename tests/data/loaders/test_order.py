@@ -1,4 +1,4 @@
-"""The order of an epoch: every row once, the same whoever asks, cut into equal disjoint parts."""
+"""The order of an epoch: every row once, the same for every process, cut into equal disjoint parts."""
 
 from itertools import pairwise
 
@@ -58,7 +58,7 @@ def test_one_block_is_a_full_permutation():
     assert np.abs(rows - np.arange(2000)).mean() == pytest.approx(2000 / 3, rel=0.1)
 
 
-def test_the_order_is_what_it_was_when_states_were_saved():
+def test_the_order_equals_a_recorded_one():
     # Made again with the very call below; a change breaks the resuming of runs that others have under way.
     order = EpochOrder(range(3, 17), block_rows=4, window_blocks=2, seed=7, epoch=1)
     assert order.slice(0, 14).tolist() == [3, 16, 10, 15, 9, 13, 14, 12, 8, 11, 7, 5, 4, 6]
@@ -107,7 +107,7 @@ def test_ranks_are_disjoint_and_equal_and_leave_out_no_more_than_they_say(
 
 
 @given(done=st.integers(0, 20), batch_size_2=st.integers(1, 40), world_size_2=st.integers(1, 5), **PLANS)
-def test_another_world_size_and_batch_size_take_over_exactly_what_is_left(
+def test_another_world_size_and_batch_size_take_over_exactly_the_rest(
     done, batch_size_2, world_size_2, total, batch_size, world_size, drop_last
 ):
     first = plans(total, 0, batch_size, world_size, drop_last)

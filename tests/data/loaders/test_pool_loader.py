@@ -5,17 +5,17 @@ import shutil
 import threading
 import time
 
+import factory
 import numpy as np
 import pytest
 import torch
 
-from lsmix.data.artifact import Manifest, content_digest, record_files, write_manifest
 from lsmix.data.errors import CorruptError, RecipeError
 from lsmix.data.loaders.array_loader import ArrayLoader
 from lsmix.data.loaders.batch import Batch
 from lsmix.data.loaders.epoch_loader import read_ahead
 from lsmix.data.loaders.pool_loader import PoolLoader
-from lsmix.data.pool import create_pool, open_pool, write_pool_shard
+from lsmix.data.pool import open_pool
 
 ROWS, COPIES, CLASSES = 202, 2, 5
 
@@ -29,38 +29,16 @@ def images(rows):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pool")
-    draw = np.random.default_rng(1)
-    store = create_pool(
-        folder,
-        images_per_copy=ROWS // COPIES,
-        copies=COPIES,
-        image_shape=(2, 3, 3),
-        class_names=tuple("abcde"),
-        method="ls-mix",
-        chunk_rows=64,
-    )
-    rows = {
-        "image": images(ROWS),
-        "source_a": np.arange(ROWS) % (ROWS // COPIES),
-        "source_b": np.arange(ROWS) % (ROWS // COPIES),
-        "label_a": np.arange(ROWS) % CLASSES,
-        "label_b": draw.integers(0, CLASSES, ROWS),
-        "lam": draw.random(ROWS, dtype=np.float32),
-        "share_b": draw.random(ROWS, dtype=np.float32),
-        "status": np.zeros(ROWS, np.uint8),
+    options = {
+        "rows": ROWS,
+        "copies": COPIES,
+        "chunk_rows": 64,
+        "image_shape": (2, 3, 3),
+        "class_names": tuple("abcde"),
     }
-    for shard in range(store.shards):
-        span = store.shard_range(shard)
-        write_pool_shard(folder, shard, {name: c[span.start : span.stop] for name, c in rows.items()})
-    write(folder)
-    return folder
-
-
-def write(folder):
-    files = record_files(folder)
-    known = {"stage": "mix", "stage_version": 1, "name": "p", "cache_key": "0" * 12, "config": {}, "inputs": []}
-    write_manifest(folder, Manifest(content_digest=content_digest(files), files=files, **known))
+    return factory.write_pool(
+        tmp_path_factory.mktemp("pool"), columns=lambda here: {"image": images(ROWS)[here]}, **options
+    )
 
 
 @pytest.fixture
@@ -149,7 +127,7 @@ def test_soft_targets_say_the_same_as_the_pair(pool):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 13])
 @pytest.mark.parametrize("read_ahead_bytes", [0, 1 << 20])
-def test_a_resumed_epoch_goes_on_with_the_very_next_batch(pool, done, read_ahead_bytes):
+def test_a_resumed_epoch_starts_with_the_next_batch(pool, done, read_ahead_bytes):
     whole = list(PoolLoader(pool, 16, seed=5, epoch=3))
     assert len(whole) == 13
     loader = PoolLoader(pool, 16, seed=5, epoch=3, read_ahead_bytes=read_ahead_bytes)
@@ -244,12 +222,9 @@ def test_an_iterator_that_is_dropped_stops_its_thread(pool):
     assert not running()
 
 
-def test_damage_met_by_the_thread_reaches_the_loop(folder, tmp_path):
+def test_damage_that_the_reading_thread_finds_is_raised_in_the_loop(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "p")
-    path = tmp_path / "p/pool.zarr/image/c/1/0/0/0"
-    content = bytearray(path.read_bytes())
-    content[5] ^= 1
-    path.write_bytes(content)
+    factory.flip(tmp_path / "p/pool.zarr/image/c/1/0/0/0", 5)
     with pytest.raises(CorruptError, match=r"image/c/1/0/0/0' is damaged"):
         list(PoolLoader(open_pool(tmp_path / "p"), 16))
 
@@ -258,8 +233,7 @@ def test_labels_outside_of_the_classes_are_found_before_training(folder, tmp_pat
     shutil.copytree(folder, tmp_path / "p")
     path = tmp_path / "p/pool.zarr/zarr.json"
     path.write_text(path.read_text().replace('"e"', "").replace('"d",', '"d"'))
-    (tmp_path / "p/manifest.json").unlink()
-    write(tmp_path / "p")
+    factory.complete_artifact(tmp_path / "p")
     with pytest.raises(CorruptError, match="in row 4 label_a is 4, but there are classes 0 to 3"):
         iter(PoolLoader(open_pool(tmp_path / "p"), 16))
 

@@ -1,6 +1,5 @@
 """CIFAR-10 and CIFAR-100 in their published layouts: the same images from each, whole or not at all, nothing extracted."""
 
-import gzip
 import io
 import os
 import pickle
@@ -205,29 +204,6 @@ def test_another_number_of_class_names_is_refused(kind, folder):
         kind.read(folder)
 
 
-def test_code_in_a_batch_is_not_run(tmp_path):
-    folder = write(CIFAR10_PYTHON, tmp_path)
-    first_batch(folder).write_bytes(b"cposix\nsystem\n(U\x01xtR.")
-    with pytest.raises(SourceError, match=r"data_batch_1' contains code \(posix.system\); it was not run"):
-        CIFAR10_PYTHON.read(folder)
-
-
-def test_a_link_in_place_of_a_batch_is_refused(kind, folder, tmp_path):
-    linked = first_batch(folder)
-    linked.unlink()
-    linked.symlink_to("/etc/passwd")
-    with pytest.raises(SourceError, match=f"{linked.name}' in .* is a link or device, no plain file"):
-        kind.read(pack(folder, tmp_path / "any.tar.gz"))
-
-
-def test_a_batch_that_is_there_twice_is_refused(kind, folder, tmp_path):
-    with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
-        archive.add(folder, folder.name)
-        archive.add(first_batch(folder), f"./{folder.name}/{first_batch(folder).name}")
-    with pytest.raises(SourceError, match="is there twice"):
-        kind.read(tmp_path / "any.tar.gz")
-
-
 def test_members_elsewhere_do_not_count(kind, folder, tmp_path):
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo(f"sub/{folder.name}/{first_batch(folder).name}")
@@ -251,15 +227,6 @@ def test_an_archive_that_unpacks_without_end_is_refused(kind, tmp_path, monkeypa
         member.size = 4 << 20
         archive.addfile(member, io.BytesIO(bytes(4 << 20)))
     with pytest.raises(SourceError, match="unpacks to more than 1048576 bytes"):
-        kind.read(tmp_path / "any.tar.gz")
-
-
-def test_a_header_that_claims_a_huge_name_takes_no_memory(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.readers.trees._MOST_TAR_BYTES", 1 << 20)
-    header = tarfile.TarInfo("x")
-    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
-    (tmp_path / "any.tar.gz").write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(4 << 20)))
-    with pytest.raises(SourceError):
         kind.read(tmp_path / "any.tar.gz")
 
 

@@ -1,12 +1,11 @@
 """HDF5 sources: the same arrays by any of the names in use, nothing from outside the file, no bombs."""
 
-import zlib
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lsmix.data.dataset import open_dataset
@@ -77,7 +76,7 @@ def test_class_names_and_grey_images_are_taken(path):
     np.testing.assert_array_equal(data.splits["train"].images, IMAGES[..., :1])
 
 
-def test_a_data_set_of_ours_is_read_with_its_heldout_images_in_train(path):
+def test_a_data_set_of_lsmix_is_read_with_its_heldout_images_in_train(path):
     digits = read_digits()
     write_dataset(path, digits, heldout=100, test=0, limit=None, seed=0)
     ours, again = open_dataset(path), read(path)
@@ -89,7 +88,7 @@ def test_a_data_set_of_ours_is_read_with_its_heldout_images_in_train(path):
     assert (again.class_names, again.licence, again.citation) == (digits.class_names, digits.licence, digits.citation)
 
 
-def test_a_damaged_data_set_of_ours_is_said_to_be_so(path):
+def test_a_data_set_of_lsmix_with_another_format_version_is_refused(path):
     write_dataset(path, read_digits(), heldout=0, test=0, limit=None, seed=0)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = 9
@@ -175,16 +174,6 @@ def test_a_group_that_links_elsewhere_is_refused(path):
         read(path)
 
 
-def test_a_chunk_that_unpacks_to_more_than_a_chunk_is_refused(path):
-    with h5py.File(path, "w") as file:
-        good(file)
-        del file["images"]
-        stored = file.create_dataset("images", IMAGES.shape, "u1", chunks=IMAGES.shape, compression="gzip")
-        stored.id.write_direct_chunk((0, 0, 0, 0), zlib.compress(bytes(1 << 18)))
-    with pytest.raises(SourceError, match="unpacks to more than its 360 bytes"):
-        read(path)
-
-
 def test_a_chunk_that_is_stored_in_far_more_than_it_holds_is_refused(path):
     with h5py.File(path, "w") as file:
         good(file)
@@ -196,7 +185,7 @@ def test_a_chunk_that_is_stored_in_far_more_than_it_holds_is_refused(path):
 
 
 @pytest.mark.parametrize("content", [b"", b"no HDF5 at all", b"\x89HDF\r\n\x1a\n"])
-def test_what_is_no_hdf5_file_is_said(path, content):
+def test_other_files_than_hdf5_are_refused(path, content):
     path.write_bytes(content)
     with pytest.raises(SourceError, match="is damaged or no HDF5 file"):
         read(path)
@@ -212,6 +201,7 @@ def whole(request, tmp_path_factory):
     return path, path.read_bytes()
 
 
+@settings(max_examples=40)
 @given(data=st.data())
 def test_damage_anywhere_is_an_error_or_gives_whole_arrays(whole, data):
     path, content = whole

@@ -1,7 +1,6 @@
-"""Published data that were made to do harm: each is refused by ``lsmix ingest`` in one sentence, and does nothing.
+"""Hostile data sets: ``lsmix ingest`` refuses each in one sentence, runs nothing and opens nothing outside.
 
-Each case goes the whole way through the command line; what the readers refuse beyond that stands in their own
-tests and in test_fuzz.py.
+Each case goes the whole way through the command line; the readers' own tests and test_fuzz.py have the others.
 """
 
 import io
@@ -27,7 +26,7 @@ MEMORY_BYTES = 96 << 20  # what a refusal may take, imports included; every clai
 
 @pytest.fixture
 def ingest(tmp_path: Path, command: Callable) -> Callable:
-    """Return a function that ingests what lies at a path, watched, and returns how it went."""
+    """Return a function that ingests a path, watched, and returns the result of the command."""
 
     def call(path: Path, form: str, *, memory: bool = False):
         recipe = tmp_path / "my.toml"
@@ -56,26 +55,13 @@ class Gadget:
 
 
 def gadgets(ran: Path) -> dict[str, bytes]:
-    """Return pickles that would leave a file behind, by the way in which they come to their code."""
-    import subprocess
-
-    text = f"open({str(ran)!r}, 'w')"
+    """Return pickles that would leave a file behind, by the opcode that reaches the code."""
     return {
-        "REDUCE os.system": pickle.dumps(Gadget(os.system, (f"touch {ran}",)), 2),
-        "REDUCE subprocess": pickle.dumps(Gadget(subprocess.check_call, (["touch", str(ran)],)), 4),
-        "REDUCE eval": pickle.dumps({"data": Gadget(eval, (text,))}, 5),
-        "REDUCE open": pickle.dumps({"data": Gadget(open, (str(ran), "w"))}, 0),
-        "INST": b"(S'touch " + bytes(ran) + b"'\nios\nsystem\n.",
-        "OBJ": b"(cos\nsystem\nS'touch " + bytes(ran) + b"'\no.",
-        "NEWOBJ": b"\x80\x02cbuiltins\nopen\n(S'" + bytes(ran) + b"'\nS'w'\nt\x81.",
+        "REDUCE": pickle.dumps({"data": Gadget(os.system, (f"touch {ran}",))}, 2),
         "STACK_GLOBAL": pickle.dumps(Gadget(os.mkdir, (str(ran),)), 4),
         "BUILD": b"\x80\x02}cos\nsystem\nS'touch " + bytes(ran) + b"'\n\x85Rb.",
-        "PERSID": b"Pos.system\n.",
-        "EXT": b"\x80\x02\x82\x01.",
-        "numpy object array": pickle.dumps({"data": np.array([{}], object), "labels": [1]}, 2),
-        "numpy reconstruct of a type": b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncio\nFileIO\n(S'" + bytes(ran) + b"'\ntS'b'\n\x87R.",
         "dtype of objects": b"\x80\x02}U\x04datacnumpy\ndtype\nU\x02O8K\x00K\x01\x87Rs.",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("way", gadgets(Path("ran")))
@@ -142,23 +128,17 @@ BATCH = "cifar-10-batches-py/data_batch_2"
         (tar_member("cifar-10-batches-py/../../outside/evil"), "a name that leads out"),
         (tar_member("/tmp/data_batch_2"), "a name that leads out"),
         (tar_member(BATCH, tarfile.SYMTYPE, "../../outside/canary"), "no plain file"),
-        (tar_member(BATCH, tarfile.LNKTYPE, "../../outside/canary"), "no plain file"),
         (tar_member(BATCH, tarfile.CHRTYPE), "no plain file"),
-        (tar_member(BATCH, tarfile.BLKTYPE), "no plain file"),
-        (tar_member(BATCH, tarfile.FIFOTYPE), "no plain file"),
     ],
-    ids=["up", "up and down", "absolute", "link", "hard link", "character device", "block device", "pipe"],
+    ids=["up", "up and down", "absolute", "link", "character device"],
 )
 def test_a_tar_whose_members_lead_out_is_refused_and_nothing_is_extracted(odd, words, tmp_path, ingest):
-    before = sorted(path.name for path in tmp_path.iterdir())
     result = ingest(tar_with(tmp_path / "cifar-10-python.tar.gz", odd), "cifar10-python")
     assert_refused(result, 1, words, "cifar-10-python.tar.gz")
-    assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("runs", "my.toml", "outside")) == [
-        *before, "cifar-10-python.tar.gz",
-    ]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} <= {"runs", "my.toml", "outside", "cifar-10-python.tar.gz"}
 
 
-def test_a_tar_of_long_names_without_end_is_no_recursion_without_end(tmp_path, ingest):
+def test_a_tar_of_thousands_of_long_names_is_refused(tmp_path, ingest):
     name = tarfile.TarInfo("././@LongLink")
     name.type, name.size = tarfile.GNUTYPE_LONGNAME, 5
     block = name.tobuf(tarfile.GNU_FORMAT) + b"abcd\0".ljust(512, b"\0")
@@ -166,11 +146,11 @@ def test_a_tar_of_long_names_without_end_is_no_recursion_without_end(tmp_path, i
     assert_refused(ingest(tmp_path / "cifar-10-python.tar", "cifar10-python"), 1, "headers have more than 65536 bytes")
 
 
-def test_a_tar_gz_that_unpacks_to_gigabytes_is_given_up_on_the_way(tmp_path, ingest):
-    packer = zlib.compressobj(9, wbits=31)
+def test_a_tar_gz_that_unpacks_to_gigabytes_is_refused_while_it_is_unpacked(tmp_path, ingest):
+    packer = zlib.compressobj(1, wbits=31)
     huge = tarfile.TarInfo("cifar-10-batches-py/readme.html")
     huge.size = 2 << 30
-    content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(300))
+    content = packer.compress(huge.tobuf()) + b"".join(packer.compress(bytes(1 << 22)) for _ in range(30))
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(content + packer.flush())
     result = ingest(tmp_path / "cifar-10-python.tar.gz", "cifar10-python", memory=True)
     assert_refused(result, 1, "unpacks to more than", "no data set does")
@@ -193,28 +173,14 @@ def zip_member(name: str, kind: int = 0) -> zipfile.ZipInfo:
     ("odd", "words"),
     [
         (zip_member("../outside/evil"), "leads out of the archive"),
-        (zip_member("tiny-imagenet-200/train/../../../outside/evil"), "leads out of the archive"),
-        (zip_member("/tmp/evil"), "leads out of the archive"),
         (zip_member("..\\outside\\evil"), "leads out of the archive"),
-        (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFLNK), "a link or device"),
-        (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFCHR), "a link or device"),
         (zip_member("tiny-imagenet-200/train/n01/images/x.JPEG", stat.S_IFIFO), "a link or device"),
     ],
-    ids=["up", "up and down", "absolute", "backslashes", "link", "device", "pipe"],
+    ids=["up", "backslashes", "pipe"],
 )
 def test_a_zip_whose_members_lead_out_is_refused_before_any_is_read(odd, words, tmp_path, ingest):
     result = ingest(zip_with(tmp_path / "tiny-imagenet-200.zip", odd), "tiny-imagenet")
     assert_refused(result, 1, words, "tiny-imagenet-200.zip")
-
-
-@pytest.mark.parametrize("form", ["tiny-imagenet", "npz"])
-def test_a_zip_that_unpacks_to_far_more_is_refused_before_it_is_unpacked(form, tmp_path, ingest):
-    odd = zip_member("tiny-imagenet-200/test/zeros" if form == "tiny-imagenet" else "x_train.npy")
-    path = zip_with(tmp_path / ("a.zip" if form == "tiny-imagenet" else "a.npz"), odd, bytes(1 << 20))
-    content = path.read_bytes()
-    directory = content.rindex(b"PK\x01\x02")  # of the last member, which claims three gigabytes
-    path.write_bytes(content[: directory + 24] + struct.pack("<I", 3 << 30) + content[directory + 28 :])
-    assert_refused(ingest(path, form, memory=True), 1, "would unpack from" if form == "tiny-imagenet" else "unpack")
 
 
 # Images.
@@ -230,9 +196,9 @@ def png(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
 
 
-def picture(form: str) -> bytes:
+def picture() -> bytes:
     buffer = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, form)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -249,17 +215,13 @@ def tiff_bomb() -> bytes:
         (lambda: png(2**31 - 1, 1), "too big|is not an image|images differ"),
         (lambda: png(8000, 8000), "to 192000000 bytes, as no image of a data set does"),
         (tiff_bomb, "would unpack from"),
-        (lambda: picture("PNG")[:-400], "is not an image that lsmix can read"),
-        (lambda: picture("JPEG")[:-200], "is not an image that lsmix can read"),
-        (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "is not an image that lsmix can read"),
-        (lambda: b"", "is not an image that lsmix can read"),
     ],
-    ids=["bomb", "wide bomb", "bomb below Pillow's limit", "TIFF bomb", "cut PNG", "cut JPEG", "PostScript", "empty"],
+    ids=["bomb", "wide bomb", "bomb below Pillow's limit", "TIFF bomb"],
 )
-def test_image_bombs_and_cut_images_are_named_and_take_no_memory(content, words, tmp_path, ingest):
+def test_image_bombs_are_named_and_take_no_memory(content, words, tmp_path, ingest):
     (tmp_path / "images" / "a").mkdir(parents=True)
     (tmp_path / "images" / "a" / "0.png").write_bytes(content())
-    (tmp_path / "images" / "a" / "1.png").write_bytes(picture("PNG"))  # so that an image is left to test on
+    (tmp_path / "images" / "a" / "1.png").write_bytes(picture())  # so that an image is left to test on
     result = ingest(tmp_path / "images", "image-folder", memory=True)
     assert_refused(result, 1, "images/a/0.png")
     assert any(word in result.err for word in words.split("|"))
@@ -268,8 +230,8 @@ def test_image_bombs_and_cut_images_are_named_and_take_no_memory(content, words,
 def test_a_class_folder_with_a_name_that_is_no_text_is_refused(tmp_path, ingest):
     folder = tmp_path / "images"
     (folder / "a").mkdir(parents=True)
-    (folder / "a" / "0.png").write_bytes(picture("PNG"))
-    (folder / "a" / "1.png").write_bytes(picture("PNG"))
+    (folder / "a" / "0.png").write_bytes(picture())
+    (folder / "a" / "1.png").write_bytes(picture())
     (folder / "a").rename(folder / os.fsdecode(b"caf\xe9"))  # Latin-1
     assert_refused(ingest(folder, "image-folder"), 1, r"caf\udce9/0.png' is no UTF-8 text")
 
@@ -281,42 +243,23 @@ def external(file, outside):
     file.create_dataset("images", (1, 5, 5, 1), "u1", external=[(str(outside / "canary"), 0, 25)])
 
 
-def virtual(file, outside):
-    layout = h5py.VirtualLayout((1, 5, 5, 1), "u1")
-    layout[:] = h5py.VirtualSource(str(outside / "other.h5"), "images", (1, 5, 5, 1))
-    file.create_virtual_dataset("images", layout)
-
-
 def external_link(file, outside):
     file["images"] = h5py.ExternalLink(str(outside / "other.h5"), "/images")
-
-
-def soft_link(file, outside):
-    file["elsewhere"] = np.zeros((1, 5, 5, 1), "u1")
-    file["images"] = h5py.SoftLink("/elsewhere")
 
 
 def huge(file, outside):
     file.create_dataset("images", (1 << 40, 5, 5, 1), "u1", chunks=(1, 5, 5, 1))
 
 
-def huge_chunk(file, outside):
-    file.create_dataset("images", (1, 1 << 15, 1 << 15, 1), "u1", chunks=(1, 1 << 15, 1 << 15, 1), compression="gzip")
-
-
 @pytest.mark.parametrize(
     ("write", "words"),
     [
         (external, "is stored in other files"),
-        (virtual, "is stored in other files"),
         (external_link, "links 'images' to another place"),
-        (soft_link, "links 'images' to another place"),
         (huge, "would take 27487790694400 bytes"),
-        (huge_chunk, "would take 1073741824 bytes"),
     ],
-    ids=lambda value: getattr(value, "__name__", ""),
 )
-def test_an_hdf5_file_that_leads_elsewhere_or_claims_the_world_is_refused(write, words, tmp_path, ingest):
+def test_an_hdf5_file_with_data_elsewhere_or_of_a_huge_size_is_refused(write, words, tmp_path, ingest):
     outside = tmp_path / "outside"
     outside.mkdir()
     with h5py.File(tmp_path / "a.h5", "w") as file:
@@ -325,7 +268,7 @@ def test_an_hdf5_file_that_leads_elsewhere_or_claims_the_world_is_refused(write,
     assert_refused(ingest(tmp_path / "a.h5", "hdf5", memory=True), 1, words)
 
 
-def test_a_mat_file_that_claims_the_world_is_refused(tmp_path, ingest):
+def test_a_mat_file_that_claims_a_huge_size_is_refused(tmp_path, ingest):
     good = bytearray(TARGETS["svhn"].seeds()[0])
     at = good.index(struct.pack("<4i", 32, 32, 3, 2))
     good[at : at + 16] = struct.pack("<4i", 32, 32, 3, 2**31 - 1)

@@ -266,8 +266,9 @@ def test_an_image_of_the_size_is_not_changed(tmp_path):
     np.testing.assert_array_equal(one(tmp_path, Image.fromarray(pixels), size=16), pixels)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("name", ["x.jpg", "x.tif", "x.png", "x.webp"])
+@pytest.mark.parametrize(
+    ("name", "orientation"), [*(("x.jpg", turn) for turn in range(1, 9)), ("x.tif", 6), ("x.png", 6), ("x.webp", 6)]
+)
 def test_images_are_turned_as_their_exif_says(tmp_path, orientation, name):
     from PIL import ImageOps
 
@@ -594,7 +595,7 @@ def test_a_column_split_gives_splits(tmp_path):
     assert used(read(tmp_path)) == {"train": 6, "test": 3, "classes": 2}
 
 
-def test_what_a_table_lists_too_much_or_not_is_named(tmp_path):
+def test_rows_without_a_file_and_files_without_a_row_are_named(tmp_path):
     as_table(tree(), tmp_path)
     put(tmp_path / "more.png", side=8)
     with (tmp_path / "metadata.csv").open("a") as file:
@@ -690,14 +691,11 @@ def test_a_licence_and_a_citation_of_ones_own_are_kept(tmp_path, command):
     assert (dataset.licence, dataset.citation) == ("CC0", "Ünö, 2026")
 
 
-def test_a_thousand_long_class_names_pass(tmp_path, command):
+def test_class_names_of_66_kilobytes_pass(tmp_path, command):
     from lsmix.data.dataset import open_dataset
 
     content = put(tmp_path / "x.png", side=4).read_bytes()
-    names = [
-        f"{number:05}_Plantae_Tracheophyta_Magnoliopsida_Asterales_Asteraceae_Genus{number:05}"
-        for number in range(1000)
-    ]
+    names = [f"{number:05}_{'Plantae' * 30}" for number in range(310)]  # together above the 64 KB of an HDF5 attribute
     for name in names:
         (tmp_path / "img" / name).mkdir(parents=True)
         for number in range(2):
@@ -724,12 +722,12 @@ def test_an_interrupt_ends_ingest_within_a_second_with_130(tmp_path):
     smooth = np.indices((1500, 1500)).sum(0)[..., None] // (12, 15, 18)
     big = tmp_path / "img" / "a" / "big.png"
     Image.fromarray(smooth.astype(np.uint8)).save(big)
-    for number in range(299):
+    for number in range(149):
         (big.parent / f"big{number}.png").write_bytes(big.read_bytes())
     words = [sys.executable, "-m", "lsmix", "ingest", recipe(tmp_path, "size = 16"), "--workspace", tmp_path / "runs"]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
         for line in process.stderr:
-            if ": 302 images" in line:
+            if ": 152 images" in line:
                 break
         time.sleep(0.3)
         process.send_signal(signal.SIGINT)

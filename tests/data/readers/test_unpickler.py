@@ -113,7 +113,7 @@ def test_code_is_named_and_not_run(protocol, tmp_path):
         b"cnumpy\nndarray.dump\n.",
     ],
 )
-def test_every_way_to_name_run_or_alter_anything_is_refused(content):
+def test_every_opcode_that_could_name_run_or_change_an_object_is_refused(content):
     with pytest.raises(SourceError, match=r"contains code|is damaged|only uint8 is read"):
         load(content)
 
@@ -154,7 +154,7 @@ def test_any_changed_byte_is_read_or_is_a_source_error(data):
 @example(content=b"}.")  # an empty dictionary, which Hypothesis found as noise
 @example(content=b"}(X\x01\x00\x00\x00a]q\x00h\x00au.")  # a list that holds itself
 def test_noise_is_read_or_is_a_source_error(content):
-    """That a batch's fields are there is for its reader to see: test_cifar.py holds it to an error for all noise."""
+    """The reader checks the fields of a batch; test_cifar.py tests that with noise."""
     with contextlib.suppress(SourceError):
         assert isinstance(load(content), dict)
 
@@ -182,7 +182,7 @@ def test_texts_cannot_outgrow_the_file():
         pickle.dumps([1], 2),  # no dictionary
     ],
 )
-def test_what_would_take_the_memory_or_the_stack_is_refused(content):
+def test_pickles_that_would_exhaust_memory_or_stack_are_refused(content):
     with pytest.raises(SourceError, match=r"damaged|opcodes"):
         load(content)
 

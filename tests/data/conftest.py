@@ -1,0 +1,35 @@
+"""What tests of remote data share: an own cache for each test, no waits, an S3 server."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from places import make_bucket, s3_server
+
+from lsmix.data import cache, remote
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ignore warnings of botocore, and of sessions that fsspec closes when its loop has ended already."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("ignore:.*utcnow.*:DeprecationWarning"))
+            item.add_marker(pytest.mark.filterwarnings("ignore:Unclosed:ResourceWarning"))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let each test have a cache of its own, and wait for nothing."""
+    for module in (cache, remote):
+        monkeypatch.setattr(module, "PAUSES_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[Any]:
+    """Give a running S3 server with the empty bucket "bucket"."""
+    with s3_server() as server:
+        make_bucket("bucket")
+        yield server
