@@ -40,7 +40,7 @@ $(BENCH)/.installed-from-lock: requirements-torch.lock requirements-bench.lock p
 	test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip install --quiet --requirement requirements-torch.lock
 	$(BENCH)/bin/python -m pip install --quiet --no-deps --require-hashes --requirement requirements-bench.lock
-	$(BENCH)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BENCH)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 # The first run on a GPU: its tests, then speed and exactness in four minutes, to results/DATE-CARD/.
@@ -66,7 +66,7 @@ $(STAMP): requirements-torch.lock requirements.lock pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --requirement requirements-torch.lock
 	$(BIN)/python -m pip install --quiet --no-deps --require-hashes --requirement requirements.lock
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 
 # Updates requirements.lock and requirements-bench.lock from pyproject.toml, for all Pythons and systems. torch stays at the version in

@@ -169,17 +169,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def list_again(folder: Path, *payload: str) -> None:
-    """Write the manifest of a changed artifact again; ``payload`` names the files that its digest counts."""
-    import msgspec
-
-    from lsmix.data.artifact import content_digest, read_manifest, record_files, write_manifest
-
-    files = record_files(folder, set(payload))
-    manifest = msgspec.structs.replace(read_manifest(folder), content_digest=content_digest(files), files=files)
-    write_manifest(folder, manifest)
-
-
 def write_pool(
     folder: Path,
     *,

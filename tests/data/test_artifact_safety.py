@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from factory import list_again, write_pool
+from factory import reseal, write_pool
 from guarded import sealed_again
 from places import TESTS
 
@@ -154,7 +154,7 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
     (pool / "README.md").write_text("As made.")
     (pool / "LICENSES").mkdir()
     (pool / "LICENSES" / "images.txt").write_text("As made.")
-    list_again(pool, "pool.zarr")
+    reseal(pool)
     digest = read_manifest(pool).content_digest
     assert verify(pool)["edited"] == []
     (pool / "README.md").write_text("My own words, and more of them.")
@@ -177,7 +177,7 @@ def test_a_pool_whose_descriptions_were_edited_opens_verifies_and_is_pushed_and_
 
 def test_a_link_or_a_folder_in_place_of_a_description_is_refused(pool, tmp_path):
     (pool / "README.md").write_text("As made.")
-    list_again(pool, "pool.zarr")
+    reseal(pool)
     (pool / "README.md").unlink()
     for make in (lambda path: path.symlink_to(tmp_path / "secret"), Path.mkdir):
         (tmp_path / "secret").write_text("secret")

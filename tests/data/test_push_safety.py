@@ -6,7 +6,7 @@ import sys
 
 import fsspec
 import pytest
-from factory import list_again, write_pool
+from factory import reseal, write_pool
 from places import TESTS, Meter
 
 from lsmix.data.artifact import read_manifest
@@ -58,7 +58,7 @@ def test_a_push_leaves_the_half_pushed_artifact_of_another_alone(artifact, place
 
 
 def test_a_push_goes_on_with_the_same_pool_and_another_readme(artifact, place):
-    list_again(artifact, "pool.zarr")
+    reseal(artifact)
     with pytest.raises(KeyboardInterrupt):
         push_artifact(artifact, place, Meter(stop_at=5000))
     (artifact / "README.md").write_text("another one")

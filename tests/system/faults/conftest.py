@@ -37,7 +37,9 @@ def trials(faults_library: Path) -> Iterator[Callable[..., list[list[dict[str, A
         def play(**scene: Any) -> list[list[dict[str, Any]]]:
             print(json.dumps(scene, default=str), file=driver.stdin, flush=True)
             answer = driver.stdout.readline()
-            assert answer.startswith("["), answer + driver.stdout.read()
+            if not answer.startswith("["):
+                driver.stdin.close()  # so that it ends
+                raise AssertionError(answer + driver.stdout.read())
             return json.loads(answer)
 
         yield play

@@ -18,9 +18,13 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+# Of Python 3.12 and newer. Threads of the parent may hold locks, but none of those that the forks need.
+warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)
 
 COUNT, FAIL, SHORT, KILL, ROOM, READ_ONLY, SIGNAL = range(1, 8)
 TIMEOUT_SECONDS = 1200  # of a scene on a busy machine; a whole stage, call by call, takes a tenth of it
