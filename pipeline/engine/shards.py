@@ -247,11 +247,21 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, Any]:
-    """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards."""
+    """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards.
+
+    Raises:
+        CorruptError: a record was altered.
+    """
     total: dict[str, Any] = {}
     for shard in range(shards):
         for name, value in records[shard].counts.items():
-            total[name] = total[name] + value if name in total else value
+            try:
+                total[name] = total[name] + value if name in total else value
+            except TypeError as error:
+                raise CorruptError(
+                    f"the record of shard {shard} in the ledger does not count as the others do ({name!r}). Remove it, and "
+                    "run the stage again."
+                ) from error
     return total
 
 

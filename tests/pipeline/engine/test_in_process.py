@@ -10,11 +10,12 @@ import pytest
 import stubborn
 from stubborn import stubborn_job
 
+from lsmix.data.errors import CorruptError
 from lsmix.data.progress import NullProgress, graceful_signals
 from lsmix.pipeline.api import run
 from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.run_log import logged
-from lsmix.pipeline.engine.shards import finished_shards
+from lsmix.pipeline.engine.shards import ShardRecord, finished_shards, merge_counts
 
 SHARDS = range(6)
 REAL = stubborn.Processor
@@ -163,3 +164,10 @@ def test_an_interrupt_is_answered_at_once_with_the_time_of_a_batch(tmp_path):
         ]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("counts", [({"ok": 1}, {"ok": [1]}), ({"ok": None}, {"ok": None})])
+def test_records_that_count_differently_are_refused(counts):
+    records = {shard: ShardRecord(shard=shard, files=[], seconds=0.0, counts=one) for shard, one in enumerate(counts)}
+    with pytest.raises(CorruptError, match=r"record of shard 1 .* does not count as the others do \('ok'\)"):
+        merge_counts(records, 2)
