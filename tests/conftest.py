@@ -93,6 +93,14 @@ class CommandResult(NamedTuple):
     err: str
 
 
+def finished(recipe: Path, folder: Path) -> Path:
+    """Bring everything in a recipe up to date in a new workspace in the folder, and return that."""
+    from lsmix.pipeline.api import run
+
+    run(recipe, workspace=folder / "runs", device="cpu")
+    return folder / "runs"
+
+
 @pytest.fixture(scope="session")
 def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a recipe that runs the whole pipeline on digits in a few seconds; never change the file."""
@@ -110,11 +118,7 @@ def methods_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished_workspace(tiny_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the workspace of the tiny recipe with everything up to date; never change what is in it."""
-    from lsmix.pipeline.api import run
-
-    workspace = tmp_path_factory.mktemp("finished") / "runs"
-    run(tiny_recipe, workspace=workspace, device="cpu")
-    return workspace
+    return finished(tiny_recipe, tmp_path_factory.mktemp("finished"))
 
 
 @pytest.fixture
@@ -137,11 +141,7 @@ def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def small_finished(small_recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the small recipe's workspace with everything up to date; never change what is in it."""
-    from lsmix.pipeline.api import run
-
-    workspace = tmp_path_factory.mktemp("small-finished") / "runs"
-    run(small_recipe, workspace=workspace, device="cpu")
-    return workspace
+    return finished(small_recipe, tmp_path_factory.mktemp("small-finished"))
 
 
 @pytest.fixture
