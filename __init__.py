@@ -1,6 +1,6 @@
 """lsmix: mixed-image data sets made in the latent space of a Glow normalising flow.
 
-Names are imported when they are first used, so that ``import lsmix`` costs nothing and reading a pool needs no flow.
+Public names are imported on first use, so ``import lsmix`` is fast and reading a pool does not import the flow.
 """
 
 import importlib
@@ -48,7 +48,7 @@ _HOME = {
 }
 
 
-def __getattr__(name: str) -> Any:  # PEP 562: the type of a lazily imported name is not known here
+def __getattr__(name: str) -> Any:  # Any: the type of a lazily imported name is unknown (PEP 562)
     if name not in _HOME:
         raise AttributeError(f"module 'lsmix' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

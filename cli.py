@@ -1,7 +1,7 @@
-"""The command line: each command parses, makes one library call, prints.
+"""The command line: each command parses its arguments, makes one library call and prints the result.
 
-Nothing heavy is imported before a command's body needs it, so that ``lsmix --help`` answers at once.
-Results go to stdout, progress to stderr; LsmixError becomes an exit code here and nowhere else.
+Heavy imports stay inside the command bodies, so that ``lsmix --help`` is fast. Results go to stdout, progress goes to
+stderr. Only this module turns an LsmixError into an exit code.
 """
 
 import errno
@@ -42,33 +42,33 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _INTERRUPTED = 130
-_OUTPUT_GONE = 141  # as shells say of programs that SIGPIPE ends
+_OUTPUT_GONE = 141  # what shells report for a program that SIGPIPE ended
 _EPILOG = """\b
 Exit codes: 0 done, 1 error, 2 usage, 3 stale, 4 locked by another run,
-5 corrupt, 6 partly done, 130 interrupted (run again to go on),
+5 corrupt, 6 partly done, 130 interrupted (run again to resume),
 141 output closed.
 """
 
-# Not a docstring, since click wants real backspaces in front of what it must not wrap.
-_HELP = """Make, check and use mixed-image data sets (LS-Mix).
+# Not a docstring, because click needs a real backspace character before text that it must not wrap.
+_HELP = """Build, verify and share mixed-image data sets (LS-Mix).
 
 \b
-Begin with:  lsmix demo
-or:          lsmix init --from photos > lsmix.toml && lsmix run
-Without RECIPE a command reads lsmix.toml in this folder.
+Try it:           lsmix demo
+Use your images:  lsmix init --from photos > lsmix.toml && lsmix run
+RECIPE defaults to lsmix.toml in the current folder.
 """
 
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "Make": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
-    "Look": ("status", "ls", "show", "diff", "logs"),
-    "Share": ("verify", "rebuild", "export", "card", "push", "pull"),
-    "Keep tidy": ("gc", "completion"),
+    "Build": ("demo", "init", "run", *STAGE_COMMANDS, "finalize", "figure"),
+    "Inspect": ("status", "ls", "show", "diff", "logs"),
+    "Verify and share": ("verify", "rebuild", "export", "card", "push", "pull"),
+    "Maintain": ("gc", "completion"),
 }
 
 
 class _Overview(click.Group):
-    """A group whose help lists the commands under headings, each in a line of 80 characters."""
+    """A group whose help lists the commands under headings, one line of at most 80 characters each."""
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         for title, names in GROUPS.items():
@@ -79,14 +79,14 @@ class _Overview(click.Group):
 @click.group(cls=_Overview, help=_HELP, epilog=_EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="lsmix")
 def cli() -> None:
-    """Hold the commands."""
+    """Group all commands."""
 
 
 @cli.command(epilog="Example: lsmix init --from photos > my.toml")
 @click.argument("name", required=False, shell_complete=option.recipe_names)
-@click.option("--from", "source", metavar="PATH", default="", help="Write one for these images: a folder or file.")
+@click.option("--from", "source", metavar="PATH", default="", help="Write a recipe for this folder or file.")
 def init(name: str | None, source: str) -> None:
-    """Print a commented recipe to start from. Without NAME, list them."""
+    """Print a commented recipe to start from. Without NAME, list the built-in recipes."""
     if source:
         from lsmix.pipeline.starter import starter_recipe
 
@@ -102,7 +102,7 @@ def _run(stage: str, recipe: Any, dry_run: bool, as_json: bool, **options: Any) 
     force = stage if options.pop("force", False) else ""
     index, size = options.pop("array_index", None), options.pop("array_size", None)
     if (index is None) != (size is None):
-        raise click.UsageError("--array-index and --array-size go together.")
+        raise click.UsageError("Use --array-index and --array-size together.")
     if dry_run:
         names = options.keys() & {"workspace", "overrides", "scale", "data"}
         nodes = _statuses(recipe, stage=stage, force=force, **{name: options[name] for name in names})
@@ -114,7 +114,7 @@ def _run(stage: str, recipe: Any, dry_run: bool, as_json: bool, **options: Any) 
         if index is None:
             result = api.run(recipe, stage=stage, force=force, progress=bars, **options)
         elif force or options.pop("download"):
-            raise click.UsageError("An array task makes its missing shards; it takes neither --force nor --download.")
+            raise click.UsageError("An array task only makes missing shards. Remove --force and --download.")
         else:
             parts = api.run_array_task(recipe, stage, index, size, progress=bars, **options)
     if index is None:
@@ -138,12 +138,12 @@ def _stage_command(stage: str, about: StageCommand) -> None:
     @option.recipe_options
     @option.run_options
     @option.download
-    @click.option("--force", is_flag=True, help="Make this stage again although it is up to date.")
+    @click.option("--force", is_flag=True, help="Rerun this stage even if it is up to date.")
     def command(recipe: Path, **options: Any) -> None:
         _run(stage, recipe, **options)
 
     if about.divisible:
-        text = "Make task I of N, from 0; then 'lsmix finalize'."
+        text = "Run only task I of N, from 0; then 'lsmix finalize'."
         option.options(
             click.option("--array-index", type=click.IntRange(min=0), metavar="I", help=text),
             click.option("--array-size", type=click.IntRange(min=1), metavar="N", help="Tasks in the job array."),
@@ -159,7 +159,7 @@ for _stage, _about in STAGE_COMMANDS.items():
 @option.device
 @option.quiet
 def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Complete what the tasks of a job array have made. Computes no shard."""
+    """Complete the artifacts of a finished job array. Computes no shards."""
     from lsmix.pipeline.api import finalize as finalize_recipe
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -171,20 +171,20 @@ def finalize(recipe: Path, as_json: bool, quiet: bool, **options: Any) -> None:
 @option.recipe_options
 @click.option("--check", is_flag=True, help="Exit with code 3 unless everything is up to date.")
 def status(recipe: Path, as_json: bool, check: bool, **options: Any) -> None:
-    """Show what is cached, what would run, and why. Reads only; safe while a run is under way."""
+    """Show what is cached, what would run, and why. Only reads, so it is safe during a run."""
     nodes = _statuses(recipe, **options)
     _print("status", nodes, status_lines(nodes), as_json)
     stale = [node for node in nodes if node.state != "cached"]
     if check and stale:
-        raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. 'lsmix run {recipe}' makes them.")
+        raise StaleError(f"{len(stale)} of {len(nodes)} artifacts are not up to date. Run 'lsmix run {recipe}'.")
 
 
 @cli.command(epilog="Example: lsmix demo --photos holiday")
 @option.workspace
-@click.option("--photos", metavar="FOLDER", help="Mix the photographs in this folder, as 32×32 pixels.")
+@click.option("--photos", metavar="FOLDER", help="Mix the photos in this folder, scaled to 32×32 pixels.")
 @option.run_options
 def demo(workspace: str, photos: str | None, **options: Any) -> None:
-    """Try lsmix on digits, or on your photographs. Downloads nothing."""
+    """Try lsmix on handwritten digits or your own photos. Downloads nothing."""
     from lsmix.pipeline.config.recipes import recipe_path
     from lsmix.pipeline.photos import draw_photos, photos_recipe
 
@@ -198,7 +198,7 @@ def demo(workspace: str, photos: str | None, **options: Any) -> None:
 @cli.command(epilog="Example: lsmix ls")
 @option.options(option.workspace, option.as_json)
 def ls(workspace: str, as_json: bool) -> None:
-    """List the artifacts of the workspace, with size, age and inputs. Inputs are named by the first digits of their cache keys."""
+    """List the artifacts in the workspace with size, age and inputs. Inputs are shown by the first digits of their cache keys."""
     from lsmix.pipeline.api import list_artifacts
 
     found = list_artifacts(workspace)
@@ -207,14 +207,14 @@ def ls(workspace: str, as_json: bool) -> None:
 
 @cli.command(epilog="Example: lsmix show mix/lsmix --html pool.html")
 @click.argument("artifact", type=ArtifactName())
-@click.option("--image", type=option.place, help="Write a grid of images to this PNG.")
-@click.option("--html", type=option.place, help="Write the page of a pool to this HTML file.")
-@click.option("--data", type=ArtifactName("ingest"), help="With --html: the ingest artifact with the sources.")
-@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the image (8), or samples on the page (120).")
+@click.option("--image", type=option.place, help="Write a grid of its images to this PNG file.")
+@click.option("--html", type=option.place, help="Write a page about a pool to this HTML file.")
+@click.option("--data", type=ArtifactName("ingest"), help="With --html: ingest artifact with the source images.")
+@click.option("--rows", type=click.IntRange(1, 1000), help="Rows of the grid (default 8) or samples on the page (120).")
 @option.artifact_workspace
 @option.as_json
 def show(artifact: str, as_json: bool, **options: Any) -> None:
-    """Show the facts of ARTIFACT, a path, URL, name or cache key. With --image or --html, draw its images, too."""
+    """Describe ARTIFACT, given as a path, URL, name or cache key. With --image or --html, also draw its images."""
     from lsmix.pipeline.views.show import artifact_facts, draw_artifact
 
     facts = artifact_facts(artifact)
@@ -229,7 +229,7 @@ def show(artifact: str, as_json: bool, **options: Any) -> None:
 @option.artifact_workspace
 @option.as_json
 def diff(first: str, second: str, as_json: bool) -> None:
-    """Show the fields in which two artifacts or two recipes differ. A recipe is named by its TOML file."""
+    """Show the fields that differ between two artifacts or recipes. Give a recipe as its TOML file."""
     from lsmix.pipeline.views.diff import differences
 
     found = differences(first, second)
@@ -242,7 +242,7 @@ def diff(first: str, second: str, as_json: bool) -> None:
 @option.workspace
 @option.as_json
 def logs(run_name: str | None, workspace: str, as_json: bool) -> None:
-    """List the logs of the workspace's runs, or print one. RUN is the beginning of its name, or 'last'."""
+    """List the run logs of the workspace, or print one. RUN is the start of a log's name, or 'last'."""
     from lsmix.pipeline.engine.run_log import list_logs, read_log
 
     if run_name:
@@ -258,10 +258,10 @@ def logs(run_name: str | None, workspace: str, as_json: bool) -> None:
 @option.recipe_options
 @option.run_options
 @option.download
-@click.option("--out", type=option.place, help="Write the PNG here, not to NAME.png.")
-@click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Pairs of images to show.")
+@click.option("--out", type=option.place, help="PNG file to write; by default NAME.png.")
+@click.option("--rows", type=click.IntRange(1, 64), default=6, show_default=True, help="Number of image pairs.")
 def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, as_json: bool, **options: Any) -> None:
-    """Draw a figure of the paper: fig1, fig3, fig4, fig7, appendix-e. Makes missing flows and latents first."""
+    """Draw a figure of the paper: fig1, fig3, fig4, fig7, appendix-e. Builds a missing flow and latents first."""
     from lsmix.pipeline.views.figures import check_figure
 
     check_figure(name)
@@ -284,9 +284,9 @@ def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, a
 
 @cli.command(epilog="Example: lsmix verify mix/lsmix --deep")
 @click.argument("artifact", type=ArtifactName())
-@click.option("--deep", is_flag=True, help="Make a sample of a pool's rows again, and compare every pixel.")
-@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to make again.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the choice of these rows.")
+@click.option("--deep", is_flag=True, help="Also recompute a sample of a pool's rows and compare every pixel.")
+@click.option("--sample", type=click.IntRange(min=1), default=256, show_default=True, help="Rows to recompute.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed for choosing these rows.")
 @click.option(
     "--data", type=ArtifactName("ingest", words=("digits",)), help="Base set: published files, digits, or dataset.h5."
 )
@@ -295,7 +295,7 @@ def figure(name: str, recipe: Path, out: str | None, rows: int, dry_run: bool, a
 @option.artifact_workspace
 @option.as_json
 def verify(artifact: str, as_json: bool, **options: Any) -> None:
-    """Check every byte of ARTIFACT, and every row of a pool. Exit code 5 on the first damage."""
+    """Check every byte of ARTIFACT, and every row of a pool. Exits with code 5 at the first error."""
     from lsmix.pipeline.api import verify as verify_artifact
 
     with TerminalProgress(quiet=not options["deep"] and "://" not in artifact) as bars:
@@ -311,17 +311,15 @@ def verify(artifact: str, as_json: bool, **options: Any) -> None:
     required=True,
     help="Published files, digits, or dataset.h5.",
 )
-@click.option(
-    "--flow", type=ArtifactName("train-glow"), help="Folder or URL of the flow; not for pools mixed in pixels."
-)
-@click.option("--out", type=option.place, help="Folder of the new pool; without it, in the workspace.")
+@click.option("--flow", type=ArtifactName("train-glow"), help="Folder or URL of the flow; not needed for pixel pools.")
+@click.option("--out", type=option.place, help="Folder for the new pool; by default in the workspace.")
 @option.workspace
-@click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original, 12 digits or more.")
-@click.option("--compare", type=ArtifactName("mix"), help="The original pool, to compare pixel by pixel.")
+@click.option("--expect", default="", metavar="DIGEST", help="Content digest of the original; at least 12 digits.")
+@click.option("--compare", type=ArtifactName("mix"), help="Original pool to compare with, pixel by pixel.")
 @option.work_options
 @option.as_json
 def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any) -> None:
-    """Make a pool again from PLAN, its base set and its flow. PLAN is its plan.json. Exit code 5 if the result differs."""
+    """Rebuild a pool from PLAN, its base set and its flow. PLAN is its plan.json. Exits with code 5 if the result differs."""
     from lsmix.pipeline.verify.rebuild import rebuild as rebuild_pool
 
     with TerminalProgress(quiet=quiet, verbose=verbose) as bars:
@@ -332,14 +330,14 @@ def rebuild(plan: str, as_json: bool, quiet: bool, verbose: bool, **options: Any
 @cli.command(epilog="Example: lsmix export mix/lsmix exported --format parquet")
 @click.argument("pool", type=ArtifactName("mix"))
 @click.argument("dest", type=option.place)
-@click.option("--format", required=True, type=option.ExportFormatName(), help="What to write.")
-@click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images a file; 0: about 500 MB.")  # fmt: skip
-@click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="How to pack images.")  # fmt: skip
+@click.option("--format", required=True, type=option.ExportFormatName(), help="Output format.")
+@click.option("--shard-images", type=click.IntRange(min=0), default=0, metavar="N", help="Images per file; 0: files of about 500 MB.")  # fmt: skip
+@click.option("--image", type=click.Choice(["png", "webp"]), default="png", show_default=True, help="Image encoding.")  # fmt: skip
 @option.artifact_workspace
 @option.as_json
 @option.quiet
 def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> None:
-    """Write POOL to the new folder DEST in another format. Images are stored without loss."""
+    """Export POOL to the new folder DEST in another format. Images are stored losslessly."""
     from lsmix.pipeline.api import export_pool
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -350,12 +348,12 @@ def export(pool: str, dest: str, as_json: bool, quiet: bool, **options: Any) -> 
 @cli.command(epilog="Example: lsmix push mix/lsmix s3://bucket/lsmix-pool")
 @click.argument("artifact", type=ArtifactName())
 @click.argument("url")
-@click.option("--card", type=option.place, help="Of a pool: send the card in this folder; without it, a new one.")
+@click.option("--card", type=option.place, help="For a pool: upload the card in this folder, not a new one.")
 @option.artifact_workspace
 @option.as_json
 @option.quiet
 def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) -> None:
-    """Send ARTIFACT to URL, a folder or an object store. Run it again to go on."""
+    """Upload ARTIFACT to URL, a folder or an object store. After an interruption, run it again to resume."""
     from lsmix.pipeline.api import push as push_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -369,7 +367,7 @@ def push(artifact: str, url: str, card: str | None, as_json: bool, quiet: bool) 
 @option.as_json
 @option.quiet
 def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
-    """Fetch the artifact at URL to DEST and check every file. Run it again to go on."""
+    """Download the artifact at URL to DEST and check every file. After an interruption, run it again to resume."""
     from lsmix.pipeline.api import pull as pull_artifact
 
     with TerminalProgress(quiet=quiet) as bars:
@@ -380,12 +378,12 @@ def pull(url: str, dest: str | None, as_json: bool, quiet: bool) -> None:
 @cli.command(epilog="Example: lsmix card mix/lsmix lsmix-card --licence CC-BY-4.0")
 @click.argument("pool", type=ArtifactName("mix"))
 @click.argument("dest", required=False, type=option.place)
-@click.option("--licence", metavar="TEXT", help="Licence of the images: SPDX identifier or words.")
+@click.option("--licence", metavar="TEXT", help="Licence of the images: an SPDX identifier or free text.")
 @click.option("--creator", metavar="NAME", default="", help="Who made the pool.")
 @option.artifact_workspace
 @option.as_json
 def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json: bool) -> None:
-    """Write a card of POOL to the new folder DEST. It has README.md, croissant.json, samples.csv, a picture and LICENSES/."""
+    """Write a dataset card of POOL to the new folder DEST. It has README.md, croissant.json, samples.csv, a picture and LICENSES/."""
     from lsmix.pipeline.views.dataset_card.card import card_text, write_card
 
     facts = write_card(pool, dest, licence=licence, creator=creator)
@@ -396,10 +394,10 @@ def card(pool: str, dest: str | None, licence: str | None, creator: str, as_json
 @click.argument("recipes", nargs=-1, required=True, type=click.Path(path_type=Path))
 @option.workspace
 @option.overrides
-@click.option("--delete", is_flag=True, help="Remove what is listed.")
+@click.option("--delete", is_flag=True, help="Delete the listed folders.")
 @option.as_json
 def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete: bool, as_json: bool) -> None:
-    """List what none of RECIPES needs at any scale. With --delete, remove it: artifacts and unfinished work."""
+    """List artifacts that none of RECIPES needs at any scale. Includes unfinished work. With --delete, remove them."""
     from lsmix.pipeline.api import plan
     from lsmix.pipeline.engine.garbage import collect_garbage
 
@@ -416,7 +414,7 @@ def gc(recipes: Sequence[Path], workspace: str, overrides: Sequence[str], delete
 @cli.command(epilog="Example: lsmix completion fish | source")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script with which SHELL completes lsmix commands."""
+    """Print the completion script for a shell."""
     click.echo(option.completion_script(shell, cli))
 
 
@@ -433,7 +431,7 @@ def _statuses(recipe: Path, *, force: str = "", **options: Any) -> "list[NodeSta
 
 
 def _print(kind: str, content: Any, lines: "list[str]", as_json: bool) -> None:
-    """Print the results of a command: one document for programs, or lines for people."""
+    """Print the results of a command, as one JSON document or as lines of text."""
     if not as_json:
         click.echo("\n".join(map(escape_terminal, lines)))
         return
@@ -453,20 +451,21 @@ def main() -> None:
     """Run the command line and exit with its code."""
     prepare_streams()
     prepare_logging()
-    # Threads that spin while they wait slow a busy machine by up to 28 times, and those that never do, tiny networks on an idle
-    # one by two: so they spin a little (results/2026-11-27-waiting). OpenMP reads this as torch loads.
+    # Threads that spin while they wait make a busy machine up to 28 times slower; threads that never spin make tiny
+    # networks on an idle machine 2 times slower. So they spin briefly (results/2026-11-27-waiting). Read when torch
+    # loads OpenMP.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "passive"
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     if "_LSMIX_COMPLETE" in os.environ:
-        cli.main(prog_name="lsmix")  # which asks click for the words that a shell completes, and exits
+        cli.main(prog_name="lsmix")  # click prints the completions and exits
     if code := _exit_code():
         sys.exit(code)
 
 
 def _exit_code() -> int:
     try:
-        # Not cli.main, which exits with 1 and without a word where any pipe or socket broke.
+        # Not cli.main, which exits with 1 and prints nothing if any pipe or socket breaks.
         with cli.make_context("lsmix", sys.argv[1:]) as context:
             return run_on_first_rank(lambda: cli.invoke(context))
     except click.exceptions.Exit as stop:
@@ -475,26 +474,26 @@ def _exit_code() -> int:
         error.show()
         return error.exit_code
     except LsmixError as error:
-        return _tell(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         import shlex
 
         again = shlex.join(["lsmix", *sys.argv[1:]])
-        click.echo(escape_terminal(f"interrupted; what is done is kept. Go on with: {again}"), err=True)
+        click.echo(escape_terminal(f"interrupted; completed work is kept. Resume with: {again}"), err=True)
         return _INTERRUPTED
     except MemoryError as error:
-        return _tell(f"this needs more memory than there is{': ' if str(error) else ''}{error}.")
+        return _print_error(f"not enough memory{': ' if str(error) else ''}{error}.")
     except OSError as error:
         if isinstance(error, BrokenPipeError) and output_is_gone():
             discard_output()
             return _OUTPUT_GONE
         path = Path(os.fsdecode(error.filename or ""))
         if error.errno in (errno.EROFS, errno.EACCES) and path.name.startswith(".") and path.suffix == ".part":
-            name = path.name[1:].rsplit(".", 2)[0]  # of the file that the temporary one becomes
-            return _tell(f"cannot write {name!r}: the folder {str(path.parent)!r} is read-only. Choose another path.")
-        return _tell(f"{system_error(error)} What is done is kept.")
+            name = path.name[1:].rsplit(".", 2)[0]  # the final file; ``path`` is its temporary file
+            return _print_error(f"cannot write {name!r}: {str(path.parent)!r} is read-only. Choose another path.")
+        return _print_error(f"{system_error(error)} Completed work is kept.")
 
 
-def _tell(what: str, code: int = LsmixError.exit_code) -> int:
-    click.echo(f"error: {escape_terminal(what)}", err=True)
+def _print_error(message: str, code: int = LsmixError.exit_code) -> int:
+    click.echo(f"error: {escape_terminal(message)}", err=True)
     return code

@@ -1,1 +1,1 @@
-"""Recipe, artifacts and their keys, stages, executors, report. Knows nothing of click."""
+"""Recipes, artifacts, cache keys, stages, executors and the report. Only ``cli_options`` imports click."""

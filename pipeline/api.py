@@ -1,4 +1,4 @@
-"""What the command line and the root package both call: run a recipe; export, push and pull an artifact."""
+"""The Python API behind the command line and the root package: run a recipe; export, push and pull artifacts."""
 
 import tempfile
 import time
@@ -56,17 +56,17 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run brought up to date."""
+    """The artifacts that a run brought up to date, and the results in them."""
 
     recipe: Recipe
     built: list[Built]
 
     def __getitem__(self, name: str) -> Built:
-        """Return an artifact by "stage" (if the stage has one only) or "stage/name", such as "mix/lsmix"."""
+        """Return an artifact by "stage/name", such as "mix/lsmix", or by "stage" if the stage has only one."""
         fits = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
         if len(fits) != 1:
             known = ", ".join(f"{item.stage}/{item.name}" for item in self.built)
-            raise KeyError(f"{name!r} names {len(fits)} artifacts of this run; it has {known}")
+            raise KeyError(f"{name!r} matches {len(fits)} artifacts; this run has {known}")
         return fits[0]
 
     @property
@@ -82,17 +82,17 @@ class RunResult:
 
     @property
     def naturalness(self) -> Naturalness | None:
-        """The results of the naturalness stage; None unless the run brought it up to date."""
+        """The results of the naturalness stage; None if the run did not include it."""
         return next((read_naturalness(item.artifact) for item in self.built if item.stage == "naturalness"), None)
 
     @property
     def report(self) -> Path | None:
-        """The report's HTML page on this machine; None unless the run made or found it."""
+        """Local path of the report's HTML page; None if the run did not include the report."""
         return next((item.folder / "report.html" for item in self.built if item.stage == "report"), None)
 
     @property
     def report_place(self) -> str:
-        """Path or URL of the report's HTML page; "" unless the run made or found it."""
+        """Path or URL of the report's HTML page; "" if the run did not include the report."""
         return next((f"{item.location}/report.html" for item in self.built if item.stage == "report"), "")
 
     def _repr_html_(self) -> str:
@@ -148,34 +148,34 @@ def plan(
     scale: str = "",
     data: Any = None,
 ) -> tuple[Recipe, list[Node], Workspace]:
-    """Return a recipe, its nodes up to a stage ("" for all), and the workspace; nothing is made. Arguments are as for ``run``."""
+    """Return a recipe, its nodes up to ``stage`` ("" for all) and the workspace. Arguments are as for ``run``."""
     _check_stage(stage)
     content = read_recipe(recipe, overrides, scale)
     place = Workspace(workspace)
     source = None
     if data is not None:
-        from lsmix.data.readers.images.memory import MemorySource  # which loads Pillow
+        from lsmix.data.readers.images.memory import MemorySource  # imports Pillow
 
         source = MemorySource(data, content.data)
     nodes = build_graph(content, place, source)
     wanted = upto(nodes, stage) if stage else nodes
     if not wanted:
         raise RecipeError(
-            f"recipe {recipe_name(recipe)!r} has no {STAGE_COMMANDS[stage].section}, which the stage {stage!r} needs. Add one."
+            f"recipe {recipe_name(recipe)!r} has no section {STAGE_COMMANDS[stage].section}, which stage {stage!r} needs. Add one."
         )
     return content, wanted, place
 
 
 def _check_stage(name: str) -> None:
-    """Raise RecipeError unless a stage has this name, or it is empty."""
+    """Raise RecipeError unless ``name`` is a stage or empty."""
     if name and name not in STAGES:
         raise RecipeError(f"unknown stage {name!r}.{nearest(name, list(STAGES))}")
 
 
-def _asked(recipe: RecipeSource, stage: str, overrides: Sequence[str], scale: str, device: str) -> dict[str, Any]:
-    """Return what a run's log says that was asked for."""
-    asked = {"recipe": recipe_name(recipe), "stage": stage, "overrides": list(overrides)}
-    return {**asked, "scale": scale, "device": device}
+def _log_fields(recipe: RecipeSource, stage: str, overrides: Sequence[str], scale: str, device: str) -> dict[str, Any]:
+    """Return the arguments of a run that its log records."""
+    fields = {"recipe": recipe_name(recipe), "stage": stage, "overrides": list(overrides)}
+    return {**fields, "scale": scale, "device": device}
 
 
 def run(
@@ -193,35 +193,37 @@ def run(
     data: Any = None,
     progress: Progress | None = None,
 ) -> RunResult:
-    """Bring a recipe up to date: what ``lsmix run`` does.
+    """Bring a recipe up to date, as ``lsmix run`` does.
 
     Args:
-        recipe: the TOML file; or a dictionary with its sections, or a ``Recipe``: their paths start at the current folder.
-        workspace: folder or URL of the artifacts; made if need be.
+        recipe: the TOML file, a dictionary with its sections, or a ``Recipe``; relative paths in the last two start at
+            the current folder.
+        workspace: folder or URL of the artifacts; created if it does not exist.
         stage: the last stage to run; "" for all.
-        overrides: "section.key=value" each, which replace fields of the recipe.
-        scale: name of one of the recipe's sections ``[scale.NAME]``, whose fields replace others; "" for none.
-        workers: make shards in this many Dask workers on this machine; 0 in this process.
-        scheduler: make shards on the Dask cluster at this address.
+        overrides: strings "section.key=value" that override fields of the recipe.
+        scale: name of a section ``[scale.NAME]`` of the recipe whose fields override the recipe's; "" for none.
+        workers: number of local Dask workers that make shards; 0 makes them in this process.
+        scheduler: address of a running Dask cluster that makes shards; "" for none.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        force: name of a stage to make again although it is up to date.
-        download: fetch what ``data.download`` names first, unless it is there.
-        data: images in memory, keyed by their SHA-256, in place of ``data.path``: ``(images, labels)``, images uint8 (N, H, W, C);
-            a data set of ``(image, label)``; or a dictionary of such for "train", "test", "val", perhaps with "class_names".
+        force: name of a stage to rerun even if it is up to date.
+        download: first download the data set that ``data.download`` names, if it is missing.
+        data: images in memory instead of ``data.path``, keyed by SHA-256: ``(images, labels)`` with uint8 images (N, H,
+            W, C); a data set of ``(image, label)``; or a dictionary of these for "train", "test" and "val", which may
+            also contain "class_names".
         progress: optional progress reporter.
 
     Raises:
-        LsmixError: with one sentence on what is wrong, where, and what to do.
+        LsmixError: says in one sentence what is wrong, where, and what to do.
     """
     progress = progress or NullProgress()
     _check_stage(force)
     content, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale, data=data)
-    if download:  # before anything is hashed; and an interrupt may stop it anywhere, since what came is kept
+    if download:  # before hashing, and outside ``logged``: an interrupt may stop a download anywhere
         fetch_source(content.data, progress)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = _asked(recipe, stage, overrides, scale, device)
-    where = {"workers": workers, "scheduler": scheduler}
-    with logged(progress, place.root, "run", **asked, **where, force=force) as log, executor:
+    fields = _log_fields(recipe, stage, overrides, scale, device)
+    cluster = {"workers": workers, "scheduler": scheduler}
+    with logged(progress, place.root, "run", **fields, **cluster, force=force) as log, executor:
         built = bring_up_to_date(nodes, place, executor=executor, progress=log, device=device, force=force)
     return RunResult(recipe=content, built=built)
 
@@ -240,22 +242,22 @@ def run_array_task(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> list[array_task.ArrayTaskResult]:
-    """Make the shards of one task of a job array: ``lsmix encode`` and ``lsmix mix`` with ``--array-index``.
+    """Make the shards of one task of a job array, as ``lsmix encode`` and ``lsmix mix`` do with ``--array-index``.
 
-    Tasks run in any number of processes, on any machines that share the workspace; then ``finalize`` completes the artifact.
+    Tasks may run in any number of processes, on any machines that share the workspace. Then call ``finalize``.
 
-    ``stage`` is "encode" or "mix", whose inputs have been made, ``index`` the task's number, from 0, ``size`` the number of
-    tasks; further arguments are as for ``run``.
+    ``stage`` is "encode" or "mix"; its inputs must be complete. ``index`` is the number of the task, from 0, and
+    ``size`` is the number of tasks. Other arguments are as for ``run``.
 
     Returns:
-        What the task made of each artifact of the stage that isn't complete.
+        One result for each artifact of the stage that was not complete before.
     """
     progress = progress or NullProgress()
     _, nodes, place = plan(recipe, workspace=workspace, stage=stage, overrides=overrides, scale=scale)
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
-    asked = _asked(recipe, stage, overrides, scale, device)
+    fields = _log_fields(recipe, stage, overrides, scale, device)
     task: dict[str, Any] = {"index": index, "size": size}
-    with logged(progress, place.root, "array-task", **asked, **task) as log, executor:
+    with logged(progress, place.root, "array-task", **fields, **task) as log, executor:
         return array_task.run_array_task(
             nodes, place, stage=stage, **task, executor=executor, progress=log, device=device
         )
@@ -270,7 +272,7 @@ def finalize(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> RunResult:
-    """Complete the artifacts whose shards array tasks made: what ``lsmix finalize`` does. Computes no shard.
+    """Complete the artifacts of a finished job array, as ``lsmix finalize`` does. Computes no shards.
 
     Arguments are as for ``run``.
 
@@ -298,13 +300,12 @@ def figure(
     device: str = "auto",
     **options: Any,
 ) -> "PaperFigure":
-    """Draw a figure of the paper from a recipe's images and flow, as PNG: what ``lsmix figure`` does.
+    """Draw a figure of the paper from a recipe's images and flow as PNG, as ``lsmix figure`` does.
 
-    Brings the latents, and what they need, up to date first.
+    First brings the latents up to date. If the recipe has no flow, the first flow that one of its pools names is used.
 
-    ``name`` is one in ``lsmix.pipeline.views.figures.FIGURES``, ``target`` the PNG to write, in a folder that exists, and
-    ``pairs`` the number of pairs of images to show; further arguments are as for ``run``. If the recipe has no flow of its
-    own, the first flow that one of its pools names is used.
+    ``name`` is a key of ``lsmix.pipeline.views.figures.FIGURES``, ``target`` is the PNG file to write, in an existing
+    folder, and ``pairs`` is the number of image pairs to show. Other arguments are as for ``run``.
     """
     from lsmix.pipeline.views.figures import check_figure, draw_figure, figure_png
 
@@ -313,9 +314,9 @@ def figure(
     if not target.parent.is_dir():
         raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
     check_replaceable(target)
-    asked: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
-    encode = next(node for node in plan(recipe, **asked)[1] if node.stage.name == "encode")
-    result = run(recipe, **asked, device=device, **options)
+    common: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
+    encode = next(node for node in plan(recipe, **common)[1] if node.stage.name == "encode")
+    result = run(recipe, **common, device=device, **options)
     flow = encode.inputs["flow"]
     own = result[f"{flow.stage.name}/{flow.name}"].artifact if isinstance(flow, Node) else flow
 
@@ -339,24 +340,24 @@ def export_pool(
     pool: Path | str,
     dest: Path | str,
     *,
-    format: str,  # noqa: A002  # what the option is called
+    format: str,  # noqa: A002  # named like the option
     shard_images: int = 0,
     image: Literal["png", "webp"] = "png",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write a pool to the new folder ``dest`` in another format, with its card: what ``lsmix export`` does.
+    """Export a pool, with its dataset card, to the new folder ``dest``, as ``lsmix export`` does.
 
     Args:
-        pool: the artifact's folder or its URL.
-        dest: the folder to make.
-        format: a name in ``EXPORT_FORMATS``: "hdf5", "parquet", "webdataset", "folder", or one of another package.
-        shard_images: images in a file (of "folder": in a sub-folder); 0 takes about 500 MB, or 5,000 images.
-        image: how images are packed in formats that hold image files, without loss.
+        pool: folder or URL of the pool.
+        dest: the folder to create.
+        format: "hdf5", "parquet", "webdataset", "folder", or a format of another package in ``EXPORT_FORMATS``.
+        shard_images: images per file, or per sub-folder for "folder"; 0 for about 500 MB, or 5,000 images.
+        image: lossless encoding of the images in formats that contain image files.
         progress: optional progress reporter.
 
     Returns:
-        Facts ready for JSON: ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export,
-        ``pool_content_digest``, ``pixel_digest``.
+        ``folder``, ``format``, ``images``, ``files``, ``bytes``, ``content_digest`` of the export,
+        ``pool_content_digest`` and ``pixel_digest``, ready for JSON.
     """
     from lsmix.data.exports.format import EXPORT_FORMATS
     from lsmix.data.exports.writing import write_export
@@ -395,14 +396,14 @@ def export_pool(
 
 
 def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
-    """Return what a workspace holds, ready for JSON, in the order of the stages: what ``lsmix ls`` prints.
+    """List the artifacts in a workspace in the order of the stages, as ``lsmix ls`` prints them.
 
     Args:
-        workspace: its folder or URL.
+        workspace: folder or URL of the workspace.
 
     Returns:
-        For each folder ``stage``, ``name``, ``cache_key``, ``folder``, ``bytes``, ``complete`` (false for unfinished work), ``age_seconds``
-        (None at a URL and for unfinished work) and ``inputs``, the cache keys by role.
+        Per folder ``stage``, ``name``, ``cache_key``, ``folder``, ``bytes``, ``complete`` (False for unfinished work),
+        ``age_seconds`` (None at a URL and for unfinished work) and ``inputs``, the cache keys by role; ready for JSON.
     """
     place, found = Workspace(workspace), []
     for stage in STAGES:
@@ -426,23 +427,22 @@ def list_artifacts(workspace: Path | str = "runs") -> list[dict[str, Any]]:
 def push(
     artifact: Path | str, url: str, *, card: Path | str | None = None, progress: Progress | None = None
 ) -> Transfer:
-    """Send an artifact to a URL or a folder: what ``lsmix push`` does.
+    """Upload an artifact to a URL or a folder, as ``lsmix push`` does.
 
-    Complete files at the URL are not sent again; each file is checked after it was sent; the manifest goes last. After an
-    interrupt, the same call continues. A pool is sent with a card: its files take the place of the pool's README.md and
-    LICENSES/, and the manifest at the URL lists them.
+    Files that are already complete at the URL are skipped, each uploaded file is checked, and the manifest is uploaded
+    last. After an interruption, call this again to resume. A pool is uploaded with a dataset card: the card's files
+    replace the pool's README.md and LICENSES/, and the manifest at the URL lists them.
 
     Args:
-        artifact: its folder or its URL.
-        url: the folder that the artifact becomes: a path, or the URL of an object store, such as s3://bucket/pool. It
-            does not exist, is empty, or holds what an earlier push of the same artifact sent.
-        card: of a pool: folder that ``lsmix card`` wrote; None writes a temporary one.
+        artifact: folder or URL of the artifact.
+        url: new or empty folder, as a path or a URL such as s3://bucket/pool; it may contain an earlier push of this artifact.
+        card: for a pool: folder that ``lsmix card`` wrote; None creates a temporary one.
         progress: optional progress reporter.
 
     Raises:
-        MissingError: there is no artifact, or it is unfinished.
-        RecipeError: something else is at the URL, or it cannot be written to.
-        CorruptError: a file here is damaged, or arrives damaged, twice.
+        MissingError: the artifact does not exist or is unfinished.
+        RecipeError: the URL contains something else, or is not writable.
+        CorruptError: a local file is damaged, or an uploaded file arrived damaged twice.
         DownloadError: the URL cannot be reached.
     """
     progress = progress or NullProgress()
@@ -454,17 +454,17 @@ def push(
 
 @contextmanager
 def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Iterator[Path | None]:
-    """Yield the folder of a pool's card, a temporary one unless it is given; None if the artifact is no pool."""
+    """Yield the folder of a pool's card, by default a temporary one; yield None if the artifact is not a pool."""
     manifest = pool.manifest
     if card is not None:
         given = read_manifest(card)
         if given.stage != "card" or [record.content_digest for record in given.inputs] != [manifest.content_digest]:
-            raise RecipeError(f"{str(card)!r} is no card of {pool.location!r}. Write one: lsmix card {pool.location}")
+            raise RecipeError(f"{str(card)!r} is not a card of {pool.location!r}. Run 'lsmix card {pool.location}'.")
         yield Path(card)
     elif manifest.stage != "mix":
         yield None
     elif PLAN_NAME not in pool.records:
-        progress.warning(f"{pool.location!r} has no {PLAN_NAME}, so it is sent without a card.")
+        progress.warning(f"{pool.location!r} has no {PLAN_NAME}, so it is uploaded without a card.")
         yield None
     else:
         from lsmix.pipeline.views.dataset_card.card import write_card
@@ -477,24 +477,24 @@ def _card_of(pool: Artifact, card: Path | str | None, progress: Progress) -> Ite
 
 
 def pull(url: str, target: Path | str | None = None, *, progress: Progress | None = None) -> Transfer:
-    """Fetch an artifact from a URL or a folder: what ``lsmix pull`` does.
+    """Download an artifact from a URL or a folder, as ``lsmix pull`` does.
 
-    Each file is checked against the manifest when it arrives. Until all are complete they are in "TARGET.part"; after an
-    interrupt, the same call continues.
+    Each file is checked against the manifest as it arrives. Until all files are complete they are stored in
+    "TARGET.part". After an interruption, call this again to resume.
 
     Args:
-        url: the artifact's folder: a path, or a URL of a web server or an object store.
-        target: the folder to make; None for one in the current folder, named as the last part of the URL.
+        url: the artifact's folder: a path, or the URL of a web server or an object store.
+        target: the folder to create; None for one in the current folder, named after the last part of the URL.
         progress: optional progress reporter.
 
     Raises:
         MissingError: there is no complete artifact at the URL.
-        FormatError: it is of a version that this lsmix does not read.
-        CorruptError: it is damaged, or its manifest names files outside of it.
-        RecipeError: something else is in ``target``.
-        DiskSpaceError: it does not fit on the disk.
-        DownloadError: the URL cannot be reached; what came is kept.
-        LockedError: another pull writes there.
+        FormatError: this version of lsmix cannot read the artifact's format version.
+        CorruptError: the artifact is damaged, or its manifest names files outside its folder.
+        RecipeError: ``target`` contains something else.
+        DiskSpaceError: the artifact does not fit on the disk.
+        DownloadError: the URL cannot be reached; the downloaded part is kept.
+        LockedError: another pull writes to ``target``.
     """
     folder = local_target(target, "a pulled artifact") if target else None
     return pull_artifact(url, folder, progress or NullProgress())

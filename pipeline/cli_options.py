@@ -1,4 +1,4 @@
-"""The options that commands share, and what a shell completes for them. Only this module and cli.py import click."""
+"""Options that commands share, and their shell completion. Only this module and cli.py import click."""
 
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
@@ -37,14 +37,14 @@ __all__ = [
 
 _Decorator = Callable[[Callable[..., None]], Callable[..., None]]
 _Completer = Callable[[click.Context, click.Parameter, str], list[str]]
-_WORKSPACE = "lsmix.workspace"  # where a command's context keeps it
+_WORKSPACE = "lsmix.workspace"  # key of the workspace in click's context.meta
 
-# A path, or a URL, of which a Path would lose a slash. It stays text until the library resolves it.
+# A path or URL. It stays a string, because pathlib would drop one of the slashes in "://".
 place = click.Path()
 
 
 def _completer(values: Callable[[click.Context], Iterator[str]]) -> _Completer:
-    """Return a function for click that offers some values; none if reading them fails, since a shell shows no errors."""
+    """Return a click completion function for some values. If reading them fails, it offers none instead of an error."""
 
     def complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
         try:
@@ -56,11 +56,11 @@ def _completer(values: Callable[[click.Context], Iterator[str]]) -> _Completer:
 
 
 class ArtifactName(click.Path):
-    """An artifact: a path, a URL, or a name or cache key in the workspace, which becomes its path or URL.
+    """An artifact, given as a path, a URL, or a name or cache key in the workspace; converted to its path or URL.
 
     Args:
-        stages: the stages that may have made it.
-        words: names that stay as they are.
+        stages: stages whose artifacts are accepted; all if empty.
+        words: values that are passed through unchanged.
     """
 
     def __init__(self, *stages: str, words: Sequence[str] = ()) -> None:
@@ -69,7 +69,7 @@ class ArtifactName(click.Path):
         self._words = words
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the artifact's path or URL; an unknown name as it is."""
+        """Return the artifact's path or URL; return an unknown name unchanged."""
         from lsmix.pipeline.workspace.workspace import artifact_location
 
         if ctx is None or value in self._words:
@@ -77,8 +77,8 @@ class ArtifactName(click.Path):
         return artifact_location(value, ctx.meta[_WORKSPACE], self._stages)
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer artifacts of the workspace in which the word occurs, else files."""
-        root = Path(ctx.meta.get(_WORKSPACE, "runs"))  # listed as a folder, without the imports that URLs need
+        """Offer the workspace's artifacts whose names contain the word; otherwise files."""
+        root = Path(ctx.meta.get(_WORKSPACE, "runs"))  # a plain listing: opening a URL would need slow imports
         names = sorted(
             f"{stage}/{folder.name}"
             for stage in self._stages
@@ -89,16 +89,16 @@ class ArtifactName(click.Path):
 
 
 class ExportFormatName(click.ParamType[str]):
-    """The name of an export format, looked up when it is used, since other packages may add some."""
+    """The name of an export format, resolved on use because other packages can register formats."""
 
     name = "format"
 
     def get_metavar(self, *_: object, **__: object) -> str:
-        """Return the names, for the help text."""
+        """Return the format names for the help text."""
         return f"[{'|'.join(self._names())}]"
 
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Return the name, if there is such a format."""
+        """Return the name if it is a known format; otherwise fail."""
         from lsmix.data.exports.format import EXPORT_FORMATS
 
         try:
@@ -108,7 +108,7 @@ class ExportFormatName(click.ParamType[str]):
         return value
 
     def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
-        """Offer the names."""
+        """Offer the format names."""
         return [CompletionItem(name) for name in self._names() if name.startswith(incomplete)]
 
     def _names(self) -> Sequence[str]:
@@ -118,7 +118,7 @@ class ExportFormatName(click.ParamType[str]):
 
 
 def completion_script(shell: str, cli: click.Command) -> str:
-    """Return the script with which a shell, "bash", "zsh" or "fish", completes the command line."""
+    """Return the completion script for "bash", "zsh" or "fish"."""
     kind = get_completion_class(shell)
     return kind(cli, {}, "lsmix", "_LSMIX_COMPLETE").source() if kind else ""
 
@@ -150,10 +150,10 @@ def _set_keys(ctx: click.Context) -> Iterator[str]:
 
 
 def _keys(kind: "type[msgspec.Struct]", named: Any) -> Iterator[str]:
-    """Go through the keys of a section, and of those below it; ``named`` is the recipe's own section."""
+    """Yield the keys of a section and its subsections; ``named`` is that section of the user's recipe."""
     from msgspec import inspect
 
-    for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]  # a struct's
+    for field in inspect.type_info(kind).fields:  # type: ignore[attr-defined]  # ``kind`` is a struct
         types = field.type.types if isinstance(field.type, inspect.UnionType) else (field.type,)
         section = next((one for one in types if isinstance(one, inspect.StructType | inspect.DictType)), None)
         own = named.get(field.encode_name, {}) if isinstance(named, dict) else {}
@@ -171,7 +171,7 @@ log_names = _completer(_logs)
 
 
 def options(*decorators: _Decorator) -> _Decorator:
-    """Return a decorator that gives a command some arguments and options, in this order."""
+    """Return a decorator that adds these arguments and options to a command, in this order."""
     return lambda command: reduce(lambda decorated, option: option(decorated), reversed(decorators), command)
 
 
@@ -186,17 +186,17 @@ def _workspace_option(**more: Any) -> _Decorator:
         show_default=True,
         envvar="LSMIX_WORKSPACE",
         show_envvar=True,
-        is_eager=True,  # before the artifacts that are named in it
+        is_eager=True,  # parsed before the artifact names that it resolves
         callback=keep,
-        help="Folder or URL of the artifacts.",
+        help="Folder or URL of the workspace.",
         **more,
     )
 
 
 workspace = _workspace_option()
-artifact_workspace = _workspace_option(expose_value=False)  # for commands that only look artifacts up in it
+artifact_workspace = _workspace_option(expose_value=False)  # for commands that only look up artifacts
 as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-quiet = click.option("-q", "--quiet", is_flag=True, help="No progress, only results and warnings.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Print only results and warnings, no progress.")
 device = click.option(
     "--device",
     default="auto",
@@ -204,7 +204,7 @@ device = click.option(
     envvar="LSMIX_DEVICE",
     show_envvar=True,
     shell_complete=_completer(lambda _: iter(("auto", "cpu", "cuda", "cuda:0"))),
-    help="auto, cpu, cuda or cuda:N.",
+    help="Device: auto, cpu, cuda or cuda:N.",
 )
 overrides = click.option(
     "--set",
@@ -222,17 +222,21 @@ recipe_options = options(
         default="",
         metavar="NAME",
         shell_complete=_completer(_scales),
-        help="Take the recipe's sizes of this name, such as small.",
+        help="Apply the section [scale.NAME] of the recipe.",
     ),
     overrides,
     as_json,
 )
 work_options = options(
     device,
-    click.option("--workers", type=click.IntRange(min=0), default=0, help="Make shards in N Dask workers here."),
-    click.option("--scheduler", default="", metavar="ADDRESS", help="Make shards on a running Dask cluster."),
+    click.option(
+        "--workers", type=click.IntRange(min=0), default=0, help="Number of local Dask workers; 0: this process."
+    ),
+    click.option("--scheduler", default="", metavar="ADDRESS", help="Use the running Dask cluster at this address."),
     quiet,
-    click.option("-v", "--verbose", is_flag=True, help="Also tell what each artifact is made from."),
+    click.option("-v", "--verbose", is_flag=True, help="Also print each artifact's key, inputs and device."),
 )
-run_options = options(click.option("--dry-run", is_flag=True, help="Only show what would run, and why."), work_options)
-download = click.option("--download", is_flag=True, help="Fetch what data.download names first, if it is not there.")
+run_options = options(
+    click.option("--dry-run", is_flag=True, help="Show what would run, and why; build nothing."), work_options
+)
+download = click.option("--download", is_flag=True, help="Download data.download first, if it is missing.")

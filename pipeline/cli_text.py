@@ -1,4 +1,4 @@
-"""The output of commands for people: results as lines of text, in tables that fit the terminal; whole lines elsewhere."""
+"""Text output of the commands. Tables are wrapped to the terminal; without a terminal, lines are not wrapped."""
 
 import shutil
 import textwrap
@@ -38,9 +38,9 @@ __all__ = [
 ]
 
 
-_UNLIMITED = 10_000  # columns where no terminal is
-_NARROWEST = 16  # of a last column that is broken into lines
-_SHORTEST = 20  # of values beside each other
+_UNLIMITED = 10_000  # columns, if there is no terminal
+_NARROWEST = 16  # columns, of a wrapped last column
+_SHORTEST = 20  # columns, of each of two values that are compared
 
 
 def _columns() -> int:
@@ -48,10 +48,7 @@ def _columns() -> int:
 
 
 def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Return rows in aligned columns; the last column goes on in further lines where it does not fit.
-
-    ``right`` numbers the columns to align at the right.
-    """
+    """Return rows in aligned columns, the last one wrapped; ``right`` lists the numbers of right-aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
     indent = sum(widths) + 2 * len(widths)
     lines = []
@@ -70,7 +67,7 @@ def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str
 def run_lines(
     built: "Sequence[Built]", error_rates: "Sequence[RunSummary]", naturalness: "Naturalness | None", report: str
 ) -> list[str]:
-    """Return the artifacts that a run made, its results, and where its report is, if it made one."""
+    """Return how many artifacts a run made, its results, and the location of its report, if any."""
     made, wanted = sum(not item.cached for item in built), len(built)
     rest = "" if made == wanted else f", {wanted - made} already up to date"
     lines = [f"{made} of {wanted} artifacts made{rest}"]
@@ -90,7 +87,7 @@ def run_lines(
 
 
 def _naturalness_lines(result: "Naturalness") -> list[str]:
-    """Return how natural the mixes of each method are, beside originals."""
+    """Return a table of the naturalness measures of each method and of the originals."""
     rows = [("sample", "bits/dim", "distance", "Fréchet", "seam", "failed")]
     for sample in result.samples:
         numbers = (sample.distance, sample.seam)
@@ -102,14 +99,14 @@ def _naturalness_lines(result: "Naturalness") -> list[str]:
 
 
 def part_lines(parts: "Sequence[ArrayTaskResult]", recipe: str) -> list[str]:
-    """Return the shards that one array task made, and the next step."""
+    """Return the number of shards that an array task made, and the next step."""
     rows = [
         (part.label, f"{part.made} of {format_count(part.shards, 'shard')} made; {part.finished} of {part.of} complete")
         for part in parts
     ]
     if not rows:
-        return ["all up to date already"]
-    return [*_table(rows), f"when all array tasks have ended: lsmix finalize {recipe}"]
+        return ["everything is up to date"]
+    return [*_table(rows), f"When all tasks of the job array have ended, run: lsmix finalize {recipe}"]
 
 
 def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:
@@ -124,7 +121,7 @@ def status_lines(nodes: "Sequence[NodeStatus]") -> list[str]:
 
 
 def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a table of the artifacts of a workspace, as ``list_artifacts`` gives them."""
+    """Return a table of the artifacts of a workspace, as returned by ``list_artifacts``."""
     rows = [("stage", "name", "cache key", "size", "age", "made from")]
     for item in found:
         age = "" if item["age_seconds"] is None else _age(item["age_seconds"])
@@ -137,7 +134,7 @@ def artifact_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def difference_lines(first: str, second: str, found: "Sequence[Difference]") -> list[str]:
-    """Return a table of the fields in which two artifacts or recipes differ."""
+    """Return a table of the fields that differ between two artifacts or recipes."""
     if not found:
         return [f"{first} and {second} do not differ"]
     rows = [("field", first, second), *((one.field, _value(one.a), _value(one.b)) for one in found)]
@@ -159,14 +156,14 @@ def _cut(text: str, room: int) -> str:
 
 
 def log_table(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a table of the logs of a workspace, as ``list_logs`` gives them."""
+    """Return a table of the logs of a workspace, as returned by ``list_logs``."""
     rows = [("run", "began", "time", "outcome", "command")]
     for item in found:
         began = _local_time(item["began"], "%Y-%m-%d %H:%M")
         took = "" if item["seconds"] is None else format_duration(item["seconds"])
         command = f"{item['command'] or ''} {PurePath(item['recipe'] or '').name}"
         rows.append((item["run"].partition("-")[0], began, took, item["outcome"], command))
-    return _table(rows, right=(2,)) if found else ["no logs: runs that make something write them"]
+    return _table(rows, right=(2,)) if found else ["no logs yet; a run that makes an artifact writes one"]
 
 
 def _local_time(text: Any, form: str) -> str:
@@ -177,7 +174,7 @@ def _local_time(text: Any, form: str) -> str:
 
 
 def log_lines(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line for each event of a run's log: its time, its kind, and what it says."""
+    """Return one line for each event of a run's log: time, kind and text."""
     lines = []
     for event in events:
         fields = {
@@ -204,21 +201,24 @@ def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
         for item in found
     ]
     total = format_bytes(sum(item.bytes for item in found))
-    return [*lines, f"{format_count(len(found), 'folder')}, {total}: {'removed' if delete else 'remove with --delete'}"]
+    return [
+        *lines,
+        f"{format_count(len(found), 'folder')}, {total}: {'removed' if delete else 'use --delete to remove'}",
+    ]
 
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
-    """Return the result of a push to a place, or of a pull to it."""
+    """Return the result of a push or pull to ``place``."""
     files = _recorded(transfer.files, transfer.bytes, transfer.content_digest)
-    return _table([("artifact", place), ("moved", format_bytes(transfer.moved_bytes)), ("files", files)])
+    return _table([("artifact", place), ("transferred", format_bytes(transfer.moved_bytes)), ("files", files)])
 
 
 def _recorded(files: int, size: int, digest: str) -> str:
-    return f"{format_count(files, 'file')}, {format_bytes(size)}, all as recorded (content digest {digest[:12]})"
+    return f"{format_count(files, 'file')}, {format_bytes(size)}, all match the manifest (content digest {digest[:12]})"
 
 
 def fact_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return one line or more for each fact, with its name."""
+    """Return the names and values of ``facts`` as a table."""
     return _table([(name, _fact(name, value)) for name, value in facts.items()]) if facts else []
 
 
@@ -231,9 +231,9 @@ def _fact(name: str, value: Any) -> str:
 
 
 def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
-    """Return the facts of an artifact, its configuration below them, and the files that ``show`` wrote."""
+    """Return an artifact's metadata, its configuration, and the files that ``show`` wrote."""
     files = [
-        f"{one.kind}: {one.target} ({one.what})" if one.what else "an artifact of this stage has no images to show"
+        f"{one.kind}: {one.target} ({one.what})" if one.what else f"{one.kind}: artifacts of this stage have no images"
         for one in drawn
     ]
     head = {name: value for name, value in facts.items() if name not in ("counts", "config")}
@@ -242,14 +242,14 @@ def show_lines(facts: Mapping[str, Any], drawn: "Sequence[Drawn]") -> list[str]:
 
 
 def verify_lines(facts: Mapping[str, Any]) -> list[str]:
-    """Return the results of ``verify``: what was checked, and what was not."""
+    """Return the result of ``verify``: what was checked and what was not."""
     files = _recorded(facts["files"], facts["bytes"], facts["content_digest"])
     rows = [("artifact", facts["folder"]), ("files", files)]
     if facts.get("edited"):
         edited = ", ".join(facts["edited"])
-        rows.append(("edited", f"{edited}: not as the manifest lists them, as owners may edit them"))
+        rows.append(("edited", f"{edited}: differs from the manifest, which is allowed for these files"))
     if facts.get("ignored"):
-        rows.append(("ignored", f"{', '.join(facts['ignored'])}: put there by a file manager or a hub"))
+        rows.append(("ignored", f"{', '.join(facts['ignored'])}: added by a file manager or a hub"))
     rows += [("checked", line) for line in facts.get("checked", ())]
     if facts.get("deep"):
         rows.append(("recomputed", _deep(facts["deep"])))
@@ -259,15 +259,15 @@ def verify_lines(facts: Mapping[str, Any]) -> list[str]:
 def _deep(deep: Mapping[str, Any]) -> str:
     text = f"{format_count(deep['rows'], 'row')}, {deep['pixels_differing']:,} of {deep['pixels']:,} pixels differ"
     if deep["pixels_differing"]:
-        text += f", by at most {deep['largest']}, which another kind of device can cause"
+        text += f", by at most {deep['largest']}; a different kind of device can cause this"
     if deep["redrawn_otherwise"]:
-        text += f"; left out: {format_count(deep['redrawn_otherwise'], 'row')} at the limit of a failed decode, redrawn differently"
+        text += f"; skipped: {format_count(deep['redrawn_otherwise'], 'row')} that narrowly passed or failed decoding and were resampled differently"
     return text
 
 
 def rebuild_lines(result: "RebuildResult") -> list[str]:
     """Return the result of ``rebuild``."""
-    verdict = {None: "no expected digest given", True: "equal to the original's", False: "not the original's"}
+    verdict = {None: "no expected digest given", True: "same as the original", False: "differs from the original"}
     rows = [("pool", f"{result.folder}{' (already in the workspace)' if result.cached else ''}")]
     rows.append(("content digest", f"{result.content_digest} ({verdict[result.equal]})"))
     return _table([*rows, *([("compared", result.comparison.text())] if result.comparison else [])])

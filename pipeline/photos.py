@@ -1,4 +1,4 @@
-"""``lsmix demo --photos``: a user's own photographs, mixed by the flow that comes with lsmix."""
+"""``lsmix demo --photos``: mix the user's own photos with the flow that is bundled with lsmix."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,36 +21,37 @@ from lsmix.pipeline.views.figures import draw_figure, figure_png
 
 __all__ = ["draw_photos", "photos_recipe"]
 
-_SIDE = 32  # of the flow's images
-_MOST_IMAGES = 600  # about so many are used, so that it takes a few minutes
+_SIDE = 32  # pixels, of the flow's images
+_MOST_IMAGES = 600  # approximate limit, so that the demo takes a few minutes
 _COPIES, _EPOCHS = 6, 12
 _SHEET, _SHEET_ROWS = "photos.png", 16
 
 
 def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any], Any]:
-    """Return the recipe that mixes the photographs in a folder, and those of a folder without class folders as data in memory.
+    """Return a recipe that mixes the photos in a folder, and its in-memory data (None if it reads the folder).
 
-    With class folders, classifiers are compared as in the demo; without labels, there is only a pool.
+    With class folders, classifiers are compared as in the demo. Otherwise the photos are loaded into memory without
+    labels, and the recipe only makes a pool.
 
     Raises:
-        MissingError: there is no such folder, or it holds no photographs.
+        MissingError: the folder does not exist or contains fewer than two readable photos.
     """
     source = Path(folder).expanduser()
     if not source.is_dir():
-        raise MissingError(f"no folder {str(folder)!r}. Name one with photographs.")
+        raise MissingError(f"folder {str(folder)!r} does not exist. Give a folder that contains photos.")
     recipe: dict[str, Any] = {
         "name": "photos",
         "data": {},
         "flow": {"path": NATURAL_32},
         "pools": {"lsmix": {"alpha": 0.4, "copies": _COPIES}},
-        "report": {"title": "Your photographs, mixed", "bits_images": 256},
+        "report": {"title": "Your photos, mixed", "bits_images": 256},
     }
     fields: dict[str, Any] = {"path": source, "format": "image-folder", "size": _SIDE, "on_error": "skip"}
     try:
         summary = summarise_source(SourceConfig(path=str(source), format="image-folder"))
         fields |= split_sizes(summary)
     except (SourceError, RecipeError) as error:
-        progress.info(f"no class folders with enough photographs, so all are mixed without labels ({error})")
+        progress.info(f"no class folders with enough photos; mixing all photos without labels ({error})")
         pixels = _read_all(source, progress)
         recipe["data"] = {"test": 1}
         return recipe, (pixels, np.zeros(len(pixels), np.int64))
@@ -66,13 +67,13 @@ def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any
 
 
 def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
-    """Return all photographs in a folder and below, small and in colour; those that cannot be read are counted."""
+    """Return photos in a folder and its subfolders as RGB (N, 32, 32, 3); warn about unreadable files."""
     from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, decode_image
 
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
     files = files[:: -(-len(files) // _MOST_IMAGES) or 1]
     rows, unread = [], []
-    progress.start("reading photographs", len(files), "image")
+    progress.start("reading photos", len(files), "image")
     for file in files:
         try:
             pixels = decode_image(file.read_bytes(), ImageConfig(size=_SIDE)).pixels
@@ -82,14 +83,15 @@ def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
         progress.advance()
     progress.finish()
     if unread:
-        progress.warning(f"{format_count(len(unread), 'file')} cannot be read as images: {', '.join(unread[:3])}")
+        more = ", …" if len(unread) > 3 else ""
+        progress.warning(f"skipped {format_count(len(unread), 'unreadable image')}: {', '.join(unread[:3])}{more}")
     if len(rows) < 2:
-        raise MissingError(f"{str(folder)!r} holds {len(rows)} photographs that can be read. Name a folder with more.")
+        raise MissingError(f"{str(folder)!r} has {format_count(len(rows), 'readable photo')}; at least 2 are needed.")
     return np.stack(rows)
 
 
 def draw_photos(built: Sequence[Built]) -> Path:
-    """Write a sheet with pairs of photographs, mixed at growing λ, to the current folder; return its path."""
+    """Draw pairs of photos, mixed at increasing λ, to photos.png in the current folder; return its path."""
     from lsmix.glow.checkpoint import load_flow
 
     made = {item.stage: item.artifact for item in built}

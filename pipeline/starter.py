@@ -1,4 +1,4 @@
-"""A first recipe for a user's own data set: ``lsmix init --from``."""
+"""``lsmix init --from``: generate a recipe for the user's own data set."""
 
 import os
 import re
@@ -31,25 +31,25 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["split_sizes", "starter_recipe"]
 
-_FLOW_SECONDS = 2400  # that the training of the flow may take, and each of the other stages half of it
-_FLOWS = ((8, 64), (4, 48))  # steps and hidden channels, the best first
-_ITERATIONS = (500, 8200)  # the least that are worth while, and the paper's
-_FLOW_EPOCHS = 200  # after which a flow overfits its training images
+_FLOW_SECONDS = 2400  # budget for training the flow; the classifiers and the pool get half of it each
+_FLOWS = ((8, 64), (4, 48))  # (steps, hidden channels), best first
+_ITERATIONS = (500, 8200)  # minimum, and the paper's number
+_FLOW_EPOCHS = 200  # a flow overfits its training images after more
 _BATCH = 64
 _EPOCHS = (3, 50)
-_WIDTHS = (32, 16)  # of the classifier, the best first
+_WIDTHS = (32, 16)  # of the classifier, best first
 _ENOUGH_EPOCHS = 10
 _TRAININGS = 4  # two runs with two seeds
 _MOST_COPIES = 10
-_SHARES = (0.1, 0.03, 0.01)  # of the images for the test split, and half of it for the held-out split
-_MOST_SIDE = 64  # of images that keep their size
+_SHARES = (0.1, 0.03, 0.01)  # of the images, for the test split; the held-out split gets half as many
+_MOST_SIDE = 64  # pixels; larger images are scaled to _SIDE
 _SIDE = 32
 _CLASSES_SHOWN = 30
 _NATURAL = FlowRecipe(levels=3, steps=8, hidden=96)  # the shape of NATURAL_32
 
 
 class _Plan(NamedTuple):
-    """The settings that are chosen, and how long each stage takes with them."""
+    """The chosen settings, and the estimated seconds of each stage."""
 
     flow: FlowRecipe
     classifier: TrainConfig
@@ -58,15 +58,16 @@ class _Plan(NamedTuple):
 
 
 def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
-    """Return a commented recipe for the data set at a path, with settings for a run of an hour or two on two CPU cores.
+    """Return a commented recipe for a data set, with settings for a run of one to two hours on two CPU cores.
 
     Args:
-        path: file or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is fetched; it is written to the recipe as it is.
-        workspace: whose finished artifacts tell how fast this machine is.
+        path: file or folder of the data set, or ``hf://datasets/OWNER/NAME``, which is downloaded; copied to the
+            recipe.
+        workspace: workspace whose artifacts are used to estimate the speed of this machine.
 
     Raises:
-        MissingError: there is nothing at the path.
-        SourceError: it cannot be read as a data set.
+        MissingError: the path does not exist.
+        SourceError: the path cannot be read as a data set.
         RecipeError: there are too few images to hold some out.
     """
     fields: dict[str, Any] = {"path": path}
@@ -88,7 +89,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
 
 
 def split_sizes(summary: SourceSummary) -> dict[str, int]:
-    """Return how many images to take off the training split for the splits that were not published."""
+    """Return how many training images to move to each split that the data set does not come with."""
     labels = summary.labels
     for share in (*_SHARES, 0.0):
         images = len(labels["train"])
@@ -103,7 +104,7 @@ def split_sizes(summary: SourceSummary) -> dict[str, int]:
                 raise
         else:
             return wanted
-    raise AssertionError("the loop returns or raises")
+    raise AssertionError("unreachable: the loop returns or raises")
 
 
 def _choose(size: DatasetSize, resolver: Resolver) -> _Plan:
@@ -132,7 +133,7 @@ def _seconds(resolver: Resolver, stage: Stage, config: Any, size: DatasetSize) -
 
 
 def _with_classifier(flow: FlowRecipe, size: DatasetSize, resolver: Resolver) -> _Plan:
-    """Add the classifier and the pool to a flow."""
+    """Choose the classifier and the pool for a flow."""
     size = replace(size, flow=flow)
 
     def seconds(stage: Stage, config: Any) -> float:
@@ -158,32 +159,32 @@ def _with_classifier(flow: FlowRecipe, size: DatasetSize, resolver: Resolver) ->
 
 
 def _lines(summary: SourceSummary, fields: dict[str, Any], plan: _Plan) -> Iterator[str]:
-    yield "# Made by 'lsmix init --from'. What would run, and how long it takes: lsmix status; then: lsmix run."
+    yield "# Written by 'lsmix init --from'. 'lsmix status' shows what would run and how long it takes; 'lsmix run' runs it."
     yield from (_comment(line) for line in _found(summary))
     hours = ", ".join(f"{stage} {format_duration(seconds)}" for stage, seconds in plan.seconds.items() if seconds)
-    yield _comment(f"Estimated: {hours}; {format_duration(sum(plan.seconds.values()))} in all.")
+    yield _comment(f"Estimated: {hours}; {format_duration(sum(plan.seconds.values()))} in total.")
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(fields["path"]).resolve().name.partition(".")[0]).strip("-_")
     yield from ("format = 1", f"name = {_value(name or 'mine')}", "", "[data]")
     comments = {
-        "path": f"{summary.format}; a relative path starts at the recipe's folder",
-        "size": "pixels of a side: scaled, and cut to the centre; 64 shows more and takes four times as long",
-        "on_error": 'images that cannot be read are left out and counted; "stop" names them and ends',
-        "test": "images taken off the training split, every class at its share",
-        "heldout": "images taken off the training split to watch the flow",
+        "path": f"{summary.format}; relative to this file's folder",
+        "size": "side in pixels; images are scaled and cropped to the centre; 64 shows more detail and takes 4 times as long",
+        "on_error": 'skip and count unreadable images; "stop" reports them and stops',
+        "test": "images to move from the training to the test split, in proportion to the classes",
+        "heldout": "images to hold out from training, to measure the flow",
     }
     for field, value in fields.items():
         yield f"{field} = {_value(value)}" + (f" # {comments[field]}" if field in comments else "")
     licence, citation = summary.licence, summary.citation
-    yield f"# licence = {_value(licence or 'CC-BY-4.0')} # of the images; pools that you share say it"
+    yield f"# licence = {_value(licence or 'CC-BY-4.0')} # of the images; shown in pools that you share"
     yield f"# citation = {_value(citation or 'A. Author, My images, 2026')}"
     flow, classifier = plan.flow, plan.classifier
     yield from _natural_lines() if flow.training is _NATURAL.training else _flow_lines(flow)
     yield from (
         "",
         "[pools.lsmix]",
-        f"copies = {plan.pool.copies} # times that the training images are mixed",
+        f"copies = {plan.pool.copies} # mixes per training image",
         "",
-        "[classifier] # trained twice on the images, and twice on the pool",
+        "[classifier] # trained twice on the original images and twice on the pool",
         f"width = {classifier.width}",
         f"epochs = {classifier.epochs}",
         f"batch_size = {classifier.batch_size}",
@@ -204,8 +205,8 @@ def _natural_lines() -> Iterator[str]:
     yield from (
         "",
         "[flow]",
-        f'path = "{NATURAL_32}" # comes with lsmix, for photographs of 32×32 pixels, so no flow is trained',
-        "# To train it further on your images, write these lines instead:",
+        f'path = "{NATURAL_32}" # bundled with lsmix, for photos of 32×32 pixels; no flow is trained',
+        "# To train it further on your images, use these lines instead:",
         f'# start_from = "{NATURAL_32}"',
         *(f"# {name} = {getattr(_NATURAL, name)}" for name in ("levels", "steps", "hidden")),
         "# training = { iterations = 500, batch_size = 32, learning_rate = 2e-4, warmup = 100 }",
@@ -222,16 +223,16 @@ def _flow_lines(flow: FlowRecipe) -> Iterator[str]:
         f"threads = {flow.threads}",
         "",
         "[flow.training]",
-        f"iterations = {flow.training.iterations} # more give better mixes",
+        f"iterations = {flow.training.iterations} # more iterations give better mixes",
         f"batch_size = {flow.training.batch_size}",
         f"learning_rate = {flow.training.learning_rate}",
         f"warmup = {flow.training.warmup}",
-        "flip = true # false where a mirrored image is another thing, as with digits and letters; below, too",
+        "flip = true # set to false, here and below, if mirroring changes the meaning, as for digits and letters",
     )
 
 
 def _found(summary: SourceSummary) -> Iterator[str]:
-    """Say what the data set holds, and what of it is not used."""
+    """Describe the data set, and which files are skipped."""
     splits = ", ".join(f"{len(labels):,} {SPLIT_WORDS[name]}" for name, labels in summary.labels.items())
     yield f"Format {summary.format}: {splits} images in {len(summary.class_names):,} classes."
     counts = {name: int((summary.labels["train"] == label).sum()) for label, name in enumerate(summary.class_names)}
@@ -249,4 +250,4 @@ def _comment(text: str) -> str:
 
 
 def _value(value: object) -> str:
-    return msgspec.json.encode(value).decode()  # JSON's texts and numbers are TOML's
+    return msgspec.json.encode(value).decode()  # JSON strings and numbers are valid TOML

@@ -1,4 +1,4 @@
-"""Progress of a command on stderr: bars on a terminal, lines in a log. Results go to stdout and are not printed here."""
+"""Progress of a command on stderr: bars on a terminal, otherwise lines. Results, on stdout, are printed elsewhere."""
 
 import io
 import logging
@@ -20,24 +20,23 @@ _SECONDS_BETWEEN_LINES = 30.0
 
 
 def prepare_streams() -> None:
-    """Let standard output and error accept any text: escape characters that their encoding lacks, replace closed ones."""
+    """Make stdout and stderr accept any text: escape characters that their encoding lacks; replace closed streams."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(
-                os.devnull, os.O_RDWR
-            )  # takes the lowest free number, so that no file of ours gets it, and our output
+            # Uses the lowest free descriptor, so that no file opened later gets it and receives our output.
+            os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - open to the end
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - stays open until exit
         elif isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def output_is_gone() -> bool:
-    """Return whether the reader of our standard output or error has closed it, as ``head`` does when it has enough."""
+    """Return whether the reader of stdout or stderr has closed its end, as ``head`` does after its last line."""
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)
@@ -45,14 +44,14 @@ def output_is_gone() -> bool:
 
 
 def discard_output() -> None:
-    """Discard all further output, so that the program's end does not fail on a closed pipe."""
+    """Discard all further output, so that flushing at exit does not fail on a closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for number in (1, 2):
         os.dup2(nowhere, number)
 
 
 def _print(line: str) -> None:
-    print(escape_terminal(line), file=sys.stderr)  # noqa: T201 - this is where progress is printed
+    print(escape_terminal(line), file=sys.stderr)  # noqa: T201 - progress goes to stderr
 
 
 class _Handler(logging.Handler):
@@ -61,14 +60,14 @@ class _Handler(logging.Handler):
 
 
 def prepare_logging() -> None:
-    """Print the warnings that the library logs, such as that a server is asked again, as progress prints its own."""
+    """Print warnings that the library logs, such as a retried download, in the same form as progress messages."""
     log = logging.getLogger("lsmix")
     if not log.handlers:
         log.addHandler(_Handler())
 
 
 class TerminalProgress:
-    """Progress on stderr: bars on a terminal, a line every half minute elsewhere.
+    """Progress on stderr: a bar on a terminal, otherwise a line every 30 seconds.
 
     Args:
         quiet: print only warnings.
@@ -78,8 +77,8 @@ class TerminalProgress:
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self._bar: Any = None  # on a terminal
-        self._count: Throughput | None = None  # elsewhere
+        self._bar: Any = None  # tqdm's, on a terminal
+        self._count: Throughput | None = None  # without a terminal
         self._label = self._unit = ""
         self._line_at = 0.0  # when the last line was printed
 
@@ -87,7 +86,7 @@ class TerminalProgress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.finish()  # so that an error is not printed after half a bar
+        self.finish()  # so that an error message does not follow an unfinished bar
 
     def info(self, message: str) -> None:
         """Print a line, unless quiet."""
@@ -95,7 +94,7 @@ class TerminalProgress:
             _print(message)
 
     def debug(self, message: str) -> None:
-        """Print a line, if verbose."""
+        """Print a line if verbose."""
         if self._verbose:
             _print(message)
 
@@ -104,7 +103,7 @@ class TerminalProgress:
         _print(f"warning: {message}")
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count, with a bar or a line."""
+        """Show a bar, or print a line."""
         self._label, self._unit, self._line_at = label, unit, time.monotonic()
         if self._quiet:
             return
@@ -119,10 +118,10 @@ class TerminalProgress:
 
         self._count = Throughput(total, done)
         size = format_bytes(total) if unit == "byte" else format_count(total, unit)
-        _print(f"{label}: {size}{f', {self._amount(done)} of them done' if done else ''}")
+        _print(f"{label}: {size}{f', {self._amount(done)} already done' if done else ''}")
 
     def advance(self, units: int = 1, note: str = "") -> None:
-        """Move the bar, or print a line now and then."""
+        """Move the bar, or print a line every 30 seconds."""
         if self._bar is not None:
             if note:
                 self._bar.set_postfix_str(note, refresh=False)
@@ -150,7 +149,7 @@ class TerminalProgress:
         return f"{per_second:.1f} {self._unit}s/s"
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Print nothing: events are for the log."""
+        """Do nothing: events are only logged."""
 
     def finish(self) -> None:
         """Remove the bar."""

@@ -1,4 +1,4 @@
-"""The recipes that come with lsmix; imports no model of a recipe, so that ``lsmix init`` starts quickly."""
+"""The built-in recipes. Does not import ``Recipe``, so that ``lsmix init`` starts quickly."""
 
 import difflib
 import re
@@ -17,7 +17,7 @@ def builtin_recipes() -> list[str]:
 
 
 def recipe_list() -> str:
-    """Return a line for each built-in recipe: its name and the first sentence of its first comment."""
+    """Return one line per built-in recipe: its name and the first sentence of its first comment."""
     texts = {name: recipe_text(name).removeprefix("# ").partition("\n")[0] for name in builtin_recipes()}
     width = max(map(len, texts))
     return "".join(
@@ -29,13 +29,13 @@ def recipe_path(name: str) -> Path:
     """Return the file of a built-in recipe.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: there is no built-in recipe of this name.
     """
     known = builtin_recipes()
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise RecipeError(f"no built-in recipe {name!r}; there are {', '.join(known)}.{hint}")
+        raise RecipeError(f"there is no built-in recipe {name!r}.{hint} Available: {', '.join(known)}.")
     return _RECIPES / f"{name}.toml"
 
 
@@ -43,6 +43,6 @@ def recipe_text(name: str) -> str:
     """Return the text of a built-in recipe.
 
     Raises:
-        RecipeError: there is none of this name.
+        RecipeError: there is no built-in recipe of this name.
     """
     return recipe_path(name).read_text(encoding="utf-8")

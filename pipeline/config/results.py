@@ -1,4 +1,4 @@
-"""The results that stages write: training logs, error rates, naturalness. Reading checks sizes and types."""
+"""The result files that stages write: training logs, error rates, naturalness. Readers check sizes and types."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,73 +53,75 @@ class Interval(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """The measures of one sample of images: those of a method, or originals."""
+    """The naturalness measures of one sample: the mixes of a method, or original images."""
 
-    name: str  # of the method; "held-out", "test" or "sources" for originals
-    kind: Literal["original", "latent", "pixel"]  # where its images were mixed, if they were
+    name: str  # the method; or "held-out", "test" or "sources" for originals
+    kind: Literal["original", "latent", "pixel"]  # the space that the images were mixed in, or "original"
     images: int
-    share: float | None  # of the second image, as it really is, mean; None for originals
-    decode_failed: int | None  # of them, by the rule for pools; None where nothing was decoded
-    not_finite: int  # of their bits per dimension; these images are left out of the next five
-    mean_bits: float  # bits per dimension under the evaluator
-    mean_bits_error: float  # standard error of it
-    # Bits per dimension by which its quantiles exceed the held-out originals'; None for these themselves.
+    share: float | None  # mean actual share of the second image; None for originals
+    decode_failed: int | None  # images that failed to decode, by the rule for pools; None if nothing was decoded
+    not_finite: int  # images without finite bits per dimension; excluded from the next five fields
+    mean_bits: float  # mean bits per dimension under the evaluator
+    mean_bits_error: float  # standard error of the mean
+    # Bits per dimension by which the quantiles exceed those of the held-out originals; None for these originals.
     less_likely: Interval | None
-    more_likely: Interval | None  # the same by which they fall short
-    distance: Interval | None  # 1-Wasserstein distance, the sum of both
-    frechet: float | None  # of the classifier's features to the held-out originals'; None without a classifier
-    seam: Interval | None  # gradient across the border of regions over that inside; None where there is no border
-    seam_of: Literal["own", "ls-mix"]  # whose regions these are; those of LS-Mix are a control: no border is expected
-    bits_per_dim: tuple[float | None, ...]  # of every image
+    more_likely: Interval | None  # bits per dimension by which the quantiles fall below them
+    distance: Interval | None  # 1-Wasserstein distance, the sum of less_likely and more_likely
+    frechet: float | None  # Fréchet distance of features to the held-out originals; None without a classifier
+    seam: Interval | None  # gradient across the borders of regions / gradient inside; None without borders
+    seam_of: Literal[
+        "own", "ls-mix"
+    ]  # whose regions: the method's own, or LS-Mix's as a control, with no border expected
+    bits_per_dim: tuple[float | None, ...]  # one per image
 
 
 class Naturalness(msgspec.Struct, frozen=True, kw_only=True):
-    """All of ``naturalness.json``."""
+    """The content of ``naturalness.json``."""
 
     format_version: int = _FORMAT
-    lam: float  # share asked of the second image
-    pairs: int  # n, images in every sample
-    pairs_asked: int
-    bootstrap: int  # resamples behind the intervals
-    evaluator_bits: int  # bits per value of the images that the evaluator models
-    classifier: str  # the training whose features were compared; "" for none
-    features: int  # F, their number; 0 for none
+    lam: float  # requested share of the second image
+    pairs: int  # number of images in each sample, n
+    pairs_asked: int  # number of pairs that the recipe requested
+    bootstrap: int  # resamples per confidence interval
+    evaluator_bits: int  # bits per pixel value that the evaluator models
+    classifier: str  # training whose features were compared; "" for none
+    features: int  # number of features, F; 0 for none
     samples: tuple[SampleSummary, ...]  # held-out originals first
 
     def __getitem__(self, name: str) -> SampleSummary:
-        """Return the sample of a name."""
+        """Return the sample with this name."""
         for sample in self.samples:
             if sample.name == name:
                 return sample
-        raise KeyError(f"{name!r} is none of the samples {', '.join(sample.name for sample in self.samples)}")
+        raise KeyError(f"no sample {name!r}; there are {', '.join(sample.name for sample in self.samples)}")
 
 
 def write_naturalness(folder: Path, result: Naturalness) -> None:
-    """Write the result into an artifact's folder."""
+    """Write ``naturalness.json`` to an artifact's folder."""
     write_atomic(folder / NATURALNESS_FILE, msgspec.json.format(msgspec.json.encode(result), indent=1) + b"\n")
 
 
 def _read(place: Path | Artifact, name: str, command: str, decode: Callable[[bytes], _Result]) -> _Result:
-    """Return what a file of an artifact, or in its folder, holds; ``command`` makes it."""
+    """Return the decoded content of an artifact's file; ``command`` is the lsmix command that writes the file."""
     path = place / name if isinstance(place, Path) else place.file(name)
     try:
         return decode(read_small(path))
     except FileNotFoundError as error:
-        raise MissingError(f"no {name} in {str(place)!r}. Make it with 'lsmix {command}'.") from error
+        raise MissingError(f"{name} does not exist in {str(place)!r}. Create it with 'lsmix {command}'.") from error
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{str(path)!r} is damaged: {error}. Make it again with 'lsmix {command}'.") from error
+        raise CorruptError(f"{str(path)!r} is damaged: {error}. Recreate it with 'lsmix {command} --force'.") from error
 
 
 def read_naturalness(folder: Path | Artifact) -> Naturalness:
-    """Read the result of an artifact, or in its folder.
+    """Read ``naturalness.json`` of an artifact or a folder.
 
     Raises:
-        MissingError: there is none.
-        FormatError: it is of a format that this version does not read.
-        CorruptError: it is damaged.
+        MissingError: the file does not exist.
+        FormatError: this version of lsmix cannot read the file's format version.
+        CorruptError: the file is damaged.
     """
     location = folder if isinstance(folder, Path) else folder.location
-    words = {"what": f"{NATURALNESS_FILE} of {str(location)!r} has", "remedy": "Use a newer lsmix, or make it again."}
+    words = {"what": f"{NATURALNESS_FILE} of {str(location)!r} has", "remedy": "Upgrade lsmix, or recreate the file."}
     return _read(
         folder,
         NATURALNESS_FILE,
@@ -131,41 +133,41 @@ def read_naturalness(folder: Path | Artifact) -> Naturalness:
 class LogLine(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of the training log."""
 
-    iteration: int  # iterations done
+    iteration: int  # completed iterations
     loss_bits_per_dim: float | None = None  # of the batch
     grad_norm: float | None = None  # before clipping
-    train_bits_per_dim: float | None = None  # measured without augmentation
+    train_bits_per_dim: float | None = None  # measured without augmentation; None if not measured
     heldout_bits_per_dim: float | None = None
-    seconds: float | None = None  # since this session began
+    seconds: float | None = None  # since the start of this session
 
 
 def read_log(folder: Path | Artifact) -> list[LogLine]:
-    """Return the training log of a flow's artifact, or in its folder.
+    """Return the training log of a flow, given as an artifact or a folder.
 
     Raises:
-        CorruptError: it is damaged.
+        CorruptError: the log is damaged.
     """
     return _read(folder, LOG_FILE, "train-glow", msgspec.json.Decoder(LogLine).decode_lines)
 
 
 class EpochMetrics(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known after an epoch."""
+    """Metrics after one epoch."""
 
-    epoch: int  # epochs done
+    epoch: int  # completed epochs
     loss: float  # mean over the epoch's batches, nats
-    test_error: float | None  # error rate on the test split, %; None after epochs without such a measure
-    images: int  # seen so far
-    updates: int  # done so far
+    test_error: float | None  # error rate on the test split, in %; None if not measured
+    images: int  # images seen so far
+    updates: int  # optimizer updates so far
 
 
 _Metrics = Annotated[list[EpochMetrics], Meta(min_length=1)]
 
 
 def read_metrics(folder: Path | Artifact) -> list[EpochMetrics]:
-    """Return the metrics of a training's artifact, or in its folder, epoch by epoch; at least one.
+    """Return the metrics of a training, given as an artifact or a folder: at least one epoch, in order.
 
     Raises:
-        CorruptError: they are damaged.
+        CorruptError: the metrics are damaged.
     """
     return _read(folder, METRICS_FILE, "train", msgspec.json.Decoder(_Metrics).decode)
 
@@ -174,10 +176,10 @@ _Class = Annotated[int, Meta(ge=0, le=1_000_000)]
 
 
 class Predictions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a classifier says of the test images after its last epoch."""
+    """A classifier's predictions on the test images after the last epoch."""
 
-    predicted: tuple[_Class, ...]  # class of each image
-    labels: tuple[_Class, ...]  # its true class
+    predicted: tuple[_Class, ...]  # predicted class of each image
+    labels: tuple[_Class, ...]  # true class of each image
 
     def __post_init__(self) -> None:
         if not len(self.predicted) == len(self.labels) > 0:
@@ -185,17 +187,17 @@ class Predictions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read_predictions(folder: Path | Artifact) -> Predictions:
-    """Return the predictions of a training's artifact, or in its folder.
+    """Return the predictions of a training, given as an artifact or a folder.
 
     Raises:
-        CorruptError: they are damaged.
+        CorruptError: the predictions are damaged.
     """
     return _read(folder, PREDICTIONS_FILE, "train", msgspec.json.Decoder(Predictions).decode)
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """How often the images of one source were seen in a training."""
+    """How often a training used the images of one source."""
 
     source: str  # "training images", or "pool NAME"
-    images: int  # distinct ones
-    times: float  # each of them, on average
+    images: int  # number of distinct images
+    times: float  # average number of uses per image
