@@ -435,7 +435,8 @@ def push(
 
     Args:
         artifact: folder or URL of the artifact.
-        url: new or empty folder, as a path or a URL such as s3://bucket/pool; it may contain an earlier push of this artifact.
+        url: new or empty folder, as a path or a URL such as s3://bucket/pool; it may contain an earlier push of this
+            artifact.
         card: for a pool: folder that ``lsmix card`` wrote; None creates a temporary one.
         progress: optional progress reporter.
 

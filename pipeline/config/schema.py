@@ -38,12 +38,8 @@ class FlowRecipe(FlowShape, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The flow of a recipe: its shape (fields of ``FlowShape``), training, evaluation and checkpoints."""
 
     training: FlowTraining = msgspec.field(default_factory=FlowTraining)  # how to train it
-    threads: Annotated[int, Meta(ge=1, le=1024)] = (
-        2  # CPU threads for training; the number changes the last bits of the result
-    )
-    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = (
-        500  # iterations between measurements of bits per dimension
-    )
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads for training; changes the last bits
+    evaluate_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 500  # iterations between measurements of bits/dim
     evaluate_images: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # maximum number of images of each split to measure
     checkpoint_every: Annotated[int, Meta(ge=1, le=100_000_000)] = 200  # iterations between checkpoints
     temperature: Annotated[float, Meta(ge=0, le=1)] = 0.7  # standard deviation of the latents in the sample grid
@@ -60,9 +56,8 @@ class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images per sample; fewer if the data set has fewer
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of every mix
     seed: Seed = 0  # seed of pairs, methods, noise and resamples
-    dequantise: Literal["uniform", "low-bits", "center"] = (
-        "uniform"  # uniform: noise; low-bits: the images' own bits; center: the middle of each level
-    )
+    # low bits of the images: uniform replaces them by noise, low-bits keeps them, center sets them to the middle
+    dequantise: Literal["uniform", "low-bits", "center"] = "uniform"
     bootstrap: Annotated[int, Meta(ge=10, le=100_000)] = 1000  # bootstrap resamples per confidence interval
     classifier: str = ""  # run whose features the Fréchet distance uses; if empty, baseline if there is one
     batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images per pass; changes the last bits of the result
@@ -77,9 +72,7 @@ class RunConfig(ClassifierTraining, frozen=True, kw_only=True, forbid_unknown_fi
     """One training of a classifier: the fields of ``ClassifierTraining`` and those of the stage."""
 
     seed: Seed = 0  # seed of weights, order, augmentation and dropout; set runs.NAME.seeds instead
-    threads: Annotated[int, Meta(ge=1, le=1024)] = (
-        2  # CPU threads for training; the number changes the last bits of the result
-    )
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 2  # CPU threads for training; changes the last bits
     evaluate_every: Annotated[int, Meta(ge=1, le=1_000_000)] = 1  # epochs between measurements of the test error
 
 
@@ -110,36 +103,36 @@ _Images = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 class DataConfig(SourceConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The data set of a recipe and its splits; the fields of the source are in ``SourceConfig``."""
 
-    limit: _Images = 0  # number of published training images to use, in proportion to the classes; 0 for all
-    heldout: _Images = 0  # images held out to measure the flow's likelihood; 0 for the published held-out split, if any
-    test: _Images = 0  # images of the test split; 0 for the published test split; required if there is none
+    limit: _Images = 0  # published training images to use, in proportion to the classes; 0 for all
+    heldout: _Images = 0  # images held out to measure the flow; 0 for the published held-out split, if any
+    test: _Images = 0  # images of the test split; 0 for the published one; required if there is none
     seed: Seed = 0  # seed for choosing the rows
     title: Annotated[str, Meta(max_length=200)] = ""  # title of the data set in cards and exports
     url: Annotated[str, Meta(max_length=2000)] = ""  # web page of the data set
-    licence: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
-    citation: Annotated[str, Meta(max_length=8000)] = ""  # of the images; empty takes the published one
+    licence: Annotated[str, Meta(max_length=8000)] = ""  # licence of the images; if empty, the published one
+    citation: Annotated[str, Meta(max_length=8000)] = ""  # work to cite; if empty, the published one
 
 
 class RowText(msgspec.Struct, frozen=True, kw_only=True):
-    """What a recipe says of a run beside its training."""
+    """How the report shows a run."""
 
-    label: str = ""  # as tables call it; empty takes the run's name
-    paper: str = ""  # the paper's figure, as printed
-    seeds: tuple[int, ...] = ()  # of its trainings
+    label: str = ""  # label in tables; if empty, the run's name
+    paper: str = ""  # the paper's error rate, as printed there
+    seeds: tuple[int, ...] = ()  # seeds of the trainings
 
 
 class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What the report shows."""
+    """The contents of the report."""
 
-    title: Annotated[str, Meta(max_length=200)] = ""  # of the page; empty takes the recipe's name
-    table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; empty is "Error rates"
+    title: Annotated[str, Meta(max_length=200)] = ""  # title of the page; if empty, the recipe's name
+    table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; if empty, "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the image grids
-    # images of each pool whose bits per dimension are measured
+    # number of images per pool to measure the bits per dimension of
     bits_images: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 
 class RecipeReport(ReportConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The report of a recipe, with what the recipe says of its runs."""
+    """The report of a recipe, and how it shows each run."""
 
-    rows: dict[str, RowText] = {}  # by run
+    rows: dict[str, RowText] = {}  # by name of the run

@@ -1,4 +1,4 @@
-"""Converting the tables of a recipe to structs, with messages that name the key and suggest the nearest known one."""
+"""Convert the tables of a recipe to structs, with error messages that name the key and suggest similar ones."""
 
 import difflib
 import re
@@ -17,22 +17,22 @@ _NAMES = "a name may contain letters, digits, '.', '_' and '-', no spaces, at mo
 
 
 def convert(table: Mapping[str, Any], kind: type[Any], where: str) -> Any:
-    """Return a table as a model of some kind.
+    """Convert a table to a struct of type ``kind``.
 
     Raises:
-        RecipeError: a key is unknown or missing, or a value is not what the model takes; ``where`` begins the message.
+        RecipeError: a key is unknown or missing, or a value is invalid; the message starts with ``where``.
     """
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, RecipeError):  # a model that says itself what is wrong
+        if isinstance(error.__cause__, RecipeError):  # raised by the struct's own checks
             place = _with_name(str(error).partition(" - at `$")[2].rstrip("`").lstrip("."), table, kind)
             raise RecipeError(f"{where}: {place}{': ' if place else ''}{error.__cause__}") from error
         raise RecipeError(f"{where}: {_explain(str(error), table, kind)}") from error
 
 
 def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
-    """Turn a validation message into one that names the dotted key, and the nearest known one for an unknown."""
+    """Rewrite a message of msgspec to name the dotted key, and for an unknown key the most similar known one."""
     text, _, path = message.partition(" - at `$")
     if key_of := re.search(r" - at `?key`? in `\$\.?([^`]*)`", message):
         return f"{key_of.group(1)}: {_NAMES}"
@@ -57,7 +57,7 @@ def _explain(message: str, table: Mapping[str, Any], kind: type[Any]) -> str:
 
 
 def _with_name(dotted: str, table: Mapping[str, Any], kind: type[Any]) -> str:
-    """Put the name of a pool or a run where msgspec says only ``[...]``: the first that cannot be converted."""
+    """Replace msgspec's ``[...]`` by the name of the first pool or run that cannot be converted."""
     section, found, rest = dotted.partition("[...]")
     if not found:
         return dotted
@@ -71,7 +71,7 @@ def _with_name(dotted: str, table: Mapping[str, Any], kind: type[Any]) -> str:
 
 
 def _known_fields(kind: type[Any], dotted: str) -> list[str]:
-    """Return the fields of the model, or the values of the literal, that a dotted path of a validation message points to."""
+    """Return the field names of the struct, or the values of the literal, at a dotted path of a validation message."""
     current: Any = kind
     for part in [part for part in re.split(r"\.|(\[[^\]]*\])", dotted) if part]:
         if part.startswith("["):
@@ -86,7 +86,7 @@ def _known_fields(kind: type[Any], dotted: str) -> list[str]:
 
 
 def _model(kind: Any) -> Any:
-    """Return a model without ``Annotated`` and without the None of an optional section."""
+    """Strip ``Annotated`` and ``| None`` from the type of a section."""
     while hasattr(kind, "__metadata__"):
         kind = kind.__origin__
     if isinstance(kind, UnionType):
@@ -107,6 +107,6 @@ def _value_at(table: Mapping[str, Any], dotted: str) -> Any:
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
-    """Return a question after the known word that is nearest to an unknown one; "" where none is near."""
+    """Return " Did you mean …?" with the known word that is most similar to ``word``; "" if none is similar."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     return f" Did you mean {close[0]!r}?" if close else ""

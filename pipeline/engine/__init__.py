@@ -1,1 +1,1 @@
-"""Running stages: cache keys, shards, executors, progress and status."""
+"""The engine that runs stages: resolver, runner, shards, executors, progress and status."""

@@ -1,6 +1,6 @@
-"""Job arrays: processes that share a workspace each make some of a stage's shards; then ``finalize`` completes the artifact.
+"""Job arrays: processes that share a workspace make some of a stage's shards each; ``finalize`` completes the artifact.
 
-A task writes shards and their records and nothing else, so tasks may overlap, run twice, or be divided differently later.
+A task writes only shards and their records, so tasks may overlap, run twice, or be divided differently later.
 """
 
 import os
@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lsmix.data.errors import MissingError, RecipeError
+from lsmix.data.errors import MissingError, RecipeError, format_count
 from lsmix.data.progress import Progress
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.runner import Built, bring_up_to_date, locked_task, note_seconds
@@ -26,14 +26,14 @@ _MOST_TASKS = 1_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class ArrayTaskResult:
-    """What an array task made of one artifact."""
+    """The result of an array task for one artifact."""
 
     label: str  # "mix lsmix"
     folder: str  # of the unfinished artifact
-    shards: int  # of this task
-    made: int  # of these, now; the others were complete
-    finished: int  # of the whole artifact, by all tasks
-    of: int  # shards of the whole artifact
+    shards: int  # number of shards of this task
+    made: int  # number of these that this task made; the others were complete
+    finished: int  # number of complete shards of the artifact, by all tasks
+    of: int  # number of shards of the artifact
 
 
 def run_array_task(
@@ -50,8 +50,8 @@ def run_array_task(
     """Make shards ``index``, ``index + size``, … of every artifact of a stage that isn't complete.
 
     Raises:
-        RecipeError: the stage's work cannot be divided, or the index is outside of the array.
-        LsmixError: as ``locked_task`` and ``make_missing_shards``.
+        RecipeError: the stage has no shards, or the index is outside the array.
+        LsmixError: as in ``locked_task`` and ``make_missing_shards``.
     """
     if not 0 <= index < size <= _MOST_TASKS:
         raise RecipeError(
@@ -63,7 +63,7 @@ def run_array_task(
         if node.stage.name != stage:
             continue
         if node.stage.create is None:
-            raise RecipeError(f"stage {stage!r} has no shards to be divided: only 'encode' and 'mix' have.")
+            raise RecipeError(f"stage {stage!r} cannot run as a job array. Only 'encode' and 'mix' can.")
         artifact = resolver.artifact(node)
         if artifact:
             progress.info(f"{node.label}: up to date ({artifact.location})")
@@ -82,7 +82,7 @@ def run_array_task(
             finished=len(records),
             of=store.shards,
         )
-        progress.info(f"{node.label}: array task {index} of {size} done, {result.made} shards made")
+        progress.info(f"{node.label}: array task {index} of {size} done, {format_count(result.made, 'shard')} made")
         results.append(result)
     return results
 
@@ -90,12 +90,12 @@ def run_array_task(
 def finalize_array(
     nodes: Sequence[Node], workspace: Workspace, *, progress: Progress, device: str = "auto"
 ) -> list[Built]:
-    """Complete every artifact that array tasks have begun; compute no shard.
+    """Complete every artifact that array tasks have started, without computing shards.
 
     Raises:
-        MissingError: none was begun.
-        PartialError: shards of one are missing.
-        LockedError: a task still works on one.
+        MissingError: no artifact was started.
+        PartialError: shards of an artifact are missing.
+        LockedError: a task still works on an artifact.
     """
     resolver = Resolver(workspace, remember=True)
     built: list[Built] = []
@@ -108,10 +108,10 @@ def finalize_array(
         if finished_shards(folder) or (url and read_ledger(url, node.stage.name)) or resolver.artifact(node):
             built += bring_up_to_date([node], workspace, executor=None, progress=progress, device=device)
         else:
-            progress.info(f"{node.label}: not begun")
+            progress.info(f"{node.label}: not started")
     if not built:
         raise MissingError(
-            f"nothing in {workspace.location!r} was begun by array tasks. Run them first: lsmix encode RECIPE --array-index 0 "
-            "--array-size N, …"
+            f"no array task has run in {workspace.location!r}. First run the tasks: 'lsmix encode RECIPE --array-index I "
+            "--array-size N' with I from 0 to N - 1."
         )
     return built

@@ -1,7 +1,7 @@
-"""Shards on a Dask cluster: one that lsmix starts on loopback, or one that is running.
+"""Make shards on a Dask cluster: a running one, or one that lsmix starts on the loopback interface.
 
-Dask carries jobs and records, never data. Completed shards are recorded on disk only, so a lost worker, scheduler or
-message loses no work, and a shard that is made twice has the same bytes.
+Dask transfers jobs and records, never data. Complete shards are recorded only on disk, so losing a worker, the
+scheduler or a message loses no work. A shard that is made twice has the same bytes.
 """
 
 import logging
@@ -22,26 +22,26 @@ from lsmix.pipeline.engine.shards import Advance, Executor, Report, ShardJob, Sh
 
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
-_RETRIES = 2  # of a shard that raises
-_TASKS_A_THREAD = 4  # submitted ahead, so that no thread waits; the rest waits here, and the scheduler stays small
+_RETRIES = 2  # of a shard that raises an exception
+_TASKS_A_THREAD = 4  # submitted at a time, so that threads stay busy and the scheduler's memory stays small
 _CONNECT_SECONDS = 10.0
-_ROUND_SECONDS = 0.5  # between two looks at interrupts and at the cluster
-_MOST_FAILURES = 16  # without a single shard made, after which the rest is not tried: a full disk, a wrong path
-_PATIENCE_SECONDS = 15.0  # without any worker, until a message says so
+_ROUND_SECONDS = 0.5  # between checks for interrupts and of the cluster
+_MOST_FAILURES = 16  # if no shard has succeeded, give up after so many failures: a full disk, a wrong path
+_PATIENCE_SECONDS = 15.0  # without any worker, before a message is printed
 _Tasks = dict["Future[ShardRecord | Exception]", int]  # the shard of each task
 
 
 class DaskExecutor(Executor):
-    """Makes shards on a Dask cluster: one of its own on loopback, or one that runs already.
+    """Makes shards on a running Dask cluster, or on a local one that it starts.
 
-    Use it as a context: the cluster is started when the first shards are made, serves all stages, and ends with it.
+    Use it as a context manager. The cluster starts with the first shards, serves all stages, and stops at the end.
 
     Args:
-        workers: processes of a cluster of its own, at least 1; ignored if ``scheduler`` is given.
-        scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786"; its workers must see the same
-            workspace under the same path or URL, and have lsmix installed.
-        device: as the user asked for it; workers of another cluster resolve "auto" themselves.
-        say: called with the link of the dashboard, and with a message when the cluster has no workers.
+        workers: number of worker processes of the local cluster, at least 1; ignored if ``scheduler`` is given.
+        scheduler: address of a running scheduler, such as "tcp://127.0.0.1:8786". Its workers need lsmix and must see
+            the workspace under the same path or URL.
+        device: the device that the user requested; workers of a running cluster resolve "auto" themselves.
+        say: called with the link of the dashboard, and with a message if the cluster has no workers.
     """
 
     def __init__(
@@ -58,24 +58,24 @@ class DaskExecutor(Executor):
         self._open.close()
 
     def worker_device(self, device: str) -> str:
-        """Return "cuda" for any card, since each of our workers sees its own alone; elsewhere what the user asked for."""
+        """Return "cuda" for any GPU, as each local worker sees only its own; on other clusters the requested device."""
         if self._scheduler:
             return self._device
-        self._device = device  # resolved, which the cluster must know when it starts
+        self._device = device  # the resolved device, which the cluster needs to start
         return device.partition(":")[0]
 
     def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
-        """Make the shards on the cluster; shards that fail are skipped until all others are complete.
+        """Make the shards on the cluster; failures are raised after all other shards are complete.
 
-        Images are counted shard by shard, since a batch is not worth a message.
+        ``advance`` is called once per shard, because a message per batch would cost too much.
         """
         if not shards:
             return
         from distributed import KilledWorker
 
         if job.url.startswith("memory://"):
-            raise RecipeError(f"{job.url!r} lives in the memory of this process: workers cannot reach it.")
-        if job.url and self._scheduler:  # its workers run on any machine, and have folders of their own
+            raise RecipeError(f"{job.url!r} is in the memory of this process, so Dask workers cannot reach it.")
+        if job.url and self._scheduler:  # its workers may run on other machines and have their own folders
             job = replace(job, folder="")
         client = self._connected()
         errors: dict[int, Exception] = {}
@@ -89,7 +89,7 @@ class DaskExecutor(Executor):
             except KilledWorker:
                 killed.append(shard)
                 return
-            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
+            except Exception as error:  # noqa: BLE001 - the other shards can still be made
                 result = error
             if isinstance(result, CancelledError | MemoryError):
                 raise result
@@ -103,20 +103,20 @@ class DaskExecutor(Executor):
                 raise_failures(job, len(shards), errors)
 
         self._run(client, job, shards, settle)
-        # A dead worker fails all shards that it was given. Run each of them alone to find the one that kills workers; it
-        # costs as many workers again as Dask allows.
+        # A dead worker fails all of its queued shards. Rerun each alone to find the culprit, which kills as many
+        # workers again as Dask allows.
         suspects, killed = killed, []
         for shard in suspects:
             self._run(client, job, [shard], settle)
         for shard in killed:
-            errors[shard] = RuntimeError("each worker that took it died, so it is left out")
+            errors[shard] = RuntimeError("each worker that ran it died")
         if self._device.startswith("cuda") and not self._scheduler:
-            client.run(close_job, on_error="ignore")  # or the next stage would have less of the cards' memory
+            client.run(close_job, on_error="ignore")  # frees GPU memory for the next stage
         raise_failures(job, len(shards), errors)
 
     def _run(self, client: Any, job: ShardJob, shards: Sequence[int], settle: Callable[[int, Any], None]) -> None:
-        """Make shards, at most so many tasks at a time; ``settle`` is called with each shard and its completed task."""
-        # pure=False: what counts is the file on the disk, so an equal call must not be answered from memory.
+        """Make shards, with a bounded number of tasks at a time; call ``settle`` with each shard and its task."""
+        # pure=False: the result is a file, so Dask must not answer an equal call from its cache.
         executor = client.get_executor(pure=False, retries=_RETRIES)
         waiting, running = deque(shards), _Tasks()
         workers = _Workers(client, self._say)
@@ -129,28 +129,29 @@ class DaskExecutor(Executor):
                 for task in wait(running, _ROUND_SECONDS, FIRST_COMPLETED).done:
                     settle(running[task], task)
                     del running[task]
-        except CancelledError:  # of a task, once the connection is lost
+        except CancelledError:  # raised by tasks if the connection is lost
             pass
         finally:
             if running and client.status == "running":
                 executor.shutdown(wait=False)  # cancels them
         if waiting or running:
             raise PartialError(
-                f"the Dask scheduler of {job.location!r} went away ({self._scheduler or 'its own'}); {len(waiting) + len(running)} "
-                f"of {len(shards)} shards were not heard of. All others are done and kept; run the same command again."
+                f"lost the connection to the Dask scheduler ({self._scheduler or 'local'}) while making {job.location!r}; "
+                f"{len(waiting) + len(running)} of {len(shards)} shards are unfinished. All others are kept. Run the command again."
             )
 
     def _connected(self) -> Any:
         if self._client is None:
             from distributed import Client
 
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # our own errors report each failure once
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)  # lsmix reports each failure once
             if self._scheduler:
                 self._client = self._open.enter_context(_client_of(self._scheduler))
             else:
                 cluster = self._open.enter_context(start_cluster(self._workers, self._device))
                 self._client = self._open.enter_context(Client(cluster))
-                # Ctrl-C reaches the whole group; only this process acts on it. Workers that start later do the same.
+                # Ctrl-C reaches all processes of the group; only this one handles it. Also applies to workers that
+                # start later.
                 self._client.register_plugin(_ignoring_interrupts(), name="lsmix-interrupts")
             self._say(f"Dask dashboard: {self._client.dashboard_link}")
         return self._client
@@ -160,7 +161,7 @@ def _client_of(scheduler: str) -> Any:
     """Return a client of a running scheduler.
 
     Raises:
-        RecipeError: the address is of another kind, or no scheduler answers there in time.
+        RecipeError: the address is invalid, or no scheduler answers in time.
     """
     from distributed import Client
 
@@ -170,15 +171,15 @@ def _client_of(scheduler: str) -> Any:
             f"{scheduler!r} is not the address of a Dask scheduler. Expected one such as 'tcp://10.0.0.5:8786'."
         )
     try:
-        # Another server than a scheduler may answer anything, or never.
+        # A server that is not a scheduler may answer anything, or nothing.
         return bounded(lambda: Client(scheduler, timeout=_CONNECT_SECONDS), _CONNECT_SECONDS + _ROUND_SECONDS)
     except Exception as error:
-        # What is no scheduler, or has no TLS configured, makes distributed raise errors of any kind.
+        # distributed raises all kinds of errors if the server is not a scheduler or TLS is not configured.
         raise RecipeError(f"no Dask scheduler answers at {scheduler!r}: {error}. Check '--scheduler'.") from error
 
 
 def _attempt(job: ShardJob, shard: int) -> ShardRecord | Exception:
-    """Make a shard; errors that trying again would not change are returned, since Dask tries again what is raised."""
+    """Make a shard. Return errors that a retry cannot fix, because Dask retries tasks that raise."""
     try:
         return run_shard(job, shard)
     except (CorruptError, MemoryError) as error:
@@ -186,7 +187,7 @@ def _attempt(job: ShardJob, shard: int) -> ShardRecord | Exception:
 
 
 class _Workers:
-    """Counts the threads of a cluster now and then, and warns once if it has no workers for a while."""
+    """Counts the threads of a cluster at intervals, and warns once if it has no workers for a while."""
 
     def __init__(self, client: Any, say: Callable[[str], None]) -> None:
         self._client = client
@@ -195,7 +196,7 @@ class _Workers:
         self._warn_at = time.monotonic() + _PATIENCE_SECONDS
 
     def threads(self) -> int:
-        """Return the threads of all workers, at least 1."""
+        """Return the number of threads of all workers, at least 1."""
         now = time.monotonic()
         if now - self._counted_at > _ROUND_SECONDS:
             workers = self._client.scheduler_info(n_workers=-1)["workers"]
@@ -203,9 +204,7 @@ class _Workers:
             if self._threads:
                 self._warn_at = now + _PATIENCE_SECONDS
             elif now > self._warn_at:
-                self._say(
-                    "the Dask cluster has no workers; waiting for some to join. Ctrl-C stops, and keeps what is done"
-                )
+                self._say("waiting for Dask workers: the cluster has none. Ctrl-C stops and keeps completed work")
                 self._warn_at = math.inf
         return max(self._threads, 1)
 
@@ -226,29 +225,29 @@ _LOOPBACK = "127.0.0.1"
 
 
 def start_cluster(workers: int, device: str) -> Any:
-    """Return a running cluster of ``workers`` processes with a thread each, for a resolved device; close it when done."""
+    """Start a local cluster of ``workers`` single-threaded processes for a resolved device; the caller closes it."""
     from distributed import Nanny, Scheduler, SpecCluster
 
-    # No limit: workers share the machine's memory with other programs, and a shard's memory is bounded anyway.
+    # No memory limit: a shard's memory is bounded anyway, and workers share the machine with other programs.
     options = {"nthreads": 1, "host": _LOOPBACK, "dashboard": False, "memory_limit": 0, "silence_logs": 50}
     return SpecCluster(
         workers={
             worker: {"cls": Nanny, "options": {**options, "env": worker_environment(worker, workers, device)}}
             for worker in range(workers)
         },
-        # Loopback only: neither the scheduler nor its dashboard has a password.
+        # Loopback only, because neither the scheduler nor its dashboard has a password.
         scheduler={
             "cls": Scheduler,
             "options": {"host": _LOOPBACK, "port": 0, "dashboard": True, "dashboard_address": f"{_LOOPBACK}:0"},
         },
-        silence_logs=50,  # our own errors report each failure once, without a traceback
+        silence_logs=50,  # lsmix reports each failure once, without a traceback
     )
 
 
 def worker_environment(worker: int, workers: int, device: str) -> dict[str, str]:
-    """Return the environment of one of ``workers`` processes: its number of threads, and its graphics card.
+    """Return the environment variables of one of ``workers`` processes: its number of threads and its GPU.
 
-    Cards are dealt out in turn, those that CUDA_VISIBLE_DEVICES names if it is set; "cuda:N" gives all workers card N.
+    GPUs are assigned round-robin, from CUDA_VISIBLE_DEVICES if that is set; "cuda:N" gives all workers GPU N.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     threads = str(max(1, cores // workers))
@@ -261,7 +260,7 @@ def worker_environment(worker: int, workers: int, device: str) -> dict[str, str]
 
 
 def _cards() -> list[str]:
-    """Return the names of the graphics cards that this process may use, as CUDA_VISIBLE_DEVICES takes them."""
+    """Return the GPUs that this process may use, in the form of CUDA_VISIBLE_DEVICES."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible:
         return visible.split(",")
@@ -271,14 +270,14 @@ def _cards() -> list[str]:
 
 
 def make_executor(*, workers: int, scheduler: str, device: str, say: Callable[[str], None]) -> Executor:
-    """Return what makes shards: this process, unless Dask workers or a scheduler are asked for; see ``DaskExecutor``.
+    """Return the executor for these options: this process, or a ``DaskExecutor`` if workers or a scheduler are given.
 
     Raises:
-        RecipeError: both are asked for.
+        RecipeError: both are given.
     """
     if workers and scheduler:
         raise RecipeError(
-            f"'--workers {workers}' starts a Dask cluster of its own and '--scheduler {scheduler}' joins another: give one."
+            f"'--workers {workers}' starts a Dask cluster and '--scheduler {scheduler}' uses a running one. Remove one of them."
         )
     if not workers and not scheduler:
         return InProcessExecutor()

@@ -1,6 +1,6 @@
-"""The device that a stage computes on: its name, determinism and memory, and what the manifest says of it.
+"""The device that a stage computes on: name, determinism, memory, and its description in the manifest.
 
-None of it is part of a key: the same recipe is the same artifact on every device.
+The device is not part of a cache key: a recipe gives the same artifacts on every device.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from lsmix.data.errors import DeviceMemoryError, RecipeError
+from lsmix.data.errors import DeviceMemoryError, RecipeError, format_count
 
 __all__ = [
     "cpu_threads",
@@ -28,19 +28,17 @@ __all__ = [
 ]
 
 _PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow")
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
-# How torch and the libraries below it say that there is no memory, where they don't raise torch.OutOfMemoryError.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
+# In messages of torch and its libraries for a lack of memory that is not raised as torch.OutOfMemoryError.
 _WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
-_FREE = (
-    "Free it of other programs ('nvidia-smi' lists them), or take a device with more memory, such as '--device cpu'."
-)
+_FREE = "Stop other programs that use it ('nvidia-smi' lists them), or choose a device with more memory, such as '--device cpu'."
 
 
 def resolve_device(device: str) -> str:
-    """Return "cpu", "cuda" or "cuda:N" for what the user asked for; "auto" takes CUDA where there is one.
+    """Resolve the requested device to "cpu", "cuda" or "cuda:N"; "auto" is CUDA if it is available.
 
     Raises:
-        RecipeError: there is no such device.
+        RecipeError: the device is unknown or not available.
     """
     if device == "cpu":
         return device
@@ -51,31 +49,31 @@ def resolve_device(device: str) -> str:
     if not device.startswith("cuda"):
         raise RecipeError(f"device {device!r} is unknown: expected 'auto', 'cpu', 'cuda' or 'cuda:N'.")
     if not torch.cuda.is_available():
-        raise RecipeError(f"device {device!r} was asked for, but this machine has no CUDA device. Use '--device cpu'.")
+        raise RecipeError(f"device {device!r} is not available: this machine has no CUDA device. Use '--device cpu'.")
     index = device.partition(":")[2] or "0"
     if not index.isdigit() or int(index) >= torch.cuda.device_count():
         raise RecipeError(
-            f"device {device!r} is not there: this machine has {torch.cuda.device_count()} CUDA device(s)."
+            f"device {device!r} is not available: this machine has {format_count(torch.cuda.device_count(), 'CUDA device')}."
         )
     return device
 
 
 def likely_device() -> str:
-    """Return "cuda" where NVIDIA's driver is at hand and torch is no build for the CPU, else "cpu", without importing torch."""
+    """Guess "cuda" or "cpu" from NVIDIA's driver and the build of torch, without importing torch."""
     driver = Path("/dev/nvidiactl").exists()
     return "cuda" if driver and not metadata.version("torch").endswith("+cpu") else "cpu"
 
 
 def prepare_device(device: str) -> None:
-    """Set torch to give the same bytes each time on this device, and the process to keep memory that it will want again."""
-    # cuBLAS reads this when its first handle is made; without it torch refuses deterministic matrix products on CUDA.
+    """Make torch deterministic on this device, and make the C library keep freed memory."""
+    # cuBLAS reads this when its first handle is created. Without it, CUDA matrix products are not deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 
-    # As use_deterministic_algorithms(True, warn_only=True), which imports torch's compiler besides: a second.
+    # Like use_deterministic_algorithms(True, warn_only=True), which also imports torch's compiler and takes a second.
     torch.set_deterministic_debug_mode("warn")
-    # Filling new memory with NaN, which comes with the line above, finds reads of unwritten memory; it costs 4%.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # torch makes it a property
+    # The line above also makes torch fill new memory with NaN, a debugging aid that costs 4%.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a property of torch
     if device.startswith("cuda"):
         torch.backends.cudnn.benchmark = False
         torch.backends.cudnn.deterministic = True
@@ -83,10 +81,10 @@ def prepare_device(device: str) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let the C library keep freed memory instead of handing it back to the kernel.
+    """Make the C library keep freed memory instead of returning it to the kernel.
 
-    A training step frees hundreds of megabytes and asks for them again at once; on one core the page faults of that were
-    seen to take 10 to 14% of the step. What the process holds at most stays the same.
+    A training step frees and allocates hundreds of megabytes; on one core the resulting page faults took 10 to 14% of
+    the step. The peak memory of the process stays the same.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None and platform.libc_ver()[0] == "glibc":
@@ -96,10 +94,10 @@ def _keep_freed_memory() -> None:
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Let torch compute with ``count`` threads inside the block.
+    """Let torch use ``count`` threads inside the block.
 
-    On a CPU the last bits of a gradient depend on the number of threads (seen with one against two), so a training has
-    its number in its configuration, and with it in its key.
+    On a CPU the last bits of a gradient depend on the number of threads (observed with one and two), so the number is
+    part of a training's configuration and key.
     """
     import torch
 
@@ -112,7 +110,7 @@ def cpu_threads(count: int) -> Iterator[None]:
 
 
 def describe_environment(device: str = "") -> dict[str, Any]:
-    """Return versions, platform and, for stages that compute with torch, the device by name."""
+    """Return versions and platform, and with a device its name and settings, for the manifest."""
     facts: dict[str, Any] = {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -129,7 +127,7 @@ def describe_environment(device: str = "") -> dict[str, Any]:
 
 
 def device_name(device: str) -> str:
-    """Return what the maker calls the processor or graphics card that "cpu", "cuda" or "cuda:N" stands for."""
+    """Return the product name of the processor or GPU that "cpu", "cuda" or "cuda:N" refers to."""
     if not device.startswith("cuda"):
         return _processor()
     import torch
@@ -139,7 +137,7 @@ def device_name(device: str) -> str:
 
 def _processor() -> str:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - no path object for a kernel's file
+        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123 - a kernel file, not a path
             for line in file:
                 if line.startswith("model name"):
                     return line.partition(":")[2].strip()
@@ -152,20 +150,20 @@ def _processor() -> str:
 def device_memory(
     label: str, device: str, setting: str = "", value: int = 0, others: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Turn running out of a device's memory inside the block into an error that says what to change.
+    """Convert out-of-memory errors in the block to a ``DeviceMemoryError`` that says which setting to change.
 
-    What the failed pass held is freed, so the caller may try again with another setting.
+    Memory of the failed pass is freed, so the caller may retry with another setting.
 
     Args:
-        label: of the work, for people: "encode cifar10".
+        label: what is being computed, for the message: "encode cifar10".
         device: "cpu", "cuda" or "cuda:N".
-        setting: of the recipe, which decides how much memory is used, such as "latents.batch_size"; "" where there is no
-            choice, as when a model is loaded.
-        value: of the setting, in images.
-        others: other ways out, as lines of a recipe.
+        setting: field of the recipe that determines the memory use, such as "latents.batch_size"; "" if there is none,
+            as when a model is loaded.
+        value: value of the setting, in images.
+        others: alternatives, as lines of a recipe.
 
     Raises:
-        DeviceMemoryError: it ran out.
+        DeviceMemoryError: the device ran out of memory.
     """
     try:
         yield
@@ -175,10 +173,10 @@ def device_memory(
         if not (isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _WORDS)):
             raise
         why = _why(error)
-        traceback.clear_frames(error.__traceback__)  # whose variables hold what the failed pass had made so far
+        traceback.clear_frames(error.__traceback__)  # its variables reference tensors of the failed pass
     else:
         return
-    # Outside of the handler, or the error raised here would keep the failed pass alive as its context.
+    # Outside the handler, because the context of the new error would keep the failed pass alive.
     used = f" with '{setting} = {value}'" if setting else ""
     raise DeviceMemoryError(
         f"{label}: device {device!r} ran out of memory{used} ({why}). {_advice(setting, value, others)}"
@@ -186,8 +184,8 @@ def device_memory(
 
 
 def free_device_memory() -> None:
-    """Release memory that nothing uses any more to other processes; does nothing without CUDA."""
-    torch = sys.modules.get("torch")  # a process that never imported it holds nothing
+    """Release unused CUDA memory to other processes; does nothing without CUDA."""
+    torch = sys.modules.get("torch")  # without torch there is no CUDA memory
     if torch is None or not torch.cuda.is_initialized():
         return
     import gc
@@ -198,7 +196,7 @@ def free_device_memory() -> None:
 
 
 def _why(error: RuntimeError) -> str:
-    """Return what torch says as far as it helps: how much was wanted and how much is free, or its first sentence."""
+    """Return the useful part of torch's message: the requested and free memory, or else the first sentence."""
     text = str(error).partition("\n")[0].rpartition("DefaultCPUAllocator: ")[2]
     head, free, _ = text.partition(" is free")
     return head + free if free else text.partition(". ")[0].rstrip(".")
@@ -207,8 +205,8 @@ def _why(error: RuntimeError) -> str:
 def _advice(setting: str, value: int, others: Sequence[str]) -> str:
     if not setting:
         return _FREE
-    ways = [f"halve it to '{setting} = {value // 2}'"] if value > 1 else []
+    ways = [f"reduce it to '{setting} = {value // 2}'"] if value > 1 else []
     sentence = " or ".join([*ways, *(f"set '{way}'" for way in others)])
     if not sentence:
-        return f"A smaller batch is impossible. {_FREE}"
-    return f"{sentence[0].upper()}{sentence[1:]}, and run again; this makes an artifact of another key, since it changes last bits."
+        return f"The batch cannot be smaller. {_FREE}"
+    return f"{sentence[0].upper()}{sentence[1:]}, and run again. This changes the last bits of the result, so the artifact gets another key."

@@ -1,6 +1,6 @@
-"""Executors: what makes the shards of a job; and the one that makes them in this process.
+"""The executor that makes shards in this process, and how all executors report failed shards.
 
-A shard that fails is skipped until the others are done; an error that the next shard would meet too stops at once.
+After a failed shard the others are still made, unless the error, such as a full disk, would also stop them.
 """
 
 import time
@@ -15,13 +15,13 @@ from lsmix.pipeline.engine.shards import Advance, Executor, OpenJob, Report, Sha
 
 __all__ = ["InProcessExecutor", "raise_failures"]
 
-_FATAL = (OSError, MemoryError)  # such as a full disk or graphics card: the next shard would meet them too
+_FATAL = (OSError, MemoryError)  # such as a full disk or GPU: the next shard would fail too
 
 
 def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) -> None:
-    """Raise the error of the first failed shard, of those tried, if all are our own, else PartialError.
+    """Raise the error of the first failed shard if all errors are LsmixErrors, otherwise PartialError.
 
-    Does nothing without errors.
+    ``shards`` is the number of shards that were attempted. Does nothing without errors.
     """
     if not errors:
         return
@@ -30,12 +30,12 @@ def raise_failures(job: ShardJob, shards: int, errors: Mapping[int, Exception]) 
         raise error
     raise PartialError(
         f"{len(errors)} of {shards} shards of {job.location!r} failed; the first is shard {shard}: "
-        f"{type(error).__name__}: {error}. All others are done and kept; run the same command again to make the rest."
+        f"{type(error).__name__}: {error}. All others are kept. Run the command again to retry the failed shards."
     ) from error
 
 
 class InProcessExecutor(Executor):
-    """Makes shards one after another: computes on this thread, while one thread loads and one stores."""
+    """Makes shards one after another on this thread, while a second thread loads and a third thread stores."""
 
     def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
         """Make the shards. An interrupt stops after the current batch; a computed shard is stored first."""
@@ -44,7 +44,7 @@ class InProcessExecutor(Executor):
         try:
             self._run(open_job(job), shards, report, advance)
         finally:
-            close_job()  # or the next stage would have less of the device's memory
+            close_job()  # frees device memory for the next stage
 
     def _run(self, opened: OpenJob, shards: Sequence[int], report: Report, advance: Advance) -> None:
         errors: dict[int, Exception] = {}
@@ -55,7 +55,7 @@ class InProcessExecutor(Executor):
                 yield
             except _FATAL:
                 raise
-            except Exception as error:  # noqa: BLE001 - any error: the other shards can be made
+            except Exception as error:  # noqa: BLE001 - the other shards can still be made
                 errors[shard] = error
 
         def advance_or_stop(images: int) -> None:
@@ -67,7 +67,7 @@ class InProcessExecutor(Executor):
             behind: tuple[int, Future[ShardRecord]] | None = None
 
             def settle() -> None:
-                """Wait for the shard that is being stored: at most one waits on each side, so memory is bounded."""
+                """Wait for the shard being stored, so that at most one loaded and one computed shard wait in memory."""
                 nonlocal behind
                 stored, behind = behind, None
                 if stored:

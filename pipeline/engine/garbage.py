@@ -1,4 +1,4 @@
-"""What a recipe no longer wants: artifacts of other settings, and unfinished work that no recipe resumes."""
+"""Garbage collection: artifacts of other settings, and unfinished work that no recipe can resume."""
 
 from collections.abc import Sequence
 
@@ -14,21 +14,21 @@ __all__ = ["Garbage", "collect_garbage"]
 
 
 class Garbage(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder that no recipe wants."""
+    """A folder that no recipe needs."""
 
     folder: str
     bytes: int
-    removed: bool  # False where it was only listed, or another run works on it
+    removed: bool  # False if it was only listed, or is in use
 
 
 def collect_garbage(nodes: Sequence[Node], workspace: Workspace, *, delete: bool) -> list[Garbage]:
-    """List the folders that none of ``nodes`` wants; remove them if ``delete``, but none that a run works on.
+    """List the folders that none of ``nodes`` needs; with ``delete``, remove those that no run is using.
 
-    Unfinished work of wanted artifacts is kept, so that it can be resumed.
+    Unfinished work of needed artifacts is kept, so that it can be resumed.
     """
     resolver = Resolver(workspace)
     wanted = {resolver.key(node) for node in nodes}
-    # An input may be missing or in progress: then the key is unknown, and the name decides.
+    # While an input is missing the key is unknown; then all artifacts of that stage and name are kept.
     unknown = {(node.stage.name, node.name) for node in nodes if resolver.key(node) is None}
     given = [source for node in nodes for source in node.inputs.values() if isinstance(source, Artifact)]
     outside = {str(source.folder.resolve()) if source.is_local else source.url for source in given}

@@ -1,4 +1,4 @@
-"""Progress of a stage: throughput, and a note for other processes of how far it is."""
+"""Progress of a stage: throughput, and a note that shows the progress to other processes."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ _SECONDS_BETWEEN = 1.0
 
 
 class Throughput:
-    """Counts units of work from when it is created; ``done`` of the ``total`` were done before, at an unknown speed."""
+    """Counts units of work from its creation on; ``done`` of the ``total`` units were finished earlier."""
 
     def __init__(self, total: int, done: int = 0) -> None:
         self.total = total
@@ -22,23 +22,23 @@ class Throughput:
         self._begun = self._last = time.monotonic()
 
     def advance(self, units: int) -> None:
-        """Count finished units; negative ones take back what failed."""
+        """Count finished units; negative numbers subtract units that failed."""
         now = time.monotonic()
         self.done += units
         self.step_seconds, self._last = now - self._last, now
 
     @property
     def per_second(self) -> float:
-        """Units a second since the beginning; 0.0 while none is finished."""
+        """Units per second since creation; 0.0 while none is finished."""
         return (self.done - self._before) / max(time.monotonic() - self._begun, 1e-3)
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds that the rest will take at this speed; None while the speed is unknown."""
+        """Estimated seconds for the remaining units; None while the speed is unknown."""
         return (self.total - self.done) / self.per_second if self.per_second else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of it, ready for JSON."""
+        """Return all numbers, ready for JSON."""
         left = self.seconds_left
         return {
             "done": self.done,
@@ -49,7 +49,7 @@ class Throughput:
 
 
 class TaskProgress:
-    """Reports everything to another progress, and keeps the note beside an artifact's lock up to date."""
+    """Forwards everything to another progress reporter, and updates the note next to the artifact's lock."""
 
     def __init__(self, progress: Progress, note: LockInfo) -> None:
         self._progress = progress
@@ -61,7 +61,7 @@ class TaskProgress:
         self.event, self.finish = progress.event, progress.finish
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._progress.start(label, total, unit, done)
         self._throughput, self._unit = Throughput(total, done), unit
         self._write_note()

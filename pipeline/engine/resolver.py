@@ -1,7 +1,7 @@
-"""From the nodes of a graph to artifacts: their inputs, keys and costs, as far as these can be known yet.
+"""Resolve the nodes of a graph to artifacts: their inputs, keys and costs, as far as these are known yet.
 
-Costs count the operations of convolutions and matrix products, a multiply-add as two. Time follows from the rate of the
-stage's earlier artifacts; without any, from a rough guess.
+Costs count the operations of convolutions and matrix products, a multiply-add as two. Times are estimated from the
+speed of the stage's earlier artifacts, or if there are none, from a rough guess.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Resolver", "expected_size", "slow_warning"]
 
-# Floating-point operations a second: of two cores with AVX2 on small images; of an H200, from disk to disk.
+# Floating-point operations per second: two cores with AVX2 on small images; an H200, from disk to disk.
 _GUESSED_RATES = {"cpu": 3e10, "cuda": 1.2e13}
-_SLOW_SECONDS = 86_400.0  # of work that gets a warning
-_STARTING_SECONDS = 1.0  # of importing and opening, most of the time of small artifacts
+_SLOW_SECONDS = 86_400.0  # longer runs get a warning
+_STARTING_SECONDS = 1.0  # for imports and opening files, most of the time of small artifacts
 _Size = Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
 
 class _Counts(msgspec.Struct):
-    """What the manifest of a data set counts."""
+    """The counts in the manifest of a data set."""
 
     image_shape: tuple[_Size, _Size, _Size]  # height, width, channels
     train: _Size
@@ -41,23 +41,23 @@ class _Counts(msgspec.Struct):
 
 
 class Resolver:
-    """Knows the inputs, key, cost and artifact of every node of a graph, as far as they can be known yet.
+    """Finds the inputs, key, cost and artifact of every node of a graph, as far as they are known yet.
 
     Args:
-        workspace: where artifacts are.
-        remember: whether checksums of source files may be written there, to save time on the next call.
+        workspace: the workspace to search.
+        remember: whether to cache checksums of source files in the workspace, which saves time on the next call.
     """
 
     def __init__(self, workspace: Workspace, *, remember: bool = False) -> None:
         self.workspace = workspace
         self._remember = remember
         self._sources: dict[int, InputRecord] = {}
-        self._found: dict[int, Artifact] = {}  # finished artifacts don't change under a run
+        self._found: dict[int, Artifact] = {}  # complete artifacts do not change during a run
         self._expected: dict[int, DatasetSize | None] = {}
-        self._rates: dict[str, float] = {}  # by stage
+        self._rates: dict[str, float] = {}  # operations per second, by stage
 
     def inputs(self, node: Node) -> dict[str, Artifact] | None:
-        """Return the finished inputs of a node by role; None while one is missing."""
+        """Return the complete inputs of a node by role; None if one is missing."""
         found = {}
         for role, source in node.inputs.items():
             artifact = self.artifact(source) if isinstance(source, Node) else source
@@ -67,7 +67,7 @@ class Resolver:
         return found
 
     def records(self, node: Node) -> list[InputRecord] | None:
-        """Return what goes into a node's key for its inputs; None while one is missing."""
+        """Return the input records that a node's key depends on; None if an input is missing."""
         if node.stage.reads_source:
             return [self._source_record(node)]
         inputs = self.inputs(node)
@@ -81,14 +81,14 @@ class Resolver:
         ]
 
     def key(self, node: Node) -> str | None:
-        """Return the key of a node; None while an input is missing."""
+        """Return the key of a node; None if an input is missing."""
         records = self.records(node)
         if records is None:
             return None
         return artifact_key(node.stage.name, node.stage.version, self.fields(node), records)
 
     def artifact(self, node: Node) -> Artifact | None:
-        """Return the finished artifact of a node, or None."""
+        """Return the complete artifact of a node, or None."""
         if id(node) not in self._found:
             key = self.key(node)
             found = self.workspace.find(node.stage.name, key) if key else None
@@ -98,12 +98,12 @@ class Resolver:
         return self._found[id(node)]
 
     def missing(self, node: Node) -> list[str]:
-        """Return the labels of those inputs of a node that the graph makes and that are not made yet."""
+        """Return the labels of a node's inputs that have not been made yet."""
         sources = [source for source in node.inputs.values() if isinstance(source, Node)]
         return [source.label for source in sources if self.artifact(source) is None]
 
     def forget(self, node: Node) -> None:
-        """Look for a node's artifact again next time, since it was removed."""
+        """Drop a node's artifact from the cache, because it was removed."""
         self._found.pop(id(node), None)
 
     @staticmethod
@@ -112,14 +112,14 @@ class Resolver:
         return key_fields(node.config, node.stage.not_in_key)
 
     def cost(self, node: Node) -> Cost | None:
-        """Return what a node will cost, by the listing of its data set if that was not read yet; None if there is no listing."""
+        """Return the cost of a node; None if neither the data set nor a listing of its files is available."""
         if node.stage.reads_source:
             return node.stage.estimate(node.config, self._listed_size(node) or DatasetSize())
         size = self._size(node) or self._listed_size(node)
         return node.stage.estimate(node.config, size) if size else None
 
     def slow_seconds(self, nodes: Sequence[Node]) -> list[float] | None:
-        """Return the seconds of each node that is still to make, but none if even all would take no day; None if not known."""
+        """Return the seconds that each node still needs; [] if all together take less than a day; None if unknown."""
         costs = [self.cost(node) for node in nodes]
         if None in costs:
             return None
@@ -131,13 +131,13 @@ class Resolver:
         ]
 
     def seconds(self, stage: str, cost: Cost) -> float:
-        """Return how long an artifact of this cost will take, by the rate of its stage's last one on such a device or a guess."""
+        """Estimate the seconds for this cost from the stage's last artifact on such a device, or from a guess."""
         if stage not in self._rates:
             self._rates[stage] = self._rate(stage)
         return _STARTING_SECONDS + cost.flops / self._rates[stage]
 
     def _rate(self, stage: str) -> float:
-        """Return the floating-point operations that a stage does in a second here."""
+        """Return the floating-point operations per second of a stage on this machine."""
         device = likely_device()
         rates: list[float] = [
             gflop * 1e9 / manifest.seconds
@@ -150,10 +150,10 @@ class Resolver:
         return rates[-1] if rates else _GUESSED_RATES[device]
 
     def check(self, node: Node) -> bool:
-        """Check what of a node's configuration depends on the data set; return whether that was read yet.
+        """Check a node's configuration against the data set; return False if the data set has not been read yet.
 
         Raises:
-            RecipeError: the images are too small, or the rows too long, for the configuration.
+            RecipeError: the images are too small, or the rows too large, for the configuration.
         """
         if node.stage.reads_source:
             return True
@@ -175,27 +175,27 @@ class Resolver:
             counts = msgspec.convert(dataset.manifest.counts, _Counts)
         except msgspec.ValidationError as error:
             raise CorruptError(
-                f"{dataset.location!r} does not say how many images it has: {error}. Make it again with 'lsmix ingest'."
+                f"the manifest of {dataset.location!r} has invalid counts: {error}. Recreate it with 'lsmix ingest --force'."
             ) from error
         height, width, channels = counts.image_shape
         shape = {"height": height, "width": width, "channels": channels}
         return DatasetSize(images=counts.train, test_images=counts.test, **shape, flow=self._flow_shape(node))
 
     def _listed_size(self, node: Node) -> DatasetSize | None:
-        """Return how big the work will be by the listing of image files, which is taken once; None if there is none."""
+        """Return the size of the data set from a listing of its image files, which is cached; None if there is none."""
         dataset = self._ancestor(node, "ingest")
         if not isinstance(dataset, Node) or dataset.source:
             return None
         if id(dataset) not in self._expected:
             self._expected[id(dataset)] = None
-            with contextlib.suppress(LsmixError):  # ingest raises it
+            with contextlib.suppress(LsmixError):  # ingest raises the error
                 if is_listed(dataset.config):
                     self._expected[id(dataset)] = expected_size(dataset.config, summarise_source(dataset.config))
         size = self._expected[id(dataset)]
         return size and replace(size, flow=self._flow_shape(node))
 
     def _flow_shape(self, node: Node) -> FlowShape:
-        """Return the shape of the flow that a node needs; the default one if that is unknown."""
+        """Return the shape of the flow that a node uses; the default shape if it is unknown."""
         flow = self._ancestor(node, "train-glow")
         if flow is None:
             return FlowShape()
@@ -204,7 +204,7 @@ class Resolver:
             return msgspec.convert(
                 {name: fields[name] for name in FlowShape.__struct_fields__ if name in fields}, FlowShape
             )
-        except msgspec.ValidationError:  # of a flow from elsewhere; loading it raises the error
+        except msgspec.ValidationError:  # an external flow; loading it raises the error
             return FlowShape()
 
     @staticmethod
@@ -228,7 +228,7 @@ class Resolver:
 
 
 def expected_size(config: DataConfig, summary: SourceSummary) -> DatasetSize:
-    """Return how big the work on a data set will be, by its summary."""
+    """Return the size of a data set after splitting, from its summary."""
     train, test = len(summary.labels["train"]), len(summary.labels.get("test", ()))
     taken = sum(getattr(config, name) for name in ("test", "heldout") if name not in summary.labels)
     height, width = config.target or summary.sizes.most_common(1)[0][0]
@@ -242,7 +242,7 @@ def expected_size(config: DataConfig, summary: SourceSummary) -> DatasetSize:
 
 
 def slow_warning(nodes: Sequence[Node], seconds: Sequence[float]) -> str:
-    """Return which stages take how long, and the fields to lower, if nodes that take so many seconds need more than a day; else ""."""
+    """Return a warning that lists slow stages and the fields to lower; "" if all nodes take less than a day."""
     total, stages = sum(seconds), {node.stage.name: node.stage for node in nodes}
     if total < _SLOW_SECONDS:
         return ""
@@ -252,4 +252,4 @@ def slow_warning(nodes: Sequence[Node], seconds: Sequence[float]) -> str:
         if its >= total / 10:
             parts.append(f"{name} {format_duration(its)} (lower {stage.lower})")
     where, instead = ("CPU", " Or use a GPU.") if likely_device() == "cpu" else ("GPU", "")
-    return f"this takes about {format_duration(total)} on a {where} such as this: {', '.join(parts)}.{instead}"
+    return f"this run will take about {format_duration(total)} on this {where}: {', '.join(parts)}.{instead}"

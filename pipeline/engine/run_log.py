@@ -1,6 +1,7 @@
-"""The log of a run: JSON lines in ``<workspace>/.logs/``, one file for each run that makes anything.
+"""Run logs: JSON lines in ``<workspace>/.logs/``, one file for each run that makes an artifact.
 
-A log only informs: if it cannot be written the work goes on, and a run that finds everything up to date writes none.
+A log is informative only: if it cannot be written, the run continues. A run that finds everything up to date writes
+none.
 """
 
 import os
@@ -22,13 +23,13 @@ from lsmix.pipeline.workspace.workspace import Workspace
 __all__ = ["LOG_FOLDER", "LoggedProgress", "list_logs", "logged", "read_log"]
 
 LOG_FOLDER = ".logs"
-_MOST_LOGS = 100  # the oldest are removed
-_TAIL_BYTES = 1 << 16  # of a log, enough for its last line
-_SECONDS_BETWEEN = 5.0  # of lines on how far the work is
+_MOST_LOGS = 100  # older logs are removed
+_TAIL_BYTES = 1 << 16  # enough for the last line of a log
+_SECONDS_BETWEEN = 5.0  # between progress lines
 
 
 class LoggedProgress:
-    """Reports everything to another progress, and writes it to a file, which is created when something is first counted."""
+    """Forwards everything to another progress reporter and logs it to a file, created by the first ``start``."""
 
     def __init__(self, progress: Progress, workspace: Path) -> None:
         self._progress = progress
@@ -40,22 +41,22 @@ class LoggedProgress:
         self._written_at = 0.0
 
     def info(self, message: str) -> None:
-        """Report one line."""
+        """Report a line."""
         self._progress.info(message)
         self.write("say", text=message)
 
     def debug(self, message: str) -> None:
-        """Report one line of detail."""
+        """Report a line of detail."""
         self._progress.debug(message)
         self.write("detail", text=message)
 
     def warning(self, message: str) -> None:
-        """Report that something deserves a look."""
+        """Report a warning."""
         self._progress.warning(message)
         self.write("warn", text=message)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
-        """Begin to count."""
+        """Start counting."""
         self._progress.start(label, total, unit, done)
         self._label, self._throughput, self._written_at = label, Throughput(total, done), time.monotonic()
         self._open()
@@ -71,26 +72,26 @@ class LoggedProgress:
                 self.write("progress", label=self._label, **self._throughput.to_dict(), note=note)
 
     def finish(self) -> None:
-        """End the count."""
+        """Stop counting."""
         self._progress.finish()
         if self._throughput:
             self.write("finish", label=self._label, **self._throughput.to_dict())
             self._throughput = None
 
     def event(self, kind: str, **facts: Any) -> None:
-        """Write a fact down; steps are left to the log of the flow."""
+        """Log an event, except training steps, which are in the flow's own log."""
         self._progress.event(kind, **facts)
         if kind != "step":
             self.write(kind, **facts)
 
     def interrupted(self) -> None:
-        """Say that an interrupt was seen, and how long the current batch may take."""
+        """Report that an interrupt was received, and how long the current batch will take."""
         seconds = self._throughput.step_seconds if self._throughput else None
         when = "at the next safe point" if seconds is None else f"after this batch, in about {format_duration(seconds)}"
-        self.info(f"stopping {when}; what is done is kept. Press Ctrl-C again to stop now")
+        self.info(f"stopping {when}; completed work is kept. Press Ctrl-C again to stop immediately")
 
     def write(self, kind: str, **facts: Any) -> None:
-        """Write a line, or keep it until the file is created."""
+        """Write a line, or buffer it until the file is created."""
         at = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = msgspec.json.encode({"at": at, "event": kind, **facts}) + b"\n"
         if self._file is None:
@@ -102,7 +103,7 @@ class LoggedProgress:
             self.close()
 
     def close(self) -> None:
-        """Close the file; later lines are not written."""
+        """Close the file; later lines are discarded until it is opened again."""
         if self._file:
             with suppress(OSError):
                 self._file.close()
@@ -119,7 +120,7 @@ class LoggedProgress:
             for old in logs[: max(0, len(logs) - _MOST_LOGS + 1)]:
                 old.unlink(missing_ok=True)
             path = self._folder / f"{now}-{socket.gethostname()}-{os.getpid()}.jsonl"
-            self._file = path.open("ab", buffering=0)  # each line can be read at once
+            self._file = path.open("ab", buffering=0)  # unbuffered, so that each line is visible immediately
             self._file.write(b"".join(self._kept))
         except OSError:
             self.close()
@@ -127,13 +128,13 @@ class LoggedProgress:
 
 
 @contextmanager
-def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> Iterator[LoggedProgress]:
-    """Log what happens in the block, from its command and arguments to how it ended.
+def logged(progress: Progress, workspace: Path, command: str, **arguments: Any) -> Iterator[LoggedProgress]:
+    """Log the block: its command and arguments, all progress, and the outcome.
 
     An interrupt stops the block at its next safe point.
     """
     log, begun = LoggedProgress(progress, workspace), time.monotonic()
-    log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **asked)
+    log.write("begin", command=command, host=socket.gethostname(), process=os.getpid(), **arguments)
     outcome: dict[str, Any] = {"outcome": "done"}
     try:
         with graceful_signals(log.interrupted):
@@ -148,11 +149,12 @@ def logged(progress: Progress, workspace: Path, command: str, **asked: Any) -> I
 
 
 def list_logs(workspace: Path | str) -> list[dict[str, Any]]:
-    """Return a summary of each log of a workspace, the newest first: what ``lsmix logs`` prints.
+    """Return a summary of each log of a workspace, newest first, as ``lsmix logs`` prints them.
 
     Returns:
-        ``run`` (the log's name), ``path``, ``began``, ``command``, ``recipe``, ``outcome`` ("done", "interrupted", the name of an error, or
-        "unfinished" while the run goes on and if it was killed) and ``seconds`` (None if unfinished).
+        For each log ``run`` (its name), ``path``, ``began``, ``command``, ``recipe``, ``outcome`` ("done",
+        "interrupted", the name of an error, or "unfinished" if the run is still running or was killed) and ``seconds``
+        (None if unfinished).
     """
     found = []
     for path in reversed(_log_files(workspace)):
@@ -177,22 +179,22 @@ def list_logs(workspace: Path | str) -> list[dict[str, Any]]:
 
 
 def read_log(workspace: Path | str, run: str) -> list[dict[str, Any]]:
-    """Return the events of a run, each with ``at`` and ``event``: what ``lsmix logs RUN`` prints.
+    """Return the events of a run, each with ``at`` and ``event``, as ``lsmix logs RUN`` prints them.
 
     Args:
-        workspace: its folder or URL; logs are on this machine.
-        run: the beginning of the log's name, or "last".
+        workspace: folder or URL of the workspace; the logs of a remote workspace are on this machine.
+        run: start of the log's name, or "last".
 
     Raises:
-        MissingError: there is no such log.
-        RecipeError: several logs begin so.
+        MissingError: no log matches.
+        RecipeError: several logs match.
     """
     files = _log_files(workspace)
     fits = files[-1:] if run == "last" else [path for path in files if path.stem.startswith(run)]
     if not fits:
-        raise MissingError(f"no log {run!r} in the workspace {str(workspace)!r}. 'lsmix logs' lists them.")
+        raise MissingError(f"there is no log {run!r} in workspace {str(workspace)!r}. 'lsmix logs' lists all logs.")
     if len(fits) > 1:
-        raise RecipeError(f"{len(fits)} logs begin with {run!r}. Give more of the name.")
+        raise RecipeError(f"{len(fits)} logs start with {run!r}. Give more of the name.")
     return _events(fits[0].read_bytes())
 
 
@@ -201,7 +203,7 @@ def _log_files(workspace: Path | str) -> list[Path]:
 
 
 def _events(content: bytes) -> list[dict[str, Any]]:
-    """Return the events in the lines of a log; a line that is cut off is left out."""
+    """Return the events in the lines of a log; truncated lines are skipped."""
     found = []
     for line in content.splitlines():
         with suppress(msgspec.DecodeError):

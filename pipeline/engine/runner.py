@@ -1,7 +1,7 @@
-"""The runner: brings artifacts up to date, one after another, and changes none that is.
+"""The runner: brings artifacts up to date, one after another. Artifacts that are up to date are not changed.
 
-An artifact becomes visible by its manifest, which is written after everything else is on the disk. So an interrupted run
-leaves complete artifacts and unfinished work, which the next run resumes.
+The manifest makes an artifact visible and is written after all other files. So an interrupted run leaves only complete
+artifacts, and unfinished work that the next run resumes.
 """
 
 import contextlib
@@ -30,42 +30,42 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["Built", "bring_up_to_date", "locked_task", "note_seconds"]
 
-_SECONDS = "seconds"  # begins the names of the files that hold how long sessions took
+_SECONDS = "seconds"  # prefix of the files that record how long sessions took
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """An artifact that a run brought up to date, or found so."""
+    """An artifact that a run made or found up to date."""
 
     name: str  # in the recipe
     artifact: Artifact
     workspace: Workspace
-    cached: bool  # whether it was complete before
-    seconds: float = 0.0  # of this run
+    cached: bool  # whether it was already complete
+    seconds: float = 0.0  # in this run
 
     @property
     def stage(self) -> str:
-        """The stage that makes it."""
+        """The stage that made the artifact."""
         return self.manifest.stage
 
     @property
     def manifest(self) -> Manifest:
-        """Its manifest."""
+        """The artifact's manifest."""
         return self.artifact.manifest
 
     @property
     def cache_key(self) -> str:
-        """Its cache key, 12 hex digits."""
+        """The artifact's cache key, 12 hex digits."""
         return self.manifest.cache_key
 
     @property
     def folder(self) -> Path:
-        """Its folder on this machine; from a remote workspace it is downloaded on first use."""
+        """The artifact's local folder; from a remote workspace it is downloaded on first use."""
         return self.workspace.local_copy(self.artifact)
 
     @property
     def location(self) -> str:
-        """Its folder, or in a remote workspace its URL."""
+        """The artifact's folder, or in a remote workspace its URL."""
         return self.artifact.location
 
 
@@ -78,15 +78,15 @@ def bring_up_to_date(
     device: str = "auto",
     force: str = "",
 ) -> list[Built]:
-    """Make every node that isn't complete yet; inputs precede what is made from them.
+    """Make every node that is not complete yet; ``nodes`` are ordered so that inputs come first.
 
-    Without an executor all shards must be complete. ``force`` names a stage to make again although it is complete.
+    Without an executor all shards must be complete. ``force`` names a stage to rerun even if it is complete.
 
     Raises:
-        RecipeError: a number of the recipe does not fit the data set; raised as soon as that is read.
-        LockedError: another run works on one of them.
-        DiskSpaceError: one would not fit on the disk.
-        LsmixError: an error of a stage.
+        RecipeError: a setting of the recipe does not fit the data set; raised as soon as the data set is read.
+        LockedError: another run works on one of the artifacts.
+        DiskSpaceError: an artifact would not fit on the disk.
+        LsmixError: a stage failed.
     """
     resolver, built, unchecked = Resolver(workspace, remember=True), list[Built](), list(nodes)
     expected: list[float] | None = None
@@ -106,13 +106,13 @@ def bring_up_to_date(
             begun = time.monotonic()
             artifact, cached = resolver.artifact(node), True
             if artifact:
-                # Left by a kill between manifest and clean-up.
+                # Remains if a run was killed between manifest and clean-up.
                 if artifact.is_local:
                     shutil.rmtree(artifact.folder / WORK_FOLDER, ignore_errors=True)
-                artifact = workspace.upload(artifact, progress)  # if the run that made it could not
+                artifact = workspace.upload(artifact, progress)  # if the run that made it failed to
                 progress.info(f"{node.label}: up to date ({artifact.location})")
             else:
-                for item in built:  # not earlier, since a run that makes nothing may have a read-only workspace
+                for item in built:  # not earlier, because a run that makes nothing works on a read-only workspace
                     locks.hold(item.artifact)
                 artifact, cached = _make(node, resolver, locks, executor, progress, device), False
             seconds = 0.0 if cached else time.monotonic() - begun
@@ -121,7 +121,7 @@ def bring_up_to_date(
 
 
 def _remove(node: Node, resolver: Resolver) -> None:
-    """Remove the artifact of a node, complete or damaged; unfinished work is kept, since it is resumed."""
+    """Remove the artifact of a node, complete or damaged; keep unfinished work, which can be resumed."""
     key, workspace = resolver.key(node), resolver.workspace
     if key is not None:
         folder = workspace.folder(node.stage.name, node.name, key)
@@ -136,7 +136,7 @@ def _make(
     workspace = resolver.workspace
     with locked_task(node, resolver, locks, executor, progress, device) as task:
         finished = workspace.find(node.stage.name, task.cache_key)
-        if finished:  # another run made it just before this one took the lock
+        if finished:  # another run made it before this one took the lock
             return finished
         manifest = _run_stage(node, task, resolver)
         shutil.rmtree(task.folder / WORK_FOLDER, ignore_errors=True)
@@ -163,15 +163,15 @@ def locked_task(
     *,
     shared: bool = False,
 ) -> Iterator[StageTask]:
-    """Yield the work on a node, whose artifact is locked meanwhile; ``shared``: other array tasks may lock it, too.
+    """Lock the artifact of a node and yield its task; with ``shared``, array tasks can hold the lock together.
 
-    Its inputs are fetched to this machine, and locked by ``locks`` so that they are not removed.
+    ``locks`` holds locks on the inputs, so that no other process removes them.
 
     Raises:
-        MissingError: one of its inputs has not been made yet, or was removed.
-        RecipeError: a number of its configuration does not fit the data set, or there is no such device.
-        LockedError: another run works on it, or removes an input.
-        DiskSpaceError: it would not fit on the disk.
+        MissingError: an input has not been made yet, or was removed.
+        RecipeError: the configuration does not fit the data set, or the device is not available.
+        LockedError: another run works on the artifact, or removes an input.
+        DiskSpaceError: the artifact would not fit on the disk.
     """
     inputs, records, key = resolver.inputs(node), resolver.records(node), resolver.key(node)
     if inputs is None or records is None or key is None:
@@ -220,7 +220,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
     remove_stale(task.folder)
     files = record_files(task.folder, set(result.payload), result.digests)
     if not files:
-        raise CorruptError(f"{node.label} left nothing in {str(task.folder)!r}.")
+        raise CorruptError(f"{node.label} wrote no files to {str(task.folder)!r}.")
     cost = resolver.cost(node)
     manifest = Manifest(
         stage=node.stage.name,
@@ -240,7 +240,7 @@ def _run_stage(node: Node, task: StageTask, resolver: Resolver) -> Manifest:
 
 
 def _seconds_before(task: StageTask) -> float:
-    """Return the seconds of earlier sessions; none where a file is damaged, since they only inform."""
+    """Return the total seconds of earlier sessions; damaged files are ignored, as they are informative only."""
     total = 0.0
     for path in task.work.glob(f"{_SECONDS}*.json"):
         with contextlib.suppress(OSError, *DECODE_ERRORS):
@@ -249,13 +249,13 @@ def _seconds_before(task: StageTask) -> float:
 
 
 def note_seconds(task: StageTask, seconds: float, session: str = "") -> None:
-    """Note how long a session worked; ``session`` distinguishes it from others on the same artifact."""
+    """Record the seconds of a session; ``session`` distinguishes array tasks on the same artifact."""
     write_atomic(task.work / f"{_SECONDS}{session}.json", msgspec.json.encode(seconds))
 
 
 def _leave_unfinished(task: StageTask, seconds: float) -> None:
-    """Note the time of a session that did not finish; a folder in which it made nothing is removed."""
-    with contextlib.suppress(OSError):  # the disk may be full, and that error is raised
+    """Record the seconds of an unfinished session, or remove the folder if it contains no work."""
+    with contextlib.suppress(OSError):  # the disk may be full; the original error matters more
         remove_stale(task.folder)
         if any(path.is_file() and not path.name.startswith(_SECONDS) for path in task.folder.rglob("*")):
             for path in task.work.glob(f"{_SECONDS}*.json"):
@@ -273,6 +273,6 @@ def _check_disk(node: Node, resolver: Resolver, folder: Path) -> None:
     free = shutil.disk_usage(place).free
     if expected - present > free:
         raise DiskSpaceError(
-            f"{node.label} needs about {format_bytes(expected - present)} below {str(place)!r}, where {format_bytes(free)} are free. "
-            "Free some space ('lsmix gc' helps), or choose another '--workspace'."
+            f"{node.label} needs about {format_bytes(expected - present)} in {str(place)!r}, but only {format_bytes(free)} are free. "
+            "Free some space, for example with 'lsmix gc', or choose another '--workspace'."
         )

@@ -1,11 +1,11 @@
-"""Make the shards of a stage that divides its work: those that are missing, through an executor, with progress."""
+"""Make the missing shards of a stage through an executor, with progress."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from lsmix.data.errors import PartialError
+from lsmix.data.errors import PartialError, format_count
 from lsmix.data.progress import stop_point
 from lsmix.data.table import METADATA_NAME, Table
 from lsmix.pipeline.engine.shards import (
@@ -22,19 +22,19 @@ from lsmix.pipeline.engine.stage import StageTask
 
 __all__ = ["complete_shards", "make_missing_shards", "make_shards"]
 
-_MOST_NAMED = 10  # missing shards in a message
+_MOST_NAMED = 10  # missing shards to list in a message
 
 
 def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Make all missing shards, and fetch those that other machines made.
+    """Make all missing shards, and download the shards that other machines made.
 
     Args:
-        task: the artifact.
-        store: of which a shard is a chunk of every column; its metadata is written.
+        task: the artifact to make.
+        store: the table, with its metadata already written; a shard is one chunk of each column.
         processor: "module:class" of the stage's ``ShardProcessor``.
 
     Returns:
-        The counts of all shards added up, with ``shards`` itself, and the SHA-256 of each file by path.
+        The summed counts of all shards, including ``shards``, and the SHA-256 of each file by path.
 
     Raises:
         PartialError: some shards failed.
@@ -42,7 +42,7 @@ def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str
     records = make_missing_shards(task, store, processor, range(store.shards), complete_shards(task, store))
     absent = sorted(records.keys() - _local_shards(task, store).keys()) if task.url else []
     if absent:
-        task.progress.start(f"{task.label}: fetch", len(absent), "shard")
+        task.progress.start(f"{task.label}: download", len(absent), "shard")
         for shard in absent:
             stop_point()
             fetch_shard(task.folder, task.url, records[shard])
@@ -51,8 +51,8 @@ def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str
     kinds = sorted({record.made_on for record in records.values() if record.made_on})
     if len(kinds) > 1:
         task.progress.warning(
-            f"{task.label}: its shards were made on {' and on '.join(kinds)}; each kind of device rounds in its own way, so "
-            "another run's digest will differ unless it divides the work alike."
+            f"{task.label}: shards were made on different devices ({', '.join(kinds)}), which round differently. Another run "
+            "gives the same content digest only if it makes the same shards on the same kinds of device."
         )
     digests = {file.path: file.sha256 for record in records.values() for file in record.files}
     return {**merge_counts(records, store.shards), "shards": store.shards}, digests
@@ -61,10 +61,10 @@ def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str
 def make_missing_shards(
     task: StageTask, store: Table, processor: str, wanted: Sequence[int], records: dict[int, ShardRecord]
 ) -> dict[int, ShardRecord]:
-    """Make those of the wanted shards that have no record; return the records of all shards that are complete then.
+    """Make the wanted shards that have no record yet; return the records of all complete shards.
 
     Raises:
-        PartialError: some shards failed, or are missing and there is no executor.
+        PartialError: some shards failed, or some are missing and there is no executor.
     """
     records, missing = dict(records), [shard for shard in wanted if shard not in records]
     total, left = (sum(len(store.shard_range(shard)) for shard in shards) for shards in (wanted, missing))
@@ -80,17 +80,17 @@ def make_missing_shards(
     elif missing:
         named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
         raise PartialError(
-            f"{len(missing)} shards of {task.url or str(task.folder)!r} are missing ({named}): a task of the job array has "
-            "not run, or failed. Run that task again, or make them here with the stage's command; then finalize."
+            f"{task.url or str(task.folder)!r} lacks {format_count(len(missing), 'shard')} ({named}): a task of the job array has "
+            "not run or has failed. Run that task again, or make the shards here with the stage's command; then finalize."
         )
     task.progress.finish()
     return records
 
 
 def complete_shards(task: StageTask, store: Table) -> dict[int, ShardRecord]:
-    """Return the records of all complete shards: on this machine, or in a remote workspace those at its URL.
+    """Return the records of all complete shards, local or in a remote workspace.
 
-    Shards that were made here and not sent are sent first.
+    Local shards that are missing in the remote workspace are uploaded first.
     """
     local = _local_shards(task, store)
     if not task.url:

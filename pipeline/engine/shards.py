@@ -1,6 +1,6 @@
-"""Shards: the job that makes them, its processor, and the records of those that are complete.
+"""Shards: the job that makes them, its processor, and the records of complete shards.
 
-A shard is complete when its record is on disk, which is written after its bytes.
+A shard is complete when its record is on disk, because the record is written after the data.
 """
 
 import contextlib
@@ -48,13 +48,13 @@ __all__ = [
 
 LEDGER = "ledger"  # the folder of the records, below ``work``
 
-# Called with a number of images that were computed since the last call; where it raises, the computation stops.
+# Called with the number of images computed since the last call; it may raise to stop the computation.
 Advance = Callable[[int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """Everything a process needs to make shards of one unfinished artifact, in strings and numbers.
+    """Everything a process needs to make shards of one unfinished artifact, as strings and numbers.
 
     Locations are absolute, a URL, or relative to the workspace, which may be mounted elsewhere on another machine.
     """
@@ -63,11 +63,13 @@ class ShardJob:
     stage: str
     name: str  # of the artifact, in the recipe
     config: dict[str, Any]  # of the stage, ready for JSON
-    inputs: dict[str, tuple[str, str]]  # location and content digest of each, by role
+    inputs: dict[str, tuple[str, str]]  # (location, content digest) by role
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
-    folder: str  # of the artifact; "" for a process that shares none, and works in a copy of what is at ``url``
-    url: str = ""  # of the artifact in a remote workspace, to which each shard is sent
-    metadata: dict[str, str] = field(default_factory=dict)  # of the store, by path; for a process without the folder
+    folder: str  # of the artifact; "" for a process without access to it, which works in a local copy of ``url``
+    url: str = ""  # of the artifact in a remote workspace; each shard is uploaded to it
+    metadata: dict[str, str] = field(
+        default_factory=dict
+    )  # of the store, by path; for a process without access to the folder
 
     @property
     def label(self) -> str:
@@ -81,54 +83,54 @@ class ShardJob:
 
 
 class ShardProcessor(Protocol):
-    """Makes the shards of one job. The three steps may run in different threads, each for another shard.
+    """Makes the shards of one job. The three steps may run in different threads, each for a different shard.
 
-    A processor is opened as ``Processor(job, folder, inputs, device)``: the folder of the artifact on this machine, its
-    finished inputs by role, and the device by name.
+    A processor is created as ``Processor(job, folder, inputs, device)`` with the local folder of the artifact, its
+    complete inputs by role, and the name of the device.
     """
 
     def load(self, shard: int) -> Any:
-        """Read what the shard is made from."""
+        """Read the inputs of the shard."""
 
     def compute(self, loaded: Any, advance: Advance) -> Any:
         """Compute the shard; call ``advance`` after each batch."""
 
     def store(self, shard: int, computed: Any) -> tuple[dict[str, str], dict[str, Any]]:
-        """Write the shard; return the SHA-256 of each file by path, and counts."""
+        """Write the shard; return the SHA-256 of each file by path, and its counts."""
 
     def close(self) -> None:
-        """Release what it holds on a device."""
+        """Release device memory."""
 
 
 class ShardRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a complete shard."""
+    """The record of a complete shard."""
 
     shard: int
     files: list[FileRecord]
     seconds: float
     counts: dict[str, Any]
-    made_on: str = ""  # processor or graphics card
+    made_on: str = ""  # name of the processor or GPU
 
 
 Report = Callable[[ShardRecord], None]  # called for each complete shard, in any order
 
 
 class Executor(ABC):
-    """Makes shards of unfinished artifacts. A context that owns what it needs for that."""
+    """Makes shards of unfinished artifacts; a context manager that owns the resources for it."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:  # noqa: B027 - not abstract, since most executors hold nothing
-        """Release what it holds."""
+    def __exit__(self, *_: object) -> None:  # noqa: B027 - not abstract, because most executors have no resources
+        """Release the resources."""
 
     def worker_device(self, device: str) -> str:
-        """Return the device that a job names, where this process would use ``device``."""
+        """Return the device for a job's workers if this process would use ``device``."""
         return device
 
     @abstractmethod
     def run(self, job: ShardJob, shards: Sequence[int], report: Report, advance: Advance = lambda images: None) -> None:
-        """Make ``shards`` of an artifact; call ``report`` for each, and ``advance`` while they are computed.
+        """Make ``shards`` of an artifact; call ``report`` after each, and ``advance`` while they are computed.
 
         Raises:
             PartialError: some shards failed; all others are complete.
@@ -136,7 +138,7 @@ class Executor(ABC):
 
 
 class OpenJob:
-    """A job that is open in this process, with its processor."""
+    """A job that is open in this process, with its processor and model."""
 
     def __init__(self, job: ShardJob) -> None:
         self.job = job
@@ -152,7 +154,7 @@ class OpenJob:
         self._made_on = device_name(device)
 
     def store(self, shard: int, computed: Any, begun: float) -> ShardRecord:
-        """Write a computed shard and then its record; ``begun`` is when work on it began, by ``time.monotonic``."""
+        """Write a computed shard and then its record; ``begun`` is the start of the work, by ``time.monotonic``."""
         digests, counts = self.processor.store(shard, computed)
         record = ShardRecord(
             shard=shard,
@@ -171,7 +173,7 @@ class OpenJob:
 
 
 def _working_copy(job: ShardJob) -> Path:
-    """Return the folder on this machine in which shards are made; one of its own gets the store's metadata."""
+    """Return the local folder to make shards in; write the store's metadata to it if it is a copy."""
     if job.folder:
         return Path(job.folder)
     home, stage, name = job.url.rsplit("/", 2)
@@ -185,25 +187,25 @@ def _open_input(workspace: Path, label: str, role: str, location: str, digest: s
     artifact = open_flow_artifact(location if "://" in location else workspace / location)
     if artifact.manifest.content_digest != digest:
         raise CorruptError(
-            f"{artifact.location!r} is not the {role} that {label} is made from: expected content digest {digest[:12]}, got "
+            f"{artifact.location!r}, the {role} of {label}, has changed: expected content digest {digest[:12]}, got "
             f"{artifact.manifest.content_digest[:12]}. Run the recipe again."
         )
     return artifact
 
 
-_opened: list[OpenJob] = []  # at most one: the job of the last shard, with its model
+_opened: list[OpenJob] = []  # at most one: the job of the last shard
 
 
 def open_job(job: ShardJob) -> OpenJob:
-    """Return a job opened in this process; it stays open, with its model, until another one is asked for."""
+    """Return a job opened in this process. It stays open, with its model, until another job is opened."""
     if not _opened or _opened[0].job != job:
-        close_job()  # first, since a device may not have room for two models
+        close_job()  # first, because a device may not have memory for two models
         _opened.append(OpenJob(job))
     return _opened[0]
 
 
 def close_job() -> None:
-    """Close the job that is open in this process, and release the device memory of its model."""
+    """Close the open job, if any, and release the device memory of its model."""
     while _opened:
         opened = _opened.pop()
         opened.processor.close()
@@ -212,7 +214,7 @@ def close_job() -> None:
 
 
 def run_shard(job: ShardJob, shard: int) -> ShardRecord:
-    """Make one shard: the task that any process can run, any number of times, with the same bytes."""
+    """Make one shard. Any process may call this any number of times; the bytes are the same."""
     opened = open_job(job)
     begun = time.monotonic()
     computed = opened.processor.compute(opened.processor.load(shard), lambda _: None)
@@ -220,37 +222,37 @@ def run_shard(job: ShardJob, shard: int) -> ShardRecord:
 
 
 def finished_shards(folder: Path) -> dict[int, ShardRecord]:
-    """Return the records of complete shards whose files have their sizes; shards with damaged records count as missing."""
+    """Return the records of complete shards, whose files have the recorded sizes; ignore damaged records."""
     contents = ((path.name, path.read_bytes()) for path in sorted((folder / WORK_FOLDER / LEDGER).glob("*.json")))
-    return _whole_shards(contents, lambda file: _is_whole(folder / file.path, file.bytes))
+    return _complete_records(contents, lambda file: _has_size(folder / file.path, file.bytes))
 
 
-def _whole_shards(
-    contents: Iterable[tuple[str, bytes]], is_whole: Callable[[FileRecord], bool]
+def _complete_records(
+    contents: Iterable[tuple[str, bytes]], is_complete: Callable[[FileRecord], bool]
 ) -> dict[int, ShardRecord]:
     records = {}
     for name, content in contents:
         with contextlib.suppress(*DECODE_ERRORS):
             record = msgspec.json.decode(content, type=ShardRecord)
-            if name == Path(record_name(record.shard)).name and all(map(is_whole, record.files)):
+            if name == Path(record_name(record.shard)).name and all(map(is_complete, record.files)):
                 records[record.shard] = record
     return records
 
 
-def _is_whole(path: Path, size: int) -> bool:
-    """Return whether a file has its size, by one call of the system: a pool has hundreds of thousands of files."""
+def _has_size(path: Path, size: int) -> bool:
+    """Return whether a file has this size, with a single system call: a pool has hundreds of thousands of files."""
     try:
         found = path.stat()
-    except (OSError, ValueError):  # the latter for a name that no file can have
+    except (OSError, ValueError):  # ValueError for invalid file names
         return False
     return stat.S_ISREG(found.st_mode) and found.st_size == size
 
 
 def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, Any]:
-    """Add up the counts of all shards: numbers are summed, lists are joined in order of the shards.
+    """Merge the counts of all shards: sum numbers, and join lists in the order of the shards.
 
     Raises:
-        CorruptError: a record was altered.
+        CorruptError: the counts of the records do not match.
     """
     total: dict[str, Any] = {}
     for shard in range(shards):
@@ -259,8 +261,8 @@ def merge_counts(records: Mapping[int, ShardRecord], shards: int) -> dict[str, A
                 total[name] = total[name] + value if name in total else value
             except TypeError as error:
                 raise CorruptError(
-                    f"the record of shard {shard} in the ledger does not count as the others do ({name!r}). Remove it, and "
-                    "run the stage again."
+                    f"the record of shard {shard} in the ledger does not match the others (count {name!r}). Remove the record "
+                    "and run the stage again."
                 ) from error
     return total
 
@@ -270,12 +272,12 @@ def record_name(shard: int) -> str:
     return f"{LEDGER}/{shard:06d}.json"
 
 
-_JOBS = 8  # small files on their way at a time
+_JOBS = 8  # small files to read at the same time
 _MOST_RECORD_BYTES = 16 << 20
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
-    """Send the files of a shard, and then its record; in one commit to the Hub.
+    """Upload the files of a shard, and then its record; to the Hub in a single commit.
 
     Raises:
         DownloadError: the URL cannot be reached.
@@ -285,10 +287,10 @@ def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
 
 
 def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
-    """Return the records of all shards at a URL whose files are there in full; damaged ones count as unfinished.
+    """Return the records of all complete shards at a URL; ignore damaged records.
 
     Raises:
-        CorruptError: a record names files outside of the artifact.
+        CorruptError: a record names files outside the artifact.
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)
@@ -296,17 +298,17 @@ def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
     names = sorted(path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/"))
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
         contents = threads.map(lambda path: (Path(path).name, place.read(path, _MOST_RECORD_BYTES)), names)
-        records = _whole_shards(contents, lambda file: sizes.get(file.path) == file.bytes)
+        records = _complete_records(contents, lambda file: sizes.get(file.path) == file.bytes)
     for record in records.values():
         check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", stage, record.files)
     return records
 
 
 def fetch_shard(folder: Path, url: str, record: ShardRecord) -> None:
-    """Fetch the files of a shard, each checked, and write its record here.
+    """Download the files of a shard, check them, and write its record locally.
 
     Raises:
-        CorruptError: a file is not the one that the record tells of.
+        CorruptError: a file does not match the record.
         DownloadError: the URL cannot be reached.
     """
     place = open_remote(url)

@@ -1,4 +1,4 @@
-"""Report what is cached, what would run, and which field or input differs."""
+"""Report which artifacts are cached, which would be made, and which fields or inputs have changed."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -23,20 +23,20 @@ class NodeStatus(msgspec.Struct, frozen=True, kw_only=True):
     stage: str
     name: str
     state: Literal["cached", "under-way", "unfinished", "to-run", "waits", "damaged"] = "damaged"
-    cache_key: str = ""  # "" while an input isn't there yet
-    folder: str = ""  # where it is or will be; "" while the key is not known
+    cache_key: str = ""  # "" while an input is missing
+    folder: str = ""  # current or future location; "" while the key is unknown
     why: str = ""
-    bytes: int | None = None  # on the disk, or estimated; None where unknown
-    seconds: float | None = None  # it took, or one like it took; None where none was made yet
-    done: int | None = None  # units that all processes have done; this and what follows while it is under way
-    total: int | None = None  # units that they were given
+    bytes: int | None = None  # on disk, or estimated; None if unknown
+    seconds: float | None = None  # measured, or estimated; None if unknown
+    done: int | None = None  # finished units of all processes; this and the following fields only for "under-way"
+    total: int | None = None  # units in total
     unit: str = ""  # "image", "iteration", …
-    per_second: float | None = None  # units, of all together
+    per_second: float | None = None  # units per second of all processes
     seconds_left: float | None = None
 
 
 def recipe_status(nodes: Sequence[Node], workspace: Workspace, *, force: str = "") -> list[NodeStatus]:
-    """Return the state of every node, in order, if a stage is to be made again by force. Reads manifests and records only."""
+    """Return the status of every node, in order; ``force`` names a stage to rerun. Reads manifests and records only."""
     resolver = Resolver(workspace)
     found = [_node_status(node, resolver) for node in nodes]
     made = {"cached", "damaged"}
@@ -77,26 +77,28 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if not folder.is_dir() and not remote:
         return replace(status, state="to-run", why=_why(node, resolver.fields(node), records, workspace))
     progress = (
-        f"{len(finished_shards(folder) | remote)} shards done" if node.stage.create else "it has its last checkpoint"
+        f"{len(finished_shards(folder) | remote)} shards done"
+        if node.stage.create
+        else "resumes from the last checkpoint"
     )
     owners = working_owners(workspace.root, key)
     if owners:
         return _under_way(replace(status, state="under-way", why=progress), owners)
-    return replace(status, state="unfinished", why=f"was interrupted: {progress}")
+    return replace(status, state="unfinished", why=f"interrupted: {progress}")
 
 
 def _under_way(status: NodeStatus, owners: Sequence[Owner]) -> NodeStatus:
-    """Add which processes work on it, and how far all of them together are with what they count."""
+    """Add the processes that work on the artifact, and their combined progress."""
     counting = [owner for owner in owners if owner.total]
     who = "; ".join(map(str, owners))
     if not counting:
         return replace(status, why=f"{status.why}; {who}")
     done, total = sum(owner.done for owner in counting), sum(owner.total for owner in counting)
     rate, unit = sum(owner.per_second for owner in counting), counting[0].unit
-    unit = unit if unit.isalpha() else "unit"  # notes may come from other users
+    unit = unit if unit.isalpha() else "unit"  # other users may have written the note
     known = [owner.seconds_left for owner in counting if owner.seconds_left is not None]
-    left = max(known) if len(known) == len(counting) else None  # array tasks run side by side
-    why = f"{done} of {total} {unit}s, {rate:.1f} {unit}s/s" + (
+    left = max(known) if len(known) == len(counting) else None  # array tasks run at the same time
+    why = f"{done:,} of {total:,} {unit}s, {rate:.1f} {unit}s/s" + (
         f", {format_duration(left)} left" if left is not None else ""
     )
     return replace(status, why=f"{why}; {who}", done=done, total=total, unit=unit, per_second=rate, seconds_left=left)
@@ -108,7 +110,7 @@ def _waits_for(node: Node, resolver: Resolver) -> str:
 
 
 def _why(node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], workspace: Workspace) -> str:
-    """Name what differs from the artifact of this name that is most like the wanted one."""
+    """Describe the differences from the most similar artifact of this name."""
     best: list[str] | None = None
     for _, manifest in workspace.manifests(node.stage.name):
         if manifest.name == node.name:
@@ -116,8 +118,8 @@ def _why(node: Node, fields: Mapping[str, Any], records: Sequence[InputRecord], 
             if best is None or len(differences) < len(best):
                 best = differences
     if best is None:
-        return "was never made"
-    return "; ".join(best) or "the artifact that was there is gone"
+        return "not made yet"
+    return "; ".join(best) or "the earlier artifact was removed"
 
 
 def _differences(
@@ -132,15 +134,15 @@ def _differences(
     for record in records:
         old = digests.get(record.role)
         if old != record.content_digest:
-            found.append(f"input {record.role} {'is new' if old is None else 'changed'}")
-    found += [f"input {role} is gone" for role in digests.keys() - {record.role for record in records}]
+            found.append(f"input {record.role} {'is new' if old is None else 'has changed'}")
+    found += [f"input {role} is no longer used" for role in digests.keys() - {record.role for record in records}]
     return found
 
 
 def field_differences(
     before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = ""
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Go through the fields, such as "training.seed", in which two nested mappings differ, with both values; None where one lacks it."""
+    """Yield each dotted field in which two nested mappings differ, with both values; None for a missing value."""
     for name in sorted(before.keys() | now.keys()):
         old, new = before.get(name), now.get(name)
         if isinstance(old, Mapping) and isinstance(new, Mapping):

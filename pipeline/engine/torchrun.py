@@ -1,6 +1,7 @@
-"""A command under torchrun: rank 0 runs it, and the other ranks do their parts of the stages that ranks share.
+"""Commands under torchrun: rank 0 runs the command, and the other ranks take part in the stages that ranks share.
 
-So one process holds the locks, writes and reports. The others get a task as locations and numbers, and end with rank 0.
+So only one process holds locks, writes files and reports progress. The others receive tasks as locations and numbers,
+and end with rank 0.
 """
 
 import os
@@ -19,28 +20,28 @@ if TYPE_CHECKING:
 
 __all__ = ["check_ranks", "joined_ranks", "run_on_first_rank", "run_on_ranks"]
 
-_joined: Final = [ALONE]  # the last is this process's
+_joined: Final = [ALONE]  # the last entry is current
 
 
 def joined_ranks() -> Ranks:
-    """Return the ranks that this command has for its trainings."""
+    """Return the ranks that share the trainings of this command."""
     return _joined[-1]
 
 
 def check_ranks(field: str, batch_size: int, last_batch: int = 0) -> None:
-    """Raise RecipeError unless the ranks can divide each batch equally, and have an image each of a smaller last one."""
+    """Raise RecipeError unless the ranks divide each batch equally and get an image each of a smaller last one."""
     size = joined_ranks().size
     if batch_size % size or 0 < last_batch < size:
-        left = "" if batch_size % size else f", which leaves a last batch of {last_batch},"
+        left = "" if batch_size % size else f", with a last batch of {last_batch},"
         raise RecipeError(
-            f"{field}: batches of {batch_size} images{left} cannot be divided among {size} ranks. Change it, or start "
-            "another number of processes."
+            f"{field}: batches of {batch_size} images{left} cannot be divided among {size} ranks. Change the batch size "
+            "or the number of processes."
         )
 
 
 def run_on_first_rank(command: Callable[[], None]) -> int:
-    """Run a command; under torchrun on rank 0, while the others take part in its trainings. Return the exit code."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ:  # which torchrun sets
+    """Run a command, under torchrun on rank 0 only, while the other ranks join its trainings. Return the exit code."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:  # not started by torchrun
         command()
         return 0
     ranks = join_ranks()
@@ -58,12 +59,12 @@ def run_on_first_rank(command: Callable[[], None]) -> int:
 
 
 def run_on_ranks(run: Callable[["StageTask"], "StageResult"], task: "StageTask") -> "StageResult":
-    """Run a stage on all ranks of the task; return the result of the first, which is this one."""
+    """Run a stage on all ranks of the task; return the result of rank 0, which is this process."""
     if task.ranks.size == 1:
         return run(task)
     if task.device not in ("cpu", "cuda"):
         raise RecipeError(
-            f"under torchrun each rank takes its own GPU, not {task.device!r}. Leave '--device' out, or use 'cpu'."
+            f"under torchrun each rank uses its own GPU, not {task.device!r}. Remove '--device', or use '--device cpu'."
         )
     task.progress.info(f"{task.label}: on {task.ranks.size} ranks")
     inputs = {role: artifact.location for role, artifact in task.inputs.items()}
@@ -71,12 +72,12 @@ def run_on_ranks(run: Callable[["StageTask"], "StageResult"], task: "StageTask")
         task.ranks.broadcast((run, replace(task, inputs={}, progress=NullProgress(), executor=None), inputs))
         return run(task)
     except BaseException:
-        _joined.append(ALONE)  # the others may be waiting anywhere, and see that this process ends
+        _joined.append(ALONE)  # the other ranks may be waiting anywhere; they notice that this process ends
         raise
 
 
 def _follow(ranks: Ranks) -> int:
-    """Do this rank's part of each task of the first rank until that one ends; return the exit code."""
+    """Take part in each task of rank 0 until it ends; return the exit code."""
     try:
         with graceful_signals():
             while not isinstance(order := ranks.broadcast(), int):

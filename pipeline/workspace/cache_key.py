@@ -1,8 +1,8 @@
-"""Keys: what an artifact is called by, a digest of everything that decides its bytes.
+"""Cache keys: an artifact is identified by a digest of everything that determines its bytes.
 
-In a key: the stage, its version, the configuration fields that change the output, and the contents of the inputs.
-Not in it: paths, times, the device, the number of workers. Contents, so that a flow trained elsewhere is the same
-input everywhere.
+A key covers the stage, its version, the configuration fields that change the output, and the contents of the inputs.
+It excludes paths, times, the device and the number of workers. Because inputs enter by content, a flow that was trained
+elsewhere gives the same key.
 """
 
 import contextlib
@@ -27,24 +27,26 @@ KEY_DIGITS = 12
 
 
 def canonical_json(value: Any) -> bytes:
-    """Return the one JSON text of a value: keys sorted, no spaces, numbers in their shortest form."""
+    """Return the canonical JSON of a value: keys sorted, no spaces, numbers in their shortest form."""
     return msgspec.json.encode(msgspec.to_builtins(value), order="deterministic")
 
 
 def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, Any]:
     """Return the configuration without the fields that don't change the output."""
-    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # lists for tuples, as in a manifest
+    fields: dict[str, Any] = msgspec.json.decode(
+        msgspec.json.encode(config)
+    )  # turns tuples into lists, as in a manifest
     return {name: value for name, value in fields.items() if name not in not_in_key}
 
 
 def artifact_key(stage: str, version: int, fields: dict[str, Any], inputs: Sequence[InputRecord]) -> str:
-    """Return the key, 12 hex digits, of what a stage makes of a configuration and inputs."""
+    """Return the key, 12 hex digits, of a stage's output for this configuration and these inputs."""
     digests = sorted([record.role, record.content_digest] for record in inputs)
     return hashlib.sha256(canonical_json([stage, version, fields, digests])).hexdigest()[:KEY_DIGITS]
 
 
 def is_key(text: str) -> bool:
-    """Return whether a text has the form of a key."""
+    """Return whether ``text`` has the form of a key."""
     return re.fullmatch(f"[0-9a-f]{{{KEY_DIGITS}}}", text) is not None
 
 
@@ -52,10 +54,10 @@ _Known = dict[str, tuple[Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")
 
 
 class SourceDigests:
-    """Checksums of source files, taken once and remembered by path, size, time of change and inode.
+    """Checksums of source files, cached by path, size, modification time and inode.
 
     Args:
-        memory: the JSON file to remember them in; a damaged one is ignored, since it only saves time.
+        memory: the JSON file that stores the cache; ignored if it is damaged, because it only saves time.
     """
 
     def __init__(self, memory: Path) -> None:
@@ -67,14 +69,14 @@ class SourceDigests:
     def digest(self, files: Sequence[str | Path], root: Path, *, remember: bool = True) -> str:
         """Return one digest over the names (relative to ``root``) and contents of ``files``.
 
-        With ``remember`` unset nothing is written, for commands that only look.
+        With ``remember=False`` the cache file is not written, as read-only commands require.
 
         Raises:
-            MissingError: there is no such file.
-            SourceError: a file is a folder, or its name is no text.
+            MissingError: a file does not exist.
+            SourceError: a file is a folder, or its name is not valid UTF-8.
         """
         lines, changed = [], {}
-        # os instead of Path, which would take most of the time for tens of thousands of files.
+        # os, because pathlib would take most of the time for tens of thousands of files.
         for folder, group in groupby((os.fspath(file) for file in files), key=lambda file: file[: file.rfind("/") + 1]):
             relative, inside = os.path.relpath(folder or ".", root), f"{os.path.realpath(folder)}/"
             before = "" if relative == "." else f"{relative}/"
@@ -84,15 +86,14 @@ class SourceDigests:
                 try:
                     facts = os.stat(real)  # noqa: PTH116 - as above
                 except (FileNotFoundError, NotADirectoryError) as error:
-                    raise MissingError(f"no file {file!r}: it is part of the source. Check 'data.path'.") from error
+                    raise MissingError(f"source file {file!r} does not exist. Check 'data.path'.") from error
                 stamp = facts.st_size, facts.st_mtime_ns, facts.st_ino
                 known = self._known.get(real)
                 if known is None or known[1:] != stamp:
                     known = changed[real] = self._known[real] = (_file_digest(Path(file), real), *stamp)
                 lines.append((before + name, known[0]))
         if remember and changed:
-            # It only saves time, so that it cannot be written is no error.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # the cache only saves time
                 write_atomic(self._memory, msgspec.json.encode(self._known))
         return hashlib.sha256(canonical_json(lines)).hexdigest()
 
@@ -101,11 +102,9 @@ def _file_digest(file: Path, real: str) -> str:
     try:
         real.encode()
     except UnicodeEncodeError as error:
-        raise SourceError(f"the name of {str(file)!r} is no UTF-8 text, so no key can hold it. Rename it.") from error
+        raise SourceError(f"the name of {str(file)!r} is not valid UTF-8. Rename the file.") from error
     check_file(file)
     try:
         return sha256_file(file)
     except IsADirectoryError as error:
-        raise SourceError(
-            f"{str(file)!r} is a folder; the format of this source is a file. Check 'data.format'."
-        ) from error
+        raise SourceError(f"{str(file)!r} is a folder, but 'data.format' needs a file. Check 'data.format'.") from error

@@ -1,10 +1,9 @@
-"""The workspace: a folder or a URL of artifacts, ``<workspace>/<stage>/<name>-<key>/``.
+"""The workspace: a folder or URL that contains artifacts as ``<workspace>/<stage>/<name>-<key>/``.
 
-The key identifies an artifact; the name is for people. So an artifact that another recipe made of the same contents is
-found and used, whatever its name.
+The key identifies an artifact and the name is for people: an artifact with the right key is reused under any name.
 
-In a workspace at a URL finished artifacts are at the URL, and unfinished work is in this machine's cache. Object stores
-have no locks: runs on one machine exclude each other, and runs on several machines make the same bytes.
+A remote workspace stores complete artifacts at its URL and unfinished work in the local cache. Object stores have no
+locks: runs on the same machine exclude each other, and runs on different machines write the same bytes.
 """
 
 import contextlib
@@ -27,26 +26,26 @@ from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_roo
 
 __all__ = ["Entry", "Workspace", "artifact_location", "find_artifact"]
 
-_PAUSE_SECONDS = 0.5  # while another process copies the same artifact
-_FEWEST_DIGITS = 6  # of a cache key, by which a user names an artifact
+_PAUSE_SECONDS = 0.5  # between checks, while another process copies the same artifact
+_FEWEST_DIGITS = 6  # of a cache key that a user may give for an artifact
 
 
 class Entry(NamedTuple):
-    """A folder of an artifact or of unfinished work."""
+    """An artifact or unfinished work in a workspace."""
 
     name: str  # of the artifact, in the recipe
     cache_key: str
     folder: Path  # on this machine
     location: str  # the folder, or its URL
-    manifest: Manifest | None  # None of unfinished work, and if it is unreadable
+    manifest: Manifest | None  # None for unfinished work, or if unreadable
 
 
 class Workspace:
-    """The artifacts below a folder, which is made when something is first written, or below the URL of an object store.
+    """The artifacts below a folder, which is created on the first write, or below the URL of an object store.
 
     Raises:
-        RecipeError: lsmix reads no URLs of this kind.
-        LsmixError: other users may write to the cache, which holds unfinished work.
+        RecipeError: URLs of this kind are not supported.
+        LsmixError: the cache, which stores unfinished work, is writable by other users.
     """
 
     def __init__(self, where: Path | str) -> None:
@@ -56,31 +55,31 @@ class Workspace:
         self.root = folder or work_root(self.location.rstrip("/"))
 
     def url_of(self, folder: Path) -> str:
-        """Return the URL of the artifact that is made in a folder here; "" in a workspace on this machine."""
+        """Return the URL of the artifact that is made in ``folder``; "" in a local workspace."""
         return f"{self.location.rstrip('/')}/{folder.parent.name}/{folder.name}" if self.remote else ""
 
     @property
     def sources(self) -> SourceDigests:
-        """The remembered checksums of source files."""
+        """The cached checksums of source files."""
         return SourceDigests(self.root / ".sources.json")
 
     def folder(self, stage: str, name: str, key: str) -> Path:
-        """Return the folder of an artifact: the one that has this key, be it at the URL, else a new one with this name."""
+        """Return the folder of the artifact with this key, local or remote; by default a new one with this name."""
         names = [other for other in self._remote_names(stage) if other.endswith(f"-{key}")]
         names += sorted(folder.name for folder in (self.root / stage).glob(f"*-{key}"))
         return self.root / stage / (names[0] if names else f"{name}-{key}")
 
     def exists(self, folder: Path) -> bool:
-        """Return whether a folder of this workspace, or its URL, has an artifact, complete or damaged."""
+        """Return whether a folder of this workspace, or its URL, contains an artifact, complete or damaged."""
         if (folder / MANIFEST_NAME).is_file():
             return True
         return self.remote is not None and self.remote.size(_path(folder, MANIFEST_NAME)) is not None
 
     def find(self, stage: str, key: str) -> Artifact | None:
-        """Return the complete artifact of a stage with this key, or None; of one that was not sent yet, the one here.
+        """Return the complete artifact of a stage with this key, or None. Prefer the remote copy to the local one.
 
         Raises:
-            CorruptError: a file of it is missing or has another size, or its manifest is another artifact's.
+            CorruptError: a file is missing or has the wrong size, or the manifest belongs to another artifact.
             DownloadError: the URL cannot be reached.
         """
         for name in self._remote_names(stage):
@@ -96,17 +95,17 @@ class Workspace:
                 found = open_artifact(folder)
                 _check_identity(found, stage, key)
             except (CorruptError, MissingError):
-                if (folder / MANIFEST_NAME).is_file():  # else it was removed meanwhile
+                if (folder / MANIFEST_NAME).is_file():  # otherwise another process just removed it
                     raise
                 continue
             return found
         return None
 
     def remove(self, folder: Path, key: str, label: str) -> None:
-        """Remove an artifact or unfinished work, the manifest first, so that what is half removed is never read.
+        """Remove an artifact or unfinished work, manifest first, so that a partly removed artifact is never read.
 
         Raises:
-            LockedError: another run on this machine works on it, or reads it.
+            LockedError: another run on this machine works on the artifact or reads it.
         """
         with artifact_lock(self.root, key, label), removal_lock(self.root, key, label):
             if self.remote:
@@ -114,15 +113,15 @@ class Workspace:
                 self._clear(_path(folder))
             (folder / MANIFEST_NAME).unlink(missing_ok=True)
             while folder.is_dir():
-                with contextlib.suppress(FileNotFoundError):  # another process removes it, too
+                with contextlib.suppress(FileNotFoundError):  # another process is also removing it
                     shutil.rmtree(folder)
 
     def entries(self, stage: str) -> Iterator[Entry]:
-        """Go through the artifacts and the unfinished work of a stage, those on this machine last and oldest first."""
+        """Yield the artifacts and unfinished work of a stage: remote ones, then local ones, oldest first."""
         names = self._remote_names(stage)
         for name in names:
             entry = self._entry(self.root / stage / name, self.url_of(self.root / stage / name))
-            if entry and (entry.manifest or self.size(entry)):  # some list a folder whose files are gone
+            if entry and (entry.manifest or self.size(entry)):  # some stores list folders without files
                 yield entry
         for folder in self._folders(stage):
             entry = self._entry(folder, str(folder)) if folder.name not in names else None
@@ -130,7 +129,7 @@ class Workspace:
                 yield entry
 
     def _entry(self, folder: Path, location: str) -> Entry | None:
-        """Return what is in a folder or at its URL; None if it has no key in its name."""
+        """Return the entry of a folder or its URL; None if the folder's name has no key."""
         name, _, key = folder.name.rpartition("-")
         if not is_key(key):
             return None
@@ -141,21 +140,21 @@ class Workspace:
         return Entry(name, key, folder, location, manifest)
 
     def size(self, entry: Entry) -> int:
-        """Return the bytes of all files of an artifact or of unfinished work."""
+        """Return the total size in bytes of an artifact or of unfinished work."""
         if self.remote and entry.location != str(entry.folder):
             return sum(self.remote.sizes(_path(entry.folder)).values())
         return folder_bytes(entry.folder)
 
     def folder_names(self, stage: str) -> list[str]:
-        """Return the names of all folders of a stage, at the URL and on this machine, complete or not."""
+        """Return the names of all folders of a stage, remote and local, complete or not."""
         return list(dict.fromkeys([*self._remote_names(stage), *(folder.name for folder in self._folders(stage))]))
 
     def manifests(self, stage: str) -> Iterator[tuple[Path, Manifest]]:
-        """Go through the complete artifacts of a stage as ``entries`` does; unreadable ones are left out."""
+        """Yield folder and manifest of each complete artifact of a stage, in the order of ``entries``."""
         return ((entry.folder, entry.manifest) for entry in self.entries(stage) if entry.manifest)
 
     def find_content(self, stage: str, content_digest: str) -> Artifact | None:
-        """Return an artifact of a stage by its content digest, all files in their sizes; None if there is none."""
+        """Return the artifact of a stage with this content digest, or None; a file of a wrong size disqualifies it."""
         for entry in self.entries(stage):
             if entry.manifest and entry.manifest.content_digest == content_digest:
                 with contextlib.suppress(LsmixError):
@@ -163,10 +162,10 @@ class Workspace:
         return None
 
     def local_copy(self, artifact: Artifact) -> Path:
-        """Return a folder on this machine that holds all files of an artifact, downloaded and checked if need be.
+        """Return a local folder with all files of an artifact; a remote artifact is downloaded and checked first.
 
         Raises:
-            CorruptError, DiskSpaceError, DownloadError: as ``pull_artifact``.
+            CorruptError, DiskSpaceError, DownloadError: as in ``pull_artifact``.
         """
         if artifact.is_local:
             return artifact.folder
@@ -180,16 +179,16 @@ class Workspace:
             except LsmixError:
                 if not folder.exists():
                     raise
-                shutil.rmtree(folder)  # it was damaged here
+                shutil.rmtree(folder)  # the local copy was damaged
             else:
                 return folder
 
     def upload(self, artifact: Artifact, progress: Progress) -> Artifact:
-        """Send a finished artifact to the URL, unless another machine sent the same bytes meanwhile; return it there.
+        """Upload a complete artifact to the URL, unless another machine already has; return the remote artifact.
 
         Raises:
-            CorruptError: the one at the URL has another payload, as another kind of device makes.
-            DownloadError: the URL cannot be reached; the next run sends the rest.
+            CorruptError: the artifact at the URL has other contents, for example from another kind of device.
+            DownloadError: the URL cannot be reached; the next run uploads the rest.
         """
         if self.remote is None or not artifact.is_local:
             return artifact
@@ -201,10 +200,10 @@ class Workspace:
             sent = open_artifact(self.url_of(folder))
         elif sent.manifest.content_digest != artifact.manifest.content_digest:
             raise CorruptError(
-                f"{sent.location!r} was made by another run meanwhile, with content digest {sent.manifest.content_digest[:12]} where this "
-                f"one has {artifact.manifest.content_digest[:12]}: on another kind of device, perhaps. Remove {str(folder)!r} to take it."
+                f"another run has written {sent.location!r} with content digest {sent.manifest.content_digest[:12]} instead of "
+                f"{artifact.manifest.content_digest[:12]}, maybe on another kind of device. To use it, remove {str(folder)!r}."
             )
-        elif set(sent.manifest.files) != set(artifact.manifest.files):  # cards may differ
+        elif set(sent.manifest.files) != set(artifact.manifest.files):  # the dataset cards may differ
             shutil.rmtree(folder)
             return sent
         if isinstance(sent, RemoteArtifact):
@@ -214,10 +213,10 @@ class Workspace:
         return sent
 
     def _folders(self, stage: str) -> list[Path]:
-        """Return all folders of a stage on this machine, complete or not, oldest first."""
+        """Return all local folders of a stage, complete or not, oldest first."""
         below = []
         for path in (self.root / stage).glob("*-*"):
-            with contextlib.suppress(FileNotFoundError):  # others remove folders meanwhile
+            with contextlib.suppress(FileNotFoundError):  # another process may remove folders
                 facts = path.stat()
                 if stat.S_ISDIR(facts.st_mode):
                     below.append((facts.st_mtime_ns, path))
@@ -242,38 +241,38 @@ class Workspace:
         found = self.remote.sizes(path) if self.remote else {}
         for file in artifact.manifest.files:
             if found.get(file.path) != file.bytes:
-                got = "nothing" if file.path not in found else f"{found[file.path]} bytes"
+                got = "no file" if file.path not in found else f"{found[file.path]:,} bytes"
                 raise CorruptError(
-                    f"{artifact.where(file.path)!r} is damaged: expected {file.bytes} bytes, got {got}. Make the artifact again."
+                    f"{artifact.where(file.path)!r} is damaged: expected {file.bytes:,} bytes, got {got}. Rerun its stage with '--force'."
                 )
 
 
 def _path(folder: Path, *names: str) -> str:
-    """Return the path of a folder's file below the workspace."""
+    """Return the path, relative to the workspace, of a folder or a file in it."""
     return "/".join([folder.parent.name, folder.name, *names])
 
 
 def _check_identity(artifact: Artifact, stage: str, key: str) -> None:
-    """Raise CorruptError if an artifact is not the one of a stage with this key."""
+    """Raise CorruptError unless the manifest names this stage and key."""
     manifest = artifact.manifest
     if (manifest.stage, manifest.cache_key) != (stage, key):
         raise CorruptError(
-            f"{artifact.location!r} holds {manifest.stage} {manifest.cache_key} by its manifest: it was moved there. "
-            "Give it its own name again, or remove it."
+            f"{artifact.location!r} contains another artifact: its manifest says {manifest.stage} {manifest.cache_key}. "
+            "Move it back to its own folder, or remove it."
         )
 
 
 def find_artifact(name: str, workspace: Workspace, stages: Sequence[str]) -> Artifact | None:
-    """Return the complete artifact of a workspace that a user named; None if there is none.
+    """Return the complete artifact that a user named; None if there is none.
 
     Args:
-        name: its name, the name of its folder, or the first six digits or more of its cache key; each may begin with the
+        name: name of the artifact, name of its folder, or at least six digits of its cache key; optionally after the
             stage, as in "mix/lsmix".
-        workspace: where to look.
-        stages: the stages that may have made it.
+        workspace: the workspace to search.
+        stages: the stages to search.
 
     Raises:
-        RecipeError: several artifacts fit.
+        RecipeError: several artifacts match.
         CorruptError: the artifact is damaged.
     """
     stage, _, label = name.rpartition("/")
@@ -285,7 +284,7 @@ def find_artifact(name: str, workspace: Workspace, stages: Sequence[str]) -> Art
     ]
     if len(fits) > 1:
         several = ", ".join(f"{each}/{folder}" for each, folder in fits)
-        raise RecipeError(f"{name!r} could be {several}. Name one of them by its cache key.")
+        raise RecipeError(f"{name!r} matches several artifacts: {several}. Give the cache key of one of them.")
     return workspace.find(fits[0][0], fits[0][1].rpartition("-")[2]) if fits else None
 
 
@@ -296,7 +295,7 @@ def _fits(label: str, folder: str) -> bool:
 
 
 def artifact_location(name: str, workspace: str, stages: Sequence[str]) -> str:
-    """Return the folder or URL of an artifact that a user named, as ``find_artifact``; a path, a URL and an unknown name as it is."""
+    """Return the location of the artifact that a user named; return paths, URLs and unknown names unchanged."""
     path = local_folder(name)
     if path is None or path.exists() or len(Path(name).parts) > 2:
         return name
