@@ -1,4 +1,4 @@
-"""A user's mistake ends in one sentence and the documented exit code, never in a traceback, and changes nothing."""
+"""Commands report user errors in one sentence with the documented exit code, never a traceback, and change nothing."""
 
 import json
 import os
@@ -26,14 +26,14 @@ def snapshot(folder):
 
 
 def is_one_sentence(result, code=1):
-    """Tell whether a command ended as a mistake must: nothing on stdout, one line on stderr, its exit code."""
+    """Return whether a command reported an error correctly: nothing on stdout, one line on stderr, this exit code."""
     last = result.err.splitlines()[-1] if result.err else ""
     return (result.code, result.out) == (code, "") and last.startswith("error: ") and "Traceback" not in result.err
 
 
 @pytest.fixture
 def recipe_of(tmp_path):
-    """Return a function that writes a recipe on a data set at some path."""
+    """Return a function that writes a recipe for the data set at a path."""
 
     def write(path, more="", name="mine"):
         recipe = tmp_path / "my.toml"
@@ -78,7 +78,7 @@ BAD_BATCHES = {
 
 
 @pytest.mark.parametrize("kind", BAD_BATCHES)
-def test_a_wrong_batch_file_is_named_and_never_run(tmp_path, recipe_of, command, monkeypatch, kind):
+def test_a_bad_batch_file_is_named_and_its_code_is_not_run(tmp_path, recipe_of, command, monkeypatch, kind):
     monkeypatch.chdir(tmp_path)
     content, message = BAD_BATCHES[kind]
     folder = cifar_folder(tmp_path / "cifar", data_batch_3=content)
@@ -87,11 +87,11 @@ def test_a_wrong_batch_file_is_named_and_never_run(tmp_path, recipe_of, command,
     assert is_one_sentence(result), result
     assert message in result.err
     assert "data_batch_3" in result.err
-    assert not list(tmp_path.glob("runs/ingest/*")), "nothing is left of a data set that could not be read"
+    assert not list(tmp_path.glob("runs/ingest/*")), "a failed ingest leaves nothing behind"
     assert not (tmp_path / "evil-was-here").exists()
 
 
-def test_a_whole_batch_folder_is_read(tmp_path, recipe_of, command):
+def test_an_intact_batch_folder_is_read(tmp_path, recipe_of, command):
     recipe = recipe_of(cifar_folder(tmp_path / "cifar"), "heldout = 10\n")
     assert command("ingest", recipe, "--workspace", tmp_path / "runs").code == 0
 
@@ -112,7 +112,7 @@ def image_folder(folder, damage):
 
 
 @pytest.mark.parametrize("damage", ["mixed sizes", "unreadable", "truncated"])
-def test_a_bad_picture_is_named(tmp_path, recipe_of, command, damage):
+def test_a_bad_image_is_named(tmp_path, recipe_of, command, damage):
     recipe = recipe_of(image_folder(tmp_path / "pictures", damage), "heldout = 2\ntest = 2\n")
     result = command("ingest", recipe, "--workspace", tmp_path / "runs")
     assert is_one_sentence(result), result
@@ -123,14 +123,14 @@ def test_a_bad_picture_is_named(tmp_path, recipe_of, command, damage):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ('format = "npz"\n', "is a folder; the format of this source is a file"),
+        ('format = "npz"\n', "is a folder, but 'data.format' needs a file"),
         ('format = "cifar10-binary"\n', "error: "),
         ("heldout = 100\ntest = 2\n", "12 training images − 100 held-out − 2 test"),
         ("test = 12\n", "12 training images − 0 held-out − 12 test = 0 left for train"),
         ("heldout = 1\n", "would leave no test images"),
     ],
 )
-def test_an_impossible_split_or_format_is_refused(tmp_path, recipe_of, command, more, message):
+def test_an_impossible_split_or_format_is_rejected(tmp_path, recipe_of, command, more, message):
     recipe = recipe_of(image_folder(tmp_path / "pictures", ""), more)
     result = command("ingest", recipe, "--workspace", tmp_path / "runs")
     assert is_one_sentence(result), result
@@ -151,7 +151,7 @@ def test_a_missing_recipe_or_data_set_is_named(tmp_path, recipe_of, command, com
 
 
 @pytest.mark.parametrize("command_name", ["verify", "show"])
-def test_a_path_that_is_no_artifact_is_refused(tmp_path, command, command_name):
+def test_a_path_that_is_not_an_artifact_is_rejected(tmp_path, command, command_name):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_bytes(b"x")
     for path in ("nothing", "empty", "file", "binary\x01name"):
@@ -159,7 +159,7 @@ def test_a_path_that_is_no_artifact_is_refused(tmp_path, command, command_name):
 
 
 @pytest.mark.parametrize("command_name", ["run", "mix", "status", "gc"])
-def test_a_wrong_field_harms_no_earlier_artifact(tiny_recipe, tiny_workspace, command, command_name):
+def test_a_wrong_field_does_not_change_existing_artifacts(tiny_recipe, tiny_workspace, command, command_name):
     before = snapshot(tiny_workspace)
     for override in ("pools.lsmix.alpah=1", "pools.lsmix.alpha=0", "flow.path=nobody", "runs.lsmix.pool=x", "nothing"):
         result = command(command_name, tiny_recipe, "--workspace", tiny_workspace, "--set", override)
@@ -186,7 +186,7 @@ def test_a_wrong_command_line_exits_with_2(command, words):
 
 
 @pytest.mark.parametrize(("device", "message"), [("tpu", "device 'tpu' is unknown"), ("cuda:99", "device 'cuda:99'")])
-def test_an_unknown_device_is_refused_before_anything_is_made(tiny_recipe, tiny_workspace, command, device, message):
+def test_an_unknown_device_is_rejected_before_any_work(tiny_recipe, tiny_workspace, command, device, message):
     shutil.rmtree(tiny_workspace / "encode")
     result = command("encode", tiny_recipe, "--workspace", tiny_workspace, "--device", device)
     assert is_one_sentence(result), result
@@ -194,7 +194,7 @@ def test_an_unknown_device_is_refused_before_anything_is_made(tiny_recipe, tiny_
     assert not list(tiny_workspace.glob("encode/*"))
 
 
-def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, tmp_path, command, monkeypatch):
+def test_system_errors_are_reported_in_one_sentence(tiny_recipe, tiny_workspace, tmp_path, command, monkeypatch):
     occupied = tmp_path / "occupied"
     occupied.write_text("a file where the workspace should be")
     result = command("ingest", tiny_recipe, "--workspace", occupied)
@@ -218,10 +218,10 @@ def test_errors_of_the_system_are_one_sentence_too(tiny_recipe, tiny_workspace, 
     monkeypatch.setattr("lsmix.data.readers.dataset_writer.write_dataset", too_much)
     result = command("ingest", tiny_recipe, "--workspace", tiny_workspace)
     assert is_one_sentence(result)
-    assert "this needs more memory than there is: Unable to allocate 1.00 TiB" in result.err
+    assert "not enough memory: Unable to allocate 1.00 TiB" in result.err
 
 
-def test_a_flow_for_other_images_is_refused_in_one_sentence(tiny_workspace, recipe_of, tmp_path, command):
+def test_a_flow_for_other_images_is_rejected_in_one_sentence(tiny_workspace, recipe_of, tmp_path, command):
     flow = next((tiny_workspace / "train-glow").iterdir())
     pictures = image_folder(tmp_path / "pictures", "")
     recipe = recipe_of(pictures, f'heldout = 2\ntest = 2\n[flow]\npath = "{flow}"\n')
@@ -230,7 +230,7 @@ def test_a_flow_for_other_images_is_refused_in_one_sentence(tiny_workspace, reci
     assert "images do not fit this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
 
 
-def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, command):
+def test_training_without_test_images_reports_what_is_missing(recipe_of, tmp_path, command):
     np.savez(tmp_path / "a.npz", images=np.zeros((40, 8, 8, 1), np.uint8), labels=np.arange(40) % 4)
     recipe = recipe_of(tmp_path / "a.npz", "heldout = 4\n[classifier]\nwidth = 4\nepochs = 1\n[runs.a]\n")
     result = command("train", recipe, "--workspace", tmp_path / "runs", "--device", "cpu")
@@ -280,15 +280,15 @@ def test_a_dry_run_changes_nothing(tiny_recipe, tiny_workspace, recipe_of, tmp_p
             assert command(name, recipe, "--workspace", tmp_path / "new", *more).code == 0
     assert snapshot(tiny_workspace) == before
     command("status", recipe, "--workspace", tmp_path / "new")
-    assert not (tmp_path / "new").exists(), "not even the memory of checksums"
+    assert not (tmp_path / "new").exists(), "not even the cache of checksums is written"
 
 
-def test_a_dry_run_with_force_says_what_would_be_made_again(tiny_recipe, tiny_workspace, command):
+def test_a_dry_run_with_force_shows_what_would_rerun(tiny_recipe, tiny_workspace, command):
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, "--dry-run", "--force")
     assert [line.split()[0] for line in result.out.splitlines()[1:]] == ["cached"] * 3 + ["to-run"] * 2
 
 
-def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_workspace, command):
+def test_status_check_exits_with_3_unless_everything_is_up_to_date(tiny_recipe, tiny_workspace, command):
     words = ("status", tiny_recipe, "--workspace", tiny_workspace, "--check")
     assert command(*words).code == 0
     result = command(*words, "--set", "report.title=New")
@@ -298,11 +298,11 @@ def test_status_check_exits_with_3_unless_all_is_up_to_date(tiny_recipe, tiny_wo
     assert command(*words).code == 3
 
 
-def test_status_says_what_an_artifact_waits_for(tiny_recipe, tmp_path, command):
+def test_status_shows_what_an_artifact_waits_for(tiny_recipe, tmp_path, command):
     lines = command("status", tiny_recipe, "--workspace", tmp_path / "runs").out.splitlines()
     assert lines[0].split() == ["state", "artifact", "size", "time", "why"]
     assert lines[1].split()[:3] == ["to-run", "ingest", "tiny"]
-    assert lines[1].endswith("was never made")
+    assert lines[1].endswith("not made yet")
     assert all(line.startswith("waits ") for line in lines[2:])
 
 
@@ -311,15 +311,15 @@ def test_quiet_prints_no_progress(tiny_recipe, tiny_workspace, command):
 
 
 @pytest.mark.parametrize(("stage", "section"), [("mix", "[pools.NAME]"), ("train", "[runs.NAME]")])
-def test_a_stage_for_which_a_recipe_has_nothing_says_so(recipe_of, tmp_path, command, stage, section):
+def test_a_stage_without_a_section_in_the_recipe_is_an_error(recipe_of, tmp_path, command, stage, section):
     recipe = recipe_of(image_folder(tmp_path / "pictures", ""), "heldout = 2\ntest = 2\n")
     result = command(stage, recipe, "--workspace", tmp_path / "runs")
     assert is_one_sentence(result)
-    assert f"has no {section}, which the stage {stage!r} needs" in result.err
+    assert f"has no section {section}, which stage {stage!r} needs" in result.err
     assert command("status", recipe, "--workspace", tmp_path / "runs").code == 0
 
 
-def test_init_prints_a_recipe_and_lists_them(command):
+def test_init_prints_a_recipe_or_lists_all_recipes(command):
     lines = command("init").out.splitlines()
     assert lines == [line[:80] for line in lines]
     assert [line.split()[0] for line in lines] == builtin_recipes()
@@ -332,7 +332,7 @@ def test_the_recipe_defaults_to_lsmix_toml_and_the_workspace_to_the_environment(
 ):
     monkeypatch.chdir(tmp_path)
     missing = command("status")
-    assert (missing.code, "no recipe at 'lsmix.toml'" in missing.err) == (1, True)
+    assert (missing.code, "recipe 'lsmix.toml' does not exist" in missing.err) == (1, True)
     assert "'lsmix init demo > my.toml'" in command("status", "demo").err
     shutil.copy(tiny_recipe, "lsmix.toml")
     monkeypatch.setenv("LSMIX_WORKSPACE", str(finished_workspace))
@@ -358,7 +358,7 @@ def test_ls_lists_every_artifact_with_its_inputs_and_marks_unfinished_work(tiny_
     }
 
 
-def test_the_overview_has_each_command_once_with_a_whole_text(command):
+def test_the_overview_has_each_command_once_with_a_complete_text(command):
     lines = command("--help").out.splitlines()
     named = [line.split()[0] for line in lines if re.match(r"  [a-z-]+  +[A-Z]", line)]
     assert sorted(named) == sorted(cli.commands)
@@ -389,7 +389,7 @@ def test_the_entry_point_exits_with_the_documented_codes(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"stage": "train_glow"}, {"force": "train_glow"}])
-def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp_path, options):
+def test_an_unknown_stage_is_rejected_with_a_suggestion(tiny_recipe, tmp_path, options):
     with pytest.raises(RecipeError, match=r"unknown stage 'train_glow'. Did you mean 'train-glow'\?"):
         lsmix.run(tiny_recipe, workspace=tmp_path / "runs", **options)
     assert not (tmp_path / "runs").exists()
@@ -403,9 +403,9 @@ def test_an_unknown_stage_is_refused_with_the_nearest_known_one(tiny_recipe, tmp
         ({"GOMP_SPINCOUNT": "7"}, ("passive", "7")),
     ],
 )
-def test_waiting_threads_spin_a_little_unless_the_user_says_otherwise(monkeypatch, command, chosen, expected):
+def test_waiting_threads_spin_briefly_unless_the_user_sets_a_policy(monkeypatch, command, chosen, expected):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
-        monkeypatch.setenv(name, "")  # so that it is restored
+        monkeypatch.setenv(name, "")  # so that monkeypatch restores it
         monkeypatch.delenv(name)
     for name, value in chosen.items():
         monkeypatch.setenv(name, value)
@@ -414,30 +414,30 @@ def test_waiting_threads_spin_a_little_unless_the_user_says_otherwise(monkeypatc
 
 
 @pytest.fixture
-def beside(tiny_recipe, tiny_workspace, tmp_path, monkeypatch):
-    """Go to a folder with a recipe and a workspace "runs"."""
+def workspace(tiny_recipe, tiny_workspace, tmp_path, monkeypatch):
+    """Change to a folder with a recipe and the workspace "runs"; return the workspace."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(tiny_recipe, "lsmix.toml")
     return tiny_workspace
 
 
-def test_an_artifact_is_named_by_path_name_or_key(beside, command, monkeypatch):
-    (pool,) = beside.glob("mix/lsmix-*")
+def test_an_artifact_is_named_by_path_name_or_key(workspace, command, monkeypatch):
+    (pool,) = workspace.glob("mix/lsmix-*")
     key = pool.name.rpartition("-")[2]
     for name in ("lsmix", "mix/lsmix", pool.name, key, key[:6], f"runs/mix/{pool.name}"):
         assert json.loads(command("show", name, "--json").out)["content"]["cache_key"] == key, name
     several = command("show", "tiny")
     assert is_one_sentence(several)
-    assert "'tiny' could be ingest/tiny-" in several.err
+    assert "'tiny' matches several artifacts: ingest/tiny-" in several.err
     assert is_one_sentence(command("show", "nothing"))
     for words in (("verify", "lsmix", "--deep", "--data", "ingest/tiny", "--flow", "tiny"), ("card", "lsmix", "card")):
         assert command(*words).code == 0
-    assert is_one_sentence(command("card", "encode/tiny", "other")), "a card is of a pool"
+    assert is_one_sentence(command("card", "encode/tiny", "other")), "only a pool has a card"
     monkeypatch.setenv("LSMIX_WORKSPACE", "elsewhere")
     assert is_one_sentence(command("show", "lsmix"))
 
 
-def test_show_writes_a_picture_only_if_asked(beside, command):
+def test_show_writes_an_image_only_on_request(workspace, command):
     before = snapshot(Path())
     result = command("show", "mix/lsmix")
     assert (result.code, ".png" in result.out) == (0, False)
@@ -445,7 +445,7 @@ def test_show_writes_a_picture_only_if_asked(beside, command):
     assert is_one_sentence(command("show", "mix/lsmix", "--rows", "4"))
 
 
-def test_diff_lists_the_fields_that_differ(beside, command):
+def test_diff_lists_the_fields_that_differ(workspace, command):
     text = Path("lsmix.toml").read_text(encoding="utf-8")
     Path("b.toml").write_text(text.replace('"tiny"', '"other"').replace("alpha = 0.4", "alpha = 0.7"), encoding="utf-8")
     table = [line.split() for line in command("diff", "lsmix.toml", "b.toml").out.splitlines()]
@@ -456,9 +456,9 @@ def test_diff_lists_the_fields_that_differ(beside, command):
     assert is_one_sentence(command("diff", "lsmix.toml", "mix/lsmix"))
 
 
-def test_logs_lists_runs_and_prints_one(beside, command):
+def test_logs_lists_runs_and_prints_one(workspace, command):
     assert command("mix", "--force", "-q").code == 0
-    (beside / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
+    (workspace / ".logs" / "20000101T000000.0-cut-1.jsonl").write_bytes(b'{"at":"x","event":"begin","stage":"","comm')
     newest, *_, oldest = (line.split() for line in command("logs").out.splitlines()[1:])
     assert newest[-3:] == ["done", "mix", "lsmix.toml"]
     assert oldest[-1] == "unfinished"
@@ -482,7 +482,7 @@ COMPLETED = {
 }
 
 
-def test_shells_complete_commands_recipes_and_artifacts(beside, command, monkeypatch):
+def test_shells_complete_commands_recipes_and_artifacts(workspace, command, monkeypatch):
     with Path("lsmix.toml").open("a", encoding="utf-8") as file:
         file.write("\n[scale.small.data]\nheldout = 4\n")
 
@@ -495,8 +495,8 @@ def test_shells_complete_commands_recipes_and_artifacts(beside, command, monkeyp
         assert f"plain,{expected}" in command().out, words
 
 
-def test_tables_fit_the_terminal_and_are_complete_elsewhere(beside, command, monkeypatch):
-    shutil.rmtree(beside / "mix")
+def test_tables_are_wrapped_only_on_a_terminal(workspace, command, monkeypatch):
+    shutil.rmtree(workspace / "mix")
     changed = [word for key in ("alpha", "seed", "copies", "tolerance") for word in ("--set", f"pools.lsmix.{key}=3")]
     for words in (
         ("status", *changed),
@@ -506,9 +506,9 @@ def test_tables_fit_the_terminal_and_are_complete_elsewhere(beside, command, mon
         ("logs",),
     ):
         monkeypatch.delenv("COLUMNS", raising=False)
-        whole = command(*words)
-        assert whole.code == 0
+        unwrapped = command(*words)
+        assert unwrapped.code == 0
         monkeypatch.setenv("COLUMNS", "80")
         lines = command(*words).out.splitlines()
         assert max(map(len, lines)) <= 80, lines
-        assert len(lines) >= len(whole.out.splitlines())
+        assert len(lines) >= len(unwrapped.out.splitlines())

@@ -321,7 +321,9 @@ def _apply_override(table: dict[str, Any], override: str) -> None:
 def _check_format(table: Mapping[str, Any], where: str) -> None:
     version = table.get("format", _FORMAT)
     if isinstance(version, int) and version > _FORMAT:
-        raise RecipeError(f"{where} has format {version}; this lsmix reads format {_FORMAT}. Upgrade lsmix.")
+        raise RecipeError(
+            f"{where} has format {version}; this version of lsmix reads format {_FORMAT}. Use a newer lsmix."
+        )
 
 
 def _check_values(value: Any, dotted: str, where: str) -> None:

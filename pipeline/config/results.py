@@ -121,7 +121,10 @@ def read_naturalness(folder: Path | Artifact) -> Naturalness:
         CorruptError: the file is damaged.
     """
     location = folder if isinstance(folder, Path) else folder.location
-    words = {"what": f"{NATURALNESS_FILE} of {str(location)!r} has", "remedy": "Upgrade lsmix, or recreate the file."}
+    words = {
+        "what": f"{NATURALNESS_FILE} of {str(location)!r} has",
+        "remedy": "Use a newer lsmix, or recreate the file.",
+    }
     return _read(
         folder,
         NATURALNESS_FILE,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lsmix.data.artifact import WORK_FOLDER, Artifact, InputRecord
-from lsmix.data.errors import RecipeError, format_bytes
+from lsmix.data.errors import RecipeError
 from lsmix.data.loaders.ranks import ALONE, Ranks
 from lsmix.data.progress import Progress
 from lsmix.data.table import Table
@@ -159,7 +159,7 @@ def check_chunk_rows(field: str, chunk_rows: int, total_bytes: int, rows: int) -
     row_bytes = max(1, total_bytes // max(1, rows))
     if min(chunk_rows, rows) * row_bytes > _MAX_SHARD_BYTES:
         raise RecipeError(
-            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes:,} for rows of {format_bytes(row_bytes)}, because a shard "
+            f"{field}: expected at most {_MAX_SHARD_BYTES // row_bytes:,} for rows of {row_bytes:,} bytes, because a shard "
             f"is kept in memory, got {chunk_rows:,}. Lower or remove it."
         )
 

@@ -453,7 +453,7 @@ def test_commands_say_what_was_moved(artifact, command, tmp_path):
     second = command("pull", tmp_path / "stick", tmp_path / "here")
     assert second.code == 0
     assert second.out.splitlines()[0].split() == ["artifact", str(tmp_path / "here")]
-    assert "all as recorded (content digest" in second.out
+    assert "all match the manifest (content digest" in second.out
     assert "pull mine: " in second.err
     assert content_digest(read_manifest(tmp_path / "here").files) == document["content"]["content_digest"]
 

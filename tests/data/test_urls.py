@@ -171,7 +171,7 @@ def test_every_command_takes_urls_as_it_takes_folders(stored, made, command, tmp
         words = ("--data", data, "--flow", flow, "--compare", pool, "--out", f"rebuilt{index}", "--device", "cpu", "-q")
         rebuilt = command("rebuild", named, *words)
         assert rebuilt.code == 0, rebuilt.err
-        assert "equal to the original's" in rebuilt.out
+        assert "same as the original" in rebuilt.out
     assert not any(path.name.endswith(":") for path in Path.cwd().iterdir())
 
 

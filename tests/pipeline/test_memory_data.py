@@ -1,4 +1,4 @@
-"""``lsmix.run`` with a dictionary or a Recipe in place of a file, and with images in memory in place of ``data.path``."""
+"""``lsmix.run`` with a dictionary or a ``Recipe`` instead of a file, and with images in memory."""
 
 import tomllib
 from pathlib import Path
@@ -25,7 +25,7 @@ DATA = {"test": 4, "heldout": 2}
 
 
 class Pictures:
-    """A map-style data set, as torchvision has them."""
+    """A map-style data set like those of torchvision."""
 
     classes = NAMES
 
@@ -40,7 +40,7 @@ class Pictures:
 
 
 class HubPictures(Pictures):
-    """One as Hugging Face has them."""
+    """A data set like those of Hugging Face."""
 
     features: ClassVar = {"label": SimpleNamespace(names=list(NAMES))}
 
@@ -93,7 +93,7 @@ def test_images_in_memory_give_the_data_set_of_their_files(from_arrays, tmp_path
     assert digest(files) == digest(ingest((IMAGES[order], [NAMES[label] for label in LABELS[order]]), tmp_path))
 
 
-def test_a_second_call_is_cached_and_another_pixel_label_or_name_is_not(from_arrays):
+def test_a_second_call_is_cached_unless_a_pixel_label_or_name_changes(from_arrays):
     workspace = from_arrays.folder.parents[1]
     assert ingest({"train": (IMAGES, LABELS), "class_names": NAMES}, workspace).cached
     other = IMAGES.copy()
@@ -102,7 +102,7 @@ def test_a_second_call_is_cached_and_another_pixel_label_or_name_is_not(from_arr
         assert not ingest({"train": (images, labels), "class_names": names}, workspace).cached
 
 
-def test_images_of_several_sizes_and_grey_images_are_read_as_files_are(tmp_path):
+def test_images_of_several_sizes_and_grey_images_are_read_like_files(tmp_path):
     images = [RNG.integers(0, 256, (8 + row, 9, 3), dtype=np.uint8) for row in range(12)]
     with pytest.raises(
         SourceError, match=r"images differ in size .* image 1 of data 'train'.* Add a line such as 'size"
@@ -140,7 +140,7 @@ def test_test_and_validation_images_are_splits(tmp_path):
         (Pictures(lambda image: RNG.permutation(image)), r"image \d+ of data 'train' is another one when it is read again"),
     ],
 )  # fmt: skip
-def test_data_that_are_no_labelled_images_are_named(data, message, tmp_path):
+def test_data_other_than_labelled_images_are_rejected(data, message, tmp_path):
     with pytest.raises(SourceError, match=message):
         ingest(data, tmp_path)
 
@@ -150,7 +150,7 @@ def test_data_in_memory_and_files_exclude_each_other(tmp_path):
         ingest((IMAGES, LABELS), tmp_path, path="photos")
 
 
-def test_the_command_line_says_that_such_data_are_passed_in_python(tmp_path, command):
+def test_the_command_line_explains_that_data_in_memory_need_python(tmp_path, command):
     (tmp_path / "my.toml").write_text('name = "mine"\n[data]\ntest = 4', encoding="utf-8")
     result = command("status", tmp_path / "my.toml", "--workspace", tmp_path)
     assert result.code == 1
@@ -160,15 +160,15 @@ def test_the_command_line_says_that_such_data_are_passed_in_python(tmp_path, com
 def test_a_pool_of_images_in_memory_is_resumed_and_verified_down_to_its_pixels(tmp_path):
     recipe = tomllib.loads(factory.SMALL_RECIPE)
     recipe["data"] = DATA
-    asked = {"workspace": tmp_path / "runs", "stage": "mix", "data": (IMAGES, LABELS)}
-    made = lsmix.run(recipe, **asked)
-    assert all(item.cached for item in lsmix.run(recipe, **asked).built)
+    options = {"workspace": tmp_path / "runs", "stage": "mix", "data": (IMAGES, LABELS)}
+    made = lsmix.run(recipe, **options)
+    assert all(item.cached for item in lsmix.run(recipe, **options).built)
     pool = made["mix"].folder
     assert lsmix.verify(pool, deep=True)["deep"]["pixels_differing"] == 0
     assert lsmix.verify(pool, deep=True, data=made["ingest"].folder)["deep"]["pixels_differing"] == 0
 
 
-# Recipes made in Python.
+# Recipes in Python.
 
 
 def test_a_dictionary_and_a_recipe_equal_the_file(tiny_recipe, tmp_path):
@@ -203,10 +203,10 @@ def keys(recipe, overrides, workspace):
         ({"runs": {"a": {"pool": "b"}}}, r"runs\.a\.pool: there is no pool 'b'"),
     ],
 )
-def test_a_wrong_dictionary_gets_the_messages_of_a_file(change, message):
+def test_a_wrong_dictionary_gives_the_same_messages_as_a_file(change, message):
     with pytest.raises(RecipeError, match=message):
         read_recipe({"name": "mine", "data": {"format": "digits"}, **change})
-    with pytest.raises(RecipeError, match=r"a recipe is a path, a dictionary or a Recipe; got int"):
+    with pytest.raises(RecipeError, match=r"expected a path, a dictionary or a Recipe, got int"):
         read_recipe(3)
 
 
@@ -215,6 +215,6 @@ def test_relative_paths_of_a_dictionary_start_at_the_current_folder(tmp_path, mo
     assert Path(read_recipe({"name": "a", "data": {"path": Path("b")}}).data.path) == tmp_path / "b"
 
 
-def test_an_unknown_stage_is_an_error_of_a_dictionary_too():
+def test_an_unknown_stage_is_an_error_with_a_dictionary_too():
     with pytest.raises(LsmixError, match=r"unknown stage 'mixx'\. Did you mean 'mix'\?"):
         lsmix.run({"name": "mine", "data": {"format": "digits"}}, stage="mixx")

@@ -1,4 +1,4 @@
-"""``lsmix demo --photos``, and the flow natural-32 as the start of a training."""
+"""``lsmix demo --photos``, and training that starts from the flow natural-32."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def put(path, width=40, height=36):
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
 
 
-def test_photographs_without_labels_are_mixed_into_a_sheet(tmp_path, monkeypatch, command):
+def test_photos_without_labels_are_mixed_into_a_sheet(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(photos, "_COPIES", 1)
     for row in range(5):
@@ -26,14 +26,14 @@ def test_photographs_without_labels_are_mixed_into_a_sheet(tmp_path, monkeypatch
     (tmp_path / "mine/broken.jpg").write_bytes(b"no image")
     result = command("demo", "--photos", "mine", "-q", "--device", "cpu")
     assert result.code == 0
-    assert "warning: 1 file cannot be read as images: broken.jpg" in result.err
+    assert "warning: skipped 1 unreadable image: broken.jpg" in result.err
     assert result.out.splitlines()[-1] == f"sheet       {tmp_path / 'photos.png'}"
     with Image.open(tmp_path / "photos.png") as sheet:
         assert sheet.width > sheet.height / 3
     assert command("demo", "--photos", "mine", "-q", "--dry-run").out.count("cached") == 4
 
 
-def test_photographs_in_class_folders_are_compared_by_classifiers(tmp_path):
+def test_photos_in_class_folders_are_compared_by_classifiers(tmp_path):
     for row in range(40):
         put(tmp_path / f"{'ab'[row % 2]}/{row}.png")
     recipe, data = photos_recipe(tmp_path, NullProgress())
@@ -42,13 +42,13 @@ def test_photographs_in_class_folders_are_compared_by_classifiers(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["nothing", "empty"])
-def test_a_folder_without_photographs_is_refused(tmp_path, name):
+def test_a_folder_without_photos_is_rejected(tmp_path, name):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(MissingError, match="photographs"):
+    with pytest.raises(MissingError, match="photo"):
         photos_recipe(tmp_path / name, NullProgress())
 
 
-def test_training_starts_from_the_flow_that_comes_with_lsmix(tmp_path):
+def test_training_starts_from_the_bundled_flow(tmp_path):
     images = RNG.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     training = {"iterations": 1, "batch_size": 2, "warmup": 0}
     recipe = {"name": "own", "data": {"test": 2}, "flow": {"start_from": "natural-32", "training": training}}

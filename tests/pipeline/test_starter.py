@@ -1,4 +1,4 @@
-"""``lsmix init --from``: the recipe that it writes runs as it is."""
+"""``lsmix init --from`` writes recipes that run unchanged."""
 
 import factory
 import numpy as np
@@ -24,7 +24,7 @@ def written(folder, source):
     return read_recipe(folder / "my.toml")
 
 
-def test_the_recipe_for_a_folder_of_photographs_runs_as_it_is(tmp_path, monkeypatch, command):
+def test_the_recipe_for_a_folder_of_photos_runs_unchanged(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     for number in range(30):
         put(tmp_path / f"my photos/{'ab'[number % 2]}/{number}.png", width=40 + number)
@@ -33,7 +33,7 @@ def test_the_recipe_for_a_folder_of_photographs_runs_as_it_is(tmp_path, monkeypa
     printed = command("init", "--from", "my photos").out
     assert "# left out: 1, not a supported image type (.txt) (a/n?.txt)\n" in printed
     assert "# Training images by class: a 16, b 15." in printed
-    assert "in all." in printed
+    assert "in total." in printed
     (tmp_path / "my.toml").write_text(printed, encoding="utf-8")
     recipe = read_recipe(tmp_path / "my.toml")
     assert (recipe.name, recipe.data.size, recipe.data.test, recipe.own_flow.path) == ("my-photos", 32, 3, "natural-32")
@@ -48,7 +48,7 @@ def test_the_recipe_for_a_folder_of_photographs_runs_as_it_is(tmp_path, monkeypa
     assert list(tmp_path.glob("runs/report/*/report.html"))
 
 
-def test_a_table_of_labels_is_found_and_images_of_one_small_size_keep_it(tmp_path):
+def test_a_table_of_labels_is_found_and_small_images_keep_their_size(tmp_path):
     for number in range(12):
         put(tmp_path / f"set/images/{number}.png", 16, 16)
     lines = [f"{number},{'xyz'[number % 3]}" for number in range(12)]
@@ -58,7 +58,7 @@ def test_a_table_of_labels_is_found_and_images_of_one_small_size_keep_it(tmp_pat
     assert (recipe.data.size, recipe.own_flow.levels) == (0, 2)
 
 
-def test_arrays_with_their_own_test_images_keep_them(tmp_path):
+def test_a_published_test_split_is_kept(tmp_path):
     images = RNG.integers(0, 256, (200, 28, 28), dtype=np.uint8)
     labels = np.arange(200) % 10
     np.savez(tmp_path / "a.npz", train_images=images, train_labels=labels, test_images=images, test_labels=labels)
@@ -66,7 +66,7 @@ def test_arrays_with_their_own_test_images_keep_them(tmp_path):
     assert (recipe.name, recipe.data.test, recipe.data.heldout, recipe.data.on_error) == ("a", 0, 10, "stop")
 
 
-def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
+def test_settings_become_smaller_for_larger_data_sets(tmp_path):
     recipes = []
     for count in (200, 20_000):
         np.savez(tmp_path / "a.npz", images=np.zeros((count, 30, 30, 3), np.uint8), labels=np.arange(count) % 2)
@@ -77,7 +77,7 @@ def test_settings_become_smaller_as_the_data_set_grows(tmp_path):
     assert few.pools["lsmix"].copies > many.pools["lsmix"].copies
 
 
-def test_a_source_that_cannot_be_split_or_read_is_refused(tmp_path):
+def test_a_source_that_cannot_be_split_or_read_is_rejected(tmp_path):
     with pytest.raises(MissingError, match="there is no such file or folder"):
         starter_recipe(str(tmp_path / "nothing"))
     for name in "abc":
@@ -94,7 +94,7 @@ def test_a_warning_comes_before_work_of_more_than_a_day(tmp_path, command, monke
     long = ["flow.training.iterations=100000000", "flow.training.batch_size=65536"]
     words = (recipe, "--workspace", tmp_path / "runs", *(part for one in long for part in ("--set", one)))
     result = command("status", *words)
-    assert result.err.startswith("warning: this takes about ")
+    assert result.err.startswith("warning: this run will take about ")
     assert "train-glow" in result.err
     assert "(lower flow.training.iterations, flow.steps, flow.hidden or data.size). Or use a GPU." in result.err
     assert "~" in next(line for line in result.out.splitlines() if "train-glow" in line)

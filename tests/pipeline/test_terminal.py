@@ -1,4 +1,4 @@
-"""Progress on stderr: a bar on a terminal, lines elsewhere; the streams of the command line accept any text."""
+"""Progress on stderr is a bar on a terminal, otherwise lines; the streams of the command line accept any text."""
 
 import io
 import os
@@ -17,7 +17,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Return a function that lets seconds pass."""
+    """Return a function that advances the clock by some seconds."""
     now = [1000.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     return lambda seconds: now.__setitem__(0, now[0] + seconds)
@@ -26,12 +26,12 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("unit", "total", "done", "note", "first", "line"),
     [
-        ("image", 4000, 1000, "", "mix a: 4,000 images, 1,000 of them done", "2,000 of 4,000, 25.0 images/s, 1 min 20 s left"),
+        ("image", 4000, 1000, "", "mix a: 4,000 images, 1,000 already done", "2,000 of 4,000, 25.0 images/s, 1 min 20 s left"),
         ("epoch", 20, 0, "error 3%", "mix a: 20 epochs", "10 of 20, 4.0 s/epoch, 40.0 s left, error 3%"),
-        ("byte", 8_000_000, 4_000_000, "", "mix a: 8.0 MB, 4.0 MB of them done", "6.0 MB of 8.0 MB, 50.0 kB/s, 40.0 s left"),
+        ("byte", 8_000_000, 4_000_000, "", "mix a: 8.0 MB, 4.0 MB already done", "6.0 MB of 8.0 MB, 50.0 kB/s, 40.0 s left"),
     ],
 )  # fmt: skip
-def test_without_a_terminal_a_line_says_how_far_the_work_is(
+def test_without_a_terminal_progress_is_printed_in_lines(
     clock, capsys,
     unit, total, done, note, first, line,
 ):  # fmt: skip

@@ -360,7 +360,7 @@ def test_a_recipe_of_100_megabytes_is_not_read(tmp_path, guarded):
     (tmp_path / "my.toml").touch()
     os.truncate(tmp_path / "my.toml", 100 << 20)
     result = guarded("run", tmp_path / "my.toml", "--workspace", tmp_path / "runs", memory=True)
-    assert_refused(result, 1, "has 104857600 bytes; at most 1048576 are read")
+    assert_refused(result, 1, "has 104.9 MB; the limit is 1.0 MB")
 
 
 @pytest.mark.parametrize(
@@ -475,7 +475,7 @@ def test_status_accepts_any_content_of_shard_records_and_remembered_checksums(ti
         (pool / "work/ledger/000000.json").write_bytes(content)
         (tiny_workspace / ".sources.json").write_bytes(content)
         result = guarded("status", tiny_recipe, "--workspace", tiny_workspace)
-        assert (result.code, "was interrupted: 0 shards done" in result.out) == (0, True), content[:80]
+        assert (result.code, "interrupted: 0 shards done" in result.out) == (0, True), content[:80]
 
 
 def test_a_report_refuses_results_that_cannot_be_decoded(tiny_recipe, tiny_workspace, guarded):

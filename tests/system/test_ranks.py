@@ -167,7 +167,7 @@ def test_a_signal_to_one_rank_stops_all_and_the_first_rank_broadcasts(trained):
 def test_batches_that_the_ranks_cannot_divide_are_refused_before_any_work(monkeypatch):
     monkeypatch.setattr(torchrun, "_joined", [Ranks(size=3)])
     torchrun.check_ranks("flow.training.batch_size", 9, last_batch=3)
-    for numbers, text in (((8,), "batches of 8 images cannot"), ((9, 2), "leaves a last batch of 2, cannot")):
+    for numbers, text in (((8,), "batches of 8 images cannot"), ((9, 2), "with a last batch of 2, cannot")):
         with pytest.raises(RecipeError, match=rf"^flow\.training\.batch_size: .*{text} be divided among 3 ranks"):
             torchrun.check_ranks("flow.training.batch_size", *numbers)
 

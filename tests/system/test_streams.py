@@ -82,7 +82,7 @@ def test_a_connection_that_breaks_is_no_reader_that_went_away(
 
     monkeypatch.setattr("lsmix.pipeline.config.recipes.recipe_text", broken)
     result = command("init", "demo")
-    assert (result.code, result.err) == (1, "error: Broken pipe. What is done is kept.\n")
+    assert (result.code, result.err) == (1, "error: Broken pipe. Completed work is kept.\n")
 
 
 def test_completion_of_shells_is_still_answered() -> None:

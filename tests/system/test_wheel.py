@@ -99,7 +99,7 @@ def test_the_command_line_works_from_the_wheel(ask, tmp_path):
     recipe = ask("lsmix", "init", "demo")
     assert recipe == (ROOT / "recipes" / "demo.toml").read_text(encoding="utf-8")
     (tmp_path / "demo.toml").write_text(recipe, encoding="utf-8")
-    assert "was never made" in ask("lsmix", "status", "demo.toml")
+    assert "not made yet" in ask("lsmix", "status", "demo.toml")
 
 
 USE = """

@@ -1,4 +1,4 @@
-"""Laws of a recipe's numbers: each has a lower and an upper bound, and what depends on the data is held against them."""
+"""Every number of a recipe has a lower and an upper bound, and some numbers are checked against the data set."""
 
 import shutil
 from collections import namedtuple
@@ -14,7 +14,7 @@ from lsmix.pipeline.config.schema import FlowRecipe
 
 
 def _numbers(kind, place, bounds=()):
-    """Go through the numbers that a type may hold, with what is declared of each."""
+    """Yield the numbers that a type may contain, with their declared bounds."""
     if hasattr(kind, "__metadata__"):
         yield from _numbers(kind.__origin__, place, kind.__metadata__)
     elif kind in (int, float):
@@ -38,7 +38,7 @@ def test_every_number_of_a_recipe_has_a_lower_and_an_upper_bound(place):
     assert any(meta.le is not None or meta.lt is not None for meta in metas), place
 
 
-def test_the_walk_over_a_recipe_finds_its_numbers():
+def test_the_numbers_of_a_recipe_are_found():
     assert {"flow.training.batch_size", "pools.copies", "runs.seeds", "classifier.epochs", "runs.mix.weight"} <= set(
         NUMBERS
     )
@@ -64,12 +64,12 @@ def test_the_walk_over_a_recipe_finds_its_numbers():
         "report.bits_images=1000000000000000",
     ],
 )
-def test_a_number_too_large_for_any_machine_is_refused_with_its_limit(tiny_recipe, override):
+def test_a_number_too_large_for_any_machine_is_rejected_with_its_limit(tiny_recipe, override):
     with pytest.raises(RecipeError, match=r"expected (int|float) <= [\d.e+]+"):
         read_recipe(tiny_recipe, [override])
 
 
-def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe):
+def test_a_network_with_too_many_layers_is_rejected_with_the_limit(tiny_recipe):
     more = ["classifier.architecture=wrn-9996-999", "classifier.width=128"]
     with pytest.raises(RecipeError, match=r"D is 6n \+ 4 \(10, 16, 22, 28, …, 1000\) and K 1 to 64"):
         read_recipe(tiny_recipe, more)
@@ -82,26 +82,24 @@ def test_a_network_of_too_many_layers_is_refused_with_the_limit(tiny_recipe):
         ("flow.training.translate=64", "flow.training.translate: expected at most 7 for images of 8×8, got 64"),
     ],
 )
-def test_a_shift_by_a_whole_image_is_refused_before_anything_is_trained(
-    tiny_recipe, tmp_path, command, override, message
-):
+def test_a_shift_by_the_full_image_is_rejected_before_any_training(tiny_recipe, tmp_path, command, override, message):
     result = command("run", tiny_recipe, "--workspace", tmp_path, "--set", override)
     assert (result.code, message in result.err) == (1, True), result.err
     assert {path.name for path in tmp_path.iterdir() if not path.name.startswith(".")} <= {"ingest", "log", "logs"}
 
 
-def test_a_shard_that_would_fill_the_memory_is_refused(tiny_workspace, tiny_recipe, command, monkeypatch):
+def test_a_shard_that_would_fill_the_memory_is_rejected(tiny_workspace, tiny_recipe, command, monkeypatch):
     def begun(*_, **__):
-        raise ValueError("a pool of gigabytes was begun")  # so that a broken check fails instead of filling the memory
+        raise ValueError("a pool of gigabytes was started")  # a broken check must fail, not fill the memory
 
     monkeypatch.setattr("lsmix.pipeline.stages.mix.create_pool", begun)
     more = ["--set", "pools.lsmix.copies=100000", "--set", "pools.lsmix.chunk_rows=16777216"]
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace, *more)
     assert result.code == 1
-    assert "mix lsmix: chunk_rows of the pool: expected at most 10226112 for rows of 105 bytes" in result.err
+    assert "mix lsmix: chunk_rows of the pool: expected at most 10,226,112 for rows of 105 bytes" in result.err
 
 
-def test_rebuild_checks_the_disk_as_mix_does(tiny_workspace, tiny_recipe, tmp_path, command, monkeypatch):
+def test_rebuild_checks_the_disk_space_like_mix(tiny_workspace, tiny_recipe, tmp_path, command, monkeypatch):
     (pool,) = (tiny_workspace / "mix").glob("lsmix-*")
     (flow,) = (tiny_workspace / "train-glow").iterdir()
     (data,) = (tiny_workspace / "ingest").iterdir()

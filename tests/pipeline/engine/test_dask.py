@@ -1,4 +1,4 @@
-"""Dask makes the bytes of one process; a lost worker loses no shard, a crashing shard is skipped, a lost scheduler is reported."""
+"""Dask gives the same bytes as one process, and survives lost workers, crashing shards and a lost scheduler."""
 
 import dataclasses
 import shutil
@@ -16,7 +16,7 @@ from lsmix.pipeline.engine.executor import InProcessExecutor
 from lsmix.pipeline.engine.shards import finished_shards
 from lsmix.pipeline.workspace.workspace import Workspace
 
-# distributed keeps sockets of its own that are collected late.
+# distributed leaves sockets that are garbage-collected late.
 pytestmark = [
     pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.faults,
@@ -33,7 +33,7 @@ def manifests(workspace, *stages):
 
 
 class Shared:
-    """A Dask executor that outlives a command, since starting a cluster takes seconds."""
+    """A Dask executor that outlives a command, because starting a cluster takes seconds."""
 
     def __init__(self, executor):
         self.run = executor.run
@@ -48,7 +48,7 @@ class Shared:
 
 @pytest.fixture(scope="module")
 def cluster():
-    """Return (executor with two worker processes, what it said)."""
+    """Return an executor with two worker processes, and the list of its messages."""
     said = []
     with DaskExecutor(workers=2, say=said.append) as executor:
         yield executor, said
@@ -56,13 +56,13 @@ def cluster():
 
 @pytest.fixture
 def on_dask(cluster, monkeypatch):
-    """Let ``--workers`` use the one cluster of this module."""
-    asked = []
+    """Let ``--workers`` use the cluster of this module; return the list of requested numbers."""
+    requested = []
     monkeypatch.setattr(
         "lsmix.pipeline.engine.dask.DaskExecutor",
-        lambda **options: asked.append(options["workers"]) or Shared(cluster[0]),
+        lambda **options: requested.append(options["workers"]) or Shared(cluster[0]),
     )
-    return asked
+    return requested
 
 
 def test_dask_makes_the_same_bytes_as_this_process(
@@ -74,10 +74,12 @@ def test_dask_makes_the_same_bytes_as_this_process(
     result = command("train", tiny_recipe, "--workspace", tiny_workspace, "--workers", "2", "--device", "cpu")
     assert result.code == 0, result.err
     assert on_dask == [2]
-    assert cluster[1][0].startswith("Dask dashboard: http://127.0.0.1:"), "it has no password, so it stays at home"
+    assert cluster[1][0].startswith("Dask dashboard: http://127.0.0.1:"), (
+        "it has no password, so it must stay on loopback"
+    )
     assert result.out.startswith("3 of 7 artifacts made")
     made, expected = (manifests(place, "encode", "mix", "train") for place in (tiny_workspace, finished_workspace))
-    del expected["mix zero"]  # which no run needs
+    del expected["mix zero"]  # no training needs it
     assert made == expected
 
 
@@ -94,7 +96,7 @@ def test_a_failing_shard_is_skipped_and_made_by_the_next_run(
     assert result.code == 6, result.err
     assert "error: 1 of 5 shards of " in result.err
     assert "the first is shard 2: FileExistsError: " in result.err
-    assert result.err.splitlines()[-1].endswith("run the same command again to make the rest.")
+    assert result.err.splitlines()[-1].endswith("Run the command again to retry the failed shards.")
     assert shards.finished_shards(folder).keys() == {0, 1, 3, 4}
     stone.unlink()
     assert command(*words).code == 0
@@ -118,7 +120,7 @@ def test_a_shard_that_kills_its_workers_is_skipped_and_all_others_are_made(tmp_p
     assert sorted(done) == [0, 1, 3, 4, 5, 6, 7, 8]
 
 
-def test_a_full_device_stops_the_work_at_once(tmp_path, cluster):
+def test_a_full_device_stops_the_work_immediately(tmp_path, cluster):
     job = stubborn_job(tmp_path / "stage" / "some-key", out_of_memory=0, seconds=0.02)
     done = []
     with pytest.raises(DeviceMemoryError, match="card 0 is full"):
@@ -126,7 +128,7 @@ def test_a_full_device_stops_the_work_at_once(tmp_path, cluster):
     assert len(done) < 50
 
 
-def test_if_every_shard_fails_the_rest_is_not_tried(tmp_path, cluster):
+def test_if_every_shard_fails_the_rest_is_not_attempted(tmp_path, cluster):
     job = stubborn_job(tmp_path / "stage" / "some-key", raises=list(range(1000)))
     with pytest.raises(PartialError, match=r"of 1000 shards of .* failed; .*No space left on device") as caught:
         cluster[0].run(job, range(1000), lambda record: None)
@@ -135,7 +137,7 @@ def test_if_every_shard_fails_the_rest_is_not_tried(tmp_path, cluster):
 
 @pytest.fixture
 def running_scheduler():
-    """Return (address, process) of a Dask scheduler with one worker, in a process of its own."""
+    """Return address and process of a separate Dask scheduler with one worker."""
     code = (
         "from distributed import LocalCluster\n"
         "cluster = LocalCluster(n_workers=1, threads_per_worker=1, processes=False, protocol='tcp', host='127.0.0.1',"
@@ -144,12 +146,14 @@ def running_scheduler():
         "input()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen([sys.executable, "-c", code], cwd=TESTS, **pipes) as process:  # there it imports the stage
+    with subprocess.Popen(
+        [sys.executable, "-c", code], cwd=TESTS, **pipes
+    ) as process:  # the folder of the processor's module
         yield process.stdout.readline().strip(), process
         process.kill()
 
 
-def test_a_killed_scheduler_is_reported_in_one_sentence_and_the_next_run_makes_the_rest(tmp_path, running_scheduler):
+def test_a_killed_scheduler_is_reported_and_the_next_run_makes_the_rest(tmp_path, running_scheduler):
     address, scheduler = running_scheduler
     folder = tmp_path / "stage" / "some-key"
     job = stubborn_job(folder, seconds=0.05)
@@ -162,14 +166,14 @@ def test_a_killed_scheduler_is_reported_in_one_sentence_and_the_next_run_makes_t
 
     with (
         DaskExecutor(scheduler=address, say=lambda _: None) as executor,
-        pytest.raises(PartialError, match=r"the Dask scheduler of .* went away \('?tcp://.* of 20 shards") as caught,
+        pytest.raises(PartialError, match=r"lost the connection .*'?tcp://.* of 20 shards") as caught,
     ):
         executor.run(job, range(20), report)
     assert "\n" not in str(caught.value)
-    there = finished_shards(folder).keys()
-    assert set(done) <= there < set(range(20))
+    finished = finished_shards(folder).keys()
+    assert set(done) <= finished < set(range(20))
     with InProcessExecutor() as executor:
-        executor.run(job, sorted(set(range(20)) - there), lambda record: None)
+        executor.run(job, sorted(set(range(20)) - finished), lambda record: None)
     assert finished_shards(folder).keys() == set(range(20))
 
 
@@ -179,7 +183,7 @@ def test_no_cluster_is_started_without_shards(tmp_path):
         assert executor._client is None
 
 
-def test_only_workers_of_this_machine_get_its_folder_of_a_url(tmp_path, monkeypatch):
+def test_only_local_workers_get_the_local_folder_of_a_remote_artifact(tmp_path, monkeypatch):
     folders = []
     monkeypatch.setattr(DaskExecutor, "_connected", lambda self: None)
     monkeypatch.setattr(DaskExecutor, "_run", lambda self, client, job, *_: folders.append(job.folder))
@@ -194,23 +198,23 @@ def test_a_scheduler_that_does_not_answer_is_named(tmp_path):
         executor.run(stubborn_job(tmp_path), [0], print)
 
 
-def test_workers_close_their_models_when_a_stage_on_cards_ends(tmp_path, cluster, monkeypatch):
+def test_workers_close_their_models_at_the_end_of_a_stage_on_gpus(tmp_path, cluster, monkeypatch):
     executor, _ = cluster
     job = stubborn_job(tmp_path)
 
     def open_models():
-        from lsmix.pipeline.engine import shards as it
+        from lsmix.pipeline.engine import shards
 
-        return len(it._opened)
+        return len(shards._opened)
 
     for device, left in (("cpu", 1), ("cuda", 0)):
-        executor.run(job, range(8), lambda _: None)  # starts the cluster, where no test before did
+        executor.run(job, range(8), lambda _: None)  # starts the cluster, if this is the first test
         monkeypatch.setattr(executor, "_device", device)
         executor.run(job, range(8), lambda _: None)
         assert max(executor._client.run(open_models).values()) == left, device
 
 
-def test_each_worker_gets_its_share_of_threads_and_a_card_of_its_own(monkeypatch):
+def test_each_worker_gets_its_share_of_threads_and_its_own_gpu(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert worker_environment(0, 2, "cpu")["OMP_NUM_THREADS"] == "4"
     assert worker_environment(0, 16, "cpu")["OMP_NUM_THREADS"] == "1"
@@ -223,6 +227,6 @@ def test_each_worker_gets_its_share_of_threads_and_a_card_of_its_own(monkeypatch
     assert [worker_environment(i, 3, "cuda")["CUDA_VISIBLE_DEVICES"] for i in range(3)] == ["5", "GPU-7f", "5"]
 
 
-def test_workers_and_a_scheduler_at_once_are_refused():
-    with pytest.raises(RecipeError, match=r"'--workers 2' starts a Dask cluster of its own and '--scheduler tcp://x'"):
+def test_workers_and_a_scheduler_together_are_rejected():
+    with pytest.raises(RecipeError, match=r"'--workers 2' starts a Dask cluster and '--scheduler tcp://x'"):
         make_executor(workers=2, scheduler="tcp://x", device="cpu", say=print)

@@ -1,4 +1,4 @@
-"""Devices are named by the user, checked before work begins, and give the same bytes each time."""
+"""Devices are resolved and checked before work begins, and made deterministic."""
 
 import pytest
 import torch
@@ -11,29 +11,29 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 
 @pytest.fixture
-def cards(monkeypatch):
-    """Let this machine have two cards; return what is done to them."""
+def gpus(monkeypatch):
+    """Pretend that this machine has two GPUs; return the list of calls that release memory."""
     done = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"card of {device}")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU {device}")
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("synchronize"))
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: done.append("empty"))
     return done
 
 
-def test_a_device_is_resolved_to_one_of_this_machine(cards):
+def test_a_device_is_resolved_to_an_available_one(gpus):
     assert [resolve_device(name) for name in ("auto", "cpu", "cuda", "cuda:1")] == ["cuda", "cpu", "cuda", "cuda:1"]
-    assert device_name("cuda:1") == "card of cuda:1"
+    assert device_name("cuda:1") == "GPU cuda:1"
     for wrong in ("cuda:2", "cuda:x", "cuda:-1"):
-        with pytest.raises(RecipeError, match=r"is not there: this machine has 2 CUDA device"):
+        with pytest.raises(RecipeError, match=r"is not available: this machine has 2 CUDA devices"):
             resolve_device(wrong)
     with pytest.raises(RecipeError, match="device 'tpu' is unknown"):
         resolve_device("tpu")
 
 
-def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch):
+def test_without_a_gpu_auto_is_the_cpu_and_cuda_is_rejected(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("auto") == "cpu"
     assert device_name("cpu")
@@ -41,16 +41,16 @@ def test_without_a_card_the_processor_is_used_and_a_card_is_refused(monkeypatch)
         resolve_device("cuda")
 
 
-def test_a_card_is_made_deterministic(cards, monkeypatch):
+def test_a_gpu_is_made_deterministic(gpus, monkeypatch):
     for name, value in (("benchmark", True), ("deterministic", False)):
         monkeypatch.setattr(torch.backends.cudnn, name, value)
     prepare_device("cuda")
     assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
 
 
-def test_unused_memory_of_a_card_is_released(cards):
+def test_unused_gpu_memory_is_released(gpus):
     free_device_memory()
-    assert cards == ["synchronize", "empty"]
+    assert gpus == ["synchronize", "empty"]
 
 
 @pytest.mark.parametrize(
@@ -70,5 +70,5 @@ def test_an_estimate_uses_the_last_artifact_made_on_that_kind_of_device(finished
         monkeypatch.setattr("lsmix.pipeline.engine.resolver.likely_device", lambda: device)
         return Resolver(Workspace(finished_workspace)).seconds("train-glow", cost)
 
-    assert estimate("cuda") == pytest.approx(1.0 + 1.2e15 / 1.2e13)  # nothing was made there: a guess
+    assert estimate("cuda") == pytest.approx(1.0 + 1.2e15 / 1.2e13)  # a guess, as nothing was made on such a device
     assert estimate("cpu") > 100 * estimate("cuda")

@@ -1,4 +1,4 @@
-"""When a device's memory runs out, the message names the setting behind it, and half of its value."""
+"""When a device runs out of memory, the message names the setting to lower, with half of its value."""
 
 import contextlib
 import importlib
@@ -23,7 +23,7 @@ CUDA_SAYS = (
 
 
 def hold_at_most(monkeypatch, owner, name, images, seen=None):
-    """Let a method of ``owner``, whose first argument is a batch, run out of memory with more than so many images."""
+    """Make a method of ``owner``, whose first argument is a batch, run out of memory above ``images`` images."""
     real = getattr(owner, name)
 
     def limited(self, batch, *rest, **more):
@@ -51,10 +51,10 @@ def test_a_sharded_stage_names_its_setting_and_half_of_its_value(
     name = {"encode": "encode tiny", "mix": "mix lsmix"}[stage]
     assert result.err.strip().splitlines()[-1] == (
         f"error: {name}: device 'cpu' ran out of memory with '{setting} = 64' (CUDA out of memory. Tried to allocate 2.50 GiB. "
-        f"GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is free). Halve it to '{setting} = 32', and "
-        "run again; this makes an artifact of another key, since it changes last bits."
+        f"GPU 0 has a total capacity of 79.10 GiB of which 1.25 GiB is free). Reduce it to '{setting} = 32', "
+        "and run again. This changes the last bits of the result, so the artifact gets another key."
     )
-    assert seen == [64], "the other shards are not tried: each would fail the same way"
+    assert seen == [64], "the other shards are not attempted, as each would fail the same way"
     changed = command(*words[:4], "--device", "cpu", "--set", f"{setting}=32")
     assert changed.code == 0, changed.err
 
@@ -62,8 +62,8 @@ def test_a_sharded_stage_names_its_setting_and_half_of_its_value(
 @pytest.mark.parametrize(
     ("light", "ways"),
     [
-        (False, "Halve it to 'flow.training.batch_size = 16' or set 'flow.training.memory_light = true'"),
-        (True, "Halve it to 'flow.training.batch_size = 16'"),
+        (False, "Reduce it to 'flow.training.batch_size = 16' or set 'flow.training.memory_light = true'"),
+        (True, "Reduce it to 'flow.training.batch_size = 16'"),
     ],
 )
 def test_the_error_of_a_flow_training_names_the_settings_to_lower(light, ways, tiny_recipe, tmp_path, monkeypatch):
@@ -86,12 +86,12 @@ def test_the_error_of_a_classifier_training_names_its_setting(tiny_recipe, tiny_
     monkeypatch.setattr(ClassifierTrainer, "_train_batch", train_batch)
     with pytest.raises(
         DeviceMemoryError,
-        match=r"^train baseline-seed0: .* 'classifier.batch_size = 64' .* Halve it to 'classifier.batch_size = 32', and",
+        match=r"^train baseline-seed0: .* 'classifier.batch_size = 64' .* Reduce it to 'classifier.batch_size = 32', and",
     ):
         run(tiny_recipe, workspace=tiny_workspace, stage="train", device="cpu", force="train")
 
 
-def test_a_rebuild_says_that_its_plan_fixes_the_batch(finished_workspace, tmp_path, command, monkeypatch):
+def test_a_rebuild_reports_that_the_plan_fixes_the_batch_size(finished_workspace, tmp_path, command, monkeypatch):
     (pool,) = (finished_workspace / "mix").glob("lsmix-*")
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
     (data,) = (finished_workspace / "ingest").glob("tiny-*")
@@ -103,7 +103,7 @@ def test_a_rebuild_says_that_its_plan_fixes_the_batch(finished_workspace, tmp_pa
     assert result.err.strip().endswith("since another would make another pool: take a device with more memory.")
 
 
-def test_a_deep_check_says_which_device_is_too_small(finished_workspace, command, monkeypatch):
+def test_a_deep_check_names_the_device_that_is_too_small(finished_workspace, command, monkeypatch):
     (pool,) = (finished_workspace / "mix").glob("lsmix-*")
     hold_at_most(monkeypatch, Flow, "decode_batch", 23)
     result = command("verify", pool, "--deep", "--device", "cpu")
@@ -111,15 +111,15 @@ def test_a_deep_check_says_which_device_is_too_small(finished_workspace, command
     assert "error: deep check of lsmix: device 'cpu' ran out of memory (CUDA out of memory. Tried" in result.err
 
 
-def test_an_error_says_if_not_even_one_image_fits(tiny_recipe, tiny_workspace, command, monkeypatch):
+def test_an_error_reports_if_not_even_one_image_fits(tiny_recipe, tiny_workspace, command, monkeypatch):
     hold_at_most(monkeypatch, Flow, "decode_batch", 0)
     words = ("mix", tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu", "--set", "pools.lsmix.batch_size=1")
     result = command(*words)
     assert result.code == 1
-    assert "A smaller batch is impossible. Free it of other programs ('nvidia-smi' lists them), or take" in result.err
+    assert "The batch cannot be smaller. Stop other programs that use it ('nvidia-smi' lists them)" in result.err
 
 
-def test_the_error_of_a_model_that_does_not_fit_names_no_batch(tiny_recipe, tiny_workspace, command, monkeypatch):
+def test_the_error_of_a_model_that_does_not_fit_names_no_batch_size(tiny_recipe, tiny_workspace, command, monkeypatch):
     def no_room(*_, **__):
         raise torch.OutOfMemoryError(CUDA_SAYS)
 
@@ -133,7 +133,7 @@ def test_the_error_of_a_model_that_does_not_fit_names_no_batch(tiny_recipe, tiny
 SETTING = ("encode x", "cuda", "latents.batch_size", 8)
 
 
-def test_the_error_of_torch_is_recognised_and_the_failed_pass_holds_no_memory():
+def test_the_error_of_torch_is_recognised_and_memory_of_the_failed_pass_is_freed():
     made = []
 
     class Held:
@@ -141,7 +141,7 @@ def test_the_error_of_torch_is_recognised_and_the_failed_pass_holds_no_memory():
             made.append("freed")
 
     def fails():
-        held = Held()  # noqa: F841 - a variable of the pass that fails, such as its activations
+        held = Held()  # noqa: F841 - a variable of the failing pass, such as its activations
         torch.empty(1 << 60, dtype=torch.uint8)
 
     freed = []
@@ -149,9 +149,9 @@ def test_the_error_of_torch_is_recognised_and_the_failed_pass_holds_no_memory():
     try:
         with device_memory(*SETTING):
             fails()
-    except DeviceMemoryError as error:  # while it is handled, as by somebody who tries again
+    except DeviceMemoryError as error:  # checked inside the handler, where a caller would retry
         freed, text = [*made], str(error)
-    assert freed == ["freed"], "what the failed pass held was there still"
+    assert freed == ["freed"], "memory of the failed pass was not freed"
     assert "(can't allocate memory: " in text
     assert "'latents.batch_size = 4'" in text
 
@@ -175,7 +175,7 @@ def test_other_errors_are_passed_on():
 
 
 def test_the_error_can_be_pickled():
-    importlib.import_module("distributed")  # which changes how errors are pickled
+    importlib.import_module("distributed")  # it changes how errors are pickled
     error = DeviceMemoryError("encode x: device 'cuda' ran out of memory")
     again = pickle.loads(pickle.dumps(error))
     assert (type(again), str(again), again.exit_code) == (DeviceMemoryError, str(error), 1)
@@ -201,4 +201,4 @@ def test_if_recording_runs_out_of_memory_the_plain_call_runs_or_its_error_names_
             replayed(torch.ones(4))
         if plain_fits:
             replayed(torch.ones(4))
-        assert recorder.captures == 1, "what could not be recorded is not recorded again"
+        assert recorder.captures == 1, "a failed recording is not repeated"

@@ -1,4 +1,4 @@
-"""In one process: a shard that fails is skipped and made by the next run, and a model is closed after its stage."""
+"""The in-process executor: failed shards are skipped and made by the next run; models are closed after their stage."""
 
 import shutil
 import weakref
@@ -22,7 +22,7 @@ def without(workspace, *stages):
 
 
 class Breaks:
-    """An encode processor that fails on some shards, as a graphics card that runs out of memory does."""
+    """An encode processor that fails on some shards, like a GPU that runs out of memory."""
 
     def __init__(self, worker, bad, where, error):
         self._worker, self._bad, self._where, self._error = worker, bad, where, error
@@ -67,19 +67,19 @@ def test_a_failing_shard_is_skipped_and_made_by_the_next_run(
         result = command(*words)
     assert result.code == PartialError.exit_code == 6
     assert f"error: {len(bad)} of 5 shards of " in result.err
-    assert f"the first is shard {bad[0]}: RuntimeError: out of memory. All others are done and kept" in result.err
+    assert f"the first is shard {bad[0]}: RuntimeError: out of memory. All others are kept" in result.err
     (folder,) = (tiny_workspace / "encode").iterdir()
     assert not (folder / "manifest.json").exists()
     assert shards.finished_shards(folder).keys() == set(range(5)) - set(bad)
     status = command("status", tiny_recipe, "--workspace", tiny_workspace)
-    assert f"was interrupted: {5 - len(bad)} shards done" in status.out
+    assert f"interrupted: {5 - len(bad)} shards done" in status.out
 
     shards.close_job()
     made = []
     real = EncodeProcessor.load
     monkeypatch.setattr(EncodeProcessor, "load", lambda self, shard: made.append(shard) or real(self, shard))
     assert command(*words).code == 0
-    assert made == list(bad), "shards that were done must not be made again"
+    assert made == list(bad), "complete shards must not be made again"
     assert content_digests(tiny_workspace, "encode") == content_digests(finished_workspace, "encode")
     assert not (folder / "work").exists()
 
@@ -91,7 +91,7 @@ def test_damage_in_an_input_is_reported_as_damage(tiny_recipe, tiny_workspace, c
     assert (result.code, result.err.splitlines()[-1]) == (5, "error: chunk 3 is damaged.")
 
 
-def test_a_full_disk_stops_the_stage_at_once(tiny_recipe, tiny_workspace, command, monkeypatch):
+def test_a_full_disk_stops_the_stage_immediately(tiny_recipe, tiny_workspace, command, monkeypatch):
     without(tiny_workspace, "encode", "mix", "train", "report")
     break_shards(monkeypatch, (0, 1, 2, 3, 4), "store", OSError(28, "No space left on device", "z/c/0"))
     result = command("encode", tiny_recipe, "--workspace", tiny_workspace)
@@ -108,8 +108,8 @@ def test_failures_of_several_kinds_become_one_error_with_the_first(tmp_path):
         raise_failures(job, 9, {7: ValueError("later"), 3: CorruptError("first")})
 
 
-def test_a_shard_longer_than_the_data_is_cut_to_it(tiny_recipe, tiny_workspace):
-    # A column's only chunk would otherwise be padded to 10¹² rows.
+def test_a_shard_longer_than_the_data_is_shortened(tiny_recipe, tiny_workspace):
+    # Otherwise the only chunk of a column would be padded to 10¹² rows.
     overrides = ["latents.chunk_rows=16777216", "pools.lsmix.chunk_rows=16777216"]
     result = run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", overrides=overrides)
     assert result["encode"].manifest.counts["shards"] == result["mix/lsmix"].manifest.counts["shards"] == 1
@@ -126,7 +126,7 @@ def test_a_finished_stage_closes_its_model_before_it_frees_memory(tiny_recipe, t
 
     def free():
         seen.append("free")
-        assert all(worker() is None for worker in alive), "its memory cannot be given back yet"
+        assert all(worker() is None for worker in alive), "its memory cannot be released yet"
 
     monkeypatch.setattr(EncodeProcessor, "close", close)
     monkeypatch.setattr(shards, "free_device_memory", free)

@@ -1,4 +1,4 @@
-"""In one process: loading, computing and storing overlap within a bound, and batches are counted and can be interrupted."""
+"""The in-process executor: loading, computing and storing overlap with bounded memory, and can be interrupted."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ REAL = stubborn.Processor
 
 
 class Traced(stubborn.Processor):
-    """Notes each step as it begins and ends; a computation waits until its neighbours are read and written meanwhile."""
+    """Records each step; if ``waits``, a computation waits until its neighbours are being loaded and stored."""
 
     trace: ClassVar[list[tuple[str, int]]] = []
     threads: ClassVar[set[tuple[str, str]]] = set()
@@ -36,7 +36,7 @@ class Traced(stubborn.Processor):
     def _wait_for(self, *steps):
         deadline = time.monotonic() + 30
         while self.waits and not set(steps) <= set(self.trace):
-            assert time.monotonic() < deadline, f"{steps} do not begin meanwhile"
+            assert time.monotonic() < deadline, f"{steps} did not begin in time"
             time.sleep(0.001)
 
     def load(self, shard):
@@ -63,21 +63,21 @@ class Traced(stubborn.Processor):
 
 @pytest.fixture
 def traced(monkeypatch):
-    """Let jobs open a processor that notes its steps; return its class."""
+    """Let jobs use a processor that records its steps; return its class."""
     monkeypatch.setattr(stubborn, "Processor", Traced)
     monkeypatch.setattr(Traced, "trace", [])
     monkeypatch.setattr(Traced, "threads", set())
     return Traced
 
 
-def test_at_most_one_shard_is_loaded_ahead_and_one_stored_behind(tmp_path, traced, monkeypatch):
+def test_at_most_one_shard_is_loaded_ahead_and_one_is_stored_in_the_background(tmp_path, traced, monkeypatch):
     monkeypatch.setattr(traced, "waits", True)
     InProcessExecutor().run(stubborn_job(tmp_path), SHARDS, lambda record: None)
     assert finished_shards(tmp_path).keys() == set(SHARDS)
     at = {step: position for position, step in enumerate(traced.trace)}
     for shard in SHARDS[1:-1]:
-        assert at["load begins", shard + 1] > at["compute ends", shard - 1], "no two shards wait to be computed"
-        assert at["compute begins", shard + 1] > at["store ends", shard - 1], "no two shards wait to be written"
+        assert at["load begins", shard + 1] > at["compute ends", shard - 1], "two shards wait to be computed"
+        assert at["compute begins", shard + 1] > at["store ends", shard - 1], "two shards wait to be stored"
     assert ("compute", threading.current_thread().name) in traced.threads
     assert len(traced.threads) == len({thread for _, thread in traced.threads}) == 3
 
@@ -100,7 +100,7 @@ def test_a_stored_shard_is_released(tmp_path, traced, monkeypatch):
     monkeypatch.setattr(traced, "store", lambda self, shard, made: REAL.store(self, shard, made[0]))
     InProcessExecutor().run(stubborn_job(tmp_path), range(20), lambda record: None)
     assert alive == 0
-    # One loaded ahead, one loaded and the same one computed, one behind, and for a moment the one before that.
+    # One loaded ahead, one loaded and computed, one being stored, and for a moment the shard before it.
     assert most <= 5
 
 
@@ -127,7 +127,7 @@ def test_an_interrupt_stops_after_the_batch_and_keeps_finished_shards(tmp_path, 
 
 
 class Counted(NullProgress):
-    """Sums what is counted, and keeps every sum and message."""
+    """Keeps every running total and every message."""
 
     def __init__(self):
         self.sums, self.lines = [], []
@@ -143,7 +143,7 @@ class Counted(NullProgress):
 
 
 @pytest.mark.parametrize("stage", ["encode", "mix"])
-def test_the_bar_moves_batch_by_batch_and_ends_at_the_number_of_images(stage, tiny_recipe, tiny_workspace):
+def test_progress_advances_batch_by_batch_to_the_number_of_images(stage, tiny_recipe, tiny_workspace):
     progress = Counted()
     run(tiny_recipe, workspace=tiny_workspace, stage=stage, device="cpu", force=stage, progress=progress)
     assert progress.sums[0] == 0
@@ -152,7 +152,7 @@ def test_the_bar_moves_batch_by_batch_and_ends_at_the_number_of_images(stage, ti
     assert len(progress.sums) > 2 * 5, "more steps than the five shards of a stage"
 
 
-def test_an_interrupt_is_answered_at_once_with_the_time_of_a_batch(tmp_path):
+def test_an_interrupt_is_acknowledged_immediately_with_the_time_of_a_batch(tmp_path):
     progress = Counted()
     with logged(progress, tmp_path, "run") as log, graceful_signals(log.interrupted):
         log.start("encode x", 10, "image")
@@ -160,14 +160,14 @@ def test_an_interrupt_is_answered_at_once_with_the_time_of_a_batch(tmp_path):
         log.advance()
         os.kill(os.getpid(), signal.SIGINT)
         assert progress.lines == [
-            "stopping after this batch, in about 0.2 s; what is done is kept. Press Ctrl-C again to stop now"
+            "stopping after this batch, in about 0.2 s; completed work is kept. Press Ctrl-C again to stop immediately"
         ]
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
 @pytest.mark.parametrize("counts", [({"ok": 1}, {"ok": [1]}), ({"ok": None}, {"ok": None})])
-def test_records_that_count_differently_are_refused(counts):
+def test_records_with_different_counts_are_rejected(counts):
     records = {shard: ShardRecord(shard=shard, files=[], seconds=0.0, counts=one) for shard, one in enumerate(counts)}
-    with pytest.raises(CorruptError, match=r"record of shard 1 .* does not count as the others do \('ok'\)"):
+    with pytest.raises(CorruptError, match=r"record of shard 1 .* does not match the others \(count 'ok'\)"):
         merge_counts(records, 2)

@@ -1,4 +1,4 @@
-"""A key says what an artifact is made of: contents count; paths, times, devices and spelling do not."""
+"""Cache keys depend on contents, and not on paths, times, devices or the order of fields."""
 
 import os
 import shutil
@@ -36,13 +36,13 @@ def test_canonical_json_does_not_depend_on_the_order_of_a_dictionary(value):
 
 
 def test_canonical_json_never_changes():
-    # Written down by hand: sorted keys, no spaces, shortest numbers, UTF-8. A change of it would make every cache cold.
+    # Written by hand: sorted keys, no spaces, shortest numbers, UTF-8. A change would invalidate every cache.
     value = {"b": [1, 2.5, None], "a": {"é": True, "A": 1e-3}}
     assert canonical_json(value) == '{"a":{"A":0.001,"é":true},"b":[1,2.5,null]}'.encode()
 
 
 def test_a_key_never_changes():
-    # Made by: sha256(b'["mix",1,{"alpha":0.4},[["flow","f"],["latents","l"]]]').hexdigest()[:12]
+    # Computed by sha256(b'["mix",1,{"alpha":0.4},[["flow","f"],["latents","l"]]]').hexdigest()[:12]
     records = [
         InputRecord(role="latents", cache_key="k", content_digest="l"),
         InputRecord(role="flow", cache_key="", content_digest="f"),
@@ -50,7 +50,7 @@ def test_a_key_never_changes():
     assert artifact_key("mix", 1, {"alpha": 0.4}, records) == "5b836de1b034"
 
 
-def test_a_key_counts_stage_version_fields_roles_and_roots_but_not_the_inputs_keys_or_order():
+def test_a_key_depends_on_stage_version_fields_roles_and_digests_but_not_on_input_keys_or_order():
     def key(stage="mix", version=1, fields=None, inputs=(("a", "1"), ("b", "2")), input_key=""):
         records = [InputRecord(role=role, cache_key=input_key, content_digest=root) for role, root in inputs]
         return artifact_key(stage, version, fields or {"alpha": 0.4}, records)
@@ -68,7 +68,7 @@ def test_a_key_counts_stage_version_fields_roles_and_roots_but_not_the_inputs_ke
 
 @pytest.fixture
 def source(tmp_path):
-    """Return an NPZ data set that is a bit older than any test."""
+    """Return an NPZ data set with an old modification time."""
     path = tmp_path / "source" / "images.npz"
     path.parent.mkdir()
     rng = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def count_hashes(monkeypatch):
     return hashed
 
 
-def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(source, tmp_path, monkeypatch):
+def test_a_source_is_hashed_again_only_if_its_size_time_or_inode_changes(source, tmp_path, monkeypatch):
     hashed = count_hashes(monkeypatch)
     memory = tmp_path / "runs" / ".sources.json"
 
@@ -120,9 +120,9 @@ def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(s
     assert digest() == first
     assert len(hashed) == 2
     digest()
-    assert len(hashed) == 2, "a file that changed must be remembered again"
+    assert len(hashed) == 2, "the new checksum must be cached"
     copy = source.with_suffix(".copy")
-    shutil.copy2(source, copy)  # same size, same time, another inode
+    shutil.copy2(source, copy)  # same size and time, another inode
     copy.replace(source)
     assert digest() == first
     assert len(hashed) == 3
@@ -133,18 +133,18 @@ def test_a_source_is_hashed_once_and_again_only_when_size_time_or_inode_change(s
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff\xfe", b"[1]", b'{"a": 1}', b"{"])
-def test_damaged_remembered_checksums_are_ignored(source, tmp_path, damage):
+def test_a_damaged_cache_of_checksums_is_ignored(source, tmp_path, damage):
     memory = tmp_path / ".sources.json"
-    whole = SourceDigests(memory).digest([source], source.parent)
+    expected = SourceDigests(memory).digest([source], source.parent)
     memory.write_bytes(damage)
-    assert SourceDigests(memory).digest([source], source.parent) == whole
+    assert SourceDigests(memory).digest([source], source.parent) == expected
 
 
-def test_a_digest_need_not_be_remembered(source, tmp_path):
+def test_a_digest_can_be_computed_without_writing_the_cache(source, tmp_path):
     SourceDigests(tmp_path / "runs" / "memory").digest([source], source.parent, remember=False)
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_missing_source_is_named(source, tmp_path):
-    with pytest.raises(MissingError, match=r"no file .*gone\.npz'.*Check 'data\.path'"):
+    with pytest.raises(MissingError, match=r"gone\.npz' does not exist\. Check 'data\.path'"):
         SourceDigests(tmp_path / "memory").digest([source.with_name("gone.npz")], source.parent)

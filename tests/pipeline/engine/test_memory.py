@@ -1,7 +1,7 @@
-"""Memory does not grow with the number of images: a stage's peak at two sizes, each in a process of its own.
+"""Memory does not grow with the number of images: the peak of a stage at two sizes, each in a separate process.
 
-A bound is in bytes for each image more, far below the 3,072 of one, so that holding all of them is found
-and noise is not.
+The bound, in bytes per additional image, is far below the 3,072 bytes of an image, so that the test fails if all images
+are kept in memory, but not from noise.
 """
 
 import os
@@ -14,8 +14,8 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-_SIZES = (20_000, 52_000)  # both of several blocks, where work is done in blocks of rows
-_BYTES_AN_IMAGE = 1024  # by which a peak may grow: a third of an image, a twelfth of its latent vector
+_SIZES = (20_000, 52_000)  # both larger than a block, where work is done in blocks of rows
+_BYTES_AN_IMAGE = 1024  # allowed growth of a peak: a third of an image, a twelfth of its latent vector
 _RECIPE = """
 name = "memory"
 [data]
@@ -35,7 +35,7 @@ chunk_rows = 500
 [pools.pool]
 method = "{method}"
 """
-_MAPPED_BYTES = 64 * 500 * 12_288  # of the chunks that a process maps at most; the kernel takes them when it wants
+_MAPPED_BYTES = 64 * 500 * 12_288  # maximum size of mapped chunks, which the kernel may evict at any time
 _PEAKS = """
 import sys, threading
 from pathlib import Path
@@ -55,7 +55,7 @@ try:
 finally:
     done.set()
     watcher.join()
-print(max(anonymous), status("VmHWM"))  # not ru_maxrss, which a new process takes over from the one that started it
+print(max(anonymous), status("VmHWM"))  # not ru_maxrss, which a new process inherits from its parent
 """
 _RUN = "from lsmix.pipeline.api import run; run(sys.argv[1], workspace=sys.argv[2], stage={stage!r}, device='cpu')"
 _STREAM = """
@@ -67,8 +67,8 @@ _STREAM = """
 
 
 def _peaks(work, *words):
-    """Return how much memory of its own, and how much with pages of mapped files, a process had at most, bytes."""
-    # One arena: how glibc spreads memory over those of several threads is another matter.
+    """Return the peak memory of a process in bytes: anonymous, and including pages of mapped files."""
+    # One arena, so that the peak does not depend on how glibc spreads memory over the arenas of several threads.
     environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
     command = [sys.executable, "-c", _PEAKS.format(work=work), *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
@@ -78,7 +78,7 @@ def _peaks(work, *words):
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
-    """Return a data set of invented images of each size."""
+    """Return a data set of random images for each size."""
     folder = tmp_path_factory.mktemp("sources")
     draw = np.random.default_rng(0)
     for count in _SIZES:

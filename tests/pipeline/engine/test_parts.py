@@ -1,4 +1,4 @@
-"""The tasks of a job array give the bytes of one run, in any order and any number of times; missing shards are named."""
+"""Array tasks give the same bytes as one run, in any order and any number of times; missing shards are reported."""
 
 import shutil
 
@@ -13,13 +13,13 @@ from lsmix.pipeline.workspace.locks import artifact_lock
 
 @pytest.fixture
 def bare_workspace(tiny_workspace):
-    """Return a workspace with a data set and a flow."""
+    """Return a workspace with only a data set and a flow."""
     for stage in ("encode", "mix", "train", "report"):
         shutil.rmtree(tiny_workspace / stage)
     return tiny_workspace
 
 
-def test_array_tasks_at_the_same_time_give_the_bytes_of_one_run(
+def test_concurrent_array_tasks_give_the_same_bytes_as_one_run(
     tiny_recipe, finished_workspace, bare_workspace, command
 ):
     where = ("--workspace", str(bare_workspace), "--device", "cpu")
@@ -29,19 +29,19 @@ def test_array_tasks_at_the_same_time_give_the_bytes_of_one_run(
     assert content_digests(bare_workspace, "encode", "mix") == content_digests(finished_workspace, "encode", "mix")
     assert not list(bare_workspace.glob("*/*/work"))
     again = command("encode", tiny_recipe, *where, "--array-index", "0", "--array-size", "3")
-    assert again.out == "all up to date already\n"
+    assert again.out == "everything is up to date\n"
 
 
 def test_finalize_names_missing_shards_and_computes_none(tiny_recipe, bare_workspace, command):
     words = (tiny_recipe, "--workspace", bare_workspace)
     made = command("encode", *words, "--array-index", "0", "--array-size", "2")  # of five shards: 0, 2 and 4
-    assert f"when all array tasks have ended: lsmix finalize {tiny_recipe}" in made.out
+    assert f"When all tasks of the job array have ended, run: lsmix finalize {tiny_recipe}" in made.out
     assert made.out.splitlines()[0].split()[2:] == ["3", "of", "3", "shards", "made;", "3", "of", "5", "complete"]
     result = command("finalize", *words)
     assert result.code == PartialError.exit_code == 6
-    assert result.err.splitlines()[-1].startswith("error: 2 shards of ")
-    assert "are missing (1, 3): a task of the job array has not run, or failed" in result.err
-    assert "was interrupted: 3 shards done" in command("status", *words).out
+    assert result.err.splitlines()[-1].startswith("error: ")
+    assert "lacks 2 shards (1, 3): a task of the job array has not run or has failed" in result.err
+    assert "interrupted: 3 shards done" in command("status", *words).out
     again = command("encode", *words, "--array-index", "0", "--array-size", "2", "--json")
     assert '"made": 0' in again.out
 
@@ -71,30 +71,30 @@ def test_a_run_excludes_array_tasks_and_array_tasks_allow_each_other(tiny_recipe
     assert command("encode", *words).code == 0
 
 
-def test_an_array_task_makes_none_of_its_inputs(tiny_recipe, bare_workspace, command):
+def test_an_array_task_does_not_make_its_inputs(tiny_recipe, bare_workspace, command):
     result = command("mix", tiny_recipe, "--workspace", bare_workspace, "--array-index", "0", "--array-size", "2")
     assert result.code == 1
     assert result.err == "error: encode tiny has not been made yet. Run 'lsmix encode RECIPE' first.\n"
 
 
-def test_finalize_without_array_tasks_is_refused(tiny_recipe, bare_workspace):
-    with pytest.raises(MissingError, match="was begun by array tasks"):
+def test_finalize_without_array_tasks_is_an_error(tiny_recipe, bare_workspace):
+    with pytest.raises(MissingError, match="no array task has run in"):
         lsmix.finalize(tiny_recipe, workspace=bare_workspace)
 
 
 @pytest.mark.parametrize(("index", "size"), [(-1, 3), (3, 3), (0, 0), (0, 99_999_999)])
-def test_an_index_outside_of_the_array_is_refused(tiny_recipe, finished_workspace, index, size):
+def test_an_index_outside_the_array_is_rejected(tiny_recipe, finished_workspace, index, size):
     with pytest.raises(RecipeError, match=r"expected a size of 1 to 1,000,000, and an index from 0 to size - 1"):
         lsmix.run_array_task(tiny_recipe, "encode", index, size, workspace=finished_workspace)
 
 
-def test_array_index_and_size_are_given_together(tiny_recipe, command):
+def test_array_index_and_size_must_be_given_together(tiny_recipe, command):
     assert command("encode", tiny_recipe, "--array-index", "0").code == 2
     assert command("encode", tiny_recipe, "--array-size", "2").code == 2
 
 
-def test_only_stages_with_shards_have_array_tasks(tiny_recipe, tiny_workspace, command):
-    with pytest.raises(RecipeError, match="stage 'train' has no shards to be divided"):
+def test_only_stages_with_shards_can_run_as_a_job_array(tiny_recipe, tiny_workspace, command):
+    with pytest.raises(RecipeError, match="stage 'train' cannot run as a job array"):
         lsmix.run_array_task(tiny_recipe, "train", 0, 2, workspace=tiny_workspace)
     assert command("train", tiny_recipe, "--array-index", "0", "--array-size", "2").code == 2
     assert command("mix", tiny_recipe, "--array-index", "0", "--array-size", "2", "--force").code == 2

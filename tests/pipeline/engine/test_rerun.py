@@ -1,4 +1,4 @@
-"""Which field re-runs what: a change re-runs exactly the stages that depend on it, and nothing re-runs without one."""
+"""Changing a field re-runs exactly the stages that depend on it; without a change nothing re-runs."""
 
 import hashlib
 import types
@@ -29,7 +29,7 @@ FROM_ENCODE = {ENCODE, ZERO, *FROM_POOL}
 FROM_GLOW = {GLOW, *FROM_ENCODE}
 EVERYTHING = {INGEST, *FROM_GLOW, *BASELINE}
 
-# Each field of a recipe, another value than the tiny recipe's, and what that re-runs.
+# Each field of a recipe, a value that differs from the tiny recipe's, and what it re-runs.
 TABLE = {
     "format": (1, NOTHING),
     "name": ("other", NOTHING),
@@ -72,7 +72,7 @@ TABLE = {
     "latents.batch_size": (32, FROM_ENCODE),
     "latents.seed": (1, FROM_ENCODE),
     "latents.chunk_rows": (32, FROM_ENCODE),
-    "latents.check_round_trip": (False, FROM_ENCODE),  # as far as can be planned; see the real run below
+    "latents.check_round_trip": (False, FROM_ENCODE),  # as planned; see the real run below
     "pools.lsmix.alpha": (0.5, FROM_POOL),
     "pools.lsmix.lambdas": ([0.5], FROM_POOL),
     "pools.lsmix.method": ("linear", FROM_POOL),
@@ -120,15 +120,15 @@ TABLE = {
     "report.pairs": (3, FROM_REPORT),
     "report.bits_images": (65, FROM_REPORT),
 }
-# Fields with one possible value (architecture: for CNN-13's width), or that name where things are: the source and finished
-# flows count by their contents.
+# Fields with only one possible value (architecture: with CNN-13's width), and locations: sources and trained flows
+# count by their contents.
 NOT_IN_TABLE = {
     "data.path",
     "data.download",
-    "data.labels",  # these two are for other data sets than digits
+    "data.labels",  # this field and the next are for other data sets than digits
     "data.extra",
     "data.format",
-    "data.on_error",  # these four are for image files
+    "data.on_error",  # this field and the next three are for image files
     "data.labels_file",
     "data.file_column",
     "data.label_column",
@@ -137,14 +137,14 @@ NOT_IN_TABLE = {
     "pools.lsmix.flow",
     "classifier.architecture",
     "classifier.seed",
-    "runs.lsmix.mix",  # instead of a pool; see below
-    "scale",  # other sizes, by themselves
-    "naturalness",  # adds artifacts of its own: see test_naturalness.py
+    "runs.lsmix.mix",  # cannot be combined with a pool; see below
+    "scale",  # has no effect without --scale
+    "naturalness",  # adds artifacts: see test_naturalness.py
 }
 
 
 class PlannedResolver(Resolver):
-    """Takes every artifact as made, and its contents as a function of its key."""
+    """Pretends that every artifact exists, with contents that are a function of its key."""
 
     def artifact(self, node):
         key = self.key(node)
@@ -182,10 +182,10 @@ def test_a_field_re_runs_exactly_what_depends_on_it(tiny_recipe, tmp_path, field
 def fields_of(model, prefix):
     for field in msgspec.structs.fields(model):
         kind, name = field.type, f"{prefix}{field.name}"
-        if name == "mix":  # what pools share: the fields of a pool
+        if name == "mix":  # shared by all pools, so it has the fields of a pool
             assert kind is PoolRecipe
             continue
-        if isinstance(kind, types.UnionType) and name != "naturalness":  # a section that may be left out
+        if isinstance(kind, types.UnionType) and name != "naturalness":  # an optional section
             kind = kind.__args__[0]
         part = {"pools": "lsmix.", "runs": "lsmix."}.get(name)
         if part:
@@ -200,7 +200,7 @@ def test_the_table_has_every_field_of_a_recipe():
     assert set(fields_of(Recipe, "")) == (TABLE.keys() - {"pools.zero.lambdas"}) | NOT_IN_TABLE
 
 
-def test_a_change_of_on_the_fly_mixing_re_runs_that_run_alone(tiny_recipe, tmp_path):
+def test_changing_on_the_fly_mixing_re_runs_only_that_run(tiny_recipe, tmp_path):
     ways = ['[{method="mixup"}]', '[{method="mixup", alpha=0.5}]', '[{method="cutmix"}]', '[{method="none"}]']
     ways += ['[{method="mixup", rate="per-batch"}]', '[{pool="lsmix"}, {method="mixup"}]']
     ways += ['[{pool="lsmix"}, {method="mixup", weight=2.0}]', '[{pool="zero"}, {method="mixup"}]']
@@ -218,7 +218,7 @@ def test_a_shared_field_re_runs_the_pools_that_do_not_override_it(tiny_recipe, t
     assert {label for label in before if before[label] != after[label]} == FROM_ZERO  # the other has copies = 2
 
 
-def test_another_seed_of_a_run_leaves_the_others_as_they_are(tiny_recipe, tmp_path):
+def test_adding_a_seed_to_a_run_does_not_re_run_the_others(tiny_recipe, tmp_path):
     before = dict(planned_keys(tiny_recipe, tmp_path))
     after = dict(planned_keys(tiny_recipe, tmp_path, ["runs.baseline.seeds=[0, 1, 2]"]))
     assert after.keys() - before.keys() == {"train baseline-seed2"}
@@ -230,7 +230,7 @@ def times(folder):
 
 
 def test_a_second_run_touches_nothing(tiny_recipe, tiny_workspace, command):
-    command("run", tiny_recipe, "--workspace", tiny_workspace)  # a copy has no locks and the like
+    command("run", tiny_recipe, "--workspace", tiny_workspace)  # creates locks and caches, which the copy lacks
     before = times(tiny_workspace)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == 0
@@ -238,8 +238,8 @@ def test_a_second_run_touches_nothing(tiny_recipe, tiny_workspace, command):
     assert times(tiny_workspace) == before
 
 
-def test_a_stage_with_equal_contents_re_runs_nothing_after_it(tiny_recipe, tiny_workspace):
-    # Without the check of round trips the latents have another key, but the same bytes.
+def test_later_stages_do_not_re_run_if_the_contents_are_equal(tiny_recipe, tiny_workspace):
+    # Without the round-trip check the latents have another key but the same bytes.
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=["latents.check_round_trip=false"])
     assert [item.stage for item in result.built if not item.cached] == ["encode"]
 
@@ -249,4 +249,4 @@ def test_a_real_change_re_runs_what_was_planned(tiny_recipe, tiny_workspace):
     result = run(tiny_recipe, workspace=tiny_workspace, device="cpu", overrides=overrides)
     assert {f"{item.stage} {item.name}" for item in result.built if not item.cached} == FROM_POOL
     again = run(tiny_recipe, workspace=tiny_workspace, device="cpu")
-    assert all(item.cached for item in again.built), "the artifacts of the settings before are still there"
+    assert all(item.cached for item in again.built), "the artifacts of the earlier settings must still exist"

@@ -1,4 +1,4 @@
-"""After a kill, an interruption or an error, the next run continues and gives the bytes of an undisturbed one."""
+"""After a kill, an interruption or an error, the next run resumes and gives the same bytes as an undisturbed run."""
 
 import errno
 import os
@@ -23,7 +23,7 @@ def remove_from(workspace, stage):
         shutil.rmtree(workspace / later, ignore_errors=True)  # not every recipe has every stage
 
 
-def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undisturbed_one(
+def test_a_run_that_is_killed_repeatedly_gives_the_same_bytes_as_an_undisturbed_run(
     tiny_recipe, finished_workspace, tiny_workspace
 ):
     remove_from(tiny_workspace, "train-glow")
@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_bytes_of_an_undistur
 
 
 @pytest.mark.parametrize(("stage", "flush"), [("train-glow", 3), ("encode", 9), ("train", 1), ("report", 3)])
-def test_a_failed_write_ends_in_one_sentence_and_leaves_nothing_half_written(
+def test_a_failed_write_is_reported_in_one_sentence_and_leaves_no_partial_files(
     small_recipe, small_finished, small_workspace, command, monkeypatch, stage, flush
 ):
     remove_from(small_workspace, stage)
@@ -66,11 +66,11 @@ def test_a_failed_write_ends_in_one_sentence_and_leaves_nothing_half_written(
     assert not [path for path in made if path.name == "manifest.json" and path.parent.parent.name == stage]
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert command(*words).code == 0
-    if stage != "report":  # the page says how long things took
+    if stage != "report":  # the report contains times
         assert content_digests(small_workspace, stage).items() <= content_digests(small_finished, stage).items()
 
 
-def test_ctrl_c_exits_with_130_and_prints_the_command_to_continue(tiny_recipe, tiny_workspace):
+def test_ctrl_c_exits_with_130_and_prints_the_command_to_resume(tiny_recipe, tiny_workspace):
     remove_from(tiny_workspace, "train-glow")
     words = [sys.executable, "-m", "lsmix", "encode", tiny_recipe, "--workspace", tiny_workspace, "--device", "cpu"]
     # Many iterations, so that the signal comes in time on any machine.
@@ -85,12 +85,12 @@ def test_ctrl_c_exits_with_130_and_prints_the_command_to_continue(tiny_recipe, t
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert out == ""
-    assert err.splitlines()[-1].startswith("interrupted; what is done is kept. Go on with: lsmix encode ")
+    assert err.splitlines()[-1].startswith("interrupted; completed work is kept. Resume with: lsmix encode ")
     assert "Traceback" not in err
 
 
 def interrupt_after(calls):
-    """Return a stand-in for ``stop_point`` that sends this process SIGINT at one of its calls."""
+    """Return a replacement for ``stop_point`` that sends SIGINT to this process on the given call."""
 
     def stop():
         nonlocal calls
@@ -110,7 +110,7 @@ def interrupt_after(calls):
         ("train", "data.loaders.ranks", 2),
     ],
 )
-def test_an_interrupted_stage_keeps_what_is_done_and_continues(
+def test_an_interrupted_stage_keeps_completed_work_and_resumes(
     tiny_recipe, finished_workspace, tiny_workspace, command, monkeypatch, stage, module, calls
 ):
     remove_from(tiny_workspace, stage)
@@ -119,20 +119,20 @@ def test_an_interrupted_stage_keeps_what_is_done_and_continues(
         interrupted.setattr(f"lsmix.{module}.stop_point", interrupt_after(calls))
         result = command(*words)
     assert result.code == 130
-    assert result.err.splitlines()[-1].startswith(f"interrupted; what is done is kept. Go on with: lsmix {stage} ")
+    assert result.err.splitlines()[-1].startswith(f"interrupted; completed work is kept. Resume with: lsmix {stage} ")
     assert command(*words).code == 0
     assert content_digests(tiny_workspace, stage) == content_digests(finished_workspace, stage)
 
 
 @pytest.fixture
-def python_s_own_handler():
-    """Let SIGINT raise KeyboardInterrupt, which it does not in processes that a shell started in the background."""
+def default_sigint_handler():
+    """Make SIGINT raise KeyboardInterrupt; shells disable it in background processes."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
-@pytest.mark.usefixtures("python_s_own_handler")
+@pytest.mark.usefixtures("default_sigint_handler")
 def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not():
     with graceful_signals():
         os.kill(os.getpid(), signal.SIGINT)
@@ -140,12 +140,12 @@ def test_the_first_signal_waits_for_a_safe_point_and_the_second_does_not():
             stop_point()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGTERM)
-    stop_point()  # a request does not outlive the work that it was meant for
+    stop_point()  # a request to stop applies only to the block
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_seconds_of_all_sessions_count(small_recipe, small_workspace, command, monkeypatch):
+def test_the_seconds_of_all_sessions_are_summed(small_recipe, small_workspace, command, monkeypatch):
     remove_from(small_workspace, "train-glow")
     with monkeypatch.context() as interrupted:
         interrupted.setattr("lsmix.data.loaders.ranks.stop_point", interrupt_after(2))
@@ -157,7 +157,7 @@ def test_the_seconds_of_all_sessions_count(small_recipe, small_workspace, comman
 
 
 @pytest.mark.parametrize("damage", [b"", b"\xff" * 8])
-def test_a_damaged_checkpoint_is_named_with_what_to_do(small_recipe, small_workspace, command, damage):
+def test_a_damaged_checkpoint_is_named_with_advice(small_recipe, small_workspace, command, damage):
     folder = next(path for path in (small_workspace / "train-glow").iterdir() if "evaluator" not in path.name)
     (folder / "manifest.json").unlink()
     (folder / "work").mkdir()

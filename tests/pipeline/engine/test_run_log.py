@@ -1,4 +1,4 @@
-"""A run reports what it does in a log of JSON lines, and to ``status`` in another terminal."""
+"""A run logs what it does as JSON lines, and shows its progress to ``status`` in another process."""
 
 import json
 import os
@@ -25,9 +25,7 @@ def lines(workspace):
     ]
 
 
-def test_a_run_that_makes_something_leaves_a_log_and_one_that_makes_nothing_does_not(
-    tiny_recipe, tiny_workspace, command
-):
+def test_a_run_writes_a_log_only_if_it_makes_an_artifact(tiny_recipe, tiny_workspace, command):
     shutil.rmtree(tiny_workspace / LOG_FOLDER)
     for stage in ("ingest", "encode"):
         shutil.rmtree(tiny_workspace / stage)
@@ -53,7 +51,7 @@ class Events(NullProgress):
         self.seen.append((kind, facts))
 
 
-def test_trainers_report_each_step_and_epoch_as_they_log_it(small_recipe, small_workspace):
+def test_trainers_report_each_step_and_epoch_as_logged(small_recipe, small_workspace):
     shutil.rmtree(small_workspace / LOG_FOLDER)
     for stage in ("train-glow", "train"):
         shutil.rmtree(small_workspace / stage)
@@ -89,7 +87,7 @@ def test_an_error_and_an_interruption_end_the_log(small_recipe, small_workspace,
     assert lines(small_workspace)[-1][-1]["outcome"] == "interrupted"
 
 
-def test_a_log_that_cannot_be_written_stops_nothing(tiny_recipe, tmp_path, command):
+def test_a_run_continues_if_its_log_cannot_be_written(tiny_recipe, tmp_path, command):
     (tmp_path / LOG_FOLDER).write_text("a file in the way")
     assert command("ingest", tiny_recipe, "--workspace", tmp_path).code == 0
 
@@ -103,7 +101,7 @@ def test_old_logs_are_removed(tmp_path, monkeypatch):
     assert [log[0]["number"] for log in lines(tmp_path)] == [2, 3, 4]
 
 
-def test_status_shows_how_far_a_run_of_another_process_is_and_how_long_it_takes(tiny_recipe, tiny_workspace, command):
+def test_status_shows_progress_and_time_left_of_a_run_in_another_process(tiny_recipe, tiny_workspace, command):
     shutil.rmtree(tiny_workspace / "train-glow")
     settings = ("--set", "flow.training.iterations=100000", "--set", "flow.evaluate_every=100000")
     where = (tiny_recipe, "--workspace", tiny_workspace, *settings)
@@ -126,7 +124,7 @@ def test_status_shows_how_far_a_run_of_another_process_is_and_how_long_it_takes(
             assert " left; user " in node["why"]
         finally:
             process.kill()
-    assert "unfinished  train-glow tiny" in command("status", *where).out, "the note of a killed run counts for nothing"
+    assert "unfinished  train-glow tiny" in command("status", *where).out, "the note of a killed run must be ignored"
 
 
 def test_each_process_that_holds_a_shared_lock_is_listed(tmp_path):
@@ -157,11 +155,11 @@ def test_control_characters_in_a_note_do_not_reach_the_terminal(tmp_path):
     assert str(owner).isprintable()
 
 
-def test_the_speed_counts_only_what_this_run_did(monkeypatch):
+def test_the_speed_counts_only_work_of_this_run(monkeypatch):
     now = [100.0]
     monkeypatch.setattr("lsmix.pipeline.engine.progress.time.monotonic", lambda: now[0])
-    pace = Throughput(100, done=60)
-    assert pace.seconds_left is None
+    throughput = Throughput(100, done=60)
+    assert throughput.seconds_left is None
     now[0] += 5
-    pace.advance(10)
-    assert pace.to_dict() == {"done": 70, "total": 100, "per_second": 2.0, "seconds_left": 15.0}
+    throughput.advance(10)
+    assert throughput.to_dict() == {"done": 70, "total": 100, "per_second": 2.0, "seconds_left": 15.0}

@@ -314,7 +314,7 @@ def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_sett
     ("overrides", "message"),
     [
         (['naturalness.methods=["ls-mx"]'], r"unknown mixing method .*'ls-mx'\. Did you mean 'ls-mix'"),
-        (['naturalness.methods=["linear", "linear"]'], r"naturalness\.methods: each method counts once"),
+        (['naturalness.methods=["linear", "linear"]'], r"naturalness\.methods: list each method only once"),
         (["naturalness.lam=1.5"], r"naturalness\.lam: expected float <= 1\.0, got 1\.5"),
         (["naturalness.pairs=1"], r"naturalness\.pairs: expected int >= 2, got 1"),
         (["naturalness.piars=3"], r"unknown key 'naturalness\.piars'\. Did you mean 'pairs'"),
@@ -333,11 +333,11 @@ def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_sett
         ),
         (
             ["naturalness.evaluator.training.rows=all"],
-            r"naturalness\.evaluator\.training\.rows: the evaluator always learns from",
+            r"naturalness\.evaluator\.training\.rows: the evaluator always trains on",
         ),
         (
             ["naturalness.evaluator.training.seed=0"],
-            r"naturalness\.evaluator\.training\.seed: got 0, which is the flow's own",
+            r"naturalness\.evaluator\.training\.seed: got 0, the seed of the flow itself",
         ),
     ],
 )
@@ -361,7 +361,7 @@ def test_a_recipe_without_the_section_has_no_evaluator_and_the_command_says_so(t
     assert not [node for node in nodes if "evaluator" in node.name or node.stage.name == "naturalness"]
     result = command("naturalness", tiny_recipe, "--workspace", tmp_path)
     assert result.code == 1
-    assert "has no [naturalness], which the stage 'naturalness' needs. Add one." in result.err
+    assert "has no section [naturalness], which stage 'naturalness' needs. Add one." in result.err
 
 
 def test_a_change_of_the_section_re_runs_the_measurement_and_one_of_the_evaluator_the_evaluator_too(

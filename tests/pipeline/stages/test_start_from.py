@@ -78,9 +78,7 @@ def test_a_flow_of_another_shape_is_refused_by_its_fields_before_anything_is_mad
 
 
 def test_a_flow_is_used_as_it_is_or_trained_further_but_not_both(tiny_recipe):
-    with pytest.raises(RecipeError, match=r"flow\.start_from: the flow of 'flow\.path' is used as it is"):
+    with pytest.raises(RecipeError, match=r"flow\.start_from: 'flow\.path' names a flow that is used without training"):
         read_recipe(tiny_recipe, ["flow.path=a", "flow.start_from=b"])
-    with pytest.raises(
-        RecipeError, match=r"expected int >= 1, got 0\. 'flow\.path' names a flow that is used as it is"
-    ):
+    with pytest.raises(RecipeError, match=r"expected int >= 1, got 0\. To use a trained flow, set 'flow\.path'"):
         read_recipe(tiny_recipe, ["flow.training.iterations=0"])

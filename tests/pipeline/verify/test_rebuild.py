@@ -232,7 +232,7 @@ def test_on_another_kind_of_device_pixels_may_differ_by_one_and_are_counted(give
     words = ("rebuild", given.plan, "--data", "digits", "--flow", given.flow, "--device", "cpu", "--quiet")
     result = command(*words, "--out", tmp_path / "pool", "--compare", other)
     assert result.code == 0, result.err
-    assert "(not the original's)" in result.out
+    assert "(differs from the original)" in result.out
     assert "3 of 38400 pixels differ" in result.out
     assert (
         "in 1 of 600 images, by 1 at most; image differs in 1 rows, first in row 3; all labels, shares and sources"

@@ -1,4 +1,4 @@
-"""An artifact is complete or not there: manifest last, locks, space, damage of every kind, and garbage collection."""
+"""Artifacts: the manifest is written last, damage of every kind is found; locks, disk space and garbage collection."""
 
 import json
 import multiprocessing
@@ -24,10 +24,10 @@ from lsmix.pipeline.engine.status import recipe_status
 from lsmix.pipeline.workspace.locks import artifact_lock
 from lsmix.pipeline.workspace.workspace import Workspace
 
-# Forking is how another process is had at once; what this one's threads do cannot matter to one that only takes a lock.
+# A fork is the fastest way to get another process. It only takes a lock, so the threads of this process do not matter.
 pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 
-# A file of each kind of artifact whose loss must be noticed, and what opens such an artifact.
+# For each kind of artifact, a file whose loss must be noticed, and the function that opens the artifact.
 PARTS = {
     "ingest": ("dataset.h5", open_dataset),
     "train-glow": ("glow.safetensors", load_flow),
@@ -54,18 +54,21 @@ def flip_a_bit(path):
 
 HARMS = {
     "a flipped bit": (flip_a_bit, "is damaged: expected sha256"),
-    "a lost end": (lambda path: os.truncate(path, path.stat().st_size - 1), r"is damaged: expected \d+ bytes, got"),
-    "emptiness": (lambda path: os.truncate(path, 0), r"is damaged: expected \d+ bytes, got 0"),
+    "a truncated file": (
+        lambda path: os.truncate(path, path.stat().st_size - 1),
+        r"is damaged: expected \d+ bytes, got",
+    ),
+    "an empty file": (lambda path: os.truncate(path, 0), r"is damaged: expected \d+ bytes, got 0"),
     "a missing file": (lambda path: path.unlink(), "is missing; manifest.json lists it with"),
     "an extra file": (lambda path: path.with_name("extra").write_bytes(b"x"), "is not listed in manifest.json"),
-    "a link to nothing in its place": (
+    "a dangling link": (
         lambda path: (path.unlink(), path.symlink_to("nothing")),
         "is missing; manifest.json lists it with",
     ),
 }
 
 
-# Each file and each harm together are tested in tests/system/faults/test_damage.py.
+# All combinations of file and harm are tested in tests/system/faults/test_damage.py.
 @pytest.mark.parametrize(("stage", "harm"), list(zip(PARTS, HARMS, strict=True)))
 def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command, stage, harm):
     folder = first_folder(small_workspace, stage)
@@ -80,7 +83,12 @@ def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command,
 
 @pytest.mark.parametrize(
     ("stage", "harm"),
-    [("ingest", "a lost end"), ("train-glow", "emptiness"), ("encode", "a missing file"), ("mix", "a lost end")],
+    [
+        ("ingest", "a truncated file"),
+        ("train-glow", "an empty file"),
+        ("encode", "a missing file"),
+        ("mix", "a truncated file"),
+    ],
 )
 def test_opening_finds_a_wrong_size(small_workspace, stage, harm):
     folder = first_folder(small_workspace, stage)
@@ -92,7 +100,7 @@ def test_opening_finds_a_wrong_size(small_workspace, stage, harm):
 
 
 @pytest.mark.parametrize("stage", ["ingest", "train-glow", "encode", "mix", "train"])
-def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(small_recipe, small_workspace, command, stage):
+def test_a_run_notices_a_wrong_size_and_force_reruns_the_stage(small_recipe, small_workspace, command, stage):
     folder = first_folder(small_workspace, stage)
     digest = read_manifest(folder).content_digest
     os.truncate(folder / PARTS[stage][0], 1)
@@ -105,12 +113,12 @@ def test_a_run_notices_a_wrong_size_and_force_makes_the_stage_again(small_recipe
     assert status.code == 0
     assert "damaged" in status.out
     assert command(stage, small_recipe, "--workspace", small_workspace, "--device", "cpu", "--force").code == 0
-    assert verify(folder)["content_digest"] == digest, "the same recipe makes the same bytes"
+    assert verify(folder)["content_digest"] == digest, "the same recipe must give the same bytes"
 
 
-def test_a_newer_format_is_refused_by_name(small_recipe, small_workspace, command):
+def test_a_newer_format_is_rejected_with_its_version(small_recipe, small_workspace, command):
     path = first_folder(small_workspace, "mix") / "manifest.json"
-    bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without its checksum
+    bare = b"{\n" + path.read_bytes().split(b"\n", 2)[2]  # without the checksum
     path.write_bytes(add_checksum(bare.replace(b'"format_version": 1', b'"format_version": 2')))
     with pytest.raises(FormatError, match=r"has format 2; this version of lsmix reads format 1\. Use a newer lsmix"):
         verify(path.parent)
@@ -130,13 +138,13 @@ def test_a_damaged_manifest_is_reported_as_damage(small_recipe, small_workspace,
             assert "manifest.json' is damaged" in result.err.splitlines()[-1]
 
 
-def test_a_renamed_artifact_is_refused(tiny_recipe, tiny_workspace, command):
+def test_a_renamed_artifact_is_rejected(tiny_recipe, tiny_workspace, command):
     first, second = sorted((tiny_workspace / "mix").iterdir())
     shutil.rmtree(second)
     first.rename(second)
     result = command("run", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == 5
-    assert "by its manifest: it was moved there" in result.err
+    assert "contains another artifact: its manifest says mix" in result.err
 
 
 def test_without_its_manifest_an_artifact_is_unfinished_work(small_recipe, small_workspace, command):
@@ -165,7 +173,7 @@ def test_the_manifest_is_written_after_everything_else(small_recipe, tmp_path, m
     assert seen == [True]
 
 
-def test_work_files_left_by_a_kill_after_the_manifest_are_removed(small_recipe, small_workspace):
+def test_work_files_left_by_a_kill_after_the_manifest_was_written_are_removed(small_recipe, small_workspace):
     work = first_folder(small_workspace, "encode") / "work"
     (work / "ledger").mkdir(parents=True)
     (work / "ledger" / "000000.json").write_bytes(b"{}")
@@ -174,7 +182,7 @@ def test_work_files_left_by_a_kill_after_the_manifest_are_removed(small_recipe, 
     assert not work.exists()
 
 
-def test_half_written_files_left_by_a_kill_do_not_get_into_the_artifact(small_recipe, small_finished, small_workspace):
+def test_partial_files_left_by_a_kill_do_not_get_into_the_artifact(small_recipe, small_finished, small_workspace):
     folder = first_folder(small_workspace, "encode")
     (folder / "manifest.json").unlink()
     (folder / "latents.zarr" / "z" / "c" / ".0.x1y2z3.part").write_bytes(b"half of a shard")
@@ -190,7 +198,7 @@ def hold_lock(workspace, key, ready, done):
 
 @pytest.fixture
 def other_run(tiny_workspace):
-    """Return (process, key) of another process that holds the lock of the first pool."""
+    """Return a process that holds the lock of the first pool, and the pool's key."""
     key = first_folder(tiny_workspace, "mix").name.rpartition("-")[2]
     fork = multiprocessing.get_context("fork")
     ready, done = fork.Event(), fork.Event()
@@ -202,7 +210,9 @@ def other_run(tiny_workspace):
     process.join()
 
 
-def test_a_lock_in_use_names_its_owner_and_a_dead_owners_lock_is_free(tiny_recipe, tiny_workspace, command, other_run):
+def test_a_lock_in_use_names_its_owner_and_the_lock_of_a_dead_owner_is_free(
+    tiny_recipe, tiny_workspace, command, other_run
+):
     process, key = other_run
     shutil.rmtree(first_folder(tiny_workspace, "mix"))
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace)
@@ -216,12 +226,12 @@ def test_a_lock_in_use_names_its_owner_and_a_dead_owners_lock_is_free(tiny_recip
         pass
 
 
-def test_looking_at_a_workspace_in_use_is_fine(tiny_recipe, tiny_workspace, command, other_run):
+def test_a_workspace_in_use_can_be_inspected(tiny_recipe, tiny_workspace, command, other_run):
     for words in (("status", tiny_recipe), ("run", tiny_recipe, "--dry-run"), ("gc", tiny_recipe)):
         assert command(*words, "--workspace", tiny_workspace).code == 0
 
 
-def test_gc_keeps_what_is_being_made(tiny_recipe, tiny_workspace, command, other_run):
+def test_gc_keeps_artifacts_that_are_being_made(tiny_recipe, tiny_workspace, command, other_run):
     folder = first_folder(tiny_workspace, "mix")
     result = command("gc", tiny_recipe, "--workspace", tiny_workspace, "--delete", "--set", "latents.seed=5")
     assert result.code == 0
@@ -235,8 +245,8 @@ def test_too_little_space_is_noticed_before_anything_starts(tiny_recipe, tiny_wo
     result = command("mix", tiny_recipe, "--workspace", tiny_workspace)
     assert result.code == DiskSpaceError.exit_code == 1
     last = result.err.splitlines()[-1]
-    assert re.match(r"error: mix lsmix needs about \d+\.\d kB below", last)
-    assert "Free some space ('lsmix gc' helps), or choose another '--workspace'" in last
+    assert re.match(r"error: mix lsmix needs about \d+\.\d kB in", last)
+    assert "Free some space, for example with 'lsmix gc', or choose another '--workspace'" in last
     assert {path for path in snapshot(tiny_workspace) if ".locks" not in path.parts} <= before.keys()
     assert not (tiny_workspace / "mix").exists()
 
@@ -246,7 +256,7 @@ def garbage(recipe, workspace, *overrides, delete=False):
     return collect_garbage(nodes, place, delete=delete)
 
 
-def test_gc_lists_and_removes_only_what_no_recipe_wants(tiny_recipe, tiny_workspace, command):
+def test_gc_lists_and_removes_only_what_no_recipe_needs(tiny_recipe, tiny_workspace, command):
     alpha = "pools.lsmix.alpha=0.5"
     run(tiny_recipe, workspace=tiny_workspace, stage="mix", device="cpu", overrides=[alpha])
     pools = set((tiny_workspace / "mix").iterdir())
@@ -254,7 +264,7 @@ def test_gc_lists_and_removes_only_what_no_recipe_wants(tiny_recipe, tiny_worksp
     (unwanted,) = garbage(tiny_recipe, tiny_workspace)
     assert unwanted.bytes > 0
     assert not unwanted.removed
-    assert set((tiny_workspace / "mix").iterdir()) == pools, "listing removes nothing"
+    assert set((tiny_workspace / "mix").iterdir()) == pools, "listing must not remove anything"
     before = snapshot(tiny_workspace)
     result = command("gc", tiny_recipe, "--workspace", tiny_workspace, "--delete", "--json")
     assert json.loads(result.out)["content"][0]["removed"]
@@ -264,14 +274,14 @@ def test_gc_lists_and_removes_only_what_no_recipe_wants(tiny_recipe, tiny_worksp
     assert garbage(tiny_recipe, tiny_workspace) == []
 
 
-def test_gc_keeps_unfinished_work_that_is_wanted(small_recipe, small_workspace):
+def test_gc_keeps_unfinished_work_that_is_needed(small_recipe, small_workspace):
     folder = first_folder(small_workspace, "report")
     (folder / "manifest.json").unlink()
     assert garbage(small_recipe, small_workspace, delete=True) == []
     assert folder.is_dir()
 
 
-def test_gc_keeps_artifacts_whose_keys_are_unknown_since_an_input_is_gone(small_recipe, small_workspace):
+def test_gc_keeps_artifacts_whose_keys_are_unknown_because_an_input_is_missing(small_recipe, small_workspace):
     shutil.rmtree(small_workspace / "encode")
     assert garbage(small_recipe, small_workspace, delete=True) == []
 
@@ -305,7 +315,7 @@ def test_an_artifact_is_found_under_any_name(small_recipe, small_workspace):
     assert all(item.cached for item in result.built)
 
 
-def test_a_finished_flow_in_another_folder_is_the_same_input(tiny_recipe, tiny_workspace, tmp_path):
+def test_a_trained_flow_in_another_folder_is_the_same_input(tiny_recipe, tiny_workspace, tmp_path):
     flow = first_folder(tiny_workspace, "train-glow")
     moved = tmp_path / "elsewhere" / "a flow"
     shutil.copytree(flow, moved)

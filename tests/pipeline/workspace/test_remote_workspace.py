@@ -1,4 +1,4 @@
-"""A workspace at a URL: the same digests from any machine; an interrupted stage continues on another; partial uploads do not count."""
+"""Remote workspaces: all machines get the same digests, resume each other's work and ignore partial uploads."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def s3():
 
 @pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.slow)])
 def url(request):
-    """Return the URL of an empty place."""
+    """Return the URL of an empty workspace."""
     name = uuid.uuid4().hex
     if request.param == "memory":
         yield f"memory://{name}/runs"
@@ -45,7 +45,7 @@ def url(request):
 
 @pytest.fixture(autouse=True)
 def machine(tmp_path, monkeypatch):
-    """Return a function that makes this process another machine, with a cache of its own."""
+    """Return a function that simulates another machine with its own cache."""
 
     def be(name):
         monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / f"cache-of-{name}"))
@@ -56,13 +56,13 @@ def machine(tmp_path, monkeypatch):
 
 
 def copy_to(url, workspace, *stages):
-    """Send the artifacts of some stages of a workspace to a URL, as a run there leaves them."""
+    """Upload the artifacts of some stages of a workspace to a URL, as a run would."""
     for stage in stages:
         for folder, _ in Workspace(workspace).manifests(stage):
             lsmix.push(folder, f"{url}/{stage}/{folder.name}")
 
 
-def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_other_machines_find_it(
+def test_a_remote_run_gives_the_digests_of_a_local_run_and_other_machines_find_it(
     small_recipe, small_finished, command, url, machine
 ):
     made = command("run", small_recipe, "--workspace", url, "--device", "cpu")
@@ -75,7 +75,7 @@ def test_a_run_at_a_url_gives_the_digests_of_one_in_a_folder_and_other_machines_
     again = command("run", small_recipe, "--workspace", url, "--device", "cpu")
     assert again.code == 0, again.err
     assert again.out.startswith("0 of 8 artifacts made, 8 already up to date")
-    assert not list(cache.rglob("*.zarr")), "what is up to date is not fetched"
+    assert not list(cache.rglob("*.zarr")), "artifacts that are up to date must not be downloaded"
     assert "cached" in command("status", small_recipe, "--workspace", url, "--check").out
     result = lsmix.run(small_recipe, workspace=url, device="cpu")
     assert lsmix.verify(result["mix/mixed"].folder)["content_digest"] == content_digests(url, "mix")["mix/mixed"]
@@ -89,7 +89,7 @@ def test_a_file_url_is_its_folder(tiny_recipe, finished_workspace, tmp_path, com
     assert result.code == 0, result.err
 
 
-def test_an_interrupted_stage_continues_on_another_machine(tiny_recipe, finished_workspace, url, machine, monkeypatch):
+def test_another_machine_resumes_an_interrupted_stage(tiny_recipe, finished_workspace, url, machine, monkeypatch):
     copy_to(url, finished_workspace, "ingest", "train-glow")
     with monkeypatch.context() as stopped:
         stopped.setattr("lsmix.pipeline.engine.executor.stop_point", interrupt_after(8))
@@ -102,7 +102,7 @@ def test_an_interrupted_stage_continues_on_another_machine(tiny_recipe, finished
     real = EncodeProcessor.load
     monkeypatch.setattr(EncodeProcessor, "load", lambda self, shard: made.append(shard) or real(self, shard))
     lsmix.run(tiny_recipe, stage="encode", workspace=url, device="cpu")
-    assert 0 < len(set(made)) < 5, "shards that another machine made are not made again"
+    assert 0 < len(set(made)) < 5, "shards of another machine must not be made again"
     assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
@@ -116,7 +116,7 @@ def interrupt_after(calls):
     return stop
 
 
-def test_array_tasks_on_machines_that_share_only_the_url_are_finalized_by_another(
+def test_array_tasks_and_finalize_may_run_on_machines_that_share_only_the_url(
     small_recipe, small_finished, url, machine, command
 ):
     copy_to(url, small_finished, "ingest", "train-glow", "encode")
@@ -129,7 +129,7 @@ def test_array_tasks_on_machines_that_share_only_the_url_are_finalized_by_anothe
             machine("impatient")
             early = command("finalize", *where)
             assert early.code == 6
-            assert "are missing" in early.err
+            assert "lacks" in early.err
     machine("finisher")
     assert "unfinished" in command("status", *where[:3]).out
     result = command("finalize", *where)
@@ -149,7 +149,10 @@ def test_damage_at_the_url_is_found_before_it_is_used(small_recipe, small_finish
     place.write(path, broken)
     short = command("mix", small_recipe, "--workspace", url)
     assert short.code == CorruptError.exit_code
-    assert f"error: '{url}/{path}' is damaged: expected {len(content)} bytes, got {len(content) - 1} bytes" in short.err
+    assert (
+        f"error: '{url}/{path}' is damaged: expected {len(content):,} bytes, got {len(content) - 1:,} bytes"
+        in short.err
+    )
     broken.write_bytes(bytes([content[0] ^ 1]) + content[1:])
     place.write(path, broken)
     flipped = command("mix", small_recipe, "--workspace", url)
@@ -162,12 +165,12 @@ def test_damage_at_the_url_is_found_before_it_is_used(small_recipe, small_finish
 @pytest.mark.parametrize(
     "path", ["../outside", "/etc/outside", "manifest.json", "work/ledger/000001.json", "a/../../b"]
 )
-def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path, path):
+def test_a_remote_record_of_a_file_outside_the_artifact_is_rejected(monkeypatch, tmp_path, path):
     file = {"path": path, "bytes": 3, "sha256": "0" * 64, "payload": True}
     record = {"shard": 0, "files": [file], "seconds": 1, "counts": {}}
 
     class Hostile:
-        """A store whose keys are what its owner likes."""
+        """A store with malicious keys."""
 
         def sizes(self, folder):
             return {path: 3, "work/ledger/000000.json": 99}
@@ -180,7 +183,7 @@ def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab", "mix")
 
 
-def test_an_unreachable_store_is_reported_and_the_next_run_sends_the_rest(
+def test_an_unreachable_store_is_reported_and_the_next_run_uploads_the_rest(
     tiny_recipe, finished_workspace, machine, monkeypatch
 ):
     url = f"memory://{uuid.uuid4().hex}"
@@ -204,7 +207,7 @@ def test_an_unreachable_store_is_reported_and_the_next_run_sends_the_rest(
     assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
-def test_gc_removes_what_no_recipe_wants_at_the_url(tiny_recipe, finished_workspace, url, command):
+def test_gc_removes_remote_artifacts_that_no_recipe_needs(tiny_recipe, finished_workspace, url, command):
     copy_to(url, finished_workspace, "ingest", "train-glow", "encode", "mix")
     words = ("gc", tiny_recipe, "--workspace", url, "--set", "pools.lsmix.alpha=0.7")
     assert f"{url}/mix/lsmix-" in command(*words).out
@@ -215,7 +218,7 @@ def test_gc_removes_what_no_recipe_wants_at_the_url(tiny_recipe, finished_worksp
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_dask_workers_of_this_machine_send_what_they_make(tiny_recipe, finished_workspace, s3, command):
+def test_local_dask_workers_upload_their_shards(tiny_recipe, finished_workspace, s3, command):
     name = uuid.uuid4().hex
     make_bucket(name)
     url = f"s3://{name}"
@@ -226,7 +229,7 @@ def test_dask_workers_of_this_machine_send_what_they_make(tiny_recipe, finished_
 
 
 class WorkersElsewhere(Executor):
-    """Makes each shard as a worker on another machine does: from the pickled job alone, with a cache of its own."""
+    """Simulates workers on another machine, which have only the pickled job and their own cache."""
 
     def __init__(self, machine):
         self._machine = machine
@@ -244,7 +247,9 @@ def test_workers_on_other_machines_need_only_the_url(small_recipe, small_finishe
     copy_to(url, small_finished, "ingest", "train-glow")
     monkeypatch.setattr("lsmix.pipeline.engine.dask.DaskExecutor", lambda **_: WorkersElsewhere(machine))
     lsmix.run(small_recipe, stage="encode", workspace=url, scheduler="tcp://somewhere", device="cpu")
-    assert list((tmp_path / "cache-of-worker").rglob("work/ledger/*.json")), "the workers had a folder of their own"
+    assert list((tmp_path / "cache-of-worker").rglob("work/ledger/*.json")), (
+        "the workers must have used their own folder"
+    )
     assert not list((tmp_path / "cache-of-one").rglob("*.zarr/z/c/*"))
     assert content_digests(url, "encode") == content_digests(small_finished, "encode")
 
@@ -267,48 +272,50 @@ def test_workers_of_a_running_cluster_need_only_the_url(
         words = ("encode", tiny_recipe, "--workspace", url, "--device", "cpu")
         result = command(*words, "--scheduler", cluster.scheduler_address)
     assert result.code == 0, result.err
-    assert list((tmp_path / "cache-of-workers").rglob("work/ledger/*.json")), "the workers had a folder of their own"
+    assert list((tmp_path / "cache-of-workers").rglob("work/ledger/*.json")), (
+        "the workers must have used their own folder"
+    )
     assert content_digests(url, "encode") == content_digests(finished_workspace, "encode")
 
 
 def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspace):
     url = f"memory://{uuid.uuid4().hex}"
     copy_to(url, finished_workspace, "ingest", "train-glow")
-    with pytest.raises(RecipeError, match="lives in the memory of this process"):
+    with pytest.raises(RecipeError, match="is in the memory of this process"):
         lsmix.run(tiny_recipe, stage="encode", workspace=url, workers=2, device="cpu")
 
 
 @pytest.mark.parametrize(
-    ("url", "code", "said"),
+    ("url", "code", "message"),
     [
         ("nonsense://x/runs", 1, "lsmix does not read"),
         ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
     ],
 )
-def test_a_url_that_cannot_be_a_workspace_is_refused(tiny_recipe, command, url, code, said):
+def test_a_url_that_cannot_be_a_workspace_is_rejected(tiny_recipe, command, url, code, message):
     result = command("status", tiny_recipe, "--workspace", url)
     assert result.code == code
-    assert said in result.err
-    assert not Path(url.partition("/")[0]).exists(), "no folder called as the URL"
+    assert message in result.err
+    assert not Path(url.partition("/")[0]).exists(), "no folder may be created for the URL"
 
 
-def test_a_workspace_in_a_folder_imports_nothing_that_urls_need():
+def test_a_local_workspace_does_not_import_fsspec():
     assert set(MADE) < set(STAGES)
     words = [
         sys.executable,
         "-c",
         "import lsmix.pipeline.api, sys; sys.exit('s3fs' in sys.modules or 'fsspec' in sys.modules)",
     ]
-    assert subprocess.run(words, check=False).returncode == 0, "a folder needs neither"
+    assert subprocess.run(words, check=False).returncode == 0, "a local workspace needs neither"
 
 
 def test_ls_lists_each_stage_and_each_artifact_once(finished_workspace, url, monkeypatch):
     copy_to(url, finished_workspace, "train-glow", "mix")
-    there = type(Workspace(url).remote)
-    asked, entries = [], there.entries
-    monkeypatch.setattr(there, "entries", lambda self, folder: asked.append(folder) or entries(self, folder))
+    remote = type(Workspace(url).remote)
+    listed, entries = [], remote.entries
+    monkeypatch.setattr(remote, "entries", lambda self, folder: listed.append(folder) or entries(self, folder))
     found = lsmix.pipeline.api.list_artifacts(url)
-    assert asked == list(STAGES)
+    assert listed == list(STAGES)
     assert sorted(row["folder"] for row in found) == sorted(
         f"{url}/{stage}/{folder.name}"
         for stage in ("train-glow", "mix")

@@ -1,4 +1,4 @@
-"""Several processes in one workspace: what is in use is not removed, and files have the rights of the umask."""
+"""Several processes in one workspace: artifacts in use are not removed; file permissions follow the umask."""
 
 import os
 import shutil
@@ -29,7 +29,7 @@ def other_recipe(tmp_path):
 
 
 class WhileMixing(NullProgress):
-    """Calls something once, when a stage has begun its work."""
+    """Calls a function once, when a stage has started its work."""
 
     def __init__(self, label, action):
         self._label, self._action, self.done = label, action, None
@@ -49,19 +49,19 @@ def test_gc_keeps_everything_that_a_running_mix_reads(tiny_recipe, tiny_workspac
     assert "(in use, kept)" in progress.done.out
     assert all((path / "manifest.json").is_file() for path in kept if "evaluator" not in path.name)
     assert command(*gc).code == 0
-    assert not any(path.exists() for path in kept), "once the run has ended nothing is in use"
+    assert not any(path.exists() for path in kept), "after the run nothing is in use"
 
 
-def test_a_flow_in_use_is_not_removed_by_force_either(tiny_recipe, tiny_workspace):
+def test_force_does_not_remove_a_flow_in_use(tiny_recipe, tiny_workspace):
     (flow,) = [path for path in (tiny_workspace / "train-glow").iterdir() if "evaluator" not in path.name]
     with InputLocks() as locks:
         locks.hold(Artifact(folder=flow, manifest=read_manifest(flow)))
-        with pytest.raises(LockedError, match="is read by another run"):
+        with pytest.raises(LockedError, match="is being read by another run"):
             run(tiny_recipe, workspace=tiny_workspace, stage="train-glow", device="cpu", force="train-glow")
     assert (flow / "manifest.json").is_file()
 
 
-def test_a_removed_artifact_cannot_be_held(tiny_workspace):
+def test_a_removed_artifact_cannot_be_locked(tiny_workspace):
     folder = next((tiny_workspace / "ingest").iterdir())
     artifact = Artifact(folder=folder, manifest=read_manifest(folder))
     with (
@@ -75,7 +75,7 @@ def test_a_removed_artifact_cannot_be_held(tiny_workspace):
         locks.hold(artifact)
 
 
-def test_a_run_takes_no_lock_in_a_read_only_workspace(tiny_recipe, tiny_workspace, monkeypatch):
+def test_a_read_only_workspace_needs_no_lock(tiny_recipe, tiny_workspace, monkeypatch):
     folder = next((tiny_workspace / "ingest").iterdir())
 
     def refuse(*_, **__):
@@ -92,7 +92,7 @@ def make_garbage(workspace):
         shutil.copytree(model, workspace / "train" / f"old-{number:012x}")
 
 
-def test_many_gc_at_once_all_succeed_and_leave_no_garbage(small_recipe, small_workspace):
+def test_many_concurrent_gc_all_succeed_and_leave_no_garbage(small_recipe, small_workspace):
     make_garbage(small_workspace)
     _, nodes, _ = plan(small_recipe, workspace=small_workspace)
     together = threading.Barrier(8)
@@ -107,7 +107,7 @@ def test_many_gc_at_once_all_succeed_and_leave_no_garbage(small_recipe, small_wo
     assert collect_garbage(nodes, Workspace(small_workspace), delete=True) == []
 
 
-def test_gc_in_two_processes_at_once_succeeds(small_recipe, small_workspace):
+def test_concurrent_gc_in_two_processes_succeeds(small_recipe, small_workspace):
     make_garbage(small_workspace)
     words = [sys.executable, "-m", "lsmix", "gc", small_recipe, "--workspace", small_workspace, "--delete"]
     begun = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
@@ -130,7 +130,9 @@ def test_an_artifact_that_is_removed_during_the_search_is_not_found(tiny_workspa
 
 
 @pytest.mark.parametrize("mask", [0o077, 0o027], ids=oct)
-def test_every_file_and_folder_has_the_rights_that_the_umask_allows(mask, small_recipe, tmp_path, monkeypatch, command):
+def test_every_file_and_folder_has_the_permissions_that_the_umask_allows(
+    mask, small_recipe, tmp_path, monkeypatch, command
+):
     monkeypatch.setenv("LSMIX_CACHE", str(tmp_path / "cache"))
     before = os.umask(mask)
     try:
@@ -155,4 +157,4 @@ def test_every_file_and_folder_has_the_rights_that_the_umask_allows(mask, small_
     for path in written:
         assert path.stat().st_mode & 0o777 & mask == 0, path
         wanted = (0o777 if path.is_dir() else 0o666) & ~mask
-        assert path.stat().st_mode & 0o777 == wanted, f"{path} has fewer rights than the umask allows"
+        assert path.stat().st_mode & 0o777 == wanted, f"{path} has fewer permissions than the umask allows"

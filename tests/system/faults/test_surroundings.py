@@ -17,7 +17,7 @@ from lsmix.pipeline.stages.registry import STAGES
 pytestmark = pytest.mark.faults
 
 YEAR = 365 * 24 * 3600
-INTERRUPTED = "interrupted; what is done is kept. Go on with: lsmix "
+INTERRUPTED = "interrupted; completed work is kept. Resume with: lsmix "
 # These stop at a safe point after a signal. Other commands end at once, as by a kill if it is SIGTERM.
 RUNS = ("train-glow", "encode", "mix", "train", "naturalness")
 
