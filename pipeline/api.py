@@ -167,7 +167,6 @@ def plan(
 
 
 def _check_stage(name: str) -> None:
-    """Raise RecipeError unless ``name`` is a stage or empty."""
     if name and name not in STAGES:
         raise RecipeError(f"unknown stage {name!r}.{nearest(name, list(STAGES))}")
 

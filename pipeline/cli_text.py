@@ -82,7 +82,7 @@ def run_lines(
     if report:
         lines.append(f"report      {report}")
     elif built:
-        lines.append(f"last        {built[-1].location}")
+        lines.append(f"result      {built[-1].location}")
     return lines
 
 
@@ -196,15 +196,14 @@ def _age(seconds: float) -> str:
 
 def garbage_lines(found: "Sequence[Garbage]", *, delete: bool) -> list[str]:
     """Return the folders that ``gc`` found, and whether it removed them."""
+    if not found:
+        return ["nothing to remove"]
     lines = [
         f"{format_bytes(item.bytes):>9}  {item.folder}" + ("  (in use, kept)" if delete and not item.removed else "")
         for item in found
     ]
-    total = format_bytes(sum(item.bytes for item in found))
-    return [
-        *lines,
-        f"{format_count(len(found), 'folder')}, {total}: {'removed' if delete else 'use --delete to remove'}",
-    ]
+    total = f"{format_count(len(found), 'folder')}, {format_bytes(sum(item.bytes for item in found))}"
+    return [*lines, f"{total}: {'removed' if delete else 'use --delete to remove'}"]
 
 
 def transfer_lines(transfer: "Transfer", place: str) -> list[str]:
@@ -261,7 +260,7 @@ def _deep(deep: Mapping[str, Any]) -> str:
     if deep["pixels_differing"]:
         text += f", by at most {deep['largest']}; a different kind of device can cause this"
     if deep["redrawn_otherwise"]:
-        text += f"; skipped: {format_count(deep['redrawn_otherwise'], 'row')} that narrowly passed or failed decoding and were resampled differently"
+        text += f"; skipped {format_count(deep['redrawn_otherwise'], 'row')} with a borderline decode, which were resampled differently"
     return text
 
 

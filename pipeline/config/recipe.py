@@ -199,7 +199,8 @@ def read_recipe(source: RecipeSource, overrides: Sequence[str] = (), scale: str 
 def _read_table(path: Path, where: str) -> dict[str, Any]:
     if not path.is_file():
         name = path.stem if path.stem in builtin_recipes() else "NAME"
-        raise MissingError(f"recipe {str(path)!r} does not exist. Write one with 'lsmix init {name} > my.toml'.")
+        problem = "is not a file" if path.exists() else "does not exist"
+        raise MissingError(f"recipe {str(path)!r} {problem}. Write one with 'lsmix init {name} > my.toml'.")
     if path.stat().st_size > _MAX_BYTES:
         raise RecipeError(f"{where} has {format_bytes(path.stat().st_size)}; the limit is {format_bytes(_MAX_BYTES)}.")
     try:

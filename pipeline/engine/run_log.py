@@ -43,17 +43,17 @@ class LoggedProgress:
     def info(self, message: str) -> None:
         """Report a line."""
         self._progress.info(message)
-        self.write("say", text=message)
+        self.write("info", text=message)
 
     def debug(self, message: str) -> None:
         """Report a line of detail."""
         self._progress.debug(message)
-        self.write("detail", text=message)
+        self.write("debug", text=message)
 
     def warning(self, message: str) -> None:
         """Report a warning."""
         self._progress.warning(message)
-        self.write("warn", text=message)
+        self.write("warning", text=message)
 
     def start(self, label: str, total: int, unit: str, done: int = 0) -> None:
         """Start counting."""

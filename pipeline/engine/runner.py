@@ -188,7 +188,7 @@ def locked_task(
         _check_disk(node, resolver, folder)
         device = resolve_device(device) if node.stage.uses_torch else ""
         made_from = ", ".join(f"{record.role} {record.content_digest[:12]}" for record in records)
-        progress.debug(f"{node.label}: key {key} from {made_from}, on {device or 'no device'}, in {folder}")
+        progress.debug(f"{node.label}: key {key} from {made_from}{f', on {device}' if device else ''}, in {folder}")
         folder.mkdir(parents=True, exist_ok=True)
         if device:
             prepare_device(device)

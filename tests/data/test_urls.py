@@ -525,9 +525,9 @@ def test_a_pool_verifies_after_a_push_of_another_card_was_stopped_between_files(
 
 def test_the_card_of_another_pool_is_refused(made, invented_pool, tmp_path):
     write_card(invented_pool(), tmp_path / "card")
-    with pytest.raises(RecipeError, match="is no card of"):
+    with pytest.raises(RecipeError, match="is not a card of"):
         push(made["pool"], f"memory://{tmp_path.name}/other", card=tmp_path / "card")
-    with pytest.raises(RecipeError, match="is no card of"):
+    with pytest.raises(RecipeError, match="is not a card of"):
         push(made["pool"], f"memory://{tmp_path.name}/other", card=made["pool"])
 
 

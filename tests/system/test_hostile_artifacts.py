@@ -332,19 +332,19 @@ RECIPE = 'name = "x"\n[data]\nformat = "digits"\n'
 HOSTILE_RECIPES = {
     "many parts": (RECIPE + "[scale.a." + ".".join("a" * 3000) + "]\nx = 1\n", "nested too deeply"),
     "brackets": (RECIPE + "[scale.a.data]\nx = " + "[" * 3000, "nested too deeply"),
-    "digits": (RECIPE + "limit = " + "9" * 5000, "no valid TOML"),
+    "digits": (RECIPE + "limit = " + "9" * 5000, "not valid TOML"),
     "beyond 64 bits": (RECIPE + "limit = " + "9" * 30, "expected an integer of at most"),
     "1e400": (RECIPE + "[mix]\nalpha = 1e400\n", "expected a finite number"),
     "nan": (RECIPE + "[mix]\nalpha = nan\n", "expected a finite number"),
     "NUL": (RECIPE + 'path = "a\\u0000b"\n', "without NUL"),
     "escapes": (RECIPE + '"\\u001b[2J" = 1\n', "unknown key"),
-    "a key twice": (RECIPE + 'format = "digits"\n', "no valid TOML"),
+    "a key twice": (RECIPE + 'format = "digits"\n', "not valid TOML"),
     "a name that leads out": (RECIPE.replace('"x"', '"../../x"'), "name"),
     "many scales": (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
     "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
     "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "is of Python itself"),
     "a file": (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
-    "no text": ("\ufeff\u202e\0", "no valid TOML"),
+    "no text": ("\ufeff\u202e\0", "not valid TOML"),
 }
 
 

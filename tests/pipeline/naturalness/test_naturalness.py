@@ -322,7 +322,7 @@ def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_sett
         (["naturalness.pairs=9", "flow.training.rows=odd"], r"flow\.training\.rows: expected 'all' or 'even'"),
         (
             ["naturalness.classifier=baselin"],
-            r"naturalness\.classifier: there is no run 'baselin'; .*Did you mean 'bas",
+            r"naturalness\.classifier: there is no run 'baselin'\. .*Did you mean 'bas",
         ),
         (["naturalness.evaluator.stepps=3"], r"naturalness\.evaluator: unknown key 'stepps'\. Did you mean 'steps'"),
         (["naturalness.evaluator.path=x"], r"naturalness\.evaluator: unknown key 'path'"),
@@ -392,7 +392,7 @@ def test_its_cost_is_estimated_before_it_is_made(tiny_recipe, finished_workspace
 
 
 def test_a_result_that_is_missing_newer_or_damaged_is_refused(measured, tmp_path):
-    with pytest.raises(MissingError, match=r"no naturalness\.json in .* 'lsmix naturalness'"):
+    with pytest.raises(MissingError, match=r"naturalness\.json does not exist in .* 'lsmix naturalness'"):
         read_naturalness(tmp_path)
     content = (measured["naturalness"].folder / "naturalness.json").read_bytes()
     path = tmp_path / "naturalness.json"

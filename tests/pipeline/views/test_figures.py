@@ -240,7 +240,7 @@ def test_a_flow_of_another_folder_is_used(finished_workspace, tmp_path, command)
         ),
         (["fig8", "{recipe}", "--dry-run"], "unknown figure 'fig8'"),
         (["fig1", "{recipe}", "--out", "nowhere/fig1.png"], "no folder 'nowhere' to write the figure to"),
-        (["fig1", "{plain}"], "has no [flow]"),
+        (["fig1", "{plain}"], "has no section [flow]"),
         (["fig1", "gone.toml"], "gone.toml"),
     ],
 )
