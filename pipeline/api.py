@@ -311,7 +311,7 @@ def figure(
     check_figure(name)
     target = local_target(target, "a figure")
     if not target.parent.is_dir():
-        raise MissingError(f"no folder {str(target.parent)!r} to write the figure to. Make it, or choose another path.")
+        raise MissingError(f"folder {str(target.parent)!r} does not exist. Create it, or choose another path.")
     check_replaceable(target)
     common: dict[str, Any] = {"workspace": workspace, "stage": "encode", "overrides": overrides, "scale": scale}
     encode = next(node for node in plan(recipe, **common)[1] if node.stage.name == "encode")

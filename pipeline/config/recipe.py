@@ -47,16 +47,13 @@ _MAX_SCALES = 64  # each is checked as a separate recipe
 _MAX_INTEGER = 2**63 - 1  # the largest that TOML guarantees, and that keys and manifests can store
 _NAMED = ("pools", "runs", "scale")  # sections whose subsections are named by the user
 _FLOW_FIELDS = FlowRecipe.__struct_fields__
-Name = Annotated[
-    str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
-]  # \Z, because $ also matches before a final newline
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")]  # \Z: $ also matches before a newline
 
 
 class FlowSection(FlowRecipe, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The flow to train, or with ``path``, a trained flow."""
 
-    # trained flow to use instead: folder (relative to the recipe), URL, name or cache key in the workspace, or
-    # natural-32
+    # trained flow to use instead: folder (relative to the recipe), URL, artifact name, cache key or natural-32
     path: str = ""
     start_from: str = ""  # trained flow, given like path, whose weights the training starts from
 

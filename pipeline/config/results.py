@@ -69,9 +69,7 @@ class SampleSummary(msgspec.Struct, frozen=True, kw_only=True):
     distance: Interval | None  # 1-Wasserstein distance, the sum of less_likely and more_likely
     frechet: float | None  # Fréchet distance of features to the held-out originals; None without a classifier
     seam: Interval | None  # gradient across the borders of regions / gradient inside; None without borders
-    seam_of: Literal[
-        "own", "ls-mix"
-    ]  # whose regions: the method's own, or LS-Mix's as a control, with no border expected
+    seam_of: Literal["own", "ls-mix"]  # whose regions; LS-Mix's are a control, with no border expected
     bits_per_dim: tuple[float | None, ...]  # one per image
 
 

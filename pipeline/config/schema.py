@@ -51,7 +51,9 @@ HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods to compare, on how many pairs, and with which evaluator."""
 
-    evaluator: dict[str, Any] = {}  # overrides of [flow] for the evaluator; defaults: odd rows, the flow's seed + 1
+    evaluator: dict[
+        str, Any
+    ] = {}  # overrides of [flow] for the evaluator; it uses odd rows, and by default the flow's seed + 1
     methods: tuple[str, ...] = ()  # mixing methods, or hard-cut, the control for ls-mix; if empty, all built-in methods
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images per sample; fewer if the data set has fewer
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of every mix
@@ -128,7 +130,7 @@ class ReportConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     table: Annotated[str, Meta(max_length=200)] = ""  # title of the table of error rates; if empty, "Error rates"
     note: Annotated[str, Meta(max_length=400)] = ""  # text below that table
     pairs: Annotated[int, Meta(ge=1, le=64)] = 6  # rows of the image grids
-    # number of images per pool to measure the bits per dimension of
+    # number of images per pool whose bits per dimension are measured
     bits_images: Annotated[int, Meta(ge=1, le=100_000)] = 1000
 
 

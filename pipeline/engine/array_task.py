@@ -1,4 +1,4 @@
-"""Job arrays: processes that share a workspace make some of a stage's shards each; ``finalize`` completes the artifact.
+"""Job arrays: processes that share a workspace each make some of a stage's shards; ``finalize`` completes the artifact.
 
 A task writes only shards and their records, so tasks may overlap, run twice, or be divided differently later.
 """

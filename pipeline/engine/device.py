@@ -1,6 +1,6 @@
 """The device that a stage computes on: name, determinism, memory, and its description in the manifest.
 
-The device is not part of a cache key: a recipe gives the same artifacts on every device.
+The device is not part of a cache key, so an artifact has the same key on every device.
 """
 
 import ctypes
@@ -29,7 +29,7 @@ __all__ = [
 
 _PACKAGES = ("lsmix", "torch", "numpy", "h5py", "zarr", "dask", "pillow")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
-# In messages of torch and its libraries for a lack of memory that is not raised as torch.OutOfMemoryError.
+# Parts of messages about a lack of memory that torch and its libraries don't raise as torch.OutOfMemoryError.
 _WORDS = ("out of memory", "ALLOC_FAILED", "can't allocate memory")
 _FREE = "Stop other programs that use it ('nvidia-smi' lists them), or choose a device with more memory, such as '--device cpu'."
 
@@ -66,7 +66,7 @@ def likely_device() -> str:
 
 def prepare_device(device: str) -> None:
     """Make torch deterministic on this device, and make the C library keep freed memory."""
-    # cuBLAS reads this when its first handle is created. Without it, CUDA matrix products are not deterministic.
+    # cuBLAS reads this when its first handle is created; without it CUDA matrix products are not deterministic.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     import torch
 

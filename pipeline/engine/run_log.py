@@ -1,7 +1,6 @@
 """Run logs: JSON lines in ``<workspace>/.logs/``, one file for each run that makes an artifact.
 
-A log is informative only: if it cannot be written, the run continues. A run that finds everything up to date writes
-none.
+A log is informative only: if it cannot be written, the run continues. If everything is up to date, no log is written.
 """
 
 import os
@@ -103,7 +102,7 @@ class LoggedProgress:
             self.close()
 
     def close(self) -> None:
-        """Close the file; later lines are discarded until it is opened again."""
+        """Close the file and drop buffered lines."""
         if self._file:
             with suppress(OSError):
                 self._file.close()

@@ -112,7 +112,7 @@ def bring_up_to_date(
                 artifact = workspace.upload(artifact, progress)  # if the run that made it failed to
                 progress.info(f"{node.label}: up to date ({artifact.location})")
             else:
-                for item in built:  # not earlier, because a run that makes nothing works on a read-only workspace
+                for item in built:  # not earlier: a run that makes nothing must work in a read-only workspace
                     locks.hold(item.artifact)
                 artifact, cached = _make(node, resolver, locks, executor, progress, device), False
             seconds = 0.0 if cached else time.monotonic() - begun

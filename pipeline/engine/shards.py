@@ -67,9 +67,7 @@ class ShardJob:
     device: str  # "auto", "cpu", "cuda" or "cuda:N"
     folder: str  # of the artifact; "" for a process without access to it, which works in a local copy of ``url``
     url: str = ""  # of the artifact in a remote workspace; each shard is uploaded to it
-    metadata: dict[str, str] = field(
-        default_factory=dict
-    )  # of the store, by path; for a process without access to the folder
+    metadata: dict[str, str] = field(default_factory=dict)  # of the store, by path; for processes without the folder
 
     @property
     def label(self) -> str:

@@ -171,9 +171,7 @@ class Node:
     stage: Stage
     name: str
     config: Any  # the stage's configuration struct
-    inputs: dict[str, "Node | Artifact"] = field(
-        default_factory=dict
-    )  # by role; an ``Artifact`` is one that the recipe does not make
+    inputs: dict[str, "Node | Artifact"] = field(default_factory=dict)  # by role; an ``Artifact`` is external
     source: "MemorySource | None" = None  # if the stage reads the source: images in memory that replace the files
 
     @property

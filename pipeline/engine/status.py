@@ -7,7 +7,7 @@ import msgspec
 from msgspec.structs import replace
 
 from lsmix.data.artifact import InputRecord, Manifest
-from lsmix.data.errors import CorruptError, format_duration
+from lsmix.data.errors import CorruptError, format_count, format_duration
 from lsmix.pipeline.engine.resolver import Resolver
 from lsmix.pipeline.engine.shards import finished_shards, read_ledger
 from lsmix.pipeline.engine.stage import Node
@@ -77,7 +77,7 @@ def _node_status(node: Node, resolver: Resolver) -> NodeStatus:
     if not folder.is_dir() and not remote:
         return replace(status, state="to-run", why=_why(node, resolver.fields(node), records, workspace))
     progress = (
-        f"{len(finished_shards(folder) | remote)} shards done"
+        f"{format_count(len(finished_shards(folder) | remote), 'shard')} done"
         if node.stage.create
         else "resumes from the last checkpoint"
     )

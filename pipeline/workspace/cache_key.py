@@ -33,9 +33,7 @@ def canonical_json(value: Any) -> bytes:
 
 def key_fields(config: msgspec.Struct, not_in_key: frozenset[str]) -> dict[str, Any]:
     """Return the configuration without the fields that don't change the output."""
-    fields: dict[str, Any] = msgspec.json.decode(
-        msgspec.json.encode(config)
-    )  # turns tuples into lists, as in a manifest
+    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(config))  # with lists for tuples, as in a manifest
     return {name: value for name, value in fields.items() if name not in not_in_key}
 
 

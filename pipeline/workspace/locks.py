@@ -33,9 +33,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
     user: str
     host: str
-    process: Annotated[
-        int, msgspec.Meta(ge=1, le=2**31 - 1)
-    ]  # the PID; 0 and negative numbers would address process groups
+    process: Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]  # PID; numbers below 1 would mean process groups
     since: str  # ISO 8601
     done: int = 0  # units of work
     total: int = 0  # 0 if nothing is being counted
@@ -49,7 +47,7 @@ class Owner(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LockInfo:
-    """The note of this process next to its lock. It is informative only, so errors on writing it are ignored."""
+    """The note of this process next to its lock. It is informative only, so errors while writing it are ignored."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -164,9 +162,7 @@ def working_owners(workspace: Path, key: str) -> list[Owner]:
                 owner = msgspec.json.decode(file.read(_NOTE_BYTES), type=Owner)
         except (OSError, *DECODE_ERRORS):
             continue  # removed in between, or damaged; it is informative only
-        if owner.host != socket.gethostname() or _is_alive(
-            owner.process
-        ):  # otherwise it was killed before it removed its note
+        if owner.host != socket.gethostname() or _is_alive(owner.process):  # killed processes leave their notes
             owners.append(owner)
     return owners
 

@@ -127,7 +127,7 @@ def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_bat
             run(tiny_recipe, workspace=tmp_path / "runs", stage=stage, device="cuda", overrides=settings)
         except DeviceMemoryError as error:
             found = re.search(
-                rf"'{re.escape(setting)} = {batch}' .* Halve it to '{re.escape(setting)} = (\d+)'", str(error)
+                rf"'{re.escape(setting)} = {batch}' .* Reduce it to '{re.escape(setting)} = (\d+)'", str(error)
             )
             if not found:
                 raise

@@ -124,7 +124,7 @@ def call(*words):
 assert call("train", "tiny.toml", "--quiet")[0] == 0
 pool, = pathlib.Path("runs/mix").glob("lsmix-*")
 code, printed = call("verify", pool)
-assert code == 0 and "all as recorded" in printed, printed
+assert code == 0 and "all match the manifest" in printed, printed
 code, printed = call("report", "tiny.toml")
 assert code == 1 and "pip install 'lsmix[report]'" in printed, printed
 assert call("run", "tiny.toml", "--workspace", "other")[0] == 1

@@ -239,7 +239,7 @@ def test_a_flow_of_another_folder_is_used(finished_workspace, tmp_path, command)
             "unknown figure 'fig8'. Did you mean 'fig7'? Known: fig1, fig3, fig4, fig7, appendix-e.",
         ),
         (["fig8", "{recipe}", "--dry-run"], "unknown figure 'fig8'"),
-        (["fig1", "{recipe}", "--out", "nowhere/fig1.png"], "no folder 'nowhere' to write the figure to"),
+        (["fig1", "{recipe}", "--out", "nowhere/fig1.png"], "folder 'nowhere' does not exist"),
         (["fig1", "{plain}"], "has no section [flow]"),
         (["fig1", "gone.toml"], "gone.toml"),
     ],
