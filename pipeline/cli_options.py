@@ -229,14 +229,10 @@ recipe_options = options(
 )
 work_options = options(
     device,
-    click.option(
-        "--workers", type=click.IntRange(min=0), default=0, help="Number of local Dask workers; 0: this process."
-    ),
+    click.option("--workers", type=click.IntRange(min=0), default=0, help="Local Dask workers; 0: this process."),
     click.option("--scheduler", default="", metavar="ADDRESS", help="Use the running Dask cluster at this address."),
     quiet,
     click.option("-v", "--verbose", is_flag=True, help="Also print each artifact's key, inputs and device."),
 )
-run_options = options(
-    click.option("--dry-run", is_flag=True, help="Show what would run, and why; build nothing."), work_options
-)
+run_options = options(click.option("--dry-run", is_flag=True, help="Only show what would run, and why."), work_options)
 download = click.option("--download", is_flag=True, help="Download data.download first, if it is missing.")

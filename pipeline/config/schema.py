@@ -51,9 +51,7 @@ HARD_CUT = "hard-cut"  # the control: pixels of x₂ in the regions that LS-Mix 
 class NaturalnessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which methods to compare, on how many pairs, and with which evaluator."""
 
-    evaluator: dict[
-        str, Any
-    ] = {}  # overrides of [flow] for the evaluator; it uses odd rows, and by default the flow's seed + 1
+    evaluator: dict[str, Any] = {}  # overrides of [flow] for the evaluator (odd rows; default seed: the flow's + 1)
     methods: tuple[str, ...] = ()  # mixing methods, or hard-cut, the control for ls-mix; if empty, all built-in methods
     pairs: Annotated[int, Meta(ge=2, le=100_000)] = 500  # images per sample; fewer if the data set has fewer
     lam: Annotated[float, Meta(ge=0, le=1)] = 0.5  # λ of every mix
