@@ -85,7 +85,7 @@ def fields(section: str) -> str:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """Return the comment of each field: behind it, or else on the lines above it."""
+    """Return the comment of each field: on its own lines, or else on the lines above it."""
     found: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not issubclass(owner, msgspec.Struct) or owner is msgspec.Struct:
@@ -94,10 +94,9 @@ def _comments(kind: type) -> dict[str, str]:
         lines = source.splitlines()
         for node in ast.parse(source).body[0].body:  # type: ignore[attr-defined]  # a class's
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                last = lines[(node.end_lineno or node.lineno) - 1]
-                behind = last.encode()[node.end_col_offset or 0 :].decode().strip()
+                own = [line.partition("  # ")[2] for line in lines[node.lineno - 1 : node.end_lineno]]
                 above = list(_lines_above(lines, node.lineno - 1))
-                found[node.target.id] = " ".join([behind] if behind else above).replace("# ", "").rstrip(".")
+                found[node.target.id] = ("".join(own) or " ".join(above)).replace("# ", "").rstrip(".")
     return found
 
 
