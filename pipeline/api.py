@@ -63,11 +63,11 @@ class RunResult:
 
     def __getitem__(self, name: str) -> Built:
         """Return an artifact by "stage/name", such as "mix/lsmix", or by "stage" if the stage has only one."""
-        fits = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
-        if len(fits) != 1:
+        matches = [item for item in self.built if name in (item.stage, f"{item.stage}/{item.name}")]
+        if len(matches) != 1:
             known = ", ".join(f"{item.stage}/{item.name}" for item in self.built)
-            raise KeyError(f"{name!r} matches {len(fits)} artifacts; this run has {known}")
-        return fits[0]
+            raise KeyError(f"{name!r} matches {len(matches)} artifacts; this run has {known}")
+        return matches[0]
 
     @property
     def error_rates(self) -> list[RunSummary]:

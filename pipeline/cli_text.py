@@ -39,8 +39,8 @@ __all__ = [
 
 
 _UNLIMITED = 10_000  # columns, if there is no terminal
-_NARROWEST = 16  # columns, of a wrapped last column
-_SHORTEST = 20  # columns, of each of two values that are compared
+_MIN_WIDTH = 16  # columns, of a wrapped last column
+_MIN_VALUE_WIDTH = 20  # columns, of each of two values that are compared
 
 
 def _columns() -> int:
@@ -57,7 +57,7 @@ def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str
             f"{cell:>{width}}" if number in right else f"{cell:<{width}}"
             for number, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
-        room = max(_NARROWEST, _columns() - indent)
+        room = max(_MIN_WIDTH, _columns() - indent)
         first, *more = textwrap.wrap(last, room, break_long_words=False, break_on_hyphens=False) or [""]
         lines.append("  ".join([*padded, first]).rstrip())
         lines += [" " * indent + line for line in more]
@@ -138,7 +138,7 @@ def difference_lines(first: str, second: str, found: "Sequence[Difference]") -> 
     if not found:
         return [f"{first} and {second} do not differ"]
     rows = [("field", first, second), *((one.field, _value(one.a), _value(one.b)) for one in found)]
-    room = max(_SHORTEST, (_columns() - max(len(row[0]) for row in rows) - 4) // 2)
+    room = max(_MIN_VALUE_WIDTH, (_columns() - max(len(row[0]) for row in rows) - 4) // 2)
     head = [("field", *(place if len(place) <= room else f"…{place[1 - room :]}" for place in rows[0][1:]))]
     return _table([*head, *((name, *(_cut(value, room) for value in values)) for name, *values in rows[1:])])
 

@@ -22,7 +22,7 @@ from lsmix.pipeline.views.figures import draw_figure, figure_png
 __all__ = ["draw_photos", "photos_recipe"]
 
 _SIDE = 32  # pixels, of the flow's images
-_MOST_IMAGES = 600  # approximate limit, so that the demo takes a few minutes
+_MAX_IMAGES = 600  # approximate limit, so that the demo takes a few minutes
 _COPIES, _EPOCHS = 6, 12
 _SHEET, _SHEET_ROWS = "photos.png", 16
 
@@ -55,8 +55,8 @@ def photos_recipe(folder: Path | str, progress: Progress) -> tuple[dict[str, Any
         pixels = _read_all(source, progress)
         recipe["data"] = {"test": 1}
         return recipe, (pixels, np.zeros(len(pixels), np.int64))
-    if len(summary.labels["train"]) > 2 * _MOST_IMAGES:  # some may be unreadable
-        fields["limit"] = _MOST_IMAGES
+    if len(summary.labels["train"]) > 2 * _MAX_IMAGES:  # some may be unreadable
+        fields["limit"] = _MAX_IMAGES
     recipe["data"] = fields
     if len(summary.class_names) > 1:
         recipe["classifier"] = {"architecture": "wrn-10-1", "epochs": _EPOCHS, "batch_size": 64, "schedule": "cosine"}
@@ -71,7 +71,7 @@ def _read_all(folder: Path, progress: Progress) -> npt.NDArray[np.uint8]:
     from lsmix.data.readers.images.pixels import IMAGE_ENDINGS, decode_image
 
     files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_ENDINGS and file.is_file())
-    files = files[:: -(-len(files) // _MOST_IMAGES) or 1]
+    files = files[:: -(-len(files) // _MAX_IMAGES) or 1]
     rows, unread = [], []
     progress.start("reading photos", len(files), "image")
     for file in files:

@@ -40,9 +40,9 @@ _EPOCHS = (3, 50)
 _WIDTHS = (32, 16)  # of the classifier, best first
 _ENOUGH_EPOCHS = 10
 _TRAININGS = 4  # two runs with two seeds
-_MOST_COPIES = 10
+_MAX_COPIES = 10
 _SHARES = (0.1, 0.03, 0.01)  # of the images, for the test split; the held-out split gets half as many
-_MOST_SIDE = 64  # pixels; larger images are scaled to _SIDE
+_MAX_SIDE = 64  # pixels; larger images are scaled to _SIDE
 _SIDE = 32
 _CLASSES_SHOWN = 30
 _NATURAL = FlowRecipe(levels=3, steps=8, hidden=96)  # the shape of NATURAL_32
@@ -79,7 +79,7 @@ def starter_recipe(path: str, *, workspace: Path | str = "runs") -> str:
         fields |= error.fields
         summary = summarise_source(SourceConfig(**fields))
     (height, width), _ = summary.sizes.most_common(1)[0] if summary.sizes else ((_SIDE, _SIDE), 0)
-    if len(summary.sizes) != 1 or max(height, width) > _MOST_SIDE:
+    if len(summary.sizes) != 1 or max(height, width) > _MAX_SIDE:
         fields["size"] = height = width = _SIDE
     if summary.report:
         fields["on_error"] = "skip"
@@ -147,7 +147,7 @@ def _with_classifier(flow: FlowRecipe, size: DatasetSize, resolver: Resolver) ->
             break
     classifier = with_fields(classifier, epochs=min(max(epochs, _EPOCHS[0]), _EPOCHS[1]))
     copies = int(_FLOW_SECONDS / 2 / seconds(MIX, PoolRecipe(copies=1)))
-    pool = PoolRecipe(copies=max(1, min(copies, classifier.epochs, _MOST_COPIES)))
+    pool = PoolRecipe(copies=max(1, min(copies, classifier.epochs, _MAX_COPIES)))
     times = {
         "train-glow": 0.0 if flow.training is _NATURAL.training else seconds(TRAIN_GLOW, flow),
         "encode": seconds(ENCODE, EncodeConfig()),

@@ -21,7 +21,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 
 __all__ = ["ArrayTaskResult", "finalize_array", "run_array_task"]
 
-_MOST_TASKS = 1_000_000
+_MAX_TASKS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ def run_array_task(
         RecipeError: the stage has no shards, or the index is outside the array.
         LsmixError: as in ``locked_task`` and ``make_missing_shards``.
     """
-    if not 0 <= index < size <= _MOST_TASKS:
+    if not 0 <= index < size <= _MAX_TASKS:
         raise RecipeError(
-            f"array index {index} of size {size}: expected a size of 1 to {_MOST_TASKS:,}, and an index from 0 to size - 1."
+            f"array index {index} of size {size}: expected a size of 1 to {_MAX_TASKS:,}, and an index from 0 to size - 1."
         )
     resolver = Resolver(workspace, remember=True)
     results = []

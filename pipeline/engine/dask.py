@@ -23,10 +23,10 @@ from lsmix.pipeline.engine.shards import Advance, Executor, Report, ShardJob, Sh
 __all__ = ["DaskExecutor", "make_executor", "start_cluster", "worker_environment"]
 
 _RETRIES = 2  # of a shard that raises an exception
-_TASKS_A_THREAD = 4  # submitted at a time, so that threads stay busy and the scheduler's memory stays small
+_TASKS_PER_THREAD = 4  # submitted at a time, so that threads stay busy and the scheduler's memory stays small
 _CONNECT_SECONDS = 10.0
 _ROUND_SECONDS = 0.5  # between checks for interrupts and of the cluster
-_MOST_FAILURES = 16  # if no shard has succeeded, give up after so many failures: a full disk, a wrong path
+_MAX_FAILURES = 16  # if no shard has succeeded, give up after so many failures: a full disk, a wrong path
 _PATIENCE_SECONDS = 15.0  # without any worker, before a message is printed
 _Tasks = dict["Future[ShardRecord | Exception]", int]  # the shard of each task
 
@@ -99,7 +99,7 @@ class DaskExecutor(Executor):
                 advance(result.counts.get("images", 0))
                 return
             errors[shard] = result
-            if not made and len(errors) >= _MOST_FAILURES:
+            if not made and len(errors) >= _MAX_FAILURES:
                 raise_failures(job, len(shards), errors)
 
         self._run(client, job, shards, settle)
@@ -123,7 +123,7 @@ class DaskExecutor(Executor):
         try:
             while (waiting or running) and client.status == "running":
                 stop_point()
-                while waiting and len(running) < _TASKS_A_THREAD * workers.threads():
+                while waiting and len(running) < _TASKS_PER_THREAD * workers.threads():
                     shard = waiting.popleft()
                     running[executor.submit(_attempt, job, shard)] = shard
                 for task in wait(running, _ROUND_SECONDS, FIRST_COMPLETED).done:
@@ -137,7 +137,7 @@ class DaskExecutor(Executor):
         if waiting or running:
             raise PartialError(
                 f"lost the connection to the Dask scheduler ({self._scheduler or 'local'}) while making {job.location!r}; "
-                f"{len(waiting) + len(running)} of {len(shards)} shards are unfinished. All others are kept. Run the command again."
+                f"{len(waiting) + len(running)} of {len(shards)} shards did not report back. Complete shards are kept. Run the command again."
             )
 
     def _connected(self) -> Any:

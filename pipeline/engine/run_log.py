@@ -22,7 +22,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 __all__ = ["LOG_FOLDER", "LoggedProgress", "list_logs", "logged", "read_log"]
 
 LOG_FOLDER = ".logs"
-_MOST_LOGS = 100  # older logs are removed
+_MAX_LOGS = 100  # older logs are removed
 _TAIL_BYTES = 1 << 16  # enough for the last line of a log
 _SECONDS_BETWEEN = 5.0  # between progress lines
 
@@ -116,7 +116,7 @@ class LoggedProgress:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             logs = sorted(self._folder.glob("*.jsonl"))
-            for old in logs[: max(0, len(logs) - _MOST_LOGS + 1)]:
+            for old in logs[: max(0, len(logs) - _MAX_LOGS + 1)]:
                 old.unlink(missing_ok=True)
             path = self._folder / f"{now}-{socket.gethostname()}-{os.getpid()}.jsonl"
             self._file = path.open("ab", buffering=0)  # unbuffered, so that each line is visible immediately
@@ -189,12 +189,12 @@ def read_log(workspace: Path | str, run: str) -> list[dict[str, Any]]:
         RecipeError: several logs match.
     """
     files = _log_files(workspace)
-    fits = files[-1:] if run == "last" else [path for path in files if path.stem.startswith(run)]
-    if not fits:
+    matches = files[-1:] if run == "last" else [path for path in files if path.stem.startswith(run)]
+    if not matches:
         raise MissingError(f"there is no log {run!r} in workspace {str(workspace)!r}. 'lsmix logs' lists all logs.")
-    if len(fits) > 1:
-        raise RecipeError(f"{len(fits)} logs start with {run!r}. Give more of the name.")
-    return _events(fits[0].read_bytes())
+    if len(matches) > 1:
+        raise RecipeError(f"{len(matches)} logs start with {run!r}. Give more of the name.")
+    return _events(matches[0].read_bytes())
 
 
 def _log_files(workspace: Path | str) -> list[Path]:

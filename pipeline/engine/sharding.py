@@ -22,7 +22,7 @@ from lsmix.pipeline.engine.stage import StageTask
 
 __all__ = ["complete_shards", "make_missing_shards", "make_shards"]
 
-_MOST_NAMED = 10  # missing shards to list in a message
+_MAX_NAMED = 10  # missing shards to list in a message
 
 
 def make_shards(task: StageTask, store: Table, processor: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -78,7 +78,7 @@ def make_missing_shards(
     if task.executor:
         task.executor.run(_job(task, store, task.executor, processor), missing, report, task.progress.advance)
     elif missing:
-        named = ", ".join(map(str, missing[:_MOST_NAMED])) + (", …" if len(missing) > _MOST_NAMED else "")
+        named = ", ".join(map(str, missing[:_MAX_NAMED])) + (", …" if len(missing) > _MAX_NAMED else "")
         raise PartialError(
             f"{task.url or str(task.folder)!r} lacks {format_count(len(missing), 'shard')} ({named}): a task of the job array has "
             "not run or has failed. Run that task again, or make the shards here with the stage's command; then finalize."

@@ -271,7 +271,7 @@ def record_name(shard: int) -> str:
 
 
 _JOBS = 8  # small files to read at the same time
-_MOST_RECORD_BYTES = 16 << 20
+_MAX_RECORD_BYTES = 16 << 20
 
 
 def send_shard(folder: Path, url: str, record: ShardRecord) -> None:
@@ -295,7 +295,7 @@ def read_ledger(url: str, stage: str) -> dict[int, ShardRecord]:
     sizes = place.sizes("")
     names = sorted(path for path in sizes if path.startswith(f"{WORK_FOLDER}/{LEDGER}/"))
     with ThreadPoolExecutor(_JOBS, "ledger") as threads:
-        contents = threads.map(lambda path: (Path(path).name, place.read(path, _MOST_RECORD_BYTES)), names)
+        contents = threads.map(lambda path: (Path(path).name, place.read(path, _MAX_RECORD_BYTES)), names)
         records = _complete_records(contents, lambda file: sizes.get(file.path) == file.bytes)
     for record in records.values():
         check_listing(f"{url}/{WORK_FOLDER}/{record_name(record.shard)}", stage, record.files)

@@ -27,7 +27,7 @@ from lsmix.pipeline.workspace.locks import artifact_lock, removal_lock, work_roo
 __all__ = ["Entry", "Workspace", "artifact_location", "find_artifact"]
 
 _PAUSE_SECONDS = 0.5  # between checks, while another process copies the same artifact
-_FEWEST_DIGITS = 6  # of a cache key that a user may give for an artifact
+_MIN_DIGITS = 6  # of a cache key that a user may give for an artifact
 
 
 class Entry(NamedTuple):
@@ -276,21 +276,21 @@ def find_artifact(name: str, workspace: Workspace, stages: Sequence[str]) -> Art
         CorruptError: the artifact is damaged.
     """
     stage, _, label = name.rpartition("/")
-    fits = [
+    matches = [
         (each, folder)
         for each in stages
         for folder in workspace.folder_names(each)
-        if stage in ("", each) and _fits(label, folder) and workspace.exists(workspace.root / each / folder)
+        if stage in ("", each) and _matches(label, folder) and workspace.exists(workspace.root / each / folder)
     ]
-    if len(fits) > 1:
-        several = ", ".join(f"{each}/{folder}" for each, folder in fits)
+    if len(matches) > 1:
+        several = ", ".join(f"{each}/{folder}" for each, folder in matches)
         raise RecipeError(f"{name!r} matches several artifacts: {several}. Give the cache key of one of them.")
-    return workspace.find(fits[0][0], fits[0][1].rpartition("-")[2]) if fits else None
+    return workspace.find(matches[0][0], matches[0][1].rpartition("-")[2]) if matches else None
 
 
-def _fits(label: str, folder: str) -> bool:
+def _matches(label: str, folder: str) -> bool:
     name, _, key = folder.rpartition("-")
-    is_start = len(label) >= _FEWEST_DIGITS and key.startswith(label)
+    is_start = len(label) >= _MIN_DIGITS and key.startswith(label)
     return is_key(key) and (label in (name, folder) or is_start)
 
 

@@ -15,7 +15,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 _SIZES = (20_000, 52_000)  # both larger than a block, where work is done in blocks of rows
-_BYTES_AN_IMAGE = 1024  # allowed growth of a peak: a third of an image, a twelfth of its latent vector
+_BYTES_PER_IMAGE = 1024  # allowed growth of a peak: a third of an image, a twelfth of its latent vector
 _RECIPE = """
 name = "memory"
 [data]
@@ -107,7 +107,7 @@ def test_peaks_of_encode_mix_and_streaming_do_not_grow_with_the_images(method, s
         peaks["stream"].append(_peaks(_STREAM, recipe, workspace))
     for work, (small, large) in peaks.items():
         for kind, before, after in zip(("anonymous", "resident"), small, large, strict=True):
-            most = (_SIZES[1] - _SIZES[0]) * _BYTES_AN_IMAGE
+            most = (_SIZES[1] - _SIZES[0]) * _BYTES_PER_IMAGE
             if kind == "resident":
                 most += _MAPPED_BYTES
             assert after - before < most, f"{work}: {before >> 20} MiB, then {after >> 20} MiB of {kind} memory"

@@ -93,7 +93,7 @@ def test_a_run_continues_if_its_log_cannot_be_written(tiny_recipe, tmp_path, com
 
 
 def test_old_logs_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.pipeline.engine.run_log._MOST_LOGS", 3)
+    monkeypatch.setattr("lsmix.pipeline.engine.run_log._MAX_LOGS", 3)
     for number in range(5):
         with logged(NullProgress(), tmp_path, "run", number=number) as log:
             log.start("x", 2, "image")

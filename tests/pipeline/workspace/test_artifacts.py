@@ -52,7 +52,7 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-HARMS = {
+DAMAGES = {
     "a flipped bit": (flip_a_bit, "is damaged: expected sha256"),
     "a truncated file": (
         lambda path: os.truncate(path, path.stat().st_size - 1),
@@ -68,13 +68,13 @@ HARMS = {
 }
 
 
-# All combinations of file and harm are tested in tests/system/faults/test_damage.py.
-@pytest.mark.parametrize(("stage", "harm"), list(zip(PARTS, HARMS, strict=True)))
-def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command, stage, harm):
+# All combinations of file and damage are tested in tests/system/faults/test_damage.py.
+@pytest.mark.parametrize(("stage", "damage"), list(zip(PARTS, DAMAGES, strict=True)))
+def test_verify_finds_any_damage_in_any_kind_of_artifact(small_workspace, command, stage, damage):
     folder = first_folder(small_workspace, stage)
     assert verify(folder)["files"] > 0
-    do_harm, message = HARMS[harm]
-    do_harm(folder / PARTS[stage][0])
+    damage_file, message = DAMAGES[damage]
+    damage_file(folder / PARTS[stage][0])
     with pytest.raises(CorruptError, match=message):
         verify(folder)
     result = command("verify", folder)
@@ -82,7 +82,7 @@ def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command,
 
 
 @pytest.mark.parametrize(
-    ("stage", "harm"),
+    ("stage", "damage"),
     [
         ("ingest", "a truncated file"),
         ("train-glow", "an empty file"),
@@ -90,11 +90,11 @@ def test_verify_finds_any_harm_in_any_kind_of_artifact(small_workspace, command,
         ("mix", "a truncated file"),
     ],
 )
-def test_opening_finds_a_wrong_size(small_workspace, stage, harm):
+def test_opening_finds_a_wrong_size(small_workspace, stage, damage):
     folder = first_folder(small_workspace, stage)
     name, open_it = PARTS[stage]
     open_it(folder)
-    HARMS[harm][0](folder / name)
+    DAMAGES[damage][0](folder / name)
     with pytest.raises(CorruptError, match=r"is missing|is damaged: expected \d+ bytes"):
         open_it(folder)
 
