@@ -66,7 +66,7 @@ def test_methods_mix_on_the_device_and_return_the_shares_of_the_cpu(method, to_d
 def test_latents_are_reordered_on_the_device(back, to_device):
     z_BD = to_device(torch.rand(6, 64))
     shapes = tuple(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)).part_shapes)
-    turned = pool_builder._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
+    turned = pool_builder._reorder(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
     assert (turned.device, turned.shape) == (z_BD.device, z_BD.shape)
     orders = pool_builder._corner_orders(shapes, z_BD.device)
     assert [order.device for order in orders] == [z_BD.device] * 2  # meta tensors accept an index from any device
