@@ -37,14 +37,14 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     architecture: str = CNN13  # cnn-13, wrn-D-K, timm:NAME or package.module:callable; see below
     width: Annotated[int, msgspec.Meta(ge=1, le=4096)] = _CNN13_WIDTH  # CNN-13 only: channels of the first block
     final_batch_norm: bool = False  # CNN-13 only: batch norm on the logits; the paper uses it for SVHN
-    epochs: _Epochs = 300  # one epoch: as many images as the train split has
+    epochs: _Epochs = 300  # number of epochs, each as many images as the train split has
     batch_size: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 128  # images per update
     optimiser: Literal["adam", "sgd"] = "adam"  # adam uses β = 0.9 and 0.999
     momentum: Annotated[float, msgspec.Meta(ge=0.0, lt=1.0)] = 0.9  # sgd only
     nesterov: bool = True  # sgd only: Nesterov momentum; needs momentum above 0
     weight_decay: Annotated[float, msgspec.Meta(ge=0.0, le=1000.0)] = 0.0  # coefficient of ½‖v‖² over all parameters
     grad_clip: Annotated[float, msgspec.Meta(ge=0.0, le=1e12)] = 0.0  # maximum gradient norm; 0: no limit
-    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3  # learning rate of the first update
+    learning_rate: Annotated[float, msgspec.Meta(gt=0.0, le=1000.0)] = 1e-3  # initial learning rate
     schedule: Literal["constant", "exponential", "cosine"] = "exponential"  # learning-rate schedule
     decay: Annotated[float, msgspec.Meta(gt=0.0, le=1.0)] = 0.97  # exponential schedule: factor of each decay
     decay_every_epochs: _Epochs = 2  # exponential schedule: epochs between decays
@@ -113,9 +113,7 @@ def depth_and_widening(name: str) -> tuple[int, int] | None:
 def _check_installed(name: str, package: str, remedy: str) -> None:
     # The standard library has no networks, but functions that an untrusted recipe must not call.
     if package in sys.stdlib_module_names:
-        raise RecipeError(
-            f"architecture {name!r} is part of Python's standard library. Name a network from another package."
-        )
+        raise RecipeError(f"architecture {name!r} is in Python's standard library. Name one from another package.")
     # find_spec imports nothing for a top-level package; "__main__" is the running script, not a package.
     if package == "__main__" or importlib.util.find_spec(package) is None:
         raise RecipeError(f"architecture {name!r} needs the package {package!r}, which is not installed. {remedy}.")

@@ -64,8 +64,7 @@ def features(model: nn.Module, images: NDArray[np.uint8], *, precision: str = "f
     switched to evaluation mode. F is the width of CNN-13, and 64·K for WRN-D-K.
 
     Raises:
-        RecipeError: There are no images, no linear layer is used, or the last one does not receive one vector per
-            image.
+        RecipeError: There are no images, or the last linear layer does not receive one vector per image.
 
     Example:
         >>> import numpy as np

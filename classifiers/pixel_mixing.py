@@ -156,8 +156,7 @@ def mix_pixels(method: str, x1_BCHW: Tensor, x2_BCHW: Tensor, lam_B: Tensor, dra
     """Mix tensors with a method and check its results, since methods may come from other packages.
 
     Raises:
-        RecipeError: The method is unknown, or does not return uint8 like x1 and shares, float64 (B,) in [0, 1], on the
-            CPU.
+        RecipeError: The method is unknown, or does not return uint8 like x1 and float64 shares (B,) in [0, 1] on the CPU.
     """
     function: Method = PIXEL_METHODS.load(method)
     mixed_BCHW, share_B = function(x1_BCHW, x2_BCHW, lam_B, draws)

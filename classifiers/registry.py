@@ -99,9 +99,7 @@ def _external(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn
             f"{where} fails for {classes} classes and images of {height}×{width}×{channels}: {error}"
         ) from error
     if not isinstance(network, torch.nn.Module):
-        raise RecipeError(
-            f"{where} returned {type(network).__name__} for {classes} classes; expected a torch.nn.Module."
-        )
+        raise RecipeError(f"{where} returned {type(network).__name__}; expected a torch.nn.Module.")
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise RecipeError(f"{where} returns {got} for 2 images; expected logits (2, {classes}).")

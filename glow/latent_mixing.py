@@ -72,8 +72,7 @@ def mix_on_device(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mix pairs on their device without waiting for it; return the mixed vectors and, on the CPU, the shares of z2.
 
-    The shares, float32 (N,), and all draws are computed on the CPU from λ, float64 (N,), so they are the same bits for
-    any device.
+    The CPU computes the shares, float32 (N,), and all draws from λ, float64 (N,), so they do not depend on the device.
 
     Raises:
         RecipeError: The method is unknown.

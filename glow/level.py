@@ -116,7 +116,7 @@ class _Level(torch.autograd.Function):
         for k in reversed(range(count)):
             parameters = _of_step(couplings, k)
             if options.rebuild:
-                step, x_before_BCHW = _recompute(y_BCHW, parameters, options)
+                step, x_before_BCHW = _rebuild(y_BCHW, parameters, options)
                 y_BCHW = mix_channels(x_before_BCHW, inverse_weight_KCC[k], inverse_bias_KC[k])
                 before_BCHW = y_BCHW
             else:
@@ -153,9 +153,7 @@ def _coupling_gradients_(
     return gradients
 
 
-def _recompute(
-    y_BCHW: torch.Tensor, parameters: list[torch.Tensor], options: LevelOptions
-) -> tuple[_Step, torch.Tensor]:
+def _rebuild(y_BCHW: torch.Tensor, parameters: list[torch.Tensor], options: LevelOptions) -> tuple[_Step, torch.Tensor]:
     """Recompute from a coupling's output the values that its gradient needs, and its input."""
     y1_BCHW, y2_BCHW = y_BCHW.chunk(2, dim=1)
     out_BCHW, activations = run_network(y1_BCHW, NetworkWeights.of(parameters, options.network_dtype))
@@ -227,9 +225,9 @@ class FlowLevel(nn.ModuleList):
         self.scale: Scale = scale
         self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer uses that precision
         self.rebuild = False  # whether the backward pass recomputes activations: less memory, more work
-        self._inverse_maps: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps for recomputing activations
+        self._inverses: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps for recomputing activations
         self._frozen: FrozenLevel | None = None
-        self._frozen_fingerprint: tuple[object, ...] = ()
+        self._frozen_from: tuple[object, ...] = ()
         self._locations: list[tuple[Mapping[str, torch.Tensor | None], str]] = []  # of parameters and buffers
 
     def steps(self) -> Iterator[FlowStep]:
@@ -240,10 +238,8 @@ class FlowLevel(nn.ModuleList):
         """Return y (B, C, H, W) and the log-determinant (B,), float64."""
         if torch.is_grad_enabled():
             folded = fold(list(self.steps()), inverse=False)
-            if self.rebuild and self._inverse_maps is not None:
-                folded = folded._replace(
-                    inverse_weight_KCC=self._inverse_maps[0], inverse_bias_KC=self._inverse_maps[1]
-                )
+            if self.rebuild and self._inverses is not None:
+                folded = folded._replace(inverse_weight_KCC=self._inverses[0], inverse_bias_KC=self._inverses[1])
             couplings = [parameter for step in self.steps() for parameter in step.coupling.parameters()]
             options = LevelOptions(self.scale, self.network_dtype, self.rebuild)
             y_BCHW, log_det_B = level_forward(x_BCHW, folded, couplings, options)
@@ -291,16 +287,16 @@ class FlowLevel(nn.ModuleList):
             return
         folded = fold(list(self.steps()))
         solved = folded.inverse_weight_KCC, folded.inverse_bias_KC
-        kept = self._inverse_maps
+        kept = self._inverses
         if kept is None or (kept[0].device, kept[0].dtype) != (solved[0].device, solved[0].dtype):
-            self._inverse_maps = solved
+            self._inverses = solved
         else:
             kept[0].copy_(solved[0])
             kept[1].copy_(solved[1])
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state without values that can be recomputed from the parameters."""
-        blank: dict[str, Any] = {"_inverse_maps": None, "_frozen": None, "_frozen_fingerprint": (), "_locations": []}
+        blank: dict[str, Any] = {"_inverses": None, "_frozen": None, "_frozen_from": (), "_locations": []}
         return {**self.__dict__, "rebuild": False, **blank}
 
     def train(self, mode: bool = True) -> "FlowLevel":
@@ -320,12 +316,12 @@ class FlowLevel(nn.ModuleList):
             self._locations = [(module._parameters, name) for module in modules for name in module._parameters]
             self._locations += [(module._buffers, name) for module in modules for name in module._buffers]
         values = [cast(torch.Tensor, owner[name]) for owner, name in self._locations]
-        fingerprint = (self.network_dtype, *[(id(value), value._version, value.data_ptr()) for value in values])
-        if self.training or self._frozen is None or fingerprint != self._frozen_fingerprint:
+        state = (self.network_dtype, *[(id(value), value._version, value.data_ptr()) for value in values])
+        if self.training or self._frozen is None or state != self._frozen_from:
             couplings = [step.coupling for step in self.steps()]
             networks = [NetworkWeights.of(list(coupling.parameters()), self.network_dtype) for coupling in couplings]
             self._frozen = FrozenLevel(fold(list(self.steps())), networks)
-            self._frozen_fingerprint = fingerprint
+            self._frozen_from = state
         return self._frozen
 
 

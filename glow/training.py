@@ -251,9 +251,7 @@ class FlowTrainer:
         """Return part of the batch of a step as padded y (B, C, H, W): augmented, with uniform noise."""
         config, device = self.config, self.flow.device
         rng = generator(config.seed, "train-glow", "batch", iteration)
-        images = self._images[
-            np.sort(self._rows(iteration))
-        ]  # sorted, so that a memory-mapped file is read sequentially
+        images = self._images[np.sort(self._rows(iteration))]  # sorted: a memory-mapped file is read sequentially
         images = augment(images, rng, translate=config.translate, flip=config.flip)
         images = np.ascontiguousarray(pad_images(images, self.flow.pads))
         noise = to_device(torch.from_numpy(draw_noise(rng, images.shape)[part]), device)

@@ -27,8 +27,7 @@ def run_batches(device: torch.device, batches: Iterable[slice], load: _Load, com
         device: Device on which ``compute`` runs.
         batches: The rows of each batch.
         load: Returns the arrays of a batch; called one batch in advance.
-        compute: Receives the rows and their arrays as tensors on the device. It must not write to the tensors or wait
-            for the device.
+        compute: Receives rows and arrays as tensors on the device; must not write to these or wait for the device.
     """
     return (_overlapped if device.type == "cuda" else _one_by_one)(device, batches, load, compute)
 

@@ -78,8 +78,7 @@ def measure(
     if np.isfinite(bits).sum() < 2:
         raise DivergedError(
             f"only {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} have a finite likelihood "
-            "under the evaluator; expected at least 2. Train it longer or with a lower learning rate: "
-            "'naturalness.evaluator.training'."
+            "under the evaluator; expected at least 2. Train it longer or at a lower rate: 'naturalness.evaluator.training'."
         )
     return Scores(
         sample=sample,

@@ -85,17 +85,14 @@ def interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
 def frechet_distance(first: FloatArray, second: FloatArray) -> float:
     """Return the Fréchet distance of Gaussians fitted to two sets of features, float (n, F) and (m, F).
 
-    d = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁^½ Σ₂ Σ₁^½)^½), with sample covariances. It is biased upwards; the bias grows
-    with the number of features and shrinks with the number of rows, so compare only distances with equal numbers of
-    rows.
+    d = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁^½ Σ₂ Σ₁^½)^½), with sample covariances. It is biased upwards, more
+    so for fewer rows and more features, so compare only distances for equal numbers of rows.
 
     Raises:
         ValueError: An array has fewer than two rows, the widths differ, or a value is not finite.
     """
     if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
-        raise ValueError(
-            f"expected two arrays with at least 2 rows and equal widths, got {first.shape} and {second.shape}."
-        )
+        raise ValueError(f"expected at least 2 rows and equal widths, got shapes {first.shape} and {second.shape}.")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("features must be finite.")
     difference = first.mean(axis=0) - second.mean(axis=0)

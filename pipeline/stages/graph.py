@@ -136,7 +136,6 @@ def _find_flow(name: str, workspace: Workspace) -> Artifact:
     if not found:
         existing = ", ".join(workspace.folder_names(TRAIN_GLOW.name)) or "none"
         raise MissingError(
-            f"flow {name!r} does not exist: it is neither the folder of a finished flow nor a flow in "
-            f"{workspace.location!r} ({existing})."
+            f"flow {name!r} does not exist, neither as a folder nor as a flow in {workspace.location!r} ({existing})."
         )
     return found

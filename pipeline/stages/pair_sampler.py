@@ -55,10 +55,8 @@ class PairSampler:
 
     def pairs(self, rows: IntArray) -> PairBatch:
         """Return the sources and λ of rows (n,) of the pool; n is at least 1, and rows are in ascending order."""
-        copies, positions = np.divmod(rows, self.images)
-        parts = [
-            [column[positions[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()
-        ]
+        copies, index = np.divmod(rows, self.images)
+        parts = [[column[index[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()]
         return PairBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def resample(self, row: int, attempt: int) -> tuple[IntArray, FloatArray]:

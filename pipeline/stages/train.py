@@ -58,10 +58,8 @@ def _train(
             result = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
-        evaluate = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
-        test_error = (
-            trainer.evaluate(dataset.test.images, dataset.test.labels) if evaluate and task.ranks.first else None
-        )
+        due = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
+        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if due and task.ranks.first else None
         metrics.append(
             EpochMetrics(
                 epoch=trainer.epoch,

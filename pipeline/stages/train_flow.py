@@ -63,13 +63,13 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
         if given.config.channels != channels:
             raise RecipeError(
                 f"flow.start_from: {start.location!r} is a flow for images with "
-                f"{format_count(given.config.channels, 'channel')}, but this data set has {channels}. Choose another flow."
+                f"{format_count(given.config.channels, 'channel')}, but this data set has {channels}. Use another flow."
             )
         flow.load_state_dict(given.state_dict())
     if any(flow.pads):
         task.progress.warning(
             f"{task.label}: images of {height}×{width} are padded by reflection to "
-            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}. Fewer 'flow.levels' need less padding."
+            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}. Fewer 'flow.levels' pad less."
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config), task.ranks)
     return trainer, load_checkpoint(task, trainer, LogLine)
@@ -81,8 +81,7 @@ def check_start(config: FlowShape, found: Mapping[str, Any], start: Artifact) ->
     wrong = [f"flow.{name} = {found[name]}" for name in names if found[name] != getattr(config, name)]
     if wrong:
         raise RecipeError(
-            f"flow.start_from: {start.location!r} differs from the architecture in [flow]. To start from it, set "
-            f"{', '.join(wrong)}."
+            f"flow.start_from: {start.location!r} differs from [flow]. To start from it, set {', '.join(wrong)}."
         )
 
 
@@ -110,8 +109,8 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
                 f"{task.label}: {error} {checkpoint}Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
             ) from error
         last = trainer.iteration == iterations
-        evaluate = task.ranks.first and (last or trainer.iteration % config.evaluate_every == 0)
-        measures = _evaluate(trainer, dataset, config) if evaluate else {}
+        due = task.ranks.first and (last or trainer.iteration % config.evaluate_every == 0)
+        measures = _evaluate(trainer, dataset, config) if due else {}
         seconds = round(time.monotonic() - begun, 3)
         log += [
             LogLine(

@@ -68,9 +68,7 @@ def rebuild(
     scheduler: str = "",
     progress: Progress | None = None,
 ) -> RebuildResult:
-    """Rebuild a pool from its plan, like ``lsmix rebuild``. A repeated call resumes an interrupted one.
-
-    ``plan``, ``data``, ``flow`` and ``compare`` may be URLs.
+    """Rebuild a pool from its plan, or resume an interrupted rebuild. All inputs may be URLs.
 
     Args:
         plan: plan.json or the folder of a pool. A manifest next to the plan provides the expected digest. From a URL,

@@ -153,9 +153,8 @@ class _RowChecker:
         redraws = self._plan is not None and self._plan.pool.on_decode_failure == "redraw"
         listed = counts.get("decode_failed_rows", self._decode_failed)
         if redraws and listed != self._decode_failed:
-            wrong = sorted(set(self._decode_failed) ^ set(listed))[:1]
-            where = f"for row {wrong[0]}" if wrong else "in their order"
-            _reject(self._pool, f"decode_failed_rows in its manifest contradict the column status {where}")
+            wrong = sorted(set(self._decode_failed) ^ set(listed))[:1] or ["in another order"]
+            _reject(self._pool, f"decode_failed_rows in its manifest do not match the column status: {wrong[0]}")
 
     def summary(self, without_plan: str) -> PoolChecks:
         """Return what was checked; ``without_plan`` is the reason if there is no plan."""

@@ -52,9 +52,8 @@ def verify(
     For latents and pools, it also checks that zarr-python reads the same values.
 
     Args:
-        artifact: Folder or URL of the artifact; from a URL, every byte is downloaded again. The other arguments apply
-            to pools.
-        deep: Recompute a sample of rows and compare every pixel.
+        artifact: Folder or URL of the artifact; from a URL, every byte is downloaded again.
+        deep: For pools: recompute a sample of rows and compare every pixel.
         sample: Number of rows in this sample, at least 1.
         seed: Seed that selects the rows.
         data: The base set: published files, "digits", or the folder or URL of a data set that the ingest stage built.

@@ -118,7 +118,7 @@ def test_errors_name_mistakes_of_other_packages(package):
     package.wrong_input = lambda classes: nn.Sequential(nn.Flatten(), nn.Linear(7, classes))
     package.no_callable = 3
     for name, message in {
-        "no_module": r"returned str for 5 classes; expected a torch\.nn\.Module",
+        "no_module": r"returned str; expected a torch\.nn\.Module",
         "wrong_size": r"returns \(2, 6\) for 2 images; expected logits \(2, 5\)",
         "no_tensor": r"returns tuple for 2 images",
         "wrong_input": r"fails for 5 classes and images of 8×8×3: mat1 and mat2",

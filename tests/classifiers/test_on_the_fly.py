@@ -61,9 +61,8 @@ def test_lambda_follows_the_beta_distribution():
         inner = float(((between > 0.25) & (between < 0.75)).double().mean())
         expected = np.random.default_rng(0).beta(alpha, alpha, 200_000)
         expected = expected[(expected > 0.002) & (expected < 0.998)]  # values that are not rounded to an unmixed image
-        assert (
-            abs(inner - ((expected > 0.25) & (expected < 0.75)).mean()) < 0.06
-        )  # five standard deviations for 2,000 draws
+        # 0.06 is five standard deviations for 2,000 draws.
+        assert abs(inner - ((expected > 0.25) & (expected < 0.75)).mean()) < 0.06
 
 
 @every_method

@@ -396,10 +396,7 @@ def test_a_recording_passes_device_stream_and_mode_and_closes_its_pool_on_failur
         cuda_graph._capture(lambda _: [x], [OnSecond()], stream)
     options = {"pool": (0, 7), "stream": stream, "capture_error_mode": "thread_local"}
     assert cuda.calls[0] == ("cuda:1", options)
-    back = (
-        "back to",
-        "the current stream of cuda:1",
-    )  # torch leaves the recording's stream current if the end of the recording fails
+    back = ("back to", "the current stream of cuda:1")  # torch does not restore it if the end of a recording fails
     assert cuda.calls[1:] == ([back, ("closed", 1, (0, 7))] if fails else [])
     assert cuda.device == "cuda:0"
     assert gc.isenabled()

@@ -341,11 +341,8 @@ HOSTILE_RECIPES = {
     "a key twice": (RECIPE + 'format = "digits"\n', "no valid TOML"),
     "a name that leads out": (RECIPE.replace('"x"', '"../../x"'), "name"),
     "many scales": (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
-    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is part of Python's standard library"),
-    "an import with an effect": (
-        RECIPE + '[classifier]\narchitecture = "antigravity:x"\n',
-        "is part of Python's standard library",
-    ),
+    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is in Python's standard library"),
+    "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "standard library"),
     "a file": (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
     "no text": ("\ufeff\u202e\0", "no valid TOML"),
 }

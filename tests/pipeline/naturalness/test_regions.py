@@ -44,9 +44,7 @@ def test_regions_grow_from_empty_to_the_complete_image():
 
 
 def test_the_padding_of_an_image_is_cropped_from_its_region():
-    config = FlowConfig(
-        height=6, width=4, channels=1, levels=2, steps=1, hidden=4
-    )  # padded to 8×4: one pixel above, one below
+    config = FlowConfig(height=6, width=4, channels=1, levels=2, steps=1, hidden=4)  # padded to 8×4, 1 above, 1 below
     assert second_region(16, config).astype(int).tolist() == [[1] * 4] * 3 + [[0] * 4] * 3
 
 

@@ -67,7 +67,7 @@ def test_the_flow_is_found_by_name_and_determines_the_cache_key(tiny_recipe, tin
 
 def test_a_flow_of_another_architecture_is_rejected_in_advance(tiny_recipe, started, tmp_path):
     start, _ = started
-    message = r"flow\.start_from: .* differs from the architecture in \[flow\]\. To start from it, set flow\.levels = 2, flow\.steps = 2\."
+    message = r"flow\.start_from: .* differs from \[flow\]\. To start from it, set flow\.levels = 2, flow\.steps = 2\."
     with pytest.raises(RecipeError, match=message):
         train(tiny_recipe, tmp_path, start, "flow.levels=1", "flow.steps=3")
     assert not list(tmp_path.iterdir())

@@ -246,16 +246,14 @@ def test_pixels_from_another_kind_of_device_may_differ_by_one(given, tmp_path, c
     )
 
 
-@pytest.mark.parametrize(
-    ("levels", "how"), [(1, " despite the same kind of device"), (2, " by more than another kind of device can cause")]
-)
+@pytest.mark.parametrize(("levels", "how"), [(1, "despite the same kind of"), (2, "by more than another kind of")])
 def test_differences_that_no_device_can_cause_are_rejected(given, tmp_path, command, levels, how):
     environment = {"device_kind": "cuda"} if "another" in how else {}
     other = reforged(given.original, tmp_path / "other", levels, **environment)
     words = ("rebuild", other / "plan.json", "--data", "digits", "--flow", given.flow, "--device", "cpu")
     result = command(*words, "--workspace", tmp_path / "w")
     assert result.code == 5
-    assert f"differs from the original {str(other)!r}{how}: 3 of 38,400" in result.err
+    assert f"differs from the original {str(other)!r} {how} device" in result.err
 
 
 def test_another_digest_without_an_original_is_rejected(given, tmp_path, command):
