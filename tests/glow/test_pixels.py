@@ -70,6 +70,6 @@ def test_padding_reflects_up_to_the_next_multiple(height, width, levels):
 
 
 def test_refusing_to_pad_names_the_required_multiple():
-    with pytest.raises(RecipeError, match="images of 30×32 cannot be halved 3 times: .* multiples of 8"):
+    with pytest.raises(RecipeError, match=r"images of 30×32 cannot be halved 3 times: .* multiples of 8"):
         padding(30, 32, 3, "refuse")
     assert padding(32, 64, 3, "refuse") == (0, 0, 0, 0)
