@@ -51,7 +51,7 @@ class ClassifierTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
     # exponential schedule: updates before the first decay; 300 epochs of CIFAR-10 have fewer than the paper's 184,000
     decay_after_updates: Annotated[int, msgspec.Meta(ge=0, le=10**12)] = 184_000
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # maximum random shift, pixels; zero-padded
-    flip: bool = True  # mirror images left to right with probability ½; not for digits
+    flip: bool = True  # mirror images left to right with probability ½; disable for digits
     normalise: Literal["none", "channel"] = "none"  # none: pixels in [0, 1]; channel: mean 0, variance 1 per channel
     precision: Literal["float32", "tf32", "bf16"] = "float32"  # precision of convolutions and matrix products
 

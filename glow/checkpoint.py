@@ -87,7 +87,7 @@ def _read_checkpoint(artifact: Artifact) -> _Checkpoint:
     if len(content) > _JSON_BYTES_CAP:
         raise FormatError(f"{where!r} does not describe a flow: it is larger than {format_bytes(_JSON_BYTES_CAP)}.")
     try:
-        what, remedy = f"{where!r} is a flow of", "Use the lsmix that wrote it, or train the flow again."
+        what, remedy = f"{where!r} is a flow of", "Use the version of lsmix that wrote it, or train the flow again."
         return decode_versioned(content, _Checkpoint, FORMAT_VERSION, what=what, remedy=remedy)
     except msgspec.ValidationError as error:
         raise FormatError(f"{where!r} does not describe a flow that lsmix accepts: {error}.") from error

@@ -42,7 +42,7 @@ class FlowTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     warmup: Annotated[int, msgspec.Meta(ge=0, le=100_000_000)] = 0  # steps of linear learning-rate warm-up from 0
     grad_clip: Annotated[float, msgspec.Meta(gt=0, le=1e12)] | None = 50.0  # maximum gradient norm, nats/dim; 1e9: none
     weight_decay: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 0.0  # coefficient of ½‖v‖² over all parameters
-    flip: bool = True  # mirror images left to right with probability ½; not for digits
+    flip: bool = True  # mirror images left to right with probability ½; disable for digits
     translate: Annotated[int, msgspec.Meta(ge=0, le=64)] = 2  # maximum random shift, pixels; zero-padded
     rows: Literal["all", "even", "odd"] = "all"  # rows of the train split to train on
     seed: Seed = 0  # seed of weights, image order, augmentation and noise

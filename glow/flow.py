@@ -55,7 +55,7 @@ class Flow(nn.Module):
     """A Glow with L levels; each squeezes, applies K steps and factors out half of its channels.
 
     ``forward`` and ``inverse`` work on tensors of padded size; ``encode``, ``decode`` and ``log_prob`` on NumPy arrays.
-    ``seed`` initialises the weights; None leaves the flow linear, which suffices before loading a checkpoint.
+    ``seed`` draws the initial weights; None leaves zeros and identities, which a loaded checkpoint replaces.
 
     Example:
         >>> import numpy as np

@@ -184,7 +184,7 @@ class FlowStep(nn.Module):
         self.coupling = AffineCoupling(channels, hidden=hidden, scale=scale)
 
     def reset(self, generator: np.random.Generator) -> None:
-        """Draw the starting values."""
+        """Draw the initial weights."""
         self.conv1x1.reset(generator)
         self.coupling.reset(generator)
 

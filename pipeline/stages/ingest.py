@@ -124,7 +124,7 @@ INGEST = Stage(
     version=2,
     run=run,
     estimate=_estimate,
-    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # only contents matter, not their location
+    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # contents matter, not how and where they are read
     uses_torch=False,
     reads_source=True,
 )
