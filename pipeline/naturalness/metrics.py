@@ -76,7 +76,7 @@ def interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
 
     Resampling increases distances, since the resamples add their own noise, so the lower 2.5% quantile of the resamples
     is not a lower bound. The interval therefore extends down by the same amount as up to the upper 2.5% quantile, but
-    not below zero. It is rather too wide, and contains zero if both samples have the same distribution.
+    not below zero. It tends to be too wide, and contains zero if both samples have the same distribution.
     """
     high = max(float(np.quantile(resampled, (1.0 + _CONFIDENCE) / 2.0)), value)
     return Interval(value=value, low=max(2.0 * value - high, 0.0), high=high)

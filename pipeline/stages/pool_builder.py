@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["LoadedRows", "PoolBuilder", "RowSource"]
 
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
-_Shapes = tuple[tuple[int, int, int], ...]  # (height, width, channels) of each part of a latent
+_Shapes = tuple[tuple[int, int, int], ...]  # (channels, height, width) of each part of a latent
 _PIXEL_BATCH_BYTES = 1 << 20  # size of x₁ per batch; MixUp needs about 25 times as much memory
 
 
