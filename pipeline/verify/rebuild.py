@@ -235,7 +235,7 @@ def _run(
         built = bring_up_to_date(nodes, workspace, executor=executor, progress=progress, device=device)
     except DeviceMemoryError as error:
         raise DeviceMemoryError(
-            f"{error} But changing the batch size would change the pool: use a device with more memory for a rebuild."
+            f"{error} However, another batch size would change the pool. Use a device with more memory."
         ) from error
     for item in built:
         if item.stage == ENCODE.name and item.manifest.content_digest != plan.inputs["latents"]:
