@@ -18,7 +18,7 @@ __all__ = ["Replayed", "can_record"]
 
 _WARM_UPS = 2  # plain calls on the recording stream, so that libraries make their handles and workspaces before
 _RECORDED_ON = frozenset({"cuda"})  # types of devices
-_MOST_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
+_MAX_RECORDINGS = 4  # shapes kept by one ``Replayed``; each holds the memory of a whole call
 _Function = Callable[..., Sequence[torch.Tensor]]
 
 
@@ -76,7 +76,7 @@ class Replayed:
             return [result.clone() for result in recording.results]
 
     def _record(self, inputs: Sequence[torch.Tensor], state: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        while len(self._recordings) >= _MOST_RECORDINGS:
+        while len(self._recordings) >= _MAX_RECORDINGS:
             del self._recordings[next(iter(self._recordings))]
         before, numbers = _copies(state), _generator_state(inputs[0].device)
 

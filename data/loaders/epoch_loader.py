@@ -35,7 +35,7 @@ _START = 1  # position at which the next pass begins, or the one that began last
 _PASS = 2  # which processes take that pass: 0 before it begins, _MAIN, or a number that its workers have in common
 _TAKERS = 3  # whether the main process, worker 0, worker 1, … took its part of that pass
 _MAIN = 1
-_MOST_WORKERS = 1024
+_MAX_WORKERS = 1024
 
 
 class LoaderState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,7 +70,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         self.order = order
         self.seed = seed
         self.batches_ahead = batches_ahead
-        self._shared = torch.zeros(_TAKERS + 1 + _MOST_WORKERS, dtype=torch.int64)
+        self._shared = torch.zeros(_TAKERS + 1 + _MAX_WORKERS, dtype=torch.int64)
         with suppress(RuntimeError):  # there is no shared memory, so there can be no workers either
             self._shared.share_memory_()  # type: ignore[no-untyped-call]  # torch does not type it
         self._here = (epoch, 0, 0)  # epoch, position and skip of the pass in this process
@@ -168,7 +168,7 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         this_pass = (worker.seed - worker.id) | 2 if worker else _MAIN
         taker = _TAKERS + (worker.id + 1 if worker else 0)
         if taker >= len(self._shared):
-            raise RecipeError(f"a loader serves at most {_MOST_WORKERS} workers. Use fewer.")
+            raise RecipeError(f"a loader serves at most {_MAX_WORKERS} workers. Use fewer.")
         if int(self._shared[_PASS]) not in (0, this_pass) or self._shared[taker]:
             self._shared[_START] = 0  # an earlier pass went on from a loaded state: this one is whole
             if self._later_epoch > self.epoch and not worker:

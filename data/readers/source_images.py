@@ -45,11 +45,11 @@ __all__ = [
 ]
 
 _SPLIT_NAMES = ("train", "heldout", "test")
-_MOST_SIDE = 4096  # pixels of a side that images are brought to
-_Side = Annotated[int, msgspec.Meta(ge=1, le=_MOST_SIDE)]
+_MAX_SIDE = 4096  # pixels of a side that images are brought to
+_Side = Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIDE)]
 # No tuple[_Side, _Side]: beside a constrained int, msgspec 0.22 crashes on it in garbage collection.
 _Size = (
-    Annotated[int, msgspec.Meta(ge=0, le=_MOST_SIDE)]
+    Annotated[int, msgspec.Meta(ge=0, le=_MAX_SIDE)]
     | Annotated[tuple[_Side, ...], msgspec.Meta(min_length=2, max_length=2)]
 )
 SplitCheck = Callable[[Mapping[str, npt.NDArray[np.int64]], Sequence[str]], object]  # of labels by split, class names
@@ -211,8 +211,8 @@ class ImageConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def __post_init__(self) -> None:
         """Refuse a size out of range, and a background that is no colour."""
         sides = self.size if isinstance(self.size, tuple) else (self.size or 1,)
-        if not all(1 <= side <= _MOST_SIDE for side in sides):
-            raise ValueError(f"size is a number of pixels, 1 to {_MOST_SIDE}, or [height, width]; got {self.size}")
+        if not all(1 <= side <= _MAX_SIDE for side in sides):
+            raise ValueError(f"size is a number of pixels, 1 to {_MAX_SIDE}, or [height, width]; got {self.size}")
         if not re.fullmatch("white|black|#[0-9a-fA-F]{6}", self.background):
             raise ValueError(f"background is white, black or a colour such as #ff8000; got {self.background!r}")
 

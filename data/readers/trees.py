@@ -36,16 +36,16 @@ __all__ = [
 
 MAX_IMAGE_BYTES = 64 << 20  # of an image file
 TREE_ENDINGS = (".zip", ".tar", ".tar.gz", ".tgz")
-_MOST_DEPTH = 32
-_MOST_FILES = 10_000_000  # ImageNet-21k has 14 million; in a tar as in a folder each takes memory
-_MOST_MEMBERS = 1_000_000  # of an archive; TinyImageNet has 120,609
-_MOST_TAR_BYTES = 64 << 30  # unpacked, to a temporary file
-_MOST_ZIP_BYTES = 8 << 30  # of all members, unpacked
+_MAX_DEPTH = 32
+_MAX_FILES = 10_000_000  # ImageNet-21k has 14 million; in a tar as in a folder each takes memory
+_MAX_MEMBERS = 1_000_000  # of an archive; TinyImageNet has 120,609
+_MAX_TAR_BYTES = 64 << 30  # unpacked, to a temporary file
+_MAX_ZIP_BYTES = 8 << 30  # of all members, unpacked
 _SPARE_BYTES = 64 << 20  # that any archive may unpack to; photographs don't shrink, texts by ten times or so
 _PIECE_BYTES = 1 << 20
 _PEEK_BYTES = 16 << 20  # of members' contents that are passed over to see more names
 _PEEK_MEMBERS = 64
-_MOST_HEADER_BYTES = 1 << 16  # of one member of a tar, with those of its long name
+_MAX_HEADER_BYTES = 1 << 16  # of one member of a tar, with those of its long name
 # What zipfile, tarfile and zlib raise on damaged archives, encrypted members, and methods that they do not know.
 ARCHIVE_ERRORS = (
     zipfile.BadZipFile, tarfile.TarError, zlib.error, EOFError, OSError, RuntimeError, ValueError, LookupError, MemoryError
@@ -115,13 +115,13 @@ def walk(base: Path, *, dangling: bool = True) -> Iterator[str]:
                         inside = above | {(found.st_dev, found.st_ino)}
                         if len(inside) == len(above) or base.resolve().is_relative_to(Path(entry.path).resolve()):
                             raise SourceError(f"{entry.path!r} is a link to a folder that it is in. Remove it.")
-                    if name.count("/") >= _MOST_DEPTH:
-                        raise SourceError(f"{entry.path!r} is more than {_MOST_DEPTH} folders deep. Check the path.")
+                    if name.count("/") >= _MAX_DEPTH:
+                        raise SourceError(f"{entry.path!r} is more than {_MAX_DEPTH} folders deep. Check the path.")
                     pending.append((entry.path, f"{name}/", inside))
         if empty and prefix:
             yield prefix
-        if count > _MOST_FILES:
-            raise SourceError(f"{str(base)!r} holds more than {_MOST_FILES:,} files. Check the path.")
+        if count > _MAX_FILES:
+            raise SourceError(f"{str(base)!r} holds more than {_MAX_FILES:,} files. Check the path.")
 
 
 def _is_dir(entry: os.DirEntry[str]) -> bool:
@@ -222,7 +222,7 @@ class _ZipTree(_Archive):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
         listed, packed = self._archive.infolist(), path.stat().st_size
         unpacked = sum(member.file_size for member in listed)
-        if len(listed) > _MOST_MEMBERS or unpacked > min(_MOST_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
+        if len(listed) > _MAX_MEMBERS or unpacked > min(_MAX_ZIP_BYTES, most_unpacked(packed, _SPARE_BYTES)):
             raise SourceError(
                 f"{str(path)!r} would unpack from {packed} to {unpacked} bytes in {len(listed)} files, as no published "
                 "data set does. Do not use it, fetch the original."
@@ -290,12 +290,12 @@ class _Headers:
     def __init__(self, file: IO[bytes] | gzip.GzipFile) -> None:
         self._file = file
         self.seek, self.tell = file.seek, file.tell
-        self.left = _MOST_HEADER_BYTES
+        self.left = _MAX_HEADER_BYTES
 
     def read(self, size: int) -> bytes:
         self.left -= size
         if size < 0 or self.left < 0:
-            raise tarfile.HeaderError(f"a member's headers have more than {_MOST_HEADER_BYTES} bytes")
+            raise tarfile.HeaderError(f"a member's headers have more than {_MAX_HEADER_BYTES} bytes")
         return self._file.read(size)
 
 
@@ -303,8 +303,8 @@ def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tarfile.TarInfo]:
     """Yield each member of a tar."""
     headers: Any = _Headers(file)
     archive = tarfile.open(fileobj=headers, mode="r:", errors="surrogateescape")  # noqa: SIM115 - of the caller's file
-    for _ in range(_MOST_MEMBERS):
-        headers.left = _MOST_HEADER_BYTES
+    for _ in range(_MAX_MEMBERS):
+        headers.left = _MAX_HEADER_BYTES
         if (member := archive.next()) is None:
             break
         archive.members = []  # type: ignore[attr-defined]  # not in typeshed; it keeps every header read
@@ -313,7 +313,7 @@ def _tar_members(file: IO[bytes] | gzip.GzipFile) -> Iterator[tarfile.TarInfo]:
         member.name = member.name.removeprefix("./")
         yield member
     else:
-        raise tarfile.HeaderError(f"it has more than {_MOST_MEMBERS} members")
+        raise tarfile.HeaderError(f"it has more than {_MAX_MEMBERS} members")
     file.seek(archive.offset)
     if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # for tarfile, a damaged header is the end, too
         raise tarfile.HeaderError("it is cut short, or has a damaged header")
@@ -341,7 +341,7 @@ def _is_gzip(file: IO[bytes]) -> bool:
 
 
 def _unpacked(path: Path, packed: IO[bytes], stack: ExitStack) -> IO[bytes]:
-    most = min(_MOST_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
+    most = min(_MAX_TAR_BYTES, most_unpacked(path.stat().st_size, _SPARE_BYTES))
     file = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115  # closed by the stack
     with gzip.GzipFile(fileobj=packed) as stream:
         while piece := stream.read(_PIECE_BYTES):

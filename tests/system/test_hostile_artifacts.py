@@ -389,7 +389,7 @@ def test_an_export_whose_checksums_name_files_outside_is_refused(pool, tmp_path,
             record.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
 
         edit(tmp_path / "out" / "manifest.json", list_it)
-        assert_refused(guarded("verify", tmp_path / "out"), 5, "does not fit the manifest beside it")
+        assert_refused(guarded("verify", tmp_path / "out"), 5, "does not match the manifest next to it")
 
 
 def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command, guarded):

@@ -37,7 +37,7 @@ from lsmix.data.readers.source_images import (
 __all__ = ["load_images", "resize_arrays", "summarise_images"]
 
 _AHEAD = 4  # images that wait for each thread, or to be written
-_MOST_THREADS = 32
+_MAX_THREADS = 32
 _SAMPLED = 300  # images whose sizes are looked at for a summary
 _NAMED = 20  # unreadable images named in an error
 _SIZES = 5  # sizes named in an error
@@ -120,7 +120,7 @@ def resize_arrays(published: PublishedData, config: ImageConfig) -> PublishedDat
 def _decode_all(listing: ImageListing, config: ImageConfig, rows: "_Rows") -> Iterator[tuple[ImageEntry, _Decoded]]:
     """Yield every entry with what it decodes to, in order; a stop ends the threads after their current image."""
     threads = min(
-        _MOST_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        _MAX_THREADS, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
     with ThreadPoolExecutor(threads, "lsmix-decode") as pool:
         entries, waiting = iter(listing.entries), deque[tuple[ImageEntry, Future[_Decoded]]]()

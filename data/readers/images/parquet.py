@@ -32,7 +32,7 @@ __all__ = ["PARQUET"]
 
 _ENDINGS = (".parquet", ".arrow")
 _SPARE_BYTES = 256 << 20  # that the columns of any file may unpack to
-_MOST_GROUP_BYTES = 4 << 30  # of a row group, which is read as a whole
+_MAX_GROUP_BYTES = 4 << 30  # of a row group, which is read as a whole
 _GROUPS = 2  # row groups in memory: the one in use, and the next
 
 
@@ -104,7 +104,7 @@ class _Table:
         sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
         most = most_unpacked(file_bytes, _SPARE_BYTES)
         if sum(size.total_byte_size for size in sizes) > most or any(
-            size.total_byte_size > _MOST_GROUP_BYTES for size in sizes
+            size.total_byte_size > _MAX_GROUP_BYTES for size in sizes
         ):
             raise SourceError(f"{str(self._path)!r} would unpack to far more than its size. Do not use it.")
         self._starts = [0, *itertools.accumulate(size.num_rows for size in sizes)]

@@ -22,7 +22,7 @@ SPLIT_ROLES: Final = (
     | dict.fromkeys(("test", "testing"), "test")
 )
 _SPLIT_ORDER = ("train", "heldout", "test")
-_MOST_CLASSES = 1 << 16
+_MAX_CLASSES = 1 << 16
 
 
 class Labelled(NamedTuple):
@@ -73,9 +73,9 @@ def make_listing(
     names = class_names or tuple(map(str, classes))
     numbers = {one: number for number, one in enumerate(classes)}
     unknown = sorted(map(str, labels - numbers.keys()))
-    if unknown or len(names) > _MOST_CLASSES:
+    if unknown or len(names) > _MAX_CLASSES:
         raise SourceError(
-            f"{where} has {len(names)} classes, at most {_MOST_CLASSES}, and labels without a class: {unknown[:10]}. Correct it."
+            f"{where} has {len(names)} classes, at most {_MAX_CLASSES}, and labels without a class: {unknown[:10]}. Correct it."
         )
     entries = [
         ImageEntry(split, numbers[item.label if numbered else str(item.label)], item.name)

@@ -26,7 +26,7 @@ __all__ = ["IDX"]
 _PREFIXES = {"train": "train", "test": "t10k"}
 _KINDS = {"images": ("images-idx3-ubyte", 3), "labels": ("labels-idx1-ubyte", 1)}  # name and dimensions
 _UINT8 = 8  # the third byte of the magic number
-_MOST_BYTES = 4 << 30  # of an array
+_MAX_BYTES = 4 << 30  # of an array
 
 
 def _find(path: Path, split: str, kind: str) -> Path | None:
@@ -60,7 +60,7 @@ def _read_array(file: Path, dimensions: int) -> npt.NDArray[Any]:
     ):
         magic, *shape = struct.unpack(f">{1 + dimensions}I", stream.read(head_bytes))
         size = math.prod(shape)
-        if magic != (_UINT8 << 8) + dimensions or size > _MOST_BYTES:
+        if magic != (_UINT8 << 8) + dimensions or size > _MAX_BYTES:
             raise SourceError(f"{str(file)!r} is no idx file of {dimensions} dimensions of bytes. Fetch it again.")
         if file.suffix != ".gz" and file.stat().st_size != head_bytes + size:
             raise SourceError(f"{str(file)!r} must have {head_bytes + size} bytes. Fetch it again.")

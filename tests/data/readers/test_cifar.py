@@ -221,7 +221,7 @@ def test_a_batch_far_too_big_is_refused_unread(kind, folder, tmp_path, monkeypat
 
 
 def test_an_archive_that_unpacks_without_end_is_refused(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr("lsmix.data.readers.trees._MOST_TAR_BYTES", 1 << 20)
+    monkeypatch.setattr("lsmix.data.readers.trees._MAX_TAR_BYTES", 1 << 20)
     with tarfile.open(tmp_path / "any.tar.gz", "w:gz") as archive:
         member = tarfile.TarInfo("zeros")
         member.size = 4 << 20

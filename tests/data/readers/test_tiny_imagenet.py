@@ -210,7 +210,7 @@ def test_an_archive_that_unpacks_to_far_more_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("lsmix.data.readers.trees._SPARE_BYTES", 1 << 20)
     with pytest.raises(SourceError, match=r"would unpack from \d+ to 8\d+ bytes"):
         read(path)
-    monkeypatch.setattr("lsmix.data.readers.trees._MOST_MEMBERS", 3)
+    monkeypatch.setattr("lsmix.data.readers.trees._MAX_MEMBERS", 3)
     with pytest.raises(SourceError, match="in 19 files"):
         read(path)
 
