@@ -57,10 +57,10 @@ def _write(job: ExportJob) -> Iterator[Path]:
 
 
 def _class_folders(names: tuple[str, ...]) -> list[str]:
-    """Return the folder name of each class: its number and up to 40 characters of its sanitized name."""
+    """Return the folder name of each class: its number and up to 40 characters of its sanitised name."""
     digits = len(str(len(names) - 1))
-    sanitized = (re.sub("[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] for name in names)
-    return [f"{label:0{digits}d}-{name}".rstrip("-") for label, name in enumerate(sanitized)]
+    sanitised = (re.sub("[^A-Za-z0-9_-]+", "_", name).strip("_")[:40] for name in names)
+    return [f"{label:0{digits}d}-{name}".rstrip("-") for label, name in enumerate(sanitised)]
 
 
 FOLDER_FORMAT = ExportFormat(

@@ -157,7 +157,7 @@ def test_soft_targets_of_three_sources_weigh_every_label(made: RunResult) -> Non
 
 
 def test_three_sources_need_soft_labels(made: RunResult) -> None:
-    with pytest.raises(RecipeError, match="mixes 3 sources, which two labels cannot tell"):
+    with pytest.raises(RecipeError, match="mixes 3 sources, which labels='pair' cannot represent"):
         PoolLoader(pool_of(made, "three"), 64)
 
 

@@ -191,7 +191,7 @@ def test_a_killed_rank_ends_all_and_torchrun_goes_on(recipe):
     processes[1].send_signal(signal.SIGKILL)
     printed, errors = processes[0].communicate(timeout=60)
     assert (processes[0].returncode, printed) == (1, "")
-    assert "error: another rank ended, so this one ends, too." in errors
+    assert "error: another rank exited, so this rank stops too." in errors
     processes[1].communicate()
 
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
