@@ -72,7 +72,7 @@ BAD_BATCHES = {
     "text": (b"<html>404 not found</html>", "data_batch_3"),
     "other keys": (pickle.dumps({b"images": 1}, protocol=2), "data_batch_3"),
     "other lengths": (pickle.dumps(batch(labels=[1]) | {b"labels": [1]}, protocol=2), "data_batch_3"),
-    "code": (pickle.dumps({b"data": Evil()}, protocol=2), "it was not run"),
+    "code": (pickle.dumps({b"data": Evil()}, protocol=2), "which was not run"),
     "gone": (None, "data_batch_3"),
 }
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from lsmix.data.atomic import atomic_path
 from lsmix.data.dataset import COLUMNS, FORMAT_VERSION, MAX_NAMES_BYTES, MAX_TEXT_BYTES
-from lsmix.data.errors import RecipeError, SourceError, format_bytes
+from lsmix.data.errors import RecipeError, SourceError
 from lsmix.data.readers.hdf5_writer import Extent, new_hdf5, reserve, write_rows
 from lsmix.data.readers.source_images import PublishedData
 from lsmix.data.rng import stratified_sample
@@ -156,8 +156,7 @@ def _create_arrays(file: Any, published: PublishedData, plan: Mapping[str, Rows]
     names = msgspec.json.encode(published.class_names)
     if len(names) > MAX_NAMES_BYTES:
         raise SourceError(
-            f"the class names are too long: {format_bytes(len(names))}, at most {format_bytes(MAX_NAMES_BYTES)} can be "
-            "stored. Shorten them."
+            f"the class names have {len(names):,} bytes, but at most {MAX_NAMES_BYTES:,} can be stored. Shorten them."
         )
     file.create_dataset("class_names", data=np.frombuffer(names, np.uint8), track_times=False)
     _write_text(file, "licence", published.licence)
@@ -179,7 +178,6 @@ def _write_text(item: Any, name: str, text: str) -> None:
     content = text.encode()
     if len(content) > MAX_TEXT_BYTES:
         raise SourceError(
-            f"the data set's {name} is too long: {format_bytes(len(content))}, at most {format_bytes(MAX_TEXT_BYTES)} "
-            "can be stored. Shorten it."
+            f"the data set's {name} has {len(content):,} bytes, but at most {MAX_TEXT_BYTES:,} can be stored. Shorten it."
         )
     item.attrs.create(name, content or b"\0", dtype=h5py.string_dtype("utf-8", max(1, len(content))))

@@ -78,8 +78,8 @@ def make_listing(
         raise SourceError(f"{where} has {len(names):,} classes; lsmix supports at most {_MAX_CLASSES:,}.")
     if unknown:
         raise SourceError(
-            f"{where} has {len(names):,} class names, but also labels without a class name: {unknown[:10]}. Correct "
-            "the labels or the class names."
+            f"{where} has labels that are not among its {len(names):,} classes: {unknown[:10]}. Correct the labels or "
+            "the class names."
         )
     entries = [
         ImageEntry(split, numbers[item.label if numbered else str(item.label)], item.name)
