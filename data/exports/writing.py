@@ -89,11 +89,11 @@ def write_export(
         job = ExportJob(
             pool=pool, origin=origin, folder=folder, shard_images=shard_images, encoding=encoding, on_rows=count
         )
-        files = sorted(_written(kind, job), key=lambda file: file.path)
+        files = sorted(_file_records(kind, job), key=lambda file: file.path)
         if read != len(pool):
             raise LsmixError(f"the export format {form!r} read {read} rows of {len(pool)}. Report this bug.")
         describe(folder, files)
-        (folder / SUMS_NAME).write_text(_sums(files), encoding="utf-8", newline="\n")
+        (folder / SUMS_NAME).write_text(_sha256sums(files), encoding="utf-8", newline="\n")
         files += [record_file(folder, SUMS_NAME, payload=False), *description_records(folder, EXPORT_STAGE)]
         config = {"format": form, "encoding": encoding if kind.encodes else "raw", "shard_images": shard_images}
         manifest = _manifest(job, config, files)
@@ -139,16 +139,16 @@ def _manifest(job: ExportJob, config: dict[str, Any], files: list[FileRecord]) -
 def check_sums(folder: Path, manifest: Manifest) -> None:
     """Raise CorruptError unless the SHA256SUMS file of an export agrees with its manifest."""
     payload = [file for file in manifest.files if file.payload]
-    if (folder / SUMS_NAME).read_bytes() != _sums(payload).encode():
+    if (folder / SUMS_NAME).read_bytes() != _sha256sums(payload).encode():
         path = str(folder / SUMS_NAME)
         raise CorruptError(f"{path!r} does not match the manifest next to it. Export the pool again.")
 
 
-def _sums(files: list[FileRecord]) -> str:
+def _sha256sums(files: list[FileRecord]) -> str:
     return "".join(f"{file.sha256}  {file.path}\n" for file in sorted(files, key=lambda file: file.path))
 
 
-def _written(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
+def _file_records(kind: ExportFormat, job: ExportJob) -> Iterator[FileRecord]:
     for path in kind.write(job):
         record = record_file(job.folder, path.relative_to(job.folder).as_posix(), payload=True)
         if not is_expected_path(EXPORT_STAGE, record.path):

@@ -135,11 +135,11 @@ def _stream(device: torch.device) -> torch.cuda.Stream:
 @contextmanager
 def _on_stream(stream: torch.cuda.Stream) -> Iterator[None]:
     """Run the block on the stream: after all work queued before the block, and before all work queued after it."""
-    around = torch.cuda.current_stream(stream.device)
-    stream.wait_stream(around)
+    outer_stream = torch.cuda.current_stream(stream.device)
+    stream.wait_stream(outer_stream)
     with torch.cuda.stream(stream):
         yield
-    around.wait_stream(stream)
+    outer_stream.wait_stream(stream)
 
 
 def _generator_state(device: torch.device) -> torch.Tensor:
@@ -156,13 +156,13 @@ def _capture(
     """Record a call of ``function`` without running it; return the graph and the tensors that a replay fills."""
     device = inputs[0].device
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    around = torch.cuda.current_stream(device)
+    outer_stream = torch.cuda.current_stream(device)
     try:
         # "thread_local" lets other threads, such as one that loads images, use the device during the capture.
         with _no_collection(), torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             results = list(function(*inputs))
     except RuntimeError:
-        torch.cuda.set_stream(around)  # if ending the capture fails, torch (2.13) leaves its stream as the current one
+        torch.cuda.set_stream(outer_stream)  # torch (2.13) leaves the capture stream current if ending it fails
         # Before 2.12, torch leaves the memory pool of a failed capture open; later calls of empty_cache() then fail an
         # assertion (https://github.com/pytorch/pytorch/pull/180395).
         with contextlib.suppress(RuntimeError):

@@ -33,7 +33,7 @@ _Count = Annotated[int, msgspec.Meta(ge=0)]
 _EPOCH = 0  # epoch of the next pass
 _START = 1  # position at which the pass begins
 _PASS = 2  # who iterates over the pass: 0 if it has not begun, _MAIN, or a number that its workers have in common
-_TAKERS = 3  # first of the flags that the main process, worker 0, worker 1, … set when they begin their part
+_STARTED = 3  # first of the flags that the main process, worker 0, worker 1, … set when they begin their part
 _MAIN = 1
 _MAX_WORKERS = 1024
 
@@ -70,12 +70,12 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         self.order = order
         self.seed = seed
         self.batches_ahead = batches_ahead
-        self._shared = torch.zeros(_TAKERS + 1 + _MAX_WORKERS, dtype=torch.int64)
+        self._shared = torch.zeros(_STARTED + 1 + _MAX_WORKERS, dtype=torch.int64)
         with suppress(RuntimeError):  # on a system without shared memory, which cannot run workers either
             self._shared.share_memory_()  # type: ignore[no-untyped-call]  # torch does not type it
-        self._here = (epoch, 0, 0)  # epoch, position and skip of the pass in this process
+        self._current = (epoch, 0, 0)  # epoch, position and skip of the pass in this process
         self._resumed: tuple[int, int, int] | None = None  # in a worker: the same numbers of a loaded state
-        self._later_epoch = 0  # the epoch to continue with after loading the state of a finished, earlier epoch
+        self._next_epoch = 0  # the epoch to continue with after loading the state of a finished, earlier epoch
         self.set_epoch(epoch)
 
     @abstractmethod
@@ -95,22 +95,22 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         """Set the epoch of the next pass; setting the epoch of a loaded state keeps the position of that state."""
         if epoch < 0:
             raise RecipeError(f"epoch must be 0 or greater, got {epoch}.")
-        self._later_epoch = 0
+        self._next_epoch = 0
         if epoch != self.epoch:
-            self._move(epoch, 0)
+            self._set_position(epoch, 0)
 
     def __iter__(self) -> Iterator[_Batch]:
         """Iterate over the current epoch, or over the rest of it after a state was loaded."""
-        self._here = epoch, start, skip = self._begin()
+        self._current = epoch, start, skip = self._begin_pass()
         plan, worker = replace(self.plan, position=start), get_worker_info()
         # Worker w of n yields batches w, w + n, …: a DataLoader asks its workers in turn, which keeps the order.
         step = worker.num_workers if worker else 1
-        mine = range(skip, len(plan), step)
+        own_batches = range(skip, len(plan), step)
         read = self._open(epoch)
-        batches: Iterator[_Batch] = (read(*plan.span(batch)) for batch in mine)
+        batches: Iterator[_Batch] = (read(*plan.span(batch)) for batch in own_batches)
         if self.batches_ahead:
-            batches = read_ahead(batches, max(min(self.batches_ahead, len(mine)), 1))
-        return self._counted(epoch, plan, mine, batches)
+            batches = read_ahead(batches, max(min(self.batches_ahead, len(own_batches)), 1))
+        return self._track_position(epoch, plan, own_batches, batches)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this loader after the batch that it yielded last.
@@ -118,10 +118,10 @@ class EpochLoader(IterableDataset[_Batch], ABC):
         Raises:
             RecipeError: the workers of a ``DataLoader`` have begun a pass, whose position this process does not know.
         """
-        taken = int(self._shared[_PASS])
-        if get_worker_info() or taken == _MAIN:
-            return self._state(*self._here)
-        if taken:
+        owner = int(self._shared[_PASS])
+        if get_worker_info() or owner == _MAIN:
+            return self._state(*self._current)
+        if owner:
             raise RecipeError(
                 "the workers of a DataLoader read ahead, so the loader does not know how many batches you have "
                 "received. Count them and save state_after(batches), or use state_dict() of torchdata's "
@@ -155,36 +155,38 @@ class EpochLoader(IterableDataset[_Batch], ABC):
             self._resumed = loaded.epoch, loaded.position, loaded.skip
             return
         # A StatefulDataLoader without workers loads the state of a finished epoch only after set_epoch(next epoch).
-        self._later_epoch = self.epoch if loaded.position == self.plan.total else 0
-        self._move(loaded.epoch, loaded.position)
+        self._next_epoch = self.epoch if loaded.position == self.plan.total else 0
+        self._set_position(loaded.epoch, loaded.position)
 
-    def _move(self, epoch: int, start: int) -> None:
+    def _set_position(self, epoch: int, start: int) -> None:
         self._shared.zero_()
         self._shared[_EPOCH], self._shared[_START] = epoch, start
 
-    def _begin(self) -> tuple[int, int, int]:
+    def _begin_pass(self) -> tuple[int, int, int]:
         """Begin a pass in this process; return its epoch, its start and the number of batches to skip."""
         worker = get_worker_info()
         # Workers of one pass share a base seed; persistent workers keep it in all passes.
         this_pass = (worker.seed - worker.id) | 2 if worker else _MAIN
-        taker = _TAKERS + (worker.id + 1 if worker else 0)
-        if taker >= len(self._shared):
+        flag = _STARTED + (worker.id + 1 if worker else 0)
+        if flag >= len(self._shared):
             raise RecipeError(f"a loader supports at most {_MAX_WORKERS:,} workers. Use fewer.")
-        if int(self._shared[_PASS]) not in (0, this_pass) or self._shared[taker]:
+        if int(self._shared[_PASS]) not in (0, this_pass) or self._shared[flag]:
             self._shared[_START] = 0  # only the first pass starts at a loaded position; this one covers the full epoch
-            if self._later_epoch > self.epoch and not worker:
-                self._move(self._later_epoch, 0)
-        self._shared[_PASS], self._shared[taker] = this_pass, 1
+            if self._next_epoch > self.epoch and not worker:
+                self._set_position(self._next_epoch, 0)
+        self._shared[_PASS], self._shared[flag] = this_pass, 1
         resumed, self._resumed = self._resumed, None
         return resumed or (self.epoch, int(self._shared[_START]), worker.id if worker else 0)
 
-    def _counted(self, epoch: int, plan: BatchPlan, mine: Sequence[int], batches: Iterator[Any]) -> Iterator[_Batch]:
+    def _track_position(
+        self, epoch: int, plan: BatchPlan, own_batches: Sequence[int], batches: Iterator[Any]
+    ) -> Iterator[_Batch]:
         worker = get_worker_info()
         others = worker.num_workers - 1 if worker else 0
-        for batch, content in zip(mine, batches, strict=True):
-            self._here = epoch, plan.position_after(batch + 1), others
+        for batch, content in zip(own_batches, batches, strict=True):
+            self._current = epoch, plan.position_after(batch + 1), others
             yield content
-        self._here = epoch, plan.total, 0
+        self._current = epoch, plan.total, 0
 
     def _state(self, epoch: int, position: int, skip: int) -> dict[str, Any]:
         order, worker = self.order, get_worker_info()

@@ -37,18 +37,18 @@ def reserve(array: Any) -> Extent:
 
 
 @contextmanager
-def new_hdf5(path: Path, lay_out: Callable[[Any], dict[str, Extent]]) -> Iterator[tuple[IO[bytes], dict[str, Extent]]]:
+def new_hdf5(path: Path, create: Callable[[Any], dict[str, Extent]]) -> Iterator[tuple[IO[bytes], dict[str, Extent]]]:
     """Create a file without the rows of some arrays; yield it with their extents, for ``write_rows``.
 
     Args:
         path: the file; an existing file is replaced.
-        lay_out: creates groups, arrays and attributes in an open HDF5 file. For arrays whose rows are written later, it
-            returns the results of ``reserve`` by name.
+        create: a function that creates groups, arrays and attributes in an open HDF5 file. It returns the results of
+            ``reserve``, by name, for the arrays whose rows are written later.
     """
     with tempfile.NamedTemporaryFile(dir=_memory_folder(), prefix="lsmix-", suffix=".h5") as draft:
         # The oldest header version contains no timestamps, so the bytes depend only on the content.
         with h5py.File(draft.name, "w", libver=("earliest", "v110")) as file:
-            extents = lay_out(file)
+            extents = create(file)
         with path.open("wb") as stream:
             _copy_structure(draft, stream, extents)
             yield stream, extents

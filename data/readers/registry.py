@@ -199,9 +199,9 @@ def _path(config: SourceConfig) -> Path:
         return hub_folder(config.path)
     path = expand_home(config.path)
     if path.is_dir():
-        inside = _visible(path)
-        if len(inside) == 1 and inside[0].is_file() and has_ending(inside[0], ARCHIVE_ENDINGS):
-            return inside[0]
+        entries = _visible(path)
+        if len(entries) == 1 and entries[0].is_file() and has_ending(entries[0], ARCHIVE_ENDINGS):
+            return entries[0]
     return path
 
 
@@ -233,8 +233,8 @@ def _resolve(config: SourceConfig) -> SourceFormat:
         if not wanted:
             continue
         if word not in kind.variants:
-            having = " and ".join(other.name for other in _formats() if word in other.variants)
-            raise RecipeError(f"{field} is for {having}, but this data set is {kind.name}. Remove it.")
+            supported = " and ".join(other.name for other in _formats() if word in other.variants)
+            raise RecipeError(f"{field} is for {supported}, but this data set is {kind.name}. Remove it.")
         kind = kind.variants[word]
     return kind
 
@@ -254,8 +254,9 @@ def _detect(config: SourceConfig) -> SourceFormat:
     path = _path(config)
     check_file(path)
     if not path.exists() or (config.download and path.is_dir() and not _visible(path)):
+        problem = "the folder contains no complete files" if path.exists() else "the path does not exist"
         advice = ", or run 'lsmix ingest --download' to download it" if config.download else ""
-        raise MissingError(f"no data set at {config.path!r}: the path does not exist. Check it{advice}.")
+        raise MissingError(f"no data set at {config.path!r}: {problem}. Check it{advice}.")
     if config.format != "auto":
         return _format(config.format)
     formats = _formats()
