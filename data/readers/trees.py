@@ -59,12 +59,7 @@ class FileTree(Protocol):
         """Return the names of all files, sorted part by part; empty folders are included and end with a slash."""
 
     def read(self, name: str, max_bytes: int = MAX_IMAGE_BYTES) -> bytes:
-        """Return the content of a file.
-
-        Raises:
-            SourceError: the file is too large or not a regular file.
-            OSError: the file cannot be opened.
-        """
+        """Return a file's content; SourceError if it is too large or not regular, OSError if it cannot be opened."""
 
     def label(self, name: str) -> str:
         """Return how messages refer to a file."""

@@ -101,17 +101,16 @@ class _Table:
 
     def _check_groups(self, file_bytes: int) -> None:
         metadata = self._file.metadata
-        sizes = [metadata.row_group(group) for group in range(metadata.num_row_groups)]
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        sizes = [group.total_byte_size for group in groups]
         most = most_unpacked(file_bytes, _SPARE_BYTES)
-        if sum(size.total_byte_size for size in sizes) > most or any(
-            size.total_byte_size > _MAX_GROUP_BYTES for size in sizes
-        ):
-            total = format_bytes(sum(size.total_byte_size for size in sizes))
+        if sum(sizes) > most or max(sizes, default=0) > _MAX_GROUP_BYTES:
             raise SourceError(
-                f"{str(self._path)!r} would unpack from {format_bytes(file_bytes)} to {total}, which is not plausible "
-                "for images. Download the original file."
+                f"{str(self._path)!r} would unpack to {format_bytes(sum(sizes))}, with row groups of up to "
+                f"{format_bytes(max(sizes))}; lsmix reads at most {format_bytes(most)} from a file of this size, in "
+                f"row groups of at most {format_bytes(_MAX_GROUP_BYTES)}. Write it again in smaller row groups."
             )
-        self._starts = [0, *itertools.accumulate(size.num_rows for size in sizes)]
+        self._starts = [0, *itertools.accumulate(group.num_rows for group in groups)]
 
     def _find_columns(self, schema: Any, config: ImageConfig) -> None:
         import pyarrow as pa
