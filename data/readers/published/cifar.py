@@ -1,4 +1,4 @@
-"""Reader for CIFAR-10 and CIFAR-100 as published: Python or binary batches, in a folder or tar.
+"""Reader for CIFAR-10 and CIFAR-100 as published: Python or binary batches, in a folder, its parent folder, or a tar.
 
 Every batch must be complete, but may have any number of images, so subsets in the same layout can be read too.
 """

@@ -1,4 +1,4 @@
-"""Reader for TinyImageNet-200 as published, in a folder or zip.
+"""Reader for TinyImageNet-200 as published, in a folder, its parent folder, or a zip.
 
 The labelled ``val/`` is the test split; ``test/`` has no labels and is never read. The classes are the entries of
 ``wnids.txt``, in that order, that have a folder in ``train/``. The name of a class is its first name in ``words.txt``,
