@@ -152,6 +152,10 @@ def figure_png(figure: PaperFigure, *, width: int = 830) -> bytes:
     return page_grid(figure.rows, figure.column_titles, figure.row_titles, width=width)
 
 
+def _count_pairs(count: int) -> str:
+    return f"{count} {'pair' if count == 1 else 'pairs'} of images"
+
+
 def _side_by_side(sources: _Sources) -> PaperFigure:
     """Draw Fig. 1: each pair mixed at λ = ½ in pixel space and in latent space."""
     from lsmix.classifiers.pixel_mixing import mix_images
@@ -169,7 +173,7 @@ def _side_by_side(sources: _Sources) -> PaperFigure:
         rows=[list(row) for row in zip(first, second, *pixels, images[:, 0], strict=True)],
         column_titles=["x₁", "x₂", *titles],
         row_titles=[],
-        alt=f"{len(first)} pairs of images and their mixes by MixUp, CutMix and LS-Mix.",
+        alt=f"{_count_pairs(len(first))} and their mixes by MixUp, CutMix and LS-Mix.",
         caption="Two images and their mixes by MixUp, CutMix and LS-Mix at λ = 1/2, as in Fig. 1 of the paper. "
         "MixUp blends the images, CutMix pastes a box, and LS-Mix joins parts of both.",
         decoded=failed.size,
@@ -218,7 +222,7 @@ def _interpolations(
         column_titles=list(_INTERPOLATION_TITLES),
         # A single method needs no title; otherwise the first row of each block has one.
         row_titles=[line for title in titles for line in (title, *[""] * (len(pairs) - 1))] if len(titles) > 1 else [],
-        alt=f"{len(pairs)} pairs of images, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
+        alt=f"{_count_pairs(len(pairs))}, mixed by {', '.join(titles)} at λ from 2/16 to 14/16.",
         caption=caption,
         decoded=failed.size,
         decode_failed=int(failed.sum()),

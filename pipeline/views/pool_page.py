@@ -183,7 +183,7 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
     height, width, channels = pool.image_shape
     size = format_bytes(sum(file.bytes for file in pool.manifest.files))
     licence = _short(origin.licence, _TEXT_LENGTH) if origin else ""
-    copies = f"{pool.copies:,} × {pool.images_per_copy:,}"
+    copies = f"{pool.copies:,} {'copy' if pool.copies == 1 else 'copies'} of {pool.images_per_copy:,}"
     shares = f"{pool.sources} labels and their shares"
     return Page(
         title=_short(pool.manifest.name, _NAME_LENGTH),
@@ -243,9 +243,12 @@ def _pairs(pool: Pool, summary: PoolSummary) -> Iterator[Section]:
 def _provenance(pool: Pool, origin: Provenance | None) -> Iterator[Section]:
     manifest = pool.manifest
     details = [("content digest", manifest.content_digest), ("cache key", manifest.cache_key)]
-    details += [(f"from {record.role}", record.content_digest) for record in manifest.inputs]
+    details += [(f"content digest of {record.role}", record.content_digest) for record in manifest.inputs]
     if origin:
-        details += [("data set", origin.content_digest), ("training images", f"{origin.train_images:,}")]
+        details += [
+            ("content digest of data set", origin.content_digest),
+            ("training images", f"{origin.train_images:,}"),
+        ]
     details += [(name, str(value)) for name, value in manifest.config.items()]
     rows = tuple((_short(name, _NAME_LENGTH), _short(value, _TEXT_LENGTH)) for name, value in details[:_DETAILS])
     text = "Artifacts with equal content digests have equal bytes. Run lsmix verify to check the digest."

@@ -71,9 +71,9 @@ def test_sections_that_fail_or_exceed_their_time_are_recorded_and_the_rest_runs(
     assert not results.section("late", slow, seconds=-1.0)
     assert results.section("right", lambda: results.add("figure", 2.0, "ms", 4.0), seconds=10)
     sections = read(tmp_path)["sections"]
-    assert "over its time budget" in sections["slow"]["status"]
+    assert "time limit reached" in sections["slow"]["status"]
     assert [row["what"] for row in sections["slow"]["rows"]] == ["before"]
-    assert "over its time budget" in sections["late"]["status"]
+    assert "time limit reached" in sections["late"]["status"]
     assert not sections["late"]["rows"]
     assert "no such kernel" in sections["wrong"]["traceback"]
     page = (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -42,10 +42,8 @@ def pools_section(inputs: ReportInputs) -> Iterator[Section]:
     items += [_histogram(name, pool) for name, pool in shown.items()]
     if inputs.has_flow:
         items.append(_bits(inputs, shown))
-    left_out = len(inputs.pools) - len(shown)
-    text = (
-        f"Images are shown for one pool of each kind; the table also lists the other {left_out:,}." if left_out else ""
-    )
+    some = len(shown) < len(inputs.pools)
+    text = f"Images are shown for {len(shown):,} of {len(inputs.pools):,} pools, one of each kind." if some else ""
     yield Section(title="Pools", text=text, items=items, folded=True)
 
 

@@ -68,8 +68,12 @@ def verdicts(runs: Sequence[RunSummary]) -> str:
     for run in runs:
         if run.verdict:
             found.setdefault(run.verdict, []).append(run.label)
-    ends = {"better": "than the baseline", "worse": "than the baseline", "no difference can be seen": "for"}
-    parts = [f"{verdict} {end}: {', '.join(found[verdict])}" for verdict, end in ends.items() if verdict in found]
+    texts = {
+        "better": "better than the baseline",
+        "worse": "worse than the baseline",
+        "no difference can be seen": "no clear difference from the baseline",
+    }
+    parts = [f"{text}: {', '.join(found[verdict])}" for verdict, text in texts.items() if verdict in found]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 

@@ -54,7 +54,7 @@ def test_a_report_says_better_or_worse_only_if_the_interval_excludes_0():
     baseline = RunSummary(label="baseline", errors=(5.0, 5.0), baseline=True)
     runs = [baseline, summary("LS-Mix", -2.0, -1.0), summary("MixUp", -1.0, 0.5), summary("Linear", 0.25, 2.0)]
     assert verdicts(runs) == (
-        "Better than the baseline: LS-Mix; worse than the baseline: Linear; no difference can be seen for: MixUp."
+        "Better than the baseline: LS-Mix; worse than the baseline: Linear; no clear difference from the baseline: MixUp."
     )
     assert verdicts([baseline]) == ""
     table = error_table(runs)
