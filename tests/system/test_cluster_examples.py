@@ -257,7 +257,7 @@ def test_the_kubernetes_resources_follow_the_api(resources):
         assert ("backoffLimitPerIndex" in spec, "backoffLimit" in spec) == (indexed, not indexed)
         assert ("--array-index" in container["args"][0]) == indexed
         if indexed:
-            parts = {entry["name"]: entry["value"] for entry in container["env"]}["PARTS"]
+            parts = {entry["name"]: entry["value"] for entry in container["env"]}["TASKS"]
             assert spec["completions"] == spec["parallelism"] == int(parts)
     (claim,) = (item for item in resources if item["kind"] == "PersistentVolumeClaim")
     assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
@@ -274,7 +274,7 @@ def test_the_recipe_of_the_config_map_is_valid(resources, tmp_path):
 def kubernetes(place, tiny_recipe):
     """Return the submit script beside a copy of the resources that has two parts, not eight."""
     text = (EXAMPLES / "kubernetes-job.yaml").read_text(encoding="utf-8")
-    for field in ("completions: ", "parallelism: ", 'PARTS, value: "'):
+    for field in ("completions: ", "parallelism: ", 'TASKS, value: "'):
         assert text.count(f"{field}8") == 2
         text = text.replace(f"{field}8", f"{field}2")
     (place / "kubernetes-job.yaml").write_text(text, encoding="utf-8")
