@@ -90,7 +90,7 @@ def _nflows(steps: int) -> Model:
     from nflows.distributions.normal import StandardNormal
     from nflows.flows.base import Flow
 
-    whole = transforms.MultiscaleCompositeTransform(num_transforms=LEVELS)
+    composite = transforms.MultiscaleCompositeTransform(num_transforms=LEVELS)
     shape: Any = (3, SIDE, SIDE)
     for _ in range(LEVELS):
         squeeze = transforms.SqueezeTransform()
@@ -104,9 +104,9 @@ def _nflows(steps: int) -> Model:
                 transforms.OneByOneConvolution(channels),
                 transforms.AffineCouplingTransform(mask, lambda i, o: _WithContext(_network(i, o))),
             ]
-        shape = whole.add_transform(transforms.CompositeTransform(layers), (channels, height, width))
-    model = Flow(whole, StandardNormal((3 * SIDE * SIDE,)))
-    return Model(model, model.log_prob, lambda y: model.transform_to_noise(y), lambda z: whole.inverse(z)[0])
+        shape = composite.add_transform(transforms.CompositeTransform(layers), (channels, height, width))
+    model = Flow(composite, StandardNormal((3 * SIDE * SIDE,)))
+    return Model(model, model.log_prob, lambda y: model.transform_to_noise(y), lambda z: composite.inverse(z)[0])
 
 
 class _WithContext(nn.Module):

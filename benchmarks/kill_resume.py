@@ -47,24 +47,24 @@ def main() -> int:
     options = parser.parse_args()
     moments = random.Random(options.seed)
     with tempfile.TemporaryDirectory(prefix="lsmix-kill-") as folder:
-        whole, disturbed = Path(folder, "whole"), Path(folder, "disturbed")
-        _command("report", options.recipe, whole, options.options).wait()  # the only stage that needs every pool
-        shutil.copytree(whole, disturbed)
+        undisturbed, disturbed = Path(folder, "undisturbed"), Path(folder, "disturbed")
+        _command("report", options.recipe, undisturbed, options.options).wait()  # the only stage that needs every pool
+        shutil.copytree(undisturbed, disturbed)
         outcomes = []
         for stage in options.stages:
-            outcomes.append(_kill_stage(stage, options, whole, disturbed, moments))
+            outcomes.append(_kill_stage(stage, options, undisturbed, disturbed, moments))
             print(_line(outcomes[-1]), flush=True)
     print(f"\n{sum(item.kills for item in outcomes)} kills, {sum(not item.same for item in outcomes)} stages differ")
     return int(not all(item.same for item in outcomes))
 
 
 def _kill_stage(
-    stage: str, options: argparse.Namespace, whole: Path, disturbed: Path, moments: random.Random
+    stage: str, options: argparse.Namespace, undisturbed: Path, disturbed: Path, moments: random.Random
 ) -> StageResult:
     for later in STAGES[STAGES.index(stage) :]:
         shutil.rmtree(disturbed / later, ignore_errors=True)
     begun = time.monotonic()
-    work = sum(manifest.seconds for _, manifest in Workspace(whole).manifests(stage))
+    work = sum(manifest.seconds for _, manifest in Workspace(undisturbed).manifests(stage))
     kills = in_work = 0
     for _ in range(options.kills):
         process = _command(stage, options.recipe, disturbed, options.options)
@@ -78,10 +78,10 @@ def _kill_stage(
         in_work += hit and any(
             not path.with_name("manifest.json").exists() for path in disturbed.glob(f"{stage}/*/work")
         )
-        if _digests(disturbed, stage).keys() == _digests(whole, stage).keys():  # finished already: start over
+        if _digests(disturbed, stage).keys() == _digests(undisturbed, stage).keys():  # finished already: start over
             shutil.rmtree(disturbed / stage)
     _command(stage, options.recipe, disturbed, options.options).wait()
-    same = _digests(disturbed, stage) == _digests(whole, stage)
+    same = _digests(disturbed, stage) == _digests(undisturbed, stage)
     return StageResult(stage=stage, kills=kills, in_work=in_work, same=same, seconds=time.monotonic() - begun)
 
 

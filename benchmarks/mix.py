@@ -69,7 +69,7 @@ def run() -> None:
         loops = _bare_loops(flow, images[:_COUNT])
         for stage in ("encode", "mix"):
             title = f"{stage}, {_COUNT} images, K={_STEPS}, all cores"
-            work = {"bare loop in memory": loops[stage], f"the whole stage {stage}": deep.job(stage)}
+            work = {"bare loop in memory": loops[stage], f"the {stage} stage, disk to disk": deep.job(stage)}
             rows = measure(work, floor="bare loop in memory", title=title, turns=2 if stage == "encode" else 3)
             tables[title] = {"floor": "bare loop in memory", "unit": "images", "rows": rows}
             tables |= _growth(stage, stages)

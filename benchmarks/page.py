@@ -83,7 +83,7 @@ def _plot(name: str, tables: dict[str, Any]) -> Path | None:
             [row["ratio_most"] - row["ratio"] for row in rows],
         ]
         colours = [
-            "#1b6ca8" if "lsmix" in name or "the whole stage" in name or "streamer" in name else "#9aa5b1"
+            "#1b6ca8" if "lsmix" in name or "disk to disk" in name or "PoolLoader" in name else "#9aa5b1"
             for name in names
         ]
         axis.barh(names, ratios, xerr=spread, color=colours, error_kw={"lw": 1, "ecolor": "#444"})

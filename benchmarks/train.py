@@ -48,7 +48,7 @@ def _jobs(pool: Path, images: np.ndarray, device: str) -> dict[str, Callable[[],
     labels = np.arange(len(images)) % 10
     sources = {
         "fed from memory": ArrayLoader(images, labels, _BATCH),
-        "fed by the streamer": PoolLoader(open_pool(pool), _BATCH),
+        "fed by PoolLoader": PoolLoader(open_pool(pool), _BATCH),
     }
 
     def job(loader: Any) -> Callable[[], Scores]:

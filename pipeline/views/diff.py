@@ -32,25 +32,25 @@ def differences(first: str, second: str) -> list[Difference]:
         RecipeError: One is a recipe and the other is not, or a recipe is invalid.
         LsmixError: An artifact cannot be opened.
     """
-    recipes = [_is_recipe(place) for place in (first, second)]
+    recipes = [_is_recipe(path) for path in (first, second)]
     if len(set(recipes)) > 1:
         raise RecipeError("Cannot compare a recipe with an artifact. Name two recipes or two artifacts.")
     before, now = map(_recipe_fields if recipes[0] else _artifact_fields, (first, second))
     return [Difference(field=name, a=a, b=b) for name, a, b in field_differences(before, now)]
 
 
-def _is_recipe(place: str) -> bool:
-    return "://" not in place and (place.endswith(".toml") or Path(place).is_file())
+def _is_recipe(path: str) -> bool:
+    return "://" not in path and (path.endswith(".toml") or Path(path).is_file())
 
 
-def _recipe_fields(place: str) -> dict[str, Any]:
-    fields: dict[str, Any] = msgspec.to_builtins(read_recipe(place))
+def _recipe_fields(path: str) -> dict[str, Any]:
+    fields: dict[str, Any] = msgspec.to_builtins(read_recipe(path))
     return fields
 
 
-def _artifact_fields(place: str) -> dict[str, Any]:
+def _artifact_fields(path: str) -> dict[str, Any]:
     """Return the fields to compare: identity, configuration, inputs, counts and software, but no times."""
-    manifest = open_artifact(place).manifest
+    manifest = open_artifact(path).manifest
     return {
         "stage": manifest.stage,
         "stage_version": manifest.stage_version,

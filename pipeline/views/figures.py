@@ -72,7 +72,7 @@ def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) ->
     """
     from lsmix.glow.latent_mixing import mix_latents
 
-    first, second = (latents.z.gather([pair[place] for pair in pairs]) for place in (0, 1))
+    first, second = (latents.z.gather([pair[index] for pair in pairs]) for index in (0, 1))
     rates = _FIG4_RATES.values()
     return np.stack([mix_latents(method, first, second, float(rate), seed=seed)[0] for rate in rates], axis=1)
 
@@ -140,7 +140,7 @@ def choose_figure_pairs(labels: NDArray[np.int64], count: int, seed: int) -> lis
     pairs: list[Pair] = []
     while len(pairs) < count and len(left) > 1:
         first = left.pop(0)
-        other = next((place for place, row in enumerate(left) if labels[row] != labels[first]), 0)
+        other = next((index for index, row in enumerate(left) if labels[row] != labels[first]), 0)
         pairs.append((first, left.pop(other)))
     return pairs
 

@@ -110,15 +110,15 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
     """
     papers = " (open diamonds: paper)" if any(run.paper_mean is not None for run in rows) else ""
     with _rows([run.label for run in rows], f"error rate in %, last epoch{papers}") as (figure, axes):
-        for place, run in enumerate(rows):
+        for index, run in enumerate(rows):
             colour = _SERIES[5] if run.baseline else _SERIES[0]
-            axes.plot(run.errors, [place] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
+            axes.plot(run.errors, [index] * len(run.errors), "o", color=colour, alpha=0.35, markersize=5, mew=0)
             if run.std is not None:
-                axes.errorbar(run.mean, place, xerr=run.std, color=colour, elinewidth=2, capsize=0)
-            axes.plot([run.mean], [place], "o", color=colour, markersize=8, mew=0)
+                axes.errorbar(run.mean, index, xerr=run.std, color=colour, elinewidth=2, capsize=0)
+            axes.plot([run.mean], [index], "o", color=colour, markersize=8, mew=0)
             if run.paper_mean is not None:
-                axes.plot([run.paper_mean], [place], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
-            _annotate_right(axes, place, run.text)
+                axes.plot([run.paper_mean], [index], "D", color=_SOFT, markersize=6, mfc="none", mew=1.2)
+            _annotate_right(axes, index, run.text)
         reference = next((run.mean for run in rows if run.baseline and run.errors), None)
         if reference is not None:
             axes.axvline(reference, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
@@ -129,11 +129,11 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
 def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
     """Draw a row for each difference with its interval; a dashed line marks 0, and intervals that contain 0 are grey."""
     with _rows(rows, x_label) as (figure, axes):
-        for place, one in enumerate(rows.values()):
+        for index, one in enumerate(rows.values()):
             colour = _SERIES[5] if one.low <= 0.0 <= one.high else _SERIES[2 if one.value < 0 else 1]
-            axes.plot([one.low, one.high], [place, place], color=colour, linewidth=2)
-            axes.plot([one.value], [place], "o", color=colour, markersize=8, mew=0)
-            _annotate_right(axes, place, f"{one.value:+.2f}".replace("-", "−"))
+            axes.plot([one.low, one.high], [index, index], color=colour, linewidth=2)
+            axes.plot([one.value], [index], "o", color=colour, markersize=8, mew=0)
+            _annotate_right(axes, index, f"{one.value:+.2f}".replace("-", "−"))
         axes.axvline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
         return _svg(figure)
 
@@ -157,12 +157,12 @@ def curves(
     with _figure(3.0 + height) as (figure, (axes,)):
         axes.grid(visible=False, axis="x")
         axes.set_title(_label(title))
-        for place, (one, name) in enumerate(zip(series, names, strict=True)):
+        for index, (one, name) in enumerate(zip(series, names, strict=True)):
             axes.plot(
                 np.asarray(one.x, dtype=float),
                 np.asarray(one.y, dtype=float),
                 label=name,
-                linestyle="-" if place < len(_SERIES) else (0, (4, 2)),  # dashed once the colours repeat
+                linestyle="-" if index < len(_SERIES) else (0, (4, 2)),  # dashed once the colours repeat
                 linewidth=1.1 if len(one.x) > _MANY_POINTS else 1.8,
                 marker="o" if len(one.x) == 1 or len(one.spread) else None,
             )
@@ -241,30 +241,30 @@ def spread_plot(samples: Mapping[str, np.ndarray], x_label: str) -> bytes:
     Non-finite values are ignored; a sample without finite values keeps an empty row.
     """
     with _rows(samples, x_label) as (figure, axes):
-        for place, values in enumerate(samples.values()):
+        for index, values in enumerate(samples.values()):
             finite = values[np.isfinite(values)]
             if not finite.size:
                 continue
-            colour = _SERIES[0] if place else _SERIES[5]
+            colour = _SERIES[0] if index else _SERIES[5]
             low, first, median, third, high = np.percentile(finite, (5, 25, 50, 75, 95))
-            if not place:
+            if not index:
                 axes.axvspan(first, third, color=colour, alpha=0.12, linewidth=0, zorder=0)
                 axes.axvline(median, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)), zorder=1)
-            axes.plot([low, high], [place, place], color=colour, linewidth=1.4, solid_capstyle="butt")
-            axes.plot([first, third], [place, place], color=colour, linewidth=8, solid_capstyle="butt")
-            axes.plot([median], [place], "|", color=_INK, markersize=15, markeredgewidth=2)
-            _annotate_right(axes, place, f"{median:.3f}")
+            axes.plot([low, high], [index, index], color=colour, linewidth=1.4, solid_capstyle="butt")
+            axes.plot([first, third], [index, index], color=colour, linewidth=8, solid_capstyle="butt")
+            axes.plot([median], [index], "|", color=_INK, markersize=15, markeredgewidth=2)
+            _annotate_right(axes, index, f"{median:.3f}")
         return _svg(figure)
 
 
 def distance_plot(rows: Mapping[str, tuple[Interval, Interval]], x_label: str) -> bytes:
     """Draw two bars for each row with their intervals: the first distance to the left, the second to the right."""
     with _rows(rows, x_label) as (figure, axes):
-        for place, both in enumerate(rows.values()):
+        for index, both in enumerate(rows.values()):
             for sign, colour, one in zip((-1, 1), (_SERIES[2], _SERIES[1]), both, strict=True):
-                axes.barh(place, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
-                axes.plot([sign * one.low, sign * one.high], [place, place], color=_INK, linewidth=1.2)
-            _annotate_right(axes, place, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
+                axes.barh(index, sign * one.value, height=0.5, color=colour, alpha=0.75, linewidth=0)
+                axes.plot([sign * one.low, sign * one.high], [index, index], color=_INK, linewidth=1.2)
+            _annotate_right(axes, index, f"−{both[0].value:.3f}  +{both[1].value:.3f}")
         axes.axvline(0.0, color=_SOFT, linewidth=1)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{abs(value):g}"))
         return _svg(figure)
@@ -276,12 +276,12 @@ def gain_plot(points: Mapping[str, tuple[Interval, Interval]], x_label: str, y_l
     columns, height = _legend(names)
     with _figure(3.4 + height) as (figure, (axes,)):
         axes.axhline(0.0, color=_SOFT, linewidth=1, linestyle=(0, (3, 3)))
-        for place, ((x, y), name) in enumerate(zip(points.values(), names, strict=True)):
-            colour = _SERIES[place % len(_SERIES)]
+        for index, ((x, y), name) in enumerate(zip(points.values(), names, strict=True)):
+            colour = _SERIES[index % len(_SERIES)]
             axes.plot([x.low, x.high], [y.value, y.value], color=colour, linewidth=1, alpha=0.6)
             axes.plot([x.value, x.value], [y.low, y.high], color=colour, linewidth=1, alpha=0.6)
             axes.plot([x.value], [y.value], "o", color=colour, markersize=7, mew=0, label=name)
-            axes.annotate(str(place + 1), (x.value, y.value), (5, 5), textcoords="offset points", color=_INK)
+            axes.annotate(str(index + 1), (x.value, y.value), (5, 5), textcoords="offset points", color=_INK)
         _draw_legend(figure, names, columns)
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
@@ -312,9 +312,9 @@ def _rows(labels: Collection[str], x_label: str) -> Iterator[tuple[Figure, Axes]
         yield figure, axes
 
 
-def _annotate_right(axes: Axes, place: int, text: str) -> None:
+def _annotate_right(axes: Axes, index: int, text: str) -> None:
     axes.annotate(
-        text, (1.02, place), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
+        text, (1.02, index), xycoords=("axes fraction", "data"), va="center", color=_INK, annotation_clip=False
     )
 
 
@@ -326,7 +326,7 @@ def _figure(height: float, *, panels: int = 1) -> Iterator[tuple[Figure, list[Ax
         mpl.rcParams.update(_STYLE)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
-        every = [figure.add_subplot(1, panels, place + 1) for place in range(panels)]
+        every = [figure.add_subplot(1, panels, index + 1) for index in range(panels)]
         for axes in every:
             axes.set_prop_cycle(color=_SERIES)
         yield figure, every

@@ -131,8 +131,8 @@ def _card(pool: Pool, train: SplitArrays | None, row: int, event: str = "") -> _
     pictures = [_mix_picture(sample, labels)]
     if train is not None:
         sources = [
-            _source_picture(pool, train, row, place, source, label, names[place])
-            for place, (source, label, _) in enumerate(parts)
+            _source_picture(pool, train, row, index, source, label, names[index])
+            for index, (source, label, _) in enumerate(parts)
         ]
         pictures = [sources[0], pictures[0], *sources[1:]]
     return _Card(
@@ -153,14 +153,14 @@ def _mix_picture(sample: Sample, labels: Sequence[tuple[str, str]]) -> _Picture:
 
 
 def _source_picture(
-    pool: Pool, train: SplitArrays, row: int, place: int, source: int, label: int, name: str
+    pool: Pool, train: SplitArrays, row: int, index: int, source: int, label: int, name: str
 ) -> _Picture:
     if (got := int(train.labels[source])) != label:
         raise CorruptError(
             f"Pool {pool.location!r} is damaged: row {row} says that training image {source} has class {label}, but in the "
             f"data set it has class {got}. Run 'lsmix verify'."
         )
-    title = f"x{'₁₂₃₄₅₆₇₈₉'[place]}" if place < 9 else f"x{place + 1}"
+    title = f"x{'₁₂₃₄₅₆₇₈₉'[index]}" if index < 9 else f"x{index + 1}"
     return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
 
 

@@ -28,7 +28,7 @@ class TableField(NamedTuple):
     kind: str  # see ``PoolColumn.kind``
     description: str
     column: str = ""  # column of the pool; "" for fields that locate the row or its image
-    place: int | None = None  # index into a column with several further sources
+    position: int | None = None  # index into a column with several further sources
 
 
 def table_fields(pool: Pool, *, in_zarr: bool) -> list[TableField]:
@@ -45,9 +45,9 @@ def table_fields(pool: Pool, *, in_zarr: bool) -> list[TableField]:
         if column.row == "number":
             fields.append(TableField(column.name, column.kind, column.description, column.name))
         if column.row == "more":
-            for place in range(pool.sources - 2):
-                name, described = column.name.replace("more", str(place + 3)), f"{column.description}: of x{place + 3}"
-                fields.append(TableField(name, column.kind, described, column.name, place))
+            for index in range(pool.sources - 2):
+                name, described = column.name.replace("more", str(index + 3)), f"{column.description}: of x{index + 3}"
+                fields.append(TableField(name, column.kind, described, column.name, index))
     return fields
 
 
@@ -81,4 +81,4 @@ def _table(pool: Pool, *, in_zarr: bool) -> Iterator[bytes]:
 
 def _texts(block: dict[str, NDArray[Any]], field: TableField) -> list[Any]:
     values = block[field.column]
-    return POOL_COLUMNS[field.column].as_text(values if field.place is None else values[:, field.place])
+    return POOL_COLUMNS[field.column].as_text(values if field.position is None else values[:, field.position])

@@ -60,9 +60,9 @@ def made(pool_folder, tmp_path_factory):
 
 
 @pytest.fixture
-def alone(pool_folder, tmp_path):
+def pool_copy(pool_folder, tmp_path):
     """Return a modifiable copy of the pool outside its workspace."""
-    return Path(shutil.copytree(pool_folder, tmp_path / "alone"))
+    return Path(shutil.copytree(pool_folder, tmp_path / "pool_copy"))
 
 
 def card_of(pool, **options):
@@ -293,7 +293,9 @@ def test_the_table_does_not_depend_on_the_block_size(made, pool_folder, tmp_path
     assert (tmp_path / "again.csv").read_bytes() == (made / "samples.csv").read_bytes()
 
 
-def test_the_picture_shows_the_source_images_if_the_data_set_is_available(finished_workspace, pool_folder, made, alone):
+def test_the_picture_shows_the_source_images_if_the_data_set_is_available(
+    finished_workspace, pool_folder, made, pool_copy
+):
     with Image.open(made / "card.png") as picture:
         pixels = np.asarray(picture.convert("RGBA"))
     (dataset,) = (finished_workspace / "ingest").glob("*")
@@ -303,7 +305,7 @@ def test_the_picture_shows_the_source_images_if_the_data_set_is_available(finish
         sample_grid(open_pool(pool_folder), open_dataset(dataset).train.images, 4), scale=6, column_titles=GRID_TITLES
     )
     np.testing.assert_array_equal(pixels, np.asarray(expected))
-    without_sources = card_of(alone)
+    without_sources = card_of(pool_copy)
     assert (without_sources / "card.png").is_file()
     assert "ordered by the share" in (without_sources / "README.md").read_text(encoding="utf-8")
 
@@ -409,16 +411,16 @@ def test_hostile_text_is_escaped_in_every_file(tmp_path):
 @pytest.mark.parametrize(
     ("column", "value"), [("label_a", 99), ("label_b", -1), ("share_b", np.nan), ("lam", 1.5), ("status", 9)]
 )
-def test_numbers_out_of_range_are_rejected_and_leave_no_card(column, value, alone):
-    pool = open_pool(alone)
+def test_numbers_out_of_range_are_rejected_and_leave_no_card(column, value, pool_copy):
+    pool = open_pool(pool_copy)
     store = pool.columns.table
     arrays = {name: pool.columns[name][: store.chunk_rows] for name in pool.columns}
     arrays[column][5] = value
     store.write_shard(0, arrays)
-    reseal(alone)
+    reseal(pool_copy)
     with pytest.raises(CorruptError, match=f"in row 5 {column} is"):
-        card_of(alone, licence="MIT")
-    assert list(alone.parent.iterdir()) == [alone]
+        card_of(pool_copy, licence="MIT")
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
 
 
 @pytest.mark.parametrize("content", [b"{", b'{"stage_version": 2}', b"[" * (2 << 20)], ids=["cut", "fields", "long"])
@@ -433,16 +435,16 @@ def test_a_damaged_plan_is_rejected(content, tmp_path):
 # Damage and interrupts.
 
 
-def test_a_damaged_pool_gets_no_card(alone):
-    shard = alone / "pool.zarr/image/c/0/0/0/0"
+def test_a_damaged_pool_gets_no_card(pool_copy):
+    shard = pool_copy / "pool.zarr/image/c/0/0/0/0"
     os.truncate(shard, shard.stat().st_size - 1)
     with pytest.raises(CorruptError, match="is damaged"):
-        card_of(alone, licence="MIT")
-    assert list(alone.parent.iterdir()) == [alone]
+        card_of(pool_copy, licence="MIT")
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
 
 
 @pytest.mark.parametrize("at", range(5))
-def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
+def test_an_interrupted_card_leaves_nothing(at, pool_copy, monkeypatch):
     writes = 0
 
     def failing(name, write):
@@ -459,45 +461,45 @@ def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
         for name in ("write_atomic", "write_samples", "write_readme", "write_manifest"):
             patched.setattr(card, name, failing(name, getattr(card, name)))
         with pytest.raises(KeyboardInterrupt):
-            card_of(alone)
-    assert list(alone.parent.iterdir()) == [alone]
-    verify(card_of(alone))
+            card_of(pool_copy)
+    assert list(pool_copy.parent.iterdir()) == [pool_copy]
+    verify(card_of(pool_copy))
 
 
-def test_a_card_does_not_overwrite_an_existing_folder(alone):
-    card_of(alone)
+def test_a_card_does_not_overwrite_an_existing_folder(pool_copy):
+    card_of(pool_copy)
     with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
-        card_of(alone)
+        card_of(pool_copy)
 
 
-def test_shards_missing_from_the_manifest_are_rejected(alone):
-    manifest = read_manifest(alone)
+def test_shards_missing_from_the_manifest_are_rejected(pool_copy):
+    manifest = read_manifest(pool_copy)
     files = [file for file in manifest.files if not file.path.startswith("pool.zarr/lam/c/")]
-    write_manifest(alone, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
+    write_manifest(pool_copy, msgspec.structs.replace(manifest, files=files, content_digest=content_digest(files)))
     with pytest.raises(CorruptError):
-        card_of(alone)
+        card_of(pool_copy)
 
 
-def test_only_finished_pools_have_a_card(finished_workspace, alone):
+def test_only_finished_pools_have_a_card(finished_workspace, pool_copy):
     (dataset,) = (finished_workspace / "ingest").glob("*")
     with pytest.raises(FormatError, match=r"Only pools have a card; .* stage 'ingest'"):
-        write_card(dataset, alone.parent / "card")
-    (alone / MANIFEST_NAME).unlink()
+        write_card(dataset, pool_copy.parent / "card")
+    (pool_copy / MANIFEST_NAME).unlink()
     with pytest.raises(MissingError):
-        write_card(alone, alone.parent / "card")
+        write_card(pool_copy, pool_copy.parent / "card")
 
 
-def test_the_command_lists_the_written_files(alone, command, monkeypatch):
-    monkeypatch.chdir(alone.parent)
-    shown = command("card", alone, "--licence", "my own terms")
+def test_the_command_lists_the_written_files(pool_copy, command, monkeypatch):
+    monkeypatch.chdir(pool_copy.parent)
+    shown = command("card", pool_copy, "--licence", "my own terms")
     assert shown.code == 0
     assert "licence     my own terms" in shown.out
     assert "README.md" in shown.out
-    assert read_manifest("alone-card").config["licence"] == "my own terms"
-    answer = msgspec.json.decode(command("card", alone, "again", "--json").out)
+    assert read_manifest("pool_copy-card").config["licence"] == "my own terms"
+    answer = msgspec.json.decode(command("card", pool_copy, "again", "--json").out)
     assert answer["schema"] == "lsmix/card/1"
     (documented,) = (
         line for line in (ROOT / "docs" / "cli.md").read_text(encoding="utf-8").splitlines() if "lsmix/card/1" in line
     )
     assert all(f"`{name}`" in documented for name in answer["content"])
-    assert command("card", alone / "nothing").code == 1
+    assert command("card", pool_copy / "nothing").code == 1
