@@ -21,7 +21,7 @@ def main() -> None:
     unknown = [name for name in names if name not in (*_NAMES, *_MORE, "page")]
     if unknown:
         sys.exit(
-            f"Unknown benchmark {unknown[0]!r}. Known: {', '.join((*_NAMES, *_MORE))}, and 'page' to write only the page."
+            f"Unknown benchmark {unknown[0]!r}. Known: {', '.join((*_NAMES, *_MORE))}, and 'page' for only the page."
         )
     for name in names:
         begun = time.monotonic()

@@ -1,4 +1,4 @@
-"""Split the files of a workspace into checksummed pieces under 16 MiB, for machines that keep nothing between two calls."""
+"""Split the files of a workspace into checksummed pieces under 16 MiB, for machines that keep no files."""
 
 import hashlib
 import json

@@ -77,7 +77,7 @@ class Contender:
 def contenders(
     builders: Mapping[str, tuple[Any, ...]], *, threads: int = 1, variables: Mapping[str, str] | None = None
 ) -> Iterator[dict[str, Contender]]:
-    """Start a process for each name from (builder, *arguments), all with the same ``variables``; end them afterwards."""
+    """Start a process for each name from (builder, *arguments), with common ``variables``; end them afterwards."""
     with contextlib.ExitStack() as stack:
         running = {}
         for name, (builder, *arguments) in builders.items():

@@ -1,8 +1,8 @@
 """``make gpu-evidence``: the paper's flow on CIFAR-10, three pools and four classifiers, in several short calls.
 
-Each call resumes where the last one stopped, and stops before its --minutes are over. The folder given by --carry contains
-everything that the next call needs, in files under 16 MiB: results, the flow, and the checkpoint of unfinished training.
-Keep this folder between calls (if OUT is set, it is also copied there). Latents and pools are rebuilt.
+Each call resumes where the last one stopped, and stops before its --minutes are over. The folder given by --carry
+contains everything that the next call needs, in files under 16 MiB: results, the flow, and the checkpoint of unfinished
+training. Keep this folder between calls (if OUT is set, it is also copied there). Latents and pools are rebuilt.
 """
 
 import argparse
@@ -164,10 +164,10 @@ def main(words: list[str]) -> int:
         "--iterations",
         type=int,
         default=0,
-        help="training iterations of the flow, the same in each call (default 8,200)",
+        help="training iterations of the flow (default 8,200)",
     )
     parser.add_argument(
-        "--data", type=Path, default=Path("cifar-10-batches-bin"), help="folder with the binary batches or their sheets"
+        "--data", type=Path, default=Path("cifar-10-batches-bin"), help="folder of the binary batches or sheets"
     )
     parser.add_argument("--carry", type=Path, default=_BUILD / "carry", help="folder to keep from one call to the next")
     parser.add_argument("--workspace", type=Path, default=_BUILD / "runs", help="workspace; may be lost between calls")
@@ -226,9 +226,7 @@ def _keep(results: Results, options: argparse.Namespace) -> None:
     for stage in ("train-glow", "train"):
         for folder in sorted((options.workspace / stage).glob("*-*")):
             finished = (folder / "manifest.json").is_file()
-            if (
-                not finished or stage == "train-glow"
-            ):  # finished classifiers are not needed, since results has their numbers
+            if not finished or stage == "train-glow":  # results contain all numbers of finished classifiers
                 inside = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".part")]
                 files += sorted(inside, key=lambda path: (path.name == "manifest.json", path))
     split(options.workspace, files, options.carry)

@@ -1,4 +1,4 @@
-"""Executors: the mix stage in process, on Dask and as a job array, and the overhead per shard, with shards of 256 bytes.
+"""Executors: the mix stage in process, on Dask and as a job array, and the overhead per 256-byte shard.
 
 The start of a cluster is measured separately, because it is paid once per command and not once per shard.
 """

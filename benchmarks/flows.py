@@ -1,8 +1,8 @@
 """The same Glow architecture built with lsmix and with each peer's own layers, behind one small interface.
 
-Every peer is built as its documentation shows, with the same coupling networks (3×3, 1×1 and 3×3 convolutions of one width),
-affine coupling of one half, ActNorm, 1×1 convolutions and factoring out. Missing features count in favour of the peer:
-FrEIA's 1×1 convolution is fixed, so it needs no gradient.
+Every peer is built as its documentation shows, with the same coupling networks (3×3, 1×1 and 3×3 convolutions of one
+width), affine coupling of one half, ActNorm, 1×1 convolutions and factoring out. Missing features count in favour of
+the peer: FrEIA's 1×1 convolution is fixed, so it needs no gradient.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -32,7 +32,7 @@ class Model:
 
 
 def coupling_flops(steps: int) -> float:
-    """Return the floating-point operations of a forward pass of one image through all coupling networks, K ``steps``."""
+    """Return the floating-point operations of a forward pass of one image through the coupling networks, K ``steps``."""
     flops = 0
     for level in range(LEVELS):
         channels, side = 12 << level, SIDE >> (level + 1)

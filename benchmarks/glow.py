@@ -1,4 +1,4 @@
-"""Glow: a training step, encode and decode, of lsmix and its peers, against only the convolutions and the machine's peak.
+"""Glow: a training step, encode and decode, of lsmix and its peers, against bare convolutions and the machine's peak.
 
 All contenders use the same precision, the same number of threads and the same settings of the memory allocator.
 """
@@ -25,7 +25,7 @@ _PEERS = ("normflows", "nflows", "FrEIA")
 _TURNS = (
     7  # odd, so that the median is a measured value; minimum and maximum of 7 enclose the true median in 98% of cases
 )
-# The allocator settings of lsmix (mallopt in pipeline/engine/device.py), for all contenders: the process keeps freed memory.
+# lsmix's allocator settings (mallopt in pipeline/engine/device.py) for all contenders: the process keeps freed memory.
 _ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(1 << 30), "MALLOC_TRIM_THRESHOLD_": str((1 << 31) - 1)}
 _TOLERANCE = {"float32": 1e-3, "tf32": 5e-2}  # of decode(encode(y)) - y for y in a range of 1; beyond, a flow is broken
 _LSMIX, _LIGHT, _CONVOLUTIONS, _PEAK = "lsmix", "lsmix, memory_light", "its convolutions only", "one wide convolution"
@@ -34,8 +34,8 @@ _LSMIX, _LIGHT, _CONVOLUTIONS, _PEAK = "lsmix", "lsmix, memory_light", "its conv
 def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") -> dict[str, Callable[[], Any]]:
     """Return the jobs of one flow after a few training steps; "inversion" returns its largest round-trip error.
 
-    ``precision`` is the precision of convolutions and matrix products on CUDA, "float32" or "tf32". lsmix always encodes
-    and decodes in float32.
+    ``precision`` is the precision of convolutions and matrix products on CUDA, "float32" or "tf32". lsmix always
+    encodes and decodes in float32.
     """
     import torch
 
@@ -98,7 +98,7 @@ def flow_jobs(name: str, steps: int, device: str, precision: str = "float32") ->
 
 
 def _set_precision(precision: str) -> None:
-    """Set whether CUDA computes float32 convolutions and matrix products in full precision or TF32; CPUs have no TF32."""
+    """Set whether CUDA computes float32 convolutions and matrix products in full precision or TF32 (not on CPUs)."""
     import torch
 
     kind = "tf32" if precision == "tf32" else "ieee"
@@ -154,7 +154,7 @@ def _lsmix(
 
 
 def floor_jobs(device: str, precision: str = "float32") -> dict[str, Callable[[], Scores]]:
-    """Return jobs for only the convolutions of K steps, and for one wide convolution, which shows the machine's peak."""
+    """Return jobs for only the convolutions of K steps, and for one wide convolution, the machine's peak."""
     import torch
     from torch.nn import functional
 

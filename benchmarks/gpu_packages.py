@@ -1,7 +1,7 @@
 """Make lsmix importable for a Python that has its own torch, without an environment, a package index or a network.
 
-``python -m benchmarks.gpu_packages FOLDER [WHEELS]`` fills a folder for PYTHONPATH: a link ``lsmix`` to this checkout, the
-metadata for ``importlib.metadata``, and the packages of the wheels in the folder WHEELS.
+``python -m benchmarks.gpu_packages FOLDER [WHEELS]`` fills a folder for PYTHONPATH: a link ``lsmix`` to this checkout,
+the metadata for ``importlib.metadata``, and the packages of the wheels in the folder WHEELS.
 """
 
 import re

@@ -1,8 +1,8 @@
 """Kill every stage at random moments, resume it, and compare the result with an undisturbed run, byte for byte.
 
-``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage 20 times with SIGKILL, restarts it each time, and
-prints a line per stage. The kills are spread over the run time of the stage without start-up, so that most of them interrupt
-work and not imports.
+``python -m benchmarks.kill_resume --kills 20 RECIPE`` kills each stage 20 times with SIGKILL, restarts it each time,
+and prints a line per stage. The kills are spread over the run time of the stage without start-up, so that most of them
+interrupt work and not imports.
 """
 
 import argparse

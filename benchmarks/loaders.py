@@ -1,7 +1,7 @@
 """Shuffled epochs of the same images by lsmix, by floors, and by other loaders used as their documentation shows.
 
-Each loader visits every image once per epoch and yields uint8 batches and labels. The sums over all labels and over the first
-pixel row of all images must be the same for every loader.
+Each loader visits every image once per epoch and yields uint8 batches and labels. The sums over all labels and over the
+first pixel row of all images must be the same for every loader.
 """
 
 import importlib
@@ -33,7 +33,7 @@ class Sums(NamedTuple):
 
 
 def _import_torchvision() -> None:
-    """Import torchvision, or a stand-in if its compiled part does not fit the installed torch (possible with CPU builds).
+    """Import torchvision, or a stand-in if its compiled part does not fit the installed torch (CPU builds).
 
     Two peers import it on load, for data sets and transforms that are not used here.
     """
@@ -109,7 +109,7 @@ def _write_litdata(folder: Path, images: np.ndarray, labels: np.ndarray) -> None
 
 
 def loader_jobs(name: str, folder: str, options: dict[str, Any]) -> dict[str, Callable[[], Any]]:
-    """Return the jobs of a loader: "epoch" runs the next shuffled epoch, "sums" returns its checksums, "memory" its peak."""
+    """Return the jobs of a loader: "epoch" runs a shuffled epoch, "sums" returns its checksums, "memory" its peak."""
     if name in ("mosaicml-streaming", "litdata"):
         _import_torchvision()
     opener: Any = _OPENERS[name]

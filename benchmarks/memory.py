@@ -1,7 +1,7 @@
 """Peak memory of each stage at three data set sizes, each stage in a separate process.
 
-*Anonymous* memory is private to the process and cannot be reclaimed. *Resident* memory also includes pages of mapped files,
-which the kernel reclaims if necessary. Both are increases over the memory after all imports.
+*Anonymous* memory is private to the process and cannot be reclaimed. *Resident* memory also includes pages of mapped
+files, which the kernel reclaims if necessary. Both are increases over the memory after all imports.
 """
 
 import json

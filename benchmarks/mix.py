@@ -1,4 +1,4 @@
-"""The mix and encode stages, disk to disk, against a bare loop over the same batches in memory; scaling with N and workers."""
+"""The mix and encode stages, disk to disk, against a bare loop in memory; scaling with images and workers."""
 
 import os
 import shutil
@@ -154,7 +154,7 @@ class Stages:
 
 
 def _bare_loops(folder: Path, images: np.ndarray) -> dict[str, Callable[[], int]]:
-    """Return the same passes through the flow, batch by batch and memory to memory, as a simple script would do them."""
+    """Return the same passes through the flow, batch by batch and memory to memory, as in a simple script."""
     import torch
 
     from lsmix.glow.checkpoint import load_flow

@@ -38,6 +38,6 @@ def flow_step_ms(precision: str) -> float | None:
 
 
 def classifier_step_ms(architecture: str, precision: str) -> float:
-    """Return the milliseconds of a training step of 128 images; WRN-28-10 is assumed to reach the FLOP rate of CNN-13."""
+    """Return the milliseconds of a training step of 128 images; WRN-28-10 at the FLOP rate of CNN-13."""
     cnn13 = 60e3 * _CNN13_MINUTES[precision] / _CNN13_STEPS
     return cnn13 if architecture == "cnn-13" else cnn13 * _WRN_MACS / _CNN13_MACS

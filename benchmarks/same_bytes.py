@@ -1,9 +1,9 @@
-"""Make latents and pools in every supported way, and compare the content digests with the result of one undisturbed process.
+"""Make latents and pools in every supported way, and compare their content digests with an undisturbed run.
 
-``python -m benchmarks.same_bytes RECIPE --set data.path=…`` makes the data set and the flow once, then runs ``encode`` and
-``mix`` in process, on two Dask workers, on two Dask workers of which one is killed, as a job array of three tasks in
-parallel, and in one process that is killed ten times at random moments. It prints a line for each and exits with 1 if any
-digest differs.
+``python -m benchmarks.same_bytes RECIPE --set data.path=…`` makes the data set and the flow once, then runs ``encode``
+and ``mix`` in process, on two Dask workers, on two Dask workers of which one is killed, as a job array of three tasks
+in parallel, and in one process that is killed ten times at random moments. It prints a line for each and exits with 1
+if any digest differs.
 """
 
 import argparse

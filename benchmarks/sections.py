@@ -181,7 +181,7 @@ def results_folder(date: str, card: str, suffix: str = "") -> Path:
 
 
 def copy_to_out(folder: Path, name: str) -> None:
-    """Copy a folder into the folder named by the environment variable OUT, if set: some machines return only that folder."""
+    """Copy a folder into the folder named by the environment variable OUT, if set; some machines return only that."""
     out = os.environ.get("OUT")
     if out and Path(out).is_dir():
         target = Path(out) / name

@@ -1,8 +1,8 @@
 """``python -m benchmarks sheets``: CIFAR-10 as lossless WebP sheets, for machines that accept at most 64 MiB at a time.
 
 ``pack BATCHES PARTS`` converts the published binary batches to PARTS/part1 (three training batches, about 45 MB) and
-PARTS/part2 (two training batches and the test batch, about 50 MB). ``unpack PARTS BATCHES`` restores the binary batches and
-compares their checksums.
+PARTS/part2 (two training batches and the test batch, about 50 MB). ``unpack PARTS BATCHES`` restores the binary batches
+and compares their checksums.
 """
 
 import argparse

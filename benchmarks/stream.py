@@ -1,4 +1,4 @@
-"""A shuffled epoch of a pool: lsmix against floors and other loaders; warm and cold cache, first batch, memory, disk."""
+"""A shuffled epoch of a pool: lsmix against floors and other loaders: warm, cold, first batch, memory, disk."""
 
 import os
 import subprocess
@@ -146,7 +146,7 @@ def cold_jobs(name: str, folder: str) -> dict[str, Callable[[], Any]]:
 
 
 def _writing(tables: dict[str, Any], folder: Path, images: np.ndarray) -> None:
-    """Measure writing one shard of a pool (25 MB, flushed, hashed and renamed) against writing only the bytes of an array."""
+    """Measure writing one shard of a pool (25 MB, flushed, hashed, renamed) against writing only an array's bytes."""
     create_pool(
         folder / "written",
         images_per_copy=len(images),

@@ -34,8 +34,8 @@ def measure(
 ) -> Table:
     """Run every contender once per turn; return items per second and the ratio to ``floor``, each with its spread.
 
-    A contender returns the number of items that it processed, or ``Scores`` if it measured the time itself. The first turn
-    is a warm-up and does not count.
+    A contender returns the number of items that it processed, or ``Scores`` if it measured the time itself. The first
+    turn is a warm-up and does not count.
     """
     print(f"\n{title}", flush=True)
     rates: dict[str, list[float]] = {name: [] for name in contenders}

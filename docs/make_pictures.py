@@ -1,7 +1,7 @@
 """Draw the images of the documentation: python docs/make_pictures.py [WORKSPACE].
 
-All images are drawn by lsmix from the digits that come with it. This trains the flow of the demo recipe, in one to three
-minutes on a core, unless the workspace (default ``runs``) already contains it.
+All images are drawn by lsmix from the digits that come with it. This trains the flow of the demo recipe, in one to
+three minutes on a core, unless the workspace (default ``runs``) already contains it.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """Shared fixtures and settings: one thread per process, GPU tests, real images, Hypothesis, and finished workspaces.
 
-The number of threads is set in the environment before torch is imported, so that it also applies to subprocesses and Dask
-workers, and tests that do not need torch never load it.
+The number of threads is set in the environment before torch is imported, so that it also applies to subprocesses and
+Dask workers, and tests that do not need torch never load it.
 """
 
 import contextlib
@@ -111,7 +111,7 @@ def tiny_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def methods_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a workspace for recipes that start with ``factory.METHODS_RECIPE``, so that they share flow and latents."""
+    """Return a workspace for recipes that start with ``factory.METHODS_RECIPE`` and so share flow and latents."""
     return tmp_path_factory.mktemp("methods") / "runs"
 
 
@@ -129,7 +129,7 @@ def tiny_workspace(finished_workspace: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a recipe for 16 images in two shards, whose stages take a tenth of a second each. Do not modify its files."""
+    """Return a recipe for 16 images in two shards, with stages of a tenth of a second. Do not modify its files."""
     import numpy as np
 
     folder = tmp_path_factory.mktemp("small")

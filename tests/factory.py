@@ -138,7 +138,7 @@ def write_images(path: Path, labels: "np.ndarray", test_labels: "np.ndarray | No
 
 
 def invented_plan(origin: dict[str, Any], method: str = "ls-mix") -> bytes:
-    """Return the content of plan.json for a pool of random images; ``origin`` is the same as in the pool's attributes."""
+    """Return the content of plan.json for a pool of random images; ``origin`` is as in the pool's attributes."""
     from lsmix.data.mixing import LATENT_METHODS
     from lsmix.data.pool_spec import SPEC_FORMAT, EncodeConfig, PoolConfig, PoolSpec, Provenance
 

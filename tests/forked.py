@@ -1,7 +1,7 @@
-"""Run lsmix in forks of a process that has imported everything and started no thread, so that torch is loaded only once.
+"""Run lsmix in forks of a process that has imported everything and started no thread: torch is loaded only once.
 
-The script is called with the name of a function in this module and its arguments; it prints the exit codes of the forks as
-JSON.
+The script is called with the name of a function in this module and its arguments; it prints the exit codes of the forks
+as JSON.
 """
 
 import importlib
@@ -37,7 +37,7 @@ def killed(recipe: str, workspace: str, stage: str) -> list[int]:
     for countdown in itertools.cycle(
         (3, 20, 150)
     ):  # a shard has fewer than 150 flushes, so every third run makes progress
-        codes.append(_wait(_fork(lambda: _run_until_flush(countdown, recipe, workspace, stage))))  # noqa: B023 - the fork runs immediately
+        codes.append(_wait(_fork(lambda: _run_until_flush(countdown, recipe, workspace, stage))))  # noqa: B023 - the fork runs now
         if codes[-1] != -signal.SIGKILL or len(codes) == _MOST_FORKS:
             return codes
     raise AssertionError

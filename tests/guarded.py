@@ -83,7 +83,7 @@ def watched(outside: Path, *, memory: bool = False) -> Iterator[Watch]:
 
 
 def assert_refused(result, code: int, *words: str) -> None:
-    """Assert that a command exited with ``code``, an empty stdout, and one error line with ``words`` after its progress."""
+    """Assert that a command exited with ``code``, an empty stdout, and a final error line that contains ``words``."""
     lines = result.err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
     assert result.code == code, result.err

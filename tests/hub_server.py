@@ -150,7 +150,7 @@ def _entry(files, path):
 
 @contextmanager
 def hub_server(monkeypatch):
-    """Serve an empty hub and point huggingface_hub to it; yield the server, which records its content and all requests."""
+    """Serve an empty hub and point huggingface_hub to it; yield the server, which records all requests."""
     from huggingface_hub import constants
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:

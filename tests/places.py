@@ -73,7 +73,7 @@ def web_server(folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
         server.folder, server.counting = folder, threading.Lock()
         server.asked, server.sent = [], 0  # (path, first byte or None) of each request; bytes of all bodies
-        # By path: status of the next answer, bytes after which it is truncated, and number of answers with a flipped bit.
+        # By path: status of the next answer, bytes after which it is truncated, number of answers with a flipped bit.
         server.statuses, server.cuts, server.flips = {}, {}, {}
         server.ranges = True
         server.url = f"http://127.0.0.1:{server.server_port}"
@@ -84,7 +84,7 @@ def web_server(folder):
 
 @contextmanager
 def scripted_server(head, more=b"", *, seconds=0.0):
-    """Answer each connection with ``head`` and then endlessly with ``more``; yield the URL and the connection threads."""
+    """Answer each connection with ``head`` and then endlessly with ``more``; yield the URL and the threads."""
     connections, done = [], threading.Event()
 
     def answer(connection):

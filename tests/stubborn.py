@@ -11,7 +11,7 @@ from lsmix.pipeline.engine.shards import ShardJob
 
 
 class Processor:
-    """Writes one file per shard; ``config`` sets which shards crash the process, always or once, and how long one takes."""
+    """Writes one file per shard; ``config`` sets which shards crash the process, always or once, and the delay."""
 
     def __init__(self, job, folder, inputs, device):
         self._folder, self._config = folder, job.config

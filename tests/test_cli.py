@@ -26,7 +26,7 @@ def snapshot(folder):
 
 
 def is_clean_error(result, code=1):
-    """Return whether a command failed as it should: nothing on stdout, a final error line on stderr, and the exit code."""
+    """Return whether a command failed with an empty stdout, a final error line on stderr, and the exit code."""
     last = result.err.splitlines()[-1] if result.err else ""
     return (result.code, result.out) == (code, "") and last.startswith("error: ") and "Traceback" not in result.err
 

@@ -1,7 +1,7 @@
 """MkDocs hook: reference tables and a page for each command, generated from the code.
 
-Marks in a page are replaced by tables: ``<!-- fields: SECTION -->`` by the fields of a recipe section, ``<!-- commands -->``
-by the commands, ``<!-- pool columns -->`` by the columns of a pool.
+Marks in a page are replaced by tables: ``<!-- fields: SECTION -->`` by the fields of a recipe section, ``<!-- commands
+-->`` by the commands, ``<!-- pool columns -->`` by the columns of a pool.
 """
 
 import ast

@@ -1,8 +1,8 @@
 """MkDocs hook: add pages from outside docs/, and convert repository links to links of the site.
 
-Every link must work both in the repository and on the site, or the build fails. Links to pages and images of the repository
-lead to their copies on the site, links to modules lead to API pages, and links to other files become plain text. The links
-in the README are absolute, so that they work on a package index; they are converted, too.
+Every link must work both in the repository and on the site, or the build fails. Links to pages and images of the
+repository lead to their copies on the site, links to modules lead to API pages, and links to other files become plain
+text. The links in the README are absolute, so that they work on a package index; they are converted, too.
 """
 
 import posixpath

@@ -1,6 +1,7 @@
 """Run a recipe with encode and mix on Dask workers that are SLURM jobs (``pip install dask-jobqueue``).
 
-This process trains the flow and the classifiers, so run it in a separate GPU job, or on a machine that allows long runs.
+This process trains the flow and the classifiers, so run it in a separate GPU job, or on a machine that allows long
+runs.
 """
 
 import argparse
@@ -16,18 +17,15 @@ parser.add_argument("--jobs", type=int, default=4, help="number of SLURM jobs, e
 parser.add_argument("--cores", type=int, default=8, help="cores per job")
 parser.add_argument("--memory", default="16GiB", help="memory per job")
 parser.add_argument("--walltime", default="04:00:00", help="time limit of a job")
-parser.add_argument(
-    "--lifetime", default="230m", help="workers exit after this time, with their shards kept; below --walltime"
-)
+parser.add_argument("--lifetime", default="230m", help="lifetime of a worker, below --walltime; its shards are kept")
 parser.add_argument("--interface", help="network interface that connects all machines, such as ib0")
 parser.add_argument("--sbatch", action="append", default=[], help="additional sbatch option, such as --gres=gpu:1")
 
 
 def main() -> None:
     options = parser.parse_args()
-    lsmix.run(
-        options.recipe, stage="train-glow", workspace=options.workspace
-    )  # train first, so that no workers wait idle
+    # Train first, so that no workers wait idle.
+    lsmix.run(options.recipe, stage="train-glow", workspace=options.workspace)
     with SLURMCluster(
         cores=1,  # each worker computes one shard at a time …
         processes=1,

@@ -22,7 +22,7 @@ class Difference(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def differences(first: str, second: str) -> list[Difference]:
-    """Return the fields in which two artifacts or two recipes differ; recipes are compared with their defaults filled in.
+    """Return the fields in which two artifacts or two recipes, including their defaults, differ.
 
     Args:
         first: Folder or URL of an artifact, or the TOML file of a recipe.

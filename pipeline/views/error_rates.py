@@ -46,7 +46,7 @@ class RunSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def verdict(self) -> str:
-        """The comparison with the baseline, by whether the interval of the difference contains 0; "" without a difference."""
+        """The comparison with the baseline, by whether the interval of ``difference`` contains 0; "" without one."""
         if self.difference is None:
             return ""
         if self.difference.low <= 0.0 <= self.difference.high:
@@ -71,8 +71,8 @@ def paired_difference(wrong: NDArray[np.bool_], baseline: NDArray[np.bool_]) -> 
     """Return the difference from the baseline's error in points, with its 95% interval; None for fewer than two seeds.
 
     Both arguments are bool (S, N), with the same seeds and test images: whether the classifier of a seed is wrong on an
-    image. The interval accounts for variation over seeds and over test images: both variances are added, and Student's t
-    uses the Welch–Satterthwaite degrees of freedom. A bootstrap interval over so few seeds would be too narrow.
+    image. The interval accounts for variation over seeds and over test images: both variances are added, and Student's
+    t uses the Welch–Satterthwaite degrees of freedom. A bootstrap interval over so few seeds would be too narrow.
 
     Example:
         >>> import numpy as np

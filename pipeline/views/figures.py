@@ -78,7 +78,7 @@ def _mixed(latents: "Latents", pairs: Sequence[Pair], method: str, seed: int) ->
 
 
 def _decode(flow: "Flow", z: NDArray[np.float32]) -> tuple[Image, NDArray[np.bool_]]:
-    """Decode latents, float32 (R, K, D), into images (R, K, H, W, C) and failure flags (R, K) by the pools' default rule."""
+    """Decode latents, float32 (R, K, D), into images (R, K, H, W, C) and failed-decode flags (R, K) by pool defaults."""
     from lsmix.glow.latent_mixing import is_failed_decode
 
     rule = PoolConfig()
@@ -133,8 +133,8 @@ def draw_figure(
 def choose_figure_pairs(labels: NDArray[np.int64], count: int, seed: int) -> list[tuple[int, int]]:
     """Return up to ``count`` pairs of rows of different classes; every row is in at most one pair.
 
-    The result depends only on the seed and the labels, int64 (N,). Once the remaining rows have a single class, pairs are of
-    the same class.
+    The result depends only on the seed and the labels, int64 (N,). Once the remaining rows have a single class, pairs
+    are of the same class.
     """
     left: list[int] = generator(seed, "figures", "pairs").permutation(len(labels)).tolist()
     pairs: list[Pair] = []
@@ -194,8 +194,8 @@ def _zero_fill(sources: _Sources) -> PaperFigure:
         column_titles=["x", *_FIG3_RATES],
         row_titles=[],
         alt=f"{len(rows)} images whose last latent components are set to zero, from one twelfth to eleven twelfths.",
-        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper. The "
-        "image of the all-zero latent spreads from the lower right.",
+        caption="Images with a growing share of their last latent components set to zero, as in Fig. 3 of the paper. "
+        "The image of the all-zero latent spreads from the lower right.",
         decoded=failed.size,
         decode_failed=int(failed.sum()),
     )
@@ -235,7 +235,7 @@ FIGURES: Final[dict[str, Callable[[_Sources], PaperFigure]]] = {
     "fig3": _zero_fill,
     "fig4": partial(
         _interpolations,
-        "Pairs of images mixed by LS-Mix at growing λ, as in Fig. 4 of the paper. The part of x₂ grows from the upper left.",
+        "Pairs mixed by LS-Mix at growing λ, as in Fig. 4 of the paper. The part of x₂ grows from the upper left.",
         ("ls-mix",),
     ),
     "fig7": partial(

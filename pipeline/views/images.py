@@ -48,9 +48,9 @@ def image_grid(
 ) -> Image.Image:
     """Return rows of images as one RGBA image.
 
-    Images are uint8 (H, W, C) or (H, W), with C = 1 (grey) or 3 (RGB); None leaves a cell empty. Every pixel is enlarged to
-    ``scale`` × ``scale`` pixels. All cells have the size of the largest image and are ``gap`` pixels apart. There may be
-    fewer titles than rows or columns.
+    Images are uint8 (H, W, C) or (H, W), with C = 1 (grey) or 3 (RGB); None leaves a cell empty. Every pixel is
+    enlarged to ``scale`` × ``scale`` pixels. All cells have the size of the largest image and are ``gap`` pixels apart.
+    There may be fewer titles than rows or columns.
 
     Raises:
         ValueError: There is no image, or an image has another shape or dtype.
@@ -97,7 +97,7 @@ def page_grid(
     *,
     width: int = _PAGE_WIDTH,
 ) -> bytes:
-    """Return a titled grid for a page as PNG, about 2 · ``width`` pixels wide; pixels are enlarged by an integer factor."""
+    """Return a titled grid for a page as PNG, about 2 · ``width`` pixels wide, enlarged by an integer factor."""
     image_width = next(image.shape[1] for row in rows for image in row if image is not None)
     scale = _PAGE_DENSITY * max(1, round(width / (len(column_titles) * image_width)))
     sizes = range(_TEXT_SIZES.stop - 1, _TEXT_SIZES.start, -1)
@@ -156,8 +156,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[NDArray[np.uint8]]]:
     """Return up to ``count`` grid rows of three mixes, each between its first two sources, to be titled GRID_TITLES.
 
-    ``train`` contains the images of the train split, uint8 (N, H, W, C). The mixes come from the pool's first 4,096 rows.
-    Clearly mixed rows are preferred: two different classes and a share of x₂ between 20 % and 80 %.
+    ``train`` contains the images of the train split, uint8 (N, H, W, C). The mixes come from the pool's first 4,096
+    rows. Clearly mixed rows are preferred: two different classes and a share of x₂ between 20 % and 80 %.
     """
     share = pool.share_b[:_CANDIDATES]
     differ = pool.label_a[:_CANDIDATES] != pool.label_b[:_CANDIDATES]
@@ -170,7 +170,8 @@ def sample_grid(pool: Pool, train: NDArray[np.uint8], count: int) -> list[list[N
 def pool_picture(pool: Pool, train: SplitArrays | None, count: int) -> Image.Image:
     """Return a grid of up to ``count`` rows with a pool's images, each between its source images from ``train``.
 
-    Without ``train``, the grid shows the pool's first images, ordered by their share of x₂. Large images are downscaled.
+    Without ``train``, the grid shows the pool's first images, ordered by their share of x₂. Large images are
+    downscaled.
     """
     if train:
         rows = sample_grid(pool, train.images, count)

@@ -1,7 +1,7 @@
 """HTML pages described as plain data, and rendered as one self-contained file.
 
-Images, styles and text are embedded; the file loads nothing else. All text is escaped for HTML, and unprintable characters
-are shown as escape sequences.
+Images, styles and text are embedded; the file loads nothing else. All text is escaped for HTML, and unprintable
+characters are shown as escape sequences.
 """
 
 import base64

@@ -39,7 +39,7 @@ __all__ = [
     "spread_plot",
 ]
 
-# Role -> (colour on light, colour on dark). Plots are drawn in the light colours; `_themed` replaces them by CSS variables.
+# Role -> (colour on light, colour on dark). `_themed` replaces the light colours by CSS variables.
 _COLOURS = {
     "ink": ("#1d2530", "#e6eaf0"),
     "soft": ("#5f6b7a", "#9aa6b5"),
@@ -105,8 +105,8 @@ class Series:
 def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
     """Draw a row for each run: a faint point for each seed, and the mean ± sample standard deviation, also as a number.
 
-    Runs without a result keep an empty row. A dashed line marks the mean of the first baseline run. Open diamonds are the
-    error rates that the paper reports.
+    Runs without a result keep an empty row. A dashed line marks the mean of the first baseline run. Open diamonds are
+    the error rates that the paper reports.
     """
     papers = " (open diamonds: paper)" if any(run.paper_mean is not None for run in rows) else ""
     with _rows([run.label for run in rows], f"error rate in %, last epoch{papers}") as (figure, axes):
@@ -127,7 +127,7 @@ def error_rate_plot(rows: Sequence[RunSummary]) -> bytes:
 
 
 def difference_plot(rows: Mapping[str, Interval], x_label: str) -> bytes:
-    """Draw a row for each difference with its interval; a dashed line marks 0, and intervals that contain 0 are grey."""
+    """Draw a row for each difference with its interval; a dashed line marks 0; intervals that contain 0 are grey."""
     with _rows(rows, x_label) as (figure, axes):
         for index, one in enumerate(rows.values()):
             colour = _SERIES[5] if one.low <= 0.0 <= one.high else _SERIES[2 if one.value < 0 else 1]
@@ -149,8 +149,8 @@ def curves(
 ) -> bytes:
     """Draw lines over a common x axis; a series with a single point is drawn as a marker.
 
-    ``x_ticks`` makes the x axis logarithmic, with ticks at these values. ``y_log`` makes the y axis logarithmic, for values
-    that span orders of magnitude, such as an error rate from the first epoch on; zeros then leave a gap.
+    ``x_ticks`` makes the x axis logarithmic, with ticks at these values. ``y_log`` makes the y axis logarithmic, for
+    values that span orders of magnitude, such as an error rate from the first epoch on; zeros then leave a gap.
     """
     names = [_shortened(one.label) for one in series]
     columns, height = _legend(names)

@@ -1,7 +1,7 @@
 """The HTML page of a pool: samples next to their source images, more samples with filters, and statistics.
 
-The page is one self-contained file of at most 3 MB. Only the template's own script may run: the content security policy of
-the page contains its digest.
+The page is one self-contained file of at most 3 MB. Only the template's own script may run: the content security policy
+of the page contains its digest.
 """
 
 import base64
@@ -72,8 +72,8 @@ def render_pool_page(
     Args:
         place: The pool, its folder or its URL.
         samples: Number of rows to show, at least 1; fewer are shown if the page would exceed 3 MB.
-        data: Folder or URL of the data set artifact that the pool was made from. By default, the pool's own workspace is
-            searched. Without the data set, the page shows the mixes only.
+        data: Folder or URL of the data set artifact that the pool was made from. By default, the pool's own workspace
+            is searched. Without the data set, the page shows the mixes only.
 
     Raises:
         MissingError: The artifact does not exist.
@@ -88,7 +88,7 @@ def render_pool_page(
     pool = open_pool(artifact)
     if pool.image_shape[2] not in (1, 3):
         raise FormatError(
-            f"A page shows images with 1 (grey) or 3 (RGB) channels; images of pool {where!r} have {pool.image_shape[2]}."
+            f"A page shows images with 1 (grey) or 3 (RGB) channels; pool {where!r} has {pool.image_shape[2]}."
         )
     has_origin = "origin" in pool.columns.attributes
     origin = read_provenance(pool.columns.attributes, f"pool {where!r}") if has_origin else None
@@ -157,8 +157,8 @@ def _source_picture(
 ) -> _Picture:
     if (got := int(train.labels[source])) != label:
         raise CorruptError(
-            f"Pool {pool.location!r} is damaged: row {row} says that training image {source} has class {label}, but in the "
-            f"data set it has class {got}. Run 'lsmix verify'."
+            f"Pool {pool.location!r} is damaged: row {row} says that training image {source} has class {label}, but in "
+            f"the data set it has class {got}. Run 'lsmix verify'."
         )
     title = f"x{'₁₂₃₄₅₆₇₈₉'[index]}" if index < 9 else f"x{index + 1}"
     return _Picture(title=title, name=name, alt=f"{title}: {name}", uri=_png_uri(train.images[source]))
@@ -207,8 +207,8 @@ def _page(pool: Pool, origin: Provenance | None, summary: PoolSummary) -> Page:
                         name="shares",
                         data=histogram(summary.lam, summary.share),
                         alt="Histograms of the sampled λ and of the share of x₂, over all images.",
-                        caption=f"All {len(pool):,} images. λ is the sampled weight of x₂, the second image; the share is "
-                        "the weight that x₂ really has in the mix.",
+                        caption=f"All {len(pool):,} images. λ is the sampled weight of x₂, the second image; the share "
+                        "is the weight that x₂ really has in the mix.",
                     ),
                 ),
             ),

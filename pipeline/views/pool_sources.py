@@ -31,8 +31,8 @@ def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | N
         found = open_artifact(data)
         if (got := found.manifest.content_digest) != wanted:
             raise RecipeError(
-                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, but {found.location!r} "
-                f"has content digest {got[:12]}. Name the artifact of the pool's own data set."
+                f"{where} was made from the data set with content digest {wanted[:12] or 'unknown'}, but "
+                f"{found.location!r} has content digest {got[:12]}. Name the artifact of the pool's own data set."
             )
     elif wanted and pool.artifact.is_local:
         found = Workspace(pool.path.resolve().parent.parent).find_content("ingest", wanted)
@@ -41,7 +41,7 @@ def source_images(pool: Pool, data: Path | str | None = None) -> SplitArrays | N
     train = open_dataset(found).train
     if train.images.shape != (expected := (pool.images_per_copy, *pool.image_shape)):
         raise CorruptError(
-            f"{where} was made from images of shape {expected}, but its data set {found.location!r} has images of shape "
-            f"{train.images.shape}. Run 'lsmix verify' on both."
+            f"{where} was made from images of shape {expected}, but its data set {found.location!r} has images of "
+            f"shape {train.images.shape}. Run 'lsmix verify' on both."
         )
     return train

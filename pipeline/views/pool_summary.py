@@ -39,8 +39,8 @@ class PoolSummary:
 def summarise_pool(pool: Pool, count: int = 1, *, seed: int = 0) -> PoolSummary:
     """Read the labels of a pool and choose up to ``count`` representative rows.
 
-    Each event has its true proportion among the chosen rows, and their shares are spread evenly. Rows of two classes with
-    20 % to 80 % of the second come first, in random order; the remaining rows follow, ordered by share.
+    Each event has its true proportion among the chosen rows, and their shares are spread evenly. Rows of two classes
+    with 20 % to 80 % of the second come first, in random order; the remaining rows follow, ordered by share.
 
     Raises:
         CorruptError: A label, λ, share or status is out of range, or the manifest lists rows that do not exist.
@@ -110,7 +110,7 @@ def _decode_failed_rows(pool: Pool) -> NDArray[np.int64]:
         raise CorruptError(f"The manifest of {pool.location!r} is damaged: decode_failed_rows: {error}.") from error
     if rows.size and not 0 <= rows.min() <= rows.max() < len(pool):
         raise CorruptError(
-            f"The manifest of {pool.location!r} is damaged: decode_failed_rows lists rows {rows.min()} to {rows.max()}, "
+            f"The manifest of {pool.location!r} is damaged: decode_failed_rows lists rows {rows.min()} to {rows.max()} "
             f"but the pool has {len(pool):,} rows. Download or build it again."
         )
     return rows

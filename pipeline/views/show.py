@@ -135,8 +135,8 @@ def draw_artifact(
 def write_image(artifact: Path | str | Artifact, target: Path, *, rows: int) -> str:
     """Write images of an artifact to a PNG and return what it shows, or "" if the artifact has no images.
 
-    A pool is shown as x₁ | mix | x₂ if its data set is in the same workspace; otherwise only the mixes are shown, ordered by
-    their share of x₂.
+    A pool is shown as x₁ | mix | x₂ if its data set is in the same workspace; otherwise only the mixes are shown,
+    ordered by their share of x₂.
     """
     from lsmix.pipeline.views.images import png_bytes
 

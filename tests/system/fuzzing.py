@@ -1,7 +1,8 @@
 """Fuzzing of all parsers of untrusted input.
 
-For any bytes, a parser must return a valid value or raise an LsmixError. Any other exception, a delay of many seconds and a
-large allocation are bugs. ``python tests/system/fuzzing.py npz --seconds 10`` fuzzes one parser with bounded memory.
+For any bytes, a parser must return a valid value or raise an LsmixError. Any other exception, a delay of many seconds
+and a large allocation are bugs. ``python tests/system/fuzzing.py npz --seconds 10`` fuzzes one parser with bounded
+memory.
 """
 
 import argparse
@@ -50,7 +51,7 @@ class BrokenLawError(AssertionError):
 
 
 def mutate(draw: random.Random, seeds: list[bytes]) -> bytes:
-    """Return a seed with a few mutations: flipped bits, changed, removed, repeated or copied bytes, and inserted tokens."""
+    """Return a seed with a few mutations: flipped bits, changed, removed, repeated or copied bytes, new tokens."""
     content = bytearray(draw.choice(seeds))
     for _ in range(draw.choice((1, 1, 1, 2, 4, 8))):
         at = draw.randrange(len(content) + 1)
@@ -124,7 +125,7 @@ def read_bytes(name: str, content: bytes, folder: Path) -> bool:
 
 
 def fuzz(name: str, *, seed: int = 0, count: int = 0, seconds: float = 0.0) -> tuple[int, int]:
-    """Read ``count`` mutated seeds, or mutated seeds for ``seconds``; return the numbers of tried and of readable inputs.
+    """Read mutated seeds, ``count`` or for ``seconds``; return the numbers of tried and of readable inputs.
 
     Raises:
         BrokenLawError: A result was neither a valid value nor an LsmixError, or a seed was rejected.
@@ -156,7 +157,7 @@ def main() -> None:
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, -1))
     tried, read = fuzz(options.target, seed=options.seed, seconds=options.seconds)
-    print(f"{options.target}: {tried} inputs, {read} were read, the rest were rejected")  # noqa: T201 - a command-line tool
+    print(f"{options.target}: {tried} inputs, {read} read, the rest rejected")  # noqa: T201 - a command-line tool
 
 
 if __name__ == "__main__":

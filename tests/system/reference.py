@@ -1,11 +1,11 @@
 """Compare all arrays that the working tree produces with the arrays of a reference commit.
 
-``python tests/system/reference.py`` runs the same recipes with the reference commit and with the working tree on the CPU,
-and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every value. It prints one
-line per artifact and exits with 1 if any array differs, is missing or is new.
+``python tests/system/reference.py`` runs the same recipes with the reference commit and with the working tree on the
+CPU, and compares data sets, weights, latents and pools array by array: names, dtypes, shapes and every value. It prints
+one line per artifact and exits with 1 if any array differs, is missing or is new.
 
-``--keep DIR`` keeps the reference workspaces in DIR and reuses them the next time. The recipe ``cifar10-small`` needs the
-real images in ``LSMIX_SHARED_DATA`` (default ``../shared/data``) and is skipped, with a message, without them.
+``--keep DIR`` keeps the reference workspaces in DIR and reuses them the next time. The recipe ``cifar10-small`` needs
+the real images in ``LSMIX_SHARED_DATA`` (default ``../shared/data``) and is skipped, with a message, without them.
 """
 
 import argparse

@@ -18,7 +18,7 @@ from lsmix.pipeline.workspace.workspace import Workspace
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples" / "clusters"
 
-# Runs each job immediately: the tasks of an array in parallel, with the variables that SLURM sets, and requeued tasks again.
+# Runs each job immediately: the tasks of an array in parallel, with SLURM's variables, and requeued tasks again.
 # Records options and exit codes. Jobs that depend on a failed job do not run.
 SBATCH = r"""
 import json, os, re, subprocess, sys
@@ -272,7 +272,7 @@ def test_the_recipe_of_the_config_map_is_valid(resources, tmp_path):
 
 @pytest.fixture
 def kubernetes(place, tiny_recipe):
-    """Return a function that runs the submit script with a copy of the resources for two array tasks instead of eight."""
+    """Return a function that runs the submit script with resources for two array tasks instead of eight."""
     text = (EXAMPLES / "kubernetes-job.yaml").read_text(encoding="utf-8")
     for field in ("completions: ", "parallelism: ", 'TASKS, value: "'):
         assert text.count(f"{field}8") == 2

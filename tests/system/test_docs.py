@@ -48,7 +48,7 @@ def rows(page: str) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def reader_folder(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return the folder of a README reader: my.toml, its finished runs, and a pool that was received from someone else."""
+    """Return the folder of a README reader: my.toml, its finished runs, and a pool from someone else."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copy(tiny_recipe, folder / "my.toml")
     shutil.copytree(finished_workspace, folder / "runs")

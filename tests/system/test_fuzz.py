@@ -1,7 +1,7 @@
 """Every parser of untrusted input returns a valid value or raises an LsmixError, for any bytes.
 
-Bugs found by fuzzing are kept here as examples. ``make test-all`` fuzzes each parser for ten seconds, the normal run only with
-a few inputs.
+Bugs found by fuzzing are kept here as examples. ``make test-all`` fuzzes each parser for ten seconds, the normal run
+only with a few inputs.
 """
 
 import gzip

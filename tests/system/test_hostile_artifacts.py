@@ -1,6 +1,7 @@
 """Malicious artifacts, recipes and exports: every command rejects them with one error line and has no other effect.
 
-Checksums are recomputed after every change, so that the malicious content itself is detected and not a checksum mismatch.
+Checksums are recomputed after every change, so that the malicious content itself is detected and not a checksum
+mismatch.
 """
 
 import hashlib

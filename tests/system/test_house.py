@@ -1,4 +1,4 @@
-"""Code conventions: import order of packages, fast start-up, documented names, and the length of files and functions."""
+"""Code conventions: import order of packages, fast start-up, documented names, and lengths of files and functions."""
 
 import ast
 import doctest

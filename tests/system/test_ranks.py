@@ -53,7 +53,7 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
-    """Run two_ranks.py, which also resumes training started here by one process; return its folder and each rank's results."""
+    """Run two_ranks.py, which also resumes training started here; return its folder and each rank's results."""
     folder, port = tmp_path_factory.mktemp("ranks"), free_port()
     begun = flow()
     losses(begun, 3)
@@ -93,7 +93,7 @@ def test_recorded_steps_equal_plain_steps_and_recordings_contain_no_communicatio
 
 
 def two_parts(epochs: range, begun: Path | None = None) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Train in one process, with separate batch-norm statistics and dropout for each half batch; return losses and state."""
+    """Train in one process, with own batch-norm statistics and dropout per half batch; return losses and state."""
     halves, source, found = [classifier(), classifier()], ArrayLoader(IMAGES, LABELS, 16), []
     if begun:
         for half in halves:

@@ -1,4 +1,4 @@
-"""The command line on unusual terminals and accounts prints plain errors with documented exit codes, never a traceback."""
+"""On unusual terminals and accounts, commands print plain errors with documented exit codes, no tracebacks."""
 
 import json
 import os

@@ -1,7 +1,7 @@
 """The dataset card of a pool: a folder with README.md, card.png, samples.csv, croissant.json and LICENSES/.
 
-A card is a separate artifact, since a finished pool never changes. ``push`` and ``export`` store its files next to the pool's
-files.
+A card is a separate artifact, since a finished pool never changes. ``push`` and ``export`` store its files next to the
+pool's files.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
-"""``croissant.json``: metadata of a pool in Croissant 1.1, the JSON-LD format that dataset search engines and loaders read.
+"""``croissant.json``: metadata of a pool in Croissant 1.1, the JSON-LD format of dataset search engines and loaders.
 
-It lists every file with its checksum and a record set that can be iterated without Zarr. It contains no publication date or
-web address, and a creator only if one was given.
+It lists every file with its checksum and a record set that can be iterated without Zarr. It contains no publication
+date or web address, and a creator only if one was given.
 """
 
 import base64
@@ -130,9 +130,7 @@ def _provenance(described: PoolDescription, licence: Licence) -> dict[str, Any]:
         "prov:wasGeneratedBy": {
             "@type": "prov:Activity",
             "prov:label": f"lsmix mix, stage version {spec.stage_version}",
-            "sc:description": clean(
-                f"Settings: {settings}. plan.json contains all that is needed to rebuild every pixel."
-            ),
+            "sc:description": clean(f"Settings: {settings}. plan.json suffices to rebuild every pixel."),
             "prov:wasAssociatedWith": {
                 "@type": "prov:SoftwareAgent",
                 "prov:label": clean(f"lsmix {described.version}"),

@@ -1,4 +1,4 @@
-"""``README.md`` and ``LICENSES/`` of a pool, written by the mix stage, and with statistics in the pool's card and exports.
+"""``README.md`` and ``LICENSES/`` of a pool, written by the mix stage, or with statistics in a card or export.
 
 Every sentence must be true for the pool at hand, so conditional sentences depend on the pool's own metadata.
 """
@@ -72,7 +72,7 @@ class PoolDescription(NamedTuple):
         )
 
     def citations(self, content_digest: str = "") -> list[str]:
-        """Return the citations, one sentence each: the method's paper, lsmix with the pool's content digest, the base set."""
+        """Return the citations of the method's paper, of lsmix and the pool, and of the base set, one sentence each."""
         method, registry = self.attributes.method, LATENT_METHODS if self.spec.latent else PIXEL_METHODS
         found = [registry.entry(method).citation if method in registry else ""]
         found.append(
@@ -135,7 +135,7 @@ def write_readme(
 
 
 def _hub_features(described: PoolDescription, rows: str, encoding: str) -> list[dict[str, Any]]:
-    """Return the features of an export in the notation of Hugging Face ``datasets``; ``rows`` is the form's ``hub_row``."""
+    """Return the features of an export as Hugging Face ``datasets`` writes them; ``rows`` is the form's ``hub_row``."""
     names, columns = described.attributes.class_names, list[dict[str, Any]]()
     # datasets rejects duplicate class names.
     classes = {"class_label": {"names": {str(number): clean(name) for number, name in enumerate(names)}}}

@@ -32,14 +32,12 @@ class TableField(NamedTuple):
 
 
 def table_fields(pool: Pool, *, in_zarr: bool) -> list[TableField]:
-    """Return the columns of the table, in order; with ``in_zarr`` including the chunk file and position of each image."""
+    """Return the columns of the table, in order; with ``in_zarr`` including each image's chunk file and position."""
     fields = [TableField("row", "source", "row of the pool")]
     if in_zarr:
         fields += [
             TableField("image", "word", f"file that contains the image: a chunk of the Zarr array {POOL_NAME}/image"),
-            TableField(
-                "image_row", "source", "row of the image in that chunk (uncompressed, row-major; see README.md)"
-            ),
+            TableField("image_row", "source", "row of the image in that chunk, uncompressed, row-major, see README.md"),
         ]
     for column in pool.attributes.columns():
         if column.row == "number":

@@ -32,8 +32,8 @@ class CardStatistics(NamedTuple):
 def card_statistics(pool: Pool, size: int, train: SplitArrays | None) -> CardStatistics:
     """Return the statistics for the card of a pool.
 
-    ``size`` is the total bytes of the files that the card describes. ``train`` contains the source images of the pool, or is
-    None if they are not available.
+    ``size`` is the total bytes of the files that the card describes. ``train`` contains the source images of the pool,
+    or is None if they are not available.
 
     Raises:
         CorruptError: A value is out of range, or a chunk is damaged.

@@ -31,11 +31,11 @@ def naturalness_section(inputs: ReportInputs) -> Iterator[Section]:
 
 def _text(result: Naturalness) -> str:
     return (
-        f"Every method mixes the same {result.pairs:,} pairs at λ = {result.lam:g}; the mixes are compared with as many "
-        "originals. A separate evaluator flow measures likelihood. It is trained with another seed on the odd rows of the "
-        "train split; the pairs are even rows. Do not judge by bits per dimension alone: grey and blurred images are more "
-        "likely than photographs. The mixes of a method are natural only if their likelihoods have the same distribution as "
-        "the likelihoods of originals, neither lower nor higher, and if the images look natural."
+        f"Every method mixes the same {result.pairs:,} pairs at λ = {result.lam:g}; the mixes are compared with as "
+        "many originals. A separate evaluator flow measures likelihood. It is trained with another seed on the odd rows "
+        "of the train split; the pairs are even rows. Do not judge by bits per dimension alone: grey and blurred images "
+        "are more likely than photographs. The mixes of a method are natural only if their likelihoods have the same "
+        "distribution as the likelihoods of originals, neither lower nor higher, and if the images look natural."
     )
 
 
@@ -50,20 +50,18 @@ def _likelihood(result: Naturalness) -> Table:
     ]
     parts = [
         "Bits per dimension: mean ± standard error. Less likely by, more likely by: how many bits per dimension the "
-        "quantiles of a sample are above and below the quantiles of the held-out originals. Distance: the sum of both, the "
-        f"1-Wasserstein distance. Brackets: 95% confidence intervals from {result.bootstrap:,} resamples. The rows with "
-        "other originals show which distances arise by chance. A mix of two photographs averages their detail, so every "
-        "method has a narrower distribution. Therefore also compare methods with hard-cut, the control for LS-Mix, which "
-        "takes the pixels of x₂ in the regions where LS-Mix takes the latents of x₂."
+        "quantiles of a sample are above and below the quantiles of the held-out originals. Distance: the sum of both, "
+        f"the 1-Wasserstein distance. Brackets: 95% confidence intervals from {result.bootstrap:,} resamples. The rows "
+        "with other originals show which distances arise by chance. A mix of two photographs averages their detail, so "
+        "every method has a narrower distribution. Therefore also compare methods with hard-cut, the control for "
+        "LS-Mix, which takes the pixels of x₂ in the regions where LS-Mix takes the latents of x₂."
     ]
     parts += _paired(result)
     missing = sum(sample.not_finite for sample in result.samples)
     if missing:
         parts.append(f"{missing:,} images without a finite likelihood under the evaluator flow are left out.")
     if result.pairs < result.pairs_asked:
-        parts.append(
-            f"{result.pairs_asked:,} pairs were requested, but there are too few held-out images or unseen pairs."
-        )
+        parts.append(f"{result.pairs_asked:,} pairs were requested; there are too few held-out images or unseen pairs.")
     return Table(
         title="Likelihood under the evaluator flow",
         columns=("sample", "bits per dimension", "less likely by", "more likely by", "distance"),
@@ -86,24 +84,23 @@ def _appearance(result: Naturalness) -> Table:
                 "–" if sample.decode_failed is None else f"{sample.decode_failed:,}",
             )
         )
-    parts = [
-        "Of x₂: the share of the second image in the mix. CutMix clips its box at the image border, so its share varies."
-    ]
+    parts = ["Of x₂: the share of the second image in the mix, smaller for CutMix boxes clipped at the border."]
     if result.features:
         parts.append(
             f"Fréchet: the Fréchet distance between Gaussians fitted to {result.features} features of the recipe's own "
-            f"classifier {result.classifier}. It is not the FID, and it is biased upwards for so few images, so compare it with "
-            "the value of the other originals. The classifier was trained on the source images, not on the test images."
+            f"classifier {result.classifier}. It is not the FID, and it is biased upwards for so few images, so compare "
+            "it with the value of the other originals. The classifier was trained on the source images, not on the test "
+            "images."
         )
     parts.append(
-        "Seam: the mean difference between adjacent pixels across the border between the two images, divided by the mean "
-        f"difference elsewhere, with its 95% confidence interval. {_ELSEWHERE}: the method has no border, so the seam is "
-        "measured along the border of LS-Mix and shows the effect of the position only."
+        "Seam: the mean difference between adjacent pixels across the border between the two images, divided by the "
+        f"mean difference elsewhere, with its 95% confidence interval. {_ELSEWHERE}: the method has no border, so the "
+        "seam is measured along the border of LS-Mix and shows the effect of the position only."
     )
     if any(sample.decode_failed for sample in result.samples):
         parts.append(
-            "Failed to decode: number of mixes with pixels far outside the valid range, by the rule for pools. They are "
-            "included in all other numbers."
+            "Failed to decode: number of mixes with pixels far outside the valid range, by the rule for pools. They "
+            "are included in all other numbers."
         )
     return Table(
         title="Features and seams",
@@ -152,8 +149,8 @@ def _figures(result: Naturalness, item: Artifact) -> tuple[Figure, ...]:
             name="naturalness-distance",
             data=distance_plot(distances, "bits per dimension: too likely ← → too unlikely"),
             alt="Distance of each method from the held-out originals, in both directions.",
-            caption="Distance from the held-out originals. Left: too likely (smoother or greyer than photographs). Right: too "
-            "unlikely. Lines: 95% confidence intervals.",
+            caption="Distance from the held-out originals. Left: too likely (smoother or greyer than photographs). "
+            "Right: too unlikely. Lines: 95% confidence intervals.",
         ),
     )
 

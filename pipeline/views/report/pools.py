@@ -17,7 +17,7 @@ _ROWS_SHOWN = 12  # failed decodes in the table; the manifest of the pool lists 
 
 
 def mixes_sections(inputs: ReportInputs) -> Iterator[Section]:
-    """Yield the sections with images of mixes: the paper's figures, drawn with the recipe's flow, and the first pool."""
+    """Yield the sections with images of mixes: the paper's figures, drawn with the recipe's flow, and a pool."""
     pools = _one_of_each_kind(inputs)
     names = FIGURES if inputs.has_flow and len(inputs.latents) > 1 else ()
     drawn = {name: _paper_figure(inputs, name) for name in names}
@@ -66,8 +66,8 @@ def _pool_table(pools: dict[str, Pool]) -> Table:
         title="Pools",
         columns=("pool", "method", "images", "ok", "redrawn", "replaced", "rows that failed to decode at first"),
         rows=tuple(rows),
-        note="Redrawn: the first draw failed to decode, and a later one succeeded. Replaced: no draw could be decoded, so "
-        "the pool contains the first source image instead of a mix.",
+        note="Redrawn: the first draw failed to decode, and a later one succeeded. Replaced: no draw could be decoded, "
+        "so the pool contains the first source image instead of a mix.",
     )
 
 
@@ -107,8 +107,8 @@ def _bits(inputs: ReportInputs, shown: dict[str, Pool]) -> Figure:
         name="bits",
         data=spread_plot(bits, "bits per dimension"),
         alt="Bits per dimension of training images and of mixed images.",
-        caption="Likelihood of training images and mixes under the recipe's own flow. Thin lines: 5% to 95%; thick lines: the "
-        "middle half; numbers: medians; shaded: the middle half of the training images. All images keep their own low bits "
-        "instead of dequantization noise, so the values are lower than during training. Fewer bits mean more likely, but "
-        "not more natural: grey and blurred images take fewer bits than photographs.",
+        caption="Likelihood of training images and mixes under the recipe's own flow. Thin lines: 5% to 95%; thick "
+        "lines: the middle half; numbers: medians; shaded: the middle half of the training images. All images keep "
+        "their own low bits instead of dequantization noise, so the values are lower than during training. Fewer bits "
+        "mean more likely, but not more natural: grey and blurred images take fewer bits than photographs.",
     )

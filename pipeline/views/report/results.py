@@ -79,17 +79,17 @@ def verdicts(runs: Sequence[RunSummary]) -> str:
 
 
 def notebook_html(title: str, summary: str, runs: Sequence[RunSummary]) -> str:
-    """Return the notebook view of a finished recipe as HTML: a line of text and, if there are runs, their error rates."""
+    """Return the notebook view of a finished recipe as HTML: a line of text, and the error rates of its runs."""
     sections = [Section(title="", text=verdicts(runs), items=(error_table(runs, title=""),))] if runs else []
     return render_page(Page(title=title, summary=summary, sections=sections), "notebook.html.j2")
 
 
 def error_table(runs: Sequence[RunSummary], *, title: str = "Error rates", note: str = "") -> Table:
-    """Return the table of error rates in the recipe's order, with a column for the paper's error rates if there are any.
+    """Return the table of error rates in the recipe's order, with a column for the paper's error rates, if any.
 
     The lowest mean is highlighted, in long tables the best three, as in the paper's Table 1. If a run is the baseline,
-    further columns show the difference of each mean from it in percentage points, measured (with its 95% interval) and in
-    the paper.
+    further columns show the difference of each mean from it in percentage points, measured (with its 95% interval) and
+    in the paper.
     """
     baseline = next((run for run in runs if run.baseline and run.errors), None)
     papers = any(run.paper for run in runs)

@@ -1,7 +1,7 @@
 """The report and the pool page in a real browser: they fit the window, and the filters work by mouse and keyboard.
 
-The tests control Chromium over a pipe (--remote-debugging-pipe), so they need only the browser. Set LSMIX_PHOTOGRAPHS to a
-folder to keep the screenshots.
+The tests control Chromium over a pipe (--remote-debugging-pipe), so they need only the browser. Set LSMIX_PHOTOGRAPHS
+to a folder to keep the screenshots.
 """
 
 import base64

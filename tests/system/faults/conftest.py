@@ -28,7 +28,7 @@ def faults_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def trials(faults_library: Path) -> Iterator[Callable[..., list[list[dict[str, Any]]]]]:
-    """Return a function that runs a scene (see ``driver.Scene``): for each kind of trial, the undisturbed run and all trials."""
+    """Return a function that runs the trials of a ``driver.Scene``, each kind after an undisturbed run."""
     words = [sys.executable, HERE / "driver.py", faults_library]
     environment = {**os.environ, "LD_PRELOAD": str(faults_library), "PYTHONHASHSEED": "0"}
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}

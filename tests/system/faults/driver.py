@@ -1,10 +1,10 @@
 """Run commands of lsmix repeatedly in a separate process, each time with another fault, and report the results.
 
-The process runs the command of a scene once, to import everything, and then forks a child for each trial. So a killed trial
-affects no other trial, no trial inherits memory of another, and torch is loaded once for thousands of trials.
+The process runs the command of a scene once, to import everything, and then forks a child for each trial. So a killed
+trial affects no other trial, no trial inherits memory of another, and torch is loaded once for thousands of trials.
 
-Start it with the path of the fault library, which must also be in LD_PRELOAD. It reads scenes and writes results as lines of
-JSON.
+Start it with the path of the fault library, which must also be in LD_PRELOAD. It reads scenes and writes results as
+lines of JSON.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class Faults:
         self._library.faults_clock(before, after, at)
 
     def disarm(self) -> dict[str, Any]:
-        """Disable faults; return the numbers of calls, injected faults and clock reads, and the name of the failed call."""
+        """Disable faults; return the numbers of calls, faults and clock reads, and the name of the failed call."""
         library = self._library
         seen = {"calls": library.faults_calls(), "hits": library.faults_hits(), "looks": library.faults_looks()}
         library.faults_disarm()
@@ -147,7 +147,7 @@ class Scene:
         gc.freeze()  # otherwise garbage collection would copy all memory pages of a child
 
     def work(self, mode: int, clock: tuple[int, int, int] = (0, 0, -1), **more: int) -> dict[str, Any]:
-        """Run the command with a fault; return its output and, if it succeeded, the content digests of its artifacts."""
+        """Run the command with a fault; return its output and, if it succeeded, its content digests."""
         self.faults.clock(*clock)
         self.faults.arm(self.within, mode, **more)
         said = call(self.words)
@@ -173,7 +173,7 @@ class Scene:
         return {"runs": [end(*child) for child in children], "again": self.run(COUNT)}
 
     def trial(self, mode: int, **more: Any) -> dict[str, Any]:
-        """Run the command with a fault and then without; return the files left by the first run and the results of both."""
+        """Run the command with a fault and then without; return the files left by the first run, and both results."""
         self.reset()
         before = digests(self.kept)
         first = self.run(mode, **more)
@@ -189,7 +189,7 @@ class Scene:
 
 
 def trials(scene: Scene, wanted: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the result of the undisturbed run, and then of a trial for each requested call, disk size, clock or race."""
+    """Yield the result of an undisturbed run, then of a trial for each requested call, disk size, clock or race."""
     mode, numbers = wanted["mode"], wanted.get("numbers", [0])
     scene.reset()
     undisturbed = scene.run(SHORT if mode == SHORT else COUNT)  # SHORT counts only calls that write bytes
@@ -217,7 +217,7 @@ def main() -> None:
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # background processes ignore SIGINT by default
     lsmix.data.table._WRITERS = lsmix.data.sharing.transfer._JOBS = 1  # so that the order of calls is deterministic
-    # Owner files and log lines that depend on time would change the number of calls on a busy machine.
+    # Progress notes and log lines that depend on time would change the number of calls on a busy machine.
     lsmix.pipeline.engine.progress._SECONDS_BETWEEN = lsmix.pipeline.engine.run_log._SECONDS_BETWEEN = math.inf
     faults = Faults(sys.argv[1])
     for line in sys.stdin:

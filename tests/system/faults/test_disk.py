@@ -1,7 +1,7 @@
-"""If any system call of any command fails, the command prints one error line, does no other harm, and the next run succeeds.
+"""If any system call of a command fails, it prints one error line, does no harm, and the next run succeeds.
 
-Each trial is a real run of the command in which one system call fails below Python, whether it is made by lsmix, NumPy, HDF5,
-Arrow or the standard library.
+Each trial is a real run of the command in which one system call fails below Python, whether it is made by lsmix, NumPy,
+HDF5, Arrow or the standard library.
 """
 
 import errno
