@@ -227,7 +227,7 @@ def test_a_flow_for_images_of_another_shape_is_rejected(tiny_workspace, recipe_o
     recipe = recipe_of(pictures, f'heldout = 2\ntest = 2\n[flow]\npath = "{flow}"\n')
     result = command("encode", recipe, "--workspace", tmp_path / "other", "--device", "cpu")
     assert is_clean_error(result), result
-    assert "images do not fit this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
+    assert "images do not match this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
 
 
 def test_training_without_test_images_is_rejected(recipe_of, tmp_path, command):
