@@ -213,5 +213,5 @@ def test_numbers_out_of_range_are_rejected(column, tmp_path, monkeypatch):
 
 
 def test_images_with_two_channels_are_rejected(tmp_path):
-    with pytest.raises(LsmixError, match=r"with 1 \(grey\) or 3 \(RGB\) channels; images of pool .* have 2"):
+    with pytest.raises(LsmixError, match=r"with 1 \(grey\) or 3 \(RGB\) channels; pool .* has 2"):
         render_pool_page(make_pool(tmp_path / "p", rows=10, channels=2))
