@@ -68,12 +68,8 @@ def verdicts(runs: Sequence[RunSummary]) -> str:
     for run in runs:
         if run.verdict:
             found.setdefault(run.verdict, []).append(run.label)
-    texts = {
-        "better": "better than the baseline",
-        "worse": "worse than the baseline",
-        "no difference can be seen": "no clear difference from the baseline",
-    }
-    parts = [f"{text}: {', '.join(found[verdict])}" for verdict, text in texts.items() if verdict in found]
+    texts = {"better": "better than", "worse": "worse than", "no difference can be seen": "no clear difference from"}
+    parts = [f"{text} the baseline: {', '.join(found[verdict])}" for verdict, text in texts.items() if verdict in found]
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}." if text else ""
 
