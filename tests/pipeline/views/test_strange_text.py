@@ -140,5 +140,5 @@ def test_class_names_with_invalid_code_points_are_rejected(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             for name, content in members.items():
                 archive.writestr(name, content)
-        with pytest.raises(SourceError, match="is damaged: it holds what is no character"):
+        with pytest.raises(SourceError, match="is damaged: it contains an invalid character"):
             read_source(SourceConfig(path=str(path)))
