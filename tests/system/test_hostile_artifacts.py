@@ -215,7 +215,7 @@ FORGED_COLUMNS = {
     "transformer": (column(lambda m: m.update(storage_transformers=[{"name": "x"}])), 1, "storage_transformers"),
     "dimension names": (column(lambda m: m.update(dimension_names=["a"])), 1, "dimension_names"),
     "no classes": (attributes(class_names=[]), 5, "class_names"),
-    "copies": (attributes(copies=2**40), 5, "do not make"),
+    "copies": (attributes(copies=2**40), 5, "do not add up"),
     "sources": (attributes(sources=10**9), 5, "sources"),
     "deep": (written("pool.zarr/lam/zarr.json", b'{"attributes":' + b'{"a":' * 3000), 5, "is damaged"),
     "long": (lengthened("pool.zarr/lam/zarr.json"), 1, "reads at most"),
@@ -396,7 +396,7 @@ def test_a_link_in_an_export_is_never_followed(invented_pool, tmp_path, command,
     assert command("export", invented_pool(), tmp_path / "out", "--format", "folder").code == 0
     (tmp_path / "out" / "images").rename(tmp_path / "images")
     (tmp_path / "out" / "images").symlink_to(tmp_path / "images")
-    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; artifacts hold their own files")
+    assert_refused(guarded("verify", tmp_path / "out"), 5, "is a link; folders of an artifact must not be links")
 
 
 # Words on a page and on a terminal.

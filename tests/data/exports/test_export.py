@@ -308,14 +308,14 @@ def test_the_rest_of_a_killed_export_is_replaced(invented_pool, tmp_path):
 def test_nothing_is_overwritten(invented_pool, tmp_path):
     pool, mine = invented_pool(), tmp_path / "mine"
     mine.mkdir()
-    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         export_pool(pool, mine, format="hdf5")
     mine.rename(tmp_path / "out.part")
     (tmp_path / "out.part" / "letter").write_text("dear")
-    with pytest.raises(RecipeError, match=r"out\.part.* is in the way, and was not made by lsmix"):
+    with pytest.raises(RecipeError, match=r"out\.part.* already exists and was not created by lsmix"):
         export_pool(pool, tmp_path / "out", format="hdf5")
     assert (tmp_path / "out.part" / "letter").read_text() == "dear"
-    with pytest.raises(MissingError, match="there is no folder"):
+    with pytest.raises(MissingError, match=r"the folder .* does not exist"):
         export_pool(pool, tmp_path / "no" / "out", format="hdf5")
 
 

@@ -234,7 +234,7 @@ def test_labels_outside_of_the_classes_are_found_before_training(folder, tmp_pat
     path = tmp_path / "p/pool.zarr/zarr.json"
     path.write_text(path.read_text().replace('"e"', "").replace('"d",', '"d"'))
     factory.complete_artifact(tmp_path / "p")
-    with pytest.raises(CorruptError, match="in row 4 label_a is 4, but there are classes 0 to 3"):
+    with pytest.raises(CorruptError, match="in row 4 label_a is 4, but the classes are 0 to 3"):
         iter(PoolLoader(open_pool(tmp_path / "p"), 16))
 
 

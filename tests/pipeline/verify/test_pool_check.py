@@ -102,7 +102,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
         ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
         ("ls-mix", "status", 2, "(a replaced row has share 0|the plan has)"),
         ("ls-mix", "status", 7, "status is 7, but expected 0 to 2"),
-        ("ls-mix", "label_a", 11, "label_a is 11, but there are classes 0 to 9"),
+        ("ls-mix", "label_a", 11, "label_a is 11, but the classes are 0 to 9"),
         ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
         ("cutmix", "status", 1, "no row is drawn again, since pixels are mixed"),
         ("keep", "status", 1, "no row is drawn again, since on_decode_failure is 'keep'"),
@@ -300,7 +300,7 @@ def test_a_deep_check_names_its_missing_inputs(given, made):
         verify(folder, deep=True, flow=flow, device="cpu")
     with pytest.raises(RecipeError, match="no pool but the result of stage 'train-glow'"):
         verify(flow, deep=True)
-    with pytest.raises(MissingError, match="is no flow but the result of stage 'ingest'"):
+    with pytest.raises(MissingError, match="is not a flow: it is an artifact of the stage 'ingest'"):
         verify(folder, flow=made["ingest"].folder)
     with pytest.raises(RecipeError, match="mixes pixels and needs no flow"):
         verify(given("mixup"), flow=flow)

@@ -466,7 +466,7 @@ def test_an_interrupted_card_leaves_nothing(at, alone, monkeypatch):
 
 def test_a_card_replaces_nothing(alone):
     card_of(alone)
-    with pytest.raises(RecipeError, match="is there already, and nothing is overwritten"):
+    with pytest.raises(RecipeError, match="already exists and is not overwritten"):
         card_of(alone)
 
 

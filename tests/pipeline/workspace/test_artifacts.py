@@ -143,7 +143,7 @@ def test_without_its_manifest_an_artifact_is_unfinished_work(small_recipe, small
     folder = first_folder(small_workspace, "encode")
     root = read_manifest(folder).content_digest
     (folder / "manifest.json").unlink()
-    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is unfinished work"):
+    with pytest.raises(FileNotFoundError, match=r"has no manifest\.json: it is not an artifact, or it is unfinished"):
         verify(folder)
     assert "unfinished" in command("status", small_recipe, "--workspace", small_workspace).out
     assert run(small_recipe, workspace=small_workspace, device="cpu")["encode"].manifest.content_digest == root
@@ -315,7 +315,7 @@ def test_a_finished_flow_in_another_folder_is_the_same_input(tiny_recipe, tiny_w
     manifest = msgspec.structs.replace(read_manifest(moved), stage="mix", files=[])
     (moved / "manifest.json").write_bytes(dump_checksummed(manifest))
     with pytest.raises(
-        FileNotFoundError, match=r"is no flow but the result of stage 'mix'\. Name the one of 'train-glow'"
+        FileNotFoundError, match=r"is not a flow: it is an artifact of the stage 'mix'\. Name one of 'train-glow'"
     ):
         run(tiny_recipe, workspace=tiny_workspace, overrides=[f"flow.path={moved}"])
 

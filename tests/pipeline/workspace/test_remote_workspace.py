@@ -176,7 +176,7 @@ def test_a_record_at_the_url_that_leads_outside_is_refused(monkeypatch, tmp_path
             return json.dumps(record).encode()
 
     monkeypatch.setattr("lsmix.pipeline.engine.shards.open_remote", lambda url: Hostile())
-    with pytest.raises(CorruptError, match="which no artifact of the stage 'mix' has"):
+    with pytest.raises(CorruptError, match="which does not belong to an artifact of the stage 'mix'"):
         read_ledger("s3://bucket/runs/mix/pool-0123456789ab", "mix")
 
 
@@ -282,7 +282,7 @@ def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspac
     ("url", "code", "said"),
     [
         ("nonsense://x/runs", 1, "lsmix does not read"),
-        ("http://127.0.0.1:9/runs", 1, "is a web server: it can be pulled from"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server, which lsmix can pull from"),
     ],
 )
 def test_a_url_that_cannot_be_a_workspace_is_refused(tiny_recipe, command, url, code, said):

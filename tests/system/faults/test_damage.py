@@ -83,7 +83,10 @@ def check_found(command, folder: Path, path: Path, harm: str) -> None:
     """Check that verify ends with 5 and one sentence that names the file."""
     result = command("verify", folder)
     if path.name == MANIFEST_NAME and harm == "missing":
-        assert (result.code, "has no manifest.json: it is unfinished work or no artifact" in result.err) == (1, True)
+        assert (result.code, "has no manifest.json: it is not an artifact, or it is unfinished" in result.err) == (
+            1,
+            True,
+        )
         return
     if path.relative_to(folder).as_posix() in DESCRIPTION_FILES and harm != LINK:  # which owners may edit
         assert result.code == 0, (path, harm, result)
