@@ -103,10 +103,10 @@ class Progress(Protocol):
     """Receives the messages and progress of a run; all calls come from one thread."""
 
     def info(self, message: str) -> None:
-        """Report a line, such as that a stage is up to date."""
+        """Report a message, such as that a stage is up to date."""
 
     def debug(self, message: str) -> None:
-        """Report a line of detail, such as the inputs of an artifact."""
+        """Report a detail, such as the inputs of an artifact."""
 
     def warning(self, message: str) -> None:
         """Report something that the user should check, although the results are correct."""

@@ -165,14 +165,14 @@ def local_target(place: Path | str, what: str) -> Path:
     folder = local_folder(place)
     if folder is None:
         raise RecipeError(
-            f"{what} cannot be written to the URL {place!r}. Name a local path. To upload artifacts use 'lsmix push', for "
-            "other files the tools of the service."
+            f"{what} cannot be written to the URL {place!r}. Name a local path. Upload artifacts with 'lsmix push', and "
+            "other files with the tools of the service."
         )
     return folder
 
 
 def trim_location(url: str) -> str:
-    """Return the URL of an artifact from its own URL or that of a part, such as "pool.zarr"."""
+    """Return the URL of an artifact, given its URL or the URL of one of its parts, such as "pool.zarr"."""
     url = url if url.endswith("://") else url.rstrip("/")
     home, _, name = url.rpartition("/")
     return home if name in _PARTS else url

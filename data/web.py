@@ -39,7 +39,7 @@ def is_web(url: str) -> bool:
 
 
 def file_path(url: str) -> Path | None:
-    """Return the path of a ``file://`` URL, or None for other URLs; raise as ``checked_url``."""
+    """Return the path of a ``file://`` URL, or None for other URLs. Raises RecipeError like ``checked_url``."""
     checked = checked_url(url)
     return Path(unquote(urlsplit(checked).path)) if checked.startswith("file://") else None
 
