@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from lsmix.data.atomic import DECODE_ERRORS, decode_versioned
-from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError
+from lsmix.data.errors import CorruptError, FormatError, MissingError, RecipeError, format_count
 from lsmix.data.mixing import LATENT_METHODS, PIXEL_METHODS, nearest
 from lsmix.data.rng import Seed
 
@@ -199,7 +199,7 @@ def _inconsistency(spec: PoolSpec) -> str:
     if not spec.latent and spec.inputs["dataset"] != spec.origin.content_digest:
         return "its data set differs from its origin"
     if spec.origin.train_images < spec.pool.sources:
-        return f"it mixes {spec.pool.sources} sources but has {spec.origin.train_images} training images"
+        return f"it mixes {spec.pool.sources} sources of {format_count(spec.origin.train_images, 'training image')}"
     if fields := LOCATION_FIELDS & spec.origin.config.keys():
         return f"its origin contains locations of files ({', '.join(sorted(fields))})"
     return ""

@@ -243,7 +243,7 @@ def test_verify_finds_every_byte_that_flips_and_every_file_that_comes_or_goes(fo
                     verify(folder)
             path.write_bytes(content)
     (folder / "more").write_bytes(b"")
-    with pytest.raises(CorruptError, match="put there later"):
+    with pytest.raises(CorruptError, match="it was added later"):
         verify(folder)
 
 
@@ -379,7 +379,7 @@ def test_images_that_a_form_cannot_hold_exactly_are_refused(channels, image, mes
 
 def test_a_disk_that_is_too_small_is_named_before_anything_is_written(invented_pool, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(DiskSpaceError, match="where 100 are free"):
+    with pytest.raises(DiskSpaceError, match="but only 100 B are free"):
         export_pool(invented_pool(), tmp_path / "out", format="hdf5")
     assert not (tmp_path / "out.part").exists()
 
@@ -401,12 +401,12 @@ def test_the_commands_export_and_verify(invented_pool, tmp_path, command: Callab
     assert f"pixel_digest         {document['content']['pixel_digest']}" in shown.out
     assert "export hdf5: 46 images" in shown.err
     refused = command("export", pool, tmp_path / "hdf5", "--format", "hdf5")
-    assert (refused.code, "is there already" in refused.err) == (1, True)
+    assert (refused.code, "already exists" in refused.err) == (1, True)
 
 
 def test_the_command_line_takes_the_formats_of_the_registry(command, monkeypatch):
     known = [*EXPORT_FORMATS.names(), "elsewhere"]
-    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
+    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"})
     assert f"[{'|'.join(known)}]" in command("export", "--help").out
     refused = command("export", "pool", "out", "--format", "parket")
     assert refused.code == 2
@@ -417,7 +417,7 @@ def test_an_export_in_a_format_of_another_package_is_verified_without_that_packa
     invented_pool, tmp_path, monkeypatch
 ):
     found = {"elsewhere": "lsmix.data.exports.hdf5:HDF5_FORMAT"}
-    monkeypatch.setattr(EXPORT_FORMATS, "_others", lambda: found)
+    monkeypatch.setattr(EXPORT_FORMATS, "_external", lambda: found)
     export_pool(invented_pool(), tmp_path / "out", format="elsewhere")
     found.clear()
     assert read_manifest(tmp_path / "out").config["format"] == "elsewhere"

@@ -140,7 +140,7 @@ def test_a_sweep_goes_from_one_source_to_the_other_by_its_methods(opened, name, 
 
 def test_appendix_e_shows_methods_of_other_packages_by_their_own_names(opened, monkeypatch):
     other = "lsmix.glow.latent_mixing:linear"  # as an entry point of another package would name its own
-    monkeypatch.setattr(LATENT_METHODS, "_others", lambda: {"from-elsewhere": other})
+    monkeypatch.setattr(LATENT_METHODS, "_external", lambda: {"from-elsewhere": other})
     own = ["LS-Mix", "Linear", "Bern-Mix", "Swap-Mix", "Reverse-Mix"]
     assert opened.draw("appendix-e", pairs=1).row_titles == own  # so that a report does not depend on what is installed
     sheet = opened.draw("appendix-e", pairs=1, methods=LATENT_METHODS.names())

@@ -281,7 +281,7 @@ def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspac
 @pytest.mark.parametrize(
     ("url", "code", "said"),
     [
-        ("nonsense://x/runs", 1, "lsmix does not read"),
+        ("nonsense://x/runs", 1, "lsmix does not support"),
         ("http://127.0.0.1:9/runs", 1, "is a web server, which lsmix can pull from"),
     ],
 )
