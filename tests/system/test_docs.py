@@ -151,6 +151,19 @@ def test_every_public_name_exists_and_is_in_the_readme():
         _ = lsmix.nothing
 
 
+def test_only_the_page_on_extensions_imports_modules_of_lsmix():
+    pages = [
+        *(ROOT / "docs").glob("*.md"),
+        ROOT / "docs" / "tutorial.ipynb",
+        ROOT / "README.md",
+        *ROOT.glob("examples/*.py"),
+    ]
+    importing = [
+        page.name for page in pages if re.search(r"from lsmix\.|import lsmix\.", page.read_text(encoding="utf-8"))
+    ]
+    assert importing == ["extending.md"]
+
+
 def test_the_changes_have_the_version():
     assert f"\n## {lsmix.__version__}" in text_of("CHANGELOG.md")
 
