@@ -62,7 +62,7 @@ class DiskSpaceError(LsmixError, OSError):
 
 
 class SystemLimitError(LsmixError, OSError):
-    """The system refuses to read a file: too many are open, memory is short, or permission is missing."""
+    """The system refuses to read a file: too many open files, not enough memory, or no permission."""
 
 
 class DeviceMemoryError(MemoryError, LsmixError):  # in another order it cannot be unpickled from a Dask worker

@@ -77,11 +77,11 @@ class PoolConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     lambdas: tuple[_Rate, ...] = ()  # fixed λ instead of sampled ones: copy c uses lambdas[c % len(lambdas)]
     copies: Annotated[int, Meta(ge=0, le=1_000_000)] = 0  # passes over the train split; 0: one, or one per fixed λ
     sources: Annotated[int, Meta(ge=2, le=8)] = 2  # images in each mix; more than two with ls-mix only
-    # where the second image begins; random samples a corner for each image; latent space only
+    # where the second image begins; random: a sampled corner for each image; latent space only
     corner: Literal["top-left", "top-right", "bottom-left", "bottom-right", "random"] = "top-left"
     seed: Seed = 0  # of pairs, λ, corners and the random choices of the method
     output: Literal["8bit", "5bit"] = "8bit"  # levels of the decoded pixels; the paper uses 5bit
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images per forward pass; affects the last bits of results
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images per batch; affects the last bits of results
     chunk_rows: _ChunkRows = 0  # images per chunk, at most 1 GiB; 0: about 25 MB, at most an eighth of the pool
     on_decode_failure: Literal["redraw", "keep"] = "redraw"  # keep: only count failed decodes
     attempts: Annotated[int, Meta(ge=0, le=100)] = 3  # further draws after a failed decode before x₁ replaces the image
@@ -120,7 +120,7 @@ class EncodeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How images are encoded as latents."""
 
     dequantise: Literal["low-bits", "uniform", "center"] = "low-bits"  # low-bits: the image's own; uniform: noise
-    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images per forward pass; affects the last bits of results
+    batch_size: Annotated[int, Meta(ge=1, le=65536)] = 64  # images per batch; affects the last bits of results
     seed: Seed = 0  # of the noise of uniform
     chunk_rows: _ChunkRows = 0  # latents per chunk, at most 1 GiB; 0: about 25 MB, at most an eighth of them
     check_round_trip: bool = True  # decode every latent and count the images that are reproduced exactly

@@ -144,7 +144,7 @@ class TableReader(dict[str, ColumnReader]):
             try:
                 array: Any = zarr.open_group(where, mode="r", zarr_format=3, use_consolidated=False)[name]
                 reference = np.stack([array[row] for row in rows])
-            except Exception as error:  # zarr-python raises many kinds for arrays that it cannot read
+            except Exception as error:  # zarr-python raises various exceptions for unreadable arrays
                 raise CorruptError(
                     f"{where!r} cannot be read by zarr-python: {type(error).__name__}: {error}. {advice}"
                 ) from error
