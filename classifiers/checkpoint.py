@@ -1,4 +1,4 @@
-"""The weights of a trained classifier in a file: writing it, and reading it as untrusted input."""
+"""Saving and loading the weights of a trained classifier. Files are read as untrusted input."""
 
 from pathlib import Path
 
@@ -18,11 +18,11 @@ __all__ = ["load_classifier", "save_classifier"]
 
 
 def save_classifier(path: Path, model: nn.Module) -> None:
-    """Write a model's parameters and buffers; the same numbers give the same bytes."""
+    """Write a model's parameters and buffers. Equal values produce equal bytes."""
     tensors = {
         name: tensor.detach()
         .to("cpu")
-        .clone(memory_format=torch.contiguous_format)  # tied weights share no memory then
+        .clone(memory_format=torch.contiguous_format)  # so that tied weights do not share memory
         for name, tensor in model.state_dict().items()
     }
     write_atomic(path, save(tensors))
@@ -35,15 +35,15 @@ def load_classifier(
     image_shape: tuple[int, int, int],
     device: str | torch.device = "cpu",
 ) -> nn.Module:
-    """Return the trained network in evaluation mode: float images (B, C, H, W) in [0, 1] to logits (B, classes).
+    """Load a trained network in evaluation mode. It maps float images (B, C, H, W) in [0, 1] to logits (B, classes).
 
-    ``image_shape`` is (H, W, C). The global random state is left as it was.
+    ``image_shape`` is (H, W, C). The global random state does not change.
 
     Raises:
-        MissingError: there is no such file.
-        CorruptError: it is no readable safetensors file.
-        FormatError: its tensors are not those of the configuration's network.
-        RecipeError: the network cannot be built.
+        MissingError: The file does not exist.
+        CorruptError: The file is not a readable safetensors file.
+        FormatError: The tensors do not match the network that ``config`` describes.
+        RecipeError: The network cannot be built.
 
     Example:
         >>> import tempfile
@@ -56,13 +56,13 @@ def load_classifier(
         False
     """
     if not weights.is_file():
-        raise MissingError(f"no weights of a classifier at {str(weights)!r}. Name the file that 'lsmix train' made.")
-    with seeded(torch.device("cpu"), 0, "load"):  # what is drawn here is replaced, but must not move the global state
+        raise MissingError(f"{str(weights)!r} does not exist. Pass the weights file that 'lsmix train' wrote.")
+    with seeded(torch.device("cpu"), 0, "load"):  # protects the global random state
         model = build_classifier(config, classes, image_shape)
     try:
         check_tensor_header(weights)
         with safe_open(weights, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open returns no dict
     except (SafetensorError, OSError) as error:
         raise CorruptError(f"{str(weights)!r} is damaged: {error}. Train again.") from error
     try:

@@ -1,7 +1,7 @@
 """CNN-13, the 13-layer convolutional classifier of Table 5 of the paper.
 
-On small images a max-pool is left out (its dropout stays) where it would leave the valid 3×3 convolution
-less than a 3×3 grid; 12×12 and larger keep both pools, 8×8 keeps the first, 3×3 to 5×5 keep none.
+For small images, a max-pool (but not its dropout) is omitted if it would leave less than a 3×3 grid for the valid 3×3
+convolution. Images of 12×12 and larger use both pools, 8×8 only the first, 3×3 to 5×5 none.
 
 Axes: B images, C channels, H rows, W columns, K classes.
 """
@@ -14,21 +14,21 @@ from lsmix.data.errors import RecipeError
 
 __all__ = ["Cnn13", "pooled_sides"]
 
-_SLOPE = 0.1  # of every leaky ReLU [P Table 5]
-_BATCH_NORM_MOMENTUM = 0.01  # weight of the newest batch in the running statistics
+_SLOPE = 0.1  # negative slope of all leaky ReLUs [P Table 5]
+_BATCH_NORM_MOMENTUM = 0.01  # weight of the latest batch in the running statistics
 _BATCH_NORM_EPS = 1e-6
-_VALID_KERNEL = 3  # side of the convolution with valid padding, which the last grid must hold
+_VALID_KERNEL = 3  # side of the convolution with valid padding; minimum side of the last grid
 
 
 class Cnn13(nn.Module):
     """Map images in [0, 1] of shape (B, C, H, W) to logits (B, K).
 
-    ``width`` is the number of channels of the first block; the blocks have 1, 2, 4, 2 and 1 times as many, so 128
-    gives the 128, 256, 512, 256, 128 of Table 5. ``final_batch_norm`` adds its row 14, which the paper uses for SVHN only.
-    ``image_size`` is (height, width); the network is made for it, see ``pooled_sides``.
+    ``width`` is the number of channels of the first block; the blocks have 1, 2, 4, 2 and 1 times as many. A width of
+    128 yields the 128, 256, 512, 256, 128 of Table 5. ``final_batch_norm`` adds row 14, which the paper uses for SVHN
+    only. The pools depend on ``image_size``, (height, width); see ``pooled_sides``.
 
     Raises:
-        RecipeError: the images are smaller than 3×3.
+        RecipeError: The images are smaller than 3×3.
 
     Example:
         >>> import torch
@@ -77,11 +77,11 @@ class Cnn13(nn.Module):
         return logits_BK
 
     def extra_repr(self) -> str:
-        """Show the image size that the network is made for and the grid that the average pool sees."""
+        """Return the image size and the grid of the final average pool for ``repr``."""
         return f"image_size={self.image_size}, final_grid={self.final_grid}"
 
     def _initialise(self) -> None:
-        """Draw He's normal weights from the global generator: for the slope of the leaky ReLU, the head for none."""
+        """Draw He-normal weights from the global generator; only the head ignores the slope of the leaky ReLU."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, a=_SLOPE, nonlinearity="leaky_relu")
@@ -90,10 +90,10 @@ class Cnn13(nn.Module):
 
 
 def pooled_sides(image_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Return the grid's (height, width) in the first block, in the second, and before the valid convolution.
+    """Return the (height, width) of the grid in the first block, in the second, and before the valid convolution.
 
     Raises:
-        RecipeError: the images are smaller than 3×3.
+        RecipeError: The images are smaller than 3×3.
 
     Example:
         >>> pooled_sides((32, 32)), pooled_sides((8, 8))
@@ -101,8 +101,7 @@ def pooled_sides(image_size: tuple[int, int]) -> tuple[tuple[int, int], tuple[in
     """
     if min(image_size) < _VALID_KERNEL:
         raise RecipeError(
-            f"CNN-13 cannot take images of {image_size[0]}×{image_size[1]} pixels: its valid 3×3 convolution needs at least 3×3. "
-            "Use larger images."
+            f"CNN-13 needs images of at least 3×3 pixels, got {image_size[0]}×{image_size[1]}. Use larger images."
         )
     second = _pooled(image_size)
     return image_size, second, _pooled(second)
@@ -114,7 +113,7 @@ def _pooled(side: tuple[int, int]) -> tuple[int, int]:
 
 
 def _convolution(channels_in: int, channels_out: int, *, kernel: int = 3, padding: int | None = None) -> nn.Sequential:
-    """Return convolution, batch norm and leaky ReLU; ``padding`` None keeps the grid's size."""
+    """Return convolution, batch norm and leaky ReLU; ``padding`` None preserves the grid size."""
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, kernel, padding=kernel // 2 if padding is None else padding, bias=False),
         _BatchNorm2d(channels_out, eps=_BATCH_NORM_EPS, momentum=_BATCH_NORM_MOMENTUM),
@@ -127,21 +126,21 @@ def _reduction(*, pool: bool) -> nn.Sequential:
 
 
 class _BatchNorm2d(nn.BatchNorm2d):
-    """Batch norm whose running statistics are freed of their start values (0 and 1) when they are used.
+    """Batch norm with bias correction: evaluation removes the initial values (0 and 1) from the running statistics.
 
-    With momentum 0.01 the start values still weigh 37% after 100 batches, which spoils the evaluation of short runs. The
-    correction is that of Adam's moments; it fades to nothing, and training itself and the stored statistics are torch's own.
+    With momentum 0.01 the initial values still have a weight of 37% after 100 batches, which distorts the evaluation of
+    short runs. Adam corrects its moments in the same way. Training and the stored statistics are unchanged.
     """
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         if self.training:
             return super().forward(x_BCHW)
         mean_C, var_C, batches = self.running_mean, self.running_var, self.num_batches_tracked
-        if mean_C is None or var_C is None or batches is None:  # for the type checker: ours always tracks
+        if mean_C is None or var_C is None or batches is None:  # for the type checker; this layer always tracks them
             return super().forward(x_BCHW)
         start = torch.pow(1.0 - _BATCH_NORM_MOMENTUM, batches.to(torch.float64))
-        start = torch.where(batches > 0, start, 0.0)  # never trained: the start values are all there is
-        # In their own type: in that of x, which is bfloat16 under autocast, they would lose 16 of 24 bits.
+        start = torch.where(batches > 0, start, 0.0)  # never trained: use the initial values
+        # Not in the type of x: under autocast that is bfloat16, which would lose 16 of 24 bits.
         mean_C = (mean_C.double() / (1.0 - start)).to(mean_C.dtype)
         var_C = ((var_C.double() - start).clamp(min=0.0) / (1.0 - start)).to(var_C.dtype)
         return functional.batch_norm(x_BCHW, mean_C, var_C, self.weight, self.bias, training=False, eps=self.eps)

@@ -1,4 +1,4 @@
-"""Passing images through a classifier: seeds, logits and features, computed alike in training and evaluation."""
+"""Running images through a classifier: seeds, logits and features, shared by training and evaluation."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ from lsmix.data.rng import torch_seed
 
 __all__ = ["PASS_IMAGES", "features", "logits_of", "passes", "seeded"]
 
-PASS_IMAGES = 256  # in a batch; fixed, since other batch sizes give other last bits
+PASS_IMAGES = 256  # batch size; fixed, since it affects the last bits of results
 
 
 def logits_of(model: nn.Module, images: Tensor, precision: str) -> Tensor:
-    """Return logits float32 (B, classes) of images uint8 (B, C, H, W), which are scaled to [0, 1] on their device."""
+    """Return logits, float32 (B, classes), of uint8 images (B, C, H, W), which are scaled to [0, 1] on their device."""
     pixels = images.float().div_(255.0).contiguous(memory_format=torch.channels_last)
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
         logits: Tensor = model(pixels)
@@ -30,23 +30,23 @@ def logits_of(model: nn.Module, images: Tensor, precision: str) -> Tensor:
 def passes(
     model: nn.Module, images: NDArray[np.uint8], *, device: torch.device, precision: str
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Go over images, uint8 (N, H, W, C), in batches: which rows, and their logits on the device.
+    """Yield the rows of each batch of images, uint8 (N, H, W, C), and their logits on the device.
 
-    Puts the model into evaluation mode.
+    Switches the model to evaluation mode.
     """
     model.eval()
     for start in range(0, len(images), PASS_IMAGES):
         rows = slice(start, start + PASS_IMAGES)
-        # Copied, because a slice of a data set is a read-only map of its file, which torch does not take.
+        # Copied: a slice of a data set is a read-only memory map, which torch does not accept.
         pixels = torch.from_numpy(np.array(images[rows], order="C")).permute(0, 3, 1, 2)
-        with torch.inference_mode(), arithmetic(precision):  # not around the yield: the caller keeps its own modes
+        with torch.inference_mode(), arithmetic(precision):  # not around the yield: callers keep their own modes
             logits = logits_of(model, to_device(pixels, device), precision)
         yield rows, logits
 
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int, *words: str | int) -> Iterator[None]:
-    """Seed torch's global generators, which modules draw from, inside the block only."""
+    """Seed torch's global generators, which modules draw from, within the block only."""
     number = torch_seed(seed, "classifier", *words)
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -58,13 +58,13 @@ def seeded(device: torch.device, seed: int, *words: str | int) -> Iterator[None]
 
 
 def features(model: nn.Module, images: NDArray[np.uint8], *, precision: str = "float32") -> NDArray[np.float32]:
-    """Return the features float32 (N, F) of images uint8 (N, H, W, C).
+    """Return the features, float32 (N, F), of images, uint8 (N, H, W, C): the inputs of the last linear layer.
 
-    ``model`` maps images in [0, 1] to logits, as ``load_classifier`` gives it; any architecture with a linear layer
-    will do. It is put into evaluation mode. For CNN-13 F is its width, for WRN-D-K 64·K.
+    ``model`` maps images in [0, 1] to logits, like the result of ``load_classifier``. It needs a linear layer and is
+    switched to evaluation mode. F is the width of CNN-13, and 64·K for WRN-D-K.
 
     Raises:
-        RecipeError: there are no images, no linear layer is passed, or the last one does not see one vector per image.
+        RecipeError: There are no images, or the last linear layer does not receive one vector per image.
 
     Example:
         >>> import numpy as np
@@ -73,7 +73,7 @@ def features(model: nn.Module, images: NDArray[np.uint8], *, precision: str = "f
         (3, 4)
     """
     if len(images) == 0:
-        raise RecipeError("features need at least one image, got none.")
+        raise RecipeError("features need at least one image, got 0.")
     seen: list[Tensor] = []
 
     def remember(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -86,10 +86,10 @@ def features(model: nn.Module, images: NDArray[np.uint8], *, precision: str = "f
         for rows, _ in passes(model, images, device=device, precision=precision):
             count = len(images[rows])
             if not seen or seen[0].ndim != 2 or len(seen[0]) != count:
-                got = f"sees {tuple(seen[0].shape)}" if seen else "is not there"
+                got = f"receives {tuple(seen[0].shape)}" if seen else "does not exist"
                 raise RecipeError(
-                    f"{type(model).__name__} has no features for {count} images: the last nn.Linear of a pass {got}; "
-                    "expected a vector for each image. Use another architecture."
+                    f"{type(model).__name__} has no features for {count} images: its last nn.Linear {got}; expected "
+                    "one vector per image. Use another architecture."
                 )
             parts.append(seen[0].float().cpu().numpy())
     finally:

@@ -1,6 +1,6 @@
-"""Normalising images to zero mean and unit variance per channel, with the statistics of a training set.
+"""Normalisation of images to zero mean and unit variance per channel, with the statistics of a training set.
 
-The statistics are buffers of the network, so that they are saved with its weights.
+The statistics are buffers of the network and are saved with its weights.
 
 Axes: B images, C channels, H rows, W columns, K classes.
 """
@@ -17,17 +17,17 @@ from lsmix.data.errors import RecipeError
 __all__ = ["ChannelStatistics", "Normalised", "channel_statistics"]
 
 ChannelStatistics = tuple[NDArray[np.float64], NDArray[np.float64]]  # mean and standard deviation, (C,) each, in [0, 1]
-_CHUNK_BYTES = 1 << 22  # of images that are counted at once; their sums take eight times as much
+_CHUNK_BYTES = 1 << 22  # of images summed at a time; the sums need eight times as much memory
 
 
 def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
-    """Return mean and standard deviation of each channel of images scaled to [0, 1], float64 (C,) both.
+    """Return mean and standard deviation, float64 (C,) each, of the channels of images scaled to [0, 1].
 
-    ``images`` is uint8 (N, H, W, C), in memory or mapped. Counted in integers and rounded once, so it does not matter in
-    which order. The standard deviation of a channel that has one value only is given as 1, since it is divided by.
+    ``images`` is uint8 (N, H, W, C), in memory or memory-mapped. Sums are computed in integers and rounded once, so the
+    order of images does not matter. A constant channel has standard deviation 1, since images are divided by it.
 
     Raises:
-        RecipeError: there are no images.
+        RecipeError: There are no images.
 
     Example:
         >>> import numpy as np
@@ -35,7 +35,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
         (array([0.5]), array([0.5]))
     """
     if not images.size:
-        raise RecipeError(f"mean and standard deviation need images; got shape {images.shape}. Use more images.")
+        raise RecipeError(f"mean and standard deviation need at least one image, got shape {images.shape}.")
     channels = images.shape[3]
     sums = np.zeros((2, channels), np.int64)
     rows = max(1, _CHUNK_BYTES // images[0].size)
@@ -52,7 +52,7 @@ def channel_statistics(images: NDArray[np.uint8]) -> ChannelStatistics:
 
 
 class Normalised(nn.Module):
-    """A network behind (x − mean) / std; both are 0 and 1 until they are set.
+    """A network that receives (x − mean) / std; initially mean is 0 and std is 1.
 
     Example:
         >>> import numpy as np, torch
@@ -72,7 +72,7 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.ones(channels))
 
     def set_statistics(self, statistics: ChannelStatistics) -> None:
-        """Take over what ``channel_statistics`` gave."""
+        """Set mean and std to a result of ``channel_statistics``."""
         for buffer, values in zip((self.mean, self.std), statistics, strict=True):
             buffer.copy_(torch.from_numpy(values))
 

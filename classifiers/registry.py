@@ -1,7 +1,7 @@
-"""Building classifiers by name: those of lsmix, timm's, and any callable of an installed package.
+"""Building classifiers by name: lsmix's own, timm's, and any callable of an installed package.
 
-Names are checked without importing torch or another package, which is imported when the classifier is built. No name leads
-to a download or to a file.
+Checking a name imports neither torch nor the classifier's package; building the classifier does. Names cannot trigger
+downloads or read files.
 """
 
 from typing import TYPE_CHECKING
@@ -19,13 +19,13 @@ __all__ = ["build_classifier", "cost_per_pixel", "is_own"]
 
 
 def build_classifier(config: "ClassifierTraining", classes: int, image_shape: tuple[int, int, int]) -> "nn.Module":
-    """Return the network that maps float images (B, C, H, W) in [0, 1] to logits (B, classes), on the CPU.
+    """Return a network, on the CPU, that maps float images (B, C, H, W) in [0, 1] to logits (B, classes).
 
-    ``image_shape`` is (H, W, C). Weights are drawn from torch's global generator. With ``normalise = "channel"`` it is
-    wrapped in ``Normalised``, whose statistics are still to be set.
+    ``image_shape`` is (H, W, C). Weights are drawn from torch's global generator. With ``normalise = "channel"``, the
+    network is wrapped in ``Normalised``, and the caller must set its statistics.
 
     Raises:
-        RecipeError: the architecture is unknown, cannot be imported, fails, or does not give logits for such images.
+        RecipeError: The architecture is unknown, cannot be imported, fails, or does not return logits for these images.
     """
     check_architecture(config.architecture)
     network = _network(config, classes, image_shape)
@@ -37,18 +37,18 @@ def build_classifier(config: "ClassifierTraining", classes: int, image_shape: tu
 
 
 def is_own(architecture: str) -> bool:
-    """Tell whether a network is one of lsmix's, and of no other package."""
+    """Return whether an architecture belongs to lsmix, not to another package."""
     return architecture == CNN13 or depth_and_widening(architecture) is not None
 
 
 def cost_per_pixel(config: "ClassifierTraining", height: int, width: int, channels: int) -> tuple[int, float]:
-    """Return about how many parameters there are, and multiply-adds a pixel of an image in one pass.
+    """Return the approximate number of parameters, and of multiply-adds per pixel in a forward pass.
 
-    For architectures from other packages the numbers are those of WRN-16-4, since nothing is known before they are built.
+    For architectures from other packages, which are unknown before they are built, the result is that of WRN-16-4.
     """
     if config.architecture == CNN13:
-        # [P Table 5] at width 128: 2 convolutions 128→128, then a quarter of the pixels with 128→256 and 2 of 256→256,
-        # then a sixteenth with 256→512, 512→256 and 256→128.
+        # [P Table 5] at width 128: 2 convolutions 128→128, then 128→256 and 2 of 256→256 at a quarter of the pixels,
+        # then 256→512, 512→256 and 256→128 at a sixteenth.
         products = 2 * 9 * 128**2 + 9 * (128 * 256 + 2 * 256**2) / 4 + (9 * 256 * 512 + 512 * 256 + 256 * 128) / 16
         share = (config.width / 128) ** 2
         return int(3_130_000 * share), products * share
@@ -73,11 +73,11 @@ def _network(config: "ClassifierTraining", classes: int, image_shape: tuple[int,
         from lsmix.classifiers.wide_resnet import WideResNet
 
         return WideResNet(classes, channels, (height, width), *shape)
-    return _foreign(name, classes, image_shape)
+    return _external(name, classes, image_shape)
 
 
-def _foreign(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.Module":
-    """Return a network from another package, checked with one pass."""
+def _external(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.Module":
+    """Return a network from another package, checked with one forward pass."""
     import torch
 
     height, width, channels = image_shape
@@ -94,13 +94,13 @@ def _foreign(name: str, classes: int, image_shape: tuple[int, int, int]) -> "nn.
                 logits = network.eval()(torch.zeros(2, channels, height, width))
     except RecipeError:
         raise
-    except Exception as error:  # another package may raise anything
+    except Exception as error:  # other packages may raise anything
         raise RecipeError(
             f"{where} fails for {classes} classes and images of {height}×{width}×{channels}: {error}"
         ) from error
     if not isinstance(network, torch.nn.Module):
-        raise RecipeError(f"{where} gave {type(network).__name__} for {classes} classes; expected a torch.nn.Module.")
+        raise RecipeError(f"{where} returned {type(network).__name__}; expected a torch.nn.Module.")
     if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
         got = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
-        raise RecipeError(f"{where} gives {got} for 2 images; expected logits (2, {classes}).")
+        raise RecipeError(f"{where} returns {got} for 2 images; expected logits (2, {classes}).")
     return network

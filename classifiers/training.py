@@ -1,7 +1,7 @@
-"""The training loop of a classifier: an epoch over a source of batches, an error rate, and a state to resume from.
+"""Training of a classifier: epochs over a source of batches, error rates, and a state to resume from.
 
-An epoch depends only on the state at its start, on (seed, epoch) and on the source's batches, so that a resumed training
-equals an uninterrupted one.
+An epoch depends only on the state at its start, on (seed, epoch) and on the source's batches, so resumed and
+uninterrupted training produce the same weights.
 
 Axes: B images, C channels, H rows, W columns.
 """
@@ -34,33 +34,33 @@ from lsmix.data.rng import generator
 
 __all__ = ["ClassifierTrainer", "EpochResult", "Mixes", "augment", "learning_rate"]
 
-# (epoch, index of the batch in it, both from 0) -> how the batch is mixed, one after the other.
+# Maps (epoch, index of the batch in the epoch), both from 0, to the mixing steps of the batch, in order.
 Mixes: TypeAlias = Callable[[int, int], Sequence[PixelMix]]
-_UPDATES_PER_CHECK = 64  # asking a GPU whether the loss is finite makes it wait, so it is asked this seldom
+_UPDATES_PER_CHECK = 64  # updates between checks for a finite loss, each of which synchronises with the GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochResult:
     """The results of one epoch of training."""
 
-    loss: float  # nats an image, mean over the epoch, with dropout and augmentation
+    loss: float  # nats per image, mean over the epoch, with dropout and augmentation
     updates: int  # in this epoch
     images: int  # in this epoch
 
 
 class ClassifierTrainer:
-    """A classifier in training: ``run_epoch`` once an epoch, ``evaluate`` at will.
+    """Train a classifier: call ``run_epoch`` for each epoch, and ``evaluate`` at any time.
 
-    ``image_shape`` is (H, W, C). The weights are drawn from ``seed``; the global random state is left as it was.
-    ``statistics`` are those of the training set, by ``channel_statistics``, which ``normalise = "channel"`` needs; a
-    restored state brings its own. ``mixes`` says how each batch is mixed in pixel space, after augmentation; none by
-    default.
+    ``image_shape`` is (H, W, C). The weights are drawn from ``seed``; the global random state does not change.
+    ``normalise = "channel"`` needs ``statistics``, the result of ``channel_statistics`` for the training set; restoring
+    a state replaces them. ``mixes`` defines how each batch is mixed in pixel space after augmentation; default: no
+    mixing.
 
-    All of several ``ranks`` prepare the same batch, and each trains on its part of it: batch norm takes the statistics of
-    the part, dropout draws for it, and the running statistics are the ranks' means at the end of an epoch.
+    With several ``ranks``, every rank prepares the same batch and trains on its part of it. Batch norm and dropout work
+    on that part, and running statistics are averaged over ranks after each epoch.
 
     Raises:
-        RecipeError: the architecture cannot take images of this shape, or statistics are wanted and not given.
+        RecipeError: The architecture does not support this image shape, or required statistics are missing.
 
     Example:
         >>> import numpy as np
@@ -87,8 +87,8 @@ class ClassifierTrainer:
         self.image_shape = image_shape
         self.seed = seed
         self.device = torch.device(device)
-        self.epoch = 0  # epochs done, which is also the next one's number
-        self.update = 0  # updates done
+        self.epoch = 0  # completed epochs, also the index of the next epoch
+        self.update = 0  # completed updates
         self._ranks = ranks
         self._mixes: Mixes = mixes or (lambda _epoch, _index: ())
         with seeded(self.device, seed, "initialise"):
@@ -96,24 +96,24 @@ class ClassifierTrainer:
         if isinstance(model, Normalised):
             if statistics is None:
                 raise RecipeError(
-                    "normalise 'channel' needs the training set's statistics. Pass channel_statistics(images)."
+                    "normalise 'channel' needs the training set's statistics. Pass statistics=channel_statistics(images)."
                 )
             model.set_statistics(statistics)
-        # Channels-last takes 0.85 of the time of a training step on the CPU, 0.8 of an evaluation, and suits tensor cores.
+        # On the CPU, channels-last takes 0.85× the time for training and 0.8× for evaluation; it also suits tensor cores.
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it for modules
         self.optimiser = _optimiser(config, self.model)
-        # A network of another package may choose on the host, which a recording would repeat at each update.
+        # External networks may branch on the host; a recorded graph would repeat the same branch in every update.
         self._recorded_images = self._ranks.part(config.batch_size) if is_own(config.architecture) else None
         self._gradients = Replayed(
             partial(_loss_and_gradients, self.model, config.precision), partial(_state, self.model)
         )
 
     def run_epoch(self, source: EpochLoader[Batch | SoftBatch]) -> EpochResult:
-        """Train on every batch of the source's epoch ``self.epoch``, and return the results.
+        """Train on every batch of epoch ``self.epoch`` of the source; return the results.
 
         Raises:
-            DivergedError: the loss is no longer finite; the trainer must then be restored from an earlier state.
-            RecipeError: a batch cannot be trained on, or the source is empty.
+            DivergedError: The loss is no longer finite. Restore the trainer from an earlier state.
+            RecipeError: A batch is invalid, or the source is empty.
         """
         source.set_epoch(self.epoch)
         loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -129,56 +129,56 @@ class ClassifierTrainer:
                 if updates % _UPDATES_PER_CHECK == 0:
                     self._check_finite(loss_sum)
         if images == 0:
-            raise RecipeError(f"epoch {self.epoch} has no batch to train on. Use more images or a smaller batch_size.")
+            raise RecipeError(f"epoch {self.epoch} has no batches. Use more images or a smaller batch_size.")
         self._check_finite(loss_sum)
         self._ranks.average([buffer for buffer in self.model.buffers() if buffer.is_floating_point()])
         self.epoch += 1
         return EpochResult(loss=float(loss_sum) / images, updates=updates, images=images)
 
     def evaluate(self, images: np.ndarray, labels: np.ndarray) -> float:
-        """Return the error rate in % on images, uint8 (N, H, W, C), with labels, integer (N,).
+        """Return the error rate in % on images, uint8 (N, H, W, C), with integer labels (N,).
 
         Raises:
-            RecipeError: there are no images, or not as many labels.
+            RecipeError: There are no images, or the numbers of images and labels differ.
         """
         if len(images) == 0 or len(images) != len(labels):
             raise RecipeError(
-                f"an error rate needs images and as many labels; got {len(images)} images, {len(labels)} labels."
+                f"an error rate needs one label per image; got {len(images)} images and {len(labels)} labels."
             )
         return 100.0 * int(np.count_nonzero(self.predict(images) != labels)) / len(images)
 
     def predict(self, images: np.ndarray) -> NDArray[np.int64]:
-        """Return the most likely class, int64 (N,), of images, uint8 (N, H, W, C), of which there is at least one."""
+        """Return the most likely class, int64 (N,), of each image, uint8 (N, H, W, C); N is at least 1."""
         batches = passes(self.model, images, device=self.device, precision=self.config.precision)
         return torch.cat([logits.argmax(dim=1) for _, logits in batches]).cpu().numpy()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that resuming needs as contiguous tensors that share no memory, as safetensors wants them."""
+        """Return everything needed to resume, as contiguous tensors with separate memory (for safetensors)."""
         return flat_state(self.model, self.optimiser, {"epoch": self.epoch, "update": self.update})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore a state from ``state_dict`` of a trainer with the same configuration.
+        """Restore a state that ``state_dict`` of a trainer with the same configuration returned.
 
         Raises:
-            FormatError: a tensor is missing, unknown, or of another shape or type; nothing is changed then.
+            FormatError: A tensor is missing, unknown, or has another shape or type. The trainer remains unchanged.
         """
         counters = restore_state(self.model, self.optimiser, ("epoch", "update"), state)
         self.epoch, self.update = counters["epoch"], counters["update"]
 
     def _train_batch(self, batch: Batch | SoftBatch, index: int) -> Tensor:
-        """Do one update on the epoch's batch ``index``; return its mean loss."""
+        """Run one update on batch ``index`` of the epoch; return its mean loss."""
         images, target = self._prepare(batch, index)
         part = self._ranks.part(len(images))
-        share = len(images[part]) * self._ranks.size / len(images)  # 1, but where a last batch is divided unequally
+        share = len(images[part]) * self._ranks.size / len(images)  # 1, except if the last batch is split unevenly
         images, target = images[part], target[part]
         if len(images) == 1 and self.config.final_batch_norm:
             raise RecipeError(
-                f"batch {index} of epoch {self.epoch} has a single image, which final_batch_norm cannot take. "
-                "Choose a batch_size that does not leave 1 image over."
+                f"batch {index} of epoch {self.epoch} has a single image, which final_batch_norm does not support. "
+                "Choose a batch_size that does not leave a remainder of 1 image."
             )
         if share == 1 and part == self._recorded_images:
             loss, *gradients = self._gradients(images, target)
-            weights = [weight for weight in self.model.parameters() if weight.grad is not None]  # since the recording
+            weights = [weight for weight in self.model.parameters() if weight.grad is not None]  # set by the recording
             for weight, gradient in zip(weights, gradients, strict=True):
                 weight.grad = gradient
         else:
@@ -190,13 +190,13 @@ class ClassifierTrainer:
         return loss
 
     def _prepare(self, batch: Batch | SoftBatch, index: int) -> tuple[Tensor, Tensor]:
-        """Return images uint8 (B, C, H, W), augmented and mixed, and their target float32 (B, classes), on the device."""
+        """Return augmented and mixed images, uint8 (B, C, H, W), and targets, float32 (B, classes), on the device."""
         images, *rest = (to_device(part, self.device) for part in batch)
         target = soft_target(rest[0], rest[1], rest[2], self.classes) if isinstance(batch, Batch) else rest[0]
         if target.shape != (len(images), self.classes):
             raise RecipeError(
                 f"batch {index} of epoch {self.epoch} has targets {tuple(target.shape)}: expected a Batch, or images and "
-                f"targets ({len(images)}, {self.classes}). Make the source with labels 'pair' or 'soft'."
+                f"targets ({len(images)}, {self.classes}). Create the source with labels 'pair' or 'soft'."
             )
         images = augment(
             images,
@@ -214,19 +214,19 @@ class ClassifierTrainer:
             group["lr"] = learning_rate
 
     def _check_finite(self, loss_sum: Tensor) -> None:
-        self._ranks.average([loss_sum])  # so that all ranks see the same
+        self._ranks.average([loss_sum])  # so that all ranks decide alike
         if not math.isfinite(float(loss_sum)):
             raise DivergedError(
-                f"the classifier's loss is no longer finite in epoch {self.epoch}, by update {self.update}. "
+                f"the classifier's loss is no longer finite in epoch {self.epoch} after {self.update} updates. "
                 f"Use a learning_rate below {self.config.learning_rate:g}, or precision 'float32'."
             )
 
 
 def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.Generator) -> Tensor:
-    """Return each image moved by −translate..translate pixels on either axis, and flipped half of the time.
+    """Shift each image by −translate to translate pixels along both axes, and mirror it with probability ½.
 
-    ``images`` is (B, C, H, W) of any dtype and is left as it was; pixels from beyond its edges are 0. The result has
-    the same shape, dtype and device, in channels-last memory, and is the same on every device.
+    ``images`` is (B, C, H, W) of any dtype and is not modified; pixels shifted in are 0. The result has the same shape,
+    dtype and device, in channels-last memory, with the same values on every device.
 
     Example:
         >>> import numpy as np, torch
@@ -236,7 +236,7 @@ def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.
         (torch.Size([4, 3, 8, 8]), True)
     """
     count, _, height, width = images.shape
-    # All three are always drawn, so that turning flips on does not change how the images move.
+    # All three are always drawn, so that enabling flips does not change the shifts.
     down = generator.integers(-translate, translate, size=count, endpoint=True)
     right = generator.integers(-translate, translate, size=count, endpoint=True)
     mirrored = generator.integers(0, 1, size=count, endpoint=True).astype(bool) & flip
@@ -254,12 +254,12 @@ def augment(images: Tensor, *, translate: int, flip: bool, generator: np.random.
 
 
 def _backward(model: nn.Module, precision: str, images: Tensor, target: Tensor, share: float = 1.0) -> Tensor:
-    """Set the gradients of a batch's mean loss, times ``share``; return it."""
+    """Compute the gradients of a batch's mean loss times ``share``; return this loss."""
     loss = functional.cross_entropy(logits_of(model, images, precision), target)
     if share != 1:
         loss = loss * share
     model.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]  # torch does not type it
+    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
     return loss.detach()
 
 
@@ -284,9 +284,9 @@ def _optimiser(config: ClassifierTraining, model: nn.Module) -> torch.optim.Opti
 def learning_rate(config: ClassifierTraining, update: int, updates_per_epoch: int) -> float:
     """Return the learning rate of an update, counted from 0.
 
-    "exponential" multiplies by ``decay`` at every ``decay_every_epochs`` epochs after ``decay_after_updates`` updates, as
-    [P B.3] reads literally. Its 184,000 updates for CIFAR-10 are never reached in 300 epochs of 391 updates (117,300): the
-    rate then stays constant. "cosine" falls to 0 over all epochs as half a cosine wave.
+    "exponential" multiplies by ``decay`` every ``decay_every_epochs`` epochs after the first ``decay_after_updates``
+    updates, as literally stated in [P B.3]. For CIFAR-10, the stated 184,000 updates are never reached in 300 epochs of
+    391 updates (117,300), so the rate stays constant. "cosine" decays to 0 over all epochs as half a cosine wave.
 
     Example:
         >>> config = ClassifierTraining(learning_rate=1.0, decay=0.5, decay_every_epochs=2, decay_after_updates=100)

@@ -1,7 +1,7 @@
 """Wide residual networks, WRN-D-K [P B.2; Zagoruyko and Komodakis 2016, arXiv:1605.07146, and their Torch code].
 
-Images whose shorter side has 64 pixels or more are halved in the first group too, so that the last grid is
-8×8 for 32×32 and for 64×64 alike.
+If the shorter side of the images has at least 64 pixels, the first group also halves them, so that the last grid is 8×8
+for both 32×32 and 64×64.
 
 Axes: B images, C channels, H rows, W columns, K classes.
 """
@@ -12,15 +12,15 @@ from torch.nn import functional
 
 __all__ = ["WideResNet"]
 
-_STEM = 16  # channels of the first convolution; the groups have 1, 2 and 4 times as many, times the widening
-_LARGE = 64  # pixels of the shorter side from which on the first group halves the grid
+_STEM = 16  # channels of the first convolution; the groups have 1, 2 and 4 times as many, times K
+_LARGE = 64  # minimum shorter side, in pixels, for the first group to halve the grid
 
 
 class WideResNet(nn.Module):
     """Map images (B, C, H, W) to logits (B, K).
 
-    ``depth`` is 6n + 4, with n blocks in each of the three groups; ``widening`` is K in WRN-D-K. Without dropout, as in
-    the paper. Any image size will do, since the last grid is averaged.
+    ``depth`` is 6n + 4, with n blocks in each of the three groups; ``widening`` is K in WRN-D-K. There is no dropout,
+    as in the paper. Images may have any size, since the last grid is averaged.
 
     Example:
         >>> import torch
@@ -58,11 +58,11 @@ class WideResNet(nn.Module):
         return logits_BK
 
     def extra_repr(self) -> str:
-        """Show the image size that the network is made for."""
+        """Return the image size for ``repr``."""
         return f"image_size={self.image_size}"
 
     def _initialise(self) -> None:
-        """Draw weights from the global generator as the authors' code does: He's by fan-out, torch's own for the head."""
+        """Draw weights from the global generator like the authors' code: He by fan-out, torch's default for the head."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -70,7 +70,7 @@ class WideResNet(nn.Module):
 
 
 class _Block(nn.Module):
-    """x + conv(act(conv(act(x)))), where act is batch norm and ReLU; where the shape changes, conv1×1(act(x)) for x."""
+    """x + conv(act(conv(act(x)))); act is batch norm and ReLU. If the shape changes, conv1×1(act(x)) replaces x."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
         super().__init__()
@@ -83,9 +83,9 @@ class _Block(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         active_BCHW = functional.relu(self.norm1(x_BCHW), inplace=True)
-        beside_BCHW = x_BCHW if self.shortcut is None else self.shortcut(active_BCHW)
+        shortcut_BCHW = x_BCHW if self.shortcut is None else self.shortcut(active_BCHW)
         inner_BCHW = functional.relu(self.norm2(self.conv1(active_BCHW)), inplace=True)
-        return torch.add(self.conv2(inner_BCHW), beside_BCHW)
+        return torch.add(self.conv2(inner_BCHW), shortcut_BCHW)
 
 
 def _group(channels_in: int, channels_out: int, blocks: int, *, stride: int) -> nn.Sequential:

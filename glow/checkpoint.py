@@ -1,7 +1,7 @@
 """Saving and loading flows: ``glow.safetensors`` for the weights, ``glow.json`` for architecture and metadata.
 
-Checkpoints are untrusted input. Architecture, tensor names, types, shapes and the checksum are compared before any tensor
-is allocated, and nothing in a checkpoint is executed.
+Checkpoints are untrusted input: architecture, tensor names, types, shapes and the checksum are checked before any
+tensor is allocated, and nothing in a checkpoint is executed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 from lsmix.data.artifact import Artifact
 from lsmix.data.atomic import DECODE_ERRORS, check_tensor_header, decode_versioned, write_atomic
-from lsmix.data.errors import CorruptError, FormatError
+from lsmix.data.errors import CorruptError, FormatError, format_bytes
 from lsmix.data.store import open_flow_artifact
 from lsmix.glow.config import FlowConfig
 from lsmix.glow.flow import Flow
@@ -35,13 +35,13 @@ class _Checkpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     format_version: int = FORMAT_VERSION
     config: FlowConfig
     weights_sha256: str
-    metadata: dict[str, Any]  # such as the iterations and the class names
+    metadata: dict[str, Any]  # for example the number of iterations and the class names
 
 
 def save_flow(folder: Path, flow: Flow, metadata: dict[str, Any]) -> None:
-    """Write a flow into ``folder``, the JSON file last. The same flow gives the same bytes.
+    """Write a flow to ``folder``, the JSON file last. Equal flows produce equal bytes.
 
-    ``metadata`` may hold anything that JSON can.
+    ``metadata`` may contain any JSON values.
     """
     tensors = {name: value.detach().cpu().contiguous() for name, value in flow.state_dict().items()}
     weights = save_tensors(tensors)
@@ -52,13 +52,13 @@ def save_flow(folder: Path, flow: Flow, metadata: dict[str, Any]) -> None:
 
 
 def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -> Flow:
-    """Load the flow from an artifact, by its folder or URL, or from any folder with its two files, ready to encode and decode.
+    """Load a flow in evaluation mode from an artifact's folder or URL, or from any folder that contains its two files.
 
     Raises:
-        MissingError: there is no such folder or file, or no complete artifact at the URL.
-        DownloadError: the URL cannot be reached.
-        FormatError: the checkpoint is of another kind or version, or its architecture is not accepted.
-        CorruptError: bytes are damaged, or the tensors are not those of the architecture.
+        MissingError: The folder or file does not exist, or the URL has no complete artifact.
+        DownloadError: The URL cannot be reached.
+        FormatError: The checkpoint has another kind or version, or lsmix does not accept its architecture.
+        CorruptError: The checkpoint is damaged, or its tensors do not match its architecture.
     """
     artifact = open_flow_artifact(path)
     checkpoint = _read_checkpoint(artifact)
@@ -71,11 +71,11 @@ def load_flow(path: Path | str | Artifact, device: str | torch.device = "cpu") -
     if digest != checkpoint.weights_sha256:
         raise CorruptError(
             f"{where!r} is damaged: expected sha256 {checkpoint.weights_sha256[:12]}…, got {digest[:12]}…. "
-            "Fetch or train the flow again."
+            "Download or train the flow again."
         )
     tensors = load_tensors(weights)
     _check_values(where, tensors)
-    flow = Flow(checkpoint.config, seed=None)  # unlike to_empty(), this imports no sympy, which takes a second
+    flow = Flow(checkpoint.config, seed=None)  # to_empty() would import sympy, which takes a second
     flow.load_state_dict(tensors)
     return flow.to(device).eval()
 
@@ -85,36 +85,36 @@ def _read_checkpoint(artifact: Artifact) -> _Checkpoint:
     with artifact.open(CONFIG_NAME) as file:
         content = file.read(_JSON_BYTES_CAP + 1)
     if len(content) > _JSON_BYTES_CAP:
-        raise FormatError(f"{where!r} is no flow's: it has more than {_JSON_BYTES_CAP} bytes.")
+        raise FormatError(f"{where!r} does not describe a flow: it is larger than {format_bytes(_JSON_BYTES_CAP)}.")
     try:
-        what, remedy = f"{where!r} is a flow of", "Use the lsmix that wrote it, or train the flow again."
+        what, remedy = f"{where!r} is a flow of", "Use the version of lsmix that wrote it, or train the flow again."
         return decode_versioned(content, _Checkpoint, FORMAT_VERSION, what=what, remedy=remedy)
     except msgspec.ValidationError as error:
-        raise FormatError(f"{where!r} describes no flow that lsmix accepts: {error}.") from error
+        raise FormatError(f"{where!r} does not describe a flow that lsmix accepts: {error}.") from error
     except DECODE_ERRORS as error:
-        raise CorruptError(f"{where!r} is damaged: {error}. Fetch or train the flow again.") from error
+        raise CorruptError(f"{where!r} is damaged: {error}. Download or train the flow again.") from error
 
 
 def _check_header(path: Path, where: str, blank: Flow) -> None:
-    """Compare names, types and shapes in the file with those of the architecture, before any tensor is read."""
+    """Check the names, types and shapes in the file against the architecture, before any tensor is read."""
     expected = {name: (_DTYPES[value.dtype], list(value.shape)) for name, value in blank.state_dict().items()}
     try:
         check_tensor_header(path)
         with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - safe_open returns no dict
             found = {name: (part.get_dtype(), part.get_shape()) for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise CorruptError(f"{where!r} is damaged: {error}. Fetch or train the flow again.") from error
+        raise CorruptError(f"{where!r} is damaged: {error}. Download or train the flow again.") from error
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             raise CorruptError(
-                f"{where!r} does not fit its {CONFIG_NAME}: tensor {name!r} should be {expected.get(name, 'absent')}, "
-                f"is {found.get(name, 'absent')}. Fetch or train the flow again."
+                f"{where!r} does not match its {CONFIG_NAME}: tensor {name!r}: expected {expected.get(name, 'none')}, "
+                f"got {found.get(name, 'none')}. Download or train the flow again."
             )
 
 
 def _check_values(where: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Refuse numbers that no training leaves behind: they would index out of bounds, or decode to nothing."""
+    """Reject values that training cannot produce, such as NaN and permutations that index out of bounds."""
     for name, value in tensors.items():
         good = bool(torch.isfinite(value).all())
         if name.endswith(".permutation"):
@@ -122,4 +122,4 @@ def _check_values(where: str, tensors: dict[str, torch.Tensor]) -> None:
         elif name.endswith(".sign"):
             good = bool((value.abs() == 1.0).all())
         if not good:
-            raise CorruptError(f"{where!r} holds impossible numbers in {name!r}. Do not use this flow; train it again.")
+            raise CorruptError(f"{where!r} contains invalid values in {name!r}. Download or train the flow again.")

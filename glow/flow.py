@@ -1,7 +1,7 @@
-"""The whole flow: images to latent vectors and back, with their exact likelihood [P §2, A].
+"""The complete flow: maps images to latent vectors and back, with exact likelihoods [P §2, A].
 
-Batches have one fixed size, to which tails are filled up, and both directions compute in the same precision. So the same
-images give the same bytes however they are split, and decode(encode(x)) is x.
+All batches have the same size (the last is zero-padded), and both directions use the same precision. Results therefore
+do not depend on how images are split into calls, and decode(encode(x)) equals x.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector; N images, any number.
 """
@@ -28,10 +28,10 @@ from lsmix.glow.transfers import run_batches
 
 __all__ = ["Flow", "Mix", "Validate"]
 
-# Makes latents (n, D) from some rows, and the tensors that hold them.
+# Computes latents (n, D) from the indices of some rows and the tensors of these rows.
 Mix: TypeAlias = Callable[[slice, Sequence[torch.Tensor]], torch.Tensor]
-Advance: TypeAlias = Callable[[int], None]  # gets a number of images
-Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # y (B, C, height, width) to bool (B,)
+Advance: TypeAlias = Callable[[int], None]  # called with a number of images
+Validate: TypeAlias = Callable[[torch.Tensor], torch.Tensor]  # maps y (B, C, height, width) to bool (B,)
 _LOG_2PI = math.log(2.0 * math.pi)
 
 
@@ -52,10 +52,10 @@ class _DecodeOptions(TypedDict, total=False):
 
 
 class Flow(nn.Module):
-    """A Glow: L levels of squeeze, K steps and factoring out half of the channels, also after the last level.
+    """A Glow with L levels; each squeezes, applies K steps and factors out half of its channels.
 
     ``forward`` and ``inverse`` work on tensors of padded size; ``encode``, ``decode`` and ``log_prob`` on NumPy arrays.
-    ``seed`` draws the starting values; None leaves the linear identity that a checkpoint is loaded over.
+    ``seed`` draws the initial weights; None leaves zeros and identities, which a loaded checkpoint replaces.
 
     Example:
         >>> import numpy as np
@@ -99,13 +99,13 @@ class Flow(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of all activations."""
+        """The type of the parameters and of all activations."""
         return next(self.parameters()).dtype
 
-    # The maths, on tensors of padded size.
+    # Methods on tensors of padded size.
 
     def forward(self, y_BCHW: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Map y, padded, to the L + 1 parts of its latent [P A.1, Eq. 2-4] and the log-determinant (B,), float64."""
+        """Map padded y to the L + 1 parts of its latent [P A.1, Eq. 2-4] and the log-determinant, float64 (B,)."""
         h_BCHW = y_BCHW
         log_det_B = torch.zeros(len(y_BCHW), dtype=torch.float64, device=y_BCHW.device)
         parts = []
@@ -117,14 +117,14 @@ class Flow(nn.Module):
         return [*parts, h_BCHW], log_det_B
 
     def inverse(self, parts: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Map the parts of a latent to y, padded: undo ``forward``."""
+        """Map the parts of a latent to padded y; the inverse of ``forward``."""
         *factored_out, h_BCHW = parts
         for part_BCHW, level in zip(reversed(factored_out), reversed(self._levels()), strict=True):
             h_BCHW = depth_to_space(level.inverse(torch.cat((part_BCHW, h_BCHW), dim=1)))
         return h_BCHW
 
     def log_prob_y(self, y_BCHW: torch.Tensor) -> torch.Tensor:
-        """Return the log-density of y, padded, under the prior N(0, I) on every part: nats, float64 (B,)."""
+        """Return the log-density of padded y under the prior N(0, I) on every part: nats, float64 (B,)."""
         parts, log_det_B = self.forward(y_BCHW)
         return self._log_prior(parts) + log_det_B
 
@@ -134,31 +134,31 @@ class Flow(nn.Module):
 
     @torch.no_grad()
     def initialise(self, y_BCHW: torch.Tensor) -> None:
-        """Set every ActNorm from this batch of y, padded, layer after layer; remember it in the state."""
+        """Initialise every ActNorm from this batch of padded y, one after another, and set ``initialised``."""
         h_BCHW = y_BCHW
         for level in self._levels():
             h_BCHW = level.initialise(space_to_depth(h_BCHW)).chunk(2, dim=1)[1]
         self.initialised.fill_(True)
 
     def set_network_dtype(self, dtype: torch.dtype | None) -> None:
-        """Compute the coupling networks in another type, such as bfloat16; None is that of the parameters."""
+        """Compute the coupling networks in this type, for example bfloat16; None selects the type of the parameters."""
         for level in self._levels():
             level.network_dtype = dtype
 
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether the backward pass rebuilds activations from outputs, instead of keeping them.
+        """Choose whether the backward pass recomputes activations from outputs instead of storing them.
 
-        True holds for the parameters as they are: call it again before each pass after an update.
+        If True, call this again after each parameter update, before the next forward pass.
         """
         for level in self._levels():
             level.set_rebuild(rebuild)
 
-    # Latent vectors, on tensors.
+    # Latent vectors as tensors.
 
     def encode_batch(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Map y, float (B, C, height, width), to z (B, D) and the log-probability of the n-bit image: nats (B,).
 
-        Pads by reflection where that is needed. The last bits depend on the batch's size: keep it fixed.
+        Pads by reflection if necessary. The last bits depend on the batch size, so keep it fixed.
         """
 
         def encode(y_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,7 +171,7 @@ class Flow(nn.Module):
             return z_BD, log_prob_B
 
     def decode_batch(self, z_BD: torch.Tensor) -> torch.Tensor:
-        """Map z (B, D) to y, float (B, C, height, width), cropped; not clipped, and not always finite."""
+        """Map z (B, D) to y, float (B, C, height, width), cropped but not clipped; values may be infinite or NaN."""
 
         def decode(z_BD: torch.Tensor) -> tuple[torch.Tensor]:
             return (self.inverse(split_parts(z_BD, self.part_shapes)),)
@@ -184,9 +184,9 @@ class Flow(nn.Module):
     def _replayed(
         self, direction: str, function: Callable[[torch.Tensor], Sequence[torch.Tensor]]
     ) -> Callable[[torch.Tensor], Sequence[torch.Tensor]]:
-        """Return ``function`` as a graph of this direction, recorded again if a parameter has changed.
+        """Return ``function`` as this direction's CUDA graph, recorded again if a parameter has changed.
 
-        In training mode it stays a plain call: nothing is frozen there that a graph could read.
+        In training mode, return ``function`` itself: no weights are frozen then for a graph to read.
         """
         if self.training or not can_record(self.device):
             return function
@@ -201,7 +201,7 @@ class Flow(nn.Module):
         self._recordings.clear()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out the recordings, which cannot be copied or stored."""
+        """Return the state without the recordings, which cannot be copied or pickled."""
         return {**self.__dict__, "_recordings": {}}
 
     def _pad(self, y_BCHW: torch.Tensor) -> torch.Tensor:
@@ -212,7 +212,7 @@ class Flow(nn.Module):
         columns = torch.from_numpy(reflected_index(self.config.width, left, right)).to(y_BCHW.device)
         return y_BCHW[:, :, rows[:, None], columns]
 
-    # On NumPy arrays.
+    # Methods on NumPy arrays.
 
     @overload
     def encode(
@@ -237,12 +237,12 @@ class Flow(nn.Module):
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Map uint8 images (N, height, width, channels) to latent vectors, float32 (N, D).
 
-        "uniform" noise is drawn per image from ``seed`` and its index, which starts at ``first_index``. With
-        ``return_log_prob`` the log-probability of each image is returned too: nats, float64 (N,). ``advance`` is called
-        after each batch with the number of its images.
+        "uniform" noise is drawn for each image from ``seed`` and the image's index; indices start at ``first_index``.
+        With ``return_log_prob``, the log-probability of each image is also returned: nats, float64 (N,). ``advance`` is
+        called after each batch with the number of its images.
 
         Raises:
-            RecipeError: the images are not of this flow's shape or type, or an option is unknown.
+            RecipeError: The images do not have this flow's shape or type, or an option is unknown.
         """
         self.check_images(images)
         z, log_prob = np.empty((len(images), self.dim), np.float32), np.empty(len(images), np.float64)
@@ -252,9 +252,9 @@ class Flow(nn.Module):
             return self._batch(images[rows], dequantise, seed, indices)
 
         def encode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-            filled = [_filled(values, batch_size) for values in batch]
-            noise = filled[1] if len(filled) > 1 else None
-            y_BCHW = pixels.dequantise(filled[0], dequantise, bits=self.config.bits, noise_BHWC=noise)
+            padded = [_zero_padded(values, batch_size) for values in batch]
+            noise = padded[1] if len(padded) > 1 else None
+            y_BCHW = pixels.dequantise(padded[0], dequantise, bits=self.config.bits, noise_BHWC=noise)
             return [result[: rows.stop - rows.start] for result in self.encode_batch(y_BCHW)]
 
         for rows, (z_BD, log_prob_B) in run_batches(self.device, _batches(len(images), batch_size), load, encode):
@@ -267,13 +267,12 @@ class Flow(nn.Module):
     ) -> np.ndarray:
         """Return the log-probability of uint8 images (N, height, width, channels): nats, float64 (N,).
 
-        It is that of the image of ``config.bits`` bits, discretisation constant included; of the padded one, if this
-        flow pads.
+        It refers to the image reduced to ``config.bits`` bits, after padding, and includes the discretisation constant.
         """
         return self.encode(images, dequantise=dequantise, batch_size=batch_size, seed=seed, return_log_prob=True)[1]
 
     def bits_per_dim(self, log_prob: np.ndarray) -> np.ndarray:
-        """Turn nats per image into bits per dimension, D being that of the padded image."""
+        """Convert log-probabilities in nats per image to bits per dimension of the padded image."""
         return np.asarray(-np.asarray(log_prob, np.float64) / (self.dim * math.log(2.0)))
 
     @overload
@@ -298,18 +297,18 @@ class Flow(nn.Module):
         """Map latent vectors, float32 (N, D), to uint8 images (N, height, width, channels).
 
         Args:
-            z: the vectors.
-            output: "8bit" returns the exact bytes that were encoded; "5bit" is the paper's floor to 5 bits.
-            batch_size: vectors in a pass.
-            validate: gets y as ``decode_batch`` gives it, float (B, C, height, width), before it is rounded, and returns
-                bool (B,); its results, bool (N,), are returned after the images.
-            others: more arrays (N, …) for ``mix``.
-            mix: makes the vectors to decode, (n, D), from some rows of z and of ``others`` on the flow's device. It must
-                not wait for the device.
-            advance: called after each batch with the number of its images.
+            z: Vectors to decode.
+            output: "8bit" returns the exact bytes that were encoded; "5bit" floors to 5 bits as in the paper.
+            batch_size: Vectors per pass.
+            validate: Maps y, the unrounded result of ``decode_batch``, float (B, C, height, width), to bool (B,). The
+                results of all batches, bool (N,), are returned after the images.
+            others: Additional arrays (N, …) for ``mix``.
+            mix: Computes the vectors to decode, (n, D), from some rows of z and of ``others`` on the flow's device. It
+                must not wait for the device.
+            advance: Called after each batch with the number of its images.
 
         Raises:
-            RecipeError: the vectors are not of this flow's length, or an option is unknown.
+            RecipeError: The vectors do not have this flow's length, or an option is unknown.
         """
         bits = output_bits(output)
         z = np.asarray(z)
@@ -324,7 +323,7 @@ class Flow(nn.Module):
 
         def decode(rows: slice, batch: Sequence[torch.Tensor]) -> list[torch.Tensor]:
             z_BD = mix(rows, batch) if mix else batch[0]
-            y_BCHW = self.decode_batch(_filled(z_BD, batch_size))
+            y_BCHW = self.decode_batch(_zero_padded(z_BD, batch_size))
             results = (quantise(y_BCHW, bits), *([validate(y_BCHW)] if validate else []))
             return [result[: len(z_BD)] for result in results]
 
@@ -336,7 +335,7 @@ class Flow(nn.Module):
         return (images, flags) if validate else images
 
     def _batch(self, images: np.ndarray, mode: Dequantise, seed: int, indices: Sequence[int]) -> list[np.ndarray]:
-        """Return images, padded, and where the mode needs it their noise."""
+        """Return the padded images, followed by their noise if the mode needs it."""
         padded = pad_images(images, self.pads)
         if mode != "uniform":
             return [padded]
@@ -344,16 +343,16 @@ class Flow(nn.Module):
         return [padded, np.stack(draws)]
 
     def check_images(self, images: np.ndarray) -> None:
-        """Raise RecipeError unless the images are uint8 of this flow's shape."""
+        """Raise RecipeError unless the images are uint8 and have this flow's shape."""
         expected = (self.config.height, self.config.width, self.config.channels)
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != expected:
             raise RecipeError(
-                f"images do not fit this flow: expected uint8 (N, {', '.join(map(str, expected))}), "
-                f"got {images.dtype} {images.shape}. Encode with a flow that was trained on images of this shape."
+                f"images do not match this flow: expected uint8 (N, {', '.join(map(str, expected))}), "
+                f"got {images.dtype} {images.shape}. Use a flow that was trained on images of this shape."
             )
 
     def extra_repr(self) -> str:
-        """Return the architecture."""
+        """Return the architecture for ``repr``."""
         return ", ".join(f"{name}={getattr(self.config, name)!r}" for name in self.config.__struct_fields__)
 
 
@@ -364,7 +363,7 @@ def _batches(count: int, batch_size: int) -> Iterator[slice]:
         yield slice(start, min(start + batch_size, count))
 
 
-def _filled(rows: torch.Tensor, batch_size: int) -> torch.Tensor:
-    """Fill a tail up with zeros to the fixed batch size."""
+def _zero_padded(rows: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """Pad the last batch with zeros to the fixed batch size."""
     missing = batch_size - len(rows)
     return torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:]))) if missing else rows

@@ -1,7 +1,7 @@
 """The order of the components in a latent vector [P §2, Fig. 2].
 
-Every part is squeezed on to the coarsest grid, the parts of each cell are concatenated (earliest first), and the cells
-follow in Morton order; so consecutive components belong to a connected region.
+Every part is squeezed onto the coarsest grid, the parts of each cell are concatenated (earliest first), and the cells
+are sorted in Morton order. Consecutive components therefore belong to one connected region of the image.
 
 Axes: B batch, C channels, H height, W width, D components of the latent vector.
 """
@@ -38,24 +38,24 @@ def _morton_code(row: int, column: int) -> int:
 
 
 def cell_order(height: int, width: int) -> list[int]:
-    """Return the grid's cells, numbered row by row, in their order in a latent vector.
+    """Return the cells of a grid, numbered row by row, in the order in which a latent vector stores them.
 
-    Morton order is that of squeezing the grid on to 1×1; a grid that is no square power of two uses the same
-    bit-interleaved order over the cells that exist.
+    This is Morton order, the order that squeezing the grid down to 1×1 would produce. Grids that are not square powers
+    of two use the same bit-interleaved order for the cells that exist.
     """
     return sorted(range(height * width), key=lambda cell: _morton_code(cell // width, cell % width))
 
 
-@cache  # never freed: a recorded CUDA graph reads them at their address
+@cache  # never freed: recorded CUDA graphs read these tensors at a fixed address
 def _orders(height: int, width: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     forward = torch.tensor(cell_order(height, width))
-    return forward.to(device), torch.argsort(forward).to(device)  # kept there: a CUDA graph cannot copy from here
+    return forward.to(device), torch.argsort(forward).to(device)  # CUDA graphs cannot copy from the CPU
 
 
 def join_parts(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Lay the parts of a latent, each (B, C_i, H_i, W_i), out as the vectors z (B, D).
+    """Arrange the parts of latents, each (B, C_i, H_i, W_i), as vectors z (B, D).
 
-    The last part has the coarsest grid; the grids of the others are larger by powers of two.
+    The last part has the coarsest grid; the grids of the earlier parts are larger by powers of two.
     """
     B, _, H, W = parts[-1].shape
     on_grid = []
@@ -69,7 +69,7 @@ def join_parts(parts: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def split_parts(z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]]) -> list[torch.Tensor]:
-    """Take the vectors z (B, D) apart into parts of the given (C, H, W); undo ``join_parts``."""
+    """Split vectors z (B, D) into parts of the given shapes (C, H, W); the inverse of ``join_parts``."""
     B = z_BD.shape[0]
     _, H, W = shapes[-1]
     _, backward = _orders(H, W, z_BD.device)
@@ -85,10 +85,10 @@ def split_parts(z_BD: torch.Tensor, shapes: Sequence[tuple[int, int, int]]) -> l
 
 
 def corner_index(shapes: Sequence[tuple[int, int, int]], *, bottom: bool, right: bool) -> torch.Tensor:
-    """Return the index that reorders latents to begin at another corner of the image, int64 (D,).
+    """Return the index that reorders latents to start at another corner of the image, int64 (D,).
 
-    ``z[:, corner_index(...)]`` is the latent order mirrored at one or both axes of the image, down to the last squeeze;
-    so its first components belong to a region that grows from that corner. ``shapes`` are those of ``split_parts``.
+    ``z[:, corner_index(...)]`` is the latent order mirrored along one or both image axes, down to the last squeeze. Its
+    first components belong to a region that grows from that corner. ``shapes`` are the shapes given to ``split_parts``.
 
     Example:
         >>> from lsmix.glow.latent_order import corner_index

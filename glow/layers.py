@@ -1,12 +1,12 @@
 """The layers of a step: squeeze, ActNorm, invertible 1×1 convolution and affine coupling [P §2; Glow §3].
 
-The coupling's scale never falls under a half: it divides in the inverse, and flows whose scale may reach zero decode
-mixed latents to infinity. The bound costs no bits.
+The coupling's scale is bounded below by ½. The inverse divides by the scale, and flows whose scale may approach zero
+decode mixed latents to infinity. The bound does not cost any bits.
 """
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own custom
+import torch.nn.functional as F  # noqa: N812 - torch's convention
 from torch import nn
 
 from lsmix.glow.config import Scale
@@ -23,22 +23,22 @@ __all__ = [
     "space_to_depth",
 ]
 
-# "tanh" is exp(½·tanh 2r), within (0.61, 1.65), "sigmoid" is ½ + ½·sigmoid(r + 2), within (½, 1). Measured on CIFAR-10
-# (K=8, L=3, width 64, 300 steps of 32 images at 1e-3, one seed), tanh / sigmoid: 2.12 / 2.19 held-out bits per
-# dimension, 0 / 2 of 128 LS-Mix images with over 2% of their pixels beyond ±0.6, round trip 1e-6 for both, all finite.
-# After 2,500 steps of 64 images "tanh" still decodes 1,000 of 1,000 LS-Mix images within ±0.92; so it is the default.
+# "tanh" is exp(½·tanh 2r), in (0.61, 1.65); "sigmoid" is ½ + ½·sigmoid(r + 2), in (½, 1). Measured on CIFAR-10 (K=8,
+# L=3, width 64, 300 steps of 32 images at 1e-3, one seed), tanh / sigmoid: 2.12 / 2.19 held-out bits per dimension,
+# 0 / 2 of 128 LS-Mix images with over 2% of their pixels beyond ±0.6; round-trip error 1e-6, all finite, for both.
+# After 2,500 steps of 64 images, "tanh" still decodes 1,000 of 1,000 LS-Mix images within ±0.92, so it is the default.
 
 
 def log_scale_of(raw_BCHW: torch.Tensor, scale: str) -> torch.Tensor:
-    """Return the log of the scale, in new memory, from the network's raw output."""
+    """Return the log of the scale as a new tensor, from the network's raw output."""
     if scale == "sigmoid":
         return torch.log(0.5 + 0.5 * torch.sigmoid(raw_BCHW + 2.0))
-    # ½·tanh 2r = σ(4r) − ½, and a sigmoid takes a quarter of the time of a tanh.
+    # ½·tanh 2r = σ(4r) − ½, and a sigmoid takes a quarter of a tanh's time.
     return torch.sigmoid(4.0 * raw_BCHW) - 0.5
 
 
 def log_scale_gradient(log_scale_BCHW: torch.Tensor, scale: str) -> torch.Tensor:
-    """Return the derivative of ``log_scale_of`` by the raw output, where it gave ``log_scale_BCHW``."""
+    """Return the derivative of ``log_scale_of`` with respect to its input, given its result ``log_scale_BCHW``."""
     if scale == "sigmoid":
         factor_BCHW = log_scale_BCHW.exp()  # ½ + ½σ, so σ = 2·factor − 1
         return (2.0 * factor_BCHW - 1.0) * (1.0 - factor_BCHW) / factor_BCHW
@@ -46,9 +46,9 @@ def log_scale_gradient(log_scale_BCHW: torch.Tensor, scale: str) -> torch.Tensor
 
 
 class AffineCoupling(nn.Module):
-    """Scale and shift the second half of the channels by a network of the first: y₂ = (x₂ + shift) · scale.
+    """Transform half of the channels: y₂ = (x₂ + shift) · scale; a network of the other half computes shift and scale.
 
-    The network is conv 3×3, ReLU, conv 1×1, ReLU, conv 3×3; the last starts at zero and has a learned output scale.
+    The network is conv 3×3, ReLU, conv 1×1, ReLU, conv 3×3; the last one starts at zero and has a learned output scale.
 
     Example:
         >>> import torch
@@ -61,7 +61,7 @@ class AffineCoupling(nn.Module):
 
     def __init__(self, channels: int, *, hidden: int, scale: Scale = "tanh") -> None:
         super().__init__()
-        self.kept = channels // 2  # channels that pass unchanged, and steer the others
+        self.kept = channels // 2  # number of unchanged channels, the input of the network
         self.scale: Scale = scale
         self.weight_in = _conv_weight(hidden, self.kept, 3)
         self.bias_in = nn.Parameter(torch.zeros(hidden))
@@ -73,13 +73,13 @@ class AffineCoupling(nn.Module):
 
     @torch.no_grad()
     def reset(self, generator: np.random.Generator) -> None:
-        """Draw the hidden weights after He; the last convolution stays at zero, so that the step starts linear."""
+        """Draw the hidden weights (He initialisation); the last convolution stays zero, so the step starts linear."""
         for weight in (self.weight_in, self.weight_mid):
             values = generator.standard_normal(weight.shape, dtype=np.float32)
             weight.copy_(torch.from_numpy(values) * (2.0 / weight[0].numel()) ** 0.5)
 
     def _network(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return shift and log-scale, each (B, C/2, H, W)."""
+        """Return the shift and the log-scale, each (B, C/2, H, W)."""
         h_BCHW = F.relu(F.conv2d(x_BCHW, self.weight_in, self.bias_in, padding=1))
         h_BCHW = F.relu(F.conv2d(h_BCHW, self.weight_mid, self.bias_mid))
         h_BCHW = F.conv2d(h_BCHW, self.weight_out, self.bias_out, padding=1)
@@ -101,7 +101,7 @@ class AffineCoupling(nn.Module):
         return torch.cat((y1_BCHW, x2_BCHW), dim=1)
 
     def extra_repr(self) -> str:
-        """Say channels, hidden width and the form of the scale."""
+        """Return channels, hidden width and scale for ``repr``."""
         return f"{2 * self.kept}, hidden={self.bias_in.numel()}, scale={self.scale!r}"
 
 
@@ -111,10 +111,10 @@ def _conv_weight(outputs: int, inputs: int, size: int) -> nn.Parameter:
 
 
 def mix_channels(x_BCHW: torch.Tensor, weight_CC: torch.Tensor, bias_C: torch.Tensor | None = None) -> torch.Tensor:
-    """Multiply the channels of each pixel by a matrix, then add a bias; the result is channels-last in memory.
+    """Multiply the channels of each pixel by a matrix and add a bias; the result is channels-last in memory.
 
-    A matrix product on the NHWC view and no ``conv2d``, which keeps cuDNN's TF32 switch to the coupling networks, the
-    only place where TF32 is harmless. On the CPU, where no gradient is wanted, oneDNN's convolution takes half the time.
+    Uses a matrix product on the NHWC view rather than ``conv2d``, so that cuDNN's TF32 switch affects only the coupling
+    networks, where TF32 is harmless. On the CPU without gradients, oneDNN's convolution takes half the time.
     """
     if not torch.is_grad_enabled():
         y_BCHW = fused_conv(x_BCHW, weight_CC[:, :, None, None], bias_C)
@@ -124,7 +124,7 @@ def mix_channels(x_BCHW: torch.Tensor, weight_CC: torch.Tensor, bias_C: torch.Te
 
 
 class Conv1x1(nn.Module):
-    """A learned mixing of channels that starts as a random rotation.
+    """An invertible 1×1 convolution with learned weights, initialised to a random rotation.
 
     Example:
         >>> import numpy as np, torch
@@ -141,19 +141,19 @@ class Conv1x1(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.lower = nn.Parameter(torch.zeros(channels, channels))  # only what is below the diagonal counts
-        self.upper = nn.Parameter(torch.zeros(channels, channels))  # only what is above the diagonal counts
+        self.lower = nn.Parameter(torch.zeros(channels, channels))  # only entries below the diagonal are used
+        self.upper = nn.Parameter(torch.zeros(channels, channels))  # only entries above the diagonal are used
         self.log_diagonal = nn.Parameter(torch.zeros(channels))
-        # Row i of W is row permutation[i] of L·U. Made on the CPU, since "meta" would import sympy, which takes a second.
+        # Row i of W is row permutation[i] of L·U. Created on the CPU: "meta" would import sympy, which takes a second.
         self.register_buffer("permutation", torch.arange(channels, device="cpu").to(self.lower.device))
         self.register_buffer("sign", torch.ones(channels))
 
     @torch.no_grad()
     def reset(self, generator: np.random.Generator) -> None:
-        """Start from a random orthogonal matrix."""
+        """Initialise W to a random orthogonal matrix."""
         channels = self.sign.numel()
         rotation_CC, triangle_CC = np.linalg.qr(generator.standard_normal((channels, channels)))
-        rotation_CC *= np.sign(np.diag(triangle_CC))  # without it the rotations are not uniformly distributed
+        rotation_CC *= np.sign(np.diag(triangle_CC))  # without this, rotations would not be uniformly distributed
         P, L, U = torch.linalg.lu(torch.from_numpy(rotation_CC))
         diagonal_C = U.diagonal()
         self.lower.copy_(L.tril(-1))
@@ -179,8 +179,8 @@ class Conv1x1(nn.Module):
         """Return the inverse of W, float64 (C, C)."""
         lower_CC, upper_CC = self._triangles()
         eye_CC = torch.diag(torch.ones_like(lower_CC[0]))
-        half_way_CC = torch.linalg.solve_triangular(lower_CC, eye_CC, upper=False, unitriangular=True)
-        inverse_CC: torch.Tensor = torch.linalg.solve_triangular(upper_CC, half_way_CC, upper=True)
+        solved_CC = torch.linalg.solve_triangular(lower_CC, eye_CC, upper=False, unitriangular=True)
+        inverse_CC: torch.Tensor = torch.linalg.solve_triangular(upper_CC, solved_CC, upper=True)
         return inverse_CC.index_select(1, self.permutation)
 
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -194,15 +194,15 @@ class Conv1x1(nn.Module):
         return mix_channels(y_BCHW, self.inverse_weight().to(y_BCHW.dtype))
 
     def extra_repr(self) -> str:
-        """Say the number of channels."""
+        """Return the number of channels for ``repr``."""
         return f"{self.sign.numel()}"
 
 
-_LEAST_STD = 1e-6  # a channel that is constant over the whole first batch would be scaled to infinity
+_MIN_STD = 1e-6  # without it, a channel that is constant in the first batch would be scaled to infinity
 
 
 class ActNorm(nn.Module):
-    """y = (x + shift) · exp(log_scale), per channel.
+    """Scale and shift each channel: y = (x + shift) · exp(log_scale).
 
     Example:
         >>> import torch
@@ -221,10 +221,10 @@ class ActNorm(nn.Module):
 
     @torch.no_grad()
     def initialise(self, x_BCHW: torch.Tensor) -> None:
-        """Set scale and shift so that the outputs for this batch have mean 0 and variance 1 in each channel."""
+        """Set scale and shift such that the outputs for this batch have mean 0 and variance 1 in each channel."""
         std_C, mean_C = torch.std_mean(x_BCHW.double(), dim=(0, 2, 3), correction=0)
         self.shift.copy_(-mean_C)
-        self.log_scale.copy_(-std_C.clamp_min(_LEAST_STD).log())
+        self.log_scale.copy_(-std_C.clamp_min(_MIN_STD).log())
 
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return y (B, C, H, W) and the log-determinant (B,), float64."""
@@ -237,7 +237,7 @@ class ActNorm(nn.Module):
         return y_BCHW * torch.exp(-self.log_scale)[:, None, None] - self.shift[:, None, None]
 
     def extra_repr(self) -> str:
-        """Say the number of channels."""
+        """Return the number of channels for ``repr``."""
         return f"{self.shift.numel()}"
 
 
@@ -253,13 +253,13 @@ def space_to_depth(x_BCHW: torch.Tensor) -> torch.Tensor:
         [[[0, 2], [1, 3], [4, 6], [5, 7]]]
     """
     B, C, H, W = x_BCHW.shape
-    # Folding along the last axis of the NHWC view keeps the result channels-last, which all convolutions here want.
+    # Folding into the last axis of the NHWC view keeps the result channels-last, the fast layout for convolutions here.
     blocks = x_BCHW.permute(0, 2, 3, 1).reshape(B, H // 2, 2, W // 2, 2, C)
     return blocks.permute(0, 1, 3, 2, 4, 5).reshape(B, H // 2, W // 2, 4 * C).permute(0, 3, 1, 2)
 
 
 def depth_to_space(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Unfold channels into 2×2 blocks of pixels: (B, 4C, H, W) -> (B, C, 2H, 2W); undo ``space_to_depth``."""
+    """Unfold channels into 2×2 blocks of pixels: (B, 4C, H, W) -> (B, C, 2H, 2W); inverts ``space_to_depth``."""
     B, C, H, W = x_BCHW.shape
     blocks = x_BCHW.permute(0, 2, 3, 1).reshape(B, H, W, 2, 2, C // 4)
     return blocks.permute(0, 1, 3, 2, 4, 5).reshape(B, 2 * H, 2 * W, C // 4).permute(0, 3, 1, 2)

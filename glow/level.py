@@ -1,7 +1,7 @@
-"""A level of the flow: its steps, their folded form for evaluation, and one operation with a gradient written by hand.
+"""A level of the flow: its steps, their folded form for evaluation, and one autograd function with a manual gradient.
 
-The backward pass needs each step's input, output, log-scale and network activations. They are kept, or with ``rebuild``
-computed again from the level's output.
+The backward pass needs each step's input, output, log-scale and network activations. They are stored or, with
+``rebuild``, recomputed from the level's output.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,37 +18,37 @@ from lsmix.glow.network import Activations, NetworkWeights, network_gradients, p
 
 __all__ = ["FlowLevel", "FlowStep", "Folded", "FrozenLevel", "LevelOptions", "couple_", "fold", "level_forward"]
 
-_PARAMETERS = 7  # of a coupling
+_PARAMETERS = 7  # per coupling
 
 
 class LevelOptions(NamedTuple):
-    """How a level is computed."""
+    """Options for computing a level."""
 
     scale: str  # form of the coupling's scale
-    network_dtype: torch.dtype | None  # type that the coupling networks compute in; None: that of the parameters
-    rebuild: bool  # whether the backward pass rebuilds activations instead of keeping them
+    network_dtype: torch.dtype | None  # compute type of the coupling networks; None: type of the parameters
+    rebuild: bool  # whether the backward pass recomputes activations instead of storing them
 
 
 class Folded(NamedTuple):
-    """The affine maps of K steps: y = W·x + b, and its inverse."""
+    """The affine maps y = W·x + b of K steps, and their inverses."""
 
     weight_KCC: torch.Tensor
     bias_KC: torch.Tensor
-    inverse_weight_KCC: torch.Tensor  # carries no gradient; has no steps where no inverse was asked for
-    inverse_bias_KC: torch.Tensor  # carries no gradient
-    log_det_per_pixel: torch.Tensor  # of all steps together, float64, no axes
+    inverse_weight_KCC: torch.Tensor  # without gradient; has zero steps if no inverse was requested
+    inverse_bias_KC: torch.Tensor  # without gradient
+    log_det_per_pixel: torch.Tensor  # sum over all steps, float64, no axes
 
 
 def level_forward(
     x_BCHW: torch.Tensor, folded: Folded, couplings: Sequence[torch.Tensor], options: LevelOptions
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return a level's output (B, C, H, W), and the sum of its log-scales (B,), float64; both have gradients.
+    """Return a level's output (B, C, H, W) and the sum of its log-scales (B,), float64; both have gradients.
 
     Args:
-        x_BCHW: the level's input, behind the squeeze.
-        folded: ActNorm and 1×1 convolution of its K steps.
-        couplings: the 7 parameters of each step's coupling, K · 7 in all.
-        options: how to compute.
+        x_BCHW: Input of the level, after the squeeze.
+        folded: ActNorm and 1×1 convolution of the level's K steps.
+        couplings: The 7 parameters of each step's coupling, K · 7 in total.
+        options: Options for the computation.
     """
     *maps, _ = folded
     result: tuple[torch.Tensor, torch.Tensor] = _Level.apply(x_BCHW, *maps, options, *couplings)  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -56,7 +56,7 @@ def level_forward(
 
 
 def couple_(x_BCHW: torch.Tensor, weights: NetworkWeights, scale: str) -> tuple[torch.Tensor, Activations]:
-    """Turn a coupling's input into its output, in its own memory; return its log-scale and its network's activations."""
+    """Replace a coupling's input by its output in place; return the log-scale and the network's activations."""
     x1_BCHW, x2_BCHW = x_BCHW.chunk(2, dim=1)
     out_BCHW, activations = run_network(x1_BCHW, weights)
     shift_BCHW, raw_BCHW = out_BCHW.chunk(2, dim=1)
@@ -66,9 +66,9 @@ def couple_(x_BCHW: torch.Tensor, weights: NetworkWeights, scale: str) -> tuple[
 
 
 class _Step(NamedTuple):
-    """What a step's gradient needs."""
+    """Values that the gradient of a step needs."""
 
-    y_BCHW: torch.Tensor  # its output
+    y_BCHW: torch.Tensor  # output of the step
     log_scale_BCHW: torch.Tensor
     h_in_BCHW: torch.Tensor
     h_mid_BCHW: torch.Tensor
@@ -116,7 +116,7 @@ class _Level(torch.autograd.Function):
         for k in reversed(range(count)):
             parameters = _of_step(couplings, k)
             if options.rebuild:
-                step, x_before_BCHW = _rebuilt(y_BCHW, parameters, options)
+                step, x_before_BCHW = _rebuild(y_BCHW, parameters, options)
                 y_BCHW = mix_channels(x_before_BCHW, inverse_weight_KCC[k], inverse_bias_KC[k])
                 before_BCHW = y_BCHW
             else:
@@ -137,7 +137,7 @@ def _coupling_gradients_(
     parameters: list[torch.Tensor],
     options: LevelOptions,
 ) -> list[torch.Tensor]:
-    """Turn the gradient behind a coupling into the one before it, in its own memory; return those of its parameters."""
+    """Replace the gradient of a coupling's output by that of its input in place; return its parameters' gradients."""
     y1_BCHW, y2_BCHW = step.y_BCHW.chunk(2, dim=1)
     g1_BCHW, g2_BCHW = g_BCHW.chunk(2, dim=1)
     g_out_BCHW = torch.empty_like(g_BCHW)
@@ -153,8 +153,8 @@ def _coupling_gradients_(
     return gradients
 
 
-def _rebuilt(y_BCHW: torch.Tensor, parameters: list[torch.Tensor], options: LevelOptions) -> tuple[_Step, torch.Tensor]:
-    """Return what a coupling's gradient needs, and its input, from its output alone."""
+def _rebuild(y_BCHW: torch.Tensor, parameters: list[torch.Tensor], options: LevelOptions) -> tuple[_Step, torch.Tensor]:
+    """Recompute from a coupling's output the values that its gradient needs, and its input."""
     y1_BCHW, y2_BCHW = y_BCHW.chunk(2, dim=1)
     out_BCHW, activations = run_network(y1_BCHW, NetworkWeights.of(parameters, options.network_dtype))
     shift_BCHW, raw_BCHW = out_BCHW.chunk(2, dim=1)
@@ -168,14 +168,14 @@ def _of_step(couplings: Any, k: int) -> list[torch.Tensor]:
 
 
 class FrozenLevel(NamedTuple):
-    """All that evaluation computes from the parameters and no image."""
+    """Everything that evaluation computes from the parameters alone."""
 
     folded: Folded
     networks: list[NetworkWeights]
 
 
 class FlowStep(nn.Module):
-    """ActNorm, 1×1 convolution and coupling, one after the other."""
+    """One step: ActNorm, then 1×1 convolution, then coupling."""
 
     def __init__(self, channels: int, *, hidden: int, scale: Scale) -> None:
         super().__init__()
@@ -184,13 +184,13 @@ class FlowStep(nn.Module):
         self.coupling = AffineCoupling(channels, hidden=hidden, scale=scale)
 
     def reset(self, generator: np.random.Generator) -> None:
-        """Draw the starting values."""
+        """Draw the initial weights."""
         self.conv1x1.reset(generator)
         self.coupling.reset(generator)
 
     @torch.no_grad()
     def initialise(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Let ActNorm initialise itself from this batch; return the step's output for it."""
+        """Initialise ActNorm from this batch; return the step's output for it."""
         self.actnorm.initialise(x_BCHW)
         y_BCHW, _ = self.forward(x_BCHW)
         return y_BCHW
@@ -209,7 +209,7 @@ class FlowStep(nn.Module):
 
 
 class FlowLevel(nn.ModuleList):
-    """The steps of a level, from the squeeze to factoring out.
+    """The steps of a level: everything between the squeeze and factoring out.
 
     Example:
         >>> import torch
@@ -223,23 +223,23 @@ class FlowLevel(nn.ModuleList):
     def __init__(self, channels: int, *, steps: int, hidden: int, scale: Scale) -> None:
         super().__init__(FlowStep(channels, hidden=hidden, scale=scale) for _ in range(steps))
         self.scale: Scale = scale
-        self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer works in that precision
-        self.rebuild = False  # whether the backward pass rebuilds activations: less memory, more work
-        self._way_back: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps to rebuild with
+        self.network_dtype: torch.dtype | None = None  # bfloat16 while a trainer uses that precision
+        self.rebuild = False  # whether the backward pass recomputes activations: less memory, more work
+        self._inverses: tuple[torch.Tensor, torch.Tensor] | None = None  # inverse maps for recomputing activations
         self._frozen: FrozenLevel | None = None
         self._frozen_from: tuple[object, ...] = ()
-        self._places: list[tuple[Mapping[str, torch.Tensor | None], str]] = []  # where parameters and buffers are
+        self._locations: list[tuple[Mapping[str, torch.Tensor | None], str]] = []  # of parameters and buffers
 
     def steps(self) -> Iterator[FlowStep]:
-        """Go over the steps."""
+        """Iterate over the steps."""
         return (cast(FlowStep, step) for step in self)
 
     def forward(self, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return y (B, C, H, W) and the log-determinant (B,), float64."""
         if torch.is_grad_enabled():
             folded = fold(list(self.steps()), inverse=False)
-            if self.rebuild and self._way_back is not None:
-                folded = folded._replace(inverse_weight_KCC=self._way_back[0], inverse_bias_KC=self._way_back[1])
+            if self.rebuild and self._inverses is not None:
+                folded = folded._replace(inverse_weight_KCC=self._inverses[0], inverse_bias_KC=self._inverses[1])
             couplings = [parameter for step in self.steps() for parameter in step.coupling.parameters()]
             options = LevelOptions(self.scale, self.network_dtype, self.rebuild)
             y_BCHW, log_det_B = level_forward(x_BCHW, folded, couplings, options)
@@ -270,67 +270,67 @@ class FlowLevel(nn.ModuleList):
 
     @torch.no_grad()
     def initialise(self, x_BCHW: torch.Tensor) -> torch.Tensor:
-        """Let every ActNorm initialise itself from this batch; return the level's output for it."""
+        """Initialise every ActNorm from this batch; return the level's output for it."""
         for step in self.steps():
             x_BCHW = step.initialise(x_BCHW)
         return x_BCHW
 
     @torch.no_grad()
     def set_rebuild(self, rebuild: bool) -> None:
-        """Choose whether the backward pass rebuilds activations; if so, solve now for the inverse maps.
+        """Choose whether the backward pass recomputes activations; if so, compute the inverse maps now.
 
-        Solved here and not in ``forward``, since not every triangular solver can be part of a CUDA graph. The maps stay
-        in the same memory, where a recorded graph reads them; so this is called again after each update.
+        They are computed here and not in ``forward``, since not every triangular solver can be part of a CUDA graph.
+        They stay at the same address, where a recorded graph reads them. Call this again after each parameter update.
         """
         self.rebuild = rebuild
         if not rebuild:
             return
         folded = fold(list(self.steps()))
         solved = folded.inverse_weight_KCC, folded.inverse_bias_KC
-        kept = self._way_back
+        kept = self._inverses
         if kept is None or (kept[0].device, kept[0].dtype) != (solved[0].device, solved[0].dtype):
-            self._way_back = solved
+            self._inverses = solved
         else:
             kept[0].copy_(solved[0])
             kept[1].copy_(solved[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave out what is computed from the parameters again."""
-        blank: dict[str, Any] = {"_way_back": None, "_frozen": None, "_frozen_from": (), "_places": []}
+        """Return the state without values that can be recomputed from the parameters."""
+        blank: dict[str, Any] = {"_inverses": None, "_frozen": None, "_frozen_from": (), "_locations": []}
         return {**self.__dict__, "rebuild": False, **blank}
 
     def train(self, mode: bool = True) -> "FlowLevel":
-        """Switch between training and evaluation; forget what was frozen."""
+        """Switch between training and evaluation mode; discard the frozen weights."""
         self._frozen = None
         super().train(mode)
         return self
 
     def freeze(self) -> FrozenLevel:
-        """Return what evaluation needs, made again if a parameter was replaced, moved or written since the last time.
+        """Return the frozen weights, recomputed if a parameter was replaced, moved or written since the last call.
 
-        torch's fused optimisers write parameters without raising their version (seen in 2.13), so versions alone would
-        serve stale numbers; hence nothing is kept in training mode, and ``train`` and ``eval`` forget what was.
+        torch's fused optimisers update parameters without incrementing their version (seen in 2.13), so versions alone
+        cannot detect stale weights. Training mode therefore caches nothing, and ``train`` and ``eval`` clear the cache.
         """
-        if not self._places:  # walking through all modules at each call would take 3% of a decode
+        if not self._locations:  # iterating over all modules in every call would take 3% of a decode
             modules = list(self.modules())
-            self._places = [(module._parameters, name) for module in modules for name in module._parameters]
-            self._places += [(module._buffers, name) for module in modules for name in module._buffers]
-        values = [cast(torch.Tensor, place[name]) for place, name in self._places]
-        made_from = (self.network_dtype, *[(id(value), value._version, value.data_ptr()) for value in values])
-        if self.training or self._frozen is None or made_from != self._frozen_from:
+            self._locations = [(module._parameters, name) for module in modules for name in module._parameters]
+            self._locations += [(module._buffers, name) for module in modules for name in module._buffers]
+        values = [cast(torch.Tensor, owner[name]) for owner, name in self._locations]
+        state = (self.network_dtype, *[(id(value), value._version, value.data_ptr()) for value in values])
+        if self.training or self._frozen is None or state != self._frozen_from:
             couplings = [step.coupling for step in self.steps()]
             networks = [NetworkWeights.of(list(coupling.parameters()), self.network_dtype) for coupling in couplings]
             self._frozen = FrozenLevel(fold(list(self.steps())), networks)
-            self._frozen_from = made_from
+            self._frozen_from = state
         return self._frozen
 
 
 def fold(steps: Sequence[FlowStep], *, inverse: bool = True) -> Folded:
-    """Fold the steps of a level; gradients flow through to their parameters where they are enabled.
+    """Fold ActNorm and 1×1 convolution of each step into one affine map; gradients pass through.
 
     Args:
-        steps: of one level.
-        inverse: whether to compute the inverse maps too.
+        steps: The steps of one level.
+        inverse: Whether to compute the inverse maps as well.
     """
     norms, convs = [step.actnorm for step in steps], [step.conv1x1 for step in steps]
     dtype = norms[0].shift.dtype
@@ -342,7 +342,7 @@ def fold(steps: Sequence[FlowStep], *, inverse: bool = True) -> Folded:
     lower_KCC = torch.stack([conv.lower for conv in convs]).double().tril(-1) + eye_CC
     upper_KCC = torch.stack([conv.upper for conv in convs]).double().triu(1)
     upper_KCC = upper_KCC + torch.diag_embed(sign_KC * log_diagonal_KC.exp())
-    # A product with P is exact, and its gradient, unlike that of an index, deterministic on every device.
+    # A product with P is exact and, unlike indexing, has a deterministic gradient on every device.
     permuted_KCC = eye_CC[torch.stack([conv.permutation for conv in convs])]
     weight_KCC = permuted_KCC @ (lower_KCC @ upper_KCC) * log_scale_KC.exp()[:, None, :]
     bias_KC = (weight_KCC @ shift_KC[:, :, None])[:, :, 0]
@@ -362,6 +362,6 @@ def fold(steps: Sequence[FlowStep], *, inverse: bool = True) -> Folded:
 
 def _inverse(lower_KCC: torch.Tensor, upper_KCC: torch.Tensor, permuted_KCC: torch.Tensor) -> torch.Tensor:
     """Return the inverse of P·L·U: (L·U)⁻¹·Pᵀ."""
-    half_way_KCC = torch.linalg.solve_triangular(lower_KCC, permuted_KCC.mT, upper=False, unitriangular=True)
-    inverse_KCC: torch.Tensor = torch.linalg.solve_triangular(upper_KCC, half_way_KCC, upper=True)
+    solved_KCC = torch.linalg.solve_triangular(lower_KCC, permuted_KCC.mT, upper=False, unitriangular=True)
+    inverse_KCC: torch.Tensor = torch.linalg.solve_triangular(upper_KCC, solved_KCC, upper=True)
     return inverse_KCC

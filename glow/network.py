@@ -1,7 +1,7 @@
-"""The arithmetic of a coupling network without autograd: its output, and by hand its gradients [Glow §3.3].
+"""A coupling network without autograd: its output and manually derived gradients [Glow §3.3].
 
-This computes what ``AffineCoupling`` says, with fewer passes over memory. Activations of the hidden width
-are by far the largest there are, so ReLU works inside the convolution or in place, and bias gradients are plain sums.
+It computes the same function as the network in ``AffineCoupling`` with fewer passes over memory. The hidden activations
+are the largest tensors, so ReLU is fused into the convolution or applied in place, and bias gradients are plain sums.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own custom
+import torch.nn.functional as F  # noqa: N812 - torch's convention
 
 __all__ = [
     "OUTPUT_GAIN",
@@ -22,21 +22,21 @@ __all__ = [
     "run_network",
 ]
 
-OUTPUT_GAIN = 3.0  # Glow's factor on the log of the learned output scale: lets the zero start leave faster
+OUTPUT_GAIN = 3.0  # Glow's factor on the log of the learned output scale; speeds up learning from the zero start
 
-# oneDNN's convolution with ReLU in its epilogue, which torch's own compiler emits; the same bits as the two one after the
-# other. On one core it saves 4% of a decode; convolution_backward, which is no less internal, has no such epilogue.
+# oneDNN's convolution with fused ReLU, an internal operator that torch.compile emits. Its results are bit-identical to
+# separate operators, and it saves 4% of a decode on one core. convolution_backward, also internal, cannot fuse ReLU.
 _FUSED = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch._C._has_mkldnn else None
 
-# cuDNN's convolution with bias and ReLU: one pass over the hidden activations instead of three. What its build has no
-# kernel for is remembered here, by device, types, shapes and precision, so that both directions take the same operator.
+# cuDNN's convolution with bias and ReLU: one pass over the hidden activations instead of three. Cases without a kernel
+# are recorded by device, types, shapes and precision, so that both directions of the flow use the same operator.
 _CUDNN_RELU = torch.ops.aten.cudnn_convolution_relu
 _CUDNN_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 _NOT_IN_CUDNN: set[tuple[object, ...]] = set()
 
 
 class NetworkWeights(NamedTuple):
-    """Weights and biases of conv 3×3, conv 1×1, conv 3×3, in the type to compute in; the last with its gain on it."""
+    """Weights and biases of conv 3×3, conv 1×1, conv 3×3 in the compute type; the last includes the output gain."""
 
     weight_in: torch.Tensor
     bias_in: torch.Tensor
@@ -47,23 +47,23 @@ class NetworkWeights(NamedTuple):
 
     @classmethod
     def of(cls, parameters: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> "NetworkWeights":
-        """Take the seven parameters of a coupling: three weights and biases, and the last one's ``log_gain_out``."""
+        """Convert the seven parameters of a coupling: three pairs of weight and bias, then ``log_gain_out``."""
         *weights, weight_out, bias_out, log_gain_out = (parameter.detach() for parameter in parameters)
         gain_C = torch.exp(OUTPUT_GAIN * log_gain_out)
-        # The gain is applied to the small weight, not to the large activation: the same map, less memory traffic.
+        # Apply the gain to the small weight, not to the large activation: the same function with less memory traffic.
         weights += [weight_out * gain_C[:, None, None, None], bias_out * gain_C]
         return cls(*(weight.to(dtype or weight.dtype) for weight in weights))
 
 
 class Activations(NamedTuple):
-    """What a network's gradients need besides its input and weights."""
+    """Hidden activations, which the gradients need in addition to input and weights."""
 
-    h_in_BCHW: torch.Tensor  # behind the first ReLU
-    h_mid_BCHW: torch.Tensor  # behind the second
+    h_in_BCHW: torch.Tensor  # after the first ReLU
+    h_mid_BCHW: torch.Tensor  # after the second ReLU
 
 
 def run_network(x_BCHW: torch.Tensor, weights: NetworkWeights) -> tuple[torch.Tensor, Activations]:
-    """Return the network's output (B, 2C, H, W) in the type of x, and its activations in the type of the weights."""
+    """Return the network's output (B, 2C, H, W) in the type of x, and the activations in the type of the weights."""
     h_in_BCHW = _conv(x_BCHW.to(weights.weight_in.dtype), weights.weight_in, weights.bias_in, relu=True)
     h_mid_BCHW = _conv(h_in_BCHW, weights.weight_mid, weights.bias_mid, relu=True)
     out_BCHW = _conv(h_mid_BCHW, weights.weight_out, weights.bias_out, relu=False)
@@ -73,13 +73,13 @@ def run_network(x_BCHW: torch.Tensor, weights: NetworkWeights) -> tuple[torch.Te
 def network_gradients(
     g_out_BCHW: torch.Tensor, x_BCHW: torch.Tensor, activations: Activations, parameters: Sequence[torch.Tensor]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Return the gradients with respect to x and to the seven ``parameters`` of ``NetworkWeights.of``.
+    """Return the gradients with respect to x and to the seven ``parameters`` (see ``NetworkWeights.of``).
 
     Args:
-        g_out_BCHW: gradient with respect to the output.
-        x_BCHW: the network's input.
-        activations: of that input.
-        parameters: of the coupling.
+        g_out_BCHW: Gradient with respect to the output.
+        x_BCHW: Input of the network.
+        activations: Activations that ``run_network`` returned for this input.
+        parameters: Parameters of the coupling.
     """
     h_in_BCHW, h_mid_BCHW = activations
     dtype = h_in_BCHW.dtype
@@ -88,7 +88,7 @@ def network_gradients(
     g_BCHW, *g_mid = _conv_gradients(_relu_gradient_(g_BCHW, h_mid_BCHW), h_in_BCHW, weights.weight_mid)
     g_BCHW, *g_in = _conv_gradients(_relu_gradient_(g_BCHW, h_in_BCHW), x_BCHW.to(dtype), weights.weight_in)
     *_, weight_out, bias_out, log_gain_out = (parameter.detach() for parameter in parameters)
-    # By the product rule on weight · gain and bias · gain, in the parameters' own type.
+    # Product rule for weight · gain and bias · gain, in the type of the parameters.
     gain_C = torch.exp(OUTPUT_GAIN * log_gain_out)
     g_weight_out = g_weight_out.to(gain_C.dtype) * gain_C[:, None, None, None]
     g_bias_out = g_bias_out.to(gain_C.dtype) * gain_C
@@ -98,7 +98,7 @@ def network_gradients(
 
 
 def _conv(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, relu: bool) -> torch.Tensor:
-    if _is_better_multiplied(x_BCHW, weight):
+    if _is_matmul_faster(x_BCHW, weight):
         return _pixelwise(x_BCHW, weight, bias, relu=relu) if weight.shape[2] == 1 else _by_taps(x_BCHW, weight, bias)
     y_BCHW = fused_conv(x_BCHW, weight, bias, relu=relu)
     if y_BCHW is None and relu:
@@ -109,11 +109,11 @@ def _conv(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, rel
     return y_BCHW
 
 
-def _is_better_multiplied(x_BCHW: torch.Tensor, weight: torch.Tensor) -> bool:
-    """Tell whether a convolution is faster as a matrix product: on CUDA in full float32, which cuDNN computes in NCHW only.
+def _is_matmul_faster(x_BCHW: torch.Tensor, weight: torch.Tensor) -> bool:
+    """Return whether a matrix product is faster: on CUDA in full float32, which cuDNN computes in NCHW layout only.
 
-    Of a decode of 512 images on an H200 a 1×1 convolution of 128 channels at 16×16 pixels took 243 µs by cuDNN and 116 µs
-    so, and a 3×3 one to 12 channels 423 µs, its product 109 µs.
+    Measured in a decode of 512 images on an H200 at 16×16 pixels, cuDNN / matrix product: 243 / 116 µs for a 1×1
+    convolution of 128 channels, 423 / 109 µs for a 3×3 convolution to 12 channels.
     """
     if x_BCHW.device.type != "cuda" or x_BCHW.dtype != torch.float32:
         return False
@@ -123,15 +123,15 @@ def _is_better_multiplied(x_BCHW: torch.Tensor, weight: torch.Tensor) -> bool:
 
 
 def _pixelwise(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, relu: bool) -> torch.Tensor:
-    """Return a 1×1 convolution, as a product of its matrix with the channels of each pixel."""
+    """Compute a 1×1 convolution as a matrix product with the channels of each pixel."""
     B, _, H, W = x_BCHW.shape
-    multiply = torch._addmm_activation if relu else torch.addmm  # the first with ReLU in its epilogue
+    multiply = torch._addmm_activation if relu else torch.addmm  # the former with fused ReLU
     y = multiply(bias, pixel_rows(x_BCHW), weight[:, :, 0, 0].t())
     return y.view(B, H, W, len(weight)).permute(0, 3, 1, 2)
 
 
 def _by_taps(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Return a 3×3 convolution: the products of each pixel with all nine weights, and the sum of its neighbours' products."""
+    """Compute a 3×3 convolution: multiply each pixel by all nine taps, then sum the products of neighbouring pixels."""
     B, C, H, W = x_BCHW.shape
     taps = weight.permute(2, 3, 0, 1).reshape(-1, C)
     products = (pixel_rows(x_BCHW) @ taps.t()).view(B, H, W, 3, 3, len(weight))
@@ -149,16 +149,16 @@ def _by_taps(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
 
 
 def pixel_rows(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return the channels of all pixels as rows, (B·H·W, C), without a copy of what is channels-last."""
+    """Return the channels of all pixels as rows, (B·H·W, C), without a copy if x is channels-last."""
     return x_BCHW.permute(0, 2, 3, 1).reshape(-1, x_BCHW.shape[1])
 
 
 def fused_conv(
     x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, relu: bool = False
 ) -> torch.Tensor | None:
-    """Return a convolution that keeps height and width, with or without ReLU; None where oneDNN's is not at hand.
+    """Return a size-preserving convolution, optionally with ReLU, by oneDNN; None if that is not available.
 
-    It has no gradient of its own.
+    The operator has no gradient.
     """
     if _FUSED is None or x_BCHW.device.type != "cpu" or x_BCHW.dtype != torch.float32:
         return None
@@ -168,7 +168,7 @@ def fused_conv(
 
 
 def _cudnn_relu(x_BCHW: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor | None:
-    """Return ReLU of a convolution that keeps height and width, in one cuDNN kernel; None where there is none."""
+    """Return a size-preserving convolution with ReLU by one cuDNN kernel; None if that is not available."""
     if not _has_cudnn(x_BCHW):
         return None
     precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]  # torch puts it there at import
@@ -201,24 +201,24 @@ def _conv_gradients(
     g_x_BCHW, g_weight, _ = torch.ops.aten.convolution_backward(
         g_BCHW, x_BCHW, weight, None, one, padding, one, False, [0, 0], 1, [True, not by_taps, False]
     )
-    if by_taps:  # 99 µs by cuDNN in TF32, for 6 or 12 channels to or from 128 at 65,536 pixels of an H200
+    if by_taps:  # cuDNN in TF32 takes 99 µs for 6 or 12 channels to or from 128 (65,536 pixels, H200)
         g_weight = _weight_gradient(g_BCHW, x_BCHW)
-    # Summed here and not by the convolution: oneDNN takes 200 µs for what is a sum of 45 µs (128 channels, 8,192 pixels).
+    # The bias gradient is summed here: oneDNN takes 200 µs for it, a plain sum 45 µs (128 channels, 8,192 pixels).
     return g_x_BCHW, g_weight, _channel_sums(g_BCHW)
 
 
 def _weight_gradient(g_BCHW: torch.Tensor, x_BCHW: torch.Tensor) -> torch.Tensor:
     """Return the gradient of a 3×3 convolution's weight, (outputs, inputs, 3, 3), as one product over all pixels."""
     outputs, inputs = g_BCHW.shape[1], x_BCHW.shape[1]
-    if inputs <= outputs:  # the nine neighbours of that of the two with fewer channels
+    if inputs <= outputs:  # expand the neighbourhoods of the tensor with fewer channels
         product = pixel_rows(g_BCHW).t() @ _neighbours(x_BCHW)
         return product.view(outputs, 3, 3, inputs).permute(0, 3, 1, 2)
-    product = _neighbours(g_BCHW).t() @ pixel_rows(x_BCHW)  # x is to the left of an output where that is to its right
+    product = _neighbours(g_BCHW).t() @ pixel_rows(x_BCHW)  # flipped: x left of g means g right of x
     return product.view(3, 3, outputs, inputs).flip(0, 1).permute(2, 3, 0, 1)
 
 
 def _neighbours(x_BCHW: torch.Tensor) -> torch.Tensor:
-    """Return each pixel's 3×3 neighbourhood, with zeros outside of the image: (B·H·W, 9·C), channels last."""
+    """Return each pixel's 3×3 neighbourhood, zero-padded: (B·H·W, 9·C), channels last."""
     padded_BHWC = F.pad(x_BCHW.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
     windows = padded_BHWC.unfold(1, 3, 1).unfold(2, 3, 1)  # (B, H, W, C, 3, 3)
     return windows.permute(0, 1, 2, 4, 5, 3).reshape(-1, 9 * x_BCHW.shape[1])
@@ -228,11 +228,11 @@ def _channel_sums(g_BCHW: torch.Tensor) -> torch.Tensor:
     """Return the sum of each channel, (C,)."""
     if g_BCHW.device.type != "cuda" or g_BCHW.dtype != torch.float32:
         return g_BCHW.sum(dim=(0, 2, 3))
-    rows = pixel_rows(g_BCHW)  # as a product 14 µs, as a sum 65 µs (128 channels, 65,536 pixels, H200)
+    rows = pixel_rows(g_BCHW)  # a product takes 14 µs, a sum 65 µs (128 channels, 65,536 pixels, H200)
     return (rows.new_ones(1, len(rows)) @ rows)[0]
 
 
 def _relu_gradient_(g_BCHW: torch.Tensor, h_BCHW: torch.Tensor) -> torch.Tensor:
-    """Turn the gradient behind a ReLU into the one before it, in its own memory; h is what the ReLU gave."""
+    """Replace the gradient of a ReLU's output h by that of its input, in place."""
     masked: torch.Tensor = torch.ops.aten.threshold_backward.grad_input(g_BCHW, h_BCHW, 0, grad_input=g_BCHW)
     return masked

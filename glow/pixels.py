@@ -1,9 +1,9 @@
-"""From pixels to the flow's numbers and back: dequantisation, quantisation, padding [P B.3].
+"""Conversion between pixels and the flow's values: dequantisation, quantisation, padding [P B.3].
 
-y = 0 is mid-grey and [−½, ½) are the 256 values, for any number of bits that the flow was trained on. So the image's own
-low bits can replace the noise, and decoding returns the same byte.
+y = 0 is mid-grey, and [−½, ½) covers the 256 pixel values for every bit depth of the flow. The low bits of an image can
+therefore replace the noise, and decoding returns the same bytes.
 
-Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C), as in stores.
+Axes: B batch, C channels, H height, W width; images are uint8 (B, H, W, C), as in Zarr stores.
 """
 
 import re
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 Padding = tuple[int, int, int, int]  # pixels added at the top, bottom, left, right
-# 8 bits of pixel, 14 of noise and its half step fit float32's 24 exactly: no rounding into a neighbour.
+# 8 bits of pixel, 14 bits of noise and its half step fit float32's 24 bits: no rounding into the next cell.
 _NOISE_BITS = 14
 
 
 def draw_noise(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draw the noise for ``dequantise(..., "uniform")``: int16 in [0, 2¹⁴), uniform."""
+    """Draw uniform noise for ``dequantise(..., "uniform")``: int16 in [0, 2¹⁴)."""
     return generator.integers(0, 1 << _NOISE_BITS, size=shape, dtype=np.int16)
 
 
@@ -40,8 +40,8 @@ def dequantise(
 ) -> torch.Tensor:
     """Map uint8 images (B, H, W, C) to y, float32 (B, C, H, W) in (−½, ½), channels-last in memory.
 
-    "low-bits" puts y in the middle of the pixel's 8-bit cell: the low 8 − ``bits`` bits serve as the noise.
-    "uniform" adds ``noise_BHWC`` (from ``draw_noise``) to the pixel's cell of ``bits`` bits; "center" takes its middle.
+    "low-bits" sets y to the middle of the pixel's 8-bit cell; its low 8 − ``bits`` bits replace the noise. "uniform"
+    adds ``noise_BHWC`` (from ``draw_noise``) to the pixel's cell of ``bits`` bits; "center" uses the cell's middle.
 
     Example:
         >>> import torch
@@ -65,32 +65,32 @@ def dequantise(
 
 
 def quantise(y_BCHW: torch.Tensor, bits: int = 8) -> torch.Tensor:
-    """Map y, float (B, C, H, W), to uint8 images (B, H, W, C): floor to ``bits`` bits, clip to what a byte holds.
+    """Map y, float (B, C, H, W), to uint8 images (B, H, W, C): floor to ``bits`` bits and clip.
 
-    With ``bits`` below 8 the low bits are zero, as in the paper: 5 bits never go above 248. NaN becomes 0.
+    If ``bits`` is below 8, the low bits are zero as in the paper: the maximum for 5 bits is 248. NaN becomes 0.
     """
     cells = torch.floor((y_BCHW + 0.5) * 2.0**bits).nan_to_num_(0.0).clamp_(0.0, 2.0**bits - 1)
     return (cells * 2.0 ** (8 - bits)).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def output_bits(output: str) -> int:
-    """Return the number of bits that an option such as "8bit" or "5bit" names.
+    """Return the number of bits in an option such as "8bit" or "5bit".
 
     Raises:
-        RecipeError: it is none of "1bit" to "8bit".
+        RecipeError: ``output`` is not one of "1bit" to "8bit".
     """
     if not re.fullmatch("[1-8]bit", output):
         raise RecipeError(
-            f"unknown output {output!r}: expected '8bit' (exact), '5bit' (the paper's), or another '1bit'..'8bit'."
+            f"unknown output {output!r}: expected '8bit' (exact), '5bit' (as in the paper) or another '1bit'..'8bit'."
         )
     return int(output[0])
 
 
 def padding(height: int, width: int, levels: int, pad: Pad = "reflect") -> Padding:
-    """Return the (top, bottom, left, right) that fills both sides up to multiples of 2**levels.
+    """Return the padding (top, bottom, left, right) that extends both sides to multiples of 2**levels.
 
     Raises:
-        RecipeError: ``pad`` is "refuse" and there is something to fill up.
+        RecipeError: ``pad`` is "refuse" and a side is not a multiple of 2**levels.
 
     Example:
         >>> from lsmix.glow.pixels import padding
@@ -101,15 +101,14 @@ def padding(height: int, width: int, levels: int, pad: Pad = "reflect") -> Paddi
     rows, columns = -height % step, -width % step
     if pad == "refuse" and (rows or columns):
         raise RecipeError(
-            f"images of {height}×{width} cannot be halved {levels} times: both sides must be multiples of {step}, and "
-            f"{height} = {height // step}·{step} + {height % step}, {width} = {width // step}·{step} + {width % step}. "
+            f"images of {height}×{width} cannot be halved {levels} times: both sides must be multiples of {step}. "
             'Use fewer levels, or pad = "reflect".'
         )
     return rows // 2, rows - rows // 2, columns // 2, columns - columns // 2
 
 
 def reflected_index(size: int, before: int, after: int) -> np.ndarray:
-    """Return the int64 index that pads an axis by reflection, without repeating the edge, as often as it takes.
+    """Return the int64 index that pads an axis by (repeated) reflection without repeating the edge.
 
     Example:
         >>> from lsmix.glow.pixels import reflected_index
@@ -120,7 +119,7 @@ def reflected_index(size: int, before: int, after: int) -> np.ndarray:
 
 
 def pad_images(images_BHWC: np.ndarray, pads: Padding) -> np.ndarray:
-    """Pad images (B, H, W, C) by reflection; return them as they are where there is nothing to pad."""
+    """Pad images (B, H, W, C) by reflection; return the same array if all pads are 0."""
     if not any(pads):
         return images_BHWC
     top, bottom, left, right = pads

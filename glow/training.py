@@ -1,7 +1,7 @@
-"""Training a flow step by step, so that the caller can log, save and stop between steps [P B.3]; and drawing samples.
+"""Training of a flow step by step, so that callers can log, save and stop between steps [P B.3], and sampling.
 
-Step i depends only on (seed, i) and on the state after step i − 1, so that a resumed training gives the same bytes as an
-uninterrupted one.
+Step i depends only on (seed, i) and on the state after step i − 1, so resumed and uninterrupted training produce the
+same bytes.
 
 Axes: B batch, C channels, H height, W width.
 """
@@ -27,22 +27,22 @@ from lsmix.glow.pixels import dequantise, draw_noise, pad_images
 
 __all__ = ["FlowTrainer", "StepResult", "augment", "learning_rate", "sample"]
 
-_EVALUATED_TOGETHER = 64  # images
-_STEPS_AHEAD = 16  # that a GPU is given before the host waits for it
+_EVALUATION_BATCH = 64  # images
+_STEPS_AHEAD = 16  # steps queued on a GPU before the host waits
 _BETAS = (0.9, 0.999)  # [P B.3]
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # what torch's Adam keeps for each parameter
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")  # state of torch's Adam for each parameter
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     """The results of one step."""
 
-    iteration: int  # number of the step, from 0
-    loss_bits_per_dim: float  # of its batch, before its update
+    iteration: int  # index of the step, from 0
+    loss_bits_per_dim: float  # of the batch, before the update
     grad_norm: float  # nats/dim, before clipping
 
 
 def learning_rate(config: FlowTraining, iteration: int) -> float:
-    """Return the learning rate of a step: it grows over the warm-up, then stays or falls as half a cosine wave."""
+    """Return the learning rate of a step: linear warm-up, then constant or half a cosine wave down to 0."""
     rate = config.learning_rate * min(1.0, (iteration + 1) / max(config.warmup, 1))
     if config.schedule == "cosine":
         rate *= 0.5 + 0.5 * math.cos(math.pi * iteration / config.iterations)
@@ -50,7 +50,7 @@ def learning_rate(config: FlowTraining, iteration: int) -> float:
 
 
 def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, flip: bool) -> np.ndarray:
-    """Shift uint8 images (B, H, W, C) by up to ``translate`` pixels, zeros moved in, and mirror half of them."""
+    """Shift uint8 images (B, H, W, C) by up to ``translate`` pixels, zero-padded; mirror each with probability ½."""
     B, H, W, _ = images.shape
     down, right = rng.integers(0, 2 * translate + 1, size=(2, B))
     mirrored = (rng.random((B,)) < 0.5) & flip
@@ -63,7 +63,7 @@ def augment(images: np.ndarray, rng: np.random.Generator, *, translate: int, fli
 
 @contextmanager
 def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
-    """Compute the coupling networks in the configured precision; the 1×1 matrices stay in float32 (see ``mix_channels``)."""
+    """Compute coupling networks in the configured precision; 1×1 convolutions stay float32 (see ``mix_channels``)."""
     try:
         with arithmetic(config.precision, convolutions_only=True):
             flow.set_network_dtype(torch.bfloat16 if config.precision == "bf16" else None)
@@ -74,9 +74,9 @@ def _as_configured(flow: Flow, config: FlowTraining) -> Iterator[None]:
 
 
 class FlowTrainer:
-    """Train ``flow``, in place and where it lives, on uint8 images (N, H, W, C).
+    """Train ``flow`` in place, on its current device, on uint8 images (N, H, W, C).
 
-    Several ``ranks`` compute the same steps as one process, up to the order in which gradients are added.
+    With several ``ranks``, training computes the same steps as one process, up to the summation order of gradients.
 
     Example:
         >>> import numpy as np
@@ -93,43 +93,43 @@ class FlowTrainer:
     def __init__(self, flow: Flow, config: FlowTraining, images: np.ndarray, ranks: Ranks = ALONE) -> None:
         flow.check_images(images)
         if not len(images):
-            raise RecipeError("cannot train a flow on no images at all: the train split is empty.")
+            raise RecipeError("cannot train a flow: the train split has no images.")
         self.flow = flow
         self.config = config
-        self.iteration = 0  # number of steps done
+        self.iteration = 0  # number of completed steps
         self._images = images
         self._ranks = ranks
         self._epoch_order: tuple[int, np.ndarray] | None = None
-        self._ahead: tuple[int, torch.Tensor] | None = None  # an iteration, and its batch
-        # "fused" is one kernel for all parameters, on the CPU as on a GPU.
+        self._ahead: tuple[int, torch.Tensor] | None = None  # an iteration and its batch
+        # fused=True updates all parameters with one kernel, on the CPU as well as on a GPU.
         self._adam = torch.optim.Adam(
             flow.parameters(), lr=config.learning_rate, betas=_BETAS, weight_decay=config.weight_decay, fused=True
         )
-        self._broken = torch.zeros(())  # 1 once a loss or gradient was not finite: no update is applied from then on
+        self._broken = torch.zeros(())  # 1 after a loss or gradient was not finite; later updates are skipped
         self._update = Replayed(self._apply, self._state)
-        self._gradients = Replayed(self._gradient_vector, self._state)  # among ranks, instead of the update
+        self._gradients = Replayed(self._gradient_vector, self._state)  # with several ranks, instead of _update
         self._descent = Replayed(self._apply_vector, self._state)
 
     @property
     def steps_together(self) -> int:
-        """How many steps are best done in one call of ``steps``: several where the host can run ahead of a device."""
+        """The preferred number of steps per call of ``steps``; above 1 if the host can run ahead of the device."""
         return _STEPS_AHEAD if can_record(self.flow.device) else 1
 
     def step(self) -> StepResult:
-        """Do one update and return its result: ``steps(1)``."""
+        """Run one step and return its result."""
         (result,) = self.steps(1)
         return result
 
     def steps(self, count: int) -> list[StepResult]:
-        """Do ``count`` updates and return the result of each; wait for the device once, at the end.
+        """Run ``count`` steps and return the result of each; wait for the device once, at the end.
 
-        The first step of a training initialises ActNorm from its batch.
+        Step 0 initialises ActNorm from its batch.
 
         Raises:
-            DivergedError: a loss or gradient is not finite; that update was not applied, nor any after it.
+            DivergedError: A loss or gradient is not finite. This update and all later ones were not applied.
         """
         config, flow = self.config, self.flow
-        if not flow.training:  # it walks through all layers
+        if not flow.training:  # train() iterates over all layers
             flow.train()
         self._place()
         first, measured = self.iteration, []
@@ -147,7 +147,7 @@ class FlowTrainer:
         return self._results(first, torch.stack(measured).tolist())  # the only wait for a GPU
 
     def _results(self, first: int, measured: list[list[float]]) -> list[StepResult]:
-        """Return the results of the steps from ``first`` on; raise DivergedError at the one that diverged, if one did."""
+        """Return the results of the steps from ``first`` on; raise DivergedError if one of them diverged."""
         for iteration, (loss, norm) in enumerate(measured, start=first):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 self.iteration = iteration
@@ -164,30 +164,30 @@ class FlowTrainer:
         ]
 
     def _apply(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
-        """Do the update of a batch, unless one before was broken; return its loss and gradient norm, nats/dim (2,).
+        """Apply the update of a batch unless a step has diverged; return loss and gradient norm, nats/dim (2,).
 
-        Nothing in here waits for the device, so that all of it can be recorded.
+        Nothing here may wait for the device, so that it can be recorded as a CUDA graph.
         """
         return self._descend(self._loss(y_BCHW))
 
     def _update_together(self, y_BCHW: torch.Tensor) -> list[torch.Tensor]:
-        """Do as ``_apply`` with the batches of all ranks; nothing is sent while work is recorded."""
+        """Like ``_apply`` for the batches of all ranks; ranks communicate outside of the recorded graphs."""
         gradients = self._gradients(y_BCHW)
         self._ranks.average(gradients)
         return self._descent(*gradients)
 
     def _gradient_vector(self, y_BCHW: torch.Tensor) -> tuple[torch.Tensor]:
-        """Return the gradients of all parameters from a batch, and its loss at the end, as one vector."""
+        """Return the gradients of all parameters for a batch, followed by its loss, as one vector."""
         loss = self._loss(y_BCHW)
         gradients = [parameter.grad for parameter in self._parameters() if parameter.grad is not None]
         return (torch.cat([*(gradient.reshape(-1) for gradient in gradients), loss.reshape(1).to(gradients[0].dtype)]),)
 
     def _apply_vector(self, vector: torch.Tensor) -> tuple[torch.Tensor]:
-        """Do the update of a gradient vector; return its loss and gradient norm, as ``_apply`` does."""
+        """Apply the update of a gradient vector; return loss and gradient norm like ``_apply``."""
         parameters = self._parameters()
         *gradients, loss = torch.split(vector, [*(parameter.numel() for parameter in parameters), 1])
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            # With the parameter's own strides: fused kernels read both in one order.
+            # Same strides as the parameter: fused kernels read both in the same order.
             parameter.grad = torch.zeros_like(parameter, requires_grad=False).copy_(gradient.view_as(parameter))
         return self._descend(loss[0].double())
 
@@ -200,7 +200,7 @@ class FlowTrainer:
         return (measured,)
 
     def _loss(self, y_BCHW: torch.Tensor) -> torch.Tensor:
-        """Set the gradients of all parameters from a batch; return its loss, nats/dim."""
+        """Compute the gradients of all parameters for a batch; return its loss, nats/dim."""
         for parameter in self._parameters():
             parameter.grad = None
         loss = -self.flow.log_prob_y(y_BCHW).mean() / self.flow.dim
@@ -212,7 +212,7 @@ class FlowTrainer:
         return parameters
 
     def _place(self) -> None:
-        """Move Adam's state to the flow's device, and create it before a step is recorded."""
+        """Move Adam's state to the flow's device; if steps are recorded there, create it first."""
         device, group = self.flow.device, self._adam.param_groups[0]
         recorded = can_record(device)
         if self._broken.device != device or isinstance(group["lr"], torch.Tensor) != recorded:
@@ -221,8 +221,8 @@ class FlowTrainer:
             group["lr"] = torch.zeros((), device=device) if recorded else self.config.learning_rate
             for state in self._adam.state.values():
                 state.update({moment: state[moment].to(device) for moment in _MOMENTS})
-        # If it is 1, the fused kernel leaves parameters and moments as they are; GradScaler passes it in the same way.
-        self._adam.found_inf = self._broken  # type: ignore[attr-defined]  # torch asks for it with getattr
+        # If found_inf is 1, the fused kernel skips parameters and moments; GradScaler passes it in the same way.
+        self._adam.found_inf = self._broken  # type: ignore[attr-defined]  # torch reads it with getattr
         for parameter in self._parameters() if recorded else ():
             if parameter not in self._adam.state:
                 zeros = torch.zeros_like(parameter, requires_grad=False)
@@ -232,26 +232,26 @@ class FlowTrainer:
     def _set_rate(self, rate: float) -> None:
         group = self._adam.param_groups[0]
         if isinstance(group["lr"], torch.Tensor):
-            group["lr"].fill_(rate)  # where a recorded step reads it
+            group["lr"].fill_(rate)  # a recorded step reads it from this tensor
         else:
             group["lr"] = rate
 
     def _state(self) -> list[torch.Tensor]:
-        """Return all that a recorded step reads and writes besides its batch."""
+        """Return all tensors that a recorded step reads and writes, except its batch."""
         moments = [state[moment] for state in self._adam.state.values() for moment in _MOMENTS]
         return [*self._parameters(), *self.flow.buffers(), *moments, self._adam.param_groups[0]["lr"], self._broken]
 
     def _prepared(self, iteration: int) -> torch.Tensor:
-        """Return the batch of a step, which may have been prepared ahead."""
+        """Return the batch of a step, possibly prepared in advance."""
         if self._ahead is not None and self._ahead[0] == iteration and self._ahead[1].device == self.flow.device:
             return self._ahead[1]
         return self._batch(iteration, self._ranks.part(self.config.batch_size))
 
     def _batch(self, iteration: int, part: slice) -> torch.Tensor:
-        """Return part of the y, padded (B, C, H, W), of a step: rows in epoch order, augmented, with uniform noise."""
+        """Return part of the batch of a step as padded y (B, C, H, W): augmented, with uniform noise."""
         config, device = self.config, self.flow.device
         rng = generator(config.seed, "train-glow", "batch", iteration)
-        images = self._images[np.sort(self._rows(iteration))]  # sorted: a mapped file is read in one direction
+        images = self._images[np.sort(self._rows(iteration))]  # sorted: a memory-mapped file is read sequentially
         images = augment(images, rng, translate=config.translate, flip=config.flip)
         images = np.ascontiguousarray(pad_images(images, self.flow.pads))
         noise = to_device(torch.from_numpy(draw_noise(rng, images.shape)[part]), device)
@@ -260,7 +260,7 @@ class FlowTrainer:
         return y_BCHW.to(self.flow.dtype)
 
     def _rows(self, iteration: int) -> np.ndarray:
-        """Return the rows of a step's batch: a seeded permutation for each pass over the images, end to end."""
+        """Return the rows of a step's batch, taken from consecutive seeded permutations, one per epoch."""
         count, start = len(self._images), iteration * self.config.batch_size
         stop = start + self.config.batch_size
         pieces = []
@@ -272,29 +272,29 @@ class FlowTrainer:
             pieces.append(self._epoch_order[1][max(start - first, 0) : max(stop - first, 0)])
         return np.concatenate(pieces)
 
-    def evaluate(self, images: np.ndarray, *, batch_size: int = _EVALUATED_TOGETHER) -> float:
+    def evaluate(self, images: np.ndarray, *, batch_size: int = _EVALUATION_BATCH) -> float:
         """Return the mean bits per dimension of uint8 images (N, H, W, C), with seeded uniform noise."""
-        self.flow.eval()  # step goes back to training mode by itself
+        self.flow.eval()  # steps() switches back to training mode
         log_prob = self.flow.log_prob(images, dequantise="uniform", batch_size=batch_size, seed=self.config.seed)
         return float(self.flow.bits_per_dim(log_prob).mean())
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """Return all that a later trainer needs to go on: weights, Adam's moments, the iteration. Names are flat."""
+        """Return everything needed to resume training: weights, Adam's moments and the iteration, under flat names."""
         return flat_state(self.flow, self._adam, {"iteration": self.iteration})
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from what ``state_dict`` returned, to the bit.
+        """Resume, bit for bit, from a result of ``state_dict``.
 
         Raises:
-            FormatError: the state is not one of a trainer of this flow; nothing is changed then.
+            FormatError: The state does not match a trainer of this flow. The trainer remains unchanged.
         """
         self.iteration = restore_state(self.flow, self._adam, ("iteration",), state)["iteration"]
 
 
 def sample(flow: Flow, n: int, *, temperature: float = 1.0, seed: int = 0, batch_size: int = 64) -> np.ndarray:
-    """Draw ``n`` images from the flow: uint8 (n, H, W, C), of the flow's bits.
+    """Sample ``n`` images from the flow: uint8 (n, H, W, C), in the flow's bit depth.
 
-    Image i depends on (seed, i) alone. A ``temperature`` below 1 draws closer to the mean: fewer oddities, less variety.
+    Image i depends only on (seed, i). A ``temperature`` below 1 reduces artefacts and variety.
     """
     draws = [generator(seed, "sample", i).standard_normal(flow.dim, dtype=np.float32) for i in range(n)]
     z = np.reshape(draws, (n, flow.dim)).astype(np.float32) * np.float32(temperature)

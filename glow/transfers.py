@@ -1,7 +1,7 @@
-"""Running a function on a device over batches of NumPy arrays, and copying its results back to NumPy.
+"""Run a function on a device over batches of NumPy arrays and copy its results back to NumPy.
 
-On the CPU the function works on the arrays' own memory. On CUDA the next batch is copied to the device, and the previous
-result back, while the current batch is computed; the host waits once per batch, for a result whose successor is queued.
+On the CPU, the function reads the arrays' memory directly. On CUDA, the next batch is copied to the device and the
+previous result back while the current batch is computed; the host waits for a result after queueing the next batch.
 """
 
 from collections import deque
@@ -21,13 +21,13 @@ _Batches = Iterator[tuple[slice, list[np.ndarray]]]
 
 
 def run_batches(device: torch.device, batches: Iterable[slice], load: _Load, compute: _Compute) -> _Batches:
-    """Yield each batch with what ``compute`` returns for it, as NumPy arrays that the caller may keep.
+    """Yield the rows of each batch and the results of ``compute`` as NumPy arrays, which the caller may keep.
 
     Args:
-        device: where ``compute`` works.
-        batches: the rows of each batch.
-        load: returns the arrays of a batch; it is called one batch ahead.
-        compute: gets the rows and their arrays as tensors on the device; must not write to them, or wait for the device.
+        device: Device on which ``compute`` runs.
+        batches: The rows of each batch.
+        load: Returns the arrays of a batch; called one batch in advance.
+        compute: Receives rows and arrays as tensors on the device; must not write to these or wait for the device.
     """
     return (_overlapped if device.type == "cuda" else _one_by_one)(device, batches, load, compute)
 
@@ -38,21 +38,21 @@ def _one_by_one(device: torch.device, batches: Iterable[slice], load: _Load, com
         yield rows, [result.cpu().numpy() for result in results]
 
 
-class _Begun(NamedTuple):
+class _Pending(NamedTuple):
     rows: slice
     results: list[torch.Tensor]  # pinned on the host
-    arrived: torch.cuda.Event  # after which they can be read
-    held: list[torch.Tensor]  # on the device; freed once ``arrived``, since other streams still use their memory
+    copied: torch.cuda.Event  # set when the results have been copied
+    in_use: list[torch.Tensor]  # on the device; freed after ``copied``, since other streams use them
 
 
 def _overlapped(device: torch.device, batches: Iterable[slice], load: _Load, compute: _Compute) -> _Batches:
-    sending, fetching = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's own
+    sending, receiving = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch leaves it untyped
     computing = torch.cuda.current_stream(device)
-    waiting, begun = iter(batches), deque[_Begun]()
+    remaining, pending = iter(batches), deque[_Pending]()
 
-    def sent() -> tuple[slice, list[torch.Tensor], torch.cuda.Event] | None:
-        """Begin to copy the next batch to the device."""
-        rows = next(waiting, None)
+    def send_next() -> tuple[slice, list[torch.Tensor], torch.cuda.Event] | None:
+        """Start copying the next batch to the device."""
+        rows = next(remaining, None)
         if rows is None:
             return None
         on_host = [_tensor(array) for array in load(rows)]
@@ -60,24 +60,24 @@ def _overlapped(device: torch.device, batches: Iterable[slice], load: _Load, com
             tensors = [to_device(values, device) for values in on_host]
         return rows, tensors, _recorded(sending)
 
-    ahead = sent()
+    ahead = send_next()
     while ahead is not None:
-        rows, tensors, there = ahead
-        computing.wait_event(there)
+        rows, tensors, sent = ahead
+        computing.wait_event(sent)
         results = compute(rows, tensors)
-        fetching.wait_event(_recorded(computing))
-        with torch.cuda.stream(fetching):
+        receiving.wait_event(_recorded(computing))
+        with torch.cuda.stream(receiving):
             pinned = [_copied(result, _pinned_like(result)) for result in results]
-        begun.append(_Begun(rows, pinned, _recorded(fetching), [*tensors, *results]))
-        ahead = sent()  # while the device computes
-        if len(begun) > 1:
-            yield _finished(begun.popleft())
-    while begun:
-        yield _finished(begun.popleft())
+        pending.append(_Pending(rows, pinned, _recorded(receiving), [*tensors, *results]))
+        ahead = send_next()  # while the device computes
+        if len(pending) > 1:
+            yield _finished(pending.popleft())
+    while pending:
+        yield _finished(pending.popleft())
 
 
-def _finished(batch: _Begun) -> tuple[slice, list[np.ndarray]]:
-    batch.arrived.synchronize()
+def _finished(batch: _Pending) -> tuple[slice, list[np.ndarray]]:
+    batch.copied.synchronize()
     return batch.rows, [result.numpy() for result in batch.results]
 
 
@@ -92,10 +92,10 @@ def _copied(source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 def _pinned_like(values: torch.Tensor) -> torch.Tensor:
-    """Return memory that a device copies from and to by itself; torch gives it out again only after such a copy."""
+    """Return page-locked host memory for asynchronous copies; torch reuses it only after the copy has finished."""
     return torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    # torch shares memory only with arrays that may be written; rows of a store may not be.
+    # torch shares memory with writable arrays only; rows from a Zarr store may be read-only.
     return torch.from_numpy(np.require(array, requirements=["C", "W"]))

@@ -227,7 +227,7 @@ def test_a_flow_for_other_images_is_refused_in_one_sentence(tiny_workspace, reci
     recipe = recipe_of(pictures, f'heldout = 2\ntest = 2\n[flow]\npath = "{flow}"\n')
     result = command("encode", recipe, "--workspace", tmp_path / "other", "--device", "cpu")
     assert is_one_sentence(result), result
-    assert "images do not fit this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
+    assert "images do not match this flow: expected uint8 (N, 8, 8, 1), got uint8 (8, 8, 8, 3)" in result.err
 
 
 def test_without_test_images_training_says_what_is_missing(recipe_of, tmp_path, command):

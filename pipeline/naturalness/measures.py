@@ -1,7 +1,7 @@
-"""Measuring samples of images, and summarising the measures.
+"""Measure samples of images and summarise the results.
 
-Every sample is measured as 8-bit images, with the same noise below the evaluator's bits at the same place, and compared on
-the same resamples; so differences between methods are those of the images.
+All samples are measured as 8-bit images with the same noise below the evaluator's bits and the same bootstrap
+resamples, so differences between methods come from the images alone.
 """
 
 from dataclasses import dataclass
@@ -32,25 +32,25 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """What was measured on the n images of a sample."""
+    """Measurements of the n images of a sample."""
 
     sample: Sample
-    bits: FloatArray  # (n,) bits per dimension under the evaluator; not always finite
-    across: FloatArray  # (n,) gradient across the regions' border; NaN where there is none
+    bits: FloatArray  # (n,) bits per dimension under the evaluator; may be infinite or NaN
+    across: FloatArray  # (n,) gradient across the border of the regions; NaN if an image has none
     inside: FloatArray  # (n,) gradient inside the regions
     decode_failed: int | None
-    share: float | None  # of the second image, mean
+    share: float | None  # mean share of the second image
     features: FloatArray | None  # (n, F)
-    shown: npt.NDArray[np.uint8]  # the first images, for the sheet
+    shown: npt.NDArray[np.uint8]  # the first images, for the image sheet
 
 
 def measure(
     sample: Sample, evaluator: Flow, classifier: nn.Module | None, config: NaturalnessConfig, *, count: int, shown: int
 ) -> Scores:
-    """Make the ``count`` images of a sample block by block, and measure them; keep the first ``shown`` of them.
+    """Create and measure the ``count`` images of a sample block by block; keep the first ``shown`` of them.
 
     Raises:
-        DivergedError: the evaluator gives fewer than two images a finite likelihood.
+        DivergedError: Fewer than two images have a finite likelihood under the evaluator.
     """
     parts: list[tuple[FloatArray, ...]] = []
     clouds, shares, heads = [], [], []
@@ -77,8 +77,8 @@ def measure(
     bits, across, inside = (np.concatenate(column) for column in zip(*parts, strict=True))
     if np.isfinite(bits).sum() < 2:
         raise DivergedError(
-            f"the evaluator gives {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} a finite "
-            "likelihood; expected at least 2. Train it for longer or at a lower rate: 'naturalness.evaluator.training'."
+            f"only {np.isfinite(bits).sum()} of {len(bits)} images of sample {sample.name!r} have a finite likelihood "
+            "under the evaluator; expected at least 2. Train it longer or at a lower rate: 'naturalness.evaluator.training'."
         )
     return Scores(
         sample=sample,
@@ -93,7 +93,7 @@ def measure(
 
 
 def summarise(measured: Scores, reference: Scores, resamples: Resamples) -> SampleSummary:
-    """Return the summary of a sample's measures, against the held-out originals, on these resamples."""
+    """Summarise the measurements of a sample relative to the held-out originals, using these resamples."""
     finite = np.isfinite(measured.bits)
     bits = measured.bits[finite]
     less, more = (None, None) if measured is reference else _distances(measured, reference, resamples)
@@ -134,7 +134,7 @@ def _distances(measured: Scores, reference: Scores, resamples: Resamples) -> tup
 
 
 def _sum(less: Interval | None, more: Interval | None) -> Interval | None:
-    """Add the ends, too: an interval of the sum's own holds zero too seldom where the distributions are the same."""
+    """Add both intervals; a bootstrap interval of the sum would too rarely contain zero for equal distributions."""
     if less is None or more is None:
         return None
     return Interval(value=less.value + more.value, low=less.low + more.low, high=less.high + more.high)

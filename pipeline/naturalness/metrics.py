@@ -1,4 +1,4 @@
-"""Measures of naturalness in pure NumPy: distances of samples of numbers and of features, and seams."""
+"""Measures of naturalness in pure NumPy: distances between samples of numbers or features, and seams."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,22 +18,22 @@ _CONFIDENCE = 0.95
 
 
 class Transport(NamedTuple):
-    """How far the numbers of one sample would have to be moved to be those of a reference; their unit is the samples'."""
+    """How far the numbers of a sample must move to match a reference, in the unit of the samples."""
 
-    below: float  # mean over quantiles of how far the sample's are below the reference's
-    above: float  # mean over quantiles of how far they are above
+    below: float  # mean over quantiles of the distance by which the sample lies below the reference
+    above: float  # mean over quantiles of the distance by which the sample lies above
 
 
 class Resample(NamedTuple):
     """One bootstrap resample: rows drawn with replacement."""
 
-    pairs: IntArray  # (n,) of everything that was made from the pairs, so that pairs stay together
-    originals: IntArray  # (m,) of the reference
+    pairs: IntArray  # (n,) for all samples made from the pairs, so that pairs stay together
+    originals: IntArray  # (m,) for the reference
 
 
 @dataclass(frozen=True, kw_only=True)
 class Resamples:
-    """Bootstrap resamples, drawn again in each iteration over them; each depends on (seed, its number) alone."""
+    """Bootstrap resamples, drawn on iteration; each depends only on (seed, its index)."""
 
     count: int
     pairs: int  # n
@@ -50,11 +50,11 @@ class Resamples:
 def transport(sample: FloatArray, reference: FloatArray) -> Transport:
     """Return the distance of a sample, float (n,), from a reference, float (m,), in each direction.
 
-    Both parts are means over all quantiles q in (0, 1) of max(0, ±(Q_sample(q) − Q_reference(q))), exact for any n and m:
-    quantile functions are steps, and between two steps of either nothing changes.
+    Both parts are means over all quantiles q in (0, 1) of max(0, ±(Q_sample(q) − Q_reference(q))). They are exact for
+    any n and m, since quantile functions are step functions.
 
     Raises:
-        ValueError: one has no numbers, or one that is not finite.
+        ValueError: An array is empty or contains values that are not finite.
 
     Example:
         >>> import numpy as np
@@ -63,8 +63,8 @@ def transport(sample: FloatArray, reference: FloatArray) -> Transport:
     """
     n, m = len(sample), len(reference)
     if not n or not m or not np.isfinite(sample).all() or not np.isfinite(reference).all():
-        raise ValueError(f"a distance needs finite numbers on both sides; got samples of {n} and {m}.")
-    # Steps of both, in units of 1/(n·m), so that integers show where they coincide.
+        raise ValueError(f"a distance needs finite numbers in both samples; got samples of size {n} and {m}.")
+    # Steps of both functions in units of 1/(n·m): integers, so that coinciding steps compare equal.
     ends = np.union1d(np.arange(1, n + 1) * m, np.arange(1, m + 1) * n)
     difference = np.sort(sample)[(ends - 1) // m] - np.sort(reference)[(ends - 1) // n]
     weights = np.diff(ends, prepend=0) / (n * m)
@@ -72,36 +72,36 @@ def transport(sample: FloatArray, reference: FloatArray) -> Transport:
 
 
 def interval(value: float, resampled: npt.NDArray[np.float64]) -> Interval:
-    """Return a 95% confidence interval around a value that cannot be negative, from its values on resamples, float (B,).
+    """Return a 95% confidence interval of a non-negative value, given its values on resamples, float (B,).
 
-    A distance grows under resampling, since the resamples' noise comes to the samples' own; their lower 2.5% then say
-    nothing of how small the true one may be. So the interval reaches as far down as it reaches up, to the upper 2.5%, and
-    not below zero: it errs on the wide side, and holds zero where two samples of one distribution are compared.
+    Resampling increases distances, since the resamples add their own noise, so the lower 2.5% quantile of the resamples
+    is not a lower bound. The interval therefore extends down by the same amount as up to the upper 2.5% quantile, but
+    not below zero. It tends to be too wide, and contains zero if both samples have the same distribution.
     """
     high = max(float(np.quantile(resampled, (1.0 + _CONFIDENCE) / 2.0)), value)
     return Interval(value=value, low=max(2.0 * value - high, 0.0), high=high)
 
 
 def frechet_distance(first: FloatArray, second: FloatArray) -> float:
-    """Return the Fréchet distance of the Gaussians fitted to two clouds of features, float (n, F) and (m, F).
+    """Return the Fréchet distance of Gaussians fitted to two sets of features, float (n, F) and (m, F).
 
-    d = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁^½ Σ₂ Σ₁^½)^½), with sample covariances. It is biased upwards, by more the fewer
-    rows and the more features there are; compare only distances of equally many rows.
+    d = |μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2·(Σ₁^½ Σ₂ Σ₁^½)^½), with sample covariances. It is biased upwards, more
+    so for fewer rows and more features, so compare only distances for equal numbers of rows.
 
     Raises:
-        ValueError: a cloud has fewer than two rows, the widths differ, or a number is not finite.
+        ValueError: An array has fewer than two rows, the widths differ, or a value is not finite.
     """
     if min(len(first), len(second)) < 2 or first.shape[1:] != second.shape[1:]:
-        raise ValueError(f"expected two clouds of at least 2 rows and one width; got {first.shape} and {second.shape}.")
+        raise ValueError(f"expected at least 2 rows and equal widths, got shapes {first.shape} and {second.shape}.")
     if not (np.isfinite(first).all() and np.isfinite(second).all()):
         raise ValueError("features must be finite.")
     difference = first.mean(axis=0) - second.mean(axis=0)
     covariances = [np.atleast_2d(np.cov(cloud, rowvar=False)) for cloud in (first, second)]
     root = _square_root(covariances[0])
-    # Symmetric eigenvalues throughout: a general matrix root turns complex when few rows leave a covariance singular.
+    # Use symmetric eigenvalues only: a general matrix root becomes complex if few rows make a covariance singular.
     shared = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ covariances[1] @ root), 0.0)).sum()
     spread = np.trace(covariances[0]) + np.trace(covariances[1]) - 2.0 * shared
-    return float(max(difference @ difference + spread, 0.0))  # rounding may leave −1e-15 of equal clouds
+    return float(max(difference @ difference + spread, 0.0))  # rounding may yield −1e-15 for equal inputs
 
 
 def _square_root(covariance: FloatArray) -> FloatArray:
@@ -111,15 +111,15 @@ def _square_root(covariance: FloatArray) -> FloatArray:
 
 
 def border_gradients(images: npt.NDArray[np.uint8], regions: npt.NDArray[np.bool_]) -> tuple[FloatArray, FloatArray]:
-    """Return the mean absolute step from pixel to pixel across the borders of regions, and off them.
+    """Return the mean absolute difference of neighbouring pixels across region borders and within regions.
 
     Args:
         images: uint8 (N, H, W, C).
-        regions: bool (N, H, W), which of two regions a pixel belongs to.
+        regions: bool (N, H, W), the region of each pixel.
 
     Returns:
-        Two float64 (N,), in grey levels, over all neighbours in rows and columns and all channels: of neighbours in
-        different regions (NaN where an image has none), and of neighbours in one region.
+        Two float64 arrays (N,), in grey levels, averaged over horizontal and vertical neighbours and all channels: for
+        neighbours in different regions (NaN if an image has none), and for neighbours in the same region.
     """
     values = images.astype(np.int16)
     sums = np.zeros((2, len(images)))
@@ -127,8 +127,8 @@ def border_gradients(images: npt.NDArray[np.uint8], regions: npt.NDArray[np.bool
     for axis in (1, 2):
         steps = np.abs(np.diff(values, axis=axis)).mean(axis=3)
         crossing = np.diff(regions, axis=axis)
-        for place, chosen in enumerate((crossing, ~crossing)):
-            sums[place] += np.where(chosen, steps, 0.0).sum(axis=(1, 2))
-            counts[place] += chosen.sum(axis=(1, 2))
+        for row, selected in enumerate((crossing, ~crossing)):
+            sums[row] += np.where(selected, steps, 0.0).sum(axis=(1, 2))
+            counts[row] += selected.sum(axis=(1, 2))
     across, inside = np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
     return across, inside

@@ -1,7 +1,7 @@
-"""The pixels of a mix that come from the second image, if its first or last components do, and a hard cut along them.
+"""Image regions that correspond to the first or last components of a latent, and hard cuts along them.
 
-A region consists of whole cells of the coarsest grid, in latent order. The cell in which the taken components end belongs
-to the second image if more than half of its components were taken.
+A region consists of complete cells of the coarsest grid, in latent order. The cell that contains the last component
+taken from the second image is part of the region if more than half of its components were taken.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ __all__ = ["hard_cut", "second_region", "trailing_region"]
 
 
 def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
-    """Return where the first ``taken`` components of a latent are in the image: bool (height, width).
+    """Return the image region of the first ``taken`` components of a latent: bool (height, width).
 
-    ``taken`` is 0 to D. Cells are those of the padded image; the padding is cropped.
+    ``taken`` is 0 to D. Cells refer to the padded image; the padding is cropped.
 
     Raises:
         ValueError: ``taken`` is outside 0 to D.
@@ -28,20 +28,20 @@ def second_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
         [[1, 1, 1, 1], [1, 1, 1, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
     """
     top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
-    side = 1 << config.levels  # pixels of a cell in each direction
+    side = 1 << config.levels  # side of a cell, pixels
     rows, columns = (config.height + top + bottom) // side, (config.width + left + right) // side
     per_cell = side * side * config.channels
     if not 0 <= taken <= rows * columns * per_cell:
         raise ValueError(f"taken must be 0 to {rows * columns * per_cell}, got {taken}.")
-    whole, rest = divmod(taken, per_cell)
+    complete, rest = divmod(taken, per_cell)
     cells = np.zeros(rows * columns, bool)
-    cells[cell_order(rows, columns)[: whole + (2 * rest > per_cell)]] = True
+    cells[cell_order(rows, columns)[: complete + (2 * rest > per_cell)]] = True
     pixels = cells.reshape(rows, columns).repeat(side, axis=0).repeat(side, axis=1)
     return pixels[top : top + config.height, left : left + config.width]
 
 
 def trailing_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
-    """Return where the last ``taken`` components of a latent are in the image: bool (height, width)."""
+    """Return the image region of the last ``taken`` components of a latent: bool (height, width)."""
     top, bottom, left, right = padding(config.height, config.width, config.levels, config.pad)
     dim = (config.height + top + bottom) * (config.width + left + right) * config.channels
     return ~second_region(dim - taken, config)
@@ -50,5 +50,5 @@ def trailing_region(taken: int, config: FlowConfig) -> npt.NDArray[np.bool_]:
 def hard_cut(
     x1: npt.NDArray[np.uint8], x2: npt.NDArray[np.uint8], region: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.uint8]:
-    """Return x1 with the pixels of x2 in a region: uint8 (N, H, W, C) both, bool (H, W) or (N, H, W)."""
+    """Return x1 with the pixels of x2 in a region. Images are uint8 (N, H, W, C), regions bool (H, W) or (N, H, W)."""
     return np.where(region[..., None], x2, x1)

@@ -1,7 +1,7 @@
-"""The samples that the naturalness stage compares: originals, and what each method makes of the same pairs.
+"""The samples that the naturalness stage compares: original images, and the mixes of each method for the same pairs.
 
-Sources are even rows of the train split, each in one pair at most, and the evaluator learned from odd rows; so
-the evaluator has seen neither source of any mix, and pairs are independent of each other.
+Sources are even rows of the train split, and each occurs in at most one pair. The evaluator was trained on odd rows. It
+has therefore never seen a source of any mix, and pairs are independent of each other.
 """
 
 import math
@@ -32,33 +32,33 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Block(NamedTuple):
-    """Some images of a sample."""
+    """A block of images of a sample."""
 
     images: Images  # (b, H, W, C)
-    regions: Mask  # (b, H, W), along whose borders seams are looked for
-    share: npt.NDArray[np.floating[Any]] | None = None  # (b,) of the second image; None for originals
-    decode_failed: Mask | None = None  # (b,); None where nothing was decoded
+    regions: Mask  # (b, H, W); seams are measured along their borders
+    share: npt.NDArray[np.floating[Any]] | None = None  # (b,) share of the second image; None for originals
+    decode_failed: Mask | None = None  # (b,); None if nothing was decoded
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One sample, made block by block, so that the images of no two samples are ever held together."""
+    """One sample, created block by block to limit memory."""
 
     name: str
     kind: Literal["original", "latent", "pixel"]
-    seam_of: Literal["own", "ls-mix"]  # whose regions the blocks have
-    block: Callable[[slice], Block]  # the images of some of the n places
+    seam_of: Literal["own", "ls-mix"]  # whether the blocks have their own regions or those of LS-Mix
+    block: Callable[[slice], Block]  # returns the images of some of the n rows
 
 
 def choose_rows_apart(images: int, pairs: int, seed: int) -> tuple[Rows, Rows]:
-    """Return the two source rows of each pair, int64 (pairs,) each: even rows of ``images``, all of them different."""
+    """Return the two source rows of each pair, int64 (pairs,) each: distinct even rows below ``images``."""
     even = np.arange(0, images, 2)
     chosen = generator(seed, "naturalness", "pairs").permutation(even)[: 2 * pairs]
     return chosen[:pairs], chosen[pairs:]
 
 
 class SampleSet:
-    """All samples of one comparison, n images each; latents and flow make the mixes."""
+    """All samples of one comparison, n images each; mixes are created from latents and flow."""
 
     def __init__(
         self, dataset: DataSet, latents: Latents, flow: Flow, config: NaturalnessConfig, *, count: int
@@ -70,15 +70,15 @@ class SampleSet:
         self._region = second_region(self._taken, flow.config)
 
     def all(self) -> list[Sample]:
-        """Return the samples: held-out originals first, then other originals, then the methods in the recipe's order."""
+        """Return the samples: held-out originals, other originals, then the methods in the order of the recipe."""
         originals = [self._original("held-out", self._dataset.heldout)]
-        if len(self._dataset.test) >= self._count:  # a smaller sample would have another bias
+        if len(self._dataset.test) >= self._count:  # a smaller sample would have a different bias
             originals.append(self._original("test", self._dataset.test))
         sources = Sample(name="sources", kind="original", seam_of="ls-mix", block=self._sources)
         return [*originals, sources, *(self._method(name) for name in self._config.methods)]
 
     def pair_sheet(self, rows: int) -> list[tuple[Images, Images]]:
-        """Return the two sources of the first pairs."""
+        """Return the two sources of the first ``rows`` pairs."""
         train = self._dataset.train.images
         return [(train[a], train[b]) for a, b in zip(self._first[:rows], self._second[:rows], strict=True)]
 
@@ -127,14 +127,14 @@ class SampleSet:
         return mix_images(method, x1, x2, self._config.lam, draws=self._draws(method, part))
 
     def _own_regions(self, method: str, part: slice) -> Mask | None:
-        """Return where a pixel method puts the second image: where white ends up in black; None where it blends them."""
+        """Return the region of the second image, found by mixing black with white; None if the method blends pixels."""
         height, width, _ = self._dataset.image_shape
         black = np.zeros((part.stop - part.start, height, width, 1), np.uint8)
         mixed, _ = self._mix_pixels(method, black, np.full_like(black, 255), part)
         return mixed[..., 0] == 255 if np.isin(mixed, (0, 255)).all() else None
 
     def _draws(self, method: str, part: slice) -> RowRng:
-        """Return the generators of a block's rows, which are the same however the sample is cut into blocks."""
+        """Return the generators of a block's rows, which do not depend on how the sample is split into blocks."""
         draws = row_rngs(self._config.seed, "naturalness", method)
         return lambda row: draws(part.start + row)
 
@@ -142,8 +142,8 @@ class SampleSet:
         z = self._latents.z
         first, second = z.gather(self._first[part]), z.gather(self._second[part])
         mixed, share = mix_latents(method, first, second, self._config.lam, draws=self._draws(method, part))
-        rule = PoolConfig()
-        validate = partial(is_failed_decode, tolerance=rule.tolerance, bad_pixel_fraction=rule.bad_pixel_fraction)
+        limits = PoolConfig()
+        validate = partial(is_failed_decode, tolerance=limits.tolerance, bad_pixel_fraction=limits.bad_pixel_fraction)
         images, decode_failed = self._flow.decode(mixed, validate=validate, batch_size=self._config.batch_size)
         return Block(images, self._regions(region, part), share, decode_failed)
 

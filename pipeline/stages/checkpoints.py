@@ -1,6 +1,6 @@
-"""Checkpoints of a training: its tensors and its log, in one safetensors file that is replaced atomically.
+"""Training checkpoints: tensors and log in one safetensors file, which is replaced atomically.
 
-The first rank writes and reads them.
+Only the first rank reads and writes them.
 """
 
 from collections.abc import Sequence
@@ -30,19 +30,19 @@ class _Trainer(Protocol):
 
 
 def save_checkpoint(task: StageTask, trainer: _Trainer, log: Sequence[msgspec.Struct]) -> None:
-    """Write the state and the log of a training in place of its last checkpoint."""
+    """Write the state and the log of a trainer, replacing the previous checkpoint."""
     from safetensors.torch import save
 
     if task.ranks.first:
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state_dict().items()}
-        write_atomic(task.work / _NAME, save(whole, metadata={_LOG: msgspec.json.encode(log).decode()}))
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in trainer.state_dict().items()}
+        write_atomic(task.work / _NAME, save(tensors, metadata={_LOG: msgspec.json.encode(log).decode()}))
 
 
 def load_checkpoint(task: StageTask, trainer: _Trainer, line: type[_Line]) -> list[_Line]:
-    """Restore a trainer on every rank; return the log, a list of ``line``; [] if there is no checkpoint.
+    """Restore a trainer on every rank; return the log, a list of ``line``. Without a checkpoint, return [].
 
     Raises:
-        CorruptError: the file is damaged.
+        CorruptError: The file is damaged.
     """
     log: list[_Line]
     tensors, log = task.ranks.broadcast(_read(task.work / _NAME, line) if task.ranks.first else ({}, []))
@@ -59,6 +59,6 @@ def _read(path: Path, line: type[_Line]) -> tuple[dict[str, "torch.Tensor"], lis
     try:
         with safe_open(path, framework="pt") as file:
             log = msgspec.json.decode(file.metadata()[_LOG], type=list[line])  # type: ignore[valid-type]  # known at runtime
-            return {name: file.get_tensor(name) for name in file.keys()}, log  # noqa: SIM118 - no mapping
+            return {name: file.get_tensor(name) for name in file.keys()}, log  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, *DECODE_ERRORS, KeyError, TypeError) as error:
-        raise CorruptError(f"checkpoint {str(path)!r} is damaged: {error}. Remove it to start again.") from error
+        raise CorruptError(f"checkpoint {str(path)!r} is damaged: {error}. Remove it to restart training.") from error

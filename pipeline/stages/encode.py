@@ -1,7 +1,7 @@
-"""The encode stage: data set + flow → ``latents.zarr``, the latent vector of every training image.
+"""The encode stage: data set + flow → ``latents.zarr``, the latent vectors of all training images.
 
-Latents are of use only if they decode to the same images, so the stage checks that for all of them unless the recipe
-switches it off, and puts the count into the manifest.
+Latents are useful only if they decode to the same images. Unless the recipe disables it, the stage checks this for all
+images and records the count in the manifest.
 """
 
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class _Loaded(NamedTuple):
 
 
 class EncodeProcessor:
-    """Encodes the shards of one artifact."""
+    """Encode the shards of one artifact."""
 
     def __init__(self, job: ShardJob, folder: Path, inputs: Mapping[str, Artifact], device: str) -> None:
         from lsmix.glow.checkpoint import load_flow
@@ -50,22 +50,20 @@ class EncodeProcessor:
             self._flow = load_flow(inputs["flow"], device=device)
 
     def load(self, shard: int) -> _Loaded:
-        """Read the images of a shard."""
+        """Read the images and labels of a shard."""
         rows = self._store.shard_range(shard)
         return _Loaded(
             rows.start, self._train.gather(np.asarray(rows)), np.array(self._train.labels[rows.start : rows.stop])
         )
 
     def compute(self, loaded: _Loaded, advance: Advance) -> dict[str, npt.NDArray[Any]]:
-        """Encode the images of a shard, and check that they decode to the same bytes."""
+        """Encode the images of a shard; optionally check that they decode to the same bytes."""
         with device_memory(self._label, self._device, "latents.batch_size", self._config.batch_size):
             return self._encode(loaded, advance)
 
     def _encode(self, loaded: _Loaded, advance: Advance) -> dict[str, npt.NDArray[Any]]:
         config = self._config
-        first = (
-            2 if config.check_round_trip else 1
-        )  # the part of a batch that encoding counts for; decoding has the rest
+        passes = 2 if config.check_round_trip else 1  # encoding advances progress by 1 / passes, decoding by the rest
         z, log_prob = self._flow.encode(
             loaded.images,
             dequantise=config.dequantise,
@@ -73,12 +71,12 @@ class EncodeProcessor:
             seed=config.seed,
             first_index=loaded.first,
             return_log_prob=True,
-            advance=lambda images: advance(images // first),
+            advance=lambda images: advance(images // passes),
         )
         if not (np.isfinite(z).all() and np.isfinite(log_prob).all()):
             raise CorruptError(
-                f"{self._label}: the flow gives latents that are no finite numbers, so its weights are unusable. Do not use "
-                "this flow; train it again."
+                f"{self._label}: the flow produces latents that are not finite: its weights are unusable. Train the flow "
+                "again."
             )
         columns: dict[str, npt.NDArray[Any]] = {
             "z": z,
@@ -88,7 +86,7 @@ class EncodeProcessor:
         }
         if config.check_round_trip:
             decoded = self._flow.decode(
-                z, batch_size=config.batch_size, advance=lambda images: advance(images - images // first)
+                z, batch_size=config.batch_size, advance=lambda images: advance(images - images // passes)
             )
             columns["exact"] = (decoded == loaded.images).all(axis=(1, 2, 3))
         return columns
@@ -107,7 +105,7 @@ class EncodeProcessor:
 
 
 def _run(task: StageTask) -> StageResult:
-    """Encode all shards, add up their counts, and warn of images that do not decode to the same bytes."""
+    """Encode all shards, sum their counts, and warn about images that do not decode to the same bytes."""
     store = _create(task)
     counts, digests = make_shards(task, store, _PROCESSOR)
     rows = store.rows
@@ -115,8 +113,8 @@ def _run(task: StageTask) -> StageResult:
     counts["image_shape"] = table_in(store.folder)[1]["image_shape"]
     if counts.get("exact_round_trips", rows) < rows:
         task.progress.warning(
-            f"{task.label}: {rows - counts['exact_round_trips']} of {rows} images do not decode back exactly; "
-            "mixes at λ = 0 will differ from their sources there."
+            f"{task.label}: {rows - counts['exact_round_trips']:,} of {rows:,} images do not decode exactly; their "
+            "mixes at λ = 0 will differ from the originals."
         )
     return StageResult(payload=frozenset({"latents.zarr"}), counts=counts, digests=digests)
 

@@ -1,6 +1,6 @@
-"""The graph of a recipe: which artifacts it wants, from which inputs, in an order in which they can be made.
+"""The graph of a recipe: its artifacts and their inputs, in an order in which they can be built.
 
-Pure planning: nothing is read but the manifests of a finished flow that a recipe names; nothing else of one at a URL is downloaded.
+Building the graph reads or downloads nothing except the manifests of finished flows that the recipe names.
 """
 
 from collections.abc import Mapping
@@ -36,11 +36,11 @@ __all__ = ["build_graph"]
 
 
 def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | None" = None) -> list[Node]:
-    """Return all nodes of a recipe, inputs before what is made from them; ``source`` takes the place of its data set's files.
+    """Return all nodes of a recipe in topological order; ``source`` replaces the files of its data set.
 
     Raises:
-        MissingError: there is no such flow as the recipe names, be it in the workspace.
-        LsmixError: the recipe names a flow by a URL, and it cannot be fetched.
+        MissingError: A flow that the recipe names does not exist.
+        LsmixError: The recipe names a flow by URL and its manifest cannot be downloaded.
     """
     dataset = Node(stage=INGEST, name=recipe.name, config=recipe.data, source=source)
     nodes = [dataset]
@@ -65,9 +65,9 @@ def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | No
             encoded[flow_name] = (flow, latents)
         return encoded[flow_name]
 
-    everything: dict[str, Node | Artifact] = {"dataset": dataset}
+    artifacts: dict[str, Node | Artifact] = {"dataset": dataset}
     if recipe.wants_flow:
-        everything["flow"], everything["latents"] = latents_of(own_flow.path)
+        artifacts["flow"], artifacts["latents"] = latents_of(own_flow.path)
     pools = {}
     for name, config in recipe.pools.items():
         inputs: dict[str, Node | Artifact] = {"dataset": dataset}
@@ -78,12 +78,12 @@ def build_graph(recipe: Recipe, workspace: Workspace, source: "MemorySource | No
         nodes.append(pools[name])
     runs = _train_nodes(recipe, dataset, pools)
     nodes += runs.values()
-    everything |= {f"pool:{name}": node for name, node in pools.items()}
-    everything |= {f"run:{name}": node for name, node in runs.items()}
+    artifacts |= {f"pool:{name}": node for name, node in pools.items()}
+    artifacts |= {f"run:{name}": node for name, node in runs.items()}
     if recipe.naturalness:
-        nodes += _naturalness_nodes(recipe, recipe.naturalness, everything, runs)
-        everything["naturalness"] = nodes[-1]
-    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report_config(), inputs=everything))
+        nodes += _naturalness_nodes(recipe, recipe.naturalness, artifacts, runs)
+        artifacts["naturalness"] = nodes[-1]
+    nodes.append(Node(stage=REPORT, name=recipe.name, config=recipe.report_config(), inputs=artifacts))
     return nodes
 
 
@@ -106,15 +106,15 @@ def _train_nodes(recipe: Recipe, dataset: Node, pools: dict[str, Node]) -> dict[
 
 
 def _naturalness_nodes(
-    recipe: Recipe, config: NaturalnessConfig, everything: Mapping[str, Node | Artifact], runs: Mapping[str, Node]
+    recipe: Recipe, config: NaturalnessConfig, artifacts: Mapping[str, Node | Artifact], runs: Mapping[str, Node]
 ) -> list[Node]:
-    """Return the evaluator flow and its stage; features are of the run that is named, else of "baseline"."""
-    inputs = {role: everything[role] for role in ("dataset", "flow", "latents")}
+    """Return the nodes of evaluator flow and naturalness; features come from the configured run, default "baseline"."""
+    inputs = {role: artifacts[role] for role in ("dataset", "flow", "latents")}
     evaluator = Node(
         stage=TRAIN_GLOW,
         name=f"{recipe.name}-evaluator",
         config=recipe.evaluator_config(),
-        inputs={"dataset": everything["dataset"]},
+        inputs={"dataset": artifacts["dataset"]},
     )
     inputs["evaluator"] = evaluator
     run = config.classifier or "baseline"
@@ -128,14 +128,14 @@ def _training_part(flow: FlowSection) -> FlowRecipe:
 
 
 def _find_flow(name: str, workspace: Workspace) -> Artifact:
-    """Return a finished flow that is named by its folder or URL, or by name or key in the workspace; or NATURAL_32."""
+    """Return a finished flow by its folder or URL, its name or cache key in the workspace, or NATURAL_32."""
     path = local_folder(name)
     if name == NATURAL_32 or path is None or (path / MANIFEST_NAME).is_file() or (path / "glow.json").is_file():
         return open_input(name, "flow")
     found = find_artifact(name, workspace, (TRAIN_GLOW.name,))
     if not found:
-        there = ", ".join(workspace.folder_names(TRAIN_GLOW.name)) or "none"
+        existing = ", ".join(workspace.folder_names(TRAIN_GLOW.name)) or "none"
         raise MissingError(
-            f"no flow {name!r}: neither a folder of a finished flow nor one of {workspace.location!r} ({there})."
+            f"flow {name!r} does not exist, neither as a folder nor as a flow in {workspace.location!r} ({existing})."
         )
     return found

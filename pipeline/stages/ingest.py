@@ -1,6 +1,6 @@
 """The ingest stage: published files → ``dataset.h5`` with a train, a held-out and a test split.
 
-Later stages that make pools read the train split alone, so no test image can get into one.
+The stages that build pools read only the train split, so pools cannot contain test images.
 """
 
 from dataclasses import replace
@@ -29,35 +29,35 @@ __all__ = ["INGEST", "SPLIT_WORDS", "dataset_counts", "fetch_source", "provenanc
 
 
 SPLIT_WORDS = {"train": "training", "heldout": "held-out", "test": "test"}
-_ZIP_RATIO = 6  # bytes of pixels for each byte of a JPEG of TinyImageNet, and so of an archive of such
+_ZIP_RATIO = 6  # bytes of pixels per byte of zip archive, measured on the JPEGs of TinyImageNet
 
 
 def fetch_source(config: DataConfig, progress: Progress) -> None:
-    """Fetch the published files of a data set that are not there yet; what there is, is left alone.
+    """Download the published files of a data set. Existing files are not downloaded again.
 
     Raises:
-        RecipeError: the recipe does not say what to fetch, or where to.
-        DownloadError, DiskSpaceError, LockedError: as ``download``.
+        RecipeError: The recipe does not define what to download or where to store it.
+        DownloadError, DiskSpaceError, LockedError: See ``download``.
     """
-    # Imported here since it takes a while, which a run without a download should not pay.
+    # Imported here, since the import is slow and most runs download nothing.
     from lsmix.data.readers.published.download import download
 
     if is_hub(config.path):
-        progress.info(f"fetching {config.path}")
+        progress.info(f"downloading {config.path}")
         hub_folder(config.path, fetch=True)
         return
     if not config.download or not config.path:
         raise RecipeError(
-            f"--download needs data.download, what to fetch, and data.path, where to; got {config.download!r} and "
-            f"{config.path!r}."
+            "--download needs 'data.download' (what to download) and 'data.path' (where to store it), got "
+            f"{config.download!r} and {config.path!r}."
         )
     for file, target in files_to_fetch(config.download, expand_home(config.path)):
-        progress.info(f"fetching {file.url} to {target}")
+        progress.info(f"downloading {file.url} to {target}")
         download(file, target, progress)
 
 
 def run(task: StageTask) -> StageResult:
-    """Read the source, write the data set, and print what became of every file."""
+    """Read the source, write the data set, and report how the files were used."""
     from lsmix.data.dataset import open_dataset
     from lsmix.data.readers.dataset_writer import plan_splits, write_dataset
 
@@ -82,7 +82,7 @@ def run(task: StageTask) -> StageResult:
     dataset = open_dataset(path)
     counts = dataset_counts(dataset)
     images = np.bincount(dataset.train.labels, minlength=counts["classes"]).tolist()
-    counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # of the training split
+    counts["class_images"] = dict(zip(dataset.class_names, images, strict=True))  # in the training split
     words = ", ".join(f"{split[name]:,} {word}" for name, word in SPLIT_WORDS.items())
     classes = f"{counts['classes']:,} class{'' if counts['classes'] == 1 else 'es'}"
     task.progress.info(f"{task.label}: {words} images in {classes}")
@@ -90,7 +90,7 @@ def run(task: StageTask) -> StageResult:
         for line in report.lines(chosen=sum(split.values())):
             task.progress.info(f"  {line}")
         if report.skipped:
-            task.progress.warning(f"{task.label}: {report.skipped:,} of {report.found:,} files are not used")
+            task.progress.warning(f"{task.label}: {report.skipped:,} of {report.found:,} files were skipped")
         for note in report.notes:
             task.progress.warning(f"{task.label}: {note}")
         counts["source"] = msgspec.to_builtins(report)
@@ -98,7 +98,7 @@ def run(task: StageTask) -> StageResult:
 
 
 def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
-    """Return what the manifest of a data set counts, by which later stages know how big their work is."""
+    """Return the counts for the manifest of a data set; later stages estimate their cost from them."""
     return {
         "train": len(dataset.train.images),
         "heldout": len(dataset.heldout.images),
@@ -109,12 +109,12 @@ def dataset_counts(dataset: "DataSet") -> dict[str, Any]:
 
 
 def _estimate(config: DataConfig, size: DatasetSize) -> Cost:
-    """Estimate by the listing of image files, else by the source's size: images are stored uncompressed, at first twice."""
+    """Estimate from the listing of image files, else from the source's size; uncompressed images exist twice at first."""
     if size.images:
         return Cost(bytes=2 * (size.images + size.test_images) * size.image_bytes)
     try:
         sizes = {str(file): Path(file).stat().st_size for file in source_files(config)}
-    except (LsmixError, OSError):  # ingest raises it
+    except (LsmixError, OSError):  # ingest raises this error
         return Cost(bytes=0)
     return Cost(bytes=sum((_ZIP_RATIO if file.endswith(".zip") else 2) * count for file, count in sizes.items()))
 
@@ -124,14 +124,14 @@ INGEST = Stage(
     version=2,
     run=run,
     estimate=_estimate,
-    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # contents count, not where they are or how they came
+    not_in_key=LOCATION_FIELDS | {"on_error", "labels_file"},  # contents matter, not how and where they are read
     uses_torch=False,
     reads_source=True,
 )
 
 
 def provenance_of(artifact: Artifact, dataset: "DataSet") -> Provenance:
-    """Return where the images of a data set are from, as latents and pools keep it."""
+    """Return the provenance of a data set, which latents and pools store."""
     config = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
     return Provenance(
         content_digest=artifact.manifest.content_digest,

@@ -1,6 +1,6 @@
 """The mix stage: latents + flow → ``pool.zarr``, the mixed images with their labels, shares and sources.
 
-A method in pixel space needs the data set alone.
+Methods in pixel space need only the data set.
 """
 
 from collections.abc import Mapping
@@ -50,12 +50,12 @@ _PROCESSOR = "lsmix.pipeline.stages.mix:MixProcessor"
 
 
 class MixProcessor:
-    """Makes the shards of one pool."""
+    """Build the shards of one pool."""
 
     def __init__(self, job: ShardJob, folder: Path, inputs: Mapping[str, Artifact], device: str) -> None:
         self._label, self._folder, self._device = job.label, folder, device
         self._config = config = msgspec.convert(job.config, PoolRecipe)
-        self._setting = ""  # methods in pixel space use no batches, and no device
+        self._setting = ""  # pixel-space methods use neither batches nor a device
         self._store = pool_store(folder)
         prepare_device(device)
         if not in_latent_space(config):
@@ -69,11 +69,11 @@ class MixProcessor:
         self._builder = PoolBuilder(config, open_latents(inputs["latents"]), flow)
 
     def load(self, shard: int) -> LoadedRows:
-        """Read what a shard mixes."""
+        """Read the sources of a shard."""
         return self._builder.load(np.asarray(self._store.shard_range(shard)))
 
     def compute(self, loaded: LoadedRows, advance: Advance) -> dict[str, npt.NDArray[Any]]:
-        """Mix a shard; draw failed decodes again."""
+        """Mix a shard; redraw failed decodes."""
         with device_memory(self._label, self._device, self._setting, self._config.batch_size):
             return self._builder.build(loaded, advance)
 
@@ -95,7 +95,7 @@ class MixProcessor:
 
 
 def _run(task: StageTask) -> StageResult:
-    """Make all shards, write the plan of the pool, and the README and the notices that describe it."""
+    """Build all shards, then write the plan, the README and the licence notices of the pool."""
     from lsmix.pipeline.views.dataset_card.licence import read_licence
     from lsmix.pipeline.views.dataset_card.readme import PoolDescription, write_readme
 
@@ -106,8 +106,8 @@ def _run(task: StageTask) -> StageResult:
     counts |= {"copies": task.config.copies_made, "images_per_copy": store.rows // task.config.copies_made}
     if counts["decode_failed"]:
         task.progress.warning(
-            f"{task.label}: {counts['decode_failed']} of {counts['images']} images failed to decode: "
-            f"{counts['redrawn']} drawn again, {counts['replaced']} replaced by their first source."
+            f"{task.label}: {counts['decode_failed']:,} of {counts['images']:,} images failed to decode: "
+            f"{counts['redrawn']:,} were redrawn, {counts['replaced']:,} replaced by their first source."
         )
     attributes = msgspec.convert(table_in(store.folder)[1], PoolAttributes)
     described = PoolDescription(task.name, base.spec, attributes, base.image_shape, metadata.version("lsmix"))
@@ -148,7 +148,7 @@ class _Described(NamedTuple):
 
 
 def _describe(task: StageTask) -> _Described:
-    """Return what a pool is made from and what its images are, by the latents or by the data set itself."""
+    """Return spec, image shape and class names of a pool, read from the latents or the data set."""
     fields: dict[str, Any] = {name: getattr(task.config, name) for name in PoolConfig.__struct_fields__}
     known: dict[str, Any] = {
         "format_version": SPEC_FORMAT,

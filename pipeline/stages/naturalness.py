@@ -1,7 +1,7 @@
-"""The naturalness stage: how natural mixed images are, method by method, measured by a flow that has seen none of them.
+"""The naturalness stage measures, for each method, how natural mixed images are to a flow that has seen no source.
 
-Bits per dimension alone mislead: grey and blurred images are more likely than photographs. So the whole distributions are
-compared, in both directions, with the distance of a classifier's features and the visibility of seams beside it.
+Mean bits per dimension would mislead: grey and blurred images are more likely than photographs. The stage therefore
+compares complete distributions in both directions, the features of a classifier, and the visibility of seams.
 """
 
 from typing import TYPE_CHECKING
@@ -34,7 +34,7 @@ _SHEET_ROWS = 8
 
 
 def run(task: StageTask) -> StageResult:
-    """Make all samples, measure them, and write the results with a sheet of images."""
+    """Create and measure all samples; write the results and a sheet of images."""
     from lsmix.data.latents import open_latents
     from lsmix.glow.checkpoint import load_flow
     from lsmix.pipeline.naturalness.measures import measure, summarise
@@ -84,38 +84,38 @@ def _open_classifier(task: StageTask, dataset: DataSet) -> "nn.Module":
 
 
 def _sample_size(task: StageTask, dataset: DataSet) -> int:
-    """Return n, the same for all samples: what was asked for, if there are as many originals and pairs of unseen sources."""
+    """Return n, the size of every sample: ``pairs``, limited by the held-out images and pairs of unseen sources."""
     config: NaturalnessConfig = task.config
-    asked = config.pairs
+    requested = config.pairs
     heldout, pairs = len(dataset.heldout), (len(dataset.train) + 1) // 4  # two even rows each
-    count = min(asked, heldout, pairs)
+    count = min(requested, heldout, pairs)
     if count < 2:
         raise RecipeError(
             f"{task.label}: needs at least 2 held-out images and 8 training images, got {heldout} and "
             f"{len(dataset.train)}. Raise 'data.heldout' and 'data.limit'."
         )
-    if count < asked:
+    if count < requested:
         task.progress.warning(
-            f"{task.label}: samples have {count} images instead of {asked}, since there are {heldout} held-out images and "
-            f"{pairs} pairs that the evaluator has not seen; intervals are wider. Raise 'data.heldout' and 'data.limit'."
+            f"{task.label}: samples have {count} images instead of {requested}, since there are only {heldout} held-out "
+            f"images and {pairs} pairs of unseen sources; intervals are wider. Raise 'data.heldout' and 'data.limit'."
         )
     return count
 
 
 def _sheet(samples: "SampleSet", measured: "list[Scores]") -> bytes:
-    """Return a row for each of the first pairs: x₁, what each method makes of it, x₂."""
+    """Return an image sheet with a row for each of the first pairs: x₁, the mix of each method, x₂."""
     from lsmix.pipeline.views.images import page_grid
 
     methods = [one for one in measured if one.sample.kind != "original"]
     rows = []
-    for place, (first, second) in enumerate(samples.pair_sheet(_SHEET_ROWS)):
-        rows.append([first, *(one.shown[place] for one in methods), second])
+    for row, (first, second) in enumerate(samples.pair_sheet(_SHEET_ROWS)):
+        rows.append([first, *(one.shown[row] for one in methods), second])
     titles = ["x₁", *(one.sample.name for one in methods), "x₂"]
     return page_grid(rows, titles)
 
 
 def _estimate(config: NaturalnessConfig, size: DatasetSize) -> Cost:
-    """Estimate a pass through the evaluator for each image, and one back through the flow for each mix."""
+    """Estimate one pass through the evaluator per image and one decode per mix."""
     images = config.pairs * (len(config.methods) + 3)
     mixes = config.pairs * len(config.methods)
     sheet = _SHEET_ROWS * (len(config.methods) + 2) * size.image_bytes

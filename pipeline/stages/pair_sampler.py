@@ -1,6 +1,6 @@
-"""Which images are mixed in each row of a pool, and at which λ. Pure NumPy.
+"""Sampling of the images and the λ of each row of a pool, in pure NumPy.
 
-A row depends on (seed, copy, position) alone, so it is the same however the work is divided.
+A row depends only on (seed, copy, position), never on how the work is divided.
 """
 
 from typing import NamedTuple
@@ -19,22 +19,22 @@ FloatArray = npt.NDArray[np.float64]
 
 
 class PairBatch(NamedTuple):
-    """What n rows are made of; all sources are rows of the training split."""
+    """The sources and λ of n rows; sources are rows of the training split."""
 
     source_a: IntArray  # (n,) x₁
-    others: IntArray  # (n, sources − 1) x₂ and, where more are mixed, those behind it
-    lam: FloatArray  # (n, sources − 1) λ, the share of each of the others
-    corner: npt.NDArray[np.uint8]  # (n,) where x₂ begins, an index of CORNERS
+    others: IntArray  # (n, sources − 1) x₂ and any further sources
+    lam: FloatArray  # (n, sources − 1) λ, the requested share of each source in ``others``
+    corner: npt.NDArray[np.uint8]  # (n,) index into CORNERS, the corner where x₂ starts
 
 
 class PairSampler:
-    """Draws the rows of a pool, copy by copy.
+    """Sample the rows of a pool, copy by copy.
 
-    In every copy each training image stands once as x₁, once as x₂ and so on, in seeded permutations.
+    Every copy uses each training image once as x₁, once as x₂ and so on, in seeded permutations.
 
     Args:
-        config: of the pool.
-        images: N, number of training images, at least 1.
+        config: Configuration of the pool.
+        images: N, the number of training images, at least 1.
 
     Example:
         >>> import numpy as np
@@ -54,34 +54,34 @@ class PairSampler:
         return self.images * self._config.copies_made
 
     def pairs(self, rows: IntArray) -> PairBatch:
-        """Return what rows (n,) of the pool are made of, at least one, in ascending order."""
-        copies, places = np.divmod(rows, self.images)
-        parts = [[column[places[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()]
+        """Return the sources and λ of rows (n,) of the pool; n is at least 1, and rows are in ascending order."""
+        copies, index = np.divmod(rows, self.images)
+        parts = [[column[index[copies == copy]] for column in self._copy(copy)] for copy in np.unique(copies).tolist()]
         return PairBatch(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
     def resample(self, row: int, attempt: int) -> tuple[IntArray, FloatArray]:
-        """Return other partners and λ, each (sources − 1,), for a row that failed to decode, on attempt 1, 2, …."""
+        """Redraw a row that failed to decode: return partners and λ, each (sources − 1,), for attempt 1, 2, and so on."""
         copy, position = divmod(row, self.images)
         rng = generator(self._config.seed, "mix", "again", copy, position, attempt)
         return rng.integers(self.images, size=self._config.sources - 1), self._lam(copy, rng, 1)[0]
 
     def row_rng(self, rows: IntArray, attempt: int) -> RowRng:
-        """Return what a method with chance draws from: the generator of the i-th of ``rows``, on attempt 0, 1, …."""
+        """Return a function that maps i to the generator of row ``rows[i]`` for attempt 0, 1, … of a random method."""
         seed = self._config.seed
         return lambda i: generator(seed, "mix", "method", *divmod(int(rows[i]), self.images), attempt)
 
     def _copy(self, copy: int) -> PairBatch:
         if copy not in self._copies:
             config, images = self._config, self.images
-            # The first of the others is called "second", so that pools of two sources keep their streams.
-            words = [("first",), ("second",), *(("other", place) for place in range(2, config.sources))]
+            # The first of the others is named "second", so that pools of two sources keep their random streams.
+            words = [("first",), ("second",), *(("other", index) for index in range(2, config.sources))]
             first, *others = (generator(config.seed, "mix", *word, copy).permutation(images) for word in words)
             lam = self._lam(copy, generator(config.seed, "mix", "lambda", copy), images)
             if config.corner == "random":
                 corner = generator(config.seed, "mix", "corner", copy).integers(len(CORNERS), size=images)
             else:
                 corner = np.full(images, CORNERS.index(config.corner))
-            # Rows come in order, so only this copy and its neighbour are wanted again.
+            # Rows are requested in order, so only this copy and the previous one are needed again.
             self._copies = {key: pairs for key, pairs in self._copies.items() if key == copy - 1}
             self._copies[copy] = PairBatch(
                 first.astype(np.int64), np.stack(others, axis=1).astype(np.int64), lam, corner.astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Build rows of a pool: read what is mixed, mix it by the pool's method, and draw failed decodes again.
+"""Building rows of a pool: read the sources, mix them with the pool's method, and redraw failed decodes.
 
-A row depends on its sources, its λ and its own draws alone, so it is the same in any batch and any division of the work.
+A row depends only on its sources, its λ and its own random draws, never on its batch or on how the work is divided.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 __all__ = ["LoadedRows", "PoolBuilder", "RowSource"]
 
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
-_Shapes = tuple[tuple[int, int, int], ...]  # (height, width, channels) of each part of a latent
-_PIXEL_BATCH_BYTES = 1 << 20  # of x₁ that are mixed at a time: MixUp takes some 25 times as much meanwhile
+_Shapes = tuple[tuple[int, int, int], ...]  # (channels, height, width) of each part of a latent
+_PIXEL_BATCH_BYTES = 1 << 20  # size of x₁ per batch; MixUp needs about 25 times as much memory
 
 
 class RowSource(Protocol):
-    """What is mixed: the images of a train split, or ``Latents``."""
+    """The sources of mixes: the images of a train split, or ``Latents``."""
 
     @property
     def labels(self) -> npt.NDArray[np.int64]:
@@ -40,22 +40,22 @@ class RowSource(Protocol):
 
 
 class LoadedRows(NamedTuple):
-    """Some rows of a pool, with what is mixed in each."""
+    """Some rows of a pool with their sources."""
 
-    rows: npt.NDArray[np.int64]  # of the pool, (n,)
+    rows: npt.NDArray[np.int64]  # rows of the pool, (n,)
     pairs: PairBatch
     first: npt.NDArray[Any]  # x₁ or z₁, (n, …)
-    others: list[npt.NDArray[Any]]  # of each further source
+    others: list[npt.NDArray[Any]]  # x₂ or z₂, and any further sources
 
 
 class _Mixed(NamedTuple):
     images: npt.NDArray[np.uint8]  # (n, H, W, C)
-    share: npt.NDArray[np.float32]  # (n, sources − 1), of each source but the first
+    share: npt.NDArray[np.float32]  # (n, sources − 1), of every source except the first
     decode_failed: npt.NDArray[np.bool_]  # (n,)
 
 
 class PoolBuilder:
-    """Builds rows of a pool, from latents and the flow that decodes them, or, for a method in pixel space, from images."""
+    """Build rows of a pool from latents and a flow, or from images for methods in pixel space."""
 
     def __init__(self, config: PoolConfig, source: RowSource, flow: "Flow | None" = None) -> None:
         self._config = config
@@ -67,14 +67,14 @@ class PoolBuilder:
         )
 
     def load(self, rows: npt.NDArray[np.int64]) -> LoadedRows:
-        """Read what is mixed in rows (n,) of the pool, at least one, in ascending order."""
+        """Read the sources of rows (n,) of the pool; n is at least 1, and rows are in ascending order."""
         pairs, gather = self._sampler.pairs(rows), self._source.gather
         return LoadedRows(rows, pairs, gather(pairs.source_a), [gather(column) for column in pairs.others.T])
 
     def build(self, loaded: LoadedRows, advance: Advance = lambda images: None) -> dict[str, npt.NDArray[Any]]:
-        """Mix rows; draw failed decodes again. Return the pool's columns, and ``decode_failed``, bool (n,).
+        """Mix rows and redraw failed decodes; return the pool's columns and ``decode_failed``, bool (n,).
 
-        ``advance`` is called after each batch with the number of its images; with 0 for images that are drawn again.
+        ``advance`` is called after each batch with the number of its images, or with 0 for redrawn images.
         """
         config, rows = self._config, loaded.rows
         others, lam = loaded.pairs.others.copy(), loaded.pairs.lam.copy()
@@ -123,7 +123,7 @@ class PoolBuilder:
         return columns
 
     def _mix_pixels(self, loaded: LoadedRows, rng: RowRng, advance: Advance) -> _Mixed:
-        """Mix pairs of images; nothing is decoded, so nothing can fail."""
+        """Mix pairs of images. Without decoding, no row can fail."""
         from lsmix.classifiers.pixel_mixing import mix_images
 
         first, (second,), lam = loaded.first, loaded.others, loaded.pairs.lam
@@ -138,7 +138,7 @@ class PoolBuilder:
         return _Mixed(images, share, np.zeros(len(images), bool))
 
     def _mix_latents(self, flow: "Flow", loaded: LoadedRows, rng: RowRng, advance: Advance) -> _Mixed:
-        """Mix latents and decode them, both on the flow's device."""
+        """Mix latents and decode them on the flow's device."""
         from lsmix.glow.latent_mixing import is_failed_decode
 
         config, pairs = self._config, loaded.pairs
@@ -171,26 +171,26 @@ class PoolBuilder:
         shapes: _Shapes,
         rng: RowRng,
     ) -> "tuple[torch.Tensor, npt.NDArray[np.float32]]":
-        """Mix a batch of latents; return float32 (n, D) and the shares, (n, sources − 1).
+        """Mix a batch of latents; return them, float32 (n, D), and the shares (n, sources − 1).
 
-        More than two sources are mixed one after another, the last one first: each step mixes in the sum of the λ that are
-        still to come, so that in the end each source has its own share, one region behind the other.
+        More than two sources are mixed one after another, starting with the last. Each step uses the sum of its own λ
+        and the λ of the remaining steps, so that finally every source has its own share, in adjacent regions.
         """
         from lsmix.glow.latent_mixing import mix_on_device
 
-        z_BD, *others = (_turn(z_BD, corner, shapes) for z_BD in batch)
-        taken = np.zeros((len(z_BD), len(others) + 1), np.float32)  # the first k columns together, for k = 0, 1, …
-        for place in reversed(range(len(others))):
-            rates = np.minimum(lam[:, : place + 1].sum(axis=1), 1.0)
-            z_BD, share_B = mix_on_device(self._config.method, z_BD, others[place], rates, rng)
-            taken[:, place + 1] = share_B.numpy()
-        return _turn(z_BD, corner, shapes, back=True), np.diff(taken, axis=1)
+        z_BD, *others = (_reorder(z_BD, corner, shapes) for z_BD in batch)
+        taken = np.zeros((len(z_BD), len(others) + 1), np.float32)  # column k: total share of the first k others
+        for index in reversed(range(len(others))):
+            rates = np.minimum(lam[:, : index + 1].sum(axis=1), 1.0)
+            z_BD, share_B = mix_on_device(self._config.method, z_BD, others[index], rates, rng)
+            taken[:, index + 1] = share_B.numpy()
+        return _reorder(z_BD, corner, shapes, back=True), np.diff(taken, axis=1)
 
 
-def _turn(
+def _reorder(
     z_BD: "torch.Tensor", corner: npt.NDArray[np.uint8], shapes: _Shapes, *, back: bool = False
 ) -> "torch.Tensor":
-    """Return latents in the order that begins at each row's corner, or undo that."""
+    """Reorder latents to start at each row's corner; ``back`` restores the usual order."""
     import torch
 
     from lsmix.data.loaders.batch import to_device
@@ -203,7 +203,7 @@ def _turn(
 
 @lru_cache(maxsize=2)
 def _corner_orders(shapes: _Shapes, device: "torch.device") -> "tuple[torch.Tensor, torch.Tensor]":
-    """Return where each component stands in the usual order, by corner, int64 (4, D), and the inverse."""
+    """Return the reordering index of each corner, int64 (4, D), and its inverse."""
     import torch
 
     from lsmix.glow.latent_order import corner_index
@@ -215,5 +215,5 @@ def _corner_orders(shapes: _Shapes, device: "torch.device") -> "tuple[torch.Tens
 
 
 def _shifted(rng: RowRng, start: int) -> RowRng:
-    """Return the generators of a batch's rows, the first of which is row ``start`` of the whole."""
+    """Return the generators of a batch that starts at row ``start``."""
     return lambda row: rng(start + row)

@@ -1,6 +1,6 @@
-"""The stages in the order of their work, with what the command line says of each. Imports neither NumPy nor the stages.
+"""The stages in execution order, with their command-line help. Imports neither NumPy nor the stages.
 
-A stage itself, with its version and its function, is the ``Stage`` object of its module.
+The ``Stage`` object in each stage's module defines its version and function.
 """
 
 from collections.abc import Mapping
@@ -12,18 +12,18 @@ __all__ = ["STAGES", "STAGE_COMMANDS", "StageCommand"]
 
 @dataclass(frozen=True, kw_only=True)
 class StageCommand:
-    """The command of a stage."""
+    """The command-line help of a stage."""
 
-    summary: str  # its help text, one line
-    example: str = ""  # options of its example
-    section: str = ""  # of the recipe, without which there is nothing to make; "" where no section is needed
-    divisible: bool = False  # whether the tasks of a job array may share its shards
+    summary: str  # help text, one line
+    example: str = ""  # options in the example
+    section: str = ""  # required section of the recipe; "" if none is required
+    divisible: bool = False  # whether the tasks of a job array can share its shards
 
 
 STAGE_COMMANDS: Final[Mapping[str, StageCommand]] = {
     "ingest": StageCommand(summary="Read the data set of RECIPE into dataset.h5.", example=" --set data.heldout=500"),
     "train-glow": StageCommand(
-        summary="Train the flow of RECIPE, and make what it needs.", example=" --device cuda", section="[flow]"
+        summary="Train the flow of RECIPE, and build its inputs.", example=" --device cuda", section="[flow]"
     ),
     "encode": StageCommand(
         summary="Encode the training images of RECIPE to latents.",
@@ -32,7 +32,7 @@ STAGE_COMMANDS: Final[Mapping[str, StageCommand]] = {
         divisible=True,
     ),
     "mix": StageCommand(
-        summary="Make the pools of RECIPE.",
+        summary="Build the pools of RECIPE.",
         example=" --set pools.lsmix.alpha=0.2",
         section="[pools.NAME]",
         divisible=True,

@@ -1,6 +1,6 @@
-"""The report stage: every artifact of a recipe → ``report.html`` and its pictures as files.
+"""The report stage: all artifacts of a recipe → ``report.html`` and its figures as files.
 
-Numbers come from manifests and logs; only the pictures and the likelihood of the mixes are computed here.
+Numbers come from manifests and logs; only the figures and the likelihood of the mixes are computed here.
 """
 
 from importlib.util import find_spec
@@ -12,7 +12,7 @@ from lsmix.pipeline.engine.stage import Cost, DatasetSize, Stage, StageResult, S
 __all__ = ["REPORT"]
 
 _FIGURES = "figures"
-_ESTIMATED_BYTES = 4_000_000  # a page of this kind with its pictures
+_ESTIMATED_BYTES = 4_000_000  # typical size of a page with its figures
 
 
 def run(task: StageTask) -> StageResult:
@@ -28,7 +28,7 @@ def run(task: StageTask) -> StageResult:
     write_atomic(task.folder / "report.html", render_page(page).encode())
     task.progress.advance()
     task.progress.finish()
-    # The page has durations, so only the pictures are the same each time.
+    # The page contains durations, so only the figures are reproducible.
     return StageResult(payload=frozenset({_FIGURES}), counts={"figures": len(page.figures)})
 
 
@@ -37,10 +37,10 @@ def _estimate(config: ReportConfig, size: DatasetSize) -> Cost:
 
 
 def _check(config: ReportConfig, size: DatasetSize) -> None:
-    """Raise RecipeError before hours of work whose report could not be written."""
+    """Raise RecipeError if matplotlib is missing, before hours of work without a report."""
     if find_spec("matplotlib") is None:
         raise RecipeError(
-            "plots need matplotlib. Run: pip install 'lsmix[report]'; or make all but the report with 'lsmix train'."
+            "plots need matplotlib. Run: pip install 'lsmix[report]'. Or run 'lsmix train', which builds no report."
         )
 
 

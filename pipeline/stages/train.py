@@ -1,8 +1,8 @@
-"""The train stage: a pool, or the data set itself → a classifier: error rates by epoch, test predictions, weights.
+"""The train stage: a pool or the data set → a classifier: error rates by epoch, test predictions, weights.
 
-Every arm of a comparison sees as many images and updates, however it mixes: an epoch is one pass over as many images as
-the training split has. A run on a pool takes the pool's next copy in each epoch; where several ways of mixing come
-together, each batch comes from one of them, or they are applied one after another.
+Every run of a comparison trains on the same number of images and updates, whatever it mixes: an epoch has as many
+images as the training split. A run on a pool uses the pool's next copy in each epoch. If a run combines several ways of
+mixing, each batch comes from one of them ("mixture"), or they are applied one after another ("chain").
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ __all__ = ["TRAIN"]
 
 
 def run(task: StageTask) -> StageResult:
-    """Train the classifier to its last epoch, going on from the checkpoint after the last whole epoch."""
+    """Train the classifier to its last epoch, resuming from the checkpoint of the last complete epoch."""
     from lsmix.pipeline.engine.device import cpu_threads
 
     dataset = open_dataset(task.inputs["dataset"])
@@ -58,8 +58,8 @@ def _train(
             result = trainer.run_epoch(batches)
         except DivergedError as error:
             raise DivergedError(f"{task.label}: {error} Lower 'classifier.learning_rate' and run again.") from error
-        look = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
-        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if look and task.ranks.first else None
+        due = trainer.epoch % config.evaluate_every == 0 or trainer.epoch == config.epochs
+        test_error = trainer.evaluate(dataset.test.images, dataset.test.labels) if due and task.ranks.first else None
         metrics.append(
             EpochMetrics(
                 epoch=trainer.epoch,
@@ -133,7 +133,7 @@ def _publish(
 
 
 def _estimate(config: RunConfig, size: DatasetSize) -> Cost:
-    """Estimate weights, as often again for the checkpoint and each of the optimiser's moments, and products."""
+    """Estimate multiply-adds, and the bytes of weights and checkpoint (weights and the optimiser's moments)."""
     parameters, products = cost_per_pixel(config, size.height, size.width, size.channels)
     moments = {"adam": 2, "sgd": 1}[config.optimiser]
     evaluations = -(-config.epochs // config.evaluate_every) + 1

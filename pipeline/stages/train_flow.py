@@ -1,6 +1,6 @@
 """The train-glow stage: data set → ``glow.safetensors`` and ``glow.json``, with a log and a sheet of samples.
 
-Interrupted training goes on from its last checkpoint and ends with the same bytes as if it had not been interrupted.
+Interrupted training resumes from its last checkpoint and produces the same bytes as uninterrupted training.
 """
 
 import time
@@ -33,7 +33,7 @@ _ROWS = {"all": slice(None), "even": slice(0, None, 2), "odd": slice(1, None, 2)
 
 
 def run(task: StageTask) -> StageResult:
-    """Train the flow to its last iteration, going on from a checkpoint if there is one."""
+    """Train the flow to its last iteration, resuming from a checkpoint if there is one."""
     from lsmix.pipeline.engine.device import cpu_threads
 
     dataset = open_dataset(task.inputs["dataset"])
@@ -62,26 +62,26 @@ def _restore(task: StageTask, dataset: DataSet) -> tuple["FlowTrainer", list[Log
         check_start(config, msgspec.to_builtins(given.config), start)
         if given.config.channels != channels:
             raise RecipeError(
-                f"flow.start_from: {start.location!r} is a flow for images of {format_count(given.config.channels, 'channel')}; "
-                f"these have {channels}. Name another one."
+                f"flow.start_from: {start.location!r} is a flow for images with "
+                f"{format_count(given.config.channels, 'channel')}, but this data set has {channels}. Use another flow."
             )
         flow.load_state_dict(given.state_dict())
     if any(flow.pads):
         task.progress.warning(
-            f"{task.label}: images of {height}×{width} are filled up by reflection to "
-            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}; fewer 'flow.levels' cost less."
+            f"{task.label}: images of {height}×{width} are padded by reflection to "
+            f"{flow.padded_height}×{flow.padded_width}, multiples of 2^{config.levels}. Fewer 'flow.levels' pad less."
         )
     trainer = FlowTrainer(flow, config.training, _own_rows(dataset, config), task.ranks)
     return trainer, load_checkpoint(task, trainer, LogLine)
 
 
 def check_start(config: FlowShape, found: Mapping[str, Any], start: Artifact) -> None:
-    """Raise RecipeError if the flow that training is to start from has another shape; its height and width may differ."""
+    """Raise RecipeError if the architecture of the start flow differs; height and width may differ."""
     names = [name for name in FlowShape.__struct_fields__ if name != "pad" and name in found]
     wrong = [f"flow.{name} = {found[name]}" for name in names if found[name] != getattr(config, name)]
     if wrong:
         raise RecipeError(
-            f"flow.start_from: {start.location!r} is a flow of another shape than [flow]. To start from it, set {', '.join(wrong)}."
+            f"flow.start_from: {start.location!r} differs from [flow]. To start from it, set {', '.join(wrong)}."
         )
 
 
@@ -101,16 +101,16 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
             save_checkpoint(task, trainer, log)
             raise
         try:
-            steps = trainer.steps(_steps_until_a_break(trainer, config))
+            steps = trainer.steps(_steps_until_pause(trainer, config))
         except DivergedError as error:
             kept = trainer.iteration - trainer.iteration % config.checkpoint_every
-            checkpoint = f"The checkpoint at iteration {kept} is kept in {str(task.work)!r}. " if kept else ""
+            checkpoint = f"The checkpoint at iteration {kept} was kept in {str(task.work)!r}. " if kept else ""
             raise DivergedError(
                 f"{task.label}: {error} {checkpoint}Lower 'flow.training.learning_rate' or 'flow.training.grad_clip', or add a warm-up, and run again."
             ) from error
         last = trainer.iteration == iterations
-        look = task.ranks.first and (last or trainer.iteration % config.evaluate_every == 0)
-        measures = _evaluate(trainer, dataset, config) if look else {}
+        due = task.ranks.first and (last or trainer.iteration % config.evaluate_every == 0)
+        measures = _evaluate(trainer, dataset, config) if due else {}
         seconds = round(time.monotonic() - begun, 3)
         log += [
             LogLine(
@@ -130,11 +130,11 @@ def _train(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: list[
     task.progress.finish()
 
 
-def _steps_until_a_break(trainer: "FlowTrainer", config: FlowRecipe) -> int:
-    """Return how many steps to do before the next look at the trainer: measure, checkpoint, end, or wait for the device."""
+def _steps_until_pause(trainer: "FlowTrainer", config: FlowRecipe) -> int:
+    """Return the number of steps until the next evaluation, checkpoint or end, limited to one group of steps."""
     done = trainer.iteration
-    breaks = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
-    return min(trainer.steps_together, config.training.iterations - done, *breaks)
+    pauses = [every - done % every for every in (config.evaluate_every, config.checkpoint_every)]
+    return min(trainer.steps_together, config.training.iterations - done, *pauses)
 
 
 def _evaluate(trainer: "FlowTrainer", dataset: DataSet, config: FlowRecipe) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
     counts = {
         "iterations": trainer.iteration,
         "parameters": sum(parameter.numel() for parameter in flow.parameters()),
-        "padding": list(flow.pads),  # pixels that are added at the top, bottom, left, right
+        "padding": list(flow.pads),  # pixels added at the top, bottom, left, right
         "train_bits_per_dim": last.train_bits_per_dim,
         "heldout_bits_per_dim": last.heldout_bits_per_dim,
     }
@@ -168,7 +168,7 @@ def _publish(task: StageTask, trainer: "FlowTrainer", dataset: DataSet, log: lis
 
 
 def _estimate(config: FlowRecipe, size: DatasetSize) -> Cost:
-    """Estimate the weights, three times as much for the checkpoint with its Adam moments, and a backward pass at two."""
+    """Estimate bytes of weights and checkpoint (1 + 3 times the weights), and a backward pass as two forward passes."""
     images = config.training.iterations * config.training.batch_size
     return Cost(bytes=4 * 4 * size.flow_parameters, flops=3.0 * size.flow_flops * images)
 

@@ -1,6 +1,6 @@
-"""What a training trains on: pools, the training images, or both, mixed on the fly or not.
+"""The batches of a training run: from pools, the training images, or both, optionally mixed on the fly.
 
-However sources are combined, an epoch has as many images in as many batches as the training split alone.
+For every combination of sources, an epoch has the same number of images and batches as the training split.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,29 +27,29 @@ __all__ = ["TrainSource"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSource:
-    """Where the batches of a training come from."""
+    """The sources of the batches of a training run."""
 
     parts: tuple[MixSource, ...]  # at least one
-    mode: MixMode  # of several parts
+    mode: MixMode  # how several parts are combined
     train: SplitArrays  # the training images
-    pools: Mapping[str, Artifact]  # each pool by the part's ``pool``
+    pools: Mapping[str, Artifact]  # pools by the ``pool`` field of parts
     batch_size: int
     seed: int
 
     @property
     def _drawn(self) -> tuple[MixSource, ...]:
-        """The parts that batches are drawn from; in a chain all begin with the first."""
+        """The parts that provide batches; in a chain, only the first."""
         return self.parts[:1] if self.mode == "chain" else self.parts
 
     def open(self) -> "EpochLoader[Batch | SoftBatch]":
-        """Return the batches, one epoch after the other."""
+        """Return the loader of the batches."""
         from lsmix.data.loaders.combined_loader import CombinedLoader
 
         loaders = [self._open_loader(part) for part in self._drawn]
         return loaders[0] if len(loaders) == 1 else CombinedLoader(loaders, self._weights, seed=self.seed)
 
     def mixes(self, epoch: int, batch: int) -> Sequence[PixelMix]:
-        """Return what is mixed on the fly in a batch of an epoch, in this order."""
+        """Return the mixing steps, in order, that are applied on the fly to a batch of an epoch."""
         parts = self.parts
         if len(self._drawn) > 1:
             batches = -(-len(self.train) // self.batch_size)
@@ -58,13 +58,13 @@ class TrainSource:
         return [PixelMix(method=part.method, alpha=part.alpha, rate=part.rate) for part in methods]
 
     def seen(self, epochs: int) -> list[Seen]:
-        """Return how often each source's images are seen in so many epochs."""
+        """Return how often the images of each source are used in ``epochs`` epochs."""
         images = len(self.train)
         sizes = np.diff(np.append(np.arange(0, images, self.batch_size), images))
         taken = np.zeros(len(self._drawn))
         for epoch in range(epochs):
             taken += np.bincount(self._choose(epoch, len(sizes)), weights=sizes, minlength=len(taken))
-        by_source: dict[str, tuple[int, float]] = {}  # distinct images, and how many were taken in all
+        by_source: dict[str, tuple[int, float]] = {}  # distinct images, total number of images used
         for part, count in zip(self._drawn, taken.tolist(), strict=True):
             name, distinct = "training images", images
             if part.pool:
@@ -74,7 +74,7 @@ class TrainSource:
         return [Seen(source=name, images=n, times=round(count / n, 3)) for name, (n, count) in by_source.items()]
 
     def _choose(self, epoch: int, batches: int) -> npt.NDArray[np.int64]:
-        """Return which of the parts each batch of an epoch comes from."""
+        """Return the index of the part that provides each batch of an epoch."""
         return _chosen(self.seed, epoch, batches, self._weights)
 
     @property
@@ -93,7 +93,7 @@ class TrainSource:
         return PoolLoader(pool, self.batch_size, copies="cycle", labels=labels, **options)
 
 
-@lru_cache(maxsize=4)  # asked for every batch of an epoch
+@lru_cache(maxsize=4)  # called for every batch of an epoch
 def _chosen(seed: int, epoch: int, batches: int, weights: tuple[float, ...]) -> npt.NDArray[np.int64]:
     from lsmix.data.loaders.combined_loader import choose_parts
 

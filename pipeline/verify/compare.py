@@ -1,6 +1,6 @@
-"""Comparing rows of pools: how many pixels differ, and by how much; everything else exactly.
+"""Comparison of pools row by row: the number and size of pixel differences; all other columns must be equal.
 
-Another kind of device may move a pixel by one level and nothing else, so only pixels have a tolerance.
+Another kind of device may change a pixel by one level but nothing else, so only pixels have a tolerance.
 """
 
 from collections.abc import Mapping
@@ -10,29 +10,29 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lsmix.data.errors import RecipeError
+from lsmix.data.errors import RecipeError, format_count
 from lsmix.data.pool import Pool
 
 __all__ = ["PoolComparison", "compare_pools", "same_kind_of_device"]
 
-_BYTES = 4 << 20  # of images read at a time, of each pool
-_KIND = ("device_kind", "device", "machine")  # of an environment; and the version of torch
-_Rows = Mapping[str, npt.NDArray[Any]]  # (n, …) each, by column
+_BYTES = 4 << 20  # of images read at a time from each pool
+_KIND = ("device_kind", "device", "machine")  # fields of an environment; torch's version also counts
+_Rows = Mapping[str, npt.NDArray[Any]]  # columns by name, (n, …) each
 
 
 @dataclass
 class PoolComparison:
-    """How rows of a pool differ from those of another; each channel of an image counts as a pixel."""
+    """Differences between the rows of two pools; each channel of an image counts as a pixel."""
 
     images: int = 0
     images_differing: int = 0
     pixels: int = 0
     pixels_differing: int = 0
-    largest: int = 0  # difference of a pixel, in levels
-    columns: dict[str, dict[str, int]] = field(default_factory=dict)  # that differ: number of rows, the first one
+    largest: int = 0  # largest difference of a pixel, in levels
+    columns: dict[str, dict[str, int]] = field(default_factory=dict)  # differing columns: number of rows, first row
 
     def add(self, rows: npt.NDArray[np.int64], found: _Rows, expected: _Rows) -> None:
-        """Count some rows, (n,), with their columns."""
+        """Add some rows, (n,), and their columns."""
         for name, values in found.items():
             differs = values != expected[name]
             differing = np.flatnonzero(differs.reshape(len(values), -1).any(axis=1))
@@ -48,39 +48,39 @@ class PoolComparison:
                 self.largest = max(self.largest, int(np.abs(gap).max(initial=0)))
 
     def within(self, levels: int) -> bool:
-        """Return whether no pixel differs by more than some levels, and nothing else at all."""
+        """Return whether all pixels differ by at most ``levels`` and all other columns are equal."""
         return self.columns.keys() <= {"image"} and self.largest <= levels
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the figures, ready for JSON."""
+        """Return the comparison as a dictionary for JSON."""
         return asdict(self)
 
     def text(self) -> str:
-        """Return the figures in a sentence or two."""
-        pixels = f"all {self.pixels} pixels of {self.images} images are the same"
+        """Return the comparison as a sentence."""
+        pixels = f"all {self.pixels:,} pixels of {self.images:,} images are equal"
         if self.pixels_differing:
             percent = 100 * self.pixels_differing / self.pixels
             pixels = (
-                f"{self.pixels_differing} of {self.pixels} pixels differ ({percent:.4g} %), in {self.images_differing} of "
-                f"{self.images} images, by {self.largest} at most"
+                f"{self.pixels_differing:,} of {self.pixels:,} pixels differ ({percent:.4g}%), in "
+                f"{self.images_differing:,} of {self.images:,} images, by at most {self.largest}"
             )
         rows = [
-            f"{name} differs in {count['rows']} rows, first in row {count['first_row']}"
+            f"{name} differs in {format_count(count['rows'], 'row')}, first in row {count['first_row']}"
             for name, count in self.columns.items()
         ]
-        same = [] if self.columns.keys() - {"image"} else ["all labels, shares and sources are the same"]
+        same = [] if self.columns.keys() - {"image"} else ["all labels, shares and sources are equal"]
         return "; ".join([pixels, *rows, *same])
 
 
 def compare_pools(found: Pool, expected: Pool) -> PoolComparison:
-    """Compare two pools of the same rows and columns, some megabytes at a time.
+    """Compare two pools with the same rows and columns, a few megabytes at a time.
 
     Raises:
-        RecipeError: they are of different shapes, so that their rows have nothing to do with each other.
+        RecipeError: The pools have different shapes, so their rows do not correspond.
     """
     if _layout(found) != _layout(expected):
         raise RecipeError(
-            f"{found.location!r} and {expected.location!r} cannot be compared: they hold {_layout(found)} and "
+            f"{found.location!r} and {expected.location!r} cannot be compared: their columns are {_layout(found)} and "
             f"{_layout(expected)}. Name the pool that the plan belongs to."
         )
     comparison = PoolComparison()
@@ -97,7 +97,7 @@ def _layout(pool: Pool) -> dict[str, Any]:
 
 
 def same_kind_of_device(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Return whether two environments must give the same bytes: the same processor or GPU, and the same torch."""
+    """Return whether two environments must produce the same bytes: same processor or GPU, and same torch."""
     return all(one.get(name) == other.get(name) for name in _KIND) and _torch(one) == _torch(other)
 
 

@@ -1,4 +1,4 @@
-"""Finding what a pool was made from: the data set, the latents and the flow, each checked by the digest in the plan."""
+"""Find the inputs of a pool: data set, latents and flow, each checked against its digest in the plan."""
 
 import shutil
 from dataclasses import dataclass
@@ -39,15 +39,15 @@ _DIGITS = "digits"  # the built-in data set, which has no path
 
 @dataclass(frozen=True, kw_only=True)
 class PoolInputs:
-    """The artifacts that a pool was made from, as far as they are available."""
+    """The artifacts that a pool was built from, as far as they are available."""
 
     dataset: Artifact | None = None
     latents: Artifact | None = None
     flow: Artifact | None = None
-    given: str = ""  # what the data set was made from, if the user named that
+    given: str = ""  # path of the data set, if the user named one
 
     def labels(self) -> tuple[npt.NDArray[np.int64] | None, str]:
-        """Return the class of each training image, int64 (N,), and where it is from; None if neither is available."""
+        """Return the class of each training image, int64 (N,), and its origin; None if no labels are available."""
         if self.dataset:
             return open_dataset(self.dataset).train.labels, f"the data set {self.given or self.dataset.location!r}"
         if self.latents:
@@ -64,27 +64,27 @@ def find_base(
     scratch: Path,
     progress: Progress,
 ) -> PoolInputs:
-    """Return what a pool was made from, as the user named it, else as found beside the pool in its workspace.
+    """Return the inputs of a pool: the ones that the user named, or the ones in the pool's workspace.
 
     Published files are ingested into a workspace at ``scratch``.
 
     Raises:
-        RecipeError: what was given is not what the pool was made from.
-        LsmixError: it cannot be read.
+        RecipeError: The pool was not built from ``data`` or ``flow``.
+        LsmixError: An input cannot be read.
     """
     given = check_flow(flow, plan) if flow else None
     home = Workspace(pool.resolve().parent.parent)
     dataset = provide_dataset(data, plan.origin, Workspace(scratch), progress) if data else None
     return PoolInputs(
-        dataset=dataset or _found(home, "ingest", plan.origin.content_digest),
-        latents=_found(home, "encode", plan.inputs.get("latents")),
-        flow=given or _found(home, "train-glow", plan.inputs.get("flow")) or shipped_flow(plan.inputs.get("flow")),
+        dataset=dataset or _find(home, "ingest", plan.origin.content_digest),
+        latents=_find(home, "encode", plan.inputs.get("latents")),
+        flow=given or _find(home, "train-glow", plan.inputs.get("flow")) or shipped_flow(plan.inputs.get("flow")),
         given=str(data) if data and local_folder(data) else "",
     )
 
 
-def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:
-    """Return an artifact of a stage with this content digest, all of its bytes checked; None if there is none."""
+def _find(home: Workspace, stage: str, content_digest: str | None) -> Artifact | None:
+    """Return the artifact of a stage with this content digest, fully verified; None if there is none."""
     artifact = home.find_content(stage, content_digest) if content_digest else None
     try:
         return artifact and _verified(artifact)
@@ -93,50 +93,50 @@ def _found(home: Workspace, stage: str, content_digest: str | None) -> Artifact 
 
 
 def _verified(artifact: Artifact) -> Artifact:
-    """Return an artifact, all bytes of one in a folder checked; files from a URL are checked as they come."""
-    if artifact.is_local and artifact.manifest.cache_key:  # a flow without a manifest has just been hashed
+    """Return an artifact after verifying all bytes of a local one; files from a URL are verified on download."""
+    if artifact.is_local and artifact.manifest.cache_key:  # a flow without a manifest was just hashed
         verify_files(artifact.folder, artifact.manifest)
     return artifact
 
 
 def check_flow(flow: Path | str, plan: PoolSpec) -> Artifact:
-    """Return the flow in a folder or at a URL, if it is the one of a plan, byte by byte.
+    """Return the flow in a folder or at a URL after checking that its bytes match the plan.
 
     Raises:
-        RecipeError: the plan needs none, or another.
-        MissingError, FormatError, CorruptError: there is none, or it is damaged.
+        RecipeError: The plan needs no flow, or another flow.
+        MissingError, FormatError, CorruptError: The flow does not exist or is damaged.
     """
     wanted = plan.inputs.get("flow")
     if wanted is None:
-        raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Leave '--flow' out.")
+        raise RecipeError(f"{plan.pool.method!r} mixes pixels and needs no flow. Remove '--flow'.")
     artifact = _verified(open_input(flow, "flow"))
     if artifact.manifest.content_digest != wanted:
         raise RecipeError(
-            f"flow {artifact.location!r} is not the one that the plan names: its content digest is {artifact.manifest.content_digest[:12]}…, "
-            f"expected {wanted[:12]}…. Fetch the flow that made the latents; a newly trained one is another."
+            f"flow {artifact.location!r} does not match the plan: its content digest is "
+            f"{artifact.manifest.content_digest[:12]}…, expected {wanted[:12]}…. Use the flow that encoded the latents."
         )
     return artifact
 
 
 def _data_config(origin: Provenance, data: Path | str) -> DataConfig:
-    """Return how the base set of a plan is read from published files at ``data``, or from the built-in digits."""
-    place: dict[str, Any] = {"format": _DIGITS} if str(data) == _DIGITS else {"path": str(data)}
+    """Return the configuration to read a plan's base set from published files at ``data`` or the built-in digits."""
+    location: dict[str, Any] = {"format": _DIGITS} if str(data) == _DIGITS else {"path": str(data)}
     try:
-        return msgspec.convert({**origin.config, **place}, DataConfig)
+        return msgspec.convert({**origin.config, **location}, DataConfig)
     except msgspec.ValidationError as error:
-        raise FormatError(f"the plan's origin has settings that this lsmix does not know: {error}.") from error
+        raise FormatError(f"the plan's origin has settings that lsmix does not know: {error}.") from error
 
 
 def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, progress: Progress) -> Artifact:
-    """Return the data set that ``origin`` names, made in a workspace if necessary.
+    """Return the data set that ``origin`` describes, built in a workspace if necessary.
 
-    ``data`` is the folder or the URL of such a data set, or of its dataset.h5; else published files, or "digits", which are
-    read and split as the origin says.
+    ``data`` is the folder or URL of this data set or its dataset.h5. It can also be published files or "digits", which
+    are ingested with the settings in ``origin``.
 
     Raises:
-        RecipeError: the result is another data set; the message says how it differs.
-        FormatError: the origin's settings are not known.
-        LsmixError: the data cannot be read.
+        RecipeError: The result is another data set. The message lists the differences.
+        FormatError: The settings in ``origin`` are unknown.
+        LsmixError: The data cannot be read.
     """
     path = local_folder(data)
     folder = path.parent if path and path.name == DATASET_NAME and path.is_file() else path
@@ -145,29 +145,27 @@ def provide_dataset(data: Path | str, origin: Provenance, workspace: Workspace, 
         settings = {name: value for name, value in artifact.manifest.config.items() if name not in INGEST.not_in_key}
         if artifact.manifest.content_digest == origin.content_digest and settings != origin.config:
             raise CorruptError(
-                f"{artifact.location!r} has the plan's data set, but its manifest was altered. Fetch it again."
+                f"{artifact.location!r} contains the plan's data set, but its manifest was altered. Download it again."
             )
     elif path and path != folder:
-        artifact = _adopted(path, origin, workspace)
+        artifact = _import_file(path, origin, workspace)
     else:
         node = Node(stage=INGEST, name="base", config=_data_config(origin, data))
-        (made,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
-        artifact = open_artifact(
-            made.location
-        )  # its configuration in the order of the file, as latents and pools keep it
+        (built,) = bring_up_to_date([node], workspace, executor=InProcessExecutor(), progress=progress)
+        artifact = open_artifact(built.location)  # with its configuration in file order, as latents and pools store it
     if artifact.manifest.content_digest != origin.content_digest:
         raise RecipeError(_difference(data, open_dataset(artifact), artifact.manifest, origin))
     return artifact
 
 
-def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Artifact:
-    """Make an artifact of a dataset.h5 without a manifest, if it is the wanted one."""
+def _import_file(file: Path, origin: Provenance, workspace: Workspace) -> Artifact:
+    """Import a dataset.h5 without a manifest as an artifact, if it has the expected content."""
     dataset, files = open_dataset(file), [record_file(file.parent, DATASET_NAME, payload=True)]
     manifest = Manifest(
         stage=INGEST.name,
         stage_version=INGEST.version,
         name="given",
-        cache_key=origin.content_digest[:KEY_DIGITS],  # its sources, and so its real key, are not known
+        cache_key=origin.content_digest[:KEY_DIGITS],  # the real key is unknown, since the sources are
         content_digest=content_digest(files),
         config=dict(origin.config),
         inputs=[],
@@ -185,26 +183,27 @@ def _adopted(file: Path, origin: Provenance, workspace: Workspace) -> Artifact:
 
 
 def _difference(data: Path | str, found: DataSet, manifest: Manifest, origin: Provenance) -> str:
-    """Say how a data set differs from the one that is wanted."""
+    """Return a message that lists the differences to the expected data set."""
     hints = []
     if len(found.train) != origin.train_images:
         hints.append(f"it has {len(found.train)} training images, expected {origin.train_images}")
     if found.licence != origin.licence:
         hints.append(f"its licence is {found.licence!r}, expected {origin.licence!r}")
     if found.citation != origin.citation:
-        hints.append("it is to be cited otherwise, so it is another data set")
+        hints.append("it has another citation, so it is another data set")
     for name, wanted in origin.config.items():
         if manifest.config.get(name) != wanted:
             hints.append(f"{name} is {manifest.config.get(name)!r}, expected {wanted!r}")
-    same_size = "as many images, but others or in another order: another version or subset of the published files?"
+    default = "the images or their order differ; it may be another version or subset of the published files"
     return (
-        f"the data set made of {str(data)!r} is not the one behind the pool: content digest {manifest.content_digest[:12]}…, expected "
-        f"{origin.content_digest[:12]}…; {'; '.join(hints or [same_size])}. Name the published files that the pool was made from."
+        f"the data set from {str(data)!r} is not the base set of the pool: content digest "
+        f"{manifest.content_digest[:12]}…, expected {origin.content_digest[:12]}…; {'; '.join(hints or [default])}. "
+        "Name the published files that the pool was built from."
     )
 
 
 def require(found: Artifact | None, what: str, option: str) -> Artifact:
-    """Return what was found, or raise MissingError if it was not."""
+    """Return the artifact; raise MissingError if it is None."""
     if found is None:
-        raise MissingError(f"the pool's {what} is not at hand: name it with '{option}'.")
+        raise MissingError(f"the {what} of the pool was not found. Name it with '{option}'.")
     return found

@@ -1,6 +1,6 @@
-"""Rebuilding a pool from its plan, the flow and the base set that the receiver already has.
+"""Rebuild a pool from its plan, its flow and its base set.
 
-A rebuilt pool counts as the original only by its content digest, or by comparison with the original pixel by pixel.
+A rebuilt pool counts as equal to the original only if its content digest matches, or after a pixel-by-pixel comparison.
 """
 
 import hashlib
@@ -33,24 +33,24 @@ from lsmix.pipeline.workspace.workspace import Workspace
 __all__ = ["RebuildResult", "rebuild"]
 
 _NAME = "rebuilt"
-_WORK = "work"  # the workspace beside the new pool, while it is made
+_WORK = "work"  # temporary workspace next to the new pool
 
 
 @dataclass(frozen=True, kw_only=True)
 class RebuildResult:
-    """A pool that was made again."""
+    """A rebuilt pool."""
 
     folder: Path
-    content_digest: str  # of the new pool
-    expected: str  # content digest of the original; "" if it is not known
-    equal: bool | None  # whether it is the original, byte for byte; None if the original's digest is not known
-    cached: bool  # whether the workspace had it already, so that nothing was made
+    content_digest: str  # of the rebuilt pool
+    expected: str  # content digest of the original; "" if unknown
+    equal: bool | None  # whether the content digests are equal; None if the original's is unknown
+    cached: bool  # whether the pool already existed in the workspace
     seconds: float
     images: int
-    comparison: PoolComparison | None  # with the original; None where it was not at hand, or not needed
+    comparison: PoolComparison | None  # with the original; None if unavailable or not needed
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all results, ready for JSON."""
+        """Return the result as a dictionary for JSON."""
         return {**asdict(self), "folder": str(self.folder), "expected": self.expected or None}
 
 
@@ -68,37 +68,37 @@ def rebuild(
     scheduler: str = "",
     progress: Progress | None = None,
 ) -> RebuildResult:
-    """Make a pool again from its plan: what ``lsmix rebuild`` does. After an interrupt, it continues where it stopped.
+    """Rebuild a pool from its plan, or resume an interrupted rebuild. All inputs may be URLs.
 
     Args:
-        plan: plan.json, or the folder of a pool with one; a manifest beside it gives the expected digest. Here, and for
-            ``data``, ``flow`` and ``compare``, a URL may be given; of the plan's pool only these two files are downloaded.
-        data: the published files that the pool was made from, or "digits", or a data set that ingest made of them.
-        flow: folder of the flow that the plan names; None for a pool mixed in pixel space.
-        out: folder of the new pool, which must not exist or be empty; None leaves the pool in the workspace.
-        workspace: where artifacts are found and made; with ``out``, a temporary folder beside it, "OUT.part", instead.
-        expect: content digest of the original, or its first 12 digits or more; "" takes that of the manifest.
-        compare: folder of the original pool, to compare pixels; None compares, if needed, with the one that holds the plan.
+        plan: plan.json or the folder of a pool. A manifest next to the plan provides the expected digest. From a URL,
+            only these two files are downloaded.
+        data: Published files that the pool was built from, "digits", or an ingested data set.
+        flow: Folder of the flow that the plan names; None for a pool in pixel space.
+        out: Folder for the new pool; it must be empty or not exist. None leaves the pool in the workspace.
+        workspace: Folder for artifacts. With ``out``, a temporary folder next to it, "OUT.part", is used instead.
+        expect: Content digest of the original, or at least its first 12 digits; "" uses the digest in the manifest.
+        compare: Folder of the original pool, to compare pixels. None uses the plan's pool, if necessary.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        workers: make shards in this many Dask workers on this machine; 0 in this process.
-        scheduler: make shards on the Dask cluster at this address.
-        progress: optional progress reporter.
+        workers: Number of local Dask workers that build shards; 0 builds them in this process.
+        scheduler: Address of a Dask cluster that builds shards.
+        progress: Optional progress reporter.
 
     Raises:
-        RecipeError: data set or flow are not those of the plan, or there is something at ``out`` already.
-        MissingError: there is no folder to put ``out`` in.
-        LockedError: another process makes ``out``.
-        FormatError: the plan is of a version that this lsmix does not read or mix.
-        CorruptError: the result is another pool: its content digest is not the expected one, and either there is no original
-            to compare with, or pixels differ by more than another kind of device explains, or anything else differs.
-        LsmixError: any error of a stage.
+        RecipeError: The data set or the flow does not match the plan, or ``out`` already exists.
+        MissingError: The parent folder of ``out`` does not exist.
+        LockedError: Another process is building ``out``.
+        FormatError: This version of lsmix does not support the version of the plan.
+        CorruptError: The content digest differs from the expected one, and there is no original to compare with, pixels
+            differ by more than another kind of device can cause, or other columns differ.
+        LsmixError: Any error of a stage.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     progress = progress or NullProgress()
     target = local_target(out, "a rebuilt pool") if out is not None else None
-    text, where, beside = _open_plan(plan)
+    text, where, containing = _open_plan(plan)
     content = parse_spec(text, where)
-    original = beside if compare is None else open_artifact(compare)
+    original = containing if compare is None else open_artifact(compare)
     if original:
         _check_original(original, text, where if compare is None else "")
     _check_version(content, where, original)
@@ -107,49 +107,49 @@ def rebuild(
     executor = make_executor(workers=workers, scheduler=scheduler, device=device, say=progress.info)
     with ExitStack() as stack:
         part = stack.enter_context(atomic_folder(target, resume=True)) if target else None
-        place = Workspace(part.with_name(_WORK) if part else workspace)
+        target_workspace = Workspace(part.with_name(_WORK) if part else workspace)
         stack.enter_context(graceful_signals())
         stack.enter_context(executor)
-        dataset = provide_dataset(data, content.origin, place, progress)
+        dataset = provide_dataset(data, content.origin, target_workspace, progress)
         nodes = _nodes(content, dataset, opened, original.manifest.name if original else _NAME)
-        made = _run(nodes, content, place, executor, progress, device, original)
+        built = _run(nodes, content, target_workspace, executor, progress, device, original)
         if part:
             shutil.rmtree(part)
-            made.folder.replace(part)
-    folder = target or made.folder
-    digest = made.manifest.content_digest
+            built.folder.replace(part)
+    folder = target or built.folder
+    digest = built.manifest.content_digest
     if expected and digest.startswith(expected):
-        expected = digest  # of which the beginning was given
+        expected = digest  # only its first digits may have been given
     needed = compare is not None or digest != expected
     result = RebuildResult(
         folder=folder,
         content_digest=digest,
         expected=expected,
         equal=digest == expected if expected else None,
-        cached=made.cached,
-        seconds=round(time.monotonic() - begun, 3),
-        images=made.manifest.counts["images"],
+        cached=built.cached,
+        seconds=round(time.monotonic() - started, 3),
+        images=built.manifest.counts["images"],
         comparison=_compare(folder, original) if original and needed else None,
     )
-    _check_result(result, made.manifest.environment, content, original)
+    _check_result(result, built.manifest.environment, content, original)
     return result
 
 
-def _open_plan(place: Path | str) -> tuple[bytes, str, Artifact | None]:
-    """Return the content and the location of a plan, and the artifact that it is in, if there is a manifest beside it.
+def _open_plan(location: Path | str) -> tuple[bytes, str, Artifact | None]:
+    """Return the content and the location of a plan, and the pool that contains it, if it is next to a manifest.
 
-    ``place`` is the folder or the URL of a pool, or a plan.json.
+    ``location`` is the folder or URL of a pool or of a plan.json.
     """
-    path = local_folder(place)
+    path = local_folder(location)
     if path is not None:
         home = path if path.is_dir() else path.parent
         file = path / PLAN_NAME if path.is_dir() else path
         if not file.is_file():
-            raise MissingError(f"no plan at {str(file)!r}: there is no such file. Name a pool's {PLAN_NAME}.")
-        beside = Artifact(folder=home, manifest=read_manifest(home)) if (home / MANIFEST_NAME).is_file() else None
+            raise MissingError(f"{str(file)!r} does not exist. Name the {PLAN_NAME} of a pool.")
+        pool = Artifact(folder=home, manifest=read_manifest(home)) if (home / MANIFEST_NAME).is_file() else None
         with file.open("rb") as stream:
-            return stream.read(MOST_SPEC_BYTES + 1), str(file), beside
-    url, name = trim_location(str(place)), PLAN_NAME
+            return stream.read(MOST_SPEC_BYTES + 1), str(file), pool
+    url, name = trim_location(str(location)), PLAN_NAME
     if url.endswith(".json"):
         url, _, name = url.rpartition("/")
     try:
@@ -166,40 +166,40 @@ def _resolved(artifact: Artifact) -> str:
 
 
 def _compare(folder: Path, original: Artifact) -> PoolComparison | None:
-    """Compare a pool with the original; None where only the plan and the manifest of that are at hand."""
+    """Compare a pool with the original; return None if only the plan and manifest of the original are available."""
     if original.is_local and not (original.folder / POOL_NAME).is_dir():
         return None
     return compare_pools(open_pool(folder), open_pool(original.location))
 
 
 def _check_original(pool: Artifact, plan: bytes, where: str) -> None:
-    """Check that the original is a pool, and, if ``where`` names a plan that is in it, that the plan is listed."""
+    """Check that the original is a pool and, if ``where`` is not empty, that its manifest lists this plan."""
     if pool.manifest.stage != MIX.name:
-        raise RecipeError(f"{pool.location!r} is no pool but the result of stage {pool.manifest.stage!r}. Name a pool.")
+        raise RecipeError(f"{pool.location!r} is the result of stage {pool.manifest.stage!r}, not a pool. Name a pool.")
     listed = pool.records.get(PLAN_NAME)
     if where and not (listed and listed.sha256 == hashlib.sha256(plan).hexdigest()):
-        raise CorruptError(f"{where!r} is not the plan of its pool: its sha256 is not the one in {MANIFEST_NAME}.")
+        raise CorruptError(f"{where!r} was altered: its SHA-256 is not in {MANIFEST_NAME}. Download the pool again.")
 
 
 def _check_version(spec: PoolSpec, plan: str, original: Artifact | None) -> None:
-    """Raise FormatError unless this lsmix mixes as the one that made the pool."""
+    """Raise FormatError if this version of lsmix mixes differently from the version that built the pool."""
     if spec.stage_version != MIX.version:
         versions = original.manifest.environment.get("versions") if original else None
-        made_with = f" (lsmix {versions.get('lsmix')})" if isinstance(versions, dict) else ""
-        age = "a newer" if spec.stage_version > MIX.version else "the older"
+        built_with = f" (lsmix {versions.get('lsmix')})" if isinstance(versions, dict) else ""
+        age = "a newer" if spec.stage_version > MIX.version else "an older"
         raise FormatError(
-            f"the pool of plan {plan!r}{made_with} was made by version {spec.stage_version} of stage 'mix'; this lsmix has version {MIX.version}, which "
-            f"gives other bytes. Use {age} lsmix (a pool's {MANIFEST_NAME} lists the versions that made it)."
+            f"the pool of plan {plan!r}{built_with} was built by version {spec.stage_version} of stage 'mix'; this lsmix has "
+            f"version {MIX.version}. Use {age} lsmix; the pool's {MANIFEST_NAME} lists the versions that built it."
         )
 
 
 def _expected(expect: str, original: Artifact | None) -> str:
-    """Return the content digest that must come out, or ""."""
+    """Return the expected content digest, or "" if it is unknown."""
     expect = expect.strip().lower().removesuffix("…")
     if not expect:
         return original.manifest.content_digest if original and PLAN_NAME in original.records else ""
     if not 12 <= len(expect) <= 64 or set(expect) - set("0123456789abcdef"):
-        raise RecipeError(f"{expect!r} is no content digest: expected 64 hex digits, or 12 or more to begin with.")
+        raise RecipeError(f"{expect!r} is not a content digest: expected 64 hex digits or at least the first 12.")
     return expect
 
 
@@ -209,7 +209,7 @@ def _flow_of(plan: PoolSpec, flow: Path | str | None) -> Artifact | None:
     found = shipped_flow(plan.inputs.get("flow"))
     if plan.latent and not found:
         raise RecipeError(
-            f"the plan mixes latents of the flow {plan.inputs['flow'][:12]}…: name that flow's folder with '--flow'."
+            f"the plan needs the flow with content digest {plan.inputs['flow'][:12]}…. Name its folder with '--flow'."
         )
     return found
 
@@ -224,52 +224,51 @@ def _nodes(plan: PoolSpec, dataset: Artifact, flow: Artifact | None, name: str) 
 def _run(
     nodes: list[Node],
     plan: PoolSpec,
-    place: Workspace,
+    workspace: Workspace,
     executor: Executor,
     progress: Progress,
     device: str,
     original: Artifact | None,
 ) -> Built:
-    """Make the nodes; return the last one, the pool, which is not the original itself."""
+    """Build the nodes and return the pool, the last one; reject a pool that is the original itself."""
     try:
-        built = bring_up_to_date(nodes, place, executor=executor, progress=progress, device=device)
+        built = bring_up_to_date(nodes, workspace, executor=executor, progress=progress, device=device)
     except DeviceMemoryError as error:
         raise DeviceMemoryError(
-            f"{error} But a rebuild keeps the batch of its plan, since another would make another pool: take a device with "
-            "more memory."
+            f"{error} However, another batch size would change the pool. Use a device with more memory."
         ) from error
     for item in built:
         if item.stage == ENCODE.name and item.manifest.content_digest != plan.inputs["latents"]:
             progress.warning(
-                f"the latents came out with content digest {item.manifest.content_digest[:12]}…, not {plan.inputs['latents'][:12]}… as "
-                "in the plan: another kind of device or version of torch rounds differently. So will the pool's digest."
+                f"the latents have content digest {item.manifest.content_digest[:12]}…, expected "
+                f"{plan.inputs['latents'][:12]}…: another device or version of torch rounds differently. The pool will differ, too."
             )
-    made = built[-1]
-    if original and _resolved(made.artifact) == _resolved(original):
+    pool = built[-1]
+    if original and _resolved(pool.artifact) == _resolved(original):
         raise RecipeError(
-            f"{made.location!r} is the original itself, which the workspace has already: nothing was made again. "
-            "Give '--out', or another '--workspace'."
+            f"{pool.location!r} is the original itself, which is already in the workspace, so nothing was rebuilt. "
+            "Set '--out' or another '--workspace'."
         )
-    return made
+    return pool
 
 
 def _check_result(
     result: RebuildResult, environment: Mapping[str, Any], plan: PoolSpec, original: Artifact | None
 ) -> None:
-    """Raise CorruptError if the new pool is known to differ from the original."""
+    """Raise CorruptError if the rebuilt pool is known to differ from the original."""
     if result.equal and result.comparison is None:
         return
     before = original.manifest.environment if original else {}
     exact = not plan.latent or same_kind_of_device(environment, before)
     if original and result.comparison:
         if not result.comparison.within(0 if exact else 1):
+            how = " despite the same kind of device" if exact else " by more than another kind of device can cause"
             raise CorruptError(
-                f"{str(result.folder)!r} is not the original {original.location!r}, although made on "
-                f"{'the same' if exact else 'another'} kind of device: {result.comparison.text()}."
+                f"{str(result.folder)!r} differs from the original {original.location!r}{how}: {result.comparison.text()}."
             )
     elif result.expected:
-        why = "" if exact or not before else " It was made on another kind of device, so pixels may differ by 1."
+        why = "" if exact or not before else " It was built on another kind of device, so pixels may differ by 1."
         raise CorruptError(
-            f"{str(result.folder)!r} is not the original: its content digest is {result.content_digest[:12]}…, expected "
-            f"{result.expected[:12]}….{why} Name the original pool with '--compare' to see how they differ."
+            f"{str(result.folder)!r} differs from the original: its content digest is {result.content_digest[:12]}…, "
+            f"expected {result.expected[:12]}….{why} Name the original pool with '--compare' to list the differences."
         )

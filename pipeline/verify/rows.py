@@ -1,6 +1,6 @@
-"""Checking every row of a pool against its plan and its labels, in one pass over all columns but the images.
+"""Check every row of a pool against its plan and labels, in one pass over all columns except the images.
 
-Checksums find what changed in transfer; this finds what was wrong or forged before the checksums were computed.
+Checksums detect changes in transfer; these checks detect values that were already wrong or forged at the source.
 """
 
 from collections.abc import Callable
@@ -22,49 +22,49 @@ from lsmix.pipeline.stages.pair_sampler import PairBatch, PairSampler
 __all__ = ["PoolChecks", "check_rows", "plan_of_pool", "planned_shares"]
 
 _ROWS = 1 << 16  # at a time, so that memory does not grow with the pool
-_BYTES = 1 << 20  # of stand-ins for images or latents that are mixed at a time
+_BYTES = 1 << 20  # of dummy images or latents mixed at a time
 _OK, _REDRAWN, _REPLACED = (STATUSES.index(name) for name in ("ok", "redrawn", "replaced"))
 _Array = npt.NDArray[Any]
 _Ints = npt.NDArray[np.int64]
 _Floats = npt.NDArray[np.float64]
 _Shares = npt.NDArray[np.float32]
-_Rows = dict[str, _Array]  # (n,) each, by column; "source", "label", "lam" and "share" (n, sources − 1), of all but x₁
+_Rows = dict[str, _Array]  # columns, (n,) each; "source", "label", "lam" and "share": (n, sources − 1), without x₁
 
 
 class PoolChecks(NamedTuple):
-    """What was checked of a pool beyond its bytes, and what could not be; a sentence each."""
+    """Sentences on what was checked in a pool beyond its bytes, and what could not be checked."""
 
     checked: list[str]
     unchecked: list[str]
 
 
 def plan_of_pool(pool: Pool) -> PoolSpec | str:
-    """Return the plan that travels with a pool, or why rows cannot be checked against one.
+    """Return the plan in a pool, or the reason why rows cannot be checked against a plan.
 
     Raises:
-        FormatError: the plan is not valid, or of another format.
-        CorruptError: the plan does not belong to this pool.
+        FormatError: The plan is invalid or has another format.
+        CorruptError: The plan does not belong to this pool.
     """
     plan = pool.spec
     if plan is None or "origin" not in pool.columns.attributes:
-        missing = PLAN_NAME if plan is None else "the origin of its images"
-        return f"plan: this pool comes without {missing}, so its rows cannot be compared with what was to be drawn"
+        missing = PLAN_NAME if plan is None else "record of the origin of its images"
+        return f"plan: this pool has no {missing}, so its rows cannot be compared with the plan"
     _check_metadata(pool, plan)
     if plan.stage_version != MIX.version:
         return (
-            f"plan: it was drawn by version {plan.stage_version} of stage 'mix', and this lsmix draws as version "
-            f"{MIX.version}; use the lsmix that made the pool"
+            f"plan: it was drawn by version {plan.stage_version} of stage 'mix', but this lsmix has version {MIX.version}; "
+            "use the version of lsmix that built the pool"
         )
     return plan
 
 
 def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = None, base: str = "") -> PoolChecks:
-    """Check every row of a pool against the result of ``plan_of_pool``, and its labels against the base set's if given.
+    """Check every row of a pool against the result of ``plan_of_pool``, and its labels against the base set if given.
 
-    ``base_labels`` is the class of each training image, int64 (N,); ``base`` is what messages call the base set.
+    ``base_labels`` is the class of each training image, int64 (N,); ``base`` is the name of the base set in messages.
 
     Raises:
-        CorruptError: a row cannot be what the plan says; the message names the row, the column and the value.
+        CorruptError: A row contradicts the plan. The message names the row, the column and the value.
     """
     checker = _RowChecker(pool, plan if isinstance(plan, PoolSpec) else None, base_labels, base)
     for start in range(0, len(pool), _ROWS):
@@ -74,9 +74,9 @@ def check_rows(pool: Pool, plan: PoolSpec | str, base_labels: _Ints | None = Non
 
 
 def _check_metadata(pool: Pool, plan: PoolSpec) -> None:
-    """Compare the pool's attributes and its manifest with the plan."""
+    """Compare the attributes and the manifest of the pool with the plan."""
     attributes, manifest = pool.columns.attributes, pool.manifest
-    said: dict[str, tuple[Any, Any]] = {
+    compared: dict[str, tuple[Any, Any]] = {
         "method": (pool.method, plan.pool.method),
         "copies": (pool.copies, plan.pool.copies_made),
         "sources": (pool.sources, plan.pool.sources),
@@ -85,7 +85,7 @@ def _check_metadata(pool: Pool, plan: PoolSpec) -> None:
         "origin": (attributes["origin"], msgspec.to_builtins(plan.origin)),
         "stage_version": (manifest.stage_version, plan.stage_version),
     }
-    said |= {
+    compared |= {
         f"content digest of its {item.role}": (item.content_digest, plan.inputs.get(item.role))
         for item in manifest.inputs
     }
@@ -93,33 +93,33 @@ def _check_metadata(pool: Pool, plan: PoolSpec) -> None:
         try:
             made_by = msgspec.convert({k: v for k, v in manifest.config.items() if k != "flow"}, PoolConfig)
         except msgspec.ValidationError as error:
-            _refuse(pool, f"its manifest has an impossible configuration ({error})")
+            _reject(pool, f"its manifest has an invalid configuration ({error})")
         for field in PoolConfig.__struct_fields__:
-            said[f"configured {field}"] = getattr(made_by, field), getattr(plan.pool, field)
-    for name, (found, planned) in said.items():
+            compared[f"configured {field}"] = getattr(made_by, field), getattr(plan.pool, field)
+    for name, (found, planned) in compared.items():
         if found != planned:
-            _refuse(pool, f"its {name} is {found!r}, but {PLAN_NAME} says {planned!r}")
+            _reject(pool, f"its {name} is {found!r}, but {PLAN_NAME} says {planned!r}")
 
 
-def _refuse(pool: Pool, what: str) -> NoReturn:
-    raise CorruptError(f"pool {pool.location!r} is not what it says: {what}. Do not use it; fetch or make it again.")
+def _reject(pool: Pool, what: str) -> NoReturn:
+    raise CorruptError(f"pool {pool.location!r} is inconsistent: {what}. Download or rebuild it.")
 
 
-def _name(kind: str, place: int) -> str:
-    """Return what messages call a value of the second source (place 0), or of a later one."""
-    if place:
-        return f"{kind}_more[{place - 1}]"
+def _name(kind: str, index: int) -> str:
+    """Return the column name, for messages, of the second source (index 0) or a later one."""
+    if index:
+        return f"{kind}_more[{index - 1}]"
     return "lam" if kind == "lam" else f"{kind}_b"
 
 
 class _RowChecker:
-    """Checks a pool from its first row to its last, and remembers each source's label."""
+    """Check the rows of a pool in order, and record the label of each source."""
 
     def __init__(self, pool: Pool, plan: PoolSpec | None, base_labels: _Ints | None, base: str) -> None:
         self._pool, self._plan = pool, plan
         self._base = base if base_labels is not None else ""
         self._label = np.full(pool.images_per_copy, -1, np.int64) if base_labels is None else base_labels.copy()
-        self._seen_in = np.full(pool.images_per_copy, -1, np.int64)  # the row that a source's label is from
+        self._seen_in = np.full(pool.images_per_copy, -1, np.int64)  # row that provided the label of a source
         self._statuses = np.zeros(len(STATUSES), np.int64)
         self._decode_failed: list[int] = []
         self._shares_unknown = ""
@@ -134,46 +134,46 @@ class _RowChecker:
             second = found.pop(_name(kind, 0))[:, None]
             found[kind] = np.concatenate([second, found.pop(f"{kind}_more", second[:, :0])], axis=1)
         bad = (found["status"] == _REPLACED)[:, None] & (found["share"] != 0)
-        self._refuse_first(rows, "share", found["share"], bad, lambda _: "a replaced row has share 0")
-        if self._plan:  # before labels, since a wrong source has the wrong label too
+        self._reject_first(rows, "share", found["share"], bad, lambda _: "replaced rows have share 0")
+        if self._plan:  # before labels, since a wrong source also has a wrong label
             self._check_plan(rows, found, self._plan)
         self._check_labels(rows, "label_a", found["source_a"], found["label_a"])
-        for place in range(self._pool.sources - 1):
-            self._check_labels(rows, _name("label", place), found["source"][:, place], found["label"][:, place])
+        for index in range(self._pool.sources - 1):
+            self._check_labels(rows, _name("label", index), found["source"][:, index], found["label"][:, index])
         self._statuses += np.bincount(found["status"], minlength=len(STATUSES))
         self._decode_failed += rows[found["status"] != _OK].tolist()
 
     def check_counts(self) -> None:
-        """Compare the statuses with what the manifest counts, if it counts them."""
+        """Compare the statuses with the counts in the manifest, if present."""
         counts = self._pool.manifest.counts
         for name, found in zip(STATUSES, self._statuses.tolist(), strict=True):
             if counts.get(name, found) != found:
-                what = f"its manifest counts {counts[name]} rows {name!r}, but the column status has {found}"
-                _refuse(self._pool, what)
+                what = f"its manifest counts {counts[name]} rows as {name!r}, but the column status has {found}"
+                _reject(self._pool, what)
         redraws = self._plan is not None and self._plan.pool.on_decode_failure == "redraw"
         listed = counts.get("decode_failed_rows", self._decode_failed)
         if redraws and listed != self._decode_failed:
-            odd = sorted(set(self._decode_failed) ^ set(listed))[:1] or ["in another order"]
-            _refuse(self._pool, f"decode_failed_rows in its manifest do not fit the column status at row {odd[0]}")
+            wrong = sorted(set(self._decode_failed) ^ set(listed))[:1] or ["in another order"]
+            _reject(self._pool, f"decode_failed_rows in its manifest do not match the column status: {wrong[0]}")
 
     def summary(self, without_plan: str) -> PoolChecks:
-        """Return what was checked; ``without_plan`` says why there is no plan to compare with."""
+        """Return what was checked; ``without_plan`` is the reason if there is no plan."""
         images = self._pool.images_per_copy
-        checked = [f"sources: all {len(self._pool)} rows take from the {images} images of the training split alone"]
+        checked = [f"sources: all {len(self._pool):,} rows use only the {images:,} images of the training split"]
         unchecked = []
         if self._base:
-            checked.append(f"labels: those of {self._base}")
+            checked.append(f"labels: equal to those of {self._base}")
         else:
-            checked.append("labels: one for each source image throughout the pool")
-            unchecked.append("labels against the base set: it is not at hand; name it with --data")
+            checked.append("labels: every source image has the same label throughout the pool")
+            unchecked.append("labels of the base set: it was not found; name it with --data")
         if without_plan:
             return PoolChecks(checked, [*unchecked, without_plan])
-        counts = f"rows redrawn: {self._statuses[_REDRAWN]}, replaced: {self._statuses[_REPLACED]}"
-        checked.append(f"plan: sources, λ and corners are those that {PLAN_NAME} draws ({counts})")
+        counts = f"{self._statuses[_REDRAWN]:,} rows redrawn, {self._statuses[_REPLACED]:,} replaced"
+        checked.append(f"plan: sources, λ and corners match {PLAN_NAME} ({counts})")
         if self._shares_unknown:
             unchecked.append(f"shares: {self._shares_unknown}")
         else:
-            checked.append(f"shares: what {self._pool.method!r} gives for each λ")
+            checked.append(f"shares: match {self._pool.method!r} at each λ")
         return PoolChecks(checked, unchecked)
 
     def _check_labels(self, rows: _Ints, name: str, source: _Ints, label: _Ints) -> None:
@@ -183,10 +183,10 @@ class _RowChecker:
 
         def why(at: tuple[int, ...]) -> str:
             image = int(source[at])
-            witness = self._base or f"row {self._seen_in[image]}"
-            return f"{witness} has label {self._label[image]} for the same training image {image}"
+            reference = self._base or f"row {self._seen_in[image]}"
+            return f"{reference} has label {self._label[image]} for the same training image {image}"
 
-        self._refuse_first(rows, name, label, self._label[source] != label, why)
+        self._reject_first(rows, name, label, self._label[source] != label, why)
 
     def _check_plan(self, rows: _Ints, found: _Rows, plan: PoolSpec) -> None:
         draw = self._sampler.pairs(rows)
@@ -210,12 +210,12 @@ class _RowChecker:
         self._check_equal(rows, found, {"share": shares})
 
     def _redrawn(self, rows: _Ints, found: _Rows, draw: PairBatch, plan: PoolSpec) -> _Ints:
-        """Put what was drawn at the last attempt of each row into ``draw``; return these attempts, 0 for the first draw."""
+        """Update ``draw`` to the last attempt of each row; return these attempts, 0 for the first draw."""
         config, status = plan.pool, found["status"]
         if not plan.latent or config.on_decode_failure == "keep":
-            reason = "pixels are mixed, which never fails" if not plan.latent else "on_decode_failure is 'keep'"
-            why = f"no row is drawn again, since {reason}"
-            self._refuse_first(rows, "status", status, status != _OK, lambda _: why)
+            reason = "mixing pixels never fails" if not plan.latent else "on_decode_failure is 'keep'"
+            why = f"no row is redrawn, since {reason}"
+            self._reject_first(rows, "status", status, status != _OK, lambda _: why)
         attempts = np.where(status == _REPLACED, config.attempts, 0)
         source, lam = found["source"], found["lam"]
         for at in np.flatnonzero(status == _REDRAWN).tolist():
@@ -226,34 +226,34 @@ class _RowChecker:
                     break
             else:
                 value = f"{source[at].tolist()} at λ {lam[at].tolist()}"
-                why = f"none of the attempts 1 to {config.attempts} at a redrawn row draws that"
-                _refuse(self._pool, f"in row {rows[at]} source_b is {value}, but {why}")
+                why = f"none of the attempts 1 to {config.attempts} to redraw the row produces this"
+                _reject(self._pool, f"in row {rows[at]} source_b is {value}, but {why}")
         for at in np.flatnonzero(attempts).tolist():
             draw.others[at], draw.lam[at] = self._sampler.resample(int(rows[at]), int(attempts[at]))
         return attempts
 
     def _check_equal(self, rows: _Ints, found: _Rows, planned: _Rows) -> None:
-        for name in [name for name in planned if name in found]:  # a pool without corners has no such column
+        for name in [name for name in planned if name in found]:  # pools without corners lack that column
 
             def why(at: tuple[int, ...], name: str = name) -> str:
                 return f"the plan has {planned[name][at]}"
 
-            self._refuse_first(rows, name, found[name], found[name] != planned[name], why)
+            self._reject_first(rows, name, found[name], found[name] != planned[name], why)
 
-    def _refuse_first(
+    def _reject_first(
         self, rows: _Ints, name: str, values: _Array, bad: npt.NDArray[np.bool_], why: Callable[[tuple[int, ...]], str]
     ) -> None:
-        """Refuse the pool at the first bad value, if there is one; ``why`` gets its index in ``values``."""
+        """Reject the pool if a value is bad; ``why`` maps the index of the first one in ``values`` to the reason."""
         if bad.any():
-            row, *place = at = tuple(np.argwhere(bad)[0].tolist())
-            named = _name(name, *place) if place else name
-            _refuse(self._pool, f"in row {rows[row]} {named} is {values[at]}, but {why(at)}")
+            row, *index = at = tuple(np.argwhere(bad)[0].tolist())
+            column = _name(name, *index) if index else name
+            _reject(self._pool, f"in row {rows[row]} {column} is {values[at]}, but {why(at)}")
 
 
 def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floats, row_rng: RowRng) -> _Shares | str:
-    """Return the share of each source but the first, (n, sources − 1), or why it cannot be known without the images.
+    """Return the share of every source except the first, (n, sources − 1), or the reason why it is unknown.
 
-    ``lam`` is as planned, (n, sources − 1), and ``row_rng`` the generator of each row.
+    ``lam`` contains the planned λ, (n, sources − 1); ``row_rng`` returns the generator of each row.
     """
     method, registry = plan.pool.method, LATENT_METHODS if plan.latent else PIXEL_METHODS
     if method not in registry:
@@ -276,22 +276,22 @@ def planned_shares(plan: PoolSpec, image_shape: tuple[int, int, int], lam: _Floa
 
     try:
         shares, others = _of_all_sources(lam, of_zeros), _of_all_sources(lam, of_noise)
-    except Exception as error:  # noqa: BLE001 - another package's code may raise anything at stand-ins for images
-        return f"the method {method!r} fails at stand-ins for images ({error})"
+    except Exception as error:  # noqa: BLE001 - other packages may raise anything for dummy images
+        return f"the method {method!r} fails for dummy images ({error})"
     if (shares == others).all():
         return shares
-    return f"the method {method!r} of another package looks at the images; --deep mixes some"
+    return f"the method {method!r} of another package depends on the images; use --deep to recompute a sample"
 
 
 def _of_all_sources(lam: _Floats, of_rates: Callable[[_Floats], _Shares]) -> _Shares:
-    taken = np.zeros((len(lam), lam.shape[1] + 1), np.float32)  # of the first sources together, as methods count
-    for place in range(lam.shape[1]):
-        taken[:, place + 1] = of_rates(np.minimum(lam[:, : place + 1].sum(axis=1), 1.0))
+    taken = np.zeros((len(lam), lam.shape[1] + 1), np.float32)  # column k: total share of the first k others
+    for index in range(lam.shape[1]):
+        taken[:, index + 1] = of_rates(np.minimum(lam[:, : index + 1].sum(axis=1), 1.0))
     return np.diff(taken, axis=1)
 
 
 def _run_method(method: str, rates: _Floats, row_rng: RowRng, make: Callable[[int], _Array]) -> _Shares:
-    """Return the shares that a method gives when it mixes stand-ins, (n, D) or (n, H, W, C), made by ``make``."""
+    """Return the shares of a method for dummies, (n, D) or (n, H, W, C), created by ``make``."""
     from lsmix.classifiers.pixel_mixing import mix_images
     from lsmix.glow.latent_mixing import mix_latents
 

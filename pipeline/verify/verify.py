@@ -1,6 +1,6 @@
-"""Checking an artifact: every byte against its manifest, and every row of a pool against its plan.
+"""Verify an artifact: every byte against its manifest, and every row of a pool against its plan.
 
-The deep check of a pool makes a sample of its rows again, by the mix stage's own code, and compares.
+The deep check of a pool recomputes a sample of its rows with the code of the mix stage and compares them.
 """
 
 import tempfile
@@ -31,9 +31,9 @@ from lsmix.pipeline.verify.rows import check_rows, plan_of_pool
 
 __all__ = ["verify"]
 
-_ROWS = 256  # made again at a time
-_STRAYS = "files that were added: a URL is not searched for unlisted files, and none of them is read"
-_PIXELS = "pixels against their sources: --deep makes a sample of them again"
+_ROWS = 256  # recomputed at a time
+_STRAYS = "added files: URLs are not searched for files that the manifest does not list, and such files are never read"
+_PIXELS = "pixels: use --deep to recompute a sample of them"
 
 
 def verify(
@@ -47,31 +47,31 @@ def verify(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Check every byte of an artifact against its manifest, and every row of a pool against its plan; return the facts.
+    """Check every byte of an artifact against its manifest, and every row of a pool against its plan.
 
-    Of latents and pools it also opens the store, and compares it with what zarr-python reads.
+    For latents and pools, it also checks that zarr-python reads the same values.
 
     Args:
-        artifact: its folder or its URL, of which every byte is downloaded again; the other arguments are for pools.
-        deep: make a sample of rows again, and compare every pixel.
-        sample: rows of that sample, at least 1.
-        seed: of their choice.
-        data: the base set: published files, "digits", or a data set that ingest made, or the URL of such; None looks in
-            the pool's workspace.
-        flow: folder or URL of the flow; None looks in the pool's workspace.
-        device: where the sample is made: "auto", "cpu", "cuda" or "cuda:N".
-        progress: optional progress reporter.
+        artifact: Folder or URL of the artifact; from a URL, every byte is downloaded again.
+        deep: For pools: recompute a sample of rows and compare every pixel.
+        sample: Number of rows in this sample, at least 1.
+        seed: Seed that selects the rows.
+        data: The base set: published files, "digits", or the folder or URL of a data set that the ingest stage built.
+            None searches the pool's workspace.
+        flow: Folder or URL of the flow; None searches the pool's workspace.
+        device: Device for recomputing rows: "auto", "cpu", "cuda" or "cuda:N".
+        progress: Optional progress reporter.
 
     Returns:
-        What it is and how big; ``edited``, descriptions that differ from the manifest, as their owner may edit them;
-        ``ignored``, what file managers and hubs added; of a pool also ``checked`` and ``unchecked``, a sentence each, and
-        ``deep``; ``unchecked`` also of an artifact at a URL.
+        Identity and size of the artifact; ``edited``, descriptions that differ from the manifest, which owners may
+        edit; ``ignored``, files added by file managers and hubs. For pools also ``checked`` and ``unchecked``, lists
+        of sentences, and ``deep``. Artifacts at a URL also have ``unchecked``.
 
     Raises:
-        MissingError: there is no artifact, or it is unfinished; or a deep check lacks the data set or the flow.
-        RecipeError: the pool was not made from ``data`` or ``flow``, or it has no plan.
-        FormatError: it is of a version that this lsmix does not read.
-        CorruptError: on the first damage, with the file's name, or the row and its value.
+        MissingError: The artifact does not exist or is incomplete, or a deep check lacks the data set or the flow.
+        RecipeError: The pool was not built from ``data`` or ``flow``, or has no plan.
+        FormatError: This version of lsmix does not read the format of the artifact.
+        CorruptError: The artifact is damaged. The message names the first bad file, or row and value.
     """
     progress = progress or NullProgress()
     folder, url = local_folder(artifact), ""
@@ -83,11 +83,11 @@ def verify(
         opened = Artifact(manifest=manifest, folder=folder, url=url)
         if (deep or data is not None or flow is not None) and manifest.stage != "mix":
             raise RecipeError(
-                f"{opened.location!r} is no pool but the result of stage {manifest.stage!r}: only pools are checked so."
+                f"{opened.location!r} is the result of stage {manifest.stage!r}; these options apply to pools only."
             )
         if sample < 1:
-            raise RecipeError(f"a sample has at least 1 row, got {sample}.")
-        facts: dict[str, Any] = {
+            raise RecipeError(f"the sample must have at least 1 row, got {sample}.")
+        summary: dict[str, Any] = {
             "folder": url or str(folder),
             "stage": manifest.stage,
             "name": manifest.name,
@@ -107,20 +107,20 @@ def verify(
             open_latents(opened).columns.check_against_zarr()
         elif manifest.stage == "mix":
             how: dict[str, Any] = {"sample": sample, "seed": seed, "device": device} if deep else {}
-            facts |= _verify_pool(opened, data, flow, how, progress)
-    return {**facts, "unchecked": [*facts.get("unchecked", ()), _STRAYS]} if url else facts
+            summary |= _verify_pool(opened, data, flow, how, progress)
+    return {**summary, "unchecked": [*summary.get("unchecked", ()), _STRAYS]} if url else summary
 
 
 def _verify_pool(
     artifact: Artifact, data: Path | str | None, flow: Path | str | None, deep: dict[str, Any], progress: Progress
 ) -> dict[str, Any]:
-    """Check a pool as zarr-python reads it, row by row, and, if ``deep`` says how, by making a sample of rows again."""
+    """Check a pool against zarr-python and its plan; if ``deep`` contains options, also recompute a sample of rows."""
     pool = open_pool(artifact)
     pool.columns.check_against_zarr()
     plan = plan_of_pool(pool)
     if isinstance(plan, str):
         if deep or data or flow:
-            raise RecipeError(f"pool {pool.location!r} cannot be compared with what it was made from. {plan}.")
+            raise RecipeError(f"pool {pool.location!r} cannot be compared with its inputs. {plan}.")
         result = check_rows(pool, plan)
         return {"checked": result.checked, "unchecked": [*result.unchecked, _PIXELS], "deep": None}
     with tempfile.TemporaryDirectory(prefix="lsmix-verify-") as scratch:
@@ -128,22 +128,23 @@ def _verify_pool(
         result = check_rows(pool, plan, *base.labels())
         if not deep:
             return {"checked": result.checked, "unchecked": [*result.unchecked, _PIXELS], "deep": None}
-        made = _check_deep(pool, plan, base, **deep, progress=progress)
-        return {"checked": result.checked, "unchecked": result.unchecked, "deep": made}
+        recomputed = _check_deep(pool, plan, base, **deep, progress=progress)
+        return {"checked": result.checked, "unchecked": result.unchecked, "deep": recomputed}
 
 
 def _check_deep(
     pool: Pool, plan: PoolSpec, base: PoolInputs, *, sample: int, seed: int, device: str, progress: Progress
 ) -> dict[str, Any]:
-    """Make ``sample`` rows of a pool, whose choice ``seed`` decides, again, and compare every column and every pixel.
+    """Recompute ``sample`` rows of a pool, selected by ``seed``, and compare every column and pixel.
 
     Returns:
-        ``rows`` made again, ``same_device`` (whether bytes must be the same), ``redrawn_otherwise`` (rows that were drawn
-        again only here, or only there, since they are at the limit of what counts as a failed decode), and how they differ.
+        ``rows``, the number of recomputed rows; ``same_device``, whether bytes must be equal; ``redrawn_otherwise``,
+        the number of rows at the limit of a failed decode that were redrawn only here or only originally; and the
+        comparison.
 
     Raises:
-        MissingError: the data set or the flow is not at hand.
-        CorruptError: a row comes out differently; the message names it.
+        MissingError: The data set or the flow was not found.
+        CorruptError: A row differs. The message names it.
     """
     check_pool(plan.pool)
     device = resolve_device(device) if plan.latent else "cpu"
@@ -157,17 +158,17 @@ def _check_deep(
     progress.start(label, count, "image")
     for start in range(0, count, _ROWS):
         some = rows[start : start + _ROWS]
-        with device_memory(label, device):  # in batches that the plan fixes
-            made = builder.build(builder.load(some))
+        with device_memory(label, device):  # the plan fixes the batch size
+            recomputed = builder.build(builder.load(some))
         stored = {name: column.gather(some) for name, column in pool.columns.items()}
-        same = np.ones(len(some), bool) if exact else made["status"] == stored["status"]
+        same = np.ones(len(some), bool) if exact else recomputed["status"] == stored["status"]
         otherwise += int((~same).sum())
-        comparison.add(some[same], *({name: table[name][same] for name in stored} for table in (stored, made)))
+        comparison.add(some[same], *({name: table[name][same] for name in stored} for table in (stored, recomputed)))
         if not comparison.within(0 if exact else 1):
-            kind = "the same kind of device" if exact else "another kind of device, which moves pixels by 1 at most"
+            kind = "the same kind of device" if exact else "another kind of device, which changes pixels by at most 1"
             raise CorruptError(
-                f"pool {pool.location!r} is not what its plan gives: made again on {kind}, {comparison.text()}. Do not use it; "
-                "fetch or make it again."
+                f"pool {pool.location!r} does not match its plan: recomputed on {kind}, {comparison.text()}. "
+                "Download or rebuild it."
             )
         progress.advance(len(some))
     progress.finish()
@@ -186,13 +187,13 @@ def _open_builder(plan: PoolSpec, base: PoolInputs, device: str) -> PoolBuilder:
     source = (
         open_latents(base.latents)
         if base.latents
-        else _EncodedAgain(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
+        else _OnDemandLatents(require(base.dataset, "data set", "--data"), flow, plan.latents, device)
     )
     return PoolBuilder(plan.pool, source, load_flow(flow, device=device))
 
 
-class _EncodedAgain:
-    """Latents of the images that are asked for, encoded when they are."""
+class _OnDemandLatents:
+    """Latents that are encoded on demand."""
 
     def __init__(self, dataset: Artifact, flow: Artifact, config: EncodeConfig, device: str) -> None:
         from lsmix.glow.checkpoint import load_flow
@@ -204,9 +205,9 @@ class _EncodedAgain:
         self.labels: npt.NDArray[np.int64] = train.labels
 
     def gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        """Return latents, float32 (n, D)."""
+        """Encode some training images; return latents, float32 (n, D)."""
         config = self._config
-        # Noise is drawn by an image's number; without any, a batch may hold any images.
+        # Uniform noise depends on the image's row; without noise, any rows can share a batch.
         parts = np.split(rows, len(rows)) if config.dequantise == "uniform" and len(rows) else [rows]
         return np.concatenate(
             [

@@ -1,6 +1,6 @@
-"""Every tensor of a classifier's work is on the device of its batch: on torch's meta device, and on made-up CUDA tensors.
+"""Classifiers compute on the device of their batch; checked on torch's meta device and on fake CUDA tensors.
 
-Neither holds numbers, and both raise where tensors of two devices meet, so no GPU is needed.
+Neither has values, and both raise if tensors of two devices are combined, so no GPU is needed.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ every_network = pytest.mark.parametrize("fields", NETWORKS.values(), ids=NETWORK
 
 
 class _FakeCuda(FakeTensorMode):
-    """Make up CUDA tensors, which hold nothing, and leave those of the CPU as they are."""
+    """Fake CUDA tensors, which have no values, without affecting CPU tensors."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         leaves = tree_leaves((args, kwargs))
@@ -51,9 +51,9 @@ def _no_autocast(*_args, **_kwargs):
 
 @pytest.fixture(params=["meta", "cuda"])
 def device(request, monkeypatch):
-    """Return a device whose tensors hold nothing; a made-up CUDA device where torch was built for CUDA."""
+    """Return a device whose tensors have no values: meta, or fake CUDA if torch was built with CUDA."""
     if request.param == "meta":
-        monkeypatch.setattr(torch, "autocast", _no_autocast)  # which this device does not know
+        monkeypatch.setattr(torch, "autocast", _no_autocast)  # not supported by this device
         yield torch.device("meta")
         return
     if torch.version.cuda is None:
@@ -61,7 +61,7 @@ def device(request, monkeypatch):
     monkeypatch.setattr(training, "seeded", lambda *_args: contextlib.nullcontext())  # there is no generator to seed
     monkeypatch.setattr(cuda_graph, "_RECORDED_ON", frozenset())
     monkeypatch.setattr(Tensor, "pin_memory", lambda self: self)
-    real = torch.inference_mode  # in which a copy to CUDA asks for a driver
+    real = torch.inference_mode  # inside it, copying to CUDA needs a driver
     monkeypatch.setattr(torch, "inference_mode", lambda mode=True: torch.no_grad() if mode else real(False))
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_args, **_kwargs: True)
@@ -98,7 +98,7 @@ def test_a_training_step_and_an_evaluation_stay_on_their_device(fields, precisio
         pytest.skip("the meta device has no autocast")
     learner = _trainer(device, **fields, precision=precision)
     learner.model.train()
-    if device.type == "cuda":  # where autograd wants a driver
+    if device.type == "cuda":  # autograd needs a driver there
 
         def backward(_loss):
             for parameter in learner.model.parameters():
@@ -121,7 +121,7 @@ def test_a_training_step_and_an_evaluation_stay_on_their_device(fields, precisio
         )
 
 
-def test_bfloat16_reaches_the_layers_and_no_statistics(device):
+def test_bfloat16_affects_layers_but_not_statistics(device):
     if device.type == "meta":
         pytest.skip("the meta device has no autocast")
     learner = _trainer(device, width=4, precision="bf16")
@@ -182,11 +182,11 @@ def test_a_batch_for_cuda_is_copied_from_pinned_memory_without_waiting(monkeypat
     assert calls == [((torch.device("cpu"),), {"non_blocking": True})]
 
 
-def test_the_loss_is_read_only_once_in_many_updates(monkeypatch):
-    # Each time a GPU is waited for.
-    asked = []
+def test_the_loss_is_checked_once_in_64_updates(monkeypatch):
+    # Each check synchronises with the GPU.
+    checks = []
     learner = _trainer(torch.device("cpu"), width=4)
-    monkeypatch.setattr(learner, "_check_finite", lambda _loss: asked.append(learner.update))
+    monkeypatch.setattr(learner, "_check_finite", lambda _loss: checks.append(learner.update))
     monkeypatch.setattr(learner, "_train_batch", lambda _batch, _index: torch.zeros(()))
 
     class Source(list[Batch]):
@@ -194,23 +194,23 @@ def test_the_loss_is_read_only_once_in_many_updates(monkeypatch):
             pass
 
     learner.run_epoch(Source([_batch(1)] * 130))
-    assert asked == [64, 128, 130]
+    assert checks == [64, 128, 130]
 
 
 @pytest.mark.gpu
 @every_network
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_an_epoch_on_cuda_waits_for_the_device_nowhere(fields, precision, waits_fail):
+def test_an_epoch_on_cuda_never_waits_for_the_device(fields, precision, waits_fail):
     learner = _trainer(torch.device("cuda"), **fields, precision=precision)
     learner.model.train()
     with arithmetic(precision):
-        learner._train_batch(_batch(16), 0)  # loads libraries, which waits
+        learner._train_batch(_batch(16), 0)  # loading libraries waits
         with waits_fail():
             learner._train_batch(_batch(16), 1)
 
 
 @pytest.mark.gpu
-def test_a_batch_is_prepared_on_cuda_as_on_the_cpu():
+def test_batches_are_prepared_identically_on_cuda_and_the_cpu():
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (16, 3, 8, 8), dtype=np.uint8))
     batch = _batch(16)._replace(images=images)
     (cpu, target), (cuda, cuda_target) = (

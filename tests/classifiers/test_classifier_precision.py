@@ -1,4 +1,4 @@
-"""Classifiers train and evaluate in each precision, resume exactly in it, and leave torch's settings as they were."""
+"""Classifiers train, evaluate and resume exactly in each precision, and restore torch's settings."""
 
 import gc
 import weakref
@@ -50,7 +50,7 @@ def same(state, other):
     return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bf16"])  # on a CPU tf32 gives the bits of float32: see below
+@pytest.mark.parametrize("precision", ["float32", "bf16"])  # on a CPU, tf32 equals float32: see below
 @every_network
 def test_each_classifier_learns_and_resumes_exactly_in_each_precision(fields, precision, digits):
     straight, resumed = (trainer(digits, **fields, precision=precision) for _ in range(2))
@@ -62,7 +62,7 @@ def test_each_classifier_learns_and_resumes_exactly_in_each_precision(fields, pr
             kept = save(straight.state_dict())
     assert errors[-1] < 60, errors  # chance is 90
     floats = {tensor.dtype for tensor in straight.state_dict().values() if tensor.is_floating_point()}
-    assert floats == {torch.float32}  # weights, statistics of batch norm and moments
+    assert floats == {torch.float32}  # weights, batch norm statistics and moments
     resumed.load_state_dict(load(kept))
     resumed.run_epoch(source(digits))
     assert same(resumed.state_dict(), straight.state_dict())
@@ -72,7 +72,7 @@ def test_each_classifier_learns_and_resumes_exactly_in_each_precision(fields, pr
 
 
 @every_network
-def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(fields, digits):
+def test_tf32_equals_float32_on_the_cpu_and_bf16_does_not(fields, digits):
     states = []
     for precision in ("float32", "tf32", "bf16"):
         learner = trainer(digits, **fields, precision=precision)
@@ -82,17 +82,17 @@ def test_tf32_on_a_cpu_gives_the_bits_of_float32_and_bf16_others(fields, digits)
     assert not same(states[0], states[2])
 
 
-def test_evaluation_of_bfloat16_activations_uses_statistics_that_were_not_rounded():
+def test_evaluation_in_bfloat16_uses_unrounded_statistics():
     torch.manual_seed(0)
     learner = ClassifierTrainer(ClassifierTraining(width=4), 10, (8, 8, 1), seed=0)
     norm = next(module for module in learner.model.modules() if isinstance(module, nn.BatchNorm2d))
-    # A mean of 8.02 and a deviation of 0.02: to the nearest bfloat16 the mean is 8, one deviation away.
+    # Mean 8.02, standard deviation 0.02: rounded to bfloat16, the mean would be 8, one standard deviation off.
     x = 8.02 + 0.02 * torch.randn(64, 4, 6, 6)
     for _ in range(3):
         norm(x)
     norm.eval()
     rounded = torch.full((2, 4, 6, 6), 8.0, dtype=torch.bfloat16)
-    # The result is a bfloat16, of 8 bits.
+    # The result is bfloat16, which has 8 bits.
     torch.testing.assert_close(norm(rounded).float(), norm(rounded.float()), rtol=2**-7, atol=2**-7)
     assert norm(rounded).float().mean() < -0.5
 
@@ -112,7 +112,7 @@ def _settings():
 
 @contextmanager
 def _callers_precision(value):
-    """Be a caller who sets the precision for all operators, and put back what was set."""
+    """Act as a caller that sets the precision of all operators; restore the settings afterwards."""
     before = torch.backends.fp32_precision, [operator.fp32_precision for operator in _operators()]
     torch.backends.fp32_precision = value
     try:
@@ -125,7 +125,7 @@ def _callers_precision(value):
 
 @pytest.mark.parametrize("callers", ["ieee", "tf32"])
 @pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
-def test_the_callers_precision_has_no_effect_and_is_kept(callers, precision, digits):
+def test_the_callers_precision_has_no_effect_and_is_restored(callers, precision, digits):
     def trained():
         learner = trainer(digits, **CNN, precision=precision)
         learner.run_epoch(ArrayLoader(digits[0][:64], digits[1][:64], 32))
@@ -140,7 +140,7 @@ def test_the_callers_precision_has_no_effect_and_is_kept(callers, precision, dig
 
 
 @pytest.mark.parametrize(("precision", "on_cuda"), [("float32", "ieee"), ("tf32", "tf32"), ("bf16", "ieee")])
-def test_each_operator_gets_its_precision_and_is_restored(precision, on_cuda):
+def test_the_precision_of_each_operator_is_set_and_restored(precision, on_cuda):
     before = _settings()
     with arithmetic(precision):
         assert _settings() == [on_cuda] * 3 + ["ieee"] * 3 + [True, False]
@@ -155,22 +155,22 @@ def test_each_operator_gets_its_precision_and_is_restored(precision, on_cuda):
     assert _settings() == before
 
 
-# What stays of a finished stage.
+# Memory of a finished stage.
 
 
-def test_a_finished_training_leaves_no_model_behind(small_recipe, small_workspace, monkeypatch):
-    made = []
+def test_finished_training_releases_its_model(small_recipe, small_workspace, monkeypatch):
+    models = []
 
     class Watched(ClassifierTrainer):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
-            made.append(weakref.ref(self.model))
+            models.append(weakref.ref(self.model))
 
     monkeypatch.setattr(training, "ClassifierTrainer", Watched)
-    gc.disable()  # on a GPU what waits for the collector keeps its memory until then
+    gc.disable()  # objects that need the collector would keep GPU memory until it runs
     try:
         run(small_recipe, workspace=small_workspace, stage="train", device="cpu", force="train")
-        assert made
-        assert [model() for model in made] == [None] * len(made)
+        assert models
+        assert [model() for model in models] == [None] * len(models)
     finally:
         gc.enable()

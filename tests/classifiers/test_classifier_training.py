@@ -1,4 +1,4 @@
-"""A classifier learns, resumes exactly, and leaves the world's random state alone."""
+"""A classifier learns, resumes exactly, and does not change the global random state."""
 
 import msgspec
 import numpy as np
@@ -18,7 +18,7 @@ SHAPE = (8, 8, 1)
 
 
 class ListSource:
-    """Batches of fixed images in an order that depends on the epoch."""
+    """Batches of fixed images, in an order that depends on the epoch."""
 
     def __init__(self, images, labels, batch_size):
         self.images, self.labels, self.batch_size, self.epoch = images, labels, batch_size, 0
@@ -42,7 +42,7 @@ class ListSource:
 
 
 def stripes(count, seed=0):
-    """Return noisy images of horizontal (0) or vertical (1) stripes: separable, but not by their mean."""
+    """Return noisy images of horizontal (0) or vertical (1) stripes: separable, but not by mean."""
     rng = np.random.default_rng(seed)
     labels = np.arange(count) % 2
     pattern = np.tile([40, 200], 4)
@@ -72,11 +72,11 @@ def same(state, other):
 def test_it_learns_a_separable_problem_within_four_epochs():
     learner = trainer()
     source = ListSource(*stripes(128), batch_size=16)
-    facts = [learner.run_epoch(source) for _ in range(4)]
+    results = [learner.run_epoch(source) for _ in range(4)]
     assert (learner.epoch, learner.update) == (4, 32)
-    assert {(fact.updates, fact.images) for fact in facts} == {(8, 128)}
-    assert facts[-1].loss < facts[0].loss
-    # 32 updates: without the corrected running statistics this would be near chance.
+    assert {(fact.updates, fact.images) for fact in results} == {(8, 128)}
+    assert results[-1].loss < results[0].loss
+    # 32 updates: without bias-corrected running statistics the error would be near chance.
     assert learner.evaluate(*stripes(64, seed=9)) < 5.0
 
 
@@ -91,13 +91,13 @@ def test_it_learns_a_separable_problem_within_four_epochs():
         {"mixes": lambda epoch, index: MIXES[: (epoch + index) % 3]},
     ],
 )
-def test_resuming_from_safetensors_bytes_equals_never_stopping(fields):
+def test_resumed_training_equals_uninterrupted_training(fields):
     source = ListSource(*stripes(40), batch_size=16)
     straight, first = trainer(**fields), trainer(**fields)
     losses = [straight.run_epoch(source).loss for _ in range(3)]
     first.run_epoch(source)
     resumed = trainer(seed=0, **fields)
-    resumed.run_epoch(source)  # its own history must not shine through
+    resumed.run_epoch(source)  # earlier epochs must not affect the restored state
     resumed.run_epoch(source)
     resumed.load_state_dict(load(save(first.state_dict())))
     assert resumed.epoch == 1
@@ -105,7 +105,7 @@ def test_resuming_from_safetensors_bytes_equals_never_stopping(fields):
     assert same(resumed.state_dict(), straight.state_dict())
 
 
-def test_a_state_from_before_the_first_update_resumes_too():
+def test_a_state_from_before_the_first_update_can_be_restored():
     source = ListSource(*stripes(32), batch_size=16)
     fresh, used = trainer(), trainer()
     used.run_epoch(source)
@@ -113,13 +113,13 @@ def test_a_state_from_before_the_first_update_resumes_too():
     assert used.run_epoch(source) == fresh.run_epoch(source)
 
 
-def test_the_same_seed_gives_the_same_run_and_another_seed_another():
+def test_the_seed_determines_the_run():
     source = ListSource(*stripes(32), batch_size=16)
     losses = [trainer(seed=seed).run_epoch(source).loss for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
-def test_the_global_random_state_has_no_effect_and_is_kept():
+def test_the_global_random_state_has_no_effect_and_does_not_change():
     source = ListSource(*stripes(32), batch_size=16)
     losses = []
     for seed in (5, 6):
@@ -130,22 +130,22 @@ def test_the_global_random_state_has_no_effect_and_is_kept():
     assert losses[0] == losses[1]
 
 
-def test_evaluation_changes_nothing_and_counts_errors_in_percent():
+def test_evaluation_has_no_side_effects_and_returns_percent():
     learner = trainer()
     learner.run_epoch(ListSource(*stripes(32), batch_size=16))
     before = learner.state_dict()
     images, labels = stripes(300)
-    images.flags.writeable = False  # as mapped data sets are
+    images.flags.writeable = False  # like memory-mapped data sets
     error = learner.evaluate(images, labels)
     assert error + learner.evaluate(images, 1 - labels) == pytest.approx(100.0)
     assert same(before, learner.state_dict())
 
 
-def test_two_label_batches_are_learnt_from_by_their_shares():
+def test_batches_with_two_labels_are_weighted_by_share():
     class Swapped(ListSource):
         def __iter__(self):
             for images, label, _, _ in super().__iter__():
-                yield Batch(images, 1 - label, label, torch.ones(len(label)))  # all of the second label
+                yield Batch(images, 1 - label, label, torch.ones(len(label)))  # share 1 of the second label
 
     learner = trainer()
     for _ in range(4):
@@ -153,7 +153,7 @@ def test_two_label_batches_are_learnt_from_by_their_shares():
     assert learner.evaluate(*stripes(64, seed=9)) < 5.0
 
 
-def test_soft_targets_train_as_their_two_labels():
+def test_soft_targets_equal_their_two_labels():
     class Soft(ListSource):
         def __iter__(self):
             for images, label, _, share in super().__iter__():
@@ -165,15 +165,15 @@ def test_soft_targets_train_as_their_two_labels():
                 yield Batch(images, label, 1 - label, share + 0.25)
 
     learners = trainer(), trainer()
-    facts = [
+    results = [
         learner.run_epoch(kind(*stripes(40), batch_size=16))
         for learner, kind in zip(learners, (Soft, Pairs), strict=True)
     ]
-    assert facts[0] == facts[1]
+    assert results[0] == results[1]
     assert same(learners[0].state_dict(), learners[1].state_dict())
 
 
-def test_targets_of_another_form_are_refused():
+def test_targets_of_wrong_shape_are_rejected():
     class Kornia(ListSource):
         def __iter__(self):
             for images, label, _, share in super().__iter__():
@@ -183,17 +183,17 @@ def test_targets_of_another_form_are_refused():
         trainer().run_epoch(Kornia(*stripes(32), batch_size=16))
 
 
-def test_mixes_are_asked_for_each_batch_by_epoch_and_index():
-    asked = []
-    learner = trainer(mixes=lambda epoch, index: asked.append((epoch, index)) or ())
+def test_mixes_is_called_with_epoch_and_index_of_each_batch():
+    calls = []
+    learner = trainer(mixes=lambda epoch, index: calls.append((epoch, index)) or ())
     source = ListSource(*stripes(40), batch_size=16)
     plain = trainer()
     for _ in range(2):
         assert learner.run_epoch(source) == plain.run_epoch(source)
-    assert asked == [(epoch, index) for epoch in range(2) for index in range(3)]
+    assert calls == [(epoch, index) for epoch in range(2) for index in range(3)]
 
 
-def test_a_mix_is_made_after_augmentation_of_the_batch_at_hand(monkeypatch):
+def test_batches_are_mixed_after_augmentation(monkeypatch):
     seen = []
 
     def spy(mix, images, target, seed, *words):
@@ -208,10 +208,10 @@ def test_a_mix_is_made_after_augmentation_of_the_batch_at_hand(monkeypatch):
         ("mixup", 5, ("classifier", "mix", 0, 0, 0), True),
         ("cutmix", 5, ("classifier", "mix", 0, 0, 1), True),
     ]
-    assert torch.equal(seen[1][4], 1 - seen[0][4])  # the second mix gets what the first one gave
+    assert torch.equal(seen[1][4], 1 - seen[0][4])  # the second mix receives the result of the first
 
 
-def test_a_mixed_run_learns_and_is_not_a_plain_one():
+def test_a_mixed_run_learns_and_differs_from_a_plain_run():
     learner, plain = trainer(mixes=lambda _epoch, _index: (PixelMix(method="cutmix"),)), trainer()
     source = ListSource(*stripes(128), batch_size=16)
     losses = [(learner.run_epoch(source).loss, plain.run_epoch(source).loss) for _ in range(6)]
@@ -219,7 +219,7 @@ def test_a_mixed_run_learns_and_is_not_a_plain_one():
     assert learner.evaluate(*stripes(64, seed=9)) < 10.0
 
 
-def test_sgd_is_the_written_out_nesterov_step_with_decay_and_clipped_gradient():
+def test_sgd_matches_a_manual_nesterov_step_with_weight_decay_and_clipping():
     fields = {**SGD, "schedule": "constant", "weight_decay": 0.1, "grad_clip": 0.5, "translate": 0, "flip": False}
     learner = trainer(**fields)
     gradients = []
@@ -245,15 +245,15 @@ def test_normalised_inputs_need_statistics():
     )
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
+def test_a_loss_that_is_not_finite_stops_training():
     learner = trainer()
     with torch.no_grad():
         learner.model.head.weight[0, 0] = float("nan")
-    with pytest.raises(DivergedError, match=r"no longer finite in epoch 0, by update 2"):
+    with pytest.raises(DivergedError, match=r"no longer finite in epoch 0 after 2 updates"):
         learner.run_epoch(ListSource(*stripes(32), batch_size=16))
 
 
-def test_a_state_of_another_configuration_is_refused_and_changes_nothing():
+def test_a_state_of_another_configuration_is_rejected_without_changes():
     learner = trainer()
     before = learner.state_dict()
     with pytest.raises(FormatError, match=r"expected torch.float32 \(8, 1, 3, 3\), got torch.float32 \(4, 1, 3, 3\)"):
@@ -265,7 +265,7 @@ def test_a_state_of_another_configuration_is_refused_and_changes_nothing():
     assert same(before, learner.state_dict())
 
 
-def test_a_state_of_another_optimiser_is_refused():
+def test_a_state_of_another_optimiser_is_rejected():
     source = ListSource(*stripes(32), batch_size=16)
     adam, sgd = trainer(), trainer(optimiser="sgd")
     for learner in (adam, sgd):
@@ -278,7 +278,7 @@ def test_a_state_of_another_optimiser_is_refused():
         sgd.load_state_dict(adam.state_dict())
 
 
-def test_a_parameter_without_a_gradient_does_not_hinder_resuming():
+def test_training_with_an_unused_parameter_can_be_resumed():
     source = ListSource(*stripes(32), batch_size=16)
     learner, other = trainer(), trainer()
     for one in (learner, other):
@@ -292,21 +292,21 @@ def test_a_parameter_without_a_gradient_does_not_hinder_resuming():
         other.load_state_dict(broken)
 
 
-def test_a_single_left_over_image_is_refused_only_if_it_cannot_be_normalised():
+def test_a_remainder_of_one_image_is_rejected_only_with_final_batch_norm():
     source = ListSource(*stripes(17), batch_size=16)
     assert trainer().run_epoch(source).updates == 2
     with pytest.raises(RecipeError, match="batch 1 of epoch 0 has a single image"):
         trainer(final_batch_norm=True).run_epoch(source)
 
 
-def test_nothing_to_train_or_evaluate_on_is_an_error():
-    with pytest.raises(RecipeError, match="epoch 0 has no batch"):
+def test_training_or_evaluating_without_images_is_an_error():
+    with pytest.raises(RecipeError, match="epoch 0 has no batches"):
         trainer().run_epoch(ListSource(*stripes(0), batch_size=16))
-    with pytest.raises(RecipeError, match="got 0 images, 0 labels"):
+    with pytest.raises(RecipeError, match="got 0 images and 0 labels"):
         trainer().evaluate(np.zeros((0, *SHAPE), np.uint8), np.zeros(0, np.int64))
 
 
-def test_an_impossible_configuration_is_refused():
+def test_an_invalid_configuration_is_rejected():
     decode = msgspec.json.Decoder(ClassifierTraining).decode
     assert decode("{}") == ClassifierTraining()
     for wrong in ('{"width": 0}', '{"decay": 1.5}', '{"architecture": "vgg"}', '{"wdith": 8}', '{"learning_rate": 0}'):
@@ -328,24 +328,24 @@ RECORDED = pytest.mark.parametrize(
 
 
 @RECORDED
-def test_a_recorded_training_is_a_plain_one_and_a_smaller_last_batch_is_not_recorded(fields):
+def test_recorded_training_equals_plain_training_and_skips_a_smaller_last_batch(fields):
     images, labels = stripes(40)  # two batches of 16 and one of 8
 
     def trained():
         learner = trainer(**fields)
-        facts = [learner.run_epoch(ListSource(images, labels, 16)) for _ in range(3)]
-        return facts, learner.state_dict()
+        results = [learner.run_epoch(ListSource(images, labels, 16)) for _ in range(3)]
+        return results, learner.state_dict()
 
-    expected_facts, expected = trained()
+    expected_results, expected = trained()
     with emulate_cuda_graphs() as recorder:
-        facts, state = trained()
+        results, state = trained()
     assert (recorder.captures, recorder.replays) == (1, 2 * 3)
-    assert facts == expected_facts
+    assert results == expected_results
     assert same(state, expected)
 
 
 def test_a_network_of_another_package_is_not_recorded(monkeypatch):
-    # It may draw numbers on the host.
+    # It may draw random numbers on the host.
     monkeypatch.setattr("lsmix.classifiers.registry._network", lambda *_: nn.Sequential(nn.Flatten(), nn.Linear(64, 2)))
     with emulate_cuda_graphs() as recorder:
         trainer(architecture="torch.nn:Linear", width=128).run_epoch(ListSource(*stripes(32), 16))
@@ -353,10 +353,10 @@ def test_a_network_of_another_package_is_not_recorded(monkeypatch):
 
 
 @pytest.mark.gpu
-def test_a_gpu_run_repeats_itself_exactly():
+def test_gpu_runs_are_reproducible():
     source = ListSource(*stripes(64), batch_size=16)
-    facts = []
+    results = []
     for _ in range(2):
         learner = ClassifierTrainer(config(), 2, SHAPE, seed=0, device="cuda")
-        facts.append([learner.run_epoch(source) for _ in range(2)])
-    assert facts[0] == facts[1]
+        results.append([learner.run_epoch(source) for _ in range(2)])
+    assert results[0] == results[1]

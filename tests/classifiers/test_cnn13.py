@@ -1,4 +1,4 @@
-"""CNN-13 has the layers of Table 5, adapts to small images by its stated rule, and evaluates fairly from the first batch."""
+"""CNN-13 has the layers of Table 5, adapts to small images, and evaluates with bias-corrected statistics."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ def convolutions(model):
 
 
 def test_it_has_the_convolutions_of_table_5():
-    # Read off [P Table 5], rows 1-3, 5-7, 9-11: (channels in, channels out, kernel, padding).
+    # From [P Table 5], rows 1-3, 5-7, 9-11: (channels in, channels out, kernel, padding).
     expected = [
         (3, 128, 3, 1),
         (128, 128, 3, 1),
@@ -30,7 +30,7 @@ def test_it_has_the_convolutions_of_table_5():
     assert all(convolution.bias is None for convolution in convolutions(Cnn13(10, width=4)))
 
 
-def test_its_layers_are_the_rows_of_table_5():
+def test_its_layers_match_the_rows_of_table_5():
     def described(layer):
         names = " ".join(type(part).__name__.lstrip("_") for part in layer)
         if names == "MaxPool2d Dropout":
@@ -41,7 +41,7 @@ def test_its_layers_are_the_rows_of_table_5():
         return f"{side}×{side} conv. {layer[0].out_channels}{padding}"
 
     model = Cnn13(10, final_batch_norm=True)
-    # [P Table 5], rows 1 to 14, in its words; each convolution there goes on with "BNorm, lReLU".
+    # [P Table 5], rows 1 to 14, quoted; each convolution there continues with "BNorm, lReLU".
     assert [described(layer) for layer in model.features] == [
         "3×3 conv. 128 same padding",
         "3×3 conv. 128 same padding",
@@ -61,14 +61,14 @@ def test_its_layers_are_the_rows_of_table_5():
     assert isinstance(Cnn13(10).head_norm, nn.Identity)
 
 
-def test_it_has_the_parameters_that_table_5_adds_up_to():
+def test_it_has_the_number_of_parameters_of_table_5():
     # 9·(3·128 + 2·128² + 128·256 + 2·256² + 256·512) + 512·256 + 256·128 weights of convolutions,
     # 2·(3·128 + 3·256 + 512 + 256 + 128) of batch norm, 128·10 + 10 of the fully connected layer.
     assert sum(parameter.numel() for parameter in Cnn13(10).parameters()) == 3_116_416 + 4_096 + 1_290
     assert sum(parameter.numel() for parameter in Cnn13(10, final_batch_norm=True).parameters()) == 3_121_802 + 20
 
 
-def test_the_grids_of_a_32_pixel_image_are_those_of_table_5():
+def test_the_grids_of_a_32_pixel_image_match_table_5():
     grids = []
     model = Cnn13(10, width=2).eval()
     for layer in model.features:
@@ -79,7 +79,7 @@ def test_the_grids_of_a_32_pixel_image_are_those_of_table_5():
     assert model.final_grid == (6, 6)
 
 
-def test_norm_activation_and_dropout_have_the_constants_of_the_design():
+def test_norm_activation_and_dropout_use_the_documented_constants():
     model = Cnn13(10, final_batch_norm=True)
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert {(norm.momentum, norm.eps) for norm in norms} == {(0.01, 1e-6)}
@@ -99,19 +99,19 @@ def test_norm_activation_and_dropout_have_the_constants_of_the_design():
         ((3, 3), ((3, 3), (3, 3), (3, 3)), (1, 1)),
     ],
 )
-def test_a_pool_is_left_out_if_the_valid_convolution_would_not_fit(size, grids, final):
+def test_a_pool_is_omitted_if_the_valid_convolution_would_not_fit(size, grids, final):
     assert pooled_sides(size) == grids
     model = Cnn13(7, in_channels=1, image_size=size, width=2).eval()
     assert model.final_grid == final
     assert model(torch.zeros(2, 1, *size)).shape == (2, 7)
 
 
-def test_images_below_3_pixels_are_refused():
-    with pytest.raises(RecipeError, match=r"2×9 pixels: its valid 3×3 convolution needs at least 3×3"):
+def test_images_below_3_pixels_are_rejected():
+    with pytest.raises(RecipeError, match="needs images of at least 3×3 pixels, got 2×9"):
         Cnn13(10, image_size=(2, 9))
 
 
-def test_the_weights_are_drawn_by_the_rule_of_he():
+def test_the_weights_have_he_initialisation():
     torch.manual_seed(0)
     for convolution in convolutions(Cnn13(10))[1:]:
         fan_in = convolution.weight[0].numel()
@@ -121,17 +121,17 @@ def test_the_weights_are_drawn_by_the_rule_of_he():
 
 
 @pytest.mark.parametrize("batches", [1, 5])
-def test_evaluation_after_a_few_batches_uses_their_statistics_and_not_the_start_values(batches):
+def test_evaluation_after_a_few_batches_ignores_the_initial_statistics(batches):
     torch.manual_seed(0)
     norm = next(m for m in Cnn13(10, width=4).modules() if isinstance(m, nn.BatchNorm2d))
     x = 30 + 5 * torch.randn(8, 4, 6, 6)
     for _ in range(batches):
         trained = norm(x)
-    # The stored variance is unbiased, that of a batch is not: they differ by a factor of 288/287.
+    # The stored variance is unbiased, the variance of a batch is not: they differ by a factor of 288/287.
     torch.testing.assert_close(norm.eval()(x), trained * (287 / 288) ** 0.5, rtol=1e-4, atol=1e-4)
 
 
-def test_evaluation_before_any_batch_is_the_identity_norm():
+def test_evaluation_before_any_batch_is_the_identity():
     norm = next(m for m in Cnn13(10, width=4).modules() if isinstance(m, nn.BatchNorm2d)).eval()
     x = torch.randn(2, 4, 3, 3)
     torch.testing.assert_close(norm(x), x)  # up to eps 1e-6

@@ -1,4 +1,4 @@
-"""Features are what the last linear layer sees, for any architecture that has one."""
+"""Features are the inputs of the last linear layer, for any architecture that has one."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def images(count):
     ("fields", "size"),
     [({"width": 6}, 6), ({"architecture": "wrn-10-1"}, 64), ({"architecture": "wrn-10-1", "normalise": "channel"}, 64)],
 )
-def test_the_head_makes_the_logits_of_them(fields, size):
+def test_the_head_maps_features_to_logits(fields, size):
     model = build_classifier(ClassifierTraining(**fields), 5, (8, 8, 3))
     pixels = images(300)  # more than one batch
     found = features(model, pixels)
@@ -28,11 +28,11 @@ def test_the_head_makes_the_logits_of_them(fields, size):
     head = getattr(model, "network", model).head
     with torch.no_grad():
         logits = model(torch.from_numpy(pixels[-20:]).permute(0, 3, 1, 2).float() / 255)
-        # Another batch size gives other last bits.
+        # The batch size affects the last bits.
         torch.testing.assert_close(head(torch.from_numpy(found[-20:])), logits, rtol=1e-4, atol=1e-5)
 
 
-def test_the_last_layer_is_the_one_that_is_passed_last():
+def test_the_last_linear_layer_is_the_last_one_called():
     class Backwards(nn.Module):
         def __init__(self):
             super().__init__()
@@ -44,7 +44,7 @@ def test_the_last_layer_is_the_one_that_is_passed_last():
     assert features(Backwards(), images(4)).shape == (4, 3)
 
 
-def test_no_hook_is_left_behind():
+def test_hooks_are_removed():
     model = build_classifier(ClassifierTraining(width=4), 5, (8, 8, 3))
     before = features(model, images(3))
     assert not model.head._forward_pre_hooks
@@ -54,16 +54,16 @@ def test_no_hook_is_left_behind():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Flatten(), r"Flatten has no features for 2 images: the last nn\.Linear of a pass is not there"),
-        (nn.Linear(8, 5), r"sees \(2, 3, 8, 8\); expected a vector for each image"),
-        (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 384)), nn.Linear(384, 5)), r"sees \(1, 384\)"),
+        (nn.Flatten(), r"Flatten has no features for 2 images: its last nn\.Linear does not exist"),
+        (nn.Linear(8, 5), r"receives \(2, 3, 8, 8\); expected one vector per image"),
+        (nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 384)), nn.Linear(384, 5)), r"receives \(1, 384\)"),
     ],
 )
-def test_a_network_without_such_a_layer_is_refused(model, message):
+def test_a_network_without_features_is_rejected(model, message):
     with pytest.raises(RecipeError, match=message):
         features(model, images(2))
 
 
-def test_no_image_is_refused():
+def test_features_without_images_are_an_error():
     with pytest.raises(RecipeError, match="at least one image"):
         features(nn.Flatten(), images(0))

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of a training set are exact, and belong to the network's weights."""
+"""Mean and standard deviation of a training set are exact and are saved with the network's weights."""
 
 from fractions import Fraction
 
@@ -18,7 +18,7 @@ from lsmix.data.errors import RecipeError
     shape=st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from([1, 3])),
     seed=st.integers(0, 999),
 )
-def test_they_are_the_exact_ones_rounded_once(shape, seed):
+def test_statistics_are_exact_and_rounded_once(shape, seed):
     images = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
     mean, std = channel_statistics(images)
     for channel in range(shape[3]):
@@ -29,25 +29,25 @@ def test_they_are_the_exact_ones_rounded_once(shape, seed):
         assert std[channel] == float(variance) ** 0.5 or (variance == 0 and std[channel] == 1)
 
 
-def test_the_order_and_the_chunks_do_not_matter(monkeypatch):
+def test_statistics_do_not_depend_on_order_and_chunks(monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (50, 6, 5, 3), dtype=np.uint8)
-    whole = channel_statistics(images)
+    expected = channel_statistics(images)
     monkeypatch.setattr(normalise, "_CHUNK_BYTES", 200)
     for other in (images, images[::-1]):
-        for a, b in zip(whole, channel_statistics(other), strict=True):
+        for a, b in zip(expected, channel_statistics(other), strict=True):
             np.testing.assert_array_equal(a, b)
-    np.testing.assert_allclose(whole[0], (images / 255).mean(axis=(0, 1, 2)))
-    np.testing.assert_allclose(whole[1], (images / 255).std(axis=(0, 1, 2)))
+    np.testing.assert_allclose(expected[0], (images / 255).mean(axis=(0, 1, 2)))
+    np.testing.assert_allclose(expected[1], (images / 255).std(axis=(0, 1, 2)))
 
 
-def test_an_image_set_that_is_empty_is_refused():
-    with pytest.raises(RecipeError, match="need images"):
+def test_an_empty_image_set_is_rejected():
+    with pytest.raises(RecipeError, match="need at least one image"):
         channel_statistics(np.zeros((0, 8, 8, 3), np.uint8))
 
 
-def test_the_network_sees_mean_0_and_variance_1():
+def test_the_network_receives_mean_0_and_variance_1():
     images = np.random.default_rng(0).integers(20, 90, (64, 8, 8, 3), dtype=np.uint8)
-    images[..., 2] = 7  # a channel of one value becomes 0
+    images[..., 2] = 7  # a constant channel becomes 0
     model = Normalised(nn.Identity(), channels=3)
     model.set_statistics(channel_statistics(images))
     seen = model(torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255)

@@ -1,4 +1,4 @@
-"""Batches that are mixed with themselves: fair partners, targets by the same shares, and draws by name."""
+"""Batches mixed on the fly: partners are a permutation, targets use the same shares, and draws are keyed."""
 
 import msgspec
 import numpy as np
@@ -13,35 +13,35 @@ every_method = pytest.mark.parametrize("method", PIXEL_METHODS.names())
 
 
 def labelled(count):
-    """Return images whose every pixel is their number, and one class for each."""
+    """Return images whose pixels all equal their index, with one class each."""
     numbers = torch.arange(count, dtype=torch.uint8)
     images = numbers[:, None, None, None].expand(count, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     return images, torch.eye(count)
 
 
 @every_method
-def test_targets_are_weighed_as_the_pixels_are(method):
+def test_targets_are_weighted_like_the_pixels(method):
     images, target = labelled(12)
     mixed, soft = mix_batch(PixelMix(method=method), images, target, 3, "test")
     torch.testing.assert_close(soft.sum(dim=1), torch.ones(12))
-    # The mean of an image of numbers is the mean of its target's numbers, up to half a level of MixUp's rounding.
+    # The mean pixel equals the mean index of the target, up to half a level of MixUp's rounding.
     tolerance = 0.5001 if method == "mixup" else 1e-4
     means = mixed.double().mean(dim=(1, 2, 3))
     torch.testing.assert_close(means, (soft.double() @ torch.arange(12.0).double()), rtol=0, atol=tolerance)
 
 
 @every_method
-def test_every_image_is_once_the_first_and_once_the_second(method):
+def test_every_image_is_used_once_as_first_and_once_as_second(method):
     images, target = labelled(16)
     _, soft = mix_batch(PixelMix(method=method), images, target, 0, "test")
     first = soft.diagonal()
     second = (soft - torch.diag(first)).sum(dim=1)
     torch.testing.assert_close(first + second, torch.ones(16))
-    # Nobody is the second image of two others: each column has one entry beside the diagonal at most.
+    # No image is the partner of two others: each column has at most one entry off the diagonal.
     assert int(((soft - torch.diag(first)) > 0).sum(dim=0).max()) <= 1
 
 
-def test_one_lambda_a_batch_or_one_a_sample():
+def test_one_lambda_per_batch_or_per_sample():
     images, target = labelled(16)
     per_batch, per_sample = (
         mix_batch(PixelMix(method="mixup", rate=rate), images, target, 0, "test")[1]
@@ -52,7 +52,7 @@ def test_one_lambda_a_batch_or_one_a_sample():
     assert len(shares[1]) > 16
 
 
-def test_lambda_has_the_distribution_of_alpha():
+def test_lambda_follows_the_beta_distribution():
     images, target = torch.zeros(4000, 1, 1, 1, dtype=torch.uint8), torch.eye(2).repeat(2000, 1)
     images[:] = 255 * target[:, :1, None, None].to(torch.uint8)
     for alpha in (0.2, 4.0):
@@ -60,8 +60,9 @@ def test_lambda_has_the_distribution_of_alpha():
         between = mixed[(mixed > 0) & (mixed < 255)].double() / 255
         inner = float(((between > 0.25) & (between < 0.75)).double().mean())
         expected = np.random.default_rng(0).beta(alpha, alpha, 200_000)
-        expected = expected[(expected > 0.002) & (expected < 0.998)]  # what is not rounded to a plain image
-        assert abs(inner - ((expected > 0.25) & (expected < 0.75)).mean()) < 0.06  # five deviations of 2,000
+        expected = expected[(expected > 0.002) & (expected < 0.998)]  # values that are not rounded to an unmixed image
+        # 0.06 is five standard deviations for 2,000 draws.
+        assert abs(inner - ((expected > 0.25) & (expected < 0.75)).mean()) < 0.06
 
 
 @every_method
@@ -76,7 +77,7 @@ def test_the_draws_depend_on_seed_and_words(method):
     assert not torch.equal(results[0], results[3])
 
 
-def test_mixing_one_after_the_other_weighs_up_to_four_labels():
+def test_mixing_twice_weights_up_to_four_labels():
     images, target = labelled(64)
     mixed, soft = mix_batch(
         PixelMix(method="cutmix"), *mix_batch(PixelMix(method="mixup"), images, target, 0, "a"), 0, "b"
@@ -86,7 +87,7 @@ def test_mixing_one_after_the_other_weighs_up_to_four_labels():
     assert int((soft > 0).sum(dim=1).max()) == 4
 
 
-def test_channels_last_memory_is_kept_and_the_batch_left_as_it_was():
+def test_channels_last_memory_is_preserved_and_the_batch_is_not_modified():
     images, target = labelled(8)
     before = images.clone(), target.clone()
     mixed, _ = mix_batch(PixelMix(method="cutmix"), images, target, 0, "test")
@@ -95,7 +96,7 @@ def test_channels_last_memory_is_kept_and_the_batch_left_as_it_was():
     assert torch.equal(target, before[1])
 
 
-def test_an_impossible_configuration_is_refused():
+def test_an_invalid_configuration_is_rejected():
     decode = msgspec.json.Decoder(PixelMix).decode
     assert decode('{"method": "mixup"}') == PixelMix(method="mixup", alpha=1.0, rate="per-sample")
     with pytest.raises(

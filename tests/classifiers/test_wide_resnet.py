@@ -1,4 +1,4 @@
-"""Wide residual networks have the published shapes, numbers of parameters and start values."""
+"""Wide residual networks have the published shapes, numbers of parameters and initial weights."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def grids(model, image_size):
 
 @pytest.mark.parametrize(("depth", "widening", "count"), [(28, 10, 36_479_194), (16, 4, 2_748_890), (40, 4, 8_949_210)])
 def test_it_has_the_published_number_of_parameters(depth, widening, count):
-    # Zagoruyko and Komodakis, table 4: WRN-28-10 has 36.5M, WRN-40-4 8.9M; their code's models, counted, give these.
+    # Zagoruyko and Komodakis, table 4: WRN-28-10 has 36.5M, WRN-40-4 8.9M; exact counts are from their code.
     assert parameters(blank(depth=depth, widening=widening)) == count
 
 
@@ -54,10 +54,10 @@ def test_wrn_28_10_has_the_groups_of_table_1():
         ((1, 1), [(1, 1), (1, 1), (1, 1), (1, 1)]),
     ],
 )
-def test_the_first_group_halves_images_of_64_pixels_and_more(size, sides):
+def test_the_first_group_halves_images_of_at_least_64_pixels(size, sides):
     model = blank(depth=10, widening=1, image_size=size)
     assert [shape[1:] for shape in grids(model, size)] == sides
-    # 16 channels stay 16 with widening 1, but a grid that changes needs a 1×1 convolution beside it.
+    # With widening 1, 16 channels stay 16, but a change of the grid needs a 1×1 shortcut convolution.
     assert (model.groups[0][0].shortcut is None) == (min(size) < 64)
 
 
@@ -66,7 +66,7 @@ def test_a_block_adds_to_its_input_or_to_a_convolution_of_its_activated_input():
     model = WideResNet(10, depth=16, widening=2).eval()
     changing, keeping = model.groups[1][0], model.groups[1][1]
     for block in (changing, keeping):
-        nn.init.zeros_(block.conv2.weight)  # so that only what is beside remains
+        nn.init.zeros_(block.conv2.weight)  # so that only the shortcut remains
     x = torch.randn(2, 32, 8, 8)
     assert changing.shortcut.stride == (2, 2)
     active = torch.relu(changing.norm1(x.clone()))
@@ -75,19 +75,19 @@ def test_a_block_adds_to_its_input_or_to_a_convolution_of_its_activated_input():
     torch.testing.assert_close(keeping(y.clone()), y)
 
 
-def test_the_weights_are_drawn_by_the_rule_of_he_with_fan_out():
+def test_the_weights_have_he_initialisation_by_fan_out():
     torch.manual_seed(0)
     model = WideResNet(10, depth=10, widening=8)
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and module.weight.numel() > 16_384:
             expected = (2 / (module.out_channels * module.kernel_size[0] ** 2)) ** 0.5
-            # 3% is more than five standard errors of the standard deviation of so many.
+            # 3% is more than five standard errors of the standard deviation.
             assert float(module.weight.detach().std()) == pytest.approx(expected, rel=0.03)
     assert not model.head.bias.any()
 
 
 @pytest.mark.parametrize(("name", "size"), [("wrn-28-10", 32), ("wrn-16-4", 64), ("cnn-13", 32)])
-def test_the_estimated_cost_of_a_pass_is_that_of_its_convolutions(name, size):
+def test_the_estimated_cost_matches_the_convolutions(name, size):
     config = ClassifierTraining(architecture=name)
     products = []
 
@@ -101,6 +101,6 @@ def test_the_estimated_cost_of_a_pass_is_that_of_its_convolutions(name, size):
                 module.register_forward_hook(count)
         model.eval()(torch.zeros(1, 3, size, size))
     said_parameters, said_products = cost_per_pixel(config, size, size, 3)
-    # Batch norm, the head, CNN-13's first convolution and the border of its valid one are left out.
+    # The estimate omits batch norm, the head, CNN-13's first convolution and the border of its valid one.
     assert said_parameters == pytest.approx(parameters(model), rel=0.01)
     assert said_products * size * size == pytest.approx(sum(products), rel=0.1)

@@ -1,4 +1,4 @@
-"""The stages on CUDA against the CPU: the same plan, the same pixels within ±1, latents within a stated tolerance."""
+"""Stages on CUDA compared to the CPU: same plan, pixels within ±1, latents within a stated tolerance."""
 
 import copy
 import pickle
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.gpu
 
 @pytest.fixture(scope="module")
 def cuda_workspace(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return a workspace in which everything but the flow, which is the CPU's, was made on CUDA."""
+    """Return a workspace that was built on CUDA, except for its flow, which was trained on the CPU."""
     (flow,) = (finished_workspace / "train-glow").glob("tiny-*")
     workspace = tmp_path_factory.mktemp("cuda") / "runs"
     run(tiny_recipe, workspace=workspace, device="cuda", overrides=[f"flow.path='{flow}'"])
@@ -36,7 +36,7 @@ def cuda_workspace(tiny_recipe, finished_workspace, tmp_path_factory):
 def test_latents_agree(finished_workspace, cuda_workspace):
     cpu = open_latents(artifact_folder(finished_workspace, "encode", "tiny"))
     cuda = open_latents(artifact_folder(cuda_workspace, "encode", "tiny"))
-    # float32 sums in another order over 4 steps of 16 channels: a few hundred units in the last place of values near 1.
+    # float32 sums in a different order over 4 steps of 16 channels: a few hundred ulp for values near 1.
     np.testing.assert_allclose(cuda.z[:], cpu.z[:], rtol=0, atol=1e-3)
     assert cuda.manifest.counts["exact_round_trips"] == len(cuda)
 
@@ -50,16 +50,16 @@ def test_the_plan_is_equal_and_pixels_differ_by_at_most_one(finished_workspace, 
 
 
 def test_training_the_flow_on_cuda_twice_gives_the_same_bytes(tiny_recipe, tmp_path):
-    roots = [
+    digests = [
         run(tiny_recipe, workspace=tmp_path / name, device="cuda", stage="train-glow")[
             "train-glow"
         ].manifest.content_digest
         for name in ("first", "second")
     ]
-    assert roots[0] == roots[1]
+    assert digests[0] == digests[1]
 
 
-def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch):
+def test_recorded_graphs_are_bit_identical_to_plain_calls(monkeypatch):
     flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=4, hidden=32)).to("cuda").eval()
     images = np.random.default_rng(0).integers(0, 256, (40, 16, 16, 3), dtype=np.uint8)
     z = flow.encode(images, batch_size=8)  # five batches: one is recorded, four are replayed
@@ -71,7 +71,7 @@ def test_a_recorded_graph_gives_the_bits_of_plain_calls(monkeypatch):
     assert np.array_equal(flow.decode(z, batch_size=8), back)
 
 
-def test_a_recording_follows_the_parameters():
+def test_recordings_are_updated_when_parameters_change():
     flow = Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)).to("cuda").eval()
     images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
     before = flow.encode(images, batch_size=8)
@@ -83,7 +83,7 @@ def test_a_recording_follows_the_parameters():
 
 
 @pytest.mark.parametrize("light", [False, True])
-def test_recorded_training_is_plain_training(light, monkeypatch):
+def test_recorded_training_equals_plain_training(light, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 1), dtype=np.uint8)
     prepare_device("cuda")
 
@@ -102,7 +102,7 @@ def test_recorded_training_is_plain_training(light, monkeypatch):
 
 @pytest.fixture
 def little_memory():
-    """Let this process have 600 MB more of the device: enough for a flow of 512 channels and some hundred images."""
+    """Limit this process to 600 MB of additional memory, enough for a flow of 512 channels and some hundred images."""
     free_device_memory()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 600e6) / total)
@@ -116,7 +116,7 @@ def little_memory():
     [("train-glow", "flow.training.batch_size"), ("encode", "latents.batch_size"), ("mix", "pools.lsmix.batch_size")],
 )
 @pytest.mark.usefixtures("little_memory")
-@pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # which wants more memory
+@pytest.mark.filterwarnings("ignore:this work runs without a CUDA graph:RuntimeWarning")  # a graph needs more memory
 def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_batch_that_fits(
     stage, setting, tiny_recipe, tmp_path
 ):
@@ -135,19 +135,19 @@ def test_the_out_of_memory_error_names_its_setting_and_halving_it_leads_to_a_bat
         else:
             break
     else:
-        pytest.fail("no batch fits")
-    assert failed, "memory was not short"
+        pytest.fail("no batch size fits")
+    assert failed, "memory never ran out"
 
 
 def test_a_finished_stage_leaves_no_memory_reserved(tiny_recipe, finished_workspace, tmp_path):
     shutil.copytree(finished_workspace / "train-glow", tmp_path / "runs" / "train-glow")
     shutil.copytree(finished_workspace / "ingest", tmp_path / "runs" / "ingest")
-    run(tiny_recipe, workspace=tmp_path / "first", device="cuda")  # libraries make what they keep
+    run(tiny_recipe, workspace=tmp_path / "first", device="cuda")  # libraries allocate their permanent memory
     free_device_memory()
     before = torch.cuda.memory_reserved()
     for stage in ("encode", "mix"):
         run(tiny_recipe, workspace=tmp_path / "runs", stage=stage, device="cuda")
-        # cuBLAS keeps a workspace of some megabytes for each stream.
+        # cuBLAS keeps a workspace of a few megabytes for each stream.
         assert torch.cuda.memory_reserved() <= before + 64 * 2**20, stage
 
 
@@ -159,7 +159,7 @@ def _small_trainer(**changes):
 
 @pytest.mark.parametrize("light", [False, True])
 def test_training_continues_after_a_divergence_a_restore_and_a_move(light):
-    trainer, whole = _small_trainer(memory_light=light), _small_trainer(memory_light=light)
+    trainer, uninterrupted = _small_trainer(memory_light=light), _small_trainer(memory_light=light)
     trainer.steps(3)
     kept = trainer.state_dict()
     with torch.no_grad():
@@ -167,12 +167,12 @@ def test_training_continues_after_a_divergence_a_restore_and_a_move(light):
     with pytest.raises(DivergedError):
         trainer.steps(2)
     trainer.load_state_dict(kept)
-    facts = trainer.steps(2)
+    results = trainer.steps(2)
     trainer.flow.cpu()
     trainer.flow.cuda()
-    facts += trainer.steps(2)
-    assert whole.steps(7)[3:] == facts
-    for name, value in whole.state_dict().items():
+    results += trainer.steps(2)
+    assert uninterrupted.steps(7)[3:] == results
+    for name, value in uninterrupted.state_dict().items():
         assert torch.equal(trainer.state_dict()[name], value), name
 
 
@@ -191,7 +191,7 @@ def test_cudnn_has_the_fused_kernel_for_float32(monkeypatch):
     monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
     flow = Flow(FlowConfig(height=32, width=32, channels=3, levels=3, steps=1, hidden=128)).to("cuda").eval()
     flow.encode(np.zeros((64, 32, 32, 3), np.uint8))
-    assert not network._NOT_IN_CUDNN, "the plain convolutions were taken instead"
+    assert not network._NOT_IN_CUDNN, "plain convolutions were used instead"
 
 
 def test_a_second_device_is_recorded_on_while_the_first_is_current():

@@ -1,7 +1,7 @@
-"""Nothing that is computed on a device mixes in tensors of the CPU: checked without a device, by tensors that have no data.
+"""Computations on a device never mix in CPU tensors. Checked without a device, on tensors without data.
 
-A "meta" tensor has a shape and a device, and an operation on it with a tensor of the CPU raises. Fake "cuda" tensors are
-stricter still, but exist only in builds of torch with CUDA.
+A "meta" tensor has a shape and a device; operations that combine it with a CPU tensor raise. Fake "cuda" tensors are
+even stricter, but require a build of torch with CUDA.
 """
 
 import contextlib
@@ -28,29 +28,29 @@ SHAPES = part_shapes(8, 8, 1, 2)
 
 @pytest.fixture(params=["meta", "cuda"])
 def to_device(request, monkeypatch):
-    """Return a function that moves a tensor of the CPU to a device that computes nothing."""
+    """Return a function that moves a CPU tensor to a device without computation."""
     if request.param == "meta":
         yield lambda values: values.to("meta")
         return
     if torch.version.cuda is None:
-        pytest.skip("this build of torch has no CUDA, so it has no fake tensors there")
-    # What is pinned is real memory of the host, which needs a real device.
+        pytest.skip("fake CUDA tensors need a build of torch with CUDA")
+    # Pinned memory is real host memory and needs a real device.
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
     monkeypatch.setattr(
         latent_order, "_orders", latent_order._orders.__wrapped__
-    )  # whose cache would keep fake tensors
+    )  # uncached: the cache would keep fake tensors
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield lambda values: values.to("cuda")
 
 
-def test_a_tensor_of_the_cpu_among_those_of_the_device_is_found(to_device):
-    # Else the tests below would hold nothing.
+def test_mixing_in_a_cpu_tensor_is_detected(to_device):
+    # Otherwise the tests below would check nothing.
     with pytest.raises(RuntimeError, match="device"):
         torch.where(torch.zeros(3, 4, dtype=torch.bool), to_device(torch.ones(3, 4)), to_device(torch.ones(3, 4)))
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(method, to_device):
+def test_methods_mix_on_the_device_and_return_the_shares_of_the_cpu(method, to_device):
     first, second = torch.rand(2, 5, 64)
     lam = np.array([0.0, 0.3, 0.5, 0.999, 1.0])
     with _real():
@@ -63,17 +63,17 @@ def test_a_method_mixes_on_the_device_and_its_shares_are_the_bits_of_the_cpu(met
 
 
 @pytest.mark.parametrize("back", [False, True])
-def test_corners_are_turned_on_the_device(back, to_device):
+def test_latents_are_reordered_on_the_device(back, to_device):
     z_BD = to_device(torch.rand(6, 64))
     shapes = tuple(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=1, hidden=4)).part_shapes)
-    turned = pool_builder._turn(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
+    turned = pool_builder._reorder(z_BD, np.array([0, 1, 2, 3, 0, 1], np.uint8), shapes, back=back)
     assert (turned.device, turned.shape) == (z_BD.device, z_BD.shape)
     orders = pool_builder._corner_orders(shapes, z_BD.device)
-    assert [order.device for order in orders] == [z_BD.device] * 2  # "meta" gathers by any index
+    assert [order.device for order in orders] == [z_BD.device] * 2  # meta tensors accept an index from any device
 
 
 @pytest.mark.parametrize("mode", ["low-bits", "uniform", "center"])
-def test_pixels_become_numbers_on_their_device(mode, to_device):
+def test_dequantisation_stays_on_the_device(mode, to_device):
     images = to_device(torch.zeros(3, 8, 8, 1, dtype=torch.uint8))
     noise = to_device(torch.from_numpy(draw_noise(np.random.default_rng(0), (3, 8, 8, 1))))
     y_BCHW = dequantise(images, mode, noise_BHWC=noise)
@@ -81,13 +81,13 @@ def test_pixels_become_numbers_on_their_device(mode, to_device):
 
 
 @pytest.mark.parametrize("bits", [5, 8])
-def test_numbers_become_pixels_on_their_device(bits, to_device):
+def test_quantisation_stays_on_the_device(bits, to_device):
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     images = quantise(y_BCHW, bits)
     assert (images.device, images.shape, images.dtype) == (y_BCHW.device, (3, 8, 8, 1), torch.uint8)
 
 
-def test_failed_decodes_are_found_on_the_device(to_device):
+def test_failed_decodes_are_detected_on_the_device(to_device):
     y_BCHW = to_device(torch.zeros(3, 1, 8, 8))
     assert is_failed_decode(y_BCHW, tolerance=0.25, bad_pixel_fraction=0.02).device == y_BCHW.device
 
@@ -107,7 +107,7 @@ def test_components_are_set_to_zero_on_the_device(to_device):
 
 @contextlib.contextmanager
 def _real():
-    """Compute on real tensors inside the block, in any mode."""
+    """Use real tensors inside the block, in any mode."""
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     with unset_fake_temporarily():

@@ -1,4 +1,4 @@
-"""The whole flow: the round trip to the byte, exact likelihoods, fixed batches, CUDA against the CPU."""
+"""The complete flow: byte-exact round trip, exact likelihoods, fixed batches, CUDA compared to the CPU."""
 
 import functools
 import math
@@ -25,7 +25,7 @@ def _images(count, height, width, channels):
 
 @functools.cache
 def _trained(height, width, channels, levels, scale="sigmoid"):
-    """Return a flow after a few hard steps, so that no layer is near its start; shared, since tests only read it."""
+    """Return a flow after a few large steps, so that no layer is near its start; cached, since tests only read it."""
     flow = Flow(
         FlowConfig(height=height, width=width, channels=channels, levels=levels, steps=2, hidden=8, scale=scale)
     )
@@ -41,7 +41,7 @@ SHAPES = st.sampled_from([(8, 8, 1, 1), (8, 8, 3, 3), (5, 7, 1, 2), (1, 9, 2, 2)
 
 @settings(max_examples=15, deadline=None)
 @given(shape=SHAPES, scale=st.sampled_from(["sigmoid", "tanh"]), count=st.integers(0, 9), seed=st.integers(0, 99))
-def test_decoding_gives_back_every_byte(shape, scale, count, seed):
+def test_decoding_restores_every_byte(shape, scale, count, seed):
     flow = _trained(*shape, scale)
     images = np.random.default_rng(seed).integers(0, 256, (count, *shape[:3]), dtype=np.uint8)
     z = flow.encode(images, batch_size=4)
@@ -65,13 +65,13 @@ def test_real_images_decode_to_the_same_bytes():
 
 
 @pytest.mark.parametrize("bits", [5, 8])
-def test_the_papers_output_floors_to_its_bits(bits):
+def test_output_is_floored_to_the_requested_bits(bits):
     flow, images = _trained(8, 8, 1, 1), _images(4, 8, 8, 1)
     back = flow.decode(flow.encode(images), output=f"{bits}bit")
     assert np.array_equal(back, images >> (8 - bits) << (8 - bits))
 
 
-def test_the_same_image_gives_the_same_bytes_wherever_it_stands():
+def test_results_do_not_depend_on_an_images_position():
     flow, images = _trained(8, 8, 3, 3), _images(11, 8, 8, 3)
     z = flow.encode(images, batch_size=4)
     assert np.array_equal(flow.encode(images[4:7], batch_size=4), z[4:7])
@@ -79,7 +79,7 @@ def test_the_same_image_gives_the_same_bytes_wherever_it_stands():
     assert np.array_equal(flow.decode(z[10:], batch_size=4), flow.decode(z, batch_size=4)[10:])
 
 
-def test_uniform_noise_depends_on_seed_and_index_alone():
+def test_uniform_noise_depends_only_on_seed_and_index():
     flow, images = _trained(5, 7, 1, 2), _images(6, 5, 7, 1)
     z = flow.encode(images, dequantise="uniform", seed=3, batch_size=4)
     again = flow.encode(images[4:], dequantise="uniform", seed=3, batch_size=4, first_index=4)
@@ -90,27 +90,27 @@ def test_uniform_noise_depends_on_seed_and_index_alone():
 
 def test_bits_per_dimension_include_the_discretisation():
     flow = Flow(FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4, bits=5))
-    images = _images(3, 4, 4, 1)  # a fresh coupling neither shifts nor scales, so that y -> z is a rotation
+    images = _images(3, 4, 4, 1)  # an untrained coupling is the identity, so y -> z is a rotation
     y = (images.astype(np.float64) + 0.5) / 256 - 0.5
     log_density = -0.5 * (y**2).sum(axis=(1, 2, 3)) - 8 * math.log(2 * math.pi)
     log_prob = flow.log_prob(images)
-    # y is in float32 inside the flow, and 16 squares are added up.
+    # The flow computes y in float32 and sums 16 squares.
     assert log_prob == pytest.approx(log_density - 16 * 5 * math.log(2), abs=1e-4)
     assert flow.bits_per_dim(log_prob) == pytest.approx(-log_prob / (16 * math.log(2)))
     assert log_prob.dtype == np.float64
 
 
-def test_tensor_and_array_faces_agree():
+def test_tensor_and_array_methods_agree():
     flow, images = _trained(5, 7, 1, 2), _images(4, 5, 7, 1)
     y = torch.from_numpy((images.astype(np.float32) + 0.5) / 256 - 0.5).permute(0, 3, 1, 2)
     z, log_prob = flow.encode_batch(y)
     assert np.array_equal(z.numpy(), flow.encode(images, batch_size=4))
     assert np.array_equal(log_prob.numpy(), flow.log_prob(images, batch_size=4))
-    # The decoder's error in pixels must stay well under half of an 8-bit cell, 1/512.
+    # The decoding error must stay well below half of an 8-bit cell, 1/512.
     assert torch.allclose(flow.decode_batch(z), y, atol=1e-4)
 
 
-def test_validate_sees_images_before_they_are_clipped():
+def test_validate_receives_unclipped_images():
     flow = _trained(5, 7, 1, 2)
     z = np.zeros((5, flow.dim), np.float32)
     z[3] = 1e4
@@ -119,7 +119,7 @@ def test_validate_sees_images_before_they_are_clipped():
     assert np.array_equal(images, flow.decode(z, batch_size=4))
 
 
-def test_encoding_leaves_no_trace_in_global_state():
+def test_encoding_does_not_change_global_state():
     flow, images = _trained(8, 8, 1, 1), _images(4, 8, 8, 1)
     before = torch.random.get_rng_state()
     Flow(flow.config)
@@ -128,14 +128,14 @@ def test_encoding_leaves_no_trace_in_global_state():
     assert torch.is_grad_enabled()
 
 
-def test_starting_values_follow_the_seed():
+def test_initial_weights_depend_on_the_seed():
     config = FlowConfig(height=4, width=4, channels=1, levels=1, steps=1, hidden=4)
     first, again, other = (Flow(config, seed=seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_arrays_that_do_not_fit_are_refused():
+def test_arrays_of_wrong_shape_are_rejected():
     flow = _trained(8, 8, 1, 1)
     with pytest.raises(RecipeError, match=r"expected uint8 \(N, 8, 8, 1\), got uint8 \(2, 8, 8, 3\)"):
         flow.encode(_images(2, 8, 8, 3))
@@ -147,7 +147,7 @@ def test_arrays_that_do_not_fit_are_refused():
         Flow(FlowConfig(height=30, width=32, channels=3, pad="refuse"))
 
 
-def test_samples_are_images_of_the_flows_bits_and_follow_the_seed():
+def test_samples_have_the_flows_bit_depth_and_depend_on_the_seed():
     flow = _trained(5, 7, 1, 2)
     images = sample(flow, 3, temperature=0.7, seed=1)
     assert images.shape == (3, 5, 7, 1)
@@ -157,7 +157,7 @@ def test_samples_are_images_of_the_flows_bits_and_follow_the_seed():
 
 
 @pytest.mark.gpu
-def test_cuda_and_cpu_agree_to_one_grey_level():
+def test_cuda_and_cpu_agree_within_one_grey_level():
     config = FlowConfig(height=32, width=32, channels=3, levels=3, steps=4, hidden=32)
     images = _images(20, 32, 32, 3)
     flow = Flow(config)
@@ -168,7 +168,7 @@ def test_cuda_and_cpu_agree_to_one_grey_level():
     mixed = np.concatenate([z[:10, :1000], z[10:, 1000:]], axis=1)
     on_cpu = flow.decode(mixed)
     flow.cuda()
-    assert np.abs(flow.encode(images) - z).max() < 1e-2  # float32 through 12 steps, sums in another order
+    assert np.abs(flow.encode(images) - z).max() < 1e-2  # float32 over 12 steps, sums in a different order
     assert np.array_equal(flow.decode(flow.encode(images)), images)
     assert np.abs(flow.decode(mixed).astype(int) - on_cpu).max() <= 1
     assert np.array_equal(flow.decode(mixed), flow.decode(mixed))

@@ -1,7 +1,7 @@
-"""A flow computes everything on its own device, tested without having that device.
+"""A flow computes everything on its own device; tested without such a device.
 
-torch's ``meta`` device computes shapes, types and devices only, and refuses to mix devices; so do fake tensors that claim
-to be on a GPU, which need a build of torch for CUDA, but no GPU.
+torch's ``meta`` device computes only shapes, types and devices, and rejects mixed devices. Fake tensors that claim to be
+on a GPU do the same; they need a build of torch with CUDA, but no GPU.
 """
 
 import numpy as np
@@ -15,96 +15,96 @@ from lsmix.glow.config import FlowConfig, FlowTraining
 from lsmix.glow.flow import Flow
 from lsmix.glow.training import FlowTrainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # to see whether it moved
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")  # read to detect moves
 
 CONFIG = FlowConfig(height=7, width=8, channels=3, levels=2, steps=2, hidden=8)
 BATCH = 4
 
 
 @pytest.fixture(params=["meta", "cuda"])
-def place(request, monkeypatch):
-    """Return a device that computes no numbers: ``meta``, or a GPU of fake tensors."""
+def device(request, monkeypatch):
+    """Return a device without computation: ``meta``, or a GPU of fake tensors."""
     latent_order._orders.cache_clear()
     if request.param == "meta":
         yield torch.device("meta")
     else:
         if torch.version.cuda is None:
-            pytest.skip("this torch is built without CUDA, and cannot fake it")
+            pytest.skip("fake CUDA tensors need a build of torch with CUDA")
         monkeypatch.setattr(cuda_graph, "_RECORDED_ON", frozenset())
         monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
         monkeypatch.setattr(torch.Tensor, "pin_memory", lambda values: values)
         with FakeTensorMode(allow_non_fake_inputs=True):
             yield torch.device("cuda", 0)
-    latent_order._orders.cache_clear()  # what it keeps is fake
+    latent_order._orders.cache_clear()  # it contains fake tensors
 
 
 @pytest.fixture
-def flow(place):
-    """Return a flow in that place."""
-    return _flow(CONFIG, place)
+def flow(device):
+    """Return a flow on the device."""
+    return _flow(CONFIG, device)
 
 
-def _flow(config, place):
-    with place:  # a module that is moved there afterwards would ask for the device itself
+def _flow(config, device):
+    with device:  # moving a module there afterwards would need the real device
         return Flow(config, seed=None)
 
 
-def _noise(place, *shape):
-    return torch.empty(shape, device=place)
+def _noise(device, *shape):
+    return torch.empty(shape, device=device)
 
 
-def _is_on(value, place, *shape):
-    assert value.device == place
+def _is_on(value, device, *shape):
+    assert value.device == device
     assert value.shape == shape
 
 
 @pytest.mark.parametrize("scale", ["tanh", "sigmoid"])
-def test_encoding_and_decoding_stay_on_the_device(place, scale):
+def test_encoding_and_decoding_stay_on_the_device(device, scale):
     config = FlowConfig(height=7, width=8, channels=3, levels=2, steps=2, hidden=8, scale=scale)
-    flow = _flow(config, place).eval()
-    z, log_prob = flow.encode_batch(_noise(place, BATCH, 3, 7, 8))
-    _is_on(z, place, BATCH, flow.dim)
-    _is_on(log_prob, place, BATCH)
+    flow = _flow(config, device).eval()
+    z, log_prob = flow.encode_batch(_noise(device, BATCH, 3, 7, 8))
+    _is_on(z, device, BATCH, flow.dim)
+    _is_on(log_prob, device, BATCH)
     assert log_prob.dtype == torch.float64
-    _is_on(flow.decode_batch(z), place, BATCH, 3, 7, 8)
+    _is_on(flow.decode_batch(z), device, BATCH, 3, 7, 8)
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_both_directions_stay_on_the_device_with_and_without_gradients(place, flow, gradients):
+def test_both_directions_stay_on_the_device_with_and_without_gradients(device, flow, gradients):
     with torch.set_grad_enabled(gradients):
-        parts, log_det = flow(_noise(place, BATCH, 3, 8, 8))
-        _is_on(log_det, place, BATCH)
-        _is_on(flow.inverse(parts), place, BATCH, 3, 8, 8)
+        parts, log_det = flow(_noise(device, BATCH, 3, 8, 8))
+        _is_on(log_det, device, BATCH)
+        _is_on(flow.inverse(parts), device, BATCH, 3, 8, 8)
 
 
 @pytest.mark.parametrize("light", [False, True])
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_gradients_stay_on_the_device(place, flow, light, dtype):
-    if place.type == "cuda" and not torch.cuda.is_available():
-        pytest.skip("torch's autograd asks for the device itself, even for fake tensors")
+def test_gradients_stay_on_the_device(device, flow, light, dtype):
+    if device.type == "cuda" and not torch.cuda.is_available():
+        pytest.skip("torch's autograd needs the real device, even for fake tensors")
     flow.set_network_dtype(dtype)
-    flow.initialise(_noise(place, BATCH, 3, 8, 8))
+    flow.initialise(_noise(device, BATCH, 3, 8, 8))
     flow.set_rebuild(light)
-    flow.log_prob_y(_noise(place, BATCH, 3, 8, 8)).mean().backward()
+    flow.log_prob_y(_noise(device, BATCH, 3, 8, 8)).mean().backward()
     for name, parameter in flow.named_parameters():
         assert parameter.grad is not None, name
-        _is_on(parameter.grad, place, *parameter.shape)
+        _is_on(parameter.grad, device, *parameter.shape)
 
 
-def test_clipping_and_the_update_stay_on_the_gpu(place, flow):
-    if place.type == "meta":
-        pytest.skip("torch's fused Adam takes no tensors of the meta device")
+def test_clipping_and_the_update_stay_on_the_gpu(device, flow):
+    if device.type == "meta":
+        pytest.skip("torch's fused Adam does not support the meta device")
     trainer = FlowTrainer(flow, FlowTraining(batch_size=BATCH), np.zeros((BATCH, 7, 8, 3), np.uint8))
 
     def loss(y_BCHW):
         for parameter in flow.parameters():
             parameter.grad = torch.zeros_like(parameter)
-        return torch.zeros((), dtype=torch.float64, device=place)
+        return torch.zeros((), dtype=torch.float64, device=device)
 
     trainer._loss = loss
     trainer._place()
-    (measured,) = trainer._apply(_noise(place, BATCH, 3, 8, 8))
-    _is_on(measured, place, 2)
+    (measured,) = trainer._apply(_noise(device, BATCH, 3, 8, 8))
+    _is_on(measured, device, 2)
     moments = [value for state in trainer._adam.state.values() for value in state.values()]
     assert moments
-    assert all(value.device == place for value in [*moments, trainer._broken])
+    assert all(value.device == device for value in [*moments, trainer._broken])

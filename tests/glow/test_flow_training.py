@@ -1,4 +1,4 @@
-"""Training a flow: resumed equals uninterrupted, to the bit, and nothing infinite gets in."""
+"""Training of a flow: resumed equals uninterrupted training bit for bit, and diverged steps are not applied."""
 
 import msgspec
 import numpy as np
@@ -25,20 +25,20 @@ def _trainer(training=TRAINING):
 
 @pytest.mark.parametrize("stop", [0, 2, 5])
 def test_resumed_training_equals_uninterrupted_training(stop):
-    whole = _trainer()
-    facts = [whole.step() for _ in range(6)]
+    uninterrupted = _trainer()
+    results = [uninterrupted.step() for _ in range(6)]
     first = _trainer()
-    assert [first.step() for _ in range(stop)] == facts[:stop]
+    assert [first.step() for _ in range(stop)] == results[:stop]
     stored = save(first.state_dict())
     second = FlowTrainer(Flow(CONFIG, seed=99), TRAINING, IMAGES)
     second.load_state_dict(load(stored))
     assert second.iteration == stop
-    assert [second.step() for _ in range(stop, 6)] == facts[stop:]
-    for name, value in whole.state_dict().items():
+    assert [second.step() for _ in range(stop, 6)] == results[stop:]
+    for name, value in uninterrupted.state_dict().items():
         assert torch.equal(second.state_dict()[name], value), name
 
 
-def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch):
+def test_only_the_first_step_initialises_actnorm(monkeypatch):
     calls = []
     initialise = Flow.initialise
     monkeypatch.setattr(Flow, "initialise", lambda flow, y: (calls.append(1), initialise(flow, y))[1])
@@ -48,11 +48,11 @@ def test_the_first_step_initialises_actnorm_and_no_later_one_does(monkeypatch):
     resumed = _trainer()
     resumed.load_state_dict(trainer.state_dict())
     resumed.step()
-    FlowTrainer(trainer.flow, TRAINING, IMAGES).step()  # trained on from the start, with the flow's own flag
+    FlowTrainer(trainer.flow, TRAINING, IMAGES).step()  # a new trainer; the flow itself is initialised
     assert len(calls) == 1
 
 
-def test_initialising_gives_every_actnorm_mean_zero_and_variance_one():
+def test_initialisation_gives_every_actnorm_mean_zero_and_variance_one():
     flow = Flow(CONFIG)
     y = torch.rand(32, 1, 8, 4, generator=torch.Generator().manual_seed(0)) - 0.5
     flow.initialise(y)
@@ -66,13 +66,13 @@ def test_initialising_gives_every_actnorm_mean_zero_and_variance_one():
         h = h.chunk(2, dim=1)[1]
     assert len(seen) == 4
     for out in seen:
-        # Float32 parameters, and one step of rounding by each layer before.
+        # float32 parameters, and one rounding in each earlier layer.
         assert torch.allclose(out.mean((0, 2, 3)), torch.zeros(out.shape[1]), atol=1e-5)
         assert torch.allclose(out.var((0, 2, 3), correction=0), torch.ones(out.shape[1]), atol=1e-5)
 
 
-def test_training_lowers_the_loss_and_evaluation_sees_it():
-    flat = np.sort(IMAGES, axis=2)  # noise holds nothing to learn; sorted rows do
+def test_training_lowers_the_training_and_evaluation_losses():
+    flat = np.sort(IMAGES, axis=2)  # sorted rows are learnable, noise is not
     training = FlowTraining(batch_size=20, learning_rate=3e-3, translate=0, flip=False)
     trainer = FlowTrainer(Flow(CONFIG), training, flat)
     first = trainer.step().loss_bits_per_dim
@@ -85,15 +85,15 @@ def test_training_lowers_the_loss_and_evaluation_sees_it():
     assert trainer.evaluate(flat) == after, "evaluation is seeded"
 
 
-def test_evaluation_does_not_touch_training():
-    plain, watched = _trainer(), _trainer()
+def test_evaluation_does_not_change_training():
+    plain, evaluated = _trainer(), _trainer()
     for _ in range(3):
-        watched.evaluate(IMAGES)
-        assert plain.step() == watched.step()
+        evaluated.evaluate(IMAGES)
+        assert plain.step() == evaluated.step()
 
 
 @pytest.mark.parametrize("poisoned", ["bias_out", "weight_in"])
-def test_a_step_that_is_not_finite_is_not_applied(poisoned):
+def test_a_diverged_step_is_not_applied(poisoned):
     trainer = _trainer()
     trainer.step()
     with torch.no_grad():
@@ -106,14 +106,14 @@ def test_a_step_that_is_not_finite_is_not_applied(poisoned):
         assert torch.equal(value.nan_to_num(7.0), before[name].nan_to_num(7.0)), name
 
 
-def test_every_pass_sees_each_image_once():
-    trainer = _trainer()  # batches of 8 over 20 images: 5 batches are 2 passes, with one across their border
+def test_each_epoch_uses_every_image_once():
+    trainer = _trainer()  # batches of 8 over 20 images: 5 batches are 2 epochs, and one batch spans both
     rows = np.concatenate([trainer._rows(i) for i in range(5)])
     assert [len(trainer._rows(i)) for i in range(5)] == [8] * 5
     assert sorted(rows[:20]) == sorted(rows[20:]) == list(range(20))
     assert not np.array_equal(rows[:20], rows[20:])
     times_seen = np.bincount(_trainer(FlowTraining(batch_size=50))._rows(0))
-    assert sorted(times_seen) == [2] * 10 + [3] * 10  # two and a half passes in one batch
+    assert sorted(times_seen) == [2] * 10 + [3] * 10  # two and a half epochs in one batch
 
 
 @settings(deadline=None)
@@ -128,7 +128,7 @@ def test_augmented_images_are_shifted_and_mirrored_originals(translate, flip, se
         assert any(np.array_equal(out, candidate) for candidate in shifts + mirrored)
 
 
-def test_warm_up_grows_the_learning_rate_linearly():
+def test_the_learning_rate_warms_up_linearly():
     trainer = _trainer(FlowTraining(batch_size=8, learning_rate=0.3, warmup=3))
     rates = []
     for _ in range(4):
@@ -139,22 +139,22 @@ def test_warm_up_grows_the_learning_rate_linearly():
 
 def test_memory_light_training_is_close_to_plain_training():
     plain, light = _trainer(), _trainer(msgspec.structs.replace(TRAINING, memory_light=True))
-    # Float32; inputs that are rebuilt differ in their last bits, and so do gradients.
+    # float32; recomputed inputs differ in their last bits, and so do gradients.
     for _ in range(4):
         assert light.step().loss_bits_per_dim == pytest.approx(plain.step().loss_bits_per_dim, abs=1e-4)
-    assert not light.flow._levels()[0].rebuild, "it would cost the next user of this flow time"
+    assert not light.flow._levels()[0].rebuild, "later uses of this flow would be slower"
 
 
 def test_bfloat16_networks_train_close_to_float32():
-    exact, rough = _trainer(), _trainer(FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, precision="bf16"))
+    exact, coarse = _trainer(), _trainer(FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, precision="bf16"))
     for _ in range(4):
-        difference = abs(exact.step().loss_bits_per_dim - rough.step().loss_bits_per_dim)
-    # bfloat16 has 8 bits: a relative 4e-3 on shifts and scales that add up to a few bits per dimension.
+        difference = abs(exact.step().loss_bits_per_dim - coarse.step().loss_bits_per_dim)
+    # bfloat16 has 8 bits: a relative error of 4e-3 in shifts and scales that add up to a few bits per dimension.
     assert difference < 0.1
-    assert rough.flow._levels()[0].network_dtype is None, "encoding would be rough, too"
+    assert coarse.flow._levels()[0].network_dtype is None, "encoding would be imprecise, too"
 
 
-def test_a_state_of_another_architecture_is_refused():
+def test_a_state_of_another_architecture_is_rejected():
     other = FlowTrainer(Flow(FlowConfig(height=6, width=4, channels=1, levels=1, steps=2, hidden=8)), TRAINING, IMAGES)
     with pytest.raises(FormatError, match="belongs to another configuration"):
         _trainer().load_state_dict(other.state_dict())
@@ -164,12 +164,12 @@ def test_a_state_of_another_architecture_is_refused():
         other.load_state_dict(state)
 
 
-def test_training_on_nothing_is_refused():
-    with pytest.raises(RecipeError, match="the train split is empty"):
+def test_training_without_images_is_rejected():
+    with pytest.raises(RecipeError, match="the train split has no images"):
         FlowTrainer(Flow(CONFIG), TRAINING, IMAGES[:0])
 
 
-def test_the_rate_grows_over_the_warm_up_and_then_stays_or_falls_to_zero():
+def test_after_the_warm_up_the_learning_rate_is_constant_or_decays_to_zero():
     constant = FlowTraining(iterations=100, learning_rate=0.5, warmup=4)
     assert [learning_rate(constant, iteration) for iteration in (0, 1, 3, 99)] == [0.125, 0.25, 0.5, 0.5]
     cosine = msgspec.structs.replace(constant, schedule="cosine")

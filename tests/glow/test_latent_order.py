@@ -1,4 +1,4 @@
-"""Squeezing and the latent order: where each pixel goes, from each corner."""
+"""Squeezing and the latent order: where each pixel goes, for each starting corner."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ SIZES = st.integers(1, 4)
 
 
 @given(batch=SIZES, channels=SIZES, rows=SIZES, columns=SIZES)
-def test_squeezing_is_tensorflows_space_to_depth(batch, channels, rows, columns):
+def test_squeezing_matches_tensorflows_space_to_depth(batch, channels, rows, columns):
     x = torch.randn(batch, channels, 2 * rows, 2 * columns, generator=torch.Generator().manual_seed(0))
     y = space_to_depth(x)
     for i in range(2):
@@ -24,7 +24,7 @@ def test_squeezing_is_tensorflows_space_to_depth(batch, channels, rows, columns)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
 
-def test_parts_have_the_sizes_of_the_paper():
+def test_parts_have_the_sizes_given_in_the_paper():
     sizes = [c * h * w for c, h, w in part_shapes(64, 64, 3, 4)]
     assert sizes == [6144, 3072, 1536, 768, 768]  # [P A.1]
 
@@ -33,7 +33,7 @@ def test_cells_of_a_4_by_4_grid_are_in_morton_order():
     assert cell_order(4, 4) == [0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15]  # DESIGN, "Latent order"
 
 
-def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell():
+def test_squeezing_a_grid_down_to_one_cell_produces_morton_order():
     grid = torch.arange(64).reshape(1, 1, 8, 8)
     while grid.shape[2] > 1:
         grid = space_to_depth(grid)
@@ -41,7 +41,7 @@ def test_morton_order_is_that_of_squeezing_the_grid_down_to_one_cell():
 
 
 @given(height=st.integers(1, 9), width=st.integers(1, 9))
-def test_any_grid_has_each_cell_once_in_the_order_of_the_square_around_it(height, width):
+def test_any_grid_uses_the_order_of_its_enclosing_square(height, width):
     order = cell_order(height, width)
     assert sorted(order) == list(range(height * width))
     around = [(cell // 16, cell % 16) for cell in cell_order(16, 16)]
@@ -56,7 +56,7 @@ def test_the_example_of_fig_2_takes_five_pixels_of_the_second_image():
     assert [tuple(cell) for cell in taken.nonzero().tolist()] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]
 
 
-def test_first_192_components_belong_to_the_first_cell_alone():
+def test_the_first_192_components_belong_to_the_first_cell_only():
     shapes = part_shapes(32, 32, 3, 3)
     parts = split_parts((torch.arange(3072) < 192).float()[None], shapes)
     for part in parts:
@@ -67,7 +67,7 @@ def test_first_192_components_belong_to_the_first_cell_alone():
 
 @settings(deadline=None)
 @given(rows=st.integers(1, 5), columns=st.integers(1, 5), channels=st.integers(1, 3), levels=st.integers(1, 3))
-def test_splitting_undoes_joining(rows, columns, channels, levels):
+def test_splitting_inverts_joining(rows, columns, channels, levels):
     shapes = part_shapes(rows << levels, columns << levels, channels, levels)
     rng = np.random.default_rng(0)
     parts = [torch.from_numpy(rng.standard_normal((2, *shape))) for shape in shapes]
@@ -77,7 +77,7 @@ def test_splitting_undoes_joining(rows, columns, channels, levels):
         assert torch.equal(part, back)
 
 
-# The four corners at which the order may begin.
+# The four corners where the order can start.
 
 SHAPES = st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)).map(
     lambda s: part_shapes(s[0] << s[3], s[1] << s[3], s[2], s[3])
@@ -86,7 +86,7 @@ FLAGS = st.booleans()
 
 
 @given(shapes=SHAPES, bottom=FLAGS, right=FLAGS)
-def test_a_corner_is_a_mirrored_order_and_its_own_inverse(shapes, bottom, right):
+def test_a_corner_index_mirrors_the_order_and_is_its_own_inverse(shapes, bottom, right):
     index = corner_index(shapes, bottom=bottom, right=right)
     assert torch.equal(index.sort().values, torch.arange(len(index)))
     assert torch.equal(index[index], torch.arange(len(index)))
@@ -97,7 +97,7 @@ def test_a_corner_is_a_mirrored_order_and_its_own_inverse(shapes, bottom, right)
     assert torch.equal(join_parts(parts)[:, index], expected)
 
 
-# The grid of a 4×4 image of one level: which cells the first 5 of 16 components belong to [P Fig. 2, mirrored].
+# Grid of a 4×4 image with one level: the cells of the first 4 of 16 components [P Fig. 2, mirrored].
 @pytest.mark.parametrize(
     ("bottom", "right", "picture"),
     [
@@ -107,7 +107,7 @@ def test_a_corner_is_a_mirrored_order_and_its_own_inverse(shapes, bottom, right)
         (True, True, ["....", "....", "..##", "..##"]),
     ],
 )
-def test_the_first_quarter_is_in_the_corner(bottom, right, picture):
+def test_the_first_quarter_of_components_lies_in_the_corner(bottom, right, picture):
     shapes = [(1, 4, 4)]
     index = corner_index(shapes, bottom=bottom, right=right)
     inverse_of_order = torch.tensor([0, 1, 4, 5, 2, 3, 6, 7, 8, 9, 12, 13, 10, 11, 14, 15])  # Morton, by cell

@@ -1,4 +1,4 @@
-"""The laws of every layer: the inverse undoes it, and its log-determinant is the Jacobian's."""
+"""Laws for every layer: ``inverse`` inverts ``forward``, and the log-determinant is that of the Jacobian."""
 
 from collections.abc import Callable
 
@@ -15,8 +15,8 @@ from lsmix.glow.level import FlowLevel, FlowStep
 CHANNELS, SIDE = 4, 3
 
 
-def _shaken(layer):
-    """Move all parameters off their start, where half of a layer would be the identity."""
+def _perturbed(layer):
+    """Perturb all parameters: with their initial values, half of a layer would be the identity."""
     numbers = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -27,28 +27,28 @@ def _shaken(layer):
 def _conv():
     layer = Conv1x1(CHANNELS)
     layer.reset(np.random.default_rng(0))
-    return _shaken(layer)
+    return _perturbed(layer)
 
 
 def _step():
     layer = FlowStep(CHANNELS, hidden=8, scale="sigmoid")
     layer.reset(np.random.default_rng(0))
-    return _shaken(layer)
+    return _perturbed(layer)
 
 
 def _level(scale="tanh"):
     level = FlowLevel(CHANNELS, steps=3, hidden=8, scale=scale)
     for i, step in enumerate(level.steps()):
         step.reset(np.random.default_rng(i))
-    _shaken(level)
+    _perturbed(level)
     return level
 
 
 LAYERS: dict[str, Callable[[], nn.Module]] = {
-    "actnorm": lambda: _shaken(ActNorm(CHANNELS)),
+    "actnorm": lambda: _perturbed(ActNorm(CHANNELS)),
     "conv1x1": _conv,
-    "coupling-sigmoid": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="sigmoid")),
-    "coupling-tanh": lambda: _shaken(AffineCoupling(CHANNELS, hidden=8, scale="tanh")),
+    "coupling-sigmoid": lambda: _perturbed(AffineCoupling(CHANNELS, hidden=8, scale="sigmoid")),
+    "coupling-tanh": lambda: _perturbed(AffineCoupling(CHANNELS, hidden=8, scale="tanh")),
     "step": _step,
     "level": _level,
 }
@@ -62,21 +62,21 @@ def _x(batch=2):
 @EACH_LAYER
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-13)])
 @pytest.mark.parametrize("gradients", [True, False])
-def test_inverse_undoes_forward(name, dtype, tolerance, gradients):
+def test_inverse_inverts_forward(name, dtype, tolerance, gradients):
     layer, x = LAYERS[name]().to(dtype), _x().to(dtype)
     kept = x.clone()
     with torch.set_grad_enabled(gradients):
         y, _ = layer(x)
         kept_y = y.clone()
         back = layer.inverse(y)
-    # Some ten roundings of values near 1: 1e-7 each in float32, 1e-16 in float64, with room for the small matrices.
+    # About ten roundings of values near 1: 1e-7 each in float32, 1e-16 in float64, plus a margin for the matrices.
     assert torch.allclose(back, x, atol=tolerance, rtol=0)
     assert torch.equal(x, kept), "forward wrote into its input"
     assert torch.equal(y, kept_y), "inverse wrote into its input"
 
 
 @EACH_LAYER
-def test_log_determinant_is_that_of_the_jacobian(name):
+def test_log_determinant_matches_the_jacobian(name):
     layer, x = LAYERS[name]().double(), _x(1).double()
     jacobian = torch.autograd.functional.jacobian(lambda flat: layer(flat.reshape(x.shape))[0].flatten(), x.flatten())
     _, log_det = layer(x)
@@ -85,9 +85,9 @@ def test_log_determinant_is_that_of_the_jacobian(name):
 
 
 @pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
-def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale):
+def test_log_determinant_of_a_flow_matches_the_jacobian(scale):
     flow = Flow(FlowConfig(height=8, width=4, channels=1, levels=2, steps=2, hidden=4, scale=scale))
-    _shaken(flow.double())
+    _perturbed(flow.double())
     y = torch.rand(1, 1, 8, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) - 0.5
 
     def flat_latent(flat):
@@ -102,7 +102,7 @@ def test_log_determinant_of_a_whole_flow_is_that_of_the_jacobian(scale):
 
 
 def _by_its_steps(level, x):
-    """Run a level's layers one after the other, each with torch's own gradients."""
+    """Run a level's layers one after another with torch's gradients."""
     total = torch.zeros(len(x), dtype=torch.float64)
     for step in level.steps():
         x, log_det = step(x)
@@ -115,19 +115,19 @@ EACH_SCALE = pytest.mark.parametrize("scale", ["sigmoid", "tanh"])
 
 @EACH_SCALE
 @pytest.mark.parametrize("gradients", [True, False])
-def test_a_level_is_its_steps_one_after_the_other(scale, gradients):
+def test_a_level_equals_its_steps_one_after_another(scale, gradients):
     level, x = _level(scale).double(), _x().double()
     y, log_det = _by_its_steps(level, x)
     with torch.set_grad_enabled(gradients):
         fast_y, fast_log_det = level(x)
-    # Float64: the same map, added up in another order.
+    # float64: the same function with a different summation order.
     assert torch.allclose(fast_y, y, atol=1e-13)
     assert torch.allclose(fast_log_det, log_det, atol=1e-12)
 
 
 @EACH_SCALE
 @pytest.mark.parametrize("rebuild", [False, True])
-def test_the_gradient_written_by_hand_is_that_of_the_steps(scale, rebuild):
+def test_the_manual_gradient_matches_autograd(scale, rebuild):
     level = _level(scale).double()
     level.set_rebuild(rebuild)
     gradients = []
@@ -141,11 +141,11 @@ def test_the_gradient_written_by_hand_is_that_of_the_steps(scale, rebuild):
     for name, expected in gradients[1].items():
         assert expected is not None
         assert expected.abs().sum() > 0, name
-        # Float64, sums of some hundred terms of size 1 to 10; rebuilding adds the rounding of three inverses.
+        # float64, sums of a few hundred terms of size 1 to 10; recomputing adds the rounding of three inverses.
         assert torch.allclose(gradients[0][name], expected, atol=1e-11), name
 
 
-def test_rebuilding_keeps_nothing_between_the_levels_ends():
+def test_recomputing_stores_only_a_levels_input_and_output():
     def kept_numbers(steps):
         level = FlowLevel(CHANNELS, steps=steps, hidden=8, scale="tanh")
         level.set_rebuild(True)
@@ -158,35 +158,35 @@ def test_rebuilding_keeps_nothing_between_the_levels_ends():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_evaluation_follows_every_change_of_the_parameters(training):
+def test_evaluation_uses_the_current_parameters_after_every_change(training):
     level, x = _level().double(), _x().double()
 
-    def is_the_steps():
+    def matches_the_steps():
         with torch.no_grad():
             return torch.allclose(level(x)[0], _by_its_steps(level, x)[0], atol=1e-12)
 
     level.train(training)
-    assert is_the_steps()
+    assert matches_the_steps()
     with torch.no_grad():
         next(level.steps()).actnorm.shift.add_(1.0)
-    assert is_the_steps(), "after a write in place"
+    assert matches_the_steps(), "after a write in place"
     level.load_state_dict({name: value + 0 for name, value in _level().state_dict().items()})
-    assert is_the_steps(), "after loading"
+    assert matches_the_steps(), "after loading"
     level.train()
     level(x)[0].square().sum().backward()
-    torch.optim.Adam(level.parameters(), lr=0.1, fused=True).step()  # writes without raising the version
-    assert is_the_steps(), "after a fused optimiser, still in training"
+    torch.optim.Adam(level.parameters(), lr=0.1, fused=True).step()  # writes without incrementing the version
+    assert matches_the_steps(), "after a fused optimiser, still in training"
     level.eval()
-    assert is_the_steps(), "after a fused optimiser, then in evaluation"
+    assert matches_the_steps(), "after a fused optimiser, then in evaluation"
     level, x = level.float(), x.float()
     with torch.no_grad():
         assert level(x)[0].dtype == torch.float32
 
 
-@pytest.mark.parametrize("batch", [16, 64])  # torch itself takes another algorithm for a few images
-def test_fused_convolutions_give_the_bits_of_plain_ones(batch, monkeypatch):
+@pytest.mark.parametrize("batch", [16, 64])  # torch uses a different algorithm for small batches
+def test_fused_convolutions_are_bit_identical_to_plain_ones(batch, monkeypatch):
     flow = Flow(FlowConfig(height=16, width=16, channels=3, levels=2, steps=2, hidden=32)).eval()
-    _shaken(flow)
+    _perturbed(flow)
     images = np.random.default_rng(0).integers(0, 256, (batch, 16, 16, 3), dtype=np.uint8)
     z = flow.encode(images, batch_size=batch)
     decoded = flow.decode(z, batch_size=batch)
@@ -195,7 +195,7 @@ def test_fused_convolutions_give_the_bits_of_plain_ones(batch, monkeypatch):
     assert np.array_equal(flow.decode(z, batch_size=batch), decoded)
 
 
-def test_actnorm_stays_finite_on_a_channel_that_never_changes():
+def test_actnorm_stays_finite_for_a_constant_channel():
     layer, x = ActNorm(CHANNELS), torch.ones(2, CHANNELS, SIDE, SIDE)
     layer.initialise(x)
     assert torch.isfinite(layer(x)[0]).all()
@@ -209,7 +209,7 @@ def test_1x1_convolution_starts_as_a_rotation():
     assert torch.allclose(weight @ layer.inverse_weight(), torch.eye(12, dtype=torch.float64), atol=1e-12)
 
 
-def test_coupling_never_scales_by_less_than_a_half():
+def test_coupling_scales_by_at_least_one_half():
     raw = torch.tensor([-1e30, -5.0, 0.0, 5.0, 1e30])
     for scale in ("sigmoid", "tanh"):
         layer = AffineCoupling(CHANNELS, hidden=8, scale=scale)
@@ -219,7 +219,7 @@ def test_coupling_never_scales_by_less_than_a_half():
 
 
 def test_every_parameter_gets_a_gradient():
-    flow = _shaken(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=4)))
+    flow = _perturbed(Flow(FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=4)))
     assert isinstance(flow, Flow)
     flow.log_prob_y(torch.rand(2, 1, 8, 8) - 0.5).sum().backward()
     for name, parameter in flow.named_parameters():

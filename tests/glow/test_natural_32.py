@@ -1,4 +1,4 @@
-"""The flow that comes with lsmix: found by its name, exact on photographs, and small."""
+"""The flow that ships with lsmix is found by name, exact on photographs, and small."""
 
 from pathlib import Path
 
@@ -16,19 +16,19 @@ def flow():
     return lsmix.load_flow("natural-32")
 
 
-def test_photographs_decode_exactly_and_are_likelier_than_noise(flow, shared_data):
+def test_photographs_decode_exactly_and_are_more_likely_than_noise(flow, shared_data):
     from PIL import Image
 
     sheet = np.asarray(Image.open(shared_data / "cifar10_test_0.webp").convert("RGB"))
     images = sheet.reshape(-1, 32, 50, 32, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)[:64]
     assert np.array_equal(flow.decode(flow.encode(images)), images)
     noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    bits, of_noise = (flow.bits_per_dim(flow.log_prob(x, dequantise="uniform")).mean() for x in (images, noise))
+    bits, noise_bits = (flow.bits_per_dim(flow.log_prob(x, dequantise="uniform")).mean() for x in (images, noise))
     assert bits < 2.0
-    assert of_noise > 4.0
+    assert noise_bits > 4.0
 
 
-def test_a_recipe_takes_it_by_its_name_without_training(tmp_path):
+def test_a_recipe_can_use_it_by_name_without_training(tmp_path):
     recipe = tmp_path / "my.toml"
     recipe.write_text('name = "x"\n[data]\nformat = "digits"\n[flow]\npath = "natural-32"\n[pools.p]\ncopies = 1\n')
     nodes = build_graph(read_recipe(recipe), Workspace(tmp_path / "runs"))

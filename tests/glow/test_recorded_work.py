@@ -1,7 +1,7 @@
-"""Work that is recorded as a CUDA graph: the same numbers as plain calls, also after moves, failures and divergence.
+"""CUDA graphs give the same results as plain calls, even after moves, failures and divergence.
 
-An emulation records on the CPU; what it asks of CUDA itself is tested with stand-ins for torch.cuda, and on a device by
-tests/glow/test_cuda.py.
+These tests use an emulation that records on the CPU, and stand-ins for torch.cuda to check calls to CUDA itself.
+tests/glow/test_cuda.py tests on a device.
 """
 
 import contextlib
@@ -30,26 +30,26 @@ CONFIG = FlowConfig(height=8, width=8, channels=1, levels=2, steps=2, hidden=8)
 IMAGES = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
 TRAINING = FlowTraining(batch_size=8, learning_rate=1e-2, warmup=3, weight_decay=1e-5)
 LIGHT = msgspec.structs.replace(TRAINING, memory_light=True)
-EACH_WAY_TO_TRAIN = pytest.mark.parametrize("training", [TRAINING, LIGHT], ids=["plain", "memory-light"])
+EACH_TRAINING = pytest.mark.parametrize("training", [TRAINING, LIGHT], ids=["plain", "memory-light"])
 
 
 @pytest.fixture
 def recorder():
-    """Record on the CPU."""
+    """Record CUDA graphs on the CPU."""
     with emulate_cuda_graphs() as recorder:
         yield recorder
 
 
 @contextlib.contextmanager
 def _nothing_recorded():
-    """Do what would be recorded as plain calls, everything else as on CUDA."""
+    """Replace recordings by plain calls; everything else works as on CUDA."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Replayed, "__call__", lambda self, *inputs: list(self._function(*inputs)))
         yield
 
 
 def _flow():
-    """Return a flow whose layers are off their starts."""
+    """Return a flow with perturbed parameters."""
     flow = Flow(CONFIG)
     numbers = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def _same_state(one, other):
 # Encoding and decoding.
 
 
-def test_each_direction_is_recorded_once_and_gives_the_bits_of_plain_calls(recorder):
+def test_each_direction_is_recorded_once_and_is_bit_identical_to_plain_calls(recorder):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
     assert (recorder.captures, recorder.replays) == (1, 5)
@@ -87,7 +87,7 @@ def test_nothing_is_recorded_in_training_mode(recorder):
     assert np.array_equal(flow.eval().encode(IMAGES, batch_size=4), z)
 
 
-def test_batch_sizes_that_alternate_are_recorded_once_each_and_only_the_last_few_are_kept(recorder):
+def test_each_batch_size_is_recorded_once_and_only_the_last_few_are_kept(recorder):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
     for _ in range(3):
@@ -101,7 +101,7 @@ def test_batch_sizes_that_alternate_are_recorded_once_each_and_only_the_last_few
 
 
 @pytest.mark.parametrize("change", ["written", "replaced", "moved", "loaded"])
-def test_a_recording_follows_the_parameters(recorder, change):
+def test_recordings_are_updated_when_parameters_change(recorder, change):
     flow = _flow().eval()
     before = flow.encode(IMAGES, batch_size=4)
     norm = next(flow._levels()[0].steps()).actnorm
@@ -134,10 +134,10 @@ def test_a_call_that_cannot_be_recorded_runs_plainly_with_a_warning(recorder, fa
     ):
         z = flow.encode(IMAGES, batch_size=4)
     assert np.array_equal(z, expected)
-    assert recorder.captures == 1, "it is not tried again"
+    assert recorder.captures == 1, "recording was tried again"
 
 
-def test_a_graph_that_does_nothing_is_found(recorder):
+def test_an_empty_graph_is_detected(recorder):
     recorder.fault = "empty"
     flow = _flow().eval()
     with pytest.warns(RuntimeWarning, match="other numbers"):
@@ -146,7 +146,7 @@ def test_a_graph_that_does_nothing_is_found(recorder):
 
 
 @pytest.mark.parametrize("how", ["pickle", "torch.save", "deepcopy"])
-def test_a_flow_with_recordings_can_be_copied_and_stored(recorder, how):
+def test_a_flow_with_recordings_can_be_copied_and_pickled(recorder, how):
     flow = _flow().eval()
     z = flow.encode(IMAGES, batch_size=4)
     next(iter(flow._recordings.values()))[1]._graph = lambda: None
@@ -163,24 +163,24 @@ def test_a_flow_with_recordings_can_be_copied_and_stored(recorder, how):
     with torch.no_grad():
         next(other._levels()[0].steps()).actnorm.shift.add_(1.0)
     assert not np.array_equal(other.encode(IMAGES, batch_size=4), z)
-    assert np.array_equal(flow.encode(IMAGES, batch_size=4), z), "the copy shares nothing with it"
+    assert np.array_equal(flow.encode(IMAGES, batch_size=4), z), "the copy shares memory with the original"
 
 
 # Training.
 
 
-@EACH_WAY_TO_TRAIN
-def test_recorded_training_is_plain_training_and_is_recorded_once(recorder, training):
+@EACH_TRAINING
+def test_recorded_training_equals_plain_training_and_is_recorded_once(recorder, training):
     recorded, plain = FlowTrainer(_flow(), training, IMAGES), FlowTrainer(_flow(), training, IMAGES)
-    facts = [recorded.step() for _ in range(5)]
+    results = [recorded.step() for _ in range(5)]
     assert (recorder.captures, recorder.replays) == (1, 5)
     with _nothing_recorded():
-        assert [plain.step() for _ in range(5)] == facts
+        assert [plain.step() for _ in range(5)] == results
     _same_state(recorded, plain)
 
 
-def test_values_kept_for_comparison_hold_no_node_of_autograd(recorder, monkeypatch):
-    # A node of a parameter's gradient works on the stream that it was made on, and CUDA then refuses the recording.
+def test_values_kept_for_comparison_have_no_autograd_node(recorder, monkeypatch):
+    # The autograd node of a parameter uses the stream that created it; CUDA then rejects the recording.
     kept = []
     restore, same = cuda_graph._restore, cuda_graph._same
     monkeypatch.setattr(cuda_graph, "_restore", lambda to, values: (kept.extend(values), restore(to, values))[1])
@@ -198,36 +198,36 @@ def test_recorded_training_is_close_to_training_on_the_cpu():
         recorded.steps(6)
     plain.steps(6)
     for name, value in plain.state_dict().items():
-        # The learning rate is a float32 tensor where steps are recorded, and a float64 number otherwise.
+        # The learning rate is a float32 tensor if steps are recorded, and a float64 number otherwise.
         assert torch.allclose(recorded.state_dict()[name].double(), value.double(), rtol=1e-4, atol=1e-5), name
 
 
-def test_steps_at_once_are_steps_one_by_one(recorder):
-    one_by_one, at_once = FlowTrainer(_flow(), TRAINING, IMAGES), FlowTrainer(_flow(), TRAINING, IMAGES)
-    facts = [one_by_one.step() for _ in range(7)]
-    assert [*at_once.steps(3), *at_once.steps(4)] == facts
-    _same_state(at_once, one_by_one)
+def test_several_steps_per_call_equal_single_steps(recorder):
+    single, grouped = FlowTrainer(_flow(), TRAINING, IMAGES), FlowTrainer(_flow(), TRAINING, IMAGES)
+    results = [single.step() for _ in range(7)]
+    assert [*grouped.steps(3), *grouped.steps(4)] == results
+    _same_state(grouped, single)
 
 
 @pytest.mark.parametrize("emulated", [False, True])
-def test_no_update_is_applied_from_the_step_on_that_diverged(emulated, monkeypatch):
+def test_no_update_is_applied_after_a_step_diverged(emulated, monkeypatch):
     batch = FlowTrainer._batch
     monkeypatch.setattr(
         FlowTrainer, "_batch", lambda self, i, part: batch(self, i, part) * (torch.nan if i == 2 else 1.0)
     )
     with emulate_cuda_graphs() if emulated else contextlib.nullcontext():
         many, few = FlowTrainer(_flow(), TRAINING, IMAGES), FlowTrainer(_flow(), TRAINING, IMAGES)
-        facts = few.steps(2)
+        results = few.steps(2)
         with pytest.raises(DivergedError, match=r"diverged at iteration 2: .* The update was not applied"):
-            many.steps(5)  # the batches after the broken one are sound
+            many.steps(5)  # later batches are valid
         assert many.iteration == 2
         _same_state(many, few)
         monkeypatch.undo()
-        few._ahead = None  # it is the broken batch
-        assert many.steps(2) == few.steps(2) != facts, "and it can go on"
+        few._ahead = None  # the invalid batch was prepared in advance
+        assert many.steps(2) == few.steps(2) != results, "training can continue"
 
 
-@EACH_WAY_TO_TRAIN
+@EACH_TRAINING
 def test_training_continues_after_a_divergence_and_a_restore(recorder, training):
     trainer, other = FlowTrainer(_flow(), training, IMAGES), FlowTrainer(_flow(), training, IMAGES)
     trainer.steps(3)
@@ -237,24 +237,24 @@ def test_training_continues_after_a_divergence_and_a_restore(recorder, training)
     with pytest.raises(DivergedError):
         trainer.step()
     trainer.load_state_dict(kept)
-    facts = trainer.steps(3)
-    assert all(fact.grad_norm > 0 for fact in facts)
+    results = trainer.steps(3)
+    assert all(result.grad_norm > 0 for result in results)
     other.steps(3)
-    assert other.steps(3) == facts
+    assert other.steps(3) == results
     _same_state(trainer, other)
 
 
-def test_two_trainers_of_one_flow_keep_to_their_own_gradients(recorder):
+def test_two_trainers_of_one_flow_use_separate_gradients(recorder):
     def trained():
         flow = _flow()
         small, large = FlowTrainer(flow, TRAINING, IMAGES), FlowTrainer(flow, LIGHT, IMAGES[::-1])
         return [trainer.step() for _ in range(4) for trainer in (small, large)], large
 
-    facts, recorded = trained()
+    results, recorded = trained()
     assert recorder.captures == 2
     with _nothing_recorded():
         expected, plain = trained()
-    assert facts == expected
+    assert results == expected
     _same_state(recorded, plain)
 
 
@@ -263,41 +263,41 @@ def test_two_trainers_of_one_flow_keep_to_their_own_gradients(recorder):
     [(TRAINING, "all"), (TRAINING, "a parameter"), (TRAINING, "a buffer"), (LIGHT, "all")],
     ids=["all", "a parameter", "a buffer", "all, memory-light"],
 )
-def test_a_flow_that_moves_in_mid_training_is_recorded_again(recorder, training, moved):
+def test_a_flow_that_moves_during_training_is_recorded_again(recorder, training, moved):
     def trained():
         trainer = FlowTrainer(_flow(), training, IMAGES)
-        facts = trainer.steps(2)
+        results = trainer.steps(2)
         conv = next(trainer.flow._levels()[1].steps()).conv1x1
         if moved == "all":
-            trainer.flow._apply(torch.clone)  # what cpu() and cuda() do
+            trainer.flow._apply(torch.clone)  # like cpu() and cuda()
         elif moved == "a parameter":
             conv.lower.data = conv.lower.data.clone()
         else:
             conv.sign = -conv.sign
-        return facts + trainer.steps(2), trainer
+        return results + trainer.steps(2), trainer
 
-    facts, recorded = trained()
+    results, recorded = trained()
     assert recorder.captures == 2
     with _nothing_recorded():
         expected, plain = trained()
-    assert facts == expected
+    assert results == expected
     _same_state(recorded, plain)
 
 
 @pytest.mark.parametrize("fault", ["refused", "empty"])
-def test_training_that_cannot_be_recorded_is_plain_training(recorder, fault):
+def test_training_that_cannot_be_recorded_equals_plain_training(recorder, fault):
     with _nothing_recorded():
         plain = FlowTrainer(_flow(), TRAINING, IMAGES)
         expected = plain.steps(3)
     recorder.fault = fault
     trainer = FlowTrainer(_flow(), TRAINING, IMAGES)
     with pytest.warns(RuntimeWarning, match="runs without a CUDA graph"):
-        facts = trainer.steps(3)
-    assert facts == expected, "the calls before a recording are no updates"
+        results = trainer.steps(3)
+    assert results == expected, "the calls before a recording must not update"
     _same_state(trainer, plain)
 
 
-def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(recorder, monkeypatch):
+def test_the_next_batch_is_prepared_once_before_the_host_waits(recorder, monkeypatch):
     training = msgspec.structs.replace(TRAINING, iterations=5)
     trainer = FlowTrainer(_flow(), training, IMAGES)
     prepared = []
@@ -309,26 +309,26 @@ def test_the_next_batch_is_prepared_before_the_host_waits_and_only_once(recorder
     assert prepared == [0, 1, 2, 3, 4], "there is no sixth step"
 
 
-def test_on_the_cpu_no_batch_is_prepared_ahead():
+def test_no_batch_is_prepared_in_advance_on_the_cpu():
     trainer = FlowTrainer(_flow(), TRAINING, IMAGES)
     trainer.step()
     assert trainer._ahead is None
     assert trainer.steps_together == 1
 
 
-def test_the_stage_trains_in_groups_that_end_at_measures_and_checkpoints(recorder, small_recipe, tmp_path, monkeypatch):
+def test_the_stage_groups_steps_up_to_each_evaluation_and_checkpoint(recorder, small_recipe, tmp_path, monkeypatch):
     sizes = []
     steps = FlowTrainer.steps
     monkeypatch.setattr(FlowTrainer, "steps", lambda self, count: (sizes.append(count), steps(self, count))[1])
     settings = ["flow.training.iterations=40", "flow.checkpoint_every=25", "flow.evaluate_every=20"]
     made = run(small_recipe, workspace=tmp_path / "runs", device="cpu", stage="train-glow", overrides=settings)
-    assert sizes == 2 * [16, 4, 5, 15]  # of the flow and of the evaluator
+    assert sizes == 2 * [16, 4, 5, 15]  # for the flow and the evaluator
     log = read_log(made["train-glow/small"].folder)
     assert [line.iteration for line in log] == list(range(1, 41))
     assert [line.iteration for line in log if line.heldout_bits_per_dim is not None] == [20, 40]
 
 
-def test_a_training_leaves_torch_as_it_was():
+def test_training_restores_torchs_settings():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
 
     def settings():
@@ -342,21 +342,21 @@ def test_a_training_leaves_torch_as_it_was():
     assert settings() == before
 
 
-def test_on_the_cpu_tf32_gives_the_bytes_of_float32():
+def test_tf32_equals_float32_on_the_cpu():
     trainer = FlowTrainer(_flow(), msgspec.structs.replace(TRAINING, precision="tf32"), IMAGES)
     default = FlowTrainer(_flow(), TRAINING, IMAGES)
     assert trainer.steps(3) == default.steps(3)
     _same_state(trainer, default)
 
 
-# What is asked of CUDA.
+# Calls to CUDA.
 
 
 class _FakeCuda:
-    """Notes what is asked of torch.cuda."""
+    """Record calls to torch.cuda."""
 
     def __init__(self, monkeypatch, fails):
-        self.asked = []
+        self.calls = []
         self.device = "cuda:0"
 
         @contextlib.contextmanager
@@ -367,8 +367,8 @@ class _FakeCuda:
 
         @contextlib.contextmanager
         def graph(graph, **options):
-            self.asked.append((self.device, options))
-            assert not gc.isenabled(), "a CUDA graph that is collected now makes this recording fail"
+            self.calls.append((self.device, options))
+            assert not gc.isenabled(), "collecting a CUDA graph now would make this recording fail"
             yield
             if fails:
                 raise RuntimeError("capture invalidated")
@@ -376,15 +376,15 @@ class _FakeCuda:
         monkeypatch.setattr(torch.cuda, "device", device)
         monkeypatch.setattr(torch.cuda, "graph", graph)
         monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the current stream of {device}")
-        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.asked.append(("back to", stream)))
+        monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: self.calls.append(("back to", stream)))
         monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
         monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: (0, 7))
-        end = lambda index, pool: self.asked.append(("closed", index, pool))  # noqa: E731 - one line
+        end = lambda index, pool: self.calls.append(("closed", index, pool))  # noqa: E731 - one line
         monkeypatch.setattr(torch._C, "_cuda_endAllocateToPool", end, raising=False)
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fails(monkeypatch, fails):
+def test_a_recording_passes_device_stream_and_mode_and_closes_its_pool_on_failure(monkeypatch, fails):
     cuda = _FakeCuda(monkeypatch, fails)
     x = torch.empty(2, device="meta")
 
@@ -395,9 +395,9 @@ def test_a_recording_names_device_stream_and_mode_and_closes_its_pool_if_it_fail
     with cuda_graph._device_guard(OnSecond.device), pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
         cuda_graph._capture(lambda _: [x], [OnSecond()], stream)
     options = {"pool": (0, 7), "stream": stream, "capture_error_mode": "thread_local"}
-    assert cuda.asked[0] == ("cuda:1", options)
-    back = ("back to", "the current stream of cuda:1")  # torch leaves the recording's own where its end fails
-    assert cuda.asked[1:] == ([back, ("closed", 1, (0, 7))] if fails else [])
+    assert cuda.calls[0] == ("cuda:1", options)
+    back = ("back to", "the current stream of cuda:1")  # torch does not restore it if the end of a recording fails
+    assert cuda.calls[1:] == ([back, ("closed", 1, (0, 7))] if fails else [])
     assert cuda.device == "cuda:0"
     assert gc.isenabled()
 
@@ -425,7 +425,7 @@ def test_recording_and_replaying_happen_on_the_device_of_the_input(recorder, mon
     assert guarded == [x.device] * 3
 
 
-# The convolution with bias and ReLU in one kernel.
+# The fused convolution with bias and ReLU.
 
 
 def _stand_in(x, w, b, stride, padding, *_):
@@ -434,40 +434,40 @@ def _stand_in(x, w, b, stride, padding, *_):
 
 @pytest.fixture
 def cudnn(monkeypatch):
-    """Return a function that puts something in the place of cuDNN's kernel, and returns the shapes that it was asked."""
+    """Return a function that replaces cuDNN's kernel and returns a list of the input shapes of its calls."""
 
     def use(kernel):
-        asked = []
+        shapes = []
         monkeypatch.setattr(network, "_FUSED", None)
         monkeypatch.setattr(network, "_has_cudnn", lambda x: True)
         monkeypatch.setattr(network, "_NOT_IN_CUDNN", set())
-        monkeypatch.setattr(network, "_CUDNN_RELU", lambda x, *rest: (asked.append(x.shape), kernel(x, *rest))[1])
-        return asked
+        monkeypatch.setattr(network, "_CUDNN_RELU", lambda x, *rest: (shapes.append(x.shape), kernel(x, *rest))[1])
+        return shapes
 
     return use
 
 
-def test_both_directions_take_the_fused_kernel(cudnn):
-    flow, asked = _flow().eval(), cudnn(_stand_in)
+def test_both_directions_use_the_fused_kernel(cudnn):
+    flow, shapes = _flow().eval(), cudnn(_stand_in)
     z = flow.encode(IMAGES, batch_size=20)
-    there = sorted(asked)
-    assert len(there) == 2 * 2 * 2  # two ReLUs in each of two steps of two levels
-    asked.clear()
+    in_encode = sorted(shapes)
+    assert len(in_encode) == 2 * 2 * 2  # two ReLUs in each of two steps of two levels
+    shapes.clear()
     assert np.array_equal(flow.decode(z, batch_size=20), IMAGES)
-    assert sorted(asked) == there
+    assert sorted(shapes) == in_encode
 
 
-def test_a_failing_fused_kernel_is_not_tried_again(cudnn):
+def test_a_missing_fused_kernel_is_not_tried_again(cudnn):
     def none(*_):
         raise RuntimeError("FIND was unable to find an engine to execute this computation")
 
-    flow, asked = _flow().eval(), cudnn(none)
+    flow, shapes = _flow().eval(), cudnn(none)
     z = flow.encode(IMAGES, batch_size=4)
-    assert len(asked) == len(set(asked)) <= 4
+    assert len(shapes) == len(set(shapes)) <= 4
     assert np.array_equal(flow.decode(z, batch_size=4), IMAGES)
 
 
-def test_running_out_of_memory_is_not_taken_for_a_missing_kernel(cudnn):
+def test_running_out_of_memory_is_not_treated_as_a_missing_kernel(cudnn):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory.")
 

@@ -1,4 +1,4 @@
-"""Copies to and from a CUDA device overlap with its work, on stand-ins for streams that work as late as they may."""
+"""Copies to and from a CUDA device overlap with its work; tested on fake streams that run as late as possible."""
 
 import contextlib
 from collections import deque
@@ -16,11 +16,11 @@ from lsmix.glow.transfers import run_batches
 
 class Event:
     def record(self, stream):
-        self._stream, self._place = stream, stream.queued
+        self._stream, self._position = stream, stream.queued
 
     def reached(self):
-        """Let the stream do what was queued before this event."""
-        self._stream.work(self._place)
+        """Run everything that was queued before this event."""
+        self._stream.work(self._position)
 
     def synchronize(self):
         Device.log.append("wait")
@@ -28,7 +28,7 @@ class Event:
 
 
 class Stream:
-    """Does queued work only when something waits for it, so that only the order that was asked for is kept."""
+    """Run queued work only when something waits for it, so that only explicit synchronisation orders it."""
 
     def __init__(self, *_):
         self._queue, self.queued, self._done = deque(), 0, 0
@@ -47,7 +47,7 @@ class Stream:
 
 
 class Device:
-    """The streams of a stand-in for a CUDA device."""
+    """The streams of a fake CUDA device."""
 
     log: list[str]
     stream: Stream
@@ -65,7 +65,7 @@ def lazy_device(monkeypatch):
     Device.log, Device.stream = [], Stream()
 
     def copied(source, target):
-        target.fill_(113)  # until the copy is done
+        target.fill_(113)  # until the copy has finished
         stream = Device.stream
         stream.add(lambda: target.copy_(source))
         return target
@@ -84,7 +84,7 @@ def rows_of(count, size):
 
 
 def overlapped(images, size):
-    """Return twice the images, computed on the stand-in."""
+    """Return the images multiplied by 2 on the fake device."""
 
     def load(rows):
         Device.log.append(f"load {rows.start}")
@@ -101,17 +101,17 @@ def overlapped(images, size):
 
 @pytest.mark.usefixtures("lazy_device")
 @pytest.mark.parametrize("count", [0, 1, 3, 4, 7, 12, 13])
-def test_every_result_belongs_to_its_own_batch_even_if_streams_are_late(count):
+def test_every_result_belongs_to_its_batch_even_if_streams_are_late(count):
     images = np.random.default_rng(0).integers(0, 50, (count, 5))
     kept = list(overlapped(images, 3))
     assert [rows for rows, _ in kept] == rows_of(count, 3)
-    for rows, (result,) in kept:  # read at the end: no later batch wrote over it
+    for rows, (result,) in kept:  # checked at the end: later batches must not overwrite it
         np.testing.assert_array_equal(result, 2 * images[rows])
     assert Device.log.count("wait") == len(kept), "the host waits once a batch"
 
 
 @pytest.mark.usefixtures("lazy_device")
-def test_the_device_has_the_next_batch_before_the_host_waits_for_the_last():
+def test_the_next_batch_is_queued_before_the_host_waits():
     list(overlapped(np.zeros((8, 1), np.int64), 2))
     assert Device.log == [
         *("load 0", "compute 0", "load 2", "compute 2", "load 4", "wait"),
@@ -119,7 +119,7 @@ def test_the_device_has_the_next_batch_before_the_host_waits_for_the_last():
     ]
 
 
-def test_on_the_cpu_a_batch_is_the_caller_s_own_memory_and_a_result_the_function_s():
+def test_batches_and_results_are_not_copied_on_the_cpu():
     images = np.arange(12).reshape(6, 2)
     made = []
 
@@ -135,7 +135,7 @@ def test_on_the_cpu_a_batch_is_the_caller_s_own_memory_and_a_result_the_function
     np.testing.assert_array_equal(np.concatenate(results), images + 1)
 
 
-def test_arrays_that_torch_cannot_share_are_copied_unchanged():
+def test_arrays_that_torch_cannot_share_are_copied():
     images = np.arange(12).reshape(6, 2)
     images.flags.writeable = False
     for odd in (images, images[::-1], images[:, ::-1]):
@@ -144,7 +144,7 @@ def test_arrays_that_torch_cannot_share_are_copied_unchanged():
 
 
 @pytest.mark.parametrize("mode", ["low-bits", "uniform"])
-def test_a_flow_gives_the_same_arrays_with_copies_that_overlap(mode, lazy_device, monkeypatch):
+def test_overlapping_copies_do_not_change_the_results_of_a_flow(mode, lazy_device, monkeypatch):
     flow = Flow(FlowConfig(height=6, width=8, channels=1, levels=2, steps=2, hidden=8)).eval()
     images = np.random.default_rng(0).integers(0, 256, (11, 6, 8, 1), dtype=np.uint8)
 
@@ -152,17 +152,17 @@ def test_a_flow_gives_the_same_arrays_with_copies_that_overlap(mode, lazy_device
         z, log_prob = flow.encode(images, dequantise=mode, batch_size=4, return_log_prob=True)
         return z, log_prob, *flow.decode(z, validate=lambda y: (y > 0.1).flatten(1).any(dim=1), batch_size=4)
 
-    def at_once(device, batches, load, compute):
+    def run_eagerly(device, batches, load, compute):
         def computed(rows, batch):
             event = Event()
             event.record(Device.stream)
-            event.reached()  # real work is not queued, so what it waits for is done first
+            event.reached()  # real work is not queued, so finish its dependencies first
             return compute(rows, batch)
 
         return transfers._overlapped(device, batches, load, computed)
 
     expected = made()
-    monkeypatch.setattr("lsmix.glow.flow.run_batches", at_once)
+    monkeypatch.setattr("lsmix.glow.flow.run_batches", run_eagerly)
     for array, other in zip(made(), expected, strict=True):
         np.testing.assert_array_equal(array, other)
     assert Device.log == ["wait"] * 6
@@ -170,7 +170,7 @@ def test_a_flow_gives_the_same_arrays_with_copies_that_overlap(mode, lazy_device
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("size", [1, 3, 64])
-def test_on_a_gpu_results_are_those_of_the_cpu_and_the_device_is_waited_for_once_a_batch(size, waits_fail):
+def test_gpu_results_match_the_cpu_and_the_host_waits_once_per_batch(size, waits_fail):
     images = np.random.default_rng(0).integers(0, 50, (200, 1000))
 
     def compute(_, batch):

@@ -274,13 +274,13 @@ FORGED_WEIGHTS = {
     "deep header": (weights(tensors(b"[" * 5000)), "is damaged"),
     "terabytes": (weights(tensors(TERABYTES)), "is damaged"),
     "a product that overflows": (weights(tensors(OVERFLOW)), "is damaged"),
-    "no tensors": (weights(tensors(b"{}")), "does not fit its glow.json"),
+    "no tensors": (weights(tensors(b"{}")), "does not match its glow.json"),
     "overlap": (header(lambda one, two: one.update(data_offsets=two["data_offsets"])), "is damaged"),
     "wider type": (header(lambda one, _: one.update(dtype="F64")), "is damaged"),
-    "other type": (header(lambda one, _: one.update(dtype="I32")), "does not fit its glow.json"),
+    "other type": (header(lambda one, _: one.update(dtype="I32")), "does not match its glow.json"),
     "other shape": (header(lambda one, _: one.update(shape=[*one["shape"], 2])), "is damaged"),
     "negative offset": (header(lambda one, _: one.update(data_offsets=[0, -1])), "is damaged"),
-    "NaN": (not_a_number, "impossible numbers"),
+    "NaN": (not_a_number, "invalid values"),
 }
 
 
@@ -341,8 +341,8 @@ HOSTILE_RECIPES = {
     "a key twice": (RECIPE + 'format = "digits"\n', "no valid TOML"),
     "a name that leads out": (RECIPE.replace('"x"', '"../../x"'), "name"),
     "many scales": (RECIPE + "".join(f"[scale.s{number}]\n" for number in range(2000)), "at most 64"),
-    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is of Python itself"),
-    "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "is of Python itself"),
+    "an exit": (RECIPE + '[classifier]\narchitecture = "os:_exit"\n', "is in Python's standard library"),
+    "an import with an effect": (RECIPE + '[classifier]\narchitecture = "antigravity:x"\n', "standard library"),
     "a file": (RECIPE + '[classifier]\narchitecture = "../evil.py:net"\n', "unknown architecture"),
     "no text": ("\ufeff\u202e\0", "no valid TOML"),
 }

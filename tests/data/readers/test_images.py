@@ -670,7 +670,7 @@ def test_the_report_is_printed_kept_in_the_manifest_and_shown(tmp_path, command)
     assert "ingest mine: reading the data set\n" in result.err
     assert "ingest mine: 18 training, 0 held-out, 2 test images in 2 classes\n" in result.err
     assert "  left out: 1, not a supported image type (.md) (a/notes.md)\n" in result.err
-    assert "warning: ingest mine: 1 of 21 files are not used\n" in result.err
+    assert "warning: ingest mine: 1 of 21 files were skipped\n" in result.err
     counts = json.loads(result.out)["content"]["artifacts"][0]["counts"]
     assert counts["class_images"] == {"a": 9, "b": 9}
     assert counts["source"]["left_out"] == [

@@ -100,7 +100,7 @@ def test_a_seed_outside_of_seeds_is_refused_since_it_would_not_count(tiny_recipe
 @pytest.mark.parametrize("override", ["flow.path=nowhere", "pools.lsmix.flow=nowhere"])
 def test_an_unknown_flow_is_refused_by_name(tiny_recipe, tmp_path, override):
     recipe = read_recipe(tiny_recipe, [override])
-    with pytest.raises(MissingError, match=r"no flow 'nowhere': neither a folder .* nor one of .* \(none\)"):
+    with pytest.raises(MissingError, match=r"flow 'nowhere' does not exist, .* nor as a flow in .* \(none\)"):
         build_graph(recipe, Workspace(tmp_path))
 
 

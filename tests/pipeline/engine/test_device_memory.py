@@ -100,7 +100,7 @@ def test_a_rebuild_says_that_its_plan_fixes_the_batch(finished_workspace, tmp_pa
         "rebuild", pool / "plan.json", "--data", data, "--flow", flow, "--out", tmp_path / "new", "--device", "cpu"
     )
     assert result.code == 1
-    assert result.err.strip().endswith("since another would make another pool: take a device with more memory.")
+    assert result.err.strip().endswith("another batch size would change the pool. Use a device with more memory.")
 
 
 def test_a_deep_check_says_which_device_is_too_small(finished_workspace, command, monkeypatch):

@@ -167,6 +167,6 @@ def test_a_damaged_checkpoint_is_named_with_what_to_do(small_recipe, small_works
     result = command(*words)
     assert result.code == 5
     assert f"checkpoint {str(checkpoint)!r} is damaged" in result.err.splitlines()[-1]
-    assert "Remove it to start again" in result.err
+    assert "Remove it to restart training" in result.err
     checkpoint.unlink()
     assert command(*words).code == 0

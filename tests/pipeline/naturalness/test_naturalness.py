@@ -1,4 +1,4 @@
-"""The naturalness stage on digits: what is compared, the same bytes twice, and the report."""
+"""The naturalness stage on digits: the compared samples, reproducible bytes, and the report."""
 
 import re
 import shutil
@@ -30,7 +30,7 @@ SETTINGS = ["naturalness.pairs=20", "naturalness.bootstrap=50", "naturalness.bat
 
 
 class Warnings(NullProgress):
-    """Keeps warnings."""
+    """Collect warnings."""
 
     def __init__(self):
         self.warnings = []
@@ -41,7 +41,7 @@ class Warnings(NullProgress):
 
 @pytest.fixture(scope="module")
 def measured(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return a workspace with the evaluator and its measurement on top of the finished one, and the result of the run."""
+    """Run the naturalness stage in a copy of the finished workspace; return the result."""
     workspace = tmp_path_factory.mktemp("measured") / "runs"
     shutil.copytree(finished_workspace, workspace)
     return run(tiny_recipe, workspace=workspace, stage="naturalness", device="cpu", overrides=SETTINGS)
@@ -53,7 +53,7 @@ def found(measured):
 
 
 def report_of(item):
-    """Return what the report's section reads."""
+    """Return a task stand-in for the section of the report."""
     artifact = Artifact(folder=item.folder, manifest=item.manifest)
     return SimpleNamespace(artifacts={"naturalness": artifact})
 
@@ -70,12 +70,12 @@ def images_of(samples, name, *parts):
     return np.concatenate([sample.block(part).images for part in parts or (slice(0, 20),)])
 
 
-def test_the_stage_makes_only_the_evaluator_and_its_measurement(measured):
-    made = [f"{item.stage} {item.name}" for item in measured.built if not item.cached]
-    assert made == ["train-glow tiny-evaluator", "naturalness tiny"]
+def test_the_stage_builds_only_the_evaluator_and_its_measurement(measured):
+    built = [f"{item.stage} {item.name}" for item in measured.built if not item.cached]
+    assert built == ["train-glow tiny-evaluator", "naturalness tiny"]
 
 
-def test_gc_finds_a_measurement_that_no_recipe_wants_any_longer(measured, tiny_recipe, command):
+def test_gc_finds_a_measurement_that_no_recipe_uses(measured, tiny_recipe, command):
     workspace = measured["ingest"].folder.parents[1]
     found = command("gc", tiny_recipe, "--workspace", workspace).out
     for item in ("naturalness", "train-glow/tiny-evaluator"):
@@ -86,14 +86,14 @@ def test_gc_finds_a_measurement_that_no_recipe_wants_any_longer(measured, tiny_r
     assert "evaluator-" not in kept
 
 
-def test_all_samples_have_equal_sizes_and_originals_are_first(measured, found):
+def test_all_samples_have_equal_sizes_and_originals_come_first(measured, found):
     names = [sample.name for sample in found.samples]
     assert names == ["held-out", "test", "sources", *NaturalnessConfig().methods]
     assert {sample.images for sample in found.samples} == {found.pairs} == {20}
     assert measured["naturalness"].manifest.counts["pairs"] == 20
 
 
-def test_an_evaluator_sees_odd_rows_only_and_pairs_are_even_rows_each_once(measured):
+def test_the_evaluator_trains_on_odd_rows_and_pairs_use_each_even_row_once(measured):
     first, second = choose_rows_apart(301, 75, seed=0)
     rows = np.concatenate((first, second))
     assert len(np.unique(rows)) == 150
@@ -101,7 +101,7 @@ def test_an_evaluator_sees_odd_rows_only_and_pairs_are_even_rows_each_once(measu
     assert measured["train-glow/tiny-evaluator"].manifest.config["training"]["rows"] == "odd"
 
 
-def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(measured, tiny_recipe, tmp_path, monkeypatch):
+def test_a_flow_is_trained_and_evaluated_on_its_rows_only(measured, tiny_recipe, tmp_path, monkeypatch):
     from lsmix.glow.training import FlowTrainer
 
     seen = []
@@ -118,7 +118,7 @@ def test_a_flow_learns_from_its_rows_alone_and_is_watched_on_them(measured, tiny
     assert result["train-glow"].manifest.counts["train_bits_per_dim"] == pytest.approx(bits, rel=1e-12)
 
 
-def test_held_out_originals_are_measured_by_the_evaluator_and_not_by_the_flow(measured, found):
+def test_held_out_originals_are_measured_by_the_evaluator(measured, found):
     heldout = open_dataset(measured["ingest"].folder / "dataset.h5").heldout.images
     evaluator = load_flow(measured["train-glow/tiny-evaluator"].folder)
     images = images_of(samples_of(measured), "held-out")
@@ -130,7 +130,7 @@ def test_held_out_originals_are_measured_by_the_evaluator_and_not_by_the_flow(me
     assert found["held-out"].distance is None
 
 
-def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(measured):
+def test_at_lambda_zero_mixes_equal_their_first_sources_and_have_no_seam(measured):
     samples = samples_of(measured, lam=0.0)
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), images_of(samples, "sources"), err_msg=name)
@@ -138,19 +138,19 @@ def test_at_rate_zero_mixes_are_their_first_sources_and_have_no_seam(measured):
     config = NaturalnessConfig(batch_size=16)
     first = samples.all()[:4]
     measured = {sample.name: measure(sample, evaluator, None, config, count=20, shown=1) for sample in first}
-    facts = summarise(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
-    assert facts.seam is None
+    summary = summarise(measured["ls-mix"], measured["held-out"], Resamples(count=10, pairs=20, originals=20, seed=0))
+    assert summary.seam is None
     np.testing.assert_array_equal(measured["ls-mix"].bits, measured["sources"].bits)
 
 
-def test_at_rate_one_mixes_are_their_second_sources(measured):
+def test_at_lambda_one_mixes_equal_their_second_sources(measured):
     samples = samples_of(measured, lam=1.0)
     second = np.array([pair[1] for pair in samples.pair_sheet(20)])
     for name in ("ls-mix", "linear", "bern-mix", "swap-mix", "hard-cut"):
         np.testing.assert_array_equal(images_of(samples, name), second, err_msg=name)
 
 
-def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(measured):
+def test_a_hard_cut_at_one_half_takes_the_upper_half_of_the_second_image(measured):
     samples = samples_of(measured)
     cut = images_of(samples, "hard-cut")
     first, second = (np.array(side) for side in zip(*samples.pair_sheet(20), strict=True))
@@ -158,7 +158,7 @@ def test_a_hard_cut_takes_the_upper_half_of_the_second_image_at_one_half(measure
     np.testing.assert_array_equal(cut[:, 4:], first[:, 4:])
 
 
-def test_pixel_methods_mix_the_same_pairs_and_regions_are_where_the_second_image_went(measured):
+def test_pixel_methods_mix_the_same_pairs_and_regions_show_the_second_image(measured):
     samples = samples_of(measured, methods=("mixup", "cutmix", "resizemix", "fmix"))
     first, second = (np.array(side).astype(int) for side in zip(*samples.pair_sheet(20), strict=True))
     mixup, cutmix, resizemix, fmix = (sample.block(slice(0, 20)) for sample in samples.all()[3:])
@@ -179,14 +179,14 @@ def test_features_of_the_baseline_are_compared_if_there_is_one(measured, found):
     assert all(sample.frechet > 0 for sample in found.samples[1:])
 
 
-def test_features_are_those_of_the_named_runs_first_seed(measured, tiny_recipe):
+def test_features_come_from_the_first_seed_of_the_named_run(measured, tiny_recipe):
     overrides = [*SETTINGS, "naturalness.classifier=lsmix"]
     _, nodes, _ = plan(tiny_recipe, workspace=measured["naturalness"].folder.parent.parent, overrides=overrides)
     (node,) = (node for node in nodes if node.stage.name == "naturalness")
     assert node.inputs["classifier"].name == "lsmix-seed0"
 
 
-def test_without_a_baseline_there_is_no_distance_of_features(measured, tiny_recipe, tmp_path):
+def test_without_a_baseline_there_is_no_feature_distance(measured, tiny_recipe, tmp_path):
     recipe = tmp_path / "no-runs.toml"
     text = (
         tiny_recipe.read_text(encoding="utf-8").partition("[runs.baseline]")[0]
@@ -212,22 +212,22 @@ def test_a_sample_does_not_depend_on_the_size_of_blocks(measured, name):
     np.testing.assert_array_equal(images_of(samples, name), pieces)
 
 
-def test_failed_decodes_are_counted_and_kept(measured, found):
+def test_failed_decodes_are_counted_and_included(measured, found):
     (sample,) = (sample for sample in samples_of(measured).all() if sample.name == "reverse-mix")
     decode_failed = sample.block(slice(0, 20)).decode_failed
-    assert decode_failed.any(), "a flow that hardly learned decodes some reversed latents out of range"
+    assert decode_failed.any(), "a barely trained flow should decode some reversed latents out of range"
     assert found["reverse-mix"].decode_failed == decode_failed.sum()
     assert found["reverse-mix"].images == len(found["reverse-mix"].bits_per_dim) == 20
     assert found["hard-cut"].decode_failed is None
 
 
-def test_only_methods_with_regions_are_measured_by_their_own_seam(found):
+def test_only_methods_with_regions_have_their_own_seam(found):
     own = {sample.name for sample in found.samples if sample.seam_of == "own"}
     assert own == {"ls-mix", "swap-mix", "reverse-mix", "cutmix", "resizemix", "fmix", "hard-cut"}
     assert all(sample.seam.low <= sample.seam.value <= sample.seam.high for sample in found.samples)
 
 
-def test_two_runs_give_the_same_bytes(measured, tiny_recipe):
+def test_two_runs_produce_the_same_bytes(measured, tiny_recipe):
     folder = measured["naturalness"].folder
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
     again = run(
@@ -259,21 +259,21 @@ def test_too_few_held_out_images_shrink_every_sample_with_a_warning(measured, ti
     assert (found.pairs, found.pairs_asked) == (30, 500)
     assert {sample.images for sample in found.samples} == {30}
     (warning,) = progress.warnings
-    assert "samples have 30 images instead of 500, since there are 30 held-out images and" in warning
+    assert "samples have 30 images instead of 500, since there are only 30 held-out images and" in warning
 
 
-# Images to which the evaluator gives no finite likelihood.
+# Images without a finite likelihood.
 
 
-class _OddEvaluator:
-    """Gives the images of some places no likelihood."""
+class _FailingEvaluator:
+    """An evaluator whose likelihood is NaN for some rows."""
 
     def __init__(self, bad):
         self._bad = bad
 
     def encode(self, images, **options):
-        places = np.arange(len(images)) + options["first_index"]
-        return None, np.where(np.isin(places, self._bad), np.nan, -images.mean(axis=(1, 2, 3)))
+        rows = np.arange(len(images)) + options["first_index"]
+        return None, np.where(np.isin(rows, self._bad), np.nan, -images.mean(axis=(1, 2, 3)))
 
     def bits_per_dim(self, log_prob):
         return -log_prob
@@ -286,23 +286,23 @@ def _sample(name):
 
 
 def _measured(sample, bad):
-    return measure(sample, _OddEvaluator(bad), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
+    return measure(sample, _FailingEvaluator(bad), None, NaturalnessConfig(batch_size=4), count=10, shown=2)
 
 
-def test_images_without_a_finite_likelihood_are_left_out_counted_and_null():
-    whole = _measured(_sample("whole"), [])
-    odd = _measured(_sample("odd"), [3, 9])
-    facts = summarise(odd, whole, Resamples(count=20, pairs=10, originals=10, seed=0))
-    assert facts.not_finite == 2
-    assert [place for place, bits in enumerate(facts.bits_per_dim) if bits is None] == [3, 9]
-    assert facts.mean_bits == pytest.approx(np.delete(whole.bits, [3, 9]).mean())
-    assert facts.distance.value > 0
-    assert b"nan" not in msgspec.json.encode(facts).lower()
+def test_images_without_a_finite_likelihood_are_excluded_counted_and_null():
+    reference = _measured(_sample("reference"), [])
+    partial = _measured(_sample("partial"), [3, 9])
+    summary = summarise(partial, reference, Resamples(count=20, pairs=10, originals=10, seed=0))
+    assert summary.not_finite == 2
+    assert [row for row, bits in enumerate(summary.bits_per_dim) if bits is None] == [3, 9]
+    assert summary.mean_bits == pytest.approx(np.delete(reference.bits, [3, 9]).mean())
+    assert summary.distance.value > 0
+    assert b"nan" not in msgspec.json.encode(summary).lower()
 
 
-def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_setting():
+def test_the_error_for_too_few_finite_likelihoods_names_the_setting():
     with pytest.raises(
-        DivergedError, match=r"gives 1 of 10 images of sample 'x' a finite .* 'naturalness\.evaluator\.train"
+        DivergedError, match=r"only 1 of 10 images of sample 'x' have a finite .* 'naturalness\.evaluator\.train"
     ):
         _measured(_sample("x"), range(9))
 
@@ -341,7 +341,7 @@ def test_an_evaluator_without_finite_likelihoods_is_an_error_that_names_the_sett
         ),
     ],
 )
-def test_a_wrong_section_is_refused_with_its_place(tiny_recipe, overrides, message):
+def test_errors_in_the_section_name_the_field(tiny_recipe, overrides, message):
     with pytest.raises(RecipeError, match=message):
         read_recipe(tiny_recipe, overrides)
 
@@ -356,7 +356,7 @@ def test_an_evaluator_has_the_settings_of_the_flow_except_seed_rows_and_override
     assert evaluator == flow
 
 
-def test_a_recipe_without_the_section_has_no_evaluator_and_the_command_says_so(tiny_recipe, tmp_path, command):
+def test_a_recipe_without_the_section_has_no_evaluator_and_the_command_fails(tiny_recipe, tmp_path, command):
     _, nodes, _ = plan(tiny_recipe, workspace=tmp_path)
     assert not [node for node in nodes if "evaluator" in node.name or node.stage.name == "naturalness"]
     result = command("naturalness", tiny_recipe, "--workspace", tmp_path)
@@ -364,34 +364,32 @@ def test_a_recipe_without_the_section_has_no_evaluator_and_the_command_says_so(t
     assert "has no [naturalness], which the stage 'naturalness' needs. Add one." in result.err
 
 
-def test_a_change_of_the_section_re_runs_the_measurement_and_one_of_the_evaluator_the_evaluator_too(
-    measured, tiny_recipe
-):
+def test_changing_the_section_repeats_the_measurement_and_only_evaluator_settings_retrain_it(measured, tiny_recipe):
     workspace = measured["naturalness"].folder.parent.parent
 
-    def to_make(*overrides):
-        _, nodes, place = plan(tiny_recipe, workspace=workspace, overrides=[*SETTINGS, *overrides])
-        return {(node.stage, node.name) for node in recipe_status(nodes, place) if node.state != "cached"}
+    def to_build(*overrides):
+        _, nodes, target = plan(tiny_recipe, workspace=workspace, overrides=[*SETTINGS, *overrides])
+        return {(node.stage, node.name) for node in recipe_status(nodes, target) if node.state != "cached"}
 
     report = ("report", "tiny")
-    assert to_make() == {report}
-    assert to_make("naturalness.lam=0.25") == {("naturalness", "tiny"), report}
-    changed = to_make("naturalness.evaluator.training.batch_size=16")
+    assert to_build() == {report}
+    assert to_build("naturalness.lam=0.25") == {("naturalness", "tiny"), report}
+    changed = to_build("naturalness.evaluator.training.batch_size=16")
     assert changed == {("train-glow", "tiny-evaluator"), ("naturalness", "tiny"), report}
 
 
-def test_its_cost_is_estimated_before_it_is_made(tiny_recipe, finished_workspace):
-    _, nodes, place = plan(tiny_recipe, workspace=finished_workspace, overrides=SETTINGS)
-    (node,) = (node for node in recipe_status(nodes, place) if node.stage == "naturalness")
+def test_the_cost_is_estimated_in_advance(tiny_recipe, finished_workspace):
+    _, nodes, target = plan(tiny_recipe, workspace=finished_workspace, overrides=SETTINGS)
+    (node,) = (node for node in recipe_status(nodes, target) if node.stage == "naturalness")
     assert node.state == "waits"
     assert node.bytes > 0
     assert node.seconds > 0
 
 
-# The file, and the report.
+# The file and the report.
 
 
-def test_a_result_that_is_missing_newer_or_damaged_is_refused(measured, tmp_path):
+def test_a_missing_newer_or_damaged_result_is_rejected(measured, tmp_path):
     with pytest.raises(MissingError, match=r"no naturalness\.json in .* 'lsmix naturalness'"):
         read_naturalness(tmp_path)
     content = (measured["naturalness"].folder / "naturalness.json").read_bytes()
@@ -407,12 +405,12 @@ def test_a_result_that_is_missing_newer_or_damaged_is_refused(measured, tmp_path
 
 def test_the_formats_page_documents_every_field():
     page = (Path(__file__).resolve().parents[3] / "docs" / "formats.md").read_text(encoding="utf-8")
-    chapter = page.partition("## naturalness.json")[2].partition("\n## ")[0]
+    section = page.partition("## naturalness.json")[2].partition("\n## ")[0]
     for model in (Naturalness, SampleSummary, Interval):
-        assert not [name for name in model.__struct_fields__ if f"`{name}`" not in chapter]
+        assert not [name for name in model.__struct_fields__ if f"`{name}`" not in section]
 
 
-def test_the_section_of_the_report_has_every_sample_and_its_caveats(measured, found):
+def test_the_report_section_contains_every_sample_and_the_caveats(measured, found):
     item = measured["naturalness"]
     (section,) = naturalness_section(report_of(item))
     *figures, likelihood, appearance = section.items
@@ -442,7 +440,7 @@ def test_the_report_has_the_section_only_if_naturalness_was_measured(
     assert "How natural" not in Path(without / "report.html").read_text(encoding="utf-8")
 
 
-def test_show_prints_its_counts_and_draws_its_sheet(measured, command, tmp_path):
+def test_show_prints_counts_and_writes_the_sheet(measured, command, tmp_path):
     folder = measured["naturalness"].folder
     shown = command("show", folder, "--image", tmp_path / "sheet.png")
     assert shown.code == 0
@@ -452,14 +450,14 @@ def test_show_prints_its_counts_and_draws_its_sheet(measured, command, tmp_path)
 
 
 @pytest.mark.gpu
-def test_measures_on_cuda_are_nearly_those_on_the_cpu(measured, found, tiny_recipe, tmp_path):
+def test_measures_on_cuda_are_close_to_the_cpu(measured, found, tiny_recipe, tmp_path):
     workspace = shutil.copytree(measured["naturalness"].folder.parent.parent, tmp_path / "runs")
     again = run(
         tiny_recipe, workspace=workspace, stage="naturalness", device="cuda", overrides=SETTINGS, force="naturalness"
     )
     on_cuda = read_naturalness(again["naturalness"].folder)
     for sample in found.samples:
-        # A decoded pixel may differ by one level, which moves a value of 5 bits to the next cell now and then.
+        # A decoded pixel may differ by one level, which sometimes moves it to the next 5-bit cell.
         assert on_cuda[sample.name].mean_bits == pytest.approx(sample.mean_bits, abs=0.05)
         if sample.kind == "original":
             np.testing.assert_allclose(on_cuda[sample.name].bits_per_dim, sample.bits_per_dim, atol=1e-3)

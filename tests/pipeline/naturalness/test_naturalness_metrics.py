@@ -1,4 +1,4 @@
-"""Laws of the measures: nothing is no distance, a shift is its own size in one direction, and closed forms hold."""
+"""Laws of the measures: distance to itself is 0, a shift counts in one direction, and closed forms hold."""
 
 import numpy as np
 import pytest
@@ -13,27 +13,27 @@ samples = arrays(np.float64, st.integers(1, 12), elements=numbers)
 
 
 @given(samples)
-def test_a_sample_has_no_distance_from_itself(sample):
+def test_the_distance_of_a_sample_to_itself_is_zero(sample):
     assert transport(sample, sample[::-1]) == (0.0, 0.0)
 
 
 @given(samples, st.floats(0, 5, allow_subnormal=False))
-def test_a_shift_is_its_own_size_in_its_direction_only(sample, shift):
+def test_a_shift_counts_with_its_size_in_its_direction_only(sample, shift):
     up, down = transport(sample + shift, sample), transport(sample - shift, sample)
     assert up.above == pytest.approx(shift, abs=1e-12)
     assert down.below == pytest.approx(shift, abs=1e-12)
-    # Adding and taking away the same float may round: by a unit in the last place of 15.
+    # Adding and subtracting the same float may round by one ulp of 15.
     assert max(up.below, down.above) <= 1e-14
 
 
 @given(samples, samples)
-def test_the_directions_mirror_each_other_and_add_up_to_the_wasserstein_distance(one, other):
+def test_the_directions_are_symmetric_and_sum_to_the_wasserstein_distance(one, other):
     from scipy.stats import wasserstein_distance
 
-    there, back = transport(one, other), transport(other, one)
-    assert there.above == pytest.approx(back.below, abs=1e-12)
-    assert there.below + there.above == pytest.approx(wasserstein_distance(one, other), abs=1e-9)
-    assert there.above - there.below == pytest.approx(one.mean() - other.mean(), abs=1e-9)
+    forward, backward = transport(one, other), transport(other, one)
+    assert forward.above == pytest.approx(backward.below, abs=1e-12)
+    assert forward.below + forward.above == pytest.approx(wasserstein_distance(one, other), abs=1e-9)
+    assert forward.above - forward.below == pytest.approx(one.mean() - other.mean(), abs=1e-9)
 
 
 def test_a_narrower_sample_differs_in_both_directions():
@@ -41,8 +41,8 @@ def test_a_narrower_sample_differs_in_both_directions():
 
 
 @pytest.mark.parametrize("sample", [np.array([]), np.array([np.nan]), np.array([np.inf, 1.0])])
-def test_a_distance_without_finite_numbers_is_refused(sample):
-    with pytest.raises(ValueError, match="needs finite numbers on both sides"):
+def test_a_distance_without_finite_numbers_is_rejected(sample):
+    with pytest.raises(ValueError, match="needs finite numbers in both samples"):
         transport(sample, np.array([1.0]))
 
 
@@ -52,29 +52,29 @@ def _interval_above(sample, reference):
     return interval(transport(sample, reference).above, np.array(resampled))
 
 
-def test_the_interval_of_equal_samples_holds_zero_and_not_only_zero():
+def test_the_interval_of_equal_samples_contains_zero_and_larger_values():
     sample = np.random.default_rng(0).normal(size=60)
     found = _interval_above(sample, sample.copy())
     assert found.value == found.low == 0.0
     assert found.high > 0.0
 
 
-def test_the_interval_of_a_shifted_sample_holds_the_shift_and_not_zero():
+def test_the_interval_of_a_shifted_sample_contains_the_shift_but_not_zero():
     draws = np.random.default_rng(0)
     found = _interval_above(draws.normal(size=300) + 1.0, draws.normal(size=300))
     assert 0.0 < found.low < 1.0 < found.high
 
 
-def test_an_interval_covers_the_truth_about_as_often_as_it_says():
+def test_intervals_have_about_their_nominal_coverage():
     shift, covered = 0.3, 0
     for trial in range(60):
         draws = np.random.default_rng(trial)
         found = _interval_above(draws.normal(size=50) + shift, draws.normal(size=50))
         covered += found.low <= shift <= found.high
-    assert covered >= 54  # 95% of 60 is 57; below 54 happens once in 20 even then, but the seeds are fixed
+    assert covered >= 54  # 95% of 60 is 57; fewer than 54 would occur once in 20 trials, but the seeds are fixed
 
 
-def test_resamples_are_the_same_each_time_and_keep_to_their_rows():
+def test_resamples_are_reproducible_and_stay_in_range():
     drawn = Resamples(count=3, pairs=5, originals=7, seed=1)
     for one, again in zip(drawn, drawn, strict=True):
         np.testing.assert_array_equal(one.pairs, again.pairs)
@@ -86,36 +86,36 @@ def test_resamples_are_the_same_each_time_and_keep_to_their_rows():
     assert first.pairs.tolist() != second.pairs.tolist()
 
 
-# The Fréchet distance. Where a covariance is singular, eigenvalues that are zero come out as 1e-16, their roots as 1e-8.
+# The Fréchet distance. If a covariance is singular, its zero eigenvalues are about 1e-16, and their roots 1e-8.
 
 
-def _cloud(mean, deviations):
-    """Return a cloud whose sample mean and diagonal sample covariance are exactly these."""
+def _features(mean, deviations):
+    """Return features with exactly this sample mean and diagonal sample covariance."""
     width = len(mean)
     spread = np.diag(deviations) * np.sqrt((2 * width - 1) / 2)
     return np.concatenate((spread, -spread)) + np.array(mean)
 
 
-def test_equal_clouds_are_no_distance_apart():
-    cloud = np.random.default_rng(0).normal(size=(40, 6))
-    assert frechet_distance(cloud, cloud[::-1]) == pytest.approx(0.0, abs=1e-12)
+def test_the_distance_of_equal_features_is_zero():
+    features = np.random.default_rng(0).normal(size=(40, 6))
+    assert frechet_distance(features, features[::-1]) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_clouds_with_diagonal_covariances_are_apart_by_the_closed_form():
-    one, other = _cloud([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]), _cloud([1.0, 1.0, 0.0], [2.0, 0.5, 3.0])
+def test_features_with_diagonal_covariances_match_the_closed_form():
+    one, other = _features([0.0, 1.0, 2.0], [1.0, 2.0, 3.0]), _features([1.0, 1.0, 0.0], [2.0, 0.5, 3.0])
     expected = (1.0 + 0.0 + 4.0) + (1.0 + 1.5**2 + 0.0)  # |difference of means|² + Σ (σ₁ − σ₂)²
     assert frechet_distance(one, other) == pytest.approx(expected, rel=1e-12)
     assert frechet_distance(other, one) == pytest.approx(expected, rel=1e-12)
 
 
-def test_rotating_both_clouds_changes_nothing():
+def test_the_distance_is_invariant_under_rotation():
     draws = np.random.default_rng(0)
     one, other = draws.normal(size=(50, 4)), draws.normal(size=(50, 4)) * [1.0, 2.0, 0.5, 0.0]
     turn, _ = np.linalg.qr(draws.normal(size=(4, 4)))
     assert frechet_distance(one @ turn, other @ turn) == pytest.approx(frechet_distance(one, other), abs=1e-6)
 
 
-def test_fewer_rows_than_features_still_give_a_real_distance():
+def test_the_distance_is_real_for_fewer_rows_than_features():
     draws = np.random.default_rng(0)
     one, other = draws.normal(size=(5, 20)), draws.normal(size=(5, 20))
     assert frechet_distance(one, other) > 0.0
@@ -123,12 +123,12 @@ def test_fewer_rows_than_features_still_give_a_real_distance():
 
 
 @pytest.mark.parametrize(("one", "other"), [((1, 3), (4, 3)), ((4, 3), (4, 2))], ids=["a single row", "another width"])
-def test_clouds_that_cannot_be_compared_are_refused(one, other):
-    with pytest.raises(ValueError, match="expected two clouds of at least 2 rows and one width"):
+def test_features_of_wrong_shape_are_rejected(one, other):
+    with pytest.raises(ValueError, match="expected at least 2 rows and equal widths"):
         frechet_distance(np.zeros(one), np.zeros(other))
 
 
-def test_features_that_are_not_finite_are_refused():
+def test_features_that_are_not_finite_are_rejected():
     with pytest.raises(ValueError, match="features must be finite"):
         frechet_distance(np.full((3, 2), np.nan), np.zeros((3, 2)))
 
@@ -138,15 +138,15 @@ def test_features_that_are_not_finite_are_refused():
 LEFT = np.array([[[True, True, False, False]] * 4])
 
 
-def test_the_seam_of_a_hand_worked_image_is_as_counted():
-    # Rows 0 2 10 12: across the border 8; elsewhere 2 twice in each row, and 0 between rows, 4 × 2 × 2 + 12 × 0 over 20.
+def test_the_seam_matches_an_image_computed_by_hand():
+    # Rows 0 2 10 12: 8 across the border; elsewhere twice 2 in each row and 0 between rows, (4 × 2 × 2 + 12 × 0) / 20.
     image = np.array([[0, 2, 10, 12]] * 4, np.uint8)[None, :, :, None]
     across, inside = border_gradients(image, LEFT)
     assert across.tolist() == [8.0]
     assert inside.tolist() == [16 / 20]
 
 
-def test_steps_are_averaged_over_channels_and_do_not_wrap_around_a_byte():
+def test_differences_are_averaged_over_channels_and_do_not_overflow():
     image = np.zeros((1, 4, 4, 2), np.uint8)
     image[:, :, 2:, 0] = 255
     across, inside = border_gradients(image, LEFT)
@@ -154,7 +154,7 @@ def test_steps_are_averaged_over_channels_and_do_not_wrap_around_a_byte():
     assert inside.tolist() == [0.0]
 
 
-def test_a_border_between_rows_counts_like_one_between_columns():
+def test_horizontal_and_vertical_borders_count_alike():
     image = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
     regions = np.broadcast_to(LEFT, (3, 4, 4))
     turned = border_gradients(image.swapaxes(1, 2), regions.swapaxes(1, 2))

@@ -1,4 +1,4 @@
-"""Regions of the second image are whole cells in latent order, and what the latent's first components decode to."""
+"""Regions of the second image consist of complete cells in latent order and match the first latent components."""
 
 import itertools
 
@@ -16,13 +16,13 @@ DIM, CELL = 3072, 192
 
 
 def drawn(region):
-    """Return the rows of the 4×4 grid, # where a cell is the second image's, having checked that cells are whole."""
+    """Check that cells are complete; return the rows of the 4×4 grid, with # for cells of the second image."""
     cells = region.reshape(4, 8, 4, 8).transpose(0, 2, 1, 3).reshape(4, 4, 64)
     assert (cells.all(axis=2) == cells.any(axis=2)).all()
     return ["".join("#" if cell else "." for cell in row) for row in cells.all(axis=2)]
 
 
-def test_five_sixteenths_take_the_cells_of_the_design():
+def test_five_sixteenths_take_the_documented_cells():
     assert drawn(second_region(5 * CELL, CIFAR)) == ["###.", "##..", "....", "...."]
 
 
@@ -30,12 +30,12 @@ def test_half_takes_the_upper_half():
     assert drawn(second_region(DIM // 2, CIFAR)) == ["####", "####", "....", "...."]
 
 
-def test_a_cell_in_which_the_components_end_counts_by_whether_more_than_half_were_taken():
+def test_the_last_cell_counts_if_more_than_half_of_its_components_were_taken():
     assert drawn(second_region(CELL + CELL // 2, CIFAR))[0] == "#..."
     assert drawn(second_region(CELL + CELL // 2 + 1, CIFAR))[0] == "##.."
 
 
-def test_regions_grow_from_nothing_to_everything():
+def test_regions_grow_from_empty_to_the_complete_image():
     regions = [second_region(taken, CIFAR) for taken in range(0, DIM + 1, 64)]
     assert not regions[0].any()
     assert regions[-1].all()
@@ -44,17 +44,17 @@ def test_regions_grow_from_nothing_to_everything():
 
 
 def test_the_padding_of_an_image_is_cropped_from_its_region():
-    config = FlowConfig(height=6, width=4, channels=1, levels=2, steps=1, hidden=4)  # 8×4: one pixel above, one below
+    config = FlowConfig(height=6, width=4, channels=1, levels=2, steps=1, hidden=4)  # padded to 8×4, 1 above, 1 below
     assert second_region(16, config).astype(int).tolist() == [[1] * 4] * 3 + [[0] * 4] * 3
 
 
-def test_more_than_all_components_are_refused():
+def test_more_components_than_exist_are_rejected():
     with pytest.raises(ValueError, match="taken must be 0 to 3072, got 3073"):
         second_region(DIM + 1, CIFAR)
 
 
-def test_a_region_holds_the_pixels_of_the_first_components():
-    # Squeezing moves values and changes none, so a picture of zeros and ones can be followed into the latent.
+def test_a_region_contains_the_pixels_of_the_first_components():
+    # Squeezing only moves values, so an image of zeros and ones can be traced into the latent.
     for cells in range(17):
         region = torch.from_numpy(second_region(cells * CELL, CIFAR).astype(np.float32))
         h = region.expand(1, 3, 32, 32)
@@ -67,7 +67,7 @@ def test_a_region_holds_the_pixels_of_the_first_components():
         assert not z[cells * CELL :].any()
 
 
-def test_a_hard_cut_has_the_second_images_pixels_in_the_region_and_the_first_elsewhere():
+def test_a_hard_cut_takes_the_region_from_the_second_image():
     x1, x2 = np.random.default_rng(0).integers(0, 256, (2, 5, 32, 32, 3), dtype=np.uint8)
     region = second_region(5 * CELL, CIFAR)
     cut = hard_cut(x1, x2, region)
@@ -76,7 +76,7 @@ def test_a_hard_cut_has_the_second_images_pixels_in_the_region_and_the_first_els
     np.testing.assert_array_equal(hard_cut(x1, x2, np.broadcast_to(region, (5, 32, 32))), cut)
 
 
-def test_the_region_of_the_last_components_is_what_the_first_leave_over():
+def test_the_region_of_the_last_components_complements_that_of_the_first():
     assert drawn(trailing_region(5 * CELL, CIFAR)) == ["....", "....", "..##", ".###"]
     for taken in (0, 1, CELL, DIM // 3, DIM):
         np.testing.assert_array_equal(trailing_region(taken, CIFAR), ~second_region(DIM - taken, CIFAR))

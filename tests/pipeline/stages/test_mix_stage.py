@@ -1,4 +1,4 @@
-"""Laws of the mix stage, on a finished workspace and with flows that cannot decode."""
+"""Laws of the mix stage, on a finished workspace and with failing decodes."""
 
 import msgspec
 import numpy as np
@@ -22,7 +22,7 @@ def pool(finished_workspace):
     return open_pool(artifact_folder(finished_workspace, "mix", "lsmix"))
 
 
-def test_a_pool_at_rate_zero_is_its_first_sources_and_at_rate_one_its_second(finished_workspace):
+def test_a_pool_equals_its_first_sources_at_lambda_zero_and_its_second_at_one(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     pool = open_pool(artifact_folder(finished_workspace, "mix", "zero"))
     count = pool.images_per_copy
@@ -40,14 +40,14 @@ def test_every_latent_decodes_to_its_training_image(finished_workspace):
     assert latents.manifest.counts["exact_round_trips"] == len(train)
 
 
-def test_labels_and_shares_are_those_of_the_sources(finished_workspace, pool):
+def test_labels_and_shares_match_the_sources(finished_workspace, pool):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
     np.testing.assert_array_equal(pool.label_a[:], train.labels[pool.source_a[:]])
     np.testing.assert_array_equal(pool.label_b[:], train.labels[pool.source_b[:]])
     dim = 64
     replaced = pool.status[:] == STATUSES.index("replaced")
     expected = np.where(replaced, 0, np.floor(pool.lam[:].astype(np.float64) * dim) / dim)
-    # λ is stored in 32 bits: where it lies within a rounding of a whole component the share may be one component off.
+    # λ is stored as float32: near a whole number of components, rounding may change the share by one component.
     assert np.abs(pool.share_b[:] - expected).max() <= 1 / dim
     assert (pool.share_b[:] != expected.astype(np.float32)).mean() < 0.01
 
@@ -67,12 +67,12 @@ def test_no_test_or_held_out_image_is_a_source(finished_workspace, pool):
 
 def _processor(workspace, **fields):
     folder = artifact_folder(workspace, "mix", "lsmix")
-    found = {}
+    inputs = {}
     for record in open_pool(folder).manifest.inputs:
         stage = {"latents": "encode", "flow": "train-glow"}[record.role]
         artifact = Workspace(workspace).find(stage, record.cache_key)
         assert artifact is not None
-        found[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
+        inputs[record.role] = Artifact(folder=artifact.folder, manifest=artifact.manifest)
     config = PoolConfig(alpha=0.4, copies=2, chunk_rows=128, **fields)
     job = ShardJob(
         processor="",
@@ -83,16 +83,16 @@ def _processor(workspace, **fields):
         device="cpu",
         folder=str(folder),
     )
-    return MixProcessor(job, folder, found, "cpu")
+    return MixProcessor(job, folder, inputs, "cpu")
 
 
 def _no_advance(images):
-    """Count nothing."""
+    """Ignore progress."""
 
 
-def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_zero(finished_workspace):
+def test_images_that_always_fail_are_replaced_by_their_first_source_with_share_zero(finished_workspace):
     train = open_dataset(artifact_folder(finished_workspace, "ingest", "tiny")).train
-    # A tolerance of 0 and a bad-pixel fraction of 0: any value outside of the range of pixels fails, as in some images always.
+    # With tolerance 0 and bad-pixel fraction 0, any value out of range fails; some images always fail.
     worker = _processor(finished_workspace, tolerance=0.0, bad_pixel_fraction=0.0, attempts=1)
     made = worker.compute(worker.load(0), _no_advance)
     replaced = made["status"] == STATUSES.index("replaced")
@@ -102,7 +102,7 @@ def test_images_that_never_decode_are_replaced_by_their_first_source_with_share_
     assert (made["decode_failed"] == (made["status"] != STATUSES.index("ok"))).all()
 
 
-def test_keep_leaves_failed_decodes_as_they_are(finished_workspace, pool):
+def test_keep_does_not_change_failed_decodes(finished_workspace, pool):
     worker = _processor(finished_workspace, on_decode_failure="keep", tolerance=0.0, bad_pixel_fraction=0.0)
     loaded = worker.load(0)
     made = worker.compute(loaded, _no_advance)
@@ -111,7 +111,7 @@ def test_keep_leaves_failed_decodes_as_they_are(finished_workspace, pool):
     np.testing.assert_array_equal(made["source_b"], loaded.pairs.others[:, 0])
 
 
-def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the_work(finished_workspace):
+def test_redrawn_images_do_not_depend_on_how_the_work_is_split(finished_workspace):
     first, again = _processor(finished_workspace, tolerance=0.02), _processor(finished_workspace, tolerance=0.02)
     one = first.compute(first.load(1), _no_advance)
     first.compute(first.load(0), _no_advance)
@@ -123,7 +123,7 @@ def test_a_redrawn_image_has_another_partner_and_is_the_same_in_any_split_of_the
 
 
 @pytest.mark.parametrize("pool", ["lsmix", "cutmix"])
-def test_rows_come_out_the_same_in_parts_of_any_size(pool, finished_workspace, monkeypatch):
+def test_rows_do_not_depend_on_the_batch_size(pool, finished_workspace, monkeypatch):
     def made():
         if pool == "lsmix":
             worker = _processor(finished_workspace, tolerance=0.02, corner="random")
@@ -133,7 +133,7 @@ def test_rows_come_out_the_same_in_parts_of_any_size(pool, finished_workspace, m
         return builder.build(builder.load(np.arange(20, 150)))
 
     expected = made()
-    for together in (1, 3000):  # bytes: one image or batch at a time, and a few
-        monkeypatch.setattr("lsmix.pipeline.stages.pool_builder._PIXEL_BATCH_BYTES", together)
+    for size in (1, 3000):  # bytes: one image per batch, or a few
+        monkeypatch.setattr("lsmix.pipeline.stages.pool_builder._PIXEL_BATCH_BYTES", size)
         for name, values in made().items():
             np.testing.assert_array_equal(values, expected[name], err_msg=name)

@@ -1,4 +1,4 @@
-"""The plan of a pool is a function of (seed, copy, position) alone, however the work is split."""
+"""The plan of a pool depends only on (seed, copy, position), not on how the work is split."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from lsmix.data.pool_spec import CORNERS, PoolConfig
 from lsmix.pipeline.stages.pair_sampler import PairSampler
 
 rates = st.floats(0, 1)
-settings_of_a_plan = st.fixed_dictionaries(
+two_source_settings = st.fixed_dictionaries(
     {
         "images": st.integers(1, 40),
         "copies": st.integers(1, 5),
@@ -21,7 +21,7 @@ settings_of_a_plan = st.fixed_dictionaries(
         "corner": st.sampled_from([*CORNERS, "random"]),
     }
 )
-settings_of_more_sources = st.fixed_dictionaries(
+more_source_settings = st.fixed_dictionaries(
     {
         "images": st.integers(1, 40),
         "copies": st.integers(1, 3),
@@ -31,14 +31,14 @@ settings_of_more_sources = st.fixed_dictionaries(
         "sources": st.integers(3, 6),
     }
 )
-any_settings = settings_of_a_plan | settings_of_more_sources
+any_settings = two_source_settings | more_source_settings
 
 
 def sampler(*, images, **config):
     return PairSampler(PoolConfig(**{"alpha": 0.4, **config}), images)
 
 
-def whole(plan):
+def all_rows(plan):
     return rows_of(plan, 0, len(plan))
 
 
@@ -47,22 +47,22 @@ def rows_of(plan, start, stop):
 
 
 @given(any_settings, st.data())
-def test_any_split_of_the_rows_in_any_order_gives_the_same_plan(settings, data):
-    expected = whole(sampler(**settings))
+def test_the_plan_does_not_depend_on_splits_and_their_order(settings, data):
+    expected = all_rows(sampler(**settings))
     rows = len(expected.lam)
     cuts = sorted({0, rows, *data.draw(st.lists(st.integers(0, rows), max_size=6))})
     spans = data.draw(st.permutations(list(itertools.pairwise(cuts))))
     shared = sampler(**settings)
     for start, stop in spans:
-        for plan in (shared, sampler(**settings)):  # one worker for all shards, or a new one for each
+        for plan in (shared, sampler(**settings)):  # one worker for all shards, or one for each
             for got, column in zip(rows_of(plan, start, stop), expected, strict=True) if start < stop else ():
                 np.testing.assert_array_equal(got, column[start:stop])
 
 
 @given(any_settings)
-def test_in_every_copy_each_image_is_once_the_first_and_once_the_second(settings):
+def test_each_copy_uses_every_image_once_as_first_and_once_as_second(settings):
     plan = sampler(**settings)
-    draw, images = whole(plan), settings["images"]
+    draw, images = all_rows(plan), settings["images"]
     assert len(draw.lam) == len(plan) == images * settings["copies"]
     for copy in range(settings["copies"]):
         part = slice(copy * images, (copy + 1) * images)
@@ -71,9 +71,9 @@ def test_in_every_copy_each_image_is_once_the_first_and_once_the_second(settings
             np.testing.assert_array_equal(np.sort(column[part]), np.arange(images))
 
 
-@given(settings_of_a_plan)
-def test_copies_take_the_given_lambdas_in_turn_and_drawn_ones_lie_between_0_and_1(settings):
-    lam, grid = whole(sampler(**settings)).lam[:, 0], settings["lambdas"]
+@given(two_source_settings)
+def test_copies_cycle_through_given_lambdas_and_drawn_ones_lie_in_0_to_1(settings):
+    lam, grid = all_rows(sampler(**settings)).lam[:, 0], settings["lambdas"]
     assert ((lam >= 0) & (lam <= 1)).all()
     if grid:
         per_copy = lam.reshape(settings["copies"], settings["images"])
@@ -82,7 +82,7 @@ def test_copies_take_the_given_lambdas_in_turn_and_drawn_ones_lie_between_0_and_
 
 
 @given(any_settings, st.data())
-def test_a_redraw_depends_on_copy_position_and_attempt_alone(settings, data):
+def test_a_redraw_depends_only_on_copy_position_and_attempt(settings, data):
     row = data.draw(st.integers(0, settings["images"] * settings["copies"] - 1))
     attempt = data.draw(st.integers(1, 5))
     fresh, used = sampler(**settings), sampler(**settings)
@@ -93,48 +93,48 @@ def test_a_redraw_depends_on_copy_position_and_attempt_alone(settings, data):
     assert ((others >= 0) & (others < settings["images"])).all()
     assert (lam >= 0).all()
     assert lam.sum() <= 1 + 1e-12
-    # More copies change nothing of the copies before.
+    # Adding copies does not change the earlier copies.
     for plan in (used, sampler(**{**settings, "copies": settings["copies"] + 1})):
         np.testing.assert_array_equal(plan.resample(row, attempt)[0], others)
         np.testing.assert_array_equal(plan.resample(row, attempt)[1], lam)
 
 
 @given(any_settings)
-def test_more_copies_leave_the_first_ones_as_they_are(settings):
-    few = whole(sampler(**settings))
-    more = whole(sampler(**{**settings, "copies": settings["copies"] + 2}))
+def test_adding_copies_does_not_change_the_first_ones(settings):
+    few = all_rows(sampler(**settings))
+    more = all_rows(sampler(**{**settings, "copies": settings["copies"] + 2}))
     for before, after in zip(few, more, strict=True):
         np.testing.assert_array_equal(after[: len(before)], before)
 
 
-def test_seeds_copies_and_attempts_differ():
-    # 64! orders of 64 images: two that agree by chance are out of the question.
+def test_seeds_copies_and_attempts_give_different_plans():
+    # 64 images have 64! orders, so two do not agree by chance.
     plan = sampler(images=64, copies=2, seed=0)
     other = sampler(images=64, copies=2, seed=1)
     first, second = rows_of(plan, 0, 64), rows_of(plan, 64, 128)
     for one, two in ((first, second), (first, rows_of(other, 0, 64))):
-        assert all((a != b).any() for a, b in zip(one[:3], two[:3], strict=True))  # the corners are all the same
+        assert all((a != b).any() for a, b in zip(one[:3], two[:3], strict=True))  # all corners are equal
     assert (first.source_a != first.others[:, 0]).any()
     assert len({float(plan.resample(row, attempt)[1][0]) for row in (0, 1, 64) for attempt in (1, 2)}) == 6
 
 
 def test_drawn_lambdas_follow_beta():
     # 50,000 draws of Beta(0.4, 0.4): mean ½ and variance 1/(4·(2α+1)) = 0.1389; four standard errors are 0.007 and 0.002.
-    lam = whole(sampler(images=50_000, copies=1, seed=3)).lam
+    lam = all_rows(sampler(images=50_000, copies=1, seed=3)).lam
     assert lam.mean() == pytest.approx(0.5, abs=0.007)
     assert lam.var() == pytest.approx(1 / 7.2, abs=0.002)
 
 
-def test_the_pairs_of_a_seed_never_change():
-    # Written down from the first version: NumPy promises the same streams, so another plan means another seed rule.
-    draw = whole(sampler(images=6, copies=1, seed=0))
+def test_the_pairs_of_a_seed_match_recorded_ones():
+    # Recorded from the first version. NumPy guarantees stable streams, so a different plan means a changed seed rule.
+    draw = all_rows(sampler(images=6, copies=1, seed=0))
     assert draw.source_a.tolist() == [0, 5, 1, 4, 3, 2]
     assert draw.others[:, 0].tolist() == [5, 2, 4, 0, 1, 3]
 
 
-def test_corners_are_all_drawn_and_change_nothing_else():
-    fixed = whole(sampler(images=200, copies=1, seed=0))
-    drawn = whole(sampler(images=200, copies=1, seed=0, corner="random"))
+def test_all_corners_are_drawn_without_other_changes():
+    fixed = all_rows(sampler(images=200, copies=1, seed=0))
+    drawn = all_rows(sampler(images=200, copies=1, seed=0, corner="random"))
     assert not fixed.corner.any()
     assert set(drawn.corner.tolist()) == {0, 1, 2, 3}
     for before, after in zip(fixed[:3], drawn[:3], strict=True):
@@ -143,13 +143,13 @@ def test_corners_are_all_drawn_and_change_nothing_else():
 
 def test_shares_of_three_sources_follow_dirichlet():
     # Dirichlet(1, 1, 1): every share has mean 1/3 and variance 1/18; four standard errors of 20,000 draws are below 0.007.
-    lam = whole(sampler(images=20_000, copies=1, alpha=1.0, seed=3, sources=3)).lam
+    lam = all_rows(sampler(images=20_000, copies=1, alpha=1.0, seed=3, sources=3)).lam
     assert lam.shape == (20_000, 2)
     assert lam.mean(axis=0) == pytest.approx([1 / 3, 1 / 3], abs=0.007)
     assert lam.var(axis=0) == pytest.approx([1 / 18, 1 / 18], abs=0.002)
 
 
-def test_a_method_draws_for_a_row_and_an_attempt_the_same_in_any_part_of_the_work():
+def test_the_draws_of_a_method_depend_only_on_row_and_attempt():
     plan = sampler(images=10, copies=2, seed=0)
     rows = np.array([3, 13, 17])
     draws = plan.row_rng(rows, 0)

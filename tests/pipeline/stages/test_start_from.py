@@ -1,4 +1,4 @@
-"""``flow.start_from``: training that starts from the weights of a finished flow."""
+"""``flow.start_from``: training starts from the weights of a finished flow."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def train(recipe, workspace, start, *overrides, **options):
 
 
 class StopAt(NullProgress):
-    """Interrupts the training at a step."""
+    """Interrupt training at a step."""
 
     def __init__(self, step):
         self.left = step
@@ -31,7 +31,7 @@ class StopAt(NullProgress):
 
 @pytest.fixture(scope="module")
 def started(tiny_recipe, finished_workspace, tmp_path_factory):
-    """Return the finished flow, and the one of a training that started from it."""
+    """Return the finished flow and a flow whose training started from it."""
     start = next((finished_workspace / "train-glow").iterdir())
     return start, train(tiny_recipe, tmp_path_factory.mktemp("started"), start)["train-glow"]
 
@@ -49,7 +49,7 @@ def test_training_starts_from_the_weights_and_records_the_flow_as_its_input(tiny
     assert '"iteration":1,' in first
 
 
-def test_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tiny_recipe, started, tmp_path):
+def test_resumed_training_produces_the_bytes_of_uninterrupted_training(tiny_recipe, started, tmp_path):
     start, made = started
     with pytest.raises(KeyboardInterrupt):
         train(tiny_recipe, tmp_path, start, progress=StopAt(11))
@@ -58,26 +58,26 @@ def test_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tiny_recip
     assert (resumed.cache_key, resumed.manifest.content_digest) == (made.cache_key, made.manifest.content_digest)
 
 
-def test_the_flow_is_found_by_name_and_another_one_gives_another_key(tiny_recipe, tiny_workspace, started):
+def test_the_flow_is_found_by_name_and_determines_the_cache_key(tiny_recipe, tiny_workspace, started):
     start, made = started
     assert train(tiny_recipe, tiny_workspace, start.name)["train-glow"].cache_key == made.cache_key
     chained = train(tiny_recipe, tiny_workspace, made.folder)["train-glow"]
     assert chained.cache_key != made.cache_key
 
 
-def test_a_flow_of_another_shape_is_refused_by_its_fields_before_anything_is_made(tiny_recipe, started, tmp_path):
+def test_a_flow_of_another_architecture_is_rejected_in_advance(tiny_recipe, started, tmp_path):
     start, _ = started
-    message = r"flow\.start_from: .* is a flow of another shape than \[flow\]\. To start from it, set flow\.levels = 2, flow\.steps = 2\."
+    message = r"flow\.start_from: .* differs from \[flow\]\. To start from it, set flow\.levels = 2, flow\.steps = 2\."
     with pytest.raises(RecipeError, match=message):
         train(tiny_recipe, tmp_path, start, "flow.levels=1", "flow.steps=3")
     assert not list(tmp_path.iterdir())
     rgb = np.zeros((40, 8, 8, 3), np.uint8), np.arange(40) % 2
     recipe = read_recipe(tiny_recipe, ["data={}", "data.test=4"])
-    with pytest.raises(RecipeError, match=r"is a flow for images of 1 channel; these have 3"):
+    with pytest.raises(RecipeError, match=r"is a flow for images with 1 channel, but this data set has 3"):
         train(recipe, tmp_path, start, data=rgb)
 
 
-def test_a_flow_is_used_as_it_is_or_trained_further_but_not_both(tiny_recipe):
+def test_a_flow_is_either_used_unchanged_or_trained_further(tiny_recipe):
     with pytest.raises(RecipeError, match=r"flow\.start_from: the flow of 'flow\.path' is used as it is"):
         read_recipe(tiny_recipe, ["flow.path=a", "flow.start_from=b"])
     with pytest.raises(

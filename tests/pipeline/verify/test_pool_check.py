@@ -1,4 +1,4 @@
-"""``verify`` finds forged rows in a pool whose checksums all fit, column by column."""
+"""``verify`` detects forged rows in every column of a pool with valid checksums."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ RECIPE = METHODS_RECIPE + "[mix]\nalpha = 0.7\ncopies = 2\nchunk_rows = 64\n"
 POOLS = "".join(f'[pools.{method}]\nmethod = "{method}"\n' for method in (*LATENT, *PIXEL))
 POOLS += "[pools.corners]\ncorner = 'random'\n[pools.end]\ncorner = 'bottom-right'\nlambdas = [0.0, 0.4, 1.0]\n"
 POOLS += "[pools.three]\nsources = 3\nalpha = 1.0\n[pools.keep]\non_decode_failure = 'keep'\ntolerance = 0.0\n"
-# Every image leaves the range of pixels a little, so many are drawn again and many replaced.
+# Most images slightly exceed the pixel range, so many are redrawn and many replaced.
 POOLS += "[pools.strict]\ntolerance = 0.02\nbad_pixel_fraction = 0.0\nattempts = 2\n[pools.never]\ntolerance = 0.02\nattempts = 0\n"
 KINDS = [*LATENT, *PIXEL, "corners", "end", "three", "keep", "strict", "never"]
 
@@ -37,12 +37,12 @@ def made(methods_workspace, tmp_path_factory):
 
 @pytest.fixture
 def given(made, tmp_path):
-    """Return a function that gives a pool away: a copy of it, without its workspace."""
+    """Return a function that copies a pool out of its workspace."""
     return lambda name: Path(shutil.copytree(made[f"mix/{name}"].folder, tmp_path / name))
 
 
 def forge(folder, column, row, value):
-    """Put a value into a row of a pool, with fitting checksums everywhere."""
+    """Set a value in a row of a pool and update all checksums."""
     store = pool_store(folder)
     shard = row // store.chunk_rows
     rows = store.shard_range(shard)
@@ -51,7 +51,7 @@ def forge(folder, column, row, value):
     arrays[column][row - rows.start] = value
     try:
         write_pool_shard(folder, shard, arrays)
-    except ValueError:  # the writer knows what can't be; a forger has another writer
+    except ValueError:  # the writer rejects impossible values; a forger would use another writer
         store.write_shard(shard, arrays)
     reseal(folder)
 
@@ -61,13 +61,13 @@ def row_in_status(folder, status):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_recomputed_pixels_of_every_kind_of_pool_are_equal(made, name):
-    facts = verify(made[f"mix/{name}"].folder, deep=True, sample=40, device="cpu")
-    assert facts["unchecked"] == []
-    assert [line.partition(":")[0] for line in facts["checked"]] == ["sources", "labels", "plan", "shares"]
-    assert facts["deep"]["rows"] == 40
-    assert facts["deep"]["same_device"]
-    assert facts["deep"]["pixels_differing"] == 0
+def test_recomputed_pixels_are_equal_for_every_kind_of_pool(made, name):
+    result = verify(made[f"mix/{name}"].folder, deep=True, sample=40, device="cpu")
+    assert result["unchecked"] == []
+    assert [line.partition(":")[0] for line in result["checked"]] == ["sources", "labels", "plan", "shares"]
+    assert result["deep"]["rows"] == 40
+    assert result["deep"]["same_device"]
+    assert result["deep"]["pixels_differing"] == 0
 
 
 def test_the_pools_have_rows_of_every_status(made):
@@ -76,7 +76,7 @@ def test_the_pools_have_rows_of_every_status(made):
     assert made["mix/keep"].manifest.counts["decode_failed"] > 0
 
 
-def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
+def test_a_source_in_the_test_split_is_rejected_by_row_and_index(given, command):
     folder = given("ls-mix")
     images = read_spec(folder).origin.train_images
     forge(folder, "source_b", 97, images)
@@ -100,12 +100,12 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
         ("ls-mix", "share_b", 0.015625 * 33, "share_b is 0.515625, but the plan has"),
         ("ls-mix", "share_b", 1.5, "share_b is 1.5, but must be from 0 to 1"),
         ("ls-mix", "status", 1, "none of the attempts 1 to 3"),
-        ("ls-mix", "status", 2, "(a replaced row has share 0|the plan has)"),
+        ("ls-mix", "status", 2, "(replaced rows have share 0|the plan has)"),
         ("ls-mix", "status", 7, "status is 7, but must be from 0 to 2"),
         ("ls-mix", "label_a", 11, "label_a is 11, but the classes are 0 to 9"),
         ("cutmix", "share_b", 0.2, "share_b is 0.2.*, but the plan has"),
-        ("cutmix", "status", 1, "no row is drawn again, since pixels are mixed"),
-        ("keep", "status", 1, "no row is drawn again, since on_decode_failure is 'keep'"),
+        ("cutmix", "status", 1, "no row is redrawn, since mixing pixels never fails"),
+        ("keep", "status", 1, "no row is redrawn, since on_decode_failure is 'keep'"),
         ("bern-mix", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("linear", "share_b", 0.25, "share_b is 0.25, but the plan has"),
         ("corners", "corner", 4, "corner is 4, but must be from 0 to 3"),
@@ -115,7 +115,7 @@ def test_an_image_of_the_test_split_is_refused_by_row_and_index(given, command):
         ("three", "share_more", 0.125, r"share_more\[0\] is 0.125, but the plan has"),
     ],
 )
-def test_a_forged_value_is_refused_by_row_and_value(given, name, column, value, message):
+def test_a_forged_value_is_rejected_by_row_and_value(given, name, column, value, message):
     folder = given(name)
     row = int(np.flatnonzero(open_pool(folder).status[:] == 0)[-3])
     forge(folder, column, row, value)
@@ -123,16 +123,16 @@ def test_a_forged_value_is_refused_by_row_and_value(given, name, column, value, 
         verify(folder)
 
 
-def test_a_drawn_corner_is_that_of_the_plan(given):
+def test_random_corners_are_checked_against_the_plan(given):
     folder = given("corners")
-    there = int(open_pool(folder).columns["corner"][40])
-    forge(folder, "corner", 40, (there + 1) % 4)
-    with pytest.raises(CorruptError, match=f"in row 40 corner is {(there + 1) % 4}, but the plan has {there}"):
+    corner = int(open_pool(folder).columns["corner"][40])
+    forge(folder, "corner", 40, (corner + 1) % 4)
+    with pytest.raises(CorruptError, match=f"in row 40 corner is {(corner + 1) % 4}, but the plan has {corner}"):
         verify(folder)
 
 
 @pytest.mark.parametrize("column", ["label_a", "label_b"])
-def test_one_training_image_has_one_label(given, made, column):
+def test_each_training_image_must_have_a_single_label(given, made, column):
     folder = given("ls-mix")
     pool = open_pool(folder)
     wrong = (int(pool.columns[column][130]) + 1) % 10
@@ -141,13 +141,13 @@ def test_one_training_image_has_one_label(given, made, column):
     with pytest.raises(CorruptError, match=rf"has label \d for the same training image {image}") as without:
         verify(folder)
     assert "row 130" in str(without.value)
-    # With the base set at hand there is no doubt which of the two is wrong.
+    # With the base set, the error names the wrong label.
     message = rf"in row 130 {column} is {wrong}, but the data set .* has label \d for the same training image {image}"
     with pytest.raises(CorruptError, match=message):
         verify(folder, data=made["ingest"].folder)
 
 
-def test_labels_that_are_all_wrong_are_found_with_the_data_set_only(given, made):
+def test_consistently_wrong_labels_are_detected_only_with_the_data_set(given, made):
     folder = given("mixup")
     store, pool = pool_store(folder), open_pool(folder)
     for shard in range(store.shards):
@@ -163,7 +163,7 @@ def test_labels_that_are_all_wrong_are_found_with_the_data_set_only(given, made)
 
 
 @pytest.mark.parametrize("status", [1, 2])
-def test_forged_redrawn_and_replaced_rows_are_refused(given, status):
+def test_forged_redrawn_and_replaced_rows_are_rejected(given, status):
     folder = given("strict")
     row = row_in_status(folder, status)
     forge(folder, "lam", row, 0.3125)
@@ -171,15 +171,15 @@ def test_forged_redrawn_and_replaced_rows_are_refused(given, status):
         verify(folder)
 
 
-def test_a_replaced_row_has_no_share(given):
+def test_a_replaced_row_must_have_share_zero(given):
     folder = given("strict")
     row = row_in_status(folder, 2)
     forge(folder, "share_b", row, 0.5)
-    with pytest.raises(CorruptError, match=f"in row {row} share_b is 0.5, but a replaced row has share 0"):
+    with pytest.raises(CorruptError, match=f"in row {row} share_b is 0.5, but replaced rows have share 0"):
         verify(folder)
 
 
-def test_a_changed_pixel_is_found_by_the_deep_check_only(given, made):
+def test_a_changed_pixel_is_detected_only_by_the_deep_check(given, made):
     folder = given("three")
     image = open_pool(folder).image[31]
     image[2, 3] ^= 1
@@ -187,20 +187,20 @@ def test_a_changed_pixel_is_found_by_the_deep_check_only(given, made):
     flow, data = made["train-glow"].folder, made["ingest"].folder
     assert any("--deep" in line for line in verify(folder)["unchecked"])
     with pytest.raises(
-        CorruptError, match=r"1 of \d+ pixels differ .* by 1 at most; image differs in 1 rows, first in row 31"
+        CorruptError, match=r"1 of [\d,]+ pixels differ .* by at most 1; image differs in 1 row, first in row 31"
     ):
         verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
     reseal(folder, environment={**read_manifest(folder).environment, "device_kind": "cuda"})
-    facts = verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
-    assert not facts["deep"]["same_device"]
-    assert (facts["deep"]["pixels_differing"], facts["deep"]["largest"]) == (1, 1)
+    result = verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
+    assert not result["deep"]["same_device"]
+    assert (result["deep"]["pixels_differing"], result["deep"]["largest"]) == (1, 1)
     image[2, 3] ^= 4
     forge(folder, "image", 31, image)
     with pytest.raises(CorruptError, match="on another kind of device"):
         verify(folder, deep=True, sample=10_000, data=data, flow=flow, device="cpu")
 
 
-def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(given, made):
+def test_pixel_space_pools_must_be_equal_on_every_device(given, made):
     folder = given("mixup")
     image = open_pool(folder).image[5]
     image[0, 0] ^= 1
@@ -210,7 +210,7 @@ def test_pixels_of_a_pool_in_pixel_space_are_the_same_on_every_device(given, mad
         verify(folder, deep=True, sample=10_000, data=made["ingest"].folder)
 
 
-def test_a_sample_is_drawn_from_its_seed(given, made):
+def test_the_seed_determines_the_sample(given, made):
     folder = given("fmix")
     image = open_pool(folder).image[8]
     image[0, 0] ^= 1
@@ -226,14 +226,14 @@ def test_a_sample_is_drawn_from_its_seed(given, made):
 
 
 @pytest.mark.parametrize("dequantise", ["uniform", "center"])
-def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(methods_workspace, tmp_path, dequantise):
+def test_a_deep_check_encodes_images_like_the_encode_stage(methods_workspace, tmp_path, dequantise):
     (tmp_path / "r.toml").write_text(RECIPE + "[pools.p]\n", encoding="utf-8")
     options = [f"latents.dequantise={dequantise}", "latents.seed=3"]
     result = run(tmp_path / "r.toml", workspace=methods_workspace, stage="mix", device="cpu", overrides=options)
     pool = shutil.copytree(result["mix/p"].folder, tmp_path / "given")
-    facts = verify(pool, deep=True, sample=60, data=Path("digits"), flow=result["train-glow"].folder, device="cpu")
-    assert facts["deep"]["pixels_differing"] == 0
-    assert "labels: those of the data set 'digits'" in facts["checked"]
+    result = verify(pool, deep=True, sample=60, data=Path("digits"), flow=result["train-glow"].folder, device="cpu")
+    assert result["deep"]["pixels_differing"] == 0
+    assert "labels: equal to those of the data set 'digits'" in result["checked"]
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_deep_check_encodes_the_sampled_images_as_the_latents_were(methods_wor
         ({"stage_version": 1}, "its stage_version is 5, but plan.json says 1"),
     ],
 )
-def test_a_plan_of_another_pool_is_refused(given, change, message):
+def test_a_plan_of_another_pool_is_rejected(given, change, message):
     folder = given("ls-mix")
     path = folder / "plan.json"
     plan = msgspec.json.decode(path.read_bytes())
@@ -260,14 +260,14 @@ def test_a_plan_of_another_pool_is_refused(given, change, message):
         verify(folder)
 
 
-def test_counts_that_do_not_fit_the_rows_are_refused(given):
+def test_counts_that_contradict_the_rows_are_rejected(given):
     folder = given("strict")
     counts = read_manifest(folder).counts
     reseal(folder, counts={**counts, "redrawn": 0})
-    with pytest.raises(CorruptError, match="counts 0 rows 'redrawn', but"):
+    with pytest.raises(CorruptError, match="counts 0 rows as 'redrawn', but"):
         verify(folder)
     reseal(folder, counts={**counts, "decode_failed_rows": counts["decode_failed_rows"][1:]})
-    with pytest.raises(CorruptError, match=f"do not fit the column status at row {counts['decode_failed_rows'][0]}"):
+    with pytest.raises(CorruptError, match=f"do not match the column status: {counts['decode_failed_rows'][0]}"):
         verify(folder)
 
 
@@ -275,9 +275,9 @@ def test_verify_lists_what_it_cannot_check_without_a_plan(given, command):
     folder = given("ls-mix")
     (folder / "plan.json").unlink()
     reseal(folder)
-    assert any(line.startswith("plan: this pool comes without plan.json") for line in verify(folder)["unchecked"])
-    assert "not checked  plan: this pool comes without" in command("verify", folder).out
-    with pytest.raises(RecipeError, match=r"cannot be compared .* without plan.json"):
+    assert any(line.startswith("plan: this pool has no plan.json") for line in verify(folder)["unchecked"])
+    assert "not checked  plan: this pool has no" in command("verify", folder).out
+    with pytest.raises(RecipeError, match=r"cannot be compared .* has no plan\.json"):
         verify(folder, deep=True)
     forge(folder, "source_a", 9, 150)
     with pytest.raises(CorruptError, match="in row 9 source_a is 150"):
@@ -292,13 +292,13 @@ def test_a_plan_of_another_version_of_the_stage_is_not_checked(given):
     assert any("drawn by version 1 of stage 'mix'" in line for line in verify(folder)["unchecked"])
 
 
-def test_a_deep_check_names_its_missing_inputs(given, made):
+def test_deep_check_errors_name_missing_inputs(given, made):
     folder, flow = given("ls-mix"), made["train-glow"].folder
-    with pytest.raises(MissingError, match="the pool's flow is not at hand: name it with '--flow'"):
+    with pytest.raises(MissingError, match=r"the flow of the pool was not found\. Name it with '--flow'"):
         verify(folder, deep=True, data=made["ingest"].folder, device="cpu")
-    with pytest.raises(MissingError, match="the pool's data set is not at hand"):
+    with pytest.raises(MissingError, match="the data set of the pool was not found"):
         verify(folder, deep=True, flow=flow, device="cpu")
-    with pytest.raises(RecipeError, match="no pool but the result of stage 'train-glow'"):
+    with pytest.raises(RecipeError, match="is the result of stage 'train-glow'; these options"):
         verify(flow, deep=True)
     with pytest.raises(MissingError, match="is not a flow: it is an artifact of the stage 'ingest'"):
         verify(folder, flow=made["ingest"].folder)
@@ -306,23 +306,23 @@ def test_a_deep_check_names_its_missing_inputs(given, made):
         verify(given("mixup"), flow=flow)
 
 
-@pytest.mark.parametrize("content_counts", [False, True])
-def test_a_method_of_another_package_is_checked_as_far_as_possible(given, monkeypatch, content_counts):
+@pytest.mark.parametrize("depends_on_content", [False, True])
+def test_a_method_of_another_package_is_checked_if_possible(given, monkeypatch, depends_on_content):
     from lsmix.classifiers import pixel_mixing
 
     def method(x1, x2, lam, draws):
         mixed, share = pixel_mixing.mixup(x1, x2, lam, draws)
-        return mixed, share * (x1.double().mean(dim=(1, 2, 3)) / 255 if content_counts else 1.0)
+        return mixed, share * (x1.double().mean(dim=(1, 2, 3)) / 255 if depends_on_content else 1.0)
 
     folder = given("mixup")
     monkeypatch.setattr(PIXEL_METHODS, "builtin", list)
     monkeypatch.setattr(PIXEL_METHODS, "load", lambda _name: method)
     monkeypatch.setattr(PIXEL_METHODS, "entry", lambda name: MixingMethod(function="", title=name))
-    facts = verify(folder)
-    if content_counts:
-        assert any("looks at the images" in line for line in facts["unchecked"])
+    result = verify(folder)
+    if depends_on_content:
+        assert any("depends on the images" in line for line in result["unchecked"])
     else:
-        assert "shares: what 'mixup' gives for each λ" in facts["checked"]
+        assert "shares: match 'mixup' at each λ" in result["checked"]
         forge(folder, "share_b", 7, 0.25)
         with pytest.raises(CorruptError, match=r"in row 7 share_b is 0\.25"):
             verify(folder)
@@ -330,12 +330,12 @@ def test_a_method_of_another_package_is_checked_as_far_as_possible(given, monkey
 
 def test_a_method_that_is_not_installed_is_not_checked(given, monkeypatch):
     monkeypatch.setattr(PIXEL_METHODS, "_builtin", {})
-    facts = verify(given("mixup"))
-    assert "shares: the method 'mixup' is not installed; install its package" in facts["unchecked"]
+    result = verify(given("mixup"))
+    assert "shares: the method 'mixup' is not installed; install its package" in result["unchecked"]
 
 
 @pytest.mark.parametrize("method", [*LATENT, *PIXEL])
-def test_planned_shares_are_those_that_the_methods_return(made, method):
+def test_planned_shares_equal_the_shares_that_methods_return(made, method):
     plan = read_spec(made[f"mix/{method}"].folder)
     lam = np.concatenate([np.random.default_rng(0).random(300), np.arange(65) / 64, [1e-12, 1 - 1e-12]])
     draws = row_rngs(5, "shares")
@@ -349,20 +349,20 @@ def test_planned_shares_are_those_that_the_methods_return(made, method):
     np.testing.assert_array_equal(shares[:, 0], expected)
 
 
-def test_rows_picked_from_a_plan_are_those_of_the_whole(made):
+def test_selected_rows_of_a_plan_match_the_complete_plan(made):
     from lsmix.pipeline.stages.pair_sampler import PairSampler
 
     plan = read_spec(made["mix/three"].folder)
-    whole = PairSampler(plan.pool, 150).pairs(np.arange(300))
+    complete = PairSampler(plan.pool, 150).pairs(np.arange(300))
     rows = np.array([0, 3, 149, 150, 151, 299])
-    for picked, column in zip(PairSampler(plan.pool, 150).pairs(rows), whole, strict=True):
+    for picked, column in zip(PairSampler(plan.pool, 150).pairs(rows), complete, strict=True):
         np.testing.assert_array_equal(picked, column[rows])
 
 
-def test_verify_prints_one_document_or_a_line_for_each_thing(made, command):
+def test_verify_prints_a_json_document_or_a_line_per_check(made, command):
     folder = made["mix/strict"].folder
     text = command("verify", folder, "--deep", "--sample", "20", "--device", "cpu").out
-    assert "checked     plan: sources, λ and corners are those that plan.json draws" in text
+    assert "checked     plan: sources, λ and corners match plan.json" in text
     assert "recomputed  20 rows, 0 of 1,280 pixels differ" in text
     document = msgspec.json.decode(command("verify", folder, "--json").out)
     assert document["schema"] == "lsmix/verify/1"
