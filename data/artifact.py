@@ -48,9 +48,7 @@ FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 WORK_FOLDER = "work"  # checkpoints and shard records of an unfinished artifact; never part of the artifact
 MOST_MANIFEST_BYTES = 64 << 20  # about 300,000 files
-STRAY_NAMES: Final = frozenset(
-    {".DS_Store", ".cache", ".gitattributes", "Thumbs.db"}
-)  # ignored in an artifact's folder
+STRAY_NAMES: Final = frozenset({".DS_Store", ".cache", ".gitattributes", "Thumbs.db"})  # ignored in artifacts
 _MOST_DEPTH = 32  # nesting of a configuration; those of lsmix have four levels
 _MOST_SECONDS = 1e10  # 300 years
 _MOST_BYTES = 2**48  # size of a file
@@ -259,9 +257,7 @@ def check_listing(where: str, stage: str, files: list[FileRecord]) -> None:
         parts = file.path.split("/")
         folders.update("/".join(parts[:depth]) for depth in range(1, len(parts)))
     if both := names & folders:
-        raise CorruptError(
-            f"{where!r} lists {min(both)!r} as both a file and a folder. Download or rebuild the artifact."
-        )
+        raise CorruptError(f"{where!r} lists {min(both)!r} as a file and a folder. Download or rebuild the artifact.")
 
 
 def check_sizes(folder: Path | str, manifest: Manifest, where: str = "") -> None:
@@ -439,9 +435,7 @@ class Artifact:
             MissingError: The artifact is stored at a URL; use ``file``.
         """
         if self._folder is None:
-            raise MissingError(
-                f"{self.location!r} is not on this machine. Download it first: lsmix pull {self.location}"
-            )
+            raise MissingError(f"{self.location!r} is not on this machine. Run: lsmix pull {self.location}")
         return self._folder
 
     @cached_property
@@ -464,9 +458,7 @@ class Artifact:
         return f"{self.location}/{path}"
 
     def file(self, path: str) -> Path:
-        """Return the local path of a listed file, and download it if necessary.
-
-        Open it immediately: the cache may evict downloaded files.
+        """Download a listed file if necessary and return its path; open it immediately, before the cache evicts it.
 
         Raises:
             MissingError: The file is not listed.

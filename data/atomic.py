@@ -65,9 +65,7 @@ def check_replaceable(path: Path) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield an empty temporary file in the folder of ``path``; on success flush it and rename it to ``path``.
-
-    On an error the temporary file is removed.
+    """Yield an empty temporary file next to ``path``; on success flush and rename it to ``path``, else remove it.
 
     Raises:
         RecipeError: ``path`` exists and is not a regular file.
@@ -140,9 +138,7 @@ _LOCK_POLL_SECONDS = 0.01  # short, because parallel downloads contend for the l
 
 
 def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: bool = False) -> None:
-    """Lock an open file. On a file system without locks, warn once per folder and continue without a lock.
-
-    An interrupt ends the wait.
+    """Lock an open file; an interrupt ends the wait. If the file system has no locks, warn once per folder instead.
 
     Args:
         file: the open file; closing it releases the lock.
@@ -167,8 +163,7 @@ def lock_open_file(file: IO[bytes], path: Path, *, shared: bool = False, wait: b
             if path.parent not in _warned:
                 _warned.add(path.parent)
                 warnings.warn(
-                    f"{str(path.parent)!r} is on a file system without locks: do not start two runs there "
-                    "at the same time.",
+                    f"{str(path.parent)!r} is on a file system without locks: start only one run there at a time.",
                     RuntimeWarning,
                     stacklevel=3,
                 )

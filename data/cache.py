@@ -24,15 +24,7 @@ from lsmix.data.artifact import (
     parse_manifest,
 )
 from lsmix.data.atomic import check_room, locked_file
-from lsmix.data.errors import (
-    CorruptError,
-    DownloadError,
-    LockedError,
-    LsmixError,
-    MissingError,
-    RecipeError,
-    format_bytes,
-)
+from lsmix.data.errors import CorruptError, DownloadError, LockedError, LsmixError, MissingError, RecipeError
 from lsmix.data.progress import stop_point
 from lsmix.data.remote import PAUSES_SECONDS, RemoteFS, wait_to_retry
 from lsmix.data.web import TransientError
@@ -179,8 +171,8 @@ class RemoteArtifact(Artifact):
         """Download a file and return it opened, or None if another process has just downloaded it."""
         if record.bytes > self._limit_bytes:
             raise RecipeError(
-                f"{self.where(record.path)!r} has {format_bytes(record.bytes)}, more than the cache limit of "
-                f"{format_bytes(self._limit_bytes)}. Raise cache_bytes, or download the artifact with 'lsmix pull'."
+                f"{self.where(record.path)!r} has {record.bytes:,} bytes, more than the cache limit of "
+                f"{self._limit_bytes:,}. Raise cache_bytes, or download the artifact with 'lsmix pull'."
             )
         path = self._files / record.sha256
         part = self._files / f"{record.sha256}.{record.bytes}{_PART}"

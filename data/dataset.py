@@ -20,12 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lsmix.data.artifact import MANIFEST_NAME, Artifact
-from lsmix.data.errors import (
-    CorruptError,
-    FormatError,
-    LsmixError,
-    MissingError,
-)
+from lsmix.data.errors import CorruptError, FormatError, LsmixError, MissingError
 from lsmix.data.store import local_folder, open_artifact
 
 __all__ = [
@@ -269,8 +264,8 @@ def _check_consistent(data_set: DataSet) -> None:
     for name, split in data_set.splits.items():
         if split.images.shape[1:] != train.images.shape[1:]:
             raise FormatError(
-                f"images of {where!r} must have the same shape; got {train.images.shape[1:]} in 'train' and "
-                f"{split.images.shape[1:]} in {name!r}. {_REBUILD}"
+                f"{where!r} has images of different shapes in 'train' and {name!r}: {train.images.shape[1:]} and "
+                f"{split.images.shape[1:]}. {_REBUILD}"
             )
         if len(split) and not 0 <= int(split.labels.min()) <= int(split.labels.max()) < classes:
             raise CorruptError(

@@ -129,8 +129,7 @@ class RemoteFS(ABC):
 
     def _read_only(self) -> RecipeError:
         return RecipeError(
-            f"{self.url!r} is a web server, which lsmix can pull from but neither push to nor list. Push to the folder "
-            "that it serves."
+            f"{self.url!r} is a web server: lsmix can pull from it, but neither push nor list. Push to the served folder."
         )
 
     def check_end(self, path: str, got: int | None, size: int) -> None:
@@ -468,9 +467,7 @@ class FsspecFS(RemoteFS):
             reason = f"{type(error).__name__}: {error}"
             if isinstance(error, PermissionError) or "Credentials" in reason:
                 reason = str(error).rstrip(".") or reason
-                raise DownloadError(
-                    f"access to {where!r} was denied: {reason}. Check the URL and your credentials."
-                ) from error
+                raise DownloadError(f"no access to {where!r}: {reason}. Check the URL and your credentials.") from error
             raise TransientError(reason) from error
 
     def _check_bucket(self) -> None:

@@ -190,8 +190,7 @@ class _Web(urllib.request.AbstractHTTPHandler):
 def open_web(url: str, have: int = 0) -> Iterator[http.client.HTTPResponse | None]:
     """Request a file from byte ``have`` on, and yield the response, or None if the file or byte does not exist.
 
-    Redirects are followed to http and https URLs only. A server without range support answers with status 200 and the
-    entire file.
+    Only redirects to http and https are followed. Servers without range support send the entire file with status 200.
 
     Raises:
         TransientError: The request failed in a way that may be temporary.
@@ -220,9 +219,7 @@ def _request(url: str, have: int) -> http.client.HTTPResponse:
         response: http.client.HTTPResponse = opener.open(request, timeout=_TIMEOUT_SECONDS)
     except (OSError, http.client.HTTPException) as error:
         if isinstance(getattr(error, "reason", None), ssl.SSLCertVerificationError):
-            raise DownloadError(
-                f"{url!r} cannot be trusted: {_reason_of(error)}. Download the file manually."
-            ) from error
+            raise DownloadError(f"{url!r} is not trusted: {_reason_of(error)}. Download the file manually.") from error
         raise TransientError(_reason_of(error)) from error
     return response
 

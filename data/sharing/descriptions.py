@@ -26,8 +26,7 @@ def description_records(
         folder: folder of the artifact.
         stage: stage of the artifact.
         payload: paths that are payload and therefore not descriptions.
-        listed: (path, checksum) pairs; links are followed only if they lead to such a file. Other links are skipped,
-            because they may lead to files that must not be shared.
+        listed: (path, checksum) of files to which links are followed; other links may lead to files not to be shared.
     """
     records = []
     for name in DESCRIPTION_FILES:

@@ -31,8 +31,7 @@ def open_target(url: str) -> RemoteFS:
 class _Hub(FsspecFS):
     """A folder in a repository of the Hugging Face Hub; the first push creates the repository. Each update is one commit.
 
-    The Hub reports the SHA-256 of large files and the git checksum of other files, so files are compared without
-    downloading them.
+    The Hub reports the SHA-256 of large files and the git checksum of others, so files are compared without downloads.
     """
 
     files_at_once = 100

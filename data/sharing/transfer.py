@@ -295,10 +295,7 @@ def _in_parallel(
     progress: Progress,
     threads: int = 1,
 ) -> list[int]:
-    """Process batches in threads, and return the transferred bytes of each file.
-
-    An error stops all threads; the first one is raised after they have ended.
-    """
+    """Process batches in threads and return the transferred bytes of each file; an error stops all threads."""
     moves: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # numbers of bytes, and None for each finished batch
     stop = threading.Event()
 

@@ -283,7 +283,7 @@ def test_denied_access_is_reported_with_advice(name, command, monkeypatch):
         result = command(*(word.replace("URL", "s3://theirs/pool") for word in COMMANDS[name]))
     assert result.code == 1
     assert "'s3://theirs/pool/" in result.err
-    assert "was denied: " in result.err
+    assert "no access to " in result.err
     assert "Check the URL and your credentials" in result.err
 
 
@@ -299,7 +299,7 @@ def test_missing_bucket_wrong_key_and_dead_endpoint_have_distinct_messages(ask, 
         urllib.request.urlopen(order).close()
         if allowed == b"0":
             with pytest.raises(
-                DownloadError, match=r"was denied: The AWS Access Key Id you .*\. Check the URL and your cre"
+                DownloadError, match=r"no access to .*: The AWS Access Key Id you .*\. Check the URL and your cre"
             ):
                 ask("s3://bucket/pool")
     shutil.rmtree("p", ignore_errors=True)

@@ -282,7 +282,7 @@ def test_workers_cannot_use_a_workspace_in_memory(tiny_recipe, finished_workspac
     ("url", "code", "said"),
     [
         ("nonsense://x/runs", 1, "lsmix does not support"),
-        ("http://127.0.0.1:9/runs", 1, "is a web server, which lsmix can pull from"),
+        ("http://127.0.0.1:9/runs", 1, "is a web server: lsmix can pull from it"),
     ],
 )
 def test_a_url_that_cannot_be_a_workspace_is_refused(tiny_recipe, command, url, code, said):
