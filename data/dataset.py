@@ -165,9 +165,7 @@ def _read_file(path: Path, where: str) -> DataSet:
                 )
             class_names = msgspec.json.decode(names.tobytes(), type=tuple[str, ...])
         except msgspec.DecodeError as error:
-            raise CorruptError(
-                f"{where!r} is damaged: class_names is not a JSON list of names ({error}). {_REBUILD}"
-            ) from error
+            raise CorruptError(f"class_names of {where!r} is not a JSON list of names ({error}). {_REBUILD}") from error
         data_set = DataSet(
             location=where,
             splits={name: _read_split(path, where, file, name) for name in SPLIT_NAMES},

@@ -398,7 +398,7 @@ def _verify_existing(folder: Path, manifest: Manifest, url: str) -> Transfer:
         verify_files(folder, manifest)
     except CorruptError as error:
         raise CorruptError(
-            f"{str(folder)!r} already exists and is damaged: {error} Remove it and pull again."
+            f"{str(folder)!r} already exists and is damaged: {error} Remove and pull it again."
         ) from error
     return _result(manifest, str(folder), url, [0] * len(manifest.files))
 

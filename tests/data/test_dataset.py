@@ -343,7 +343,7 @@ def newer_format(file):
         (no_licence, FormatError, "has no string attribute 'licence'"),
         (no_citation, FormatError, "has no string attribute 'citation'"),
         (licence_of_variable_length, FormatError, "has no string attribute 'licence'"),
-        (class_names_that_are_not_a_list, CorruptError, "class_names is not a JSON list of names"),
+        (class_names_that_are_not_a_list, CorruptError, "is not a JSON list of names"),
         (newer_format, FormatError, "has format 3; this version of lsmix reads format 2"),
     ],
 )

@@ -363,7 +363,7 @@ def test_a_pull_reports_a_damaged_artifact_in_the_target(web, tmp_path):
     pull(f"{web.url}/pool", tmp_path / "here")
     path = tmp_path / "here/pool.zarr/lam/c/0"
     path.write_bytes(bytes(path.stat().st_size))
-    with pytest.raises(CorruptError, match=r"lam/c/0.*Remove it and pull again"):
+    with pytest.raises(CorruptError, match=r"lam/c/0.*Remove and pull it again"):
         pull(f"{web.url}/pool", tmp_path / "here")
 
 
